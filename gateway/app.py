@@ -1,0 +1,83 @@
+"""The service on one screen: its routes, its middleware in order, and what lives as long as the process."""
+
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.routing import Route
+
+import rest
+import rest.errors
+from gateway.auth import verify_development_token
+from gateway.database import Database
+from gateway.limits import BodyLimits
+from gateway.settings import Settings, SettingsError
+from gateway.telemetry import RequestLog, report
+from resolvers.commands import InputLimits
+from resolvers.context import Services, Verify
+from resolvers.errors import GatewayError
+from resolvers.paging import PageLimits
+from schema import build_schema
+from schema.endpoint import GraphQLEndpoint
+
+
+def create_app(settings: Settings) -> Starlette:
+    """Build the service. Nothing is connected until it starts."""
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[Mapping[str, Any]]:
+        assert settings.database_url is not None, "whoever serves has found or started a database"
+        database = await Database.connect(
+            settings.database_url.get_secret_value(),
+            size=settings.database_pool_size,
+            acquire_seconds=settings.database_acquire_seconds,
+            statement_seconds=settings.database_statement_seconds,
+        )
+        try:
+            yield {"services": services(settings, database), "started": time.monotonic()}
+        finally:
+            await database.close()
+
+    app = Starlette(
+        routes=[Route("/graphql", GraphQLEndpoint(build_schema(), http_form, report)), *rest.routes],
+        middleware=[
+            Middleware(RequestLog),
+            Middleware(BodyLimits, max_bytes=settings.max_body_bytes, seconds=settings.body_seconds),
+        ],
+        exception_handlers={GatewayError: rest.errors.phrase, HTTPException: rest.errors.phrase_http},
+        lifespan=lifespan,
+    )
+    # A redirect would answer before anyone asked who calls.
+    app.router.redirect_slashes = False
+    return app
+
+
+def services(settings: Settings, database: Database) -> Services:
+    """Put together what every request is lent."""
+    return Services(
+        verify=verifier(settings),
+        database=database,
+        input_limits=InputLimits(
+            chief_complaint_characters=settings.chief_complaint_characters,
+            notes_characters=settings.notes_characters,
+            metadata_bytes=settings.metadata_bytes,
+            metadata_levels=settings.metadata_levels,
+        ),
+        page_limits=PageLimits(settings.page_size, settings.page_size_max),
+    )
+
+
+def verifier(settings: Settings) -> Verify:
+    """Choose how tokens are verified. Raises `SettingsError`."""
+    if not settings.development:
+        raise SettingsError("GATEWAY_INTROSPECTION_URL, GATEWAY_JWKS_URL: real tokens are not verified yet")
+    return verify_development_token
+
+
+def http_form(error: GatewayError) -> tuple[int, Mapping[str, str]]:
+    """Give a refusal's status and headers, which are HTTP's and so the same at both doors."""
+    return rest.errors.status_of(error), rest.errors.headers_of(error)

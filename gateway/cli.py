@@ -1,0 +1,96 @@
+"""The program: each command a few lines."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import SecretStr
+
+from gateway.postgres import PostgresUnavailable, PrivatePostgres
+from gateway.settings import Settings, SettingsError
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="The encounter gateway.")
+patients = typer.Typer(no_args_is_help=True, help="Patients.")
+app.add_typer(patients, name="patients")
+
+
+def main() -> None:
+    """Run a command; a mistake in the surroundings is one clear sentence, not a traceback."""
+    # Exit 0 on both, so that `finally` runs and `make` has nothing to complain of.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
+    try:
+        app()
+    except (SettingsError, PostgresUnavailable) as error:
+        sys.exit(f"gateway: {error}")
+
+
+@app.command()
+def serve() -> None:
+    """Serve both doors; with no database configured, on a private PostgreSQL of its own."""
+    from gateway.serve import serve
+
+    with _database() as settings:
+        serve(settings)
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database to the newest form. Safe from many processes at once."""
+    from gateway.migrate import migrate
+
+    with _database() as settings:
+        asyncio.run(migrate(_url(settings)))
+
+
+@patients.command("import")
+def import_patients(
+    file: Annotated[Path, typer.Argument(help="CSV or JSON Lines with `id` and `brand_id`; - for standard input.")],
+) -> None:
+    """Make patients known; those known already are left as they are."""
+    from gateway.importing import import_patients
+
+    with _database() as settings:
+        typer.echo(asyncio.run(import_patients(_url(settings), file)))
+
+
+class Contract(StrEnum):
+    """The printed contracts."""
+
+    SCHEMA = "schema"
+    OPENAPI = "openapi"
+
+
+@app.command()
+def export(contract: Contract) -> None:
+    """Print the GraphQL schema, or the OpenAPI description of the REST door."""
+    if contract is Contract.SCHEMA:
+        from schema import build_schema
+
+        typer.echo(build_schema().as_str())
+    else:
+        from rest.openapi import openapi_json
+
+        typer.echo(openapi_json())
+
+
+@contextmanager
+def _database() -> Iterator[Settings]:
+    """Give settings whose database is there: the configured one, or a private one for as long as we run."""
+    settings = Settings.from_environment()
+    if settings.database_url is not None:
+        yield settings
+        return
+    with PrivatePostgres(settings.data_dir) as postgres:
+        yield settings.model_copy(update={"database_url": SecretStr(postgres.url())})
+
+
+def _url(settings: Settings) -> str:
+    assert settings.database_url is not None
+    return settings.database_url.get_secret_value()

@@ -1,0 +1,125 @@
+"""The pool of connections, and what each way of losing one means for the caller."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Self
+
+import asyncpg
+
+from resolvers.errors import OutcomeUnknown, TemporarilyUnavailable
+from resolvers.sql import Row, Statement
+
+# The connection, the server or its resources are gone for now: the statement did not happen, and may be tried again.
+UNAVAILABLE = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,  # shut down, cancelled by a timeout, terminated
+    asyncpg.InsufficientResourcesError,  # disk full, out of memory, too many connections
+    asyncpg.TransactionRollbackError,  # deadlock, serialization failure
+    asyncpg.ReadOnlySQLTransactionError,  # the server became a standby
+    asyncpg.LockNotAvailableError,
+)
+
+
+class PoolConnection:
+    """One borrowed connection: compiled statements go out by their text, which asyncpg keeps prepared."""
+
+    def __init__(self, connection: asyncpg.pool.PoolConnectionProxy[Row]) -> None:
+        self._connection = connection
+
+    async def fetch(self, statement: Statement, **values: object) -> list[Row]:
+        """Run the statement and give its rows."""
+        return await self._connection.fetch(statement.text, *statement.arguments(values))
+
+    async def fetch_one(self, statement: Statement, **values: object) -> Row | None:
+        """Run the statement and give its first row, or None."""
+        return await self._connection.fetchrow(statement.text, *statement.arguments(values))
+
+
+class Database:
+    """PostgreSQL, as the resolvers use it (`resolvers.sql.Database`)."""
+
+    def __init__(self, pool: asyncpg.Pool[Row], acquire_seconds: float) -> None:
+        self._pool = pool
+        self._acquire_seconds = acquire_seconds
+
+    @classmethod
+    async def connect(cls, url: str, *, size: int, acquire_seconds: float, statement_seconds: float) -> Self:
+        """Open the pool. Raises `OSError` or `asyncpg.PostgresError` when the server does not let us in."""
+        pool = await asyncpg.create_pool(
+            url,
+            min_size=min(2, size),
+            max_size=size,
+            max_inactive_connection_lifetime=0,
+            # A request's statements leave no session state behind, so the round trip that would reset it is saved.
+            reset=_no_reset,
+            max_cached_statement_lifetime=0,
+            server_settings={
+                "application_name": "encounter-gateway",
+                "timezone": "UTC",
+                "statement_timeout": f"{statement_seconds * 1000:.0f}",
+                "idle_in_transaction_session_timeout": f"{statement_seconds * 1000:.0f}",
+            },
+        )
+        return cls(pool, acquire_seconds)
+
+    async def close(self) -> None:
+        """Close every connection, waiting for those in use."""
+        await self._pool.close()
+
+    async def ping(self) -> None:
+        """Return when a statement came back. Raises `TemporarilyUnavailable`."""
+        async with self._acquired() as connection:
+            await connection.execute("SELECT 1")
+
+    @asynccontextmanager
+    async def reading(self, brand_id: str) -> AsyncIterator[PoolConnection]:
+        """Borrow a connection outside a transaction. Raises `TemporarilyUnavailable`."""
+        del brand_id  # row-level security will want it; see docs/decisions
+        async with self._acquired() as connection:
+            yield PoolConnection(connection)
+
+    @asynccontextmanager
+    async def transaction(self, brand_id: str) -> AsyncIterator[PoolConnection]:
+        """Borrow a connection in a transaction. Raises `TemporarilyUnavailable` or `OutcomeUnknown`."""
+        del brand_id
+        async with self._acquired() as connection:
+            transaction = connection.transaction()
+            await transaction.start()
+            try:
+                yield PoolConnection(connection)
+            except BaseException:
+                # A lost connection has rolled back by itself; the first error is the one to tell.
+                if not connection.is_closed():
+                    await transaction.rollback()
+                raise
+            try:
+                await transaction.commit()
+            except UNAVAILABLE as error:
+                # The commit was sent and its answer never came: only the database knows.
+                raise OutcomeUnknown from error
+
+    @asynccontextmanager
+    async def _acquired(self) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy[Row]]:
+        try:
+            connection = await self._pool.acquire(timeout=self._acquire_seconds)
+        except UNAVAILABLE as error:
+            raise TemporarilyUnavailable from error
+        try:
+            yield connection
+        except UNAVAILABLE as error:
+            raise TemporarilyUnavailable from error
+        finally:
+            # Shielded, because a caller that goes away must not take the connection with it.
+            await asyncio.shield(self._pool.release(connection))
+
+
+async def _no_reset(_connection: asyncpg.Connection[Row]) -> None:
+    pass
+
+

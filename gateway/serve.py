@@ -1,0 +1,97 @@
+"""From settings to a listening server, and back down in order."""
+
+import asyncio
+import os
+
+import asyncpg
+import uvicorn
+from starlette.applications import Starlette
+from uvicorn.supervisors import Multiprocess
+
+from gateway.app import create_app
+from gateway.auth import DEVELOPMENT_PATIENTS
+from gateway.migrate import migrate
+from gateway.settings import PREFIX, Settings, SettingsError
+from gateway.telemetry import configure_logging
+
+
+def serve(settings: Settings) -> None:
+    """Prepare the database, say where we listen, and serve until a signal."""
+    assert settings.database_url is not None
+    config = uvicorn.Config(
+        "gateway.serve:worker",
+        factory=True,
+        host=settings.host,
+        port=settings.port,
+        workers=settings.workers,
+        http="httptools",
+        ws="websockets-sansio",
+        ws_max_size=1024 * 1024,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=settings.drain_seconds,
+    )
+    socket = config.bind_socket()
+    asyncio.run(prepare(settings))
+    # Listening before saying so: who follows the first line at once waits in the queue instead of being refused.
+    socket.listen(config.backlog)
+    print(welcome(settings, socket.getsockname()[1]), flush=True)
+
+    # The workers are processes of their own, and settings travel as they came: by the environment.
+    os.environ[PREFIX + "DATABASE_URL"] = settings.database_url.get_secret_value()
+    server = uvicorn.Server(config)
+    if settings.workers > 1:
+        Multiprocess(config, target=server.run, sockets=[socket]).run()
+    else:
+        server.run(sockets=[socket])
+
+
+def worker() -> Starlette:
+    """Build the service in the process that serves it."""
+    configure_logging()
+    return create_app(Settings.from_environment())
+
+
+async def prepare(settings: Settings) -> None:
+    """Bring the database up to date and, in development mode, register the patients of the examples.
+
+    Raises `SettingsError` when the database cannot be used.
+    """
+    assert settings.database_url is not None
+    url = settings.database_url.get_secret_value()
+    try:
+        await migrate(url)
+        if settings.development:
+            connection = await asyncpg.connect(url)
+            for patient_id, brand_id in DEVELOPMENT_PATIENTS.items():
+                await connection.execute(
+                    "INSERT INTO patient_graph.patients (id, brand_id) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+                    patient_id,
+                    brand_id,
+                )
+            await connection.close()
+    except (OSError, asyncpg.PostgresError) as error:
+        # The driver's message may hold the password that was refused.
+        raise SettingsError(f"{PREFIX}DATABASE_URL: the database cannot be used ({type(error).__name__})") from error
+
+
+def welcome(settings: Settings, port: int) -> str:
+    """Say where the doors are and, in development mode, give one call that works when pasted."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    origin = f"http://{host}:{port}"
+    lines = [
+        f"REST     {origin}/v1/patients/{{patient_id}}/encounters",
+        f"GraphQL  {origin}/graphql",
+    ]
+    if settings.development:
+        lines += [
+            "",
+            "Development mode: the token `dev` may do everything for the brand `loop`. Try:",
+            "",
+            f"curl {origin}/v1/patients/demo-patient/encounters \\",
+            "  -H 'Authorization: Bearer dev' -H 'Content-Type: application/json' \\",
+            """  -d '{"brand_id": "loop", "encounter_type": "telehealth", "notes": "Slept well."}'""",
+            "",
+        ]
+    return "\n".join(lines)

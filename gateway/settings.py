@@ -1,0 +1,89 @@
+"""Every knob an operator may turn, with its unit, default and reason. Read from the environment; built by nobody at import."""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Self
+
+import platformdirs
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "GATEWAY_"
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+class SettingsError(Exception):
+    """The settings do not make sense; the message says which and how to mend it."""
+
+
+class Settings(BaseSettings):
+    """The gateway's settings. A field `max_body_bytes` is read from `GATEWAY_MAX_BODY_BYTES`."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", description="Address to listen on. Development mode allows loopback only.")
+    port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on.")
+    workers: int = Field(1, ge=1, le=64, description="Server processes.")
+    data_dir: Path = Field(
+        default_factory=lambda: platformdirs.user_data_path("encounter-gateway"),
+        description="Folder of the private PostgreSQL; unused when a database URL is given.",
+    )
+    database_url: SecretStr | None = Field(
+        None, description="PostgreSQL to use (postgresql://…), 15 to 18. Empty: a private one is started."
+    )
+    database_pool_size: int = Field(10, ge=1, le=1000, description="Connections a server process may hold.")
+    database_acquire_seconds: float = Field(
+        1.0, gt=0, le=60, description="How long a request waits for a free connection before it is told 503."
+    )
+    database_statement_seconds: float = Field(
+        10.0, gt=0, le=600, description="How long PostgreSQL may work on one statement before it is cancelled."
+    )
+    introspection_url: str | None = Field(None, description="RFC 7662 endpoint that says whose token it is.")
+    jwks_url: str | None = Field(None, description="Key set that JWT access tokens are verified with.")
+    max_body_bytes: int = Field(256 * 1024, ge=1024, description="Largest request body, in bytes.")
+    body_seconds: float = Field(10.0, gt=0, description="How long a request body may take to arrive.")
+    drain_seconds: int = Field(10, ge=0, description="How long requests in flight may take at shutdown.")
+    chief_complaint_characters: int = Field(2_000, ge=1, description="Longest `chief_complaint`, in characters.")
+    notes_characters: int = Field(50_000, ge=1, description="Longest `notes`, in characters.")
+    metadata_bytes: int = Field(64 * 1024, ge=2, description="Largest `metadata`, in bytes of JSON.")
+    metadata_levels: int = Field(32, ge=1, le=200, description="Deepest nesting of `metadata`.")
+    page_size: int = Field(20, ge=1, description="Items on a page when the caller does not say.")
+    page_size_max: int = Field(100, ge=1, le=500, description="Most items on a page.")
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Read the settings. Raises `SettingsError` that names each wrong variable and, for an unknown one, the nearest."""
+        known = {(PREFIX + name).upper() for name in cls.model_fields}
+        unknown = [name for name in os.environ if name.startswith(PREFIX) and name not in known]
+        problems = [_unknown(name, known) for name in sorted(unknown)]
+        try:
+            settings = cls()  # type: ignore[call-arg]
+        except ValidationError as error:
+            # Never the value: it may be a secret in the wrong variable.
+            problems += [
+                f"{PREFIX}{str(detail['loc'][0]).upper()}: {detail['msg']}"
+                for detail in error.errors(include_input=False, include_url=False)
+            ]
+        if problems:
+            raise SettingsError("\n".join(problems))
+        settings.refuse_open_development()
+        return settings
+
+    @property
+    def development(self) -> bool:
+        """Whether no token verification is configured, so that the development tokens are accepted."""
+        return self.introspection_url is None and self.jwks_url is None
+
+    def refuse_open_development(self) -> None:
+        """Return if it is safe to serve. Raises `SettingsError` for development tokens on an open address."""
+        if self.development and self.host not in LOOPBACK:
+            raise SettingsError(
+                f"{PREFIX}HOST: development mode accepts well-known tokens, so it listens on loopback only. "
+                f"Set {PREFIX}INTROSPECTION_URL or {PREFIX}JWKS_URL to verify real tokens, or leave {PREFIX}HOST out."
+            )
+
+
+def _unknown(name: str, known: set[str]) -> str:
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)
+    return f"{name}: no such setting; the nearest is {nearest[0]}"

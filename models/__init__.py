@@ -1,0 +1,12 @@
+"""The tables: one a file, and in `migrations/` how they came to be."""
+
+from sqlalchemy.orm import configure_mappers
+
+from models.base import Table
+from models.encounter import Encounter, EncounterStatus, EncounterType
+from models.patient import Patient
+
+# Rows are made by `model_construct`, past SQLAlchemy's constructor, which would otherwise have done this.
+configure_mappers()
+
+__all__ = ["Encounter", "EncounterStatus", "EncounterType", "Patient", "Table"]

@@ -1,0 +1,79 @@
+"""An encounter: one meeting of a patient with the clinic, as it was told to us."""
+
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+from sqlalchemy import Column, ForeignKeyConstraint, Index, Text, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlmodel import Field
+
+from models.base import INSTANT, Table, words
+
+
+class EncounterType(StrEnum):
+    """What kind of meeting it is."""
+
+    OFFICE_VISIT = "office_visit"
+    TELEHEALTH = "telehealth"
+    LAB = "lab"
+    PHARMACY = "pharmacy"
+    OTHER = "other"
+
+
+class EncounterStatus(StrEnum):
+    """Where the encounter stands in its life."""
+
+    SCHEDULED = "scheduled"
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    NO_SHOW = "no_show"
+    ENTERED_IN_ERROR = "entered_in_error"
+
+
+class Encounter(Table, table=True):
+    """One encounter: the fourteen published members, and the version that guards changes.
+
+    `id` is a UUIDv7 made by the gateway; `patient_id` comes first in the key because a cluster distributes by it.
+    """
+
+    __tablename__ = "encounters"
+    __table_args__ = (
+        # The brand of the row is the brand of the patient, by the database's own rule.
+        ForeignKeyConstraint(
+            ["patient_id", "brand_id"],
+            ["patient_graph.patients.id", "patient_graph.patients.brand_id"],
+            name="fk_encounters_patient_id_brand_id_patients",
+        ),
+        # Serves `patient.encounters` and the REST twin: a patient's page, newest first, and its keyset cursors.
+        Index("ix_encounters_patient_id_created_at_id", "patient_id", "created_at", "id"),
+        # Serves `encounter(id)`, which knows no patient. Not unique: UUIDv7 is the guarantee, and a unique index
+        # without `patient_id` cannot be distributed.
+        Index("ix_encounters_id", "id"),
+    )
+
+    patient_id: str = Field(primary_key=True, sa_type=Text)
+    id: UUID = Field(primary_key=True)
+    brand_id: str = Field(sa_type=Text)
+    provider_id: UUID | None = None
+    encounter_type: EncounterType = Field(sa_type=words(EncounterType, "encounter_type"))
+    status: EncounterStatus = Field(
+        default=EncounterStatus.SCHEDULED,
+        sa_type=words(EncounterStatus, "status"),
+        sa_column_kwargs={"server_default": EncounterStatus.SCHEDULED.value},
+    )
+    scheduled_at: datetime | None = Field(default=None, sa_type=INSTANT)
+    started_at: datetime | None = Field(default=None, sa_type=INSTANT)
+    ended_at: datetime | None = Field(default=None, sa_type=INSTANT)
+    chief_complaint: str | None = Field(default=None, sa_type=Text)
+    notes: str | None = Field(default=None, sa_type=Text)
+    # JSON text from door to disk and back: no number is ever rounded by passing through a Python float.
+    metadata_: str = Field(
+        default="{}",
+        alias="metadata",
+        sa_column=Column("metadata", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
+    )
+    version: int = Field(default=1, sa_column_kwargs={"server_default": "1"})
+    created_at: datetime = Field(sa_type=INSTANT, sa_column_kwargs={"server_default": text("now()")})
+    updated_at: datetime = Field(sa_type=INSTANT, sa_column_kwargs={"server_default": text("now()")})

@@ -1,0 +1,25 @@
+"""Alembic's entry: the connection is handed in by `gateway migrate`; nothing here opens one."""
+
+from typing import Any
+
+from alembic import context
+
+from models import Table
+from models.base import SCHEMA
+
+
+def only_ours(name: str | None, kind: str, _parents: Any) -> bool:
+    """Compare our schema only, so that a shared database's other tables are none of our business."""
+    return kind != "schema" or name == SCHEMA
+
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=Table.metadata,
+    include_schemas=True,
+    include_name=only_ours,
+    version_table_schema=SCHEMA,
+    compare_server_default=True,
+)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,1 @@
+"""The room behind both doors: plain async functions that know neither HTTP nor GraphQL."""

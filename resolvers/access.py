@@ -1,0 +1,66 @@
+"""Who calls, what they may do, and for which brand."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from resolvers.errors import Forbidden, InsufficientScope
+
+ActorType = Literal["user", "service", "system"]
+
+
+class Operation(StrEnum):
+    """Everything either door can be asked to do, as far as rights tell it apart."""
+
+    RECORD_ENCOUNTER = "record_encounter"
+    READ_ENCOUNTERS = "read_encounters"
+    READ_PATIENTS = "read_patients"
+
+
+Scopes = Mapping[Operation, tuple[str, ...]]
+
+DEFAULT_SCOPES: Scopes = {
+    Operation.RECORD_ENCOUNTER: ("write:encounters",),
+    Operation.READ_ENCOUNTERS: ("read:encounters",),
+    Operation.READ_PATIENTS: ("read:patients", "read:encounters", "write:encounters"),
+}
+"""Which scopes allow an operation: any one of them will do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who a token stands for. `brand_id` is None for a machine client that serves several brands."""
+
+    client_id: str
+    scopes: frozenset[str]
+    user_id: str | None = None
+    brand_id: str | None = None
+
+    @property
+    def actor_type(self) -> ActorType:
+        """A person acts through a client; a client without a person is a service."""
+        return "user" if self.user_id else "service"
+
+
+def require(caller: Caller, needed: Iterable[str]) -> None:
+    """Return if the caller holds one of the scopes, or one that stands above it. Raises `InsufficientScope`."""
+    needed = tuple(needed)
+    if not any(_satisfied(scope, caller.scopes) for scope in needed):
+        raise InsufficientScope(needed)
+
+
+def _satisfied(needed: str, granted: frozenset[str]) -> bool:
+    verb, _, resource = needed.partition(":")
+    above = {f"manage:{resource}"} if verb in {"read", "write"} else set()
+    return not granted.isdisjoint({needed, "admin:patient_graph", "admin:*"} | above)
+
+
+def resolve_brand(caller: Caller, stated: str | None) -> str | None:
+    """Say which brand the caller acts for: the token's own, else the one stated in `X-Brand-Id`.
+
+    Raises `Forbidden` when the two contradict each other.
+    """
+    if caller.brand_id is not None and stated is not None and stated != caller.brand_id:
+        raise Forbidden
+    return caller.brand_id if caller.brand_id is not None else stated

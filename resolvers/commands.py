@@ -1,0 +1,195 @@
+"""What a caller may ask to be recorded: the command models, and the rules their members must keep.
+
+A command is the REST body and the GraphQL input alike. Every rule has a stable word (`PydanticCustomError`'s type)
+and a message that states the rule and never repeats the value.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any, Self
+from uuid import UUID
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic_core import PydanticCustomError
+
+from models import EncounterStatus, EncounterType
+from resolvers import json_text
+from resolvers.errors import InvalidInput, Violation
+
+
+@dataclass(frozen=True, slots=True)
+class InputLimits:
+    """How much of each kind a command may hold. Lengths in characters (code points), sizes in bytes of JSON text."""
+
+    chief_complaint_characters: int = 2_000
+    notes_characters: int = 50_000
+    metadata_bytes: int = 64 * 1024
+    metadata_levels: int = 32
+
+
+# RFC 3339 section 5.6 `date-time`; the offset is optional here so that its absence can be told apart.
+_DATE_TIME = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2})(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})?"
+)
+# RFC 9562 section 4, the one form the published page's `format: uuid` names.
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+
+def _text(value: object, _info: ValidationInfo) -> object:
+    if isinstance(value, str) and (problem := json_text.problem_with(value)):
+        raise PydanticCustomError(*problem)
+    return value
+
+
+def _not_empty(value: str) -> str:
+    if not value:
+        raise PydanticCustomError("too_short", "must have at least 1 character")
+    return value
+
+
+def _at_most(limit: str) -> AfterValidator:
+    def check(value: str | None, info: ValidationInfo) -> str | None:
+        characters: int = getattr(_limits(info), limit)
+        if value is not None and len(value) > characters:
+            raise PydanticCustomError("too_long", "must have at most {characters} characters", {"characters": characters})
+        return value
+
+    return AfterValidator(check)
+
+
+def _not_null(value: object) -> object:
+    # A member may be left out; null would be a third state that no row can hold apart from absence.
+    if value is None:
+        raise PydanticCustomError("null", "must not be null; leave it out instead")
+    return value
+
+
+def _uuid(value: object) -> UUID:
+    if not isinstance(value, str) or not _UUID.fullmatch(value):
+        raise PydanticCustomError("uuid", "must be a UUID in its hyphenated form")
+    return UUID(value)
+
+
+def parse_instant(value: object) -> datetime:
+    """Read an RFC 3339 date-time as an instant in UTC, to the microsecond (further digits are cut off).
+
+    Raises `PydanticCustomError` with the rule `date_time` or `offset`.
+    """
+    match = _DATE_TIME.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise PydanticCustomError("date_time", "must be an RFC 3339 date-time such as 2026-01-31T09:30:00+01:00")
+    date_and_time, fraction, offset = match.groups()
+    if offset is None:
+        raise PydanticCustomError("offset", "must end in an offset such as Z or +01:00")
+    try:
+        local = datetime.fromisoformat((date_and_time + (fraction or "")[:7] + offset).upper())
+        return local.astimezone(UTC)
+    except (ValueError, OverflowError):
+        # A day that is not in the calendar, or an instant outside the years 1 to 9999.
+        raise PydanticCustomError("date_time", "must be a date and time that exists") from None
+
+
+def _metadata(value: object, info: ValidationInfo) -> str:
+    limits = _limits(info)
+    if not isinstance(value, dict):
+        raise PydanticCustomError("object", "must be an object")
+    _check_tree(value, limits.metadata_levels)
+    try:
+        return json_text.write(value, limits.metadata_bytes)
+    except json_text.TooLarge:
+        raise PydanticCustomError(
+            "too_large", "must be at most {bytes} bytes of JSON", {"bytes": limits.metadata_bytes}
+        ) from None
+
+
+def _check_tree(value: object, levels: int) -> None:
+    if isinstance(value, str):
+        if problem := json_text.problem_with(value):
+            raise PydanticCustomError(*problem)
+    elif isinstance(value, dict | list):
+        if levels == 0:
+            raise PydanticCustomError("too_deep", "must not be nested deeper than allowed")
+        for name in value if isinstance(value, dict) else ():
+            _check_tree(name, levels)
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_tree(item, levels - 1)
+
+
+def _limits(info: ValidationInfo) -> InputLimits:
+    return info.context or InputLimits()
+
+
+def _or_none(check: Callable[[object], object]) -> BeforeValidator:
+    return BeforeValidator(lambda value: None if value is None else check(value))
+
+
+Text = Annotated[str, BeforeValidator(_text)]
+ProviderId = Annotated[UUID | None, BeforeValidator(_uuid), BeforeValidator(_not_null)]
+Instant = Annotated[datetime | None, BeforeValidator(parse_instant), BeforeValidator(_not_null)]
+MetadataText = Annotated[str, BeforeValidator(_metadata), BeforeValidator(_not_null)]
+"""A JSON object as its own text (see `json_text.write`), so that no number is ever rounded."""
+
+
+class Command(BaseModel):
+    """The base of every command: strict, unknown members ignored."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+    @classmethod
+    def read(cls, members: Mapping[str, Any], limits: InputLimits) -> Self:
+        """Check `members` and give the command. Raises `InvalidInput` with every rule that is broken."""
+        try:
+            return cls.model_validate(members, context=limits)
+        except ValidationError as error:
+            raise InvalidInput([_violation(detail) for detail in error.errors(include_input=False)]) from None
+
+
+class RecordEncounter(Command):
+    """What a clinic's system says happened."""
+
+    brand_id: Annotated[Text, AfterValidator(_not_empty)] = Field(description="The brand the patient belongs to.")
+    encounter_type: Annotated[EncounterType, Field(strict=False)] = Field(description="What kind of meeting it is.")
+    provider_id: ProviderId = Field(
+        default=None, description="Who met the patient: a reference into the provider directory, kept as sent."
+    )
+    scheduled_at: Instant = Field(default=None, description="When it is due. An offset is required.")
+    chief_complaint: Annotated[Text | None, _at_most("chief_complaint_characters"), BeforeValidator(_not_null)] = Field(
+        default=None, description="Why the patient came, in the patient's words."
+    )
+    notes: Annotated[Text | None, _at_most("notes_characters"), BeforeValidator(_not_null)] = Field(
+        default=None, description="What the clinician wrote."
+    )
+    metadata: MetadataText = Field(default="{}", description="Anything else, as an object; kept as sent.")
+
+
+class EncounterFilter(Command):
+    """Which encounters of a patient are meant: all, or those that every given part lets through."""
+
+    encounter_type: Annotated[tuple[EncounterType, ...] | None, Field(strict=False)] = None
+    status: Annotated[tuple[EncounterStatus, ...] | None, Field(strict=False)] = None
+    provider_id: Annotated[UUID | None, _or_none(_uuid)] = None
+    scheduled_from: Annotated[datetime | None, _or_none(parse_instant)] = Field(default=None, description="Inclusive.")
+    scheduled_until: Annotated[datetime | None, _or_none(parse_instant)] = Field(default=None, description="Exclusive.")
+
+    def parts(self) -> dict[str, Any]:
+        """Give the parts that narrow, by name. An empty list of types lets nothing through; a part left out, all."""
+        return {name: value for name, value in self if value is not None}
+
+
+EVERYTHING = EncounterFilter()
+
+
+# Pydantic's own error types, said in this project's words.
+_RULES = {
+    "missing": ("required", "is required"),
+    "string_type": ("string", "must be a string"),
+    "enum": ("enum", "must be one of: {expected}"),
+}
+
+
+def _violation(detail: Any) -> Violation:
+    rule, message = _RULES.get(detail["type"], (detail["type"], detail["msg"]))
+    pointer = "".join(f"/{member}" for member in detail["loc"])
+    return Violation(pointer, rule, message.format_map(detail.get("ctx", {})))

@@ -1,0 +1,212 @@
+"""Recording an encounter, and reading encounters back. Start reading here.
+
+Both doors call these functions; each owns its transaction, checks who may first, and answers after the commit.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import BigInteger, ColumnElement, FromClause, any_, bindparam, func, insert, select, true, tuple_
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlmodel import Text, col
+
+from models import Encounter, EncounterStatus, Patient
+from resolvers.access import Operation
+from resolvers.commands import EVERYTHING, EncounterFilter, RecordEncounter
+from resolvers.context import Context
+from resolvers.errors import EncounterNotFound, PatientNotFound
+from resolvers.ids import new_id
+from resolvers.paging import Page, Window, page_of
+from resolvers.patients import find_patient
+from resolvers.sql import Row, Statement
+
+TABLE: FromClause = Encounter.__table__  # type: ignore[attr-defined]
+RECORDED_COLUMNS = ("patient_id", "id", "status", "version", *RecordEncounter.model_fields)
+
+
+# Recording
+
+
+INSERT_ENCOUNTER = Statement(
+    insert(TABLE)
+    .values({name: bindparam(name, type_=TABLE.c[name].type) for name in RECORDED_COLUMNS})
+    .returning(*TABLE.c)
+)
+
+
+async def record_encounter(context: Context, patient_id: str, members: Mapping[str, Any]) -> Encounter:
+    """Record that an encounter happened, and give it as it was kept.
+
+    `members` are those of the `RecordEncounter` command, unchecked: checking them is part of recording, because who
+    may comes before what was sent. Raises `InsufficientScope`, `Forbidden`, `InvalidInput`, `PatientNotFound`,
+    `TemporarilyUnavailable` or `OutcomeUnknown`, in this order.
+    """
+    context.require(Operation.RECORD_ENCOUNTER)
+    brand_id = context.acting_brand(members.get("brand_id"))
+    command = RecordEncounter.read(members, context.services.input_limits)
+
+    async with context.database.transaction(brand_id) as connection:
+        if await find_patient(connection, brand_id, patient_id) is None:
+            raise PatientNotFound
+        row = await connection.fetch_one(
+            INSERT_ENCOUNTER,
+            patient_id=patient_id,
+            id=new_id(),
+            status=EncounterStatus.SCHEDULED,
+            version=1,
+            **dict(command),
+        )
+    return _encounter(row)
+
+
+# Reading
+
+
+OF_BRAND = TABLE.c.brand_id == bindparam("brand_id")
+OF_PATIENT = TABLE.c.patient_id == bindparam("patient_id")
+
+ENCOUNTERS_BY_IDS = Statement(
+    select(TABLE).where(TABLE.c.id == any_(bindparam("ids", type_=ARRAY(TABLE.c.id.type))), OF_BRAND)
+)
+ENCOUNTERS_BY_OFFSET = Statement(
+    select(TABLE)
+    .where(OF_PATIENT, OF_BRAND)
+    .order_by(TABLE.c.created_at.desc(), TABLE.c.id.desc())
+    .limit(bindparam("limit", type_=BigInteger))
+    .offset(bindparam("offset", type_=BigInteger))
+)
+COUNT_OF_PATIENT = Statement(select(func.count()).select_from(TABLE).where(OF_PATIENT, OF_BRAND))
+
+
+async def visible_encounter(context: Context, encounter_id: UUID) -> Encounter:
+    """Give an encounter the caller may see. Raises `EncounterNotFound`."""
+    found = (await encounters_by_ids(context, [encounter_id]))[0]
+    if found is None:
+        raise EncounterNotFound
+    return found
+
+
+async def encounters_by_ids(context: Context, ids: Sequence[UUID]) -> list[Encounter | None]:
+    """Give the encounters the caller may see, in the order of `ids`, None where there is none."""
+    context.require(Operation.READ_ENCOUNTERS)
+    brand_id = context.acting_brand()
+    async with context.database.reading(brand_id) as connection:
+        rows = await connection.fetch(ENCOUNTERS_BY_IDS, brand_id=brand_id, ids=ids)
+    found = {row["id"]: _encounter(row) for row in rows}
+    return [found.get(encounter_id) for encounter_id in ids]
+
+
+async def list_encounters_by_offset(
+    context: Context, patient_id: str, limit: int, offset: int
+) -> tuple[list[Encounter], int]:
+    """Give a slice of a patient's encounters, newest first, and how many there are in all.
+
+    Raises `PatientNotFound`. A long list is better read by `list_encounters`: an offset counts what it skips.
+    """
+    context.require(Operation.READ_ENCOUNTERS)
+    brand_id = context.acting_brand()
+    of_patient = {"brand_id": brand_id, "patient_id": patient_id}
+    async with context.database.reading(brand_id) as connection:
+        if await find_patient(connection, brand_id, patient_id) is None:
+            raise PatientNotFound
+        rows = await connection.fetch(ENCOUNTERS_BY_OFFSET, **of_patient, limit=limit, offset=offset)
+        total = await connection.fetch_one(COUNT_OF_PATIENT, **of_patient)
+    assert total is not None
+    return [_encounter(row) for row in rows], total[0]
+
+
+async def list_encounters(
+    context: Context, patient_ids: Sequence[str], window: Window, narrow: EncounterFilter = EVERYTHING
+) -> list[Page]:
+    """Give one page of encounters for each patient, in the order of `patient_ids`; all in one statement."""
+    context.require(Operation.READ_ENCOUNTERS)
+    brand_id = context.acting_brand()
+    parts = narrow.parts()
+    places = {f"{side}_{name}": value for side in ("after", "before") if (position := getattr(window, side))
+              for name, value in zip(("created_at", "id"), position, strict=True)}
+    statement = _pages(frozenset(parts), window.forward, window.after is not None, window.before is not None)
+    async with context.database.reading(brand_id) as connection:
+        # One row more than asked for tells whether the list goes on.
+        rows = await connection.fetch(
+            statement, brand_id=brand_id, patient_ids=patient_ids, limit=window.size + 1, **parts, **places
+        )
+    by_patient: dict[str, list[Encounter]] = {}
+    for row in rows:
+        by_patient.setdefault(row["patient_id"], []).append(_encounter(row))
+    return [page_of(by_patient.get(patient_id, []), window) for patient_id in patient_ids]
+
+
+async def count_encounters(
+    context: Context, patient_ids: Sequence[str], narrow: EncounterFilter = EVERYTHING
+) -> list[int]:
+    """Count the encounters of each patient, in the order of `patient_ids`; all in one statement."""
+    context.require(Operation.READ_ENCOUNTERS)
+    brand_id = context.acting_brand()
+    parts = narrow.parts()
+    async with context.database.reading(brand_id) as connection:
+        rows = await connection.fetch(
+            _counts(frozenset(parts)), brand_id=brand_id, patient_ids=patient_ids, **parts
+        )
+    counts = {row["patient_id"]: row["count"] for row in rows}
+    return [counts.get(patient_id, 0) for patient_id in patient_ids]
+
+
+@cache
+def _pages(parts: frozenset[str], forward: bool, after: bool, before: bool) -> Statement:
+    # Driven from the table with `= ANY`, never from the parameter: that form a cluster can push down to its shards.
+    patients = Patient.__table__
+    place = tuple_(TABLE.c.created_at, TABLE.c.id)
+    conditions = _conditions(parts)
+    if after:
+        conditions.append(place < _position("after"))
+    if before:
+        conditions.append(place > _position("before"))
+    page = (
+        select(TABLE)
+        .where(TABLE.c.patient_id == patients.c.id, TABLE.c.brand_id == patients.c.brand_id, *conditions)
+        .order_by(*_order(TABLE, forward))
+        .limit(bindparam("limit", type_=BigInteger))
+        .lateral("page")
+    )
+    return Statement(
+        select(page)
+        .select_from(patients.join(page, true()))
+        .where(patients.c.id == any_(bindparam("patient_ids", type_=ARRAY(Text))), patients.c.brand_id == bindparam("brand_id"))
+        .order_by(*_order(page, forward))
+    )
+
+
+@cache
+def _counts(parts: frozenset[str]) -> Statement:
+    return Statement(
+        select(TABLE.c.patient_id, func.count().label("count"))
+        .where(TABLE.c.patient_id == any_(bindparam("patient_ids", type_=ARRAY(Text))), OF_BRAND, *_conditions(parts))
+        .group_by(TABLE.c.patient_id)
+    )
+
+
+def _conditions(parts: frozenset[str]) -> list[ColumnElement[bool]]:
+    every = {
+        "encounter_type": TABLE.c.encounter_type == any_(bindparam("encounter_type", type_=ARRAY(Text))),
+        "status": TABLE.c.status == any_(bindparam("status", type_=ARRAY(Text))),
+        "provider_id": TABLE.c.provider_id == bindparam("provider_id"),
+        "scheduled_from": TABLE.c.scheduled_at >= bindparam("scheduled_from"),
+        "scheduled_until": TABLE.c.scheduled_at < bindparam("scheduled_until"),
+    }
+    return [every[part] for part in sorted(parts)]
+
+
+def _position(side: str) -> ColumnElement[Any]:
+    columns = (TABLE.c.created_at, TABLE.c.id)
+    return tuple_(*(bindparam(f"{side}_{column.name}", type_=column.type) for column in columns))
+
+
+def _order(table: FromClause, newest_first: bool) -> list[ColumnElement[Any]]:
+    columns = (table.c.created_at, table.c.id)
+    return [column.desc() if newest_first else column.asc() for column in columns]
+
+
+def _encounter(row: Row) -> Encounter:
+    return Encounter.model_construct(**row)

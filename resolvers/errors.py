@@ -1,0 +1,168 @@
+"""Everything a caller can be refused with. A closed tree: each door has one table that phrases it.
+
+GatewayError
+├── Unauthenticated            no token came
+├── InvalidToken               a token came that is worth nothing
+├── InsufficientScope          the caller may not do this
+├── Forbidden                  the caller may, but not for this brand
+├── NotFound
+│   ├── PatientNotFound
+│   └── EncounterNotFound
+├── MethodNotAllowed           the address is right, the method is not
+├── NotAcceptable              the client takes no media type that is spoken here
+├── InvalidInput               what was sent breaks a rule; says which member and which rule
+│   └── MalformedBody          what was sent cannot be read at all
+├── UnsupportedMediaType       what was sent is not of a type this door reads
+├── PayloadTooLarge            what was sent is larger than the gateway reads
+├── RequestTimeout             what was sent did not arrive in time
+├── TemporarilyUnavailable     the gateway cannot answer now
+│   └── OutcomeUnknown         the connection was lost at the commit: it may have been kept
+└── ServerError                a fault of ours
+
+A message never contains anything that was sent: a person's words about a patient must not travel in errors.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+Recorded = Literal["no", "unknown"]
+
+
+class GatewayError(Exception):
+    """The request was refused."""
+
+    code: ClassVar[str]
+    recorded: ClassVar[Recorded] = "no"
+    """Whether the encounter may have been kept all the same: "no", or "unknown"."""
+
+    def __init__(self, message: str | None = None) -> None:
+        # The class's own first sentence is the message unless a better one is at hand.
+        self.message = message or (self.__doc__ or "").split("\n", 1)[0]
+        super().__init__(self.message)
+
+
+class Unauthenticated(GatewayError):
+    """A bearer token is required."""
+
+    code = "unauthenticated"
+
+
+class InvalidToken(GatewayError):
+    """The bearer token is not valid, or no longer."""
+
+    code = "invalid_token"
+
+
+class InsufficientScope(GatewayError):
+    """The token does not carry a scope that allows this."""
+
+    code = "insufficient_scope"
+
+    def __init__(self, scopes: Sequence[str]) -> None:
+        super().__init__()
+        self.scopes = tuple(scopes)
+        """The scopes of which any one would do."""
+
+
+class Forbidden(GatewayError):
+    """The caller may not act for this brand."""
+
+    code = "forbidden"
+
+
+class NotFound(GatewayError):
+    """There is nothing here."""
+
+    code = "not_found"
+
+
+class PatientNotFound(NotFound):
+    """There is no such patient."""
+
+
+class EncounterNotFound(NotFound):
+    """There is no such encounter."""
+
+
+class MethodNotAllowed(GatewayError):
+    """This method is not served here."""
+
+    code = "method_not_allowed"
+
+    def __init__(self, allowed: Sequence[str]) -> None:
+        super().__init__()
+        self.allowed = tuple(sorted(allowed))
+
+
+class NotAcceptable(GatewayError):
+    """The client takes none of the media types that are spoken here."""
+
+    code = "not_acceptable"
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One rule that one member breaks.
+
+    `pointer` is an RFC 6901 JSON Pointer into what was sent, `rule` a stable word that clients may switch on,
+    `message` says the rule to a person. None of them repeats what was sent.
+    """
+
+    pointer: str
+    rule: str
+    message: str
+
+
+class InvalidInput(GatewayError):
+    """What was sent breaks a rule."""
+
+    code = "validation_error"
+
+    def __init__(self, violations: Sequence[Violation]) -> None:
+        self.violations = tuple(violations)
+        super().__init__("; ".join(f"{violation.pointer[1:]} {violation.message}".strip() for violation in violations))
+
+
+class MalformedBody(InvalidInput):
+    """What was sent cannot be read."""
+
+    def __init__(self, rule: str, message: str) -> None:
+        super().__init__([Violation("", rule, message)])
+
+
+class UnsupportedMediaType(GatewayError):
+    """The body must be application/json in UTF-8."""
+
+    code = "unsupported_media_type"
+
+
+class PayloadTooLarge(GatewayError):
+    """The body is larger than this gateway reads."""
+
+    code = "payload_too_large"
+
+
+class RequestTimeout(GatewayError):
+    """The body did not arrive in time."""
+
+    code = "request_timeout"
+
+
+class TemporarilyUnavailable(GatewayError):
+    """The gateway cannot answer just now; try again shortly."""
+
+    code = "temporarily_unavailable"
+    retry_after_seconds: ClassVar[int] = 1
+
+
+class OutcomeUnknown(TemporarilyUnavailable):
+    """The database was lost while the record was being committed; ask again before you send again."""
+
+    recorded = "unknown"
+
+
+class ServerError(GatewayError):
+    """Something went wrong on our side; the request id finds it in our log."""
+
+    code = "server_error"

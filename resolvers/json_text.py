@@ -1,0 +1,134 @@
+"""Strict JSON: what a body may contain, and how a value is written down so that equal values are equal text.
+
+The standard library's scanner reads; the hooks below refuse what PostgreSQL's `jsonb` cannot hold or what two
+readers could understand differently (RFC 7493, I-JSON). Numbers keep every digit: whole numbers become `int`, the
+others `Decimal`, and nothing passes through a binary float.
+"""
+
+import json
+from collections.abc import Iterator
+from decimal import Decimal, InvalidOperation
+from json.encoder import encode_basestring
+from typing import Any, Never
+
+from resolvers.errors import MalformedBody
+
+# What `numeric`, and so `jsonb`, can hold: digits before and after the point.
+# Source: PostgreSQL documentation, 8.1.2 "Arbitrary Precision Numbers".
+MAX_WHOLE_DIGITS = 131_072
+MAX_FRACTION_DIGITS = 16_383
+
+# A whole number longer than this is kept as a Decimal: Python's own int() is slow, and limited, far beyond it.
+INT_DIGITS = 18
+
+
+def read(body: bytes | str) -> Any:
+    """Read a JSON text.
+
+    Raises `MalformedBody` for anything that is not one JSON value in UTF-8 without duplicate members, NaN, NUL,
+    unpaired surrogates or numbers beyond `jsonb`.
+    """
+    try:
+        text = body if isinstance(body, str) else body.decode("utf-8")
+        return _decoder.decode(text)
+    except UnicodeDecodeError:
+        raise MalformedBody("utf8", "The body must be UTF-8.") from None
+    except RecursionError:
+        raise MalformedBody("too_deep", "The body is nested too deeply.") from None
+    except ValueError:
+        # The decoder's own message would quote what was sent.
+        raise MalformedBody("json", "The body must be one JSON value.") from None
+
+
+class TooLarge(ValueError):
+    """The text would be longer than allowed."""
+
+
+def write(value: Any, max_bytes: int | None = None) -> str:
+    """Write a value that `read` gave, members sorted, numbers in full: equal values give equal text.
+
+    Raises `TooLarge` as soon as the text passes `max_bytes`: nine characters such as `1e131071` are 128 KiB in full,
+    so the size is checked while writing, not after.
+    """
+    pieces, size = [], 0
+    for piece in _pieces(value):
+        size += len(piece) if piece.isascii() else len(piece.encode())
+        if max_bytes is not None and size > max_bytes:
+            raise TooLarge
+        pieces.append(piece)
+    return "".join(pieces)
+
+
+def _pieces(value: Any) -> Iterator[str]:
+    match value:
+        case None:
+            yield "null"
+        case True:
+            yield "true"
+        case False:
+            yield "false"
+        case str():
+            yield encode_basestring(value)
+        case int():
+            yield str(value)
+        case Decimal():
+            yield format(value, "f")
+        case dict():
+            separator = "{"
+            for name in sorted(value):
+                yield separator + encode_basestring(name) + ":"
+                yield from _pieces(value[name])
+                separator = ","
+            yield "}" if value else "{}"
+        case list():
+            separator = "["
+            for item in value:
+                yield separator
+                yield from _pieces(item)
+                separator = ","
+            yield "]" if value else "[]"
+        case _:
+            raise TypeError(f"not a JSON value: {type(value).__name__}")
+
+
+def problem_with(text: str) -> tuple[str, str] | None:
+    """Say which rule a string breaks, as (rule, message), or None."""
+    if "\x00" in text:
+        return "nul", "must not contain the NUL character"
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return "surrogate", "must not contain an unpaired surrogate"
+    return None
+
+
+def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    members_by_name = dict(members)
+    if len(members_by_name) != len(members):
+        raise MalformedBody("duplicate_member", "An object must not name a member twice.")
+    return members_by_name
+
+
+def number(literal: str) -> int | Decimal:
+    """Read a number's literal exactly. Raises `MalformedBody` beyond what `jsonb` holds."""
+    if len(literal) <= INT_DIGITS and literal.lstrip("-").isdigit():
+        return int(literal)
+    try:
+        value = Decimal(literal)
+    except InvalidOperation:
+        _refuse_number(literal)
+    _, digits, exponent = value.as_tuple()
+    # A literal gives no infinity and no NaN, whose exponents are letters.
+    assert isinstance(exponent, int)
+    if exponent < -MAX_FRACTION_DIGITS or len(digits) + exponent > MAX_WHOLE_DIGITS:
+        _refuse_number(literal)
+    return value
+
+
+def _refuse_number(_literal: str) -> Never:
+    raise MalformedBody("number_range", "A number is beyond what can be stored exactly.")
+
+
+_decoder = json.JSONDecoder(
+    object_pairs_hook=_object, parse_int=number, parse_float=number, parse_constant=_refuse_number
+)

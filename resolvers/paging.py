@@ -1,0 +1,121 @@
+"""Pages of a list, newest first by `(created_at, id)`: the limits, the cursors, and what a page is."""
+
+import hashlib
+import struct
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from binascii import Error as Base64Error
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Literal, NamedTuple
+from uuid import UUID
+
+from models import Encounter
+from resolvers.errors import InvalidInput, Violation
+
+
+@dataclass(frozen=True, slots=True)
+class PageLimits:
+    """How many items a page holds when the caller does not say, and at most."""
+
+    default: int = 20
+    maximum: int = 100
+
+
+class Position(NamedTuple):
+    """A place in a list: that of the item with this creation time and id."""
+
+    created_at: datetime
+    id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Which items of a list are wanted.
+
+    `size` items, counted from the newest (`forward`) or from the oldest, strictly after `after` and strictly before
+    `before` in the list's own order, newest first.
+    """
+
+    size: int
+    forward: bool = True
+    after: Position | None = None
+    before: Position | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some neighbouring items, newest first, and whether the list goes on at either end."""
+
+    items: Sequence[Encounter]
+    has_next: bool
+    has_previous: bool
+
+
+def window_of(
+    limits: PageLimits,
+    in_list: str,
+    *,
+    first: int | None = None,
+    after: str | None = None,
+    last: int | None = None,
+    before: str | None = None,
+) -> Window:
+    """Give the window that Relay's four arguments describe. Raises `InvalidInput`.
+
+    Source: Relay's "GraphQL Cursor Connections Specification", section 4; asking for `first` and `last` at once, which
+    it discourages, is refused.
+    """
+    if first is not None and last is not None:
+        raise InvalidInput([Violation("/last", "first_and_last", "must not be given together with first")])
+    for argument, size in (("first", first), ("last", last)):
+        if size is not None and not 0 <= size <= limits.maximum:
+            raise InvalidInput([Violation(f"/{argument}", "page_size", f"must be from 0 to {limits.maximum}")])
+    return Window(
+        size=next((size for size in (first, last) if size is not None), limits.default),
+        forward=last is None,
+        after=None if after is None else read_cursor(after, in_list, "after"),
+        before=None if before is None else read_cursor(before, in_list, "before"),
+    )
+
+
+# Version, microseconds since the epoch, id, and the first half of a digest of the list that it is a place in.
+_CURSOR = struct.Struct(">Bq16s8s")
+_CURSOR_VERSION = 1
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def write_cursor(position: Position, in_list: str) -> str:
+    """Give the opaque text of a place in the list that `in_list` describes (brand, patient, filter)."""
+    micros = (position.created_at - _EPOCH) // timedelta(microseconds=1)
+    packed = _CURSOR.pack(_CURSOR_VERSION, micros, position.id.bytes, _digest(in_list))
+    return urlsafe_b64encode(packed).decode().rstrip("=")
+
+
+def read_cursor(cursor: str, in_list: str, argument: Literal["after", "before"]) -> Position:
+    """Give the place a cursor stands for.
+
+    Raises `InvalidInput` for a text that is no cursor, or a cursor of another list: of another brand, patient or
+    filter it would point into the middle of nowhere. The two are told in the same words.
+    """
+    try:
+        packed = urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4))
+        version, micros, id_bytes, digest = _CURSOR.unpack(packed)
+        if (version, digest) == (_CURSOR_VERSION, _digest(in_list)):
+            return Position(_EPOCH + timedelta(microseconds=micros), UUID(bytes=id_bytes))
+    except (UnicodeEncodeError, Base64Error, struct.error, OverflowError):
+        pass
+    raise InvalidInput([Violation(f"/{argument}", "cursor", "must be a cursor of this very list")])
+
+
+def _digest(in_list: str) -> bytes:
+    return hashlib.sha256(in_list.encode()).digest()[:8]
+
+
+def page_of(rows: Sequence[Encounter], window: Window) -> Page:
+    """Make a page of rows that were read in the window's direction, one more than asked for if there are more."""
+    more = len(rows) > window.size
+    items = rows[: window.size]
+    if window.forward:
+        return Page(items, has_next=more, has_previous=window.after is not None)
+    return Page(items[::-1], has_next=window.before is not None, has_previous=more)

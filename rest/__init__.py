@@ -1,0 +1,14 @@
+"""The REST door: a thin shim over the same functions as the GraphQL door. Its routes, nothing hidden."""
+
+from starlette.routing import Route
+
+from rest.encounters import PatientEncounters
+from rest.health import healthz, readyz
+
+PATIENT_ENCOUNTERS = "/v1/patients/{patient_id}/encounters"
+
+routes = [
+    Route(PATIENT_ENCOUNTERS, PatientEncounters),
+    Route("/healthz", healthz),
+    Route("/readyz", readyz),
+]

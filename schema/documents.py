@@ -1,0 +1,137 @@
+"""Documents: from the text of a request to an operation that is known to be valid. Each text is worked on once."""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from graphql import (
+    DocumentNode,
+    GraphQLError,
+    GraphQLInputType,
+    GraphQLSchema,
+    GraphQLSyntaxError,
+    OperationDefinitionNode,
+    ValidationRule,
+    get_operation_ast,
+    is_enum_type,
+    is_input_object_type,
+    is_list_type,
+    is_non_null_type,
+    is_required_input_field,
+    parse,
+    specified_rules,
+    type_from_ast,
+    validate,
+)
+from graphql.utilities import validate_input_value
+from graphql.validation import ValuesOfCorrectTypeRule
+
+from resolvers.errors import InvalidInput, Violation
+
+# Longer texts are not kept: nobody sends them twice, and a thousand of them would be a lot of memory.
+MAX_KEPT_CHARACTERS = 20_000
+MAX_KEPT_DOCUMENTS = 1_000
+
+
+class Document(NamedTuple):
+    """A parsed text, and what is wrong with it; the errors quote no value."""
+
+    ast: DocumentNode | None
+    errors: tuple[GraphQLError, ...]
+
+
+class Documents:
+    """The documents of one schema."""
+
+    def __init__(self, schema: GraphQLSchema) -> None:
+        self._schema = schema
+        self._kept = lru_cache(MAX_KEPT_DOCUMENTS)(self._read)
+
+    def read(self, text: str) -> Document:
+        """Parse and validate a document."""
+        return self._kept(text) if len(text) <= MAX_KEPT_CHARACTERS else self._read(text)
+
+    def _read(self, text: str) -> Document:
+        try:
+            ast = parse(text)
+        except GraphQLSyntaxError as error:
+            # The parser quotes what it stumbled over, which may be a patient's note cut off in the middle.
+            return Document(None, (GraphQLError("The document has a syntax error here.", source=error.source, positions=error.positions),))
+        except RecursionError:
+            return Document(None, (GraphQLError("The document is nested too deeply."),))
+        return Document(ast, tuple(validate(self._schema, ast, RULES)))
+
+
+class ValuesOfCorrectType(ValuesOfCorrectTypeRule):
+    """The specified rule, in words that do not quote the value."""
+
+    def report_error(self, error: GraphQLError) -> None:
+        """Report where a value does not fit, and what would."""
+        expected = self.context.get_input_type() or self.context.get_parent_input_type()
+        message = f"This value does not fit: {_wanted(expected)}." if expected else "This value does not fit."
+        super().report_error(GraphQLError(message, error.nodes))
+
+
+RULES: tuple[type[ValidationRule], ...] = tuple(
+    ValuesOfCorrectType if rule is ValuesOfCorrectTypeRule else rule for rule in specified_rules
+)
+
+
+def operation_of(document: DocumentNode, name: str | None) -> OperationDefinitionNode:
+    """Choose the operation to run. Raises `InvalidInput` where there is none, or several and none is named."""
+    operation = get_operation_ast(document, name)
+    if operation is None:
+        raise InvalidInput([Violation("/operationName", "operation", "must name one of the document's operations")])
+    return operation
+
+
+def explain_variables(
+    schema: GraphQLSchema, operation: OperationDefinitionNode, variables: Mapping[str, Any]
+) -> list[Violation]:
+    """Say which variables do not fit their types, without quoting them."""
+    violations: list[Violation] = []
+    for definition in operation.variable_definitions or ():
+        name = definition.variable.name.value
+        input_type = type_from_ast(schema, definition.type)
+        if name not in variables:
+            if is_non_null_type(input_type) and definition.default_value is None:
+                violations.append(Violation(f"/variables/{name}", "required", "is required"))
+            continue
+
+        def note(_error: GraphQLError, path: list[str | int], name: str = name, wanted: Any = input_type) -> None:
+            violations.append(_violation(name, path, wanted, variables))
+
+        validate_input_value(variables[name], input_type, note, True)  # type: ignore[arg-type]
+    return violations
+
+
+def _violation(name: str, path: list[str | int], wanted: GraphQLInputType, variables: Mapping[str, Any]) -> Violation:
+    value = variables[name]
+    for step in path:
+        wanted = _nullable(wanted)
+        # A single value stands for a list of one, so a list's path may lead into what is not a list.
+        wanted = wanted.of_type if is_list_type(wanted) else wanted.fields[step].type  # type: ignore[union-attr, index]
+        value = value[step] if isinstance(value, dict | list) else value  # type: ignore[call-overload]
+    pointer = "".join(f"/{step}" for step in ("variables", name, *path))
+    plain = _nullable(wanted)
+    if value is None:
+        return Violation(pointer, "null", "must not be null")
+    if is_input_object_type(plain) and isinstance(value, dict):
+        missing = [
+            field_name for field_name, field in plain.fields.items() if is_required_input_field(field) and field_name not in value
+        ]
+        if missing:
+            return Violation(f"{pointer}/{missing[0]}", "required", "is required")
+        return Violation(pointer, "unknown_member", f"must have no member that {plain.name} does not define")
+    return Violation(pointer, "enum" if is_enum_type(plain) else "type", _wanted(wanted))
+
+
+def _wanted(wanted: GraphQLInputType) -> str:
+    plain = _nullable(wanted)
+    if is_enum_type(plain):
+        return f"must be one of: {', '.join(plain.values)}"
+    return f"must be of type {plain}"
+
+
+def _nullable(wanted: GraphQLInputType) -> GraphQLInputType:
+    return wanted.of_type if is_non_null_type(wanted) else wanted

@@ -1,0 +1,69 @@
+"""How a refusal is phrased in GraphQL: as a member of a union where a client can act on it, else as an error."""
+
+from enum import Enum
+from typing import Any
+
+import strawberry
+from strawberry.utils.str_converters import to_camel_case
+
+from resolvers import errors
+from resolvers.errors import GatewayError
+
+
+@strawberry.enum(description="Whether the encounter may have been kept although the answer is a refusal.")
+class Recorded(Enum):
+    NO = strawberry.enum_value("no", description="Nothing was kept; the same request may be sent again.")
+    UNKNOWN = strawberry.enum_value("unknown", description="It may have been kept; ask before sending again.")
+
+
+@strawberry.interface(description="Why nothing was recorded or changed.")
+class Problem:
+    code: str = strawberry.field(description="Stable; a program may switch on it.")
+    message: str = strawberry.field(description="For a person; may change.")
+    recorded: Recorded
+
+
+@strawberry.type(description="The caller sees no such patient.")
+class PatientNotFound(Problem):
+    pass
+
+
+@strawberry.type(description="One rule that one member breaks.")
+class Violation:
+    path: list[str] = strawberry.field(description="The member, from the argument downwards.")
+    rule: str = strawberry.field(description="Stable; a program may switch on it.")
+    message: str = strawberry.field(description="The rule, for a person; never repeats what was sent.")
+
+
+@strawberry.type(description="What was sent breaks a rule.")
+class InvalidInput(Problem):
+    violations: list[Violation]
+
+
+def outcome(error: GatewayError) -> Any:
+    """Give the union member that phrases an error. Raises the error again where it is none a client can act on."""
+    problem = {"code": error.code, "message": error.message, "recorded": Recorded(error.recorded)}
+    match error:
+        case errors.PatientNotFound():
+            return PatientNotFound(**problem)
+        case errors.InvalidInput():
+            violations = [_violation(each) for each in error.violations]
+            problem["message"] = "; ".join(f"{'.'.join(each.path)} {each.message}" for each in violations)
+            return InvalidInput(**problem, violations=violations)
+        case _:
+            raise error
+
+
+def _violation(violation: errors.Violation) -> Violation:
+    path = ["input", *(to_camel_case(member) for member in violation.pointer.split("/")[1:])]
+    return Violation(path=path, rule=violation.rule, message=violation.message)
+
+
+def phrase(error: GatewayError, request_id: str) -> dict[str, Any]:
+    """Give the GraphQL error of a refusal."""
+    extensions: dict[str, Any] = {"code": error.code, "recorded": error.recorded, "request_id": request_id}
+    if isinstance(error, errors.InvalidInput):
+        extensions["violations"] = [
+            {"pointer": each.pointer, "rule": each.rule, "message": each.message} for each in error.violations
+        ]
+    return {"message": error.message, "extensions": extensions}

@@ -1,0 +1,67 @@
+"""Loaders: what sibling fields ask for one by one is read in one statement. Made anew for every operation."""
+
+from collections import defaultdict
+from typing import NamedTuple
+from uuid import UUID
+
+from strawberry.dataloader import DataLoader
+
+from models import Encounter, Patient
+from resolvers.commands import EncounterFilter
+from resolvers.context import Context
+from resolvers.encounters import count_encounters, encounters_by_ids, list_encounters
+from resolvers.paging import Page, Window
+from resolvers.patients import patients_by_ids
+
+
+class PageKey(NamedTuple):
+    """One page of one patient's encounters."""
+
+    patient_id: str
+    window: Window
+    narrow: EncounterFilter
+
+
+class CountKey(NamedTuple):
+    """The number of one patient's encounters that a filter lets through."""
+
+    patient_id: str
+    narrow: EncounterFilter
+
+
+class Loaders:
+    """The loaders of one operation."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self.patients = DataLoader[str, Patient | None](self._load_patients)
+        self.encounters = DataLoader[UUID, Encounter | None](self._load_encounters)
+        self.pages = DataLoader[PageKey, Page](self._load_pages)
+        self.counts = DataLoader[CountKey, int](self._load_counts)
+
+    async def _load_patients(self, ids: list[str]) -> list[Patient | None]:
+        return await patients_by_ids(self._context, ids)
+
+    async def _load_encounters(self, ids: list[UUID]) -> list[Encounter | None]:
+        return await encounters_by_ids(self._context, ids)
+
+    async def _load_pages(self, keys: list[PageKey]) -> list[Page]:
+        # Sibling patients nearly always ask for the same window, and then this is one statement.
+        patients = defaultdict[tuple[Window, EncounterFilter], list[str]](list)
+        for key in keys:
+            patients[key.window, key.narrow].append(key.patient_id)
+        pages: dict[PageKey, Page] = {}
+        for (window, narrow), ids in patients.items():
+            for patient_id, page in zip(ids, await list_encounters(self._context, ids, window, narrow), strict=True):
+                pages[PageKey(patient_id, window, narrow)] = page
+        return [pages[key] for key in keys]
+
+    async def _load_counts(self, keys: list[CountKey]) -> list[int]:
+        patients = defaultdict[EncounterFilter, list[str]](list)
+        for key in keys:
+            patients[key.narrow].append(key.patient_id)
+        counts: dict[CountKey, int] = {}
+        for narrow, ids in patients.items():
+            for patient_id, count in zip(ids, await count_encounters(self._context, ids, narrow), strict=True):
+                counts[CountKey(patient_id, narrow)] = count
+        return [counts[key] for key in keys]

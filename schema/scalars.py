@@ -1,0 +1,82 @@
+"""The scalars of the schema: how a value leaves, and in what shape one comes in.
+
+Coming in, a UUID or an instant is only seen to be a string: its rules are the command's (`resolvers.commands`), so that
+both doors refuse with the same words.
+"""
+
+from datetime import datetime
+from typing import Any, NewType
+from uuid import UUID
+
+import orjson
+import strawberry
+from graphql import (
+    BooleanValueNode,
+    EnumValueNode,
+    FloatValueNode,
+    GraphQLError,
+    IntValueNode,
+    ListValueNode,
+    NullValueNode,
+    ObjectValueNode,
+    StringValueNode,
+    ValueNode,
+    VariableNode,
+)
+
+from resolvers import json_text
+
+JSON = NewType("JSON", str)
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise GraphQLError("must be a string")
+    return value
+
+
+def _instant(value: datetime) -> str:
+    # As orjson writes it for the REST door.
+    return value.isoformat().replace("+00:00", "Z")
+
+
+def _json_literal(node: ValueNode, variables: dict[str, Any] | None = None) -> Any:
+    match node:
+        case NullValueNode():
+            return None
+        case BooleanValueNode() | StringValueNode() | EnumValueNode():
+            return node.value
+        case IntValueNode() | FloatValueNode():
+            return json_text.number(node.value)
+        case ListValueNode():
+            return [_json_literal(item, variables) for item in node.values]
+        case ObjectValueNode():
+            return {field.name.value: _json_literal(field.value, variables) for field in node.fields}
+        case VariableNode():
+            return (variables or {}).get(node.name.value)
+    raise GraphQLError("must be a JSON value")
+
+
+SCALARS: dict[object, Any] = {
+    JSON: strawberry.scalar(
+        name="JSON",
+        description="Any JSON value; every digit of a number is kept.",
+        serialize=lambda text: orjson.Fragment(text),
+        parse_value=lambda value: value,
+        parse_literal=_json_literal,
+    ),
+    UUID: strawberry.scalar(
+        name="UUID",
+        description="A UUID in its hyphenated form; comes back in lower case.",
+        serialize=str,
+        parse_value=_string,
+        specified_by_url="https://www.rfc-editor.org/rfc/rfc9562",
+    ),
+    datetime: strawberry.scalar(
+        name="DateTime",
+        description="An instant as an RFC 3339 date-time. An offset is required; comes back in UTC with `Z`, to the µs.",
+        serialize=_instant,
+        parse_value=_string,
+        specified_by_url="https://www.rfc-editor.org/rfc/rfc3339#section-5.6",
+    ),
+}

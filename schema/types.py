@@ -1,0 +1,153 @@
+"""Encounters and patients as GraphQL clients see them. A column is published here on purpose, or not at all."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+import strawberry
+from strawberry import UNSET
+from strawberry.types.info import Info as StrawberryInfo
+
+import models
+from resolvers.commands import EncounterFilter
+from resolvers.context import Context
+from resolvers.paging import Page, Position, window_of, write_cursor
+from schema.loaders import CountKey, Loaders, PageKey
+from schema.scalars import JSON
+
+EncounterType = strawberry.enum(models.EncounterType, description="What kind of meeting it is.")
+EncounterStatus = strawberry.enum(models.EncounterStatus, description="Where the encounter stands in its life.")
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What the fields of one operation share: the caller's context, and loaders that live no longer than it."""
+
+    context: Context
+    loaders: Loaders
+
+
+Info = StrawberryInfo[Operation, None]
+
+
+@strawberry.type(description="One meeting of a patient with the clinic.")
+class Encounter:
+    """Resolved by attribute from a `models.Encounter`."""
+
+    id: strawberry.ID
+    patient_id: strawberry.ID
+    provider_id: UUID | None = strawberry.field(description="Who met the patient, in the provider directory.")
+    brand_id: str
+    encounter_type: EncounterType
+    status: EncounterStatus
+    scheduled_at: datetime | None = strawberry.field(description="When it is due.")
+    started_at: datetime | None = strawberry.field(description="When it was started.")
+    ended_at: datetime | None = strawberry.field(description="When it was completed, or cancelled after its start.")
+    chief_complaint: str | None = strawberry.field(description="Why the patient came, in the patient's words.")
+    notes: str | None = strawberry.field(description="What the clinician wrote.")
+    metadata_: JSON = strawberry.field(name="metadata", description="Anything else the recording system kept with it.")
+    created_at: datetime = strawberry.field(description="When the gateway recorded it.")
+    updated_at: datetime = strawberry.field(description="When the gateway last changed it.")
+    version: int = strawberry.field(description="Counts its changes, from 1.")
+
+    @strawberry.field(description="Whose encounter it is.")
+    async def patient(self, root: strawberry.Parent[models.Encounter], info: Info) -> "Patient":
+        return await info.context.loaders.patients.load(root.patient_id)  # type: ignore[return-value]
+
+
+@strawberry.type(description="Where a page lies in its list.")
+class PageInfo:
+    has_next_page: bool = strawberry.field(description="Whether older encounters follow.")
+    has_previous_page: bool = strawberry.field(description="Whether newer encounters precede.")
+    start_cursor: str | None
+    end_cursor: str | None
+
+
+@strawberry.type(description="An encounter and its place in the list.")
+class EncounterEdge:
+    cursor: str = strawberry.field(description="Opaque; good for this very list: patient, filter and brand.")
+    node: Encounter
+
+
+@strawberry.type(description="A page of a patient's encounters, newest first.")
+class EncounterConnection:
+    """Reads the page when a field of it is asked for, and counts only when asked to count."""
+
+    key: strawberry.Private[PageKey]
+    in_list: strawberry.Private[str]
+
+    @strawberry.field(description="The encounters with their cursors.")
+    async def edges(self, info: Info) -> list[EncounterEdge]:
+        return [
+            EncounterEdge(cursor=self._cursor(each), node=each)  # type: ignore[arg-type]
+            for each in (await self._page(info)).items
+        ]
+
+    @strawberry.field(description="The encounters alone.")
+    async def nodes(self, info: Info) -> list[Encounter]:
+        return (await self._page(info)).items  # type: ignore[return-value]
+
+    @strawberry.field(description="Where this page lies in the list.")
+    async def page_info(self, info: Info) -> PageInfo:
+        page = await self._page(info)
+        return PageInfo(
+            has_next_page=page.has_next,
+            has_previous_page=page.has_previous,
+            start_cursor=self._cursor(page.items[0]) if page.items else None,
+            end_cursor=self._cursor(page.items[-1]) if page.items else None,
+        )
+
+    @strawberry.field(description="How many encounters the filter lets through, on all pages. Counted only when asked for.")
+    async def total_count(self, info: Info) -> int:
+        return await info.context.loaders.counts.load(CountKey(self.key.patient_id, self.key.narrow))
+
+    async def _page(self, info: Info) -> Page:
+        return await info.context.loaders.pages.load(self.key)
+
+    def _cursor(self, encounter: models.Encounter) -> str:
+        return write_cursor(Position(encounter.created_at, encounter.id), self.in_list)
+
+
+@strawberry.input(name="EncounterFilter", description="Narrows a list: an encounter must pass every part that is given.")
+class EncounterFilterInput:
+    encounter_type: list[EncounterType] | None = strawberry.field(default=UNSET, description="Any of these.")
+    status: list[EncounterStatus] | None = strawberry.field(default=UNSET, description="Any of these.")
+    provider_id: UUID | None = UNSET
+    scheduled_from: datetime | None = strawberry.field(default=UNSET, description="Inclusive.")
+    scheduled_until: datetime | None = strawberry.field(default=UNSET, description="Exclusive.")
+
+
+@strawberry.type(description="A patient, as far as this gateway knows one: that there is one.")
+class Patient:
+    """Resolved by attribute from a `models.Patient`."""
+
+    id: strawberry.ID
+    brand_id: str
+
+    @strawberry.field(description="The patient's encounters, newest first. A page holds 20 unless asked otherwise, and at most 100.")
+    async def encounters(
+        self,
+        root: strawberry.Parent[models.Patient],
+        info: Info,
+        first: Annotated[int | None, strawberry.argument(description="The newest so many.")] = UNSET,
+        after: Annotated[str | None, strawberry.argument(description="Only those after this cursor: older ones.")] = UNSET,
+        last: Annotated[int | None, strawberry.argument(description="The oldest so many.")] = UNSET,
+        before: Annotated[str | None, strawberry.argument(description="Only those before this cursor: newer ones.")] = UNSET,
+        where: EncounterFilterInput | None = UNSET,
+    ) -> EncounterConnection:
+        context = info.context.context
+        narrow = EncounterFilter.read(given(where), context.services.input_limits)
+        in_list = f"{root.brand_id}\n{root.id}\n{narrow.model_dump_json()}"
+        relay: dict[str, Any] = {"first": first, "after": after, "last": last, "before": before}
+        window = window_of(
+            context.services.page_limits,
+            in_list,
+            **{name: value for name, value in relay.items() if value is not UNSET},
+        )
+        return EncounterConnection(key=PageKey(root.id, window, narrow), in_list=in_list)
+
+
+def given(an_input: object | None) -> dict[str, object]:
+    """Give the members of an input that the client sent, null or not, by their Python names."""
+    return {name: value for name, value in vars(an_input).items() if value is not UNSET} if an_input else {}
