@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Self
 
 import asyncpg
@@ -58,6 +59,7 @@ class Database:
             max_inactive_connection_lifetime=0,
             # A request's statements leave no session state behind, so the round trip that would reset it is saved.
             reset=_no_reset,
+            init=_exact_instants,
             max_cached_statement_lifetime=0,
             server_settings={
                 "application_name": "encounter-gateway",
@@ -119,7 +121,20 @@ class Database:
             await asyncio.shield(self._pool.release(connection))
 
 
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+async def _exact_instants(connection: asyncpg.Connection[Row]) -> None:
+    # asyncpg takes the first and the last instant of Python's calendar for the infinities. They are instants here.
+    await connection.set_type_codec(
+        "timestamptz",
+        schema="pg_catalog",
+        format="tuple",
+        encoder=lambda instant: ((instant - _EPOCH) // _MICROSECOND,),
+        decoder=lambda microseconds: _EPOCH + timedelta(microseconds=microseconds[0]),
+    )
+
+
 async def _no_reset(_connection: asyncpg.Connection[Row]) -> None:
     pass
-
-

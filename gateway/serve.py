@@ -40,11 +40,10 @@ def serve(settings: Settings) -> None:
 
     # The workers are processes of their own, and settings travel as they came: by the environment.
     os.environ[PREFIX + "DATABASE_URL"] = settings.database_url.get_secret_value()
-    server = uvicorn.Server(config)
     if settings.workers > 1:
-        Multiprocess(config, target=server.run, sockets=[socket]).run()
+        Multiprocess(config, sockets=[socket]).run()
     else:
-        server.run(sockets=[socket])
+        uvicorn.Server(config).run(sockets=[socket])
 
 
 def worker() -> Starlette:

@@ -58,7 +58,7 @@ class Settings(BaseSettings):
         unknown = [name for name in os.environ if name.startswith(PREFIX) and name not in known]
         problems = [_unknown(name, known) for name in sorted(unknown)]
         try:
-            settings = cls()  # type: ignore[call-arg]
+            settings = cls()
         except ValidationError as error:
             # Never the value: it may be a secret in the wrong variable.
             problems += [

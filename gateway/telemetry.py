@@ -16,8 +16,8 @@ import structlog
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rest.errors import respond
 from resolvers.errors import ServerError
+from rest.errors import respond
 
 # Letters that can do no harm in a header, a log line or a URL.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~:-]{1,128}")

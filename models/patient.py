@@ -20,7 +20,5 @@ class Patient(Table, table=True):
 
     id: str = Field(primary_key=True, sa_type=Text)
     brand_id: str = Field(primary_key=True, sa_type=Text)
-    external_ids: str = Field(
-        default="{}", sa_type=JSONB, sa_column_kwargs={"server_default": text("'{}'::jsonb")}
-    )
+    external_ids: str = Field(default="{}", sa_type=JSONB, sa_column_kwargs={"server_default": text("'{}'::jsonb")})
     created_at: datetime = Field(sa_type=INSTANT, sa_column_kwargs={"server_default": text("now()")})

@@ -53,7 +53,9 @@ def _at_most(limit: str) -> AfterValidator:
     def check(value: str | None, info: ValidationInfo) -> str | None:
         characters: int = getattr(_limits(info), limit)
         if value is not None and len(value) > characters:
-            raise PydanticCustomError("too_long", "must have at most {characters} characters", {"characters": characters})
+            raise PydanticCustomError(
+                "too_long", "must have at most {characters} characters", {"characters": characters}
+            )
         return value
 
     return AfterValidator(check)

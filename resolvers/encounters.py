@@ -8,9 +8,9 @@ from functools import cache
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, ColumnElement, FromClause, any_, bindparam, func, insert, select, true, tuple_
+from sqlalchemy import BigInteger, ColumnElement, FromClause, Table, any_, bindparam, func, insert, select, true, tuple_
 from sqlalchemy.dialects.postgresql import ARRAY
-from sqlmodel import Text, col
+from sqlmodel import Text
 
 from models import Encounter, EncounterStatus, Patient
 from resolvers.access import Operation
@@ -22,7 +22,7 @@ from resolvers.paging import Page, Window, page_of
 from resolvers.patients import find_patient
 from resolvers.sql import Row, Statement
 
-TABLE: FromClause = Encounter.__table__  # type: ignore[attr-defined]
+TABLE: Table = Encounter.__table__  # type: ignore[attr-defined]
 RECORDED_COLUMNS = ("patient_id", "id", "status", "version", *RecordEncounter.model_fields)
 
 
@@ -124,8 +124,12 @@ async def list_encounters(
     context.require(Operation.READ_ENCOUNTERS)
     brand_id = context.acting_brand()
     parts = narrow.parts()
-    places = {f"{side}_{name}": value for side in ("after", "before") if (position := getattr(window, side))
-              for name, value in zip(("created_at", "id"), position, strict=True)}
+    places = {
+        f"{side}_{name}": value
+        for side in ("after", "before")
+        if (position := getattr(window, side))
+        for name, value in zip(("created_at", "id"), position, strict=True)
+    }
     statement = _pages(frozenset(parts), window.forward, window.after is not None, window.before is not None)
     async with context.database.reading(brand_id) as connection:
         # One row more than asked for tells whether the list goes on.
@@ -146,9 +150,7 @@ async def count_encounters(
     brand_id = context.acting_brand()
     parts = narrow.parts()
     async with context.database.reading(brand_id) as connection:
-        rows = await connection.fetch(
-            _counts(frozenset(parts)), brand_id=brand_id, patient_ids=patient_ids, **parts
-        )
+        rows = await connection.fetch(_counts(frozenset(parts)), brand_id=brand_id, patient_ids=patient_ids, **parts)
     counts = {row["patient_id"]: row["count"] for row in rows}
     return [counts.get(patient_id, 0) for patient_id in patient_ids]
 
@@ -156,7 +158,7 @@ async def count_encounters(
 @cache
 def _pages(parts: frozenset[str], forward: bool, after: bool, before: bool) -> Statement:
     # Driven from the table with `= ANY`, never from the parameter: that form a cluster can push down to its shards.
-    patients = Patient.__table__
+    patients: Table = Patient.__table__  # type: ignore[attr-defined]
     place = tuple_(TABLE.c.created_at, TABLE.c.id)
     conditions = _conditions(parts)
     if after:
@@ -173,7 +175,10 @@ def _pages(parts: frozenset[str], forward: bool, after: bool, before: bool) -> S
     return Statement(
         select(page)
         .select_from(patients.join(page, true()))
-        .where(patients.c.id == any_(bindparam("patient_ids", type_=ARRAY(Text))), patients.c.brand_id == bindparam("brand_id"))
+        .where(
+            patients.c.id == any_(bindparam("patient_ids", type_=ARRAY(Text))),
+            patients.c.brand_id == bindparam("brand_id"),
+        )
         .order_by(*_order(page, forward))
     )
 

@@ -22,9 +22,7 @@ FIND_PATIENTS = Statement(
     )
 )
 FIND_PATIENT = Statement(
-    select(Patient).where(
-        col(Patient.id) == bindparam("patient_id"), col(Patient.brand_id) == bindparam("brand_id")
-    )
+    select(Patient).where(col(Patient.id) == bindparam("patient_id"), col(Patient.brand_id) == bindparam("brand_id"))
 )
 ADD_PATIENT = Statement(
     insert(Patient)

@@ -19,7 +19,7 @@ class Statement:
     """
 
     def __init__(self, clause: ClauseElement) -> None:
-        compiled = clause.compile(dialect=dialect())
+        compiled = clause.compile(dialect=dialect())  # type: ignore[no-untyped-call]
         self.text = str(compiled)
         self._names: Sequence[str] = compiled.positiontup or ()  # type: ignore[attr-defined]
         self._fixed = {name: value for name, value in compiled.params.items() if value is not None}

@@ -73,6 +73,12 @@ def _whole_number(request: Request, name: str, default: int, *, least: int, most
     if not values:
         return default
     text = values[0]
-    if len(values) == 1 and len(text) <= len(str(most)) and text.isascii() and text.isdecimal() and least <= int(text) <= most:
+    if (
+        len(values) == 1
+        and len(text) <= len(str(most))
+        and text.isascii()
+        and text.isdecimal()
+        and least <= int(text) <= most
+    ):
         return int(text)
     raise InvalidInput([Violation(f"/{name}", "whole_number", f"must be a whole number from {least} to {most}")])

@@ -5,13 +5,13 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from graphql import (
+    ASTValidationRule,
     DocumentNode,
     GraphQLError,
     GraphQLInputType,
     GraphQLSchema,
     GraphQLSyntaxError,
     OperationDefinitionNode,
-    ValidationRule,
     get_operation_ast,
     is_enum_type,
     is_input_object_type,
@@ -56,7 +56,14 @@ class Documents:
             ast = parse(text)
         except GraphQLSyntaxError as error:
             # The parser quotes what it stumbled over, which may be a patient's note cut off in the middle.
-            return Document(None, (GraphQLError("The document has a syntax error here.", source=error.source, positions=error.positions),))
+            return Document(
+                None,
+                (
+                    GraphQLError(
+                        "The document has a syntax error here.", source=error.source, positions=error.positions
+                    ),
+                ),
+            )
         except RecursionError:
             return Document(None, (GraphQLError("The document is nested too deeply."),))
         return Document(ast, tuple(validate(self._schema, ast, RULES)))
@@ -72,7 +79,7 @@ class ValuesOfCorrectType(ValuesOfCorrectTypeRule):
         super().report_error(GraphQLError(message, error.nodes))
 
 
-RULES: tuple[type[ValidationRule], ...] = tuple(
+RULES: tuple[type[ASTValidationRule], ...] = tuple(
     ValuesOfCorrectType if rule is ValuesOfCorrectTypeRule else rule for rule in specified_rules
 )
 
@@ -105,20 +112,21 @@ def explain_variables(
     return violations
 
 
-def _violation(name: str, path: list[str | int], wanted: GraphQLInputType, variables: Mapping[str, Any]) -> Violation:
-    value = variables[name]
+def _violation(name: str, path: list[str | int], wanted: Any, variables: Mapping[str, Any]) -> Violation:
+    value: Any = variables[name]
     for step in path:
         wanted = _nullable(wanted)
-        # A single value stands for a list of one, so a list's path may lead into what is not a list.
-        wanted = wanted.of_type if is_list_type(wanted) else wanted.fields[step].type  # type: ignore[union-attr, index]
-        value = value[step] if isinstance(value, dict | list) else value  # type: ignore[call-overload]
+        wanted = wanted.of_type if is_list_type(wanted) else wanted.fields[step].type
+        value = value.get(step) if isinstance(value, dict) else value[step]
     pointer = "".join(f"/{step}" for step in ("variables", name, *path))
     plain = _nullable(wanted)
     if value is None:
         return Violation(pointer, "null", "must not be null")
     if is_input_object_type(plain) and isinstance(value, dict):
         missing = [
-            field_name for field_name, field in plain.fields.items() if is_required_input_field(field) and field_name not in value
+            field_name
+            for field_name, field in plain.fields.items()
+            if is_required_input_field(field) and field_name not in value
         ]
         if missing:
             return Violation(f"{pointer}/{missing[0]}", "required", "is required")

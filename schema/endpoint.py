@@ -111,7 +111,7 @@ class GraphQLEndpoint:
             context_value=Operation(context, Loaders(context)),
             variable_values=dict(ask.variables),
             operation_name=ask.operation_name,
-            is_awaitable=optimized_is_awaitable,
+            is_awaitable=optimized_is_awaitable,  # type: ignore[arg-type]
         )
         if not isinstance(result, ExecutionResult):
             result = await result
@@ -193,7 +193,9 @@ def _ask_of_body(members: Any) -> Ask:
     return Ask(query, variables or {}, operation_name)  # type: ignore[arg-type]
 
 
-def _answer(body: dict[str, Any], status: int, media_type: str | None, headers: Mapping[str, str] | None = None) -> Response:
+def _answer(
+    body: dict[str, Any], status: int, media_type: str | None, headers: Mapping[str, str] | None = None
+) -> Response:
     return Response(
         orjson.dumps(body, default=str),
         status,

@@ -42,14 +42,14 @@ class InvalidInput(Problem):
 
 def outcome(error: GatewayError) -> Any:
     """Give the union member that phrases an error. Raises the error again where it is none a client can act on."""
-    problem = {"code": error.code, "message": error.message, "recorded": Recorded(error.recorded)}
+    recorded = Recorded(error.recorded)
     match error:
         case errors.PatientNotFound():
-            return PatientNotFound(**problem)
+            return PatientNotFound(code=error.code, message=error.message, recorded=recorded)
         case errors.InvalidInput():
             violations = [_violation(each) for each in error.violations]
-            problem["message"] = "; ".join(f"{'.'.join(each.path)} {each.message}" for each in violations)
-            return InvalidInput(**problem, violations=violations)
+            message = "; ".join(f"{'.'.join(each.path)} {each.message}" for each in violations)
+            return InvalidInput(code=error.code, message=message, recorded=recorded, violations=violations)
         case _:
             raise error
 

@@ -7,21 +7,26 @@ from uuid import UUID
 import strawberry
 from strawberry import UNSET
 
+from models import EncounterType
 from resolvers.encounters import record_encounter
 from resolvers.errors import GatewayError
 from schema.errors import InvalidInput, PatientNotFound, outcome
 from schema.scalars import JSON
-from schema.types import Encounter, EncounterType, Info, given
+from schema.types import Encounter, Info, given
 
 
-@strawberry.input(description="What a clinic's system says happened. Members left out are not recorded; null is refused.")
+@strawberry.input(
+    description="What a clinic's system says happened. Members left out are not recorded; null is refused."
+)
 class RecordEncounterInput:
     """The members of `resolvers.commands.RecordEncounter`, which holds their rules."""
 
     brand_id: str = strawberry.field(description="The brand the patient belongs to.")
     encounter_type: EncounterType
     provider_id: UUID | None = strawberry.field(default=UNSET, description="Who met the patient; kept as sent.")
-    scheduled_at: datetime | None = strawberry.field(default=UNSET, description="When it is due. An offset is required.")
+    scheduled_at: datetime | None = strawberry.field(
+        default=UNSET, description="When it is due. An offset is required."
+    )
     chief_complaint: str | None = strawberry.field(default=UNSET, description="At most 2,000 characters.")
     notes: str | None = strawberry.field(default=UNSET, description="At most 50,000 characters.")
     metadata: JSON | None = strawberry.field(
@@ -51,5 +56,5 @@ class Mutation:
         try:
             encounter = await record_encounter(info.context.context, patient_id, given(input))
         except GatewayError as error:
-            return outcome(error)
+            return outcome(error)  # type: ignore[no-any-return]
         return EncounterRecorded(encounter=encounter)  # type: ignore[arg-type]

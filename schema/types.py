@@ -10,14 +10,15 @@ from strawberry import UNSET
 from strawberry.types.info import Info as StrawberryInfo
 
 import models
+from models import EncounterStatus, EncounterType
 from resolvers.commands import EncounterFilter
 from resolvers.context import Context
 from resolvers.paging import Page, Position, window_of, write_cursor
 from schema.loaders import CountKey, Loaders, PageKey
 from schema.scalars import JSON
 
-EncounterType = strawberry.enum(models.EncounterType, description="What kind of meeting it is.")
-EncounterStatus = strawberry.enum(models.EncounterStatus, description="Where the encounter stands in its life.")
+strawberry.enum(EncounterType, description="What kind of meeting it is.")
+strawberry.enum(EncounterStatus, description="Where the encounter stands in its life.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,9 @@ class EncounterConnection:
             end_cursor=self._cursor(page.items[-1]) if page.items else None,
         )
 
-    @strawberry.field(description="How many encounters the filter lets through, on all pages. Counted only when asked for.")
+    @strawberry.field(
+        description="How many encounters the filter lets through, on all pages. Counted only when asked for."
+    )
     async def total_count(self, info: Info) -> int:
         return await info.context.loaders.counts.load(CountKey(self.key.patient_id, self.key.narrow))
 
@@ -109,7 +112,9 @@ class EncounterConnection:
         return write_cursor(Position(encounter.created_at, encounter.id), self.in_list)
 
 
-@strawberry.input(name="EncounterFilter", description="Narrows a list: an encounter must pass every part that is given.")
+@strawberry.input(
+    name="EncounterFilter", description="Narrows a list: an encounter must pass every part that is given."
+)
 class EncounterFilterInput:
     encounter_type: list[EncounterType] | None = strawberry.field(default=UNSET, description="Any of these.")
     status: list[EncounterStatus] | None = strawberry.field(default=UNSET, description="Any of these.")
@@ -125,15 +130,21 @@ class Patient:
     id: strawberry.ID
     brand_id: str
 
-    @strawberry.field(description="The patient's encounters, newest first. A page holds 20 unless asked otherwise, and at most 100.")
+    @strawberry.field(
+        description="The patient's encounters, newest first. A page holds 20 unless asked otherwise, and at most 100."
+    )
     async def encounters(
         self,
         root: strawberry.Parent[models.Patient],
         info: Info,
         first: Annotated[int | None, strawberry.argument(description="The newest so many.")] = UNSET,
-        after: Annotated[str | None, strawberry.argument(description="Only those after this cursor: older ones.")] = UNSET,
+        after: Annotated[
+            str | None, strawberry.argument(description="Only those after this cursor: older ones.")
+        ] = UNSET,
         last: Annotated[int | None, strawberry.argument(description="The oldest so many.")] = UNSET,
-        before: Annotated[str | None, strawberry.argument(description="Only those before this cursor: newer ones.")] = UNSET,
+        before: Annotated[
+            str | None, strawberry.argument(description="Only those before this cursor: newer ones.")
+        ] = UNSET,
         where: EncounterFilterInput | None = UNSET,
     ) -> EncounterConnection:
         context = info.context.context

@@ -17,12 +17,8 @@ def upgrade() -> None:
         "patients",
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("brand_id", sa.Text(), nullable=False),
-        sa.Column(
-            "external_ids", postgresql.JSONB(), server_default=sa.text("'{}'::jsonb"), nullable=False
-        ),
-        sa.Column(
-            "created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False
-        ),
+        sa.Column("external_ids", postgresql.JSONB(), server_default=sa.text("'{}'::jsonb"), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.PrimaryKeyConstraint("id", "brand_id", name="pk_patients"),
         schema=SCHEMA,
     )
@@ -41,12 +37,8 @@ def upgrade() -> None:
         sa.Column("notes", sa.Text(), nullable=True),
         sa.Column("metadata", postgresql.JSONB(), server_default=sa.text("'{}'::jsonb"), nullable=False),
         sa.Column("version", sa.Integer(), server_default="1", nullable=False),
-        sa.Column(
-            "created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False
-        ),
-        sa.Column(
-            "updated_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False
-        ),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("updated_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.PrimaryKeyConstraint("patient_id", "id", name="pk_encounters"),
         sa.ForeignKeyConstraint(
             ["patient_id", "brand_id"],
@@ -58,8 +50,7 @@ def upgrade() -> None:
             name=op.f("ck_encounters_encounter_type"),
         ),
         sa.CheckConstraint(
-            "status IN "
-            "('scheduled', 'in_progress', 'completed', 'cancelled', 'no_show', 'entered_in_error')",
+            "status IN ('scheduled', 'in_progress', 'completed', 'cancelled', 'no_show', 'entered_in_error')",
             name=op.f("ck_encounters_status"),
         ),
         schema=SCHEMA,

@@ -1,0 +1,116 @@
+"""What recording an encounter promises, through either door."""
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from uuid import UUID
+
+import pytest
+
+from tests.cast import Cast
+from tests.doors import Door
+
+VISIT = {"brand_id": "loop", "encounter_type": "office_visit"}
+EVERYTHING = VISIT | {
+    "provider_id": "3F2504E0-4F89-11D3-9A0C-0305E82C3301",
+    "scheduled_at": "2026-03-29T02:30:00.123456+01:00",
+    "chief_complaint": "Sore throat since Monday",
+    "notes": "Ünïcödé, two\nlines, a tab\t and 🩺",
+    "metadata": {"room": 7, "weights": [1, 2], "nested": {"empty": {}, "none": None, "yes": True}},
+}
+
+
+async def test_what_is_recorded_comes_back_as_it_was_sent(door: Door, cast: Cast) -> None:
+    outcome = await door.record(await cast.patient(), EVERYTHING)
+
+    assert outcome.code is None
+    assert outcome.encounter == outcome.encounter | EVERYTHING | {
+        "provider_id": "3f2504e0-4f89-11d3-9a0c-0305e82c3301",
+        "scheduled_at": "2026-03-29T01:30:00.123456Z",
+        "status": "scheduled",
+        "started_at": None,
+        "ended_at": None,
+    }
+
+
+async def test_what_is_recorded_is_in_the_table_when_the_answer_arrives(door: Door, cast: Cast) -> None:
+    patient_id = await cast.patient()
+
+    outcome = await door.record(patient_id, EVERYTHING)
+
+    (row,) = await cast.rows(patient_id)
+    assert str(row["id"]) == outcome.encounter["id"]
+    assert row["scheduled_at"] == datetime(2026, 3, 29, 1, 30, 0, 123456, UTC)
+    assert row["version"] == 1
+
+
+async def test_what_is_left_out_is_null_and_metadata_an_empty_object(door: Door, cast: Cast) -> None:
+    patient_id = await cast.patient()
+
+    outcome = await door.record(patient_id, VISIT)
+
+    absent = ("provider_id", "scheduled_at", "started_at", "ended_at", "chief_complaint", "notes")
+    assert {name: outcome.encounter[name] for name in absent} == dict.fromkeys(absent)
+    assert outcome.encounter["metadata"] == {}
+
+
+async def test_an_id_is_a_uuid_of_version_7_and_two_recordings_are_two_encounters(door: Door, cast: Cast) -> None:
+    patient_id = await cast.patient()
+
+    first = await door.record(patient_id, VISIT)
+    second = await door.record(patient_id, VISIT)
+
+    assert UUID(first.encounter["id"]).version == 7
+    assert first.encounter["id"] < second.encounter["id"]
+
+
+async def test_only_created_at_and_updated_at_come_from_the_clock(door: Door, cast: Cast) -> None:
+    outcome = await door.record(await cast.patient(), VISIT)
+
+    created_at = datetime.fromisoformat(outcome.encounter["created_at"])
+    assert abs(datetime.now(UTC) - created_at) < timedelta(minutes=1)
+    assert outcome.encounter["updated_at"] == outcome.encounter["created_at"]
+
+
+async def test_every_digit_of_a_number_in_metadata_is_kept(door: Door, cast: Cast) -> None:
+    numbers = {"dose": Decimal("1.50"), "big": 2**70, "small": Decimal("0.1000000000000000055511151231257827")}
+
+    outcome = await door.record(await cast.patient(), VISIT | {"metadata": numbers})
+
+    assert str(outcome.encounter["metadata"]["dose"]) == "1.50"
+    assert outcome.encounter["metadata"] == numbers
+
+
+async def test_members_nobody_knows_are_ignored_over_rest_and_no_part_of_graphql(door: Door, cast: Cast) -> None:
+    patient_id = await cast.patient()
+
+    outcome = await door.record(patient_id, VISIT | {"colour": "blue", "status": "completed"})
+
+    if outcome.code is None:
+        assert outcome.encounter["status"] == "scheduled"
+    else:
+        assert outcome.code == "validation_error"
+        assert await cast.rows(patient_id) == []
+
+
+@pytest.mark.parametrize(
+    "instant",
+    ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z", "1969-12-31T23:59:59.999999Z", "2024-02-29T12:00:00Z"],
+)
+async def test_instants_at_the_edges_of_the_calendar_come_back_unchanged(door: Door, cast: Cast, instant: str) -> None:
+    outcome = await door.record(await cast.patient(), VISIT | {"scheduled_at": instant})
+
+    assert outcome.encounter["scheduled_at"] == instant
+
+
+async def test_text_is_measured_in_characters_and_the_limit_itself_is_allowed(door: Door, cast: Cast) -> None:
+    longest = {"chief_complaint": "é" * 2_000, "notes": "n" * 50_000}
+
+    outcome = await door.record(await cast.patient(), VISIT | longest)
+
+    assert outcome.encounter == outcome.encounter | longest
+
+
+async def test_an_empty_text_is_kept_as_an_empty_text(door: Door, cast: Cast) -> None:
+    outcome = await door.record(await cast.patient(), VISIT | {"notes": ""})
+
+    assert outcome.encounter["notes"] == ""

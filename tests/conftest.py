@@ -1,0 +1,94 @@
+"""One PostgreSQL for the run, one database for each worker, one service in this process. Nothing is mocked.
+
+Tests do not clean up after each other: each registers patients of its own (`tests/cast.py`).
+"""
+
+import asyncio
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from gateway.migrate import migrate
+from gateway.postgres import PrivatePostgres
+from gateway.settings import Settings
+from tests.cast import Cast
+from tests.doors import Door, GraphQLDoor, RestDoor, Service
+
+SERVER = pytest.StashKey[str]()
+"""The URL of a server on which the tests may create databases, as a superuser."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the server once, in the process that hands out the tests; workers are told where it is."""
+    told = getattr(config, "workerinput", {}).get("server") or os.environ.get("TEST_DATABASE_URL")
+    if told is None:
+        folder = tempfile.TemporaryDirectory(prefix="gateway-tests-")
+        config.add_cleanup(folder.cleanup)
+        postgres = PrivatePostgres(Path(folder.name), durable=False)
+        postgres.start()
+        config.add_cleanup(postgres.stop)
+        told = postgres.url()
+    config.stash[SERVER] = told
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node) -> None:  # an xdist worker's controller
+    node.workerinput["server"] = node.config.stash[SERVER]
+
+
+def on_database(server_url: str, name: str) -> str:
+    """Give the URL of another database on the same server."""
+    return urlunsplit(urlsplit(server_url)._replace(path=f"/{name}"))
+
+
+async def create_database(server_url: str, template: str | None = None) -> str:
+    """Create an empty database, or a copy of another, and give its URL."""
+    name = f"gateway_{uuid4().hex}"
+    connection = await asyncpg.connect(server_url)
+    await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template or 'template0'}")
+    await connection.close()
+    return on_database(server_url, name)
+
+
+@pytest.fixture(scope="session")
+def server_url(request: pytest.FixtureRequest) -> str:
+    return request.config.stash[SERVER]
+
+
+@pytest.fixture(scope="session")
+def database_url(server_url: str) -> Iterator[str]:
+    """A migrated database of this worker's own."""
+
+    async def prepared() -> str:
+        url = await create_database(server_url)
+        await migrate(url)
+        return url
+
+    yield asyncio.run(prepared())
+
+
+@pytest.fixture(scope="session")
+async def service(database_url: str) -> AsyncIterator[Service]:
+    """The whole service in this process, in development mode."""
+    async with Service.running(Settings(database_url=database_url)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+async def cast(database_url: str) -> AsyncIterator[Cast]:
+    """Made-up patients, and a way to look at the tables behind the doors."""
+    connection = await asyncpg.connect(database_url)
+    yield Cast(connection)
+    await connection.close()
+
+
+@pytest.fixture(params=[RestDoor, GraphQLDoor], ids=["rest", "graphql"])
+def door(request: pytest.FixtureRequest, service: Service) -> Door:
+    """Either door: a behaviour is written once and holds at both."""
+    return request.param(service)

@@ -1,0 +1,214 @@
+"""The two doors, saying the same things in two languages, so that a behaviour can be written once."""
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
+
+import httpx2
+from starlette.types import Receive, Scope, Send
+
+from gateway.app import create_app
+from gateway.settings import Settings
+from resolvers import json_text
+
+TOKEN = "dev"  # of the brand `loop`
+
+
+class Service:
+    """The service in this process: every request goes through all of it but the sockets."""
+
+    def __init__(self, client: httpx2.AsyncClient, app: Any) -> None:
+        self.client = client
+        self.app = app
+
+    @classmethod
+    @asynccontextmanager
+    async def running(cls, settings: Settings) -> AsyncIterator[Self]:
+        """Start the service, and stop it at the end."""
+        app = create_app(settings)
+        async with app.router.lifespan_context(app) as state:
+
+            async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
+                await app(scope | {"state": dict(state or {})}, receive, send)
+
+            transport = httpx2.ASGITransport(with_state, raise_app_exceptions=False)
+            async with httpx2.AsyncClient(transport=transport, base_url="http://gateway.test") as client:
+                yield cls(client, app)
+
+    async def rest(
+        self,
+        method: str,
+        path: str,
+        *,
+        token: str | None = TOKEN,
+        headers: Mapping[str, str] | None = None,
+        **kwargs: Any,
+    ) -> httpx2.Response:
+        """Send one request as it is."""
+        return await self.client.request(method, path, headers={**_bearer(token), **(headers or {})}, **kwargs)
+
+    async def graphql(
+        self,
+        query: str,
+        variables: Mapping[str, Any] | None = None,
+        *,
+        token: str | None = TOKEN,
+        headers: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """Run one operation, and give the body of the answer."""
+        body = wire({"query": query, "variables": dict(variables or {})})
+        response = await self.client.post(
+            "/graphql",
+            content=body,
+            headers={"content-type": "application/json", **_bearer(token), **(headers or {})},
+        )
+        return exact(response)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a request, in words that both doors share.
+
+    `code` is None where it succeeded. `rules` are the rules that were broken, each with the member in REST's names.
+    """
+
+    code: str | None = None
+    encounter: dict[str, Any] = field(default_factory=dict)
+    recorded: str | None = None
+    rules: frozenset[tuple[str, str]] = frozenset()
+
+
+class Door(Protocol):
+    """One way into the gateway."""
+
+    def __init__(self, service: Service) -> None: ...
+
+    async def record(
+        self, patient_id: str, members: Mapping[str, Any], *, token: str | None = TOKEN, brand_header: str | None = None
+    ) -> Outcome:
+        """Ask for an encounter to be recorded. `members` in REST's names."""
+
+    async def listed(self, patient_id: str, *, token: str | None = TOKEN) -> tuple[list[dict[str, Any]], int] | None:
+        """Give the first page of a patient's encounters and the total, or None where there is no such patient."""
+
+
+class RestDoor:
+    """The REST door."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    async def record(
+        self, patient_id: str, members: Mapping[str, Any], *, token: str | None = TOKEN, brand_header: str | None = None
+    ) -> Outcome:
+        response = await self.service.rest(
+            "POST",
+            f"/v1/patients/{patient_id}/encounters",
+            token=token,
+            headers={"content-type": "application/json", **_brand(brand_header)},
+            content=wire(dict(members)),
+        )
+        body = response.json()
+        if response.status_code == 201:
+            return Outcome(encounter=exact(response))
+        rules = frozenset((each["pointer"][1:], each["rule"]) for each in body.get("violations", []))
+        return Outcome(body["error"], recorded=body["recorded"], rules=rules)
+
+    async def listed(self, patient_id: str, *, token: str | None = TOKEN) -> tuple[list[dict[str, Any]], int] | None:
+        response = await self.service.rest("GET", f"/v1/patients/{patient_id}/encounters", token=token)
+        if response.status_code == 404:
+            return None
+        body = exact(response)
+        return body["encounters"], body["total"]
+
+
+ENCOUNTER = """{
+  id patientId providerId brandId encounterType status scheduledAt startedAt endedAt
+  chiefComplaint notes metadata createdAt updatedAt
+}"""
+
+RECORD = f"""mutation ($patientId: ID!, $input: RecordEncounterInput!) {{
+  recordEncounter(patientId: $patientId, input: $input) {{
+    ... on EncounterRecorded {{ encounter {ENCOUNTER} }}
+    ... on Problem {{ code message recorded }}
+    ... on InvalidInput {{ violations {{ path rule message }} }}
+  }}
+}}"""
+
+LIST = f"""query ($id: ID!) {{ patient(id: $id) {{ encounters {{ totalCount nodes {ENCOUNTER} }} }} }}"""
+
+
+class GraphQLDoor:
+    """The GraphQL door."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    async def record(
+        self, patient_id: str, members: Mapping[str, Any], *, token: str | None = TOKEN, brand_header: str | None = None
+    ) -> Outcome:
+        variables = {"patientId": patient_id, "input": {camel(name): value for name, value in members.items()}}
+        kind = variables["input"].get("encounterType")  # type: ignore[attr-defined]
+        if isinstance(kind, str):
+            variables["input"]["encounterType"] = kind.upper()  # type: ignore[index]
+        body = await self.service.graphql(RECORD, variables, token=token, headers=_brand(brand_header))
+        if "errors" in body:
+            extensions = body["errors"][0]["extensions"]
+            rules = frozenset(
+                (snake(each["pointer"].removeprefix("/variables/input/")), each["rule"])
+                for each in extensions.get("violations", [])
+            )
+            return Outcome(extensions["code"], recorded=extensions["recorded"], rules=rules)
+        result = body["data"]["recordEncounter"]
+        if "encounter" in result:
+            return Outcome(encounter=rest_names(result["encounter"]))
+        rules = frozenset((snake(each["path"][-1]), each["rule"]) for each in result.get("violations", []))
+        return Outcome(result["code"], recorded=result["recorded"].lower(), rules=rules)
+
+    async def listed(self, patient_id: str, *, token: str | None = TOKEN) -> tuple[list[dict[str, Any]], int] | None:
+        body = await self.service.graphql(LIST, {"id": patient_id}, token=token)
+        patient = body["data"]["patient"]
+        if patient is None:
+            return None
+        connection = patient["encounters"]
+        return [rest_names(node) for node in connection["nodes"]], connection["totalCount"]
+
+
+def wire(body: Any) -> str:
+    """Write a body as a client would, escapes and all; one with decimals as only a careful client would."""
+    try:
+        return json.dumps(body)
+    except TypeError:
+        return json_text.write(body)
+
+
+def exact(response: httpx2.Response) -> Any:
+    """Read a JSON answer with every digit of its numbers."""
+    return json_text.read(response.content)
+
+
+def rest_names(encounter: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a GraphQL encounter as REST would show it."""
+    shown = {snake(name): value for name, value in encounter.items()}
+    return shown | {name: shown[name].lower() for name in ("encounter_type", "status")}
+
+
+def camel(name: str) -> str:
+    """`chief_complaint` → `chiefComplaint`."""
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
+def snake(name: str) -> str:
+    """`chiefComplaint` → `chief_complaint`."""
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
+
+
+def _bearer(token: str | None) -> dict[str, str]:
+    return {} if token is None else {"authorization": f"Bearer {token}"}
+
+
+def _brand(brand_id: str | None) -> dict[str, str]:
+    return {} if brand_id is None else {"x-brand-id": brand_id}
