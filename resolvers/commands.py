@@ -11,7 +11,16 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Self
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+)
 from pydantic_core import PydanticCustomError
 
 from models import EncounterStatus, EncounterType
@@ -29,6 +38,9 @@ class InputLimits:
     metadata_levels: int = 32
 
 
+DEFAULT_LIMITS = InputLimits()
+
+
 # RFC 3339 section 5.6 `date-time`; the offset is optional here so that its absence can be told apart.
 _DATE_TIME = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2})(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})?"
@@ -37,7 +49,7 @@ _DATE_TIME = re.compile(
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
-def _text(value: object, _info: ValidationInfo) -> object:
+def _text(value: object) -> object:
     if isinstance(value, str) and (problem := json_text.problem_with(value)):
         raise PydanticCustomError(*problem)
     return value
@@ -120,17 +132,43 @@ def _check_tree(value: object, levels: int) -> None:
 
 
 def _limits(info: ValidationInfo) -> InputLimits:
-    return info.context or InputLimits()
+    return info.context or DEFAULT_LIMITS
 
 
 def _or_none(check: Callable[[object], object]) -> BeforeValidator:
     return BeforeValidator(lambda value: None if value is None else check(value))
 
 
+def _schema(**keywords: object) -> WithJsonSchema:
+    # What the member is on the wire; the Python type behind it, which may be None when it was left out, is our affair.
+    return WithJsonSchema(keywords)
+
+
 Text = Annotated[str, BeforeValidator(_text)]
-ProviderId = Annotated[UUID | None, BeforeValidator(_uuid), BeforeValidator(_not_null)]
-Instant = Annotated[datetime | None, BeforeValidator(parse_instant), BeforeValidator(_not_null)]
-MetadataText = Annotated[str, BeforeValidator(_metadata), BeforeValidator(_not_null)]
+ProviderId = Annotated[
+    UUID | None, BeforeValidator(_uuid), BeforeValidator(_not_null), _schema(type="string", format="uuid")
+]
+Instant = Annotated[
+    datetime | None,
+    BeforeValidator(parse_instant),
+    BeforeValidator(_not_null),
+    _schema(type="string", format="date-time"),
+]
+ChiefComplaint = Annotated[
+    Text | None,
+    _at_most("chief_complaint_characters"),
+    BeforeValidator(_not_null),
+    _schema(type="string", maxLength=DEFAULT_LIMITS.chief_complaint_characters),
+]
+Notes = Annotated[
+    Text | None,
+    _at_most("notes_characters"),
+    BeforeValidator(_not_null),
+    _schema(type="string", maxLength=DEFAULT_LIMITS.notes_characters),
+]
+MetadataText = Annotated[
+    str, BeforeValidator(_metadata), BeforeValidator(_not_null), _schema(type="object", additionalProperties=True, default={})
+]
 """A JSON object as its own text (see `json_text.write`), so that no number is ever rounded."""
 
 
@@ -151,18 +189,16 @@ class Command(BaseModel):
 class RecordEncounter(Command):
     """What a clinic's system says happened."""
 
-    brand_id: Annotated[Text, AfterValidator(_not_empty)] = Field(description="The brand the patient belongs to.")
+    brand_id: Annotated[Text, AfterValidator(_not_empty), _schema(type="string", minLength=1)] = Field(
+        description="The brand the patient belongs to."
+    )
     encounter_type: Annotated[EncounterType, Field(strict=False)] = Field(description="What kind of meeting it is.")
     provider_id: ProviderId = Field(
         default=None, description="Who met the patient: a reference into the provider directory, kept as sent."
     )
     scheduled_at: Instant = Field(default=None, description="When it is due. An offset is required.")
-    chief_complaint: Annotated[Text | None, _at_most("chief_complaint_characters"), BeforeValidator(_not_null)] = Field(
-        default=None, description="Why the patient came, in the patient's words."
-    )
-    notes: Annotated[Text | None, _at_most("notes_characters"), BeforeValidator(_not_null)] = Field(
-        default=None, description="What the clinician wrote."
-    )
+    chief_complaint: ChiefComplaint = Field(default=None, description="Why the patient came, in the patient's words.")
+    notes: Notes = Field(default=None, description="What the clinician wrote.")
     metadata: MetadataText = Field(default="{}", description="Anything else, as an object; kept as sent.")
 
 

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from resolvers.access import DEFAULT_SCOPES, Caller, Operation, Scopes, require, resolve_brand
-from resolvers.commands import InputLimits
+from resolvers.commands import DEFAULT_LIMITS, InputLimits
 from resolvers.errors import Forbidden, Unauthenticated
 from resolvers.paging import PageLimits
 from resolvers.sql import Database
@@ -20,7 +20,7 @@ class Services:
     verify: Verify
     database: Database
     scopes: Scopes = field(default_factory=lambda: DEFAULT_SCOPES)
-    input_limits: InputLimits = InputLimits()
+    input_limits: InputLimits = DEFAULT_LIMITS
     page_limits: PageLimits = PageLimits()
 
 

@@ -21,6 +21,9 @@ MEMBERS = (
 )  # fmt: skip
 """The fourteen published members, in the published order. Source: the endpoint's public page."""
 
+COLUMN = {"metadata": "metadata_"}
+"""Where the row calls a member otherwise: `metadata` is taken on a table class."""
+
 MAX_OFFSET = 2**63 - 1
 
 
@@ -51,10 +54,10 @@ class PatientEncounters(HTTPEndpoint):
 
 def encounter_json(encounter: Encounter) -> dict[str, Any]:
     """Give the published object of an encounter."""
-    return {name: getattr(encounter, name) for name in MEMBERS if name != "metadata"} | {
-        # Already JSON, checked when it came in: it goes out as PostgreSQL holds it, every digit of every number.
-        "metadata": orjson.Fragment(encounter.metadata_)
-    }
+    members = {name: getattr(encounter, COLUMN.get(name, name)) for name in MEMBERS}
+    # Already JSON, checked when it came in: it goes out as PostgreSQL holds it, every digit of every number.
+    members["metadata"] = orjson.Fragment(members["metadata"])
+    return members
 
 
 async def _members(request: Request) -> dict[str, Any]:

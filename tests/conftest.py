@@ -17,6 +17,7 @@ import pytest
 from gateway.migrate import migrate
 from gateway.postgres import PrivatePostgres
 from gateway.settings import Settings
+from gateway.telemetry import configure_logging
 from tests.cast import Cast
 from tests.doors import Door, GraphQLDoor, RestDoor, Service
 
@@ -35,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(postgres.stop)
         told = postgres.url()
     config.stash[SERVER] = told
+    configure_logging()
 
 
 @pytest.hookimpl(optionalhook=True)

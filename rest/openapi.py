@@ -1,0 +1,247 @@
+"""The description of the REST door, built from the models and tables that serve it."""
+
+import json
+from typing import Any
+
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core.core_schema import WithDefaultSchema
+
+from models import Encounter
+from resolvers.commands import RecordEncounter
+from resolvers.paging import PageLimits
+from rest.encounters import MAX_OFFSET, MEMBERS
+
+Json = dict[str, Any]
+
+PATH = "/v1/patients/{patient_id}/encounters"
+
+REFUSALS = {
+    400: "What was sent breaks a rule; `violations` says which member and which rule.",
+    401: "No bearer token came, or one that is worth nothing.",
+    403: "The caller may not do this, or not for this brand.",
+    404: "Patient not found",
+    405: "This method is not served here.",
+    408: "The body did not arrive in time.",
+    413: "The body is larger than this gateway reads.",
+    415: "The body is not JSON in UTF-8.",
+    500: "Internal error",
+    503: "The gateway cannot answer just now; `recorded` says whether the encounter may have been kept.",
+}
+
+HEADERS: dict[int, Json] = {
+    401: {"WWW-Authenticate": "The challenge, as RFC 6750 has it."},
+    403: {"WWW-Authenticate": "The scopes that would do, where a scope is what is missing."},
+    405: {"Allow": "The methods that are served here."},
+    503: {"Retry-After": "When to come back, in seconds."},
+}
+
+
+def openapi_json() -> str:
+    """Give the description as JSON text, as it is kept in `rest/openapi.json`."""
+    return json.dumps(openapi(), indent=2, ensure_ascii=False)
+
+
+def openapi() -> Json:
+    """Describe every path, status and member of the REST door (OpenAPI 3.1)."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Encounter gateway",
+            "version": "1",
+            "description": "Records and serves patient encounters: once, durably, and only to those who may see them.",
+        },
+        "paths": {
+            PATH: {
+                "parameters": [_patient_id(), _brand_header(), _request_id_header()],
+                "post": _record(),
+                "get": _list(),
+            },
+            "/healthz": {"get": _health("healthz", "Whether the process runs", {"200": "It runs."})},
+            "/readyz": {
+                "get": _health("readyz", "Whether it can serve", {"200": "It can.", "503": "It cannot just now."})
+            },
+        },
+        "components": {
+            "schemas": {
+                "RecordEncounter": _inlined(RecordEncounter.model_json_schema(schema_generator=_WithoutDefaults)),
+                "Encounter": _encounter(),
+                "Error": _error(),
+            },
+            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{"bearer": []}],
+    }
+
+
+def _record() -> Json:
+    return {
+        "operationId": "recordEncounter",
+        "summary": "Record that an encounter happened",
+        "description": "Answers after the encounter is safe on disk. Members this page does not name are ignored.",
+        "requestBody": {
+            "required": True,
+            "content": _json(
+                {"$ref": "#/components/schemas/RecordEncounter"},
+                {"brand_id": "loop", "encounter_type": "telehealth", "notes": "Slept well."},
+            ),
+        },
+        "responses": {
+            "201": {
+                "description": "Encounter recorded",
+                "headers": _headers({}),
+                "content": _json({"$ref": "#/components/schemas/Encounter"}),
+            },
+            **_refusals(REFUSALS),
+        },
+    }
+
+
+def _list() -> Json:
+    limits = PageLimits()
+    return {
+        "operationId": "listEncounters",
+        "summary": "List a patient's encounters, newest first",
+        "parameters": [
+            _query("limit", "How many, at most.", default=limits.default, minimum=1, maximum=limits.maximum),
+            _query("offset", "How many to pass over.", default=0, minimum=0, maximum=MAX_OFFSET),
+        ],
+        "responses": {
+            "200": {
+                "description": "The encounters, and how many there are in all",
+                "headers": _headers({}),
+                "content": _json(
+                    {
+                        "type": "object",
+                        "required": ["patient_id", "encounters", "total"],
+                        "properties": {
+                            "patient_id": {"type": "string"},
+                            "encounters": {"type": "array", "items": {"$ref": "#/components/schemas/Encounter"}},
+                            "total": {"type": "integer", "minimum": 0},
+                        },
+                    }
+                ),
+            },
+            **_refusals({status: said for status, said in REFUSALS.items() if status not in {408, 413, 415}}),
+        },
+    }
+
+
+def _encounter() -> Json:
+    columns = _inlined(Encounter.model_json_schema())["properties"]
+    members = {name: columns[name] for name in MEMBERS if name != "metadata"}
+    members = {
+        name: {key: column[key] for key in column if key not in {"title", "default"}}
+        for name, column in members.items()
+    }
+    members["metadata"] = {"type": "object", "additionalProperties": True}
+    return {
+        "type": "object",
+        "required": list(MEMBERS),
+        "properties": {name: members[name] for name in MEMBERS},
+    }
+
+
+def _error() -> Json:
+    return {
+        "type": "object",
+        "required": ["error", "message"],
+        "properties": {
+            "error": {"type": "string", "description": "Stable; a program may switch on it."},
+            "message": {"type": "string", "description": "For a person; never repeats what was sent."},
+            "recorded": {"enum": ["no", "unknown"], "description": "Whether it may have been kept all the same."},
+            "request_id": {"type": "string"},
+            "error_description": {"type": "string", "description": "On 401 and 403: `message` again."},
+            "violations": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["pointer", "rule", "message"],
+                    "properties": {
+                        "pointer": {"type": "string", "description": "JSON Pointer (RFC 6901) to the member."},
+                        "rule": {"type": "string", "description": "Stable; a program may switch on it."},
+                        "message": {"type": "string"},
+                    },
+                },
+            },
+        },
+    }
+
+
+def _refusals(said: dict[int, str]) -> Json:
+    return {
+        str(status): {
+            "description": description,
+            "headers": _headers(HEADERS.get(status, {})),
+            "content": _json({"$ref": "#/components/schemas/Error"}),
+        }
+        for status, description in said.items()
+    }
+
+
+def _health(operation_id: str, summary: str, said: dict[str, str]) -> Json:
+    answers = {
+        status: {"description": description, "content": _json({"type": "object"})}
+        for status, description in said.items()
+    }
+    return {"operationId": operation_id, "summary": summary, "security": [], "responses": answers}
+
+
+def _patient_id() -> Json:
+    description = "Opaque. One that does not exist, or that the caller may not see, is 404."
+    return {
+        "name": "patient_id",
+        "in": "path",
+        "required": True,
+        "schema": {"type": "string"},
+        "description": description,
+    }
+
+
+def _brand_header() -> Json:
+    description = "For a client whose token names no brand: the brand it acts for."
+    return {"name": "X-Brand-Id", "in": "header", "schema": {"type": "string"}, "description": description}
+
+
+def _request_id_header() -> Json:
+    description = "Names the request in the answer and in our log; made up where it is missing or ill-formed."
+    return {"name": "X-Request-Id", "in": "header", "schema": {"type": "string"}, "description": description}
+
+
+def _query(name: str, description: str, **whole_number: int) -> Json:
+    return {"name": name, "in": "query", "description": description, "schema": {"type": "integer", **whole_number}}
+
+
+def _headers(described: Json) -> Json:
+    described = {"X-Request-Id": "The request's id.", **described}
+    return {name: {"description": text, "schema": {"type": "string"}} for name, text in described.items()}
+
+
+def _json(schema: Json, example: Any = None) -> Json:
+    return {"application/json": {"schema": schema} | ({} if example is None else {"example": example})}
+
+
+class _WithoutDefaults(GenerateJsonSchema):
+    """A member that may be left out simply may be: what Python holds in its place is not part of the wire."""
+
+    def default_schema(self, schema: WithDefaultSchema) -> JsonSchemaValue:
+        return self.generate_inner(schema["schema"])
+
+
+def _inlined(schema: Json) -> Json:
+    """Put each definition where it is referred to, and drop the titles pydantic makes up."""
+    definitions = schema.pop("$defs", {})
+
+    def inline(part: Any) -> Any:
+        if isinstance(part, list):
+            return [inline(item) for item in part]
+        if not isinstance(part, dict):
+            return part
+        if "$ref" in part:
+            target = definitions[part["$ref"].rsplit("/", 1)[-1]]
+            part = {key: value for key, value in target.items() if key != "description"} | {
+                key: value for key, value in part.items() if key != "$ref"
+            }
+        return {key: inline(value) for key, value in part.items() if key != "title"}
+
+    inlined: Json = inline(schema)
+    return inlined

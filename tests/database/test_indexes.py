@@ -1,0 +1,43 @@
+"""Each index serves the statement it was made for: PostgreSQL's own plan says so."""
+
+import json
+from datetime import UTC, datetime
+from uuid import uuid4
+
+import pytest
+
+from resolvers.encounters import ENCOUNTERS_BY_IDS, ENCOUNTERS_BY_OFFSET, _pages
+from resolvers.sql import Statement
+from tests.cast import Cast
+
+OF_PATIENT = {"brand_id": "loop", "patient_id": "somebody"}
+PAGE = {"brand_id": "loop", "patient_ids": ["somebody"], "limit": 21}
+AFTER = {"after_created_at": datetime(2026, 1, 1, tzinfo=UTC), "after_id": uuid4()}
+
+
+@pytest.mark.parametrize(
+    ("statement", "values", "index"),
+    [
+        (ENCOUNTERS_BY_IDS, {"brand_id": "loop", "ids": [uuid4()]}, "ix_encounters_id"),
+        (ENCOUNTERS_BY_OFFSET, OF_PATIENT | {"limit": 20, "offset": 0}, "ix_encounters_patient_id_created_at_id"),
+        (_pages(frozenset(), True, False, False), PAGE, "ix_encounters_patient_id_created_at_id"),
+        (_pages(frozenset(), True, True, False), PAGE | AFTER, "ix_encounters_patient_id_created_at_id"),
+    ],
+)
+async def test_a_read_uses_its_index_and_sorts_nothing(cast: Cast, statement: Statement, values, index: str) -> None:
+    async with cast.connection.transaction():
+        # An empty table is read whole whatever the indexes: ask what would be done on a large one.
+        await cast.connection.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off")
+        explained = await cast.connection.fetchval(
+            f"EXPLAIN (FORMAT JSON) {statement.text}", *statement.arguments(values)
+        )
+
+    nodes = list(_nodes(json.loads(explained)[0]["Plan"]))
+    scans = [node for node in nodes if node.get("Relation Name") == "encounters"]
+    assert [node["Index Name"] for node in scans] == [index]
+
+
+def _nodes(plan):
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from _nodes(child)

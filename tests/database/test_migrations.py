@@ -1,0 +1,77 @@
+"""The migrations make exactly what the models say, on every PostgreSQL we serve, however many run them at once."""
+
+import asyncio
+from enum import StrEnum
+
+import asyncpg
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from gateway.migrate import migrate
+from models import EncounterStatus, EncounterType, Table
+from models.base import SCHEMA
+from tests.conftest import create_database
+
+
+async def test_ten_processes_may_migrate_at_once(server_url: str) -> None:
+    url = await create_database(server_url)
+
+    await asyncio.gather(*(migrate(url) for _ in range(10)))
+
+    connection = await asyncpg.connect(url)
+    assert await connection.fetchval("SELECT count(*) FROM patient_graph.encounters") == 0
+    await connection.close()
+
+
+async def test_the_migrated_database_is_what_the_models_describe(database_url: str) -> None:
+    def differences(connection: Connection) -> list[object]:
+        options = {
+            "include_schemas": True,
+            "compare_server_default": True,
+            "include_name": lambda name, kind, _: kind != "schema" or name == SCHEMA,
+            "version_table_schema": SCHEMA,
+        }
+        return compare_metadata(MigrationContext.configure(connection, opts=options), Table.metadata)
+
+    engine = create_async_engine(
+        "postgresql+asyncpg://", async_creator=lambda: asyncpg.connect(database_url), poolclass=NullPool
+    )
+    async with engine.connect() as connection:
+        assert await connection.run_sync(differences) == []
+    await engine.dispose()
+
+
+@pytest.mark.parametrize(("column", "enum"), [("encounter_type", EncounterType), ("status", EncounterStatus)])
+async def test_a_check_allows_exactly_the_values_of_its_enum(
+    database_url: str, column: str, enum: type[StrEnum]
+) -> None:
+    # Alembic's comparison does not see a changed CHECK.
+    connection = await asyncpg.connect(database_url)
+    definition = await connection.fetchval(
+        "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = $1", f"ck_encounters_{column}"
+    )
+    await connection.close()
+
+    assert {part for part in definition.split("'")[1::2]} == {member.value for member in enum}
+
+
+async def test_every_table_of_a_patient_has_the_patient_in_its_key(database_url: str) -> None:
+    for table in Table.metadata.tables.values():
+        first = next(iter(table.primary_key.columns)).name
+        assert first == ("id" if table.name == "patients" else "patient_id")
+        assert not table.columns["brand_id"].nullable
+
+
+async def test_the_database_itself_keeps_an_encounter_in_its_patients_brand(database_url: str, cast) -> None:
+    patient_id = await cast.patient("loop")
+
+    with pytest.raises(asyncpg.ForeignKeyViolationError):
+        await cast.connection.execute(
+            "INSERT INTO patient_graph.encounters (patient_id, id, brand_id, encounter_type)"
+            " VALUES ($1, gen_random_uuid(), 'loopbio', 'lab')",
+            patient_id,
+        )

@@ -1,0 +1,86 @@
+"""Laws of strict JSON: what is read is what is written, and what `jsonb` cannot hold is never read."""
+
+import json
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resolvers import json_text
+from resolvers.errors import MalformedBody
+
+text = st.text(st.characters(codec="utf-8"))
+numbers = st.integers(-(10**40), 10**40) | st.decimals(allow_nan=False, allow_infinity=False, places=12)
+values = st.recursive(
+    st.none() | st.booleans() | numbers | text, lambda inner: st.lists(inner) | st.dictionaries(text, inner)
+)
+
+
+@given(values)
+def test_what_is_written_reads_back_equal(value: Any) -> None:
+    assert json_text.read(json_text.write(value)) == value
+
+
+@given(values)
+def test_writing_what_was_read_changes_nothing(value: Any) -> None:
+    written = json_text.write(value)
+
+    assert json_text.write(json_text.read(written)) == written
+
+
+@given(values)
+def test_what_is_written_is_json_to_anybody_else(value: Any) -> None:
+    assert json.loads(json_text.write(value), parse_int=Decimal, parse_float=Decimal) == value
+
+
+@given(st.dictionaries(text, st.integers()))
+def test_the_order_of_members_makes_no_difference(members: dict[str, int]) -> None:
+    backwards = dict(reversed(members.items()))
+
+    assert json_text.write(members) == json_text.write(backwards)
+
+
+@given(st.binary())
+def test_any_bytes_are_read_or_refused_and_nothing_else(body: bytes) -> None:
+    try:
+        json_text.read(body)
+    except MalformedBody as refusal:
+        assert refusal.violations
+
+
+@pytest.mark.parametrize(
+    ("body", "rule"),
+    [
+        (b"", "json"),
+        (b"{", "json"),
+        (b"{} {}", "json"),
+        (b"{'a': 1}", "json"),
+        (b'{"a": 01}', "json"),
+        (b'"\x00"', "json"),
+        (b"\xff", "utf8"),
+        (b"\xef\xbb\xbf{}", "json"),
+        (b'{"a": 1, "a": 1}', "duplicate_member"),
+        (b'{"a": {"b": 1, "\\u0062": 2}}', "duplicate_member"),
+        (b"[" * 100_000, "too_deep"),
+        (b"NaN", "number_range"),
+        (b"[-Infinity]", "number_range"),
+        (b"1e131072", "number_range"),
+        (b"1e-16384", "number_range"),
+        (b"1e99999999999999999999", "number_range"),
+        (b"-1e-99999999999999999999", "number_range"),
+    ],
+)
+def test_what_two_readers_could_understand_differently_is_refused(body: bytes, rule: str) -> None:
+    with pytest.raises(MalformedBody) as refusal:
+        json_text.read(body)
+
+    assert [violation.rule for violation in refusal.value.violations] == [rule]
+
+
+def test_a_short_literal_that_stands_for_a_huge_text_is_measured_in_full() -> None:
+    value = json_text.read(b"[" + b"1e131071," * 5_000 + b"1]")
+
+    with pytest.raises(json_text.TooLarge):
+        json_text.write(value, max_bytes=65_536)

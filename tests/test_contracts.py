@@ -1,0 +1,37 @@
+"""The printed contracts are true, and the rooms keep to themselves."""
+
+import json
+from pathlib import Path
+
+from importlinter.cli import lint_imports
+from openapi_pydantic import OpenAPI
+
+from rest.openapi import openapi, openapi_json
+from schema import build_schema
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_schema_graphql_is_the_schema_that_is_served() -> None:
+    printed = (ROOT / "schema/schema.graphql").read_text()
+
+    assert printed == build_schema().as_str() + "\n", "run `gateway export schema > schema/schema.graphql`"
+
+
+def test_openapi_json_is_the_description_that_is_served() -> None:
+    printed = (ROOT / "rest/openapi.json").read_text()
+
+    assert printed == openapi_json() + "\n", "run `gateway export openapi > rest/openapi.json`"
+
+
+def test_the_description_is_valid_openapi() -> None:
+    described = OpenAPI.model_validate(json.loads(openapi_json()))
+
+    assert described.paths is not None
+    assert set(described.paths) == set(openapi()["paths"])
+
+
+def test_no_room_imports_what_it_must_not_know(monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+    assert lint_imports(no_cache=True) == 0
