@@ -3,6 +3,7 @@
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 from starlette.applications import Starlette
@@ -13,7 +14,7 @@ from starlette.routing import Route
 import rest
 import rest.errors
 from gateway.auth import verify_development_token
-from gateway.database import Database
+from gateway.database import APP_ROLE, Database
 from gateway.limits import BodyLimits
 from gateway.settings import Settings, SettingsError
 from gateway.telemetry import RequestLog, report
@@ -21,6 +22,7 @@ from resolvers.commands import InputLimits
 from resolvers.context import Services, Verify
 from resolvers.errors import GatewayError
 from resolvers.paging import PageLimits
+from rest.encounters import published
 from schema import build_schema
 from schema.endpoint import GraphQLEndpoint
 
@@ -33,6 +35,7 @@ def create_app(settings: Settings) -> Starlette:
         assert settings.database_url is not None, "whoever serves has found or started a database"
         database = await Database.connect(
             settings.database_url.get_secret_value(),
+            role=APP_ROLE,
             size=settings.database_pool_size,
             acquire_seconds=settings.database_acquire_seconds,
             statement_seconds=settings.database_statement_seconds,
@@ -61,6 +64,7 @@ def services(settings: Settings, database: Database) -> Services:
     return Services(
         verify=verifier(settings),
         database=database,
+        published=published,
         input_limits=InputLimits(
             chief_complaint_characters=settings.chief_complaint_characters,
             notes_characters=settings.notes_characters,
@@ -68,6 +72,7 @@ def services(settings: Settings, database: Database) -> Services:
             metadata_levels=settings.metadata_levels,
         ),
         page_limits=PageLimits(settings.page_size, settings.page_size_max),
+        keys_kept_for=timedelta(hours=settings.idempotency_hours),
     )
 
 

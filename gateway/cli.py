@@ -53,11 +53,19 @@ def migrate() -> None:
 def import_patients(
     file: Annotated[Path, typer.Argument(help="CSV or JSON Lines with `id` and `brand_id`; - for standard input.")],
 ) -> None:
-    """Make patients known; those known already are left as they are."""
-    from gateway.importing import import_patients
+    """Make patients known; those known already are left as they are. Exit code 1 if a line was refused."""
+    from gateway.importing import ImportStopped, import_patients
 
+    # Unlike a server that is told to stop, an import that is has not done its work: it must not end with 0.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     with _database() as settings:
-        typer.echo(asyncio.run(import_patients(_url(settings), file)))
+        try:
+            imported = asyncio.run(import_patients(_url(settings), file))
+        except ImportStopped as error:
+            sys.exit(f"gateway: {error}")
+    typer.echo(imported)
+    raise typer.Exit(1 if imported.refused else 0)
 
 
 class Contract(StrEnum):

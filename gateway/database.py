@@ -13,6 +13,9 @@ import asyncpg
 from resolvers.errors import OutcomeUnknown, TemporarilyUnavailable
 from resolvers.sql import Row, Statement
 
+APP_ROLE = "gateway_app"
+"""May do what serving needs, for one brand at a time; owns nothing. The migrations say what exactly."""
+
 # The connection, the server or its resources are gone for now: the statement did not happen, and may be tried again.
 UNAVAILABLE = (
     OSError,
@@ -25,6 +28,20 @@ UNAVAILABLE = (
     asyncpg.ReadOnlySQLTransactionError,  # the server became a standby
     asyncpg.LockNotAvailableError,
 )
+
+
+class BrandConnection(asyncpg.Connection):
+    """A connection that sees the rows of one brand at a time: row-level security compares with `app.brand_id`."""
+
+    _brand_id: str | None = None
+
+    async def act_for(self, brand_id: str) -> None:
+        """See the rows of this brand from now on. Costs a round trip only when it is another than before."""
+        if brand_id != self._brand_id:
+            # Unset first: cut off in the middle, the connection must not be taken for one of the old brand.
+            self._brand_id = None
+            await self.execute("SELECT set_config('app.brand_id', $1, false)", brand_id)
+            self._brand_id = brand_id
 
 
 class PoolConnection:
@@ -50,8 +67,12 @@ class Database:
         self._acquire_seconds = acquire_seconds
 
     @classmethod
-    async def connect(cls, url: str, *, size: int, acquire_seconds: float, statement_seconds: float) -> Self:
-        """Open the pool. Raises `OSError` or `asyncpg.PostgresError` when the server does not let us in."""
+    async def connect(cls, url: str, *, role: str, size: int, acquire_seconds: float, statement_seconds: float) -> Self:
+        """Open the pool. Raises `OSError` or `asyncpg.PostgresError` when the server does not let us in.
+
+        Whoever the URL logs in as, the connections act as `role`, which owns no table and cannot pass by row-level
+        security.
+        """
         pool = await asyncpg.create_pool(
             url,
             min_size=min(2, size),
@@ -60,10 +81,12 @@ class Database:
             # A request's statements leave no session state behind, so the round trip that would reset it is saved.
             reset=_no_reset,
             init=_exact_instants,
+            connection_class=BrandConnection,
             max_cached_statement_lifetime=0,
             server_settings={
                 "application_name": "encounter-gateway",
                 "timezone": "UTC",
+                "role": role,
                 "statement_timeout": f"{statement_seconds * 1000:.0f}",
                 "idle_in_transaction_session_timeout": f"{statement_seconds * 1000:.0f}",
             },
@@ -82,15 +105,13 @@ class Database:
     @asynccontextmanager
     async def reading(self, brand_id: str) -> AsyncIterator[PoolConnection]:
         """Borrow a connection outside a transaction. Raises `TemporarilyUnavailable`."""
-        del brand_id  # row-level security will want it; see docs/decisions
-        async with self._acquired() as connection:
+        async with self._acquired(brand_id) as connection:
             yield PoolConnection(connection)
 
     @asynccontextmanager
     async def transaction(self, brand_id: str) -> AsyncIterator[PoolConnection]:
         """Borrow a connection in a transaction. Raises `TemporarilyUnavailable` or `OutcomeUnknown`."""
-        del brand_id
-        async with self._acquired() as connection:
+        async with self._acquired(brand_id) as connection:
             transaction = connection.transaction()
             await transaction.start()
             try:
@@ -107,12 +128,14 @@ class Database:
                 raise OutcomeUnknown from error
 
     @asynccontextmanager
-    async def _acquired(self) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy[Row]]:
+    async def _acquired(self, brand_id: str | None = None) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy[Row]]:
         try:
             connection = await self._pool.acquire(timeout=self._acquire_seconds)
         except UNAVAILABLE as error:
             raise TemporarilyUnavailable from error
         try:
+            if brand_id is not None:
+                await connection.act_for(brand_id)
             yield connection
         except UNAVAILABLE as error:
             raise TemporarilyUnavailable from error

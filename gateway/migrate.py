@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 import models
-from models.base import SCHEMA
+from models.base import PROCESS_SCHEMA, SCHEMA
 
 MIGRATIONS = Path(models.__file__).parent / "migrations"
 
@@ -27,7 +27,8 @@ async def migrate(database_url: str) -> None:
     async with engine.connect() as connection:
         # The lock belongs to the session, so it is freed even by a process that dies in the middle.
         await connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": ADVISORY_LOCK})
-        await connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
+        for schema in (SCHEMA, PROCESS_SCHEMA):
+            await connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {schema}"))
         await connection.commit()
         await connection.run_sync(_upgrade)
         await connection.commit()

@@ -1,4 +1,4 @@
-"""Every knob an operator may turn, with its unit, default and reason. Read from the environment; built by nobody at import."""
+"""Every knob an operator may turn, with its unit, default and reason. Built by nobody at import."""
 
 import difflib
 import os
@@ -48,12 +48,15 @@ class Settings(BaseSettings):
     notes_characters: int = Field(50_000, ge=1, description="Longest `notes`, in characters.")
     metadata_bytes: int = Field(64 * 1024, ge=2, description="Largest `metadata`, in bytes of JSON.")
     metadata_levels: int = Field(32, ge=1, le=200, description="Deepest nesting of `metadata`.")
+    idempotency_hours: int = Field(
+        7 * 24, ge=24, description="How long an idempotency key is kept, in hours. Clinics that were offline send late."
+    )
     page_size: int = Field(20, ge=1, description="Items on a page when the caller does not say.")
     page_size_max: int = Field(100, ge=1, le=500, description="Most items on a page.")
 
     @classmethod
     def from_environment(cls) -> Self:
-        """Read the settings. Raises `SettingsError` that names each wrong variable and, for an unknown one, the nearest."""
+        """Read the settings. Raises `SettingsError` that names every wrong variable, and the nearest known one."""
         known = {(PREFIX + name).upper() for name in cls.model_fields}
         unknown = [name for name in os.environ if name.startswith(PREFIX) and name not in known]
         problems = [_unknown(name, known) for name in sorted(unknown)]

@@ -2,11 +2,23 @@
 
 from sqlalchemy.orm import configure_mappers
 
+from models.audit import AuditEntry
 from models.base import Table
 from models.encounter import Encounter, EncounterStatus, EncounterType
+from models.idempotency import IdempotencyKey
+from models.outbox import OutboxEvent
 from models.patient import Patient
 
 # Rows are made by `model_construct`, past SQLAlchemy's constructor, which would otherwise have done this.
 configure_mappers()
 
-__all__ = ["Encounter", "EncounterStatus", "EncounterType", "Patient", "Table"]
+__all__ = [
+    "AuditEntry",
+    "Encounter",
+    "EncounterStatus",
+    "EncounterType",
+    "IdempotencyKey",
+    "OutboxEvent",
+    "Patient",
+    "Table",
+]

@@ -7,6 +7,10 @@ from sqlalchemy import DateTime, Enum, MetaData
 from sqlmodel import SQLModel
 
 SCHEMA = "patient_graph"
+"""Where everything that belongs to a brand lives; every table in it says which brand."""
+
+PROCESS_SCHEMA = "gateway"
+"""Where the process keeps what belongs to no brand: which migrations ran, who is the relay."""
 
 # Names are given by rule, so that a migration can name a constraint it has never seen the database choose.
 NAMING_CONVENTION = {

@@ -38,6 +38,11 @@ class Caller:
     brand_id: str | None = None
 
     @property
+    def actor_id(self) -> str:
+        """Who is answerable: the person, or the client where there is no person."""
+        return self.user_id or self.client_id
+
+    @property
     def actor_type(self) -> ActorType:
         """A person acts through a client; a client without a person is a service."""
         return "user" if self.user_id else "service"

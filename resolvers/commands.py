@@ -167,7 +167,10 @@ Notes = Annotated[
     _schema(type="string", maxLength=DEFAULT_LIMITS.notes_characters),
 ]
 MetadataText = Annotated[
-    str, BeforeValidator(_metadata), BeforeValidator(_not_null), _schema(type="object", additionalProperties=True, default={})
+    str,
+    BeforeValidator(_metadata),
+    BeforeValidator(_not_null),
+    _schema(type="object", additionalProperties=True, default={}),
 ]
 """A JSON object as its own text (see `json_text.write`), so that no number is ever rounded."""
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 
+from models import Encounter
 from resolvers.access import DEFAULT_SCOPES, Caller, Operation, Scopes, require, resolve_brand
 from resolvers.commands import DEFAULT_LIMITS, InputLimits
 from resolvers.errors import Forbidden, Unauthenticated
@@ -19,9 +21,12 @@ class Services:
 
     verify: Verify
     database: Database
+    published: Callable[[Encounter], bytes]
+    """How the published page shows an encounter: what a replay must repeat byte for byte."""
     scopes: Scopes = field(default_factory=lambda: DEFAULT_SCOPES)
     input_limits: InputLimits = DEFAULT_LIMITS
     page_limits: PageLimits = PageLimits()
+    keys_kept_for: timedelta = timedelta(days=7)
 
 
 @dataclass(frozen=True, slots=True)

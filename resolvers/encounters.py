@@ -4,61 +4,103 @@ Both doors call these functions; each owns its transaction, checks who may first
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import BigInteger, ColumnElement, FromClause, Table, any_, bindparam, func, insert, select, true, tuple_
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlmodel import Text
 
-from models import Encounter, EncounterStatus, Patient
+from models import Encounter, EncounterStatus, IdempotencyKey, Patient
 from resolvers.access import Operation
+from resolvers.audit import ENCOUNTER_RECORDED, append_entry
 from resolvers.commands import EVERYTHING, EncounterFilter, RecordEncounter
 from resolvers.context import Context
-from resolvers.errors import EncounterNotFound, PatientNotFound
+from resolvers.errors import EncounterNotFound, PatientNotFound, TemporarilyUnavailable
+from resolvers.idempotency import claim_key, claim_of, find_claimed
 from resolvers.ids import new_id
+from resolvers.outbox import append_recorded
 from resolvers.paging import Page, Window, page_of
-from resolvers.patients import find_patient
-from resolvers.sql import Row, Statement
+from resolvers.patients import find_patient, time_at
+from resolvers.sql import Connection, Row, Statement
 
 TABLE: Table = Encounter.__table__  # type: ignore[attr-defined]
-RECORDED_COLUMNS = ("patient_id", "id", "status", "version", *RecordEncounter.model_fields)
 
 
 # Recording
 
-
 INSERT_ENCOUNTER = Statement(
-    insert(TABLE)
-    .values({name: bindparam(name, type_=TABLE.c[name].type) for name in RECORDED_COLUMNS})
-    .returning(*TABLE.c)
+    insert(TABLE).values({column.name: bindparam(column.name, type_=column.type) for column in TABLE.c})
 )
 
 
-async def record_encounter(context: Context, patient_id: str, members: Mapping[str, Any]) -> Encounter:
-    """Record that an encounter happened, and give it as it was kept.
+class Recording(NamedTuple):
+    """A recorded encounter."""
+
+    encounter: Encounter
+    """As it stands now."""
+    answer: bytes
+    """As it was first answered, in the form of the published page."""
+    replayed: bool = False
+    """Whether it was recorded earlier, under the same key."""
+
+
+async def record_encounter(
+    context: Context, patient_id: str, members: Mapping[str, Any], key: str | None = None
+) -> Recording:
+    """Record that an encounter happened; once, if the caller names an idempotency key.
 
     `members` are those of the `RecordEncounter` command, unchecked: checking them is part of recording, because who
-    may comes before what was sent. Raises `InsufficientScope`, `Forbidden`, `InvalidInput`, `PatientNotFound`,
-    `TemporarilyUnavailable` or `OutcomeUnknown`, in this order.
+    may comes before what was sent. Raises `InsufficientScope`, `Forbidden`, `InvalidInput`, `IdempotencyKeyReused`,
+    `PatientNotFound`, `TemporarilyUnavailable` or `OutcomeUnknown`, in this order.
     """
     context.require(Operation.RECORD_ENCOUNTER)
     brand_id = context.acting_brand(members.get("brand_id"))
     command = RecordEncounter.read(members, context.services.input_limits)
+    claim = None if key is None else claim_of(key, context, brand_id, patient_id, command)
 
     async with context.database.transaction(brand_id) as connection:
-        if await find_patient(connection, brand_id, patient_id) is None:
+        now = await time_at(connection, brand_id, patient_id)
+        if now is None:
+            if claim and (earlier := await find_claimed(connection, claim)):
+                return await _replay(connection, brand_id, earlier)
             raise PatientNotFound
-        row = await connection.fetch_one(
-            INSERT_ENCOUNTER,
-            patient_id=patient_id,
-            id=new_id(),
-            status=EncounterStatus.SCHEDULED,
-            version=1,
-            **dict(command),
-        )
-    return _encounter(row)
+        columns = _columns(command, patient_id, now)
+        encounter = Encounter.model_construct(**columns)
+        answer = context.services.published(encounter)
+        if claim and not await claim_key(connection, claim, encounter, answer, context.services.keys_kept_for):
+            return await _replay(connection, brand_id, await find_claimed(connection, claim))
+        await connection.fetch(INSERT_ENCOUNTER, **columns)
+        await append_entry(connection, context, ENCOUNTER_RECORDED, encounter)
+        await append_recorded(connection, encounter)
+    return Recording(encounter, answer)
+
+
+def _columns(command: RecordEncounter, patient_id: str, now: datetime) -> dict[str, Any]:
+    """Give the row of a new encounter: scheduled, at version 1. Only the two times of recording are ours."""
+    return {
+        "patient_id": patient_id,
+        "id": new_id(),
+        "status": EncounterStatus.SCHEDULED,
+        "started_at": None,
+        "ended_at": None,
+        "version": 1,
+        "created_at": now,
+        "updated_at": now,
+        **dict(command),
+    }
+
+
+async def _replay(connection: Connection, brand_id: str, earlier: IdempotencyKey | None) -> Recording:
+    if earlier is None:
+        # The key was there a moment ago and has just expired: the caller's next try will claim it.
+        raise TemporarilyUnavailable
+    row = await connection.fetch_one(
+        ENCOUNTER_OF_PATIENT, brand_id=brand_id, patient_id=earlier.patient_id, id=earlier.encounter_id
+    )
+    return Recording(_encounter(row), earlier.answer, replayed=True)
 
 
 # Reading
@@ -69,6 +111,9 @@ OF_PATIENT = TABLE.c.patient_id == bindparam("patient_id")
 
 ENCOUNTERS_BY_IDS = Statement(
     select(TABLE).where(TABLE.c.id == any_(bindparam("ids", type_=ARRAY(TABLE.c.id.type))), OF_BRAND)
+)
+ENCOUNTER_OF_PATIENT = Statement(
+    select(TABLE).where(OF_PATIENT, TABLE.c.id == bindparam("id", type_=TABLE.c.id.type), OF_BRAND)
 )
 ENCOUNTERS_BY_OFFSET = Statement(
     select(TABLE)

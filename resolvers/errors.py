@@ -12,6 +12,8 @@ GatewayError
 ├── NotAcceptable              the client takes no media type that is spoken here
 ├── InvalidInput               what was sent breaks a rule; says which member and which rule
 │   └── MalformedBody          what was sent cannot be read at all
+├── Conflict                   what is there contradicts what was asked for
+│   └── IdempotencyKeyReused   the key stands for another request
 ├── UnsupportedMediaType       what was sent is not of a type this door reads
 ├── PayloadTooLarge            what was sent is larger than the gateway reads
 ├── RequestTimeout             what was sent did not arrive in time
@@ -131,6 +133,18 @@ class MalformedBody(InvalidInput):
         super().__init__([Violation("", rule, message)])
 
 
+class Conflict(GatewayError):
+    """What is there contradicts what was asked for."""
+
+    code = "conflict"
+
+
+class IdempotencyKeyReused(Conflict):
+    """This idempotency key stands for another request."""
+
+    code = "idempotency_key_payload_mismatch"
+
+
 class UnsupportedMediaType(GatewayError):
     """The body must be application/json in UTF-8."""
 
@@ -166,3 +180,5 @@ class ServerError(GatewayError):
     """Something went wrong on our side; the request id finds it in our log."""
 
     code = "server_error"
+    # Whatever it was may have come after the commit.
+    recorded = "unknown"

@@ -1,9 +1,10 @@
 """Patients: whether one exists in a brand, and how one comes to be known here."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 
-from sqlalchemy import any_, bindparam
-from sqlalchemy.dialects.postgresql import ARRAY, insert
+from sqlalchemy import any_, bindparam, func
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 from sqlmodel import Text, col, select
 
 from models import Patient
@@ -14,6 +15,7 @@ from resolvers.errors import PatientNotFound
 from resolvers.sql import Connection, Statement
 
 MAX_ID_CHARACTERS = 200
+ID_RULE = f"must have 1 to {MAX_ID_CHARACTERS} printable characters, no slash among them, and be neither . nor .."
 
 FIND_PATIENTS = Statement(
     select(Patient).where(
@@ -24,10 +26,26 @@ FIND_PATIENTS = Statement(
 FIND_PATIENT = Statement(
     select(Patient).where(col(Patient.id) == bindparam("patient_id"), col(Patient.brand_id) == bindparam("brand_id"))
 )
+TIME_AT_PATIENT = Statement(
+    select(func.now()).where(col(Patient.id) == bindparam("patient_id"), col(Patient.brand_id) == bindparam("brand_id"))
+)
 ADD_PATIENT = Statement(
     insert(Patient)
     .values({name: bindparam(name) for name in ("id", "brand_id", "external_ids")})
     .on_conflict_do_nothing()
+)
+ADD_PATIENTS = Statement(
+    insert(Patient)
+    .from_select(
+        ["brand_id", "id", "external_ids"],
+        select(
+            bindparam("brand_id", type_=Text),
+            func.unnest(bindparam("ids", type_=ARRAY(Text))),
+            func.unnest(bindparam("external_ids", type_=ARRAY(JSONB))),
+        ),
+    )
+    .on_conflict_do_nothing()
+    .returning(col(Patient.id))
 )
 
 
@@ -42,6 +60,14 @@ async def find_patient(connection: Connection, brand_id: str, patient_id: str) -
         return None
     row = await connection.fetch_one(FIND_PATIENT, brand_id=brand_id, patient_id=patient_id)
     return row and Patient.model_construct(**row)
+
+
+async def time_at(connection: Connection, brand_id: str, patient_id: str) -> datetime | None:
+    """Give the time of the transaction by the database's clock, or None where the brand has no such patient."""
+    if not can_exist(patient_id):
+        return None
+    row = await connection.fetch_one(TIME_AT_PATIENT, brand_id=brand_id, patient_id=patient_id)
+    return None if row is None else row[0]
 
 
 async def visible_patient(context: Context, patient_id: str) -> Patient:
@@ -63,15 +89,34 @@ async def patients_by_ids(context: Context, patient_ids: Sequence[str]) -> list[
     return [found.get(patient_id) for patient_id in patient_ids]
 
 
+def can_be_registered(patient_id: str) -> bool:
+    """Say whether a text may become a patient's id: one that can exist, and that a URL can carry in its path."""
+    in_a_path = "/" not in patient_id and patient_id not in {".", ".."} and patient_id.isprintable()
+    return in_a_path and can_exist(patient_id)
+
+
 async def add_patient(
-    connection: Connection, brand_id: str, patient_id: str, external_ids: dict[str, str] | None = None
+    connection: Connection, brand_id: str, patient_id: str, external_ids: Mapping[str, str] | None = None
 ) -> None:
     """Make a patient known, unless the brand knows it already.
 
     Raises `ValueError` for an id that no URL could carry. The caller's right to do this is the caller's business.
     """
-    if not can_exist(patient_id) or "/" in patient_id or not patient_id.isprintable() or patient_id in {".", ".."}:
-        raise ValueError(f"a patient id has 1 to {MAX_ID_CHARACTERS} printable characters and no slash")
+    if not can_be_registered(patient_id):
+        raise ValueError(ID_RULE)
     await connection.fetch(
-        ADD_PATIENT, id=patient_id, brand_id=brand_id, external_ids=json_text.write(external_ids or {})
+        ADD_PATIENT, id=patient_id, brand_id=brand_id, external_ids=json_text.write(dict(external_ids or {}))
     )
+
+
+async def add_patients(connection: Connection, brand_id: str, patients: Mapping[str, Mapping[str, str]]) -> int:
+    """Make patients known in one statement, but for those the brand knows already; give how many are new.
+
+    `patients` are external ids by patient id, a few thousand at most. Otherwise like `add_patient`.
+    """
+    if not all(map(can_be_registered, patients)):
+        raise ValueError(ID_RULE)
+    # In one order for everybody, so that two at once wait for each other at most in one direction.
+    ids = sorted(patients)
+    external_ids = [json_text.write(dict(patients[patient_id])) for patient_id in ids]
+    return len(await connection.fetch(ADD_PATIENTS, brand_id=brand_id, ids=ids, external_ids=external_ids))

@@ -1,5 +1,6 @@
 """Encounters over REST: read the request, call the one function, phrase the answer."""
 
+import re
 from typing import Any
 
 import orjson
@@ -12,7 +13,7 @@ from resolvers import json_text
 from resolvers.access import Operation
 from resolvers.encounters import list_encounters_by_offset, record_encounter
 from resolvers.errors import InvalidInput, MalformedBody, UnsupportedMediaType, Violation
-from rest.answers import json_answer
+from rest.answers import json_answer, json_bytes, write_json
 from rest.signin import signed_in
 
 MEMBERS = (
@@ -35,8 +36,9 @@ class PatientEncounters(HTTPEndpoint):
         context = await signed_in(request)
         context.require(Operation.RECORD_ENCOUNTER)
         members = await _members(request)
-        encounter = await record_encounter(context, request.path_params["patient_id"], members)
-        return json_answer(encounter_json(encounter), 201)
+        recording = await record_encounter(context, request.path_params["patient_id"], members, _key(request))
+        headers = {"Idempotent-Replayed": "true"} if recording.replayed else {}
+        return json_bytes(recording.answer, 201, headers)
 
     async def get(self, request: Request) -> Response:
         """List a patient's encounters, newest first: 200, the slice asked for, and how many there are in all."""
@@ -58,6 +60,22 @@ def encounter_json(encounter: Encounter) -> dict[str, Any]:
     # Already JSON, checked when it came in: it goes out as PostgreSQL holds it, every digit of every number.
     members["metadata"] = orjson.Fragment(members["metadata"])
     return members
+
+
+def published(encounter: Encounter) -> bytes:
+    """Write an encounter as the published page shows it."""
+    return write_json(encounter_json(encounter))
+
+
+def _key(request: Request) -> str | None:
+    keys = request.headers.getlist("idempotency-key")
+    if len(keys) > 1:
+        raise InvalidInput([Violation("/idempotency_key", "idempotency_key", "must be sent once")])
+    if not keys:
+        return None
+    # The IETF draft has a quoted string here; most clients send the bare key. Both are the same key.
+    quoted = re.fullmatch(r'"((?:[^"\\]|\\["\\])*)"', keys[0])
+    return re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else keys[0]
 
 
 async def _members(request: Request) -> dict[str, Any]:

@@ -21,6 +21,7 @@ STATUS: Mapping[type[GatewayError], int] = {
     errors.MethodNotAllowed: 405,
     errors.NotAcceptable: 406,
     errors.InvalidInput: 400,
+    errors.Conflict: 409,
     errors.UnsupportedMediaType: 415,
     errors.PayloadTooLarge: 413,
     errors.RequestTimeout: 408,

@@ -28,6 +28,11 @@ class PatientNotFound(Problem):
     pass
 
 
+@strawberry.type(description="The idempotency key stands for another request; nothing was recorded for this one.")
+class IdempotencyKeyReused(Problem):
+    pass
+
+
 @strawberry.type(description="One rule that one member breaks.")
 class Violation:
     path: list[str] = strawberry.field(description="The member, from the argument downwards.")
@@ -46,6 +51,8 @@ def outcome(error: GatewayError) -> Any:
     match error:
         case errors.PatientNotFound():
             return PatientNotFound(code=error.code, message=error.message, recorded=recorded)
+        case errors.IdempotencyKeyReused():
+            return IdempotencyKeyReused(code=error.code, message=error.message, recorded=recorded)
         case errors.InvalidInput():
             violations = [_violation(each) for each in error.violations]
             message = "; ".join(f"{'.'.join(each.path)} {each.message}" for each in violations)
@@ -55,7 +62,9 @@ def outcome(error: GatewayError) -> Any:
 
 
 def _violation(violation: errors.Violation) -> Violation:
-    path = ["input", *(to_camel_case(member) for member in violation.pointer.split("/")[1:])]
+    path = [to_camel_case(member) for member in violation.pointer.split("/")[1:]]
+    if path != ["idempotencyKey"]:
+        path.insert(0, "input")
     return Violation(path=path, rule=violation.rule, message=violation.message)
 
 

@@ -10,7 +10,7 @@ from strawberry import UNSET
 from models import EncounterType
 from resolvers.encounters import record_encounter
 from resolvers.errors import GatewayError
-from schema.errors import InvalidInput, PatientNotFound, outcome
+from schema.errors import IdempotencyKeyReused, InvalidInput, PatientNotFound, outcome
 from schema.scalars import JSON
 from schema.types import Encounter, Info, given
 
@@ -37,10 +37,13 @@ class RecordEncounterInput:
 @strawberry.type(description="The encounter was recorded, and is safe on disk.")
 class EncounterRecorded:
     encounter: Encounter
+    replayed: bool = strawberry.field(
+        description="Whether the same request under the same key had recorded it earlier. It is shown as it stands now."
+    )
 
 
 RecordEncounterResult = Annotated[
-    EncounterRecorded | PatientNotFound | InvalidInput, strawberry.union("RecordEncounterResult")
+    EncounterRecorded | PatientNotFound | InvalidInput | IdempotencyKeyReused, strawberry.union("RecordEncounterResult")
 ]
 
 
@@ -52,9 +55,17 @@ class Mutation:
         info: Info,
         patient_id: strawberry.ID,
         input: RecordEncounterInput,  # noqa: A002
+        idempotency_key: Annotated[
+            str | None,
+            strawberry.argument(
+                description="1 to 128 visible characters. With the same key, the same request is recorded once, "
+                "through whichever door it comes again."
+            ),
+        ] = UNSET,
     ) -> RecordEncounterResult:
         try:
-            encounter = await record_encounter(info.context.context, patient_id, given(input))
+            key = None if idempotency_key is UNSET else idempotency_key
+            recording = await record_encounter(info.context.context, patient_id, given(input), key)
         except GatewayError as error:
             return outcome(error)  # type: ignore[no-any-return]
-        return EncounterRecorded(encounter=encounter)  # type: ignore[arg-type]
+        return EncounterRecorded(encounter=recording.encounter, replayed=recording.replayed)  # type: ignore[arg-type]

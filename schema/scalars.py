@@ -61,7 +61,7 @@ SCALARS: dict[object, Any] = {
     JSON: strawberry.scalar(
         name="JSON",
         description="Any JSON value; every digit of a number is kept.",
-        serialize=lambda text: orjson.Fragment(text),
+        serialize=orjson.Fragment,
         parse_value=lambda value: value,
         parse_literal=_json_literal,
     ),
@@ -74,7 +74,7 @@ SCALARS: dict[object, Any] = {
     ),
     datetime: strawberry.scalar(
         name="DateTime",
-        description="An instant as an RFC 3339 date-time. An offset is required; comes back in UTC with `Z`, to the µs.",
+        description="An RFC 3339 date-time. An offset is required; comes back in UTC with `Z`, to the microsecond.",
         serialize=_instant,
         parse_value=_string,
         specified_by_url="https://www.rfc-editor.org/rfc/rfc3339#section-5.6",

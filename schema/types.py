@@ -133,7 +133,7 @@ class Patient:
     @strawberry.field(
         description="The patient's encounters, newest first. A page holds 20 unless asked otherwise, and at most 100."
     )
-    async def encounters(
+    async def encounters(  # noqa: PLR0917 - Relay has named them
         self,
         root: strawberry.Parent[models.Patient],
         info: Info,

@@ -20,6 +20,12 @@ class Cast:
         )
         return patient_id
 
+    async def count(self, table: str, patient_id: str) -> int:
+        """Count the rows of a patient in a table."""
+        return await self.connection.fetchval(
+            f"SELECT count(*) FROM patient_graph.{table} WHERE patient_id = $1", patient_id
+        )
+
     async def rows(self, patient_id: str) -> list[dict[str, Any]]:
         """Give the encounters kept for a patient, oldest first."""
         rows = await self.connection.fetch(

@@ -6,7 +6,7 @@ Tests do not clean up after each other: each registers patients of its own (`tes
 import asyncio
 import os
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
@@ -64,7 +64,7 @@ def server_url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def database_url(server_url: str) -> Iterator[str]:
+def database_url(server_url: str) -> str:
     """A migrated database of this worker's own."""
 
     async def prepared() -> str:
@@ -72,7 +72,7 @@ def database_url(server_url: str) -> Iterator[str]:
         await migrate(url)
         return url
 
-    yield asyncio.run(prepared())
+    return asyncio.run(prepared())
 
 
 @pytest.fixture(scope="session")
@@ -91,6 +91,14 @@ async def cast(database_url: str) -> AsyncIterator[Cast]:
 
 
 @pytest.fixture(params=[RestDoor, GraphQLDoor], ids=["rest", "graphql"])
+def other_door(request: pytest.FixtureRequest, service: Service) -> Door:
+    """A door to come back through: with `door`, every pair of doors."""
+    door: Door = request.param(service)
+    return door
+
+
+@pytest.fixture(params=[RestDoor, GraphQLDoor], ids=["rest", "graphql"])
 def door(request: pytest.FixtureRequest, service: Service) -> Door:
     """Either door: a behaviour is written once and holds at both."""
-    return request.param(service)
+    door: Door = request.param(service)
+    return door

@@ -31,7 +31,7 @@ class Service:
         async with app.router.lifespan_context(app) as state:
 
             async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
-                await app(scope | {"state": dict(state or {})}, receive, send)
+                await app({**scope, "state": dict(state or {})}, receive, send)
 
             transport = httpx2.ASGITransport(with_state, raise_app_exceptions=False)
             async with httpx2.AsyncClient(transport=transport, base_url="http://gateway.test") as client:
@@ -64,7 +64,8 @@ class Service:
             content=body,
             headers={"content-type": "application/json", **_bearer(token), **(headers or {})},
         )
-        return exact(response)
+        answer: dict[str, Any] = exact(response)
+        return answer
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Outcome:
     code: str | None = None
     encounter: dict[str, Any] = field(default_factory=dict)
     recorded: str | None = None
+    replayed: bool = False
     rules: frozenset[tuple[str, str]] = frozenset()
 
 
@@ -86,7 +88,13 @@ class Door(Protocol):
     def __init__(self, service: Service) -> None: ...
 
     async def record(
-        self, patient_id: str, members: Mapping[str, Any], *, token: str | None = TOKEN, brand_header: str | None = None
+        self,
+        patient_id: str,
+        members: Mapping[str, Any],
+        *,
+        token: str | None = TOKEN,
+        brand_header: str | None = None,
+        key: str | None = None,
     ) -> Outcome:
         """Ask for an encounter to be recorded. `members` in REST's names."""
 
@@ -101,18 +109,25 @@ class RestDoor:
         self.service = service
 
     async def record(
-        self, patient_id: str, members: Mapping[str, Any], *, token: str | None = TOKEN, brand_header: str | None = None
+        self,
+        patient_id: str,
+        members: Mapping[str, Any],
+        *,
+        token: str | None = TOKEN,
+        brand_header: str | None = None,
+        key: str | None = None,
     ) -> Outcome:
         response = await self.service.rest(
             "POST",
             f"/v1/patients/{patient_id}/encounters",
             token=token,
-            headers={"content-type": "application/json", **_brand(brand_header)},
+            headers={"content-type": "application/json", **_brand(brand_header), **_key(key)},
             content=wire(dict(members)),
         )
         body = response.json()
         if response.status_code == 201:
-            return Outcome(encounter=exact(response))
+            replayed = response.headers.get("idempotent-replayed") == "true"
+            return Outcome(encounter=exact(response), replayed=replayed)
         rules = frozenset((each["pointer"][1:], each["rule"]) for each in body.get("violations", []))
         return Outcome(body["error"], recorded=body["recorded"], rules=rules)
 
@@ -129,9 +144,9 @@ ENCOUNTER = """{
   chiefComplaint notes metadata createdAt updatedAt
 }"""
 
-RECORD = f"""mutation ($patientId: ID!, $input: RecordEncounterInput!) {{
-  recordEncounter(patientId: $patientId, input: $input) {{
-    ... on EncounterRecorded {{ encounter {ENCOUNTER} }}
+RECORD = f"""mutation ($patientId: ID!, $input: RecordEncounterInput!, $key: String) {{
+  recordEncounter(patientId: $patientId, input: $input, idempotencyKey: $key) {{
+    ... on EncounterRecorded {{ replayed encounter {ENCOUNTER} }}
     ... on Problem {{ code message recorded }}
     ... on InvalidInput {{ violations {{ path rule message }} }}
   }}
@@ -147,9 +162,17 @@ class GraphQLDoor:
         self.service = service
 
     async def record(
-        self, patient_id: str, members: Mapping[str, Any], *, token: str | None = TOKEN, brand_header: str | None = None
+        self,
+        patient_id: str,
+        members: Mapping[str, Any],
+        *,
+        token: str | None = TOKEN,
+        brand_header: str | None = None,
+        key: str | None = None,
     ) -> Outcome:
         variables = {"patientId": patient_id, "input": {camel(name): value for name, value in members.items()}}
+        if key is not None:
+            variables["key"] = key
         kind = variables["input"].get("encounterType")  # type: ignore[attr-defined]
         if isinstance(kind, str):
             variables["input"]["encounterType"] = kind.upper()  # type: ignore[index]
@@ -163,7 +186,7 @@ class GraphQLDoor:
             return Outcome(extensions["code"], recorded=extensions["recorded"], rules=rules)
         result = body["data"]["recordEncounter"]
         if "encounter" in result:
-            return Outcome(encounter=rest_names(result["encounter"]))
+            return Outcome(encounter=rest_names(result["encounter"]), replayed=result["replayed"])
         rules = frozenset((snake(each["path"][-1]), each["rule"]) for each in result.get("violations", []))
         return Outcome(result["code"], recorded=result["recorded"].lower(), rules=rules)
 
@@ -208,6 +231,10 @@ def snake(name: str) -> str:
 
 def _bearer(token: str | None) -> dict[str, str]:
     return {} if token is None else {"authorization": f"Bearer {token}"}
+
+
+def _key(key: str | None) -> dict[str, str]:
+    return {} if key is None else {"idempotency-key": key}
 
 
 def _brand(brand_id: str | None) -> dict[str, str]:

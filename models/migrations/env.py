@@ -5,7 +5,7 @@ from typing import Any
 from alembic import context
 
 from models import Table
-from models.base import SCHEMA
+from models.base import PROCESS_SCHEMA, SCHEMA
 
 
 def only_ours(name: str | None, kind: str, _parents: Any) -> bool:
@@ -18,7 +18,7 @@ context.configure(
     target_metadata=Table.metadata,
     include_schemas=True,
     include_name=only_ours,
-    version_table_schema=SCHEMA,
+    version_table_schema=PROCESS_SCHEMA,
     compare_server_default=True,
 )
 with context.begin_transaction():

@@ -20,7 +20,7 @@ def test_a_setting_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -
 def test_an_unknown_setting_is_an_error_that_names_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GATEWAY_DATABSE_URL", "postgresql://")
 
-    with pytest.raises(SettingsError, match="GATEWAY_DATABSE_URL.*GATEWAY_DATABASE_URL"):
+    with pytest.raises(SettingsError, match=r"GATEWAY_DATABSE_URL.*GATEWAY_DATABASE_URL"):
         Settings.from_environment()
 
 

@@ -1,0 +1,32 @@
+"""Who did what, when, to which record: appended, never changed."""
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import Index, Text, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlmodel import Field
+
+from models.base import INSTANT, Table
+
+
+class AuditEntry(Table, table=True):
+    """One entry. The application's database role may insert and read, not change or delete."""
+
+    __tablename__ = "audit_log"
+    # Serves whoever asks what happened in a brand in a span of time, and the chaining of entries in their order.
+    __table_args__ = (Index("ix_audit_log_brand_id_occurred_at_id", "brand_id", "occurred_at", "id"),)
+
+    patient_id: str = Field(primary_key=True, sa_type=Text)
+    """Whose record it was about; empty where the caller was refused before a patient was known."""
+    id: UUID = Field(primary_key=True)
+    occurred_at: datetime = Field(sa_type=INSTANT, sa_column_kwargs={"server_default": text("now()")})
+    actor_type: str = Field(sa_type=Text)
+    actor_id: str = Field(sa_type=Text)
+    actor_brand_id: str | None = Field(default=None, sa_type=Text)
+    event_type: str = Field(sa_type=Text)
+    entity_type: str = Field(sa_type=Text)
+    entity_id: str | None = Field(default=None, sa_type=Text)
+    brand_id: str = Field(sa_type=Text)
+    request_id: str = Field(sa_type=Text)
+    details: str = Field(default="{}", sa_type=JSONB, sa_column_kwargs={"server_default": text("'{}'::jsonb")})

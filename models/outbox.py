@@ -1,0 +1,31 @@
+"""An event that others are told of: kept with the change it tells of, delivered afterwards."""
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import BigInteger, Index, Text, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlmodel import Field
+
+from models.base import INSTANT, Table
+
+
+class OutboxEvent(Table, table=True):
+    """One event. The relay gives it its `position`; before that it has no place in the feed."""
+
+    __tablename__ = "outbox"
+    __table_args__ = (
+        # Serves the relay: what has no position yet, oldest first.
+        Index("ix_outbox_created_at_id", "created_at", "id", postgresql_where=text("position IS NULL")),
+        # Serves the feed and the sinks: what follows a position.
+        Index("ix_outbox_position", "position", postgresql_where=text("position IS NOT NULL")),
+    )
+
+    patient_id: str = Field(primary_key=True, sa_type=Text)
+    id: UUID = Field(primary_key=True)
+    brand_id: str = Field(sa_type=Text)
+    event_type: str = Field(sa_type=Text)
+    payload: str = Field(sa_type=JSONB)
+    created_at: datetime = Field(sa_type=INSTANT, sa_column_kwargs={"server_default": text("now()")})
+    position: int | None = Field(default=None, sa_type=BigInteger)
+    published_at: datetime | None = Field(default=None, sa_type=INSTANT)

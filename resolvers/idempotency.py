@@ -1,0 +1,92 @@
+"""Idempotency keys: the same key and the same request are one encounter, however often and through whichever door.
+
+A key is claimed by inserting its row in the encounter's own transaction. Whoever comes second waits for the first to
+end, and then either finds the row, and with it the encounter, or claims the key itself: so that "the key is there" and
+"the encounter is there" are one fact, and a refused request never burns its key.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy import Table, bindparam, select
+from sqlalchemy.dialects.postgresql import insert
+
+from models import Encounter, IdempotencyKey
+from resolvers import json_text
+from resolvers.commands import Command
+from resolvers.context import Context
+from resolvers.errors import IdempotencyKeyReused, InvalidInput, Violation
+from resolvers.sql import Connection, Statement
+
+TABLE: Table = IdempotencyKey.__table__  # type: ignore[attr-defined]
+
+# Visible characters only, so that a key survives every header, log and screen it passes through.
+_KEY = re.compile(r"[\x21-\x7e]{1,128}")
+
+CLAIM_KEY = Statement(
+    insert(TABLE)
+    .values({name: bindparam(name, type_=column.type) for name, column in TABLE.c.items() if name != "created_at"})
+    .on_conflict_do_nothing()
+    .returning(TABLE.c.encounter_id)
+)
+FIND_KEY = Statement(
+    select(TABLE).where(
+        TABLE.c.brand_id == bindparam("brand_id"),
+        TABLE.c.client_id == bindparam("client_id"),
+        TABLE.c.key == bindparam("key"),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A key, whose it is, and a hash of what is asked for under it."""
+
+    brand_id: str
+    client_id: str
+    key: str
+    request_hash: bytes
+
+
+def claim_of(key: str, context: Context, brand_id: str, patient_id: str, command: Command) -> Claim:
+    """Say what a caller claims with a key. Raises `InvalidInput` for a text that is no key.
+
+    The hash covers the command's meaning, not its spelling: instants in UTC, UUIDs in lower case, members in order,
+    and none that was left out, so that a member added to the command one day changes no hash.
+    """
+    if not _KEY.fullmatch(key):
+        raise InvalidInput([Violation("/idempotency_key", "idempotency_key", "must be 1 to 128 visible characters")])
+    meaning = json_text.write(command.model_dump(mode="json", exclude_none=True))
+    asked = f"{patient_id}\n{meaning}".encode("utf-8", "surrogatepass")
+    return Claim(brand_id, context.caller.client_id, key, hashlib.sha256(asked).digest())
+
+
+async def claim_key(
+    connection: Connection, claim: Claim, encounter: Encounter, answer: bytes, kept_for: timedelta
+) -> bool:
+    """Claim the key for an encounter; False where it is claimed already. Waits for a claim that is under way."""
+    claimed = await connection.fetch_one(
+        CLAIM_KEY,
+        brand_id=claim.brand_id,
+        client_id=claim.client_id,
+        key=claim.key,
+        request_hash=claim.request_hash,
+        patient_id=encounter.patient_id,
+        encounter_id=encounter.id,
+        answer=answer,
+        expires_at=encounter.created_at + kept_for,
+    )
+    return claimed is not None
+
+
+async def find_claimed(connection: Connection, claim: Claim) -> IdempotencyKey | None:
+    """Find what the key stands for already, or None. Raises `IdempotencyKeyReused` for another request's key."""
+    row = await connection.fetch_one(FIND_KEY, brand_id=claim.brand_id, client_id=claim.client_id, key=claim.key)
+    if row is None:
+        return None
+    earlier = IdempotencyKey.model_construct(**row)
+    if earlier.request_hash != claim.request_hash:
+        raise IdempotencyKeyReused
+    return earlier

@@ -1,0 +1,74 @@
+"""The second wall: what the gateway's own role may do in the database, whatever the gateway asks for."""
+
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from gateway.database import APP_ROLE
+from models import Table
+from tests.cast import Cast
+
+
+@pytest.fixture
+async def app(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection as the gateway has it, for the brand `loop`."""
+    connection = await asyncpg.connect(database_url, server_settings={"role": APP_ROLE, "app.brand_id": "loop"})
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def foreign_patient(cast: Cast) -> str:
+    patient_id = await cast.patient("loopbio")
+    await cast.connection.execute(
+        "INSERT INTO patient_graph.encounters (patient_id, id, brand_id, encounter_type)"
+        " VALUES ($1, gen_random_uuid(), 'loopbio', 'lab')",
+        patient_id,
+    )
+    return patient_id
+
+
+async def test_rows_of_another_brand_are_not_there(app: asyncpg.Connection, foreign_patient: str) -> None:
+    for table, column in (("patients", "id"), ("encounters", "patient_id")):
+        seen = await app.fetch(f"SELECT 1 FROM patient_graph.{table} WHERE {column} = $1", foreign_patient)
+        assert seen == []
+
+
+async def test_rows_of_another_brand_cannot_be_written(app: asyncpg.Connection) -> None:
+    with pytest.raises(asyncpg.InsufficientPrivilegeError, match="row-level security"):
+        await app.execute("INSERT INTO patient_graph.patients (id, brand_id) VALUES ($1, 'loopbio')", str(uuid4()))
+
+
+async def test_without_a_brand_nothing_is_there(database_url: str, cast: Cast) -> None:
+    await cast.patient()
+    connection = await asyncpg.connect(database_url, server_settings={"role": APP_ROLE})
+
+    assert await connection.fetchval("SELECT count(*) FROM patient_graph.patients") == 0
+
+    await connection.close()
+
+
+@pytest.mark.parametrize("statement", ["UPDATE {} SET brand_id = 'x'", "DELETE FROM {}", "TRUNCATE {}"])
+async def test_the_audit_log_can_be_appended_to_and_read_only(app: asyncpg.Connection, statement: str) -> None:
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await app.execute(statement.format("patient_graph.audit_log"))
+
+
+async def test_every_table_has_its_wall(cast: Cast) -> None:
+    walled = await cast.connection.fetch(
+        "SELECT relname FROM pg_class WHERE relnamespace = 'patient_graph'::regnamespace AND relkind = 'r'"
+        " AND relrowsecurity"
+    )
+
+    assert {row["relname"] for row in walled} == {table.name for table in Table.metadata.tables.values()}
+
+
+async def test_the_role_owns_nothing_and_passes_by_nothing(app: asyncpg.Connection) -> None:
+    role = await app.fetchrow("SELECT rolsuper, rolbypassrls, rolcreaterole FROM pg_roles WHERE rolname = $1", APP_ROLE)
+    owned = await app.fetchval("SELECT count(*) FROM pg_class WHERE relowner = $1::regrole", APP_ROLE)
+
+    assert await app.fetchval("SELECT current_user") == APP_ROLE
+    assert not any(role.values())
+    assert owned == 0

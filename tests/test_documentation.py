@@ -1,0 +1,46 @@
+"""The tables in the documentation are those of the code."""
+
+from pathlib import Path
+
+from pydantic_core import PydanticUndefined
+
+from gateway.settings import PREFIX, Settings
+from resolvers.errors import GatewayError
+from rest.errors import status_of
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def test_the_table_of_settings_is_that_of_the_code() -> None:
+    assert settings_table() in (DOCS / "settings.md").read_text(), settings_table()
+
+
+def test_the_table_of_errors_is_that_of_the_code() -> None:
+    assert errors_table() in (DOCS / "errors.md").read_text(), errors_table()
+
+
+def settings_table() -> str:
+    """Give the table of settings as docs/settings.md has it."""
+    rows = ["| variable | default | what it does |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = "the user's data folder" if field.default is PydanticUndefined else f"`{field.default}`"
+        default = "none" if field.default is None else default
+        rows.append(f"| `{PREFIX}{name.upper()}` | {default} | {field.description} |")
+    return "\n".join(rows)
+
+
+def errors_table() -> str:
+    """Give the table of errors as docs/errors.md has it."""
+    rows = ["| code | status | recorded | what it means |", "|---|---|---|---|"]
+    for kind in sorted(_leaves(GatewayError), key=lambda kind: (_status(kind), kind.code, kind.__name__)):
+        rows.append(f"| `{kind.code}` | {_status(kind)} | {kind.recorded} | {(kind.__doc__ or '').splitlines()[0]} |")
+    return "\n".join(rows)
+
+
+def _leaves(kind: type[GatewayError]) -> list[type[GatewayError]]:
+    below = [leaf for child in kind.__subclasses__() for leaf in _leaves(child)]
+    return ([kind] if "code" in vars(kind) or not below else []) + below
+
+
+def _status(kind: type[GatewayError]) -> int:
+    return status_of(kind.__new__(kind))
