@@ -1,5 +1,6 @@
 """The service on one screen: its routes, its middleware in order, and what lives as long as the process."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -14,10 +15,12 @@ from starlette.routing import Route
 import rest
 import rest.errors
 from gateway.auth import verify_development_token
-from gateway.database import APP_ROLE, Database
+from gateway.database import APP_ROLE, RELAY_ROLE, Database
+from gateway.duties import Duty, do_duties, prune_keys
 from gateway.limits import BodyLimits
 from gateway.settings import Settings, SettingsError
 from gateway.telemetry import RequestLog, report
+from resolvers.access import scopes_from
 from resolvers.commands import InputLimits
 from resolvers.context import Services, Verify
 from resolvers.errors import GatewayError
@@ -33,16 +36,20 @@ def create_app(settings: Settings) -> Starlette:
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[Mapping[str, Any]]:
         assert settings.database_url is not None, "whoever serves has found or started a database"
-        database = await Database.connect(
-            settings.database_url.get_secret_value(),
-            role=APP_ROLE,
-            size=settings.database_pool_size,
-            acquire_seconds=settings.database_acquire_seconds,
-            statement_seconds=settings.database_statement_seconds,
-        )
+        url = settings.database_url.get_secret_value()
+        patience = {
+            "acquire_seconds": settings.database_acquire_seconds,
+            "statement_seconds": settings.database_statement_seconds,
+        }
+        database = await Database.connect(url, role=APP_ROLE, size=settings.database_pool_size, **patience)
+        relay = await Database.connect(url, role=RELAY_ROLE, size=2, **patience)
+        duties = asyncio.create_task(do_duties(relay, [Duty("prune keys", prune_keys, pause_seconds=60)]))
         try:
             yield {"services": services(settings, database), "started": time.monotonic()}
         finally:
+            duties.cancel()
+            await asyncio.gather(duties, return_exceptions=True)
+            await relay.close()
             await database.close()
 
     app = Starlette(
@@ -65,6 +72,7 @@ def services(settings: Settings, database: Database) -> Services:
         verify=verifier(settings),
         database=database,
         published=published,
+        scopes=scopes_from(settings.scopes),
         input_limits=InputLimits(
             chief_complaint_characters=settings.chief_complaint_characters,
             notes_characters=settings.notes_characters,

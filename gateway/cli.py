@@ -46,7 +46,7 @@ def migrate() -> None:
     from gateway.migrate import migrate
 
     with _database() as settings:
-        asyncio.run(migrate(_url(settings)))
+        asyncio.run(migrate(settings.owner_url))
 
 
 @patients.command("import")
@@ -61,7 +61,7 @@ def import_patients(
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     with _database() as settings:
         try:
-            imported = asyncio.run(import_patients(_url(settings), file))
+            imported = asyncio.run(import_patients(settings.owner_url, file))
         except ImportStopped as error:
             sys.exit(f"gateway: {error}")
     typer.echo(imported)
@@ -95,10 +95,13 @@ def _database() -> Iterator[Settings]:
     if settings.database_url is not None:
         yield settings
         return
+    from gateway.roles import DATABASE, LOGIN, OWNER, create_database
+
     with PrivatePostgres(settings.data_dir) as postgres:
-        yield settings.model_copy(update={"database_url": SecretStr(postgres.url())})
-
-
-def _url(settings: Settings) -> str:
-    assert settings.database_url is not None
-    return settings.database_url.get_secret_value()
+        asyncio.run(create_database(postgres))
+        yield settings.model_copy(
+            update={
+                "database_url": SecretStr(postgres.url(LOGIN, DATABASE)),
+                "database_owner_url": SecretStr(postgres.url(OWNER, DATABASE)),
+            }
+        )

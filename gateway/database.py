@@ -16,6 +16,9 @@ from resolvers.sql import Row, Statement
 APP_ROLE = "gateway_app"
 """May do what serving needs, for one brand at a time; owns nothing. The migrations say what exactly."""
 
+RELAY_ROLE = "gateway_relay"
+"""May do what passing on events needs, for all brands, and sees no encounter."""
+
 # The connection, the server or its resources are gone for now: the statement did not happen, and may be tried again.
 UNAVAILABLE = (
     OSError,
@@ -67,11 +70,13 @@ class Database:
         self._acquire_seconds = acquire_seconds
 
     @classmethod
-    async def connect(cls, url: str, *, role: str, size: int, acquire_seconds: float, statement_seconds: float) -> Self:
+    async def connect(
+        cls, url: str, *, role: str | None, size: int, acquire_seconds: float, statement_seconds: float
+    ) -> Self:
         """Open the pool. Raises `OSError` or `asyncpg.PostgresError` when the server does not let us in.
 
         Whoever the URL logs in as, the connections act as `role`, which owns no table and cannot pass by row-level
-        security.
+        security. Only what the owner of the tables does names none.
         """
         pool = await asyncpg.create_pool(
             url,
@@ -86,7 +91,7 @@ class Database:
             server_settings={
                 "application_name": "encounter-gateway",
                 "timezone": "UTC",
-                "role": role,
+                **({} if role is None else {"role": role}),
                 "statement_timeout": f"{statement_seconds * 1000:.0f}",
                 "idle_in_transaction_session_timeout": f"{statement_seconds * 1000:.0f}",
             },
@@ -106,6 +111,12 @@ class Database:
     async def reading(self, brand_id: str) -> AsyncIterator[PoolConnection]:
         """Borrow a connection outside a transaction. Raises `TemporarilyUnavailable`."""
         async with self._acquired(brand_id) as connection:
+            yield PoolConnection(connection)
+
+    @asynccontextmanager
+    async def across_brands(self) -> AsyncIterator[PoolConnection]:
+        """Borrow a connection for no brand: for a role whose policies need none. Raises `TemporarilyUnavailable`."""
+        async with self._acquired() as connection:
             yield PoolConnection(connection)
 
     @asynccontextmanager

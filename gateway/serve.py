@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 
 import asyncpg
 import uvicorn
@@ -11,6 +12,7 @@ from uvicorn.supervisors import Multiprocess
 from gateway.app import create_app
 from gateway.auth import DEVELOPMENT_PATIENTS
 from gateway.migrate import migrate
+from gateway.safety import examine
 from gateway.settings import PREFIX, Settings, SettingsError
 from gateway.telemetry import configure_logging
 
@@ -53,26 +55,39 @@ def worker() -> Starlette:
 
 
 async def prepare(settings: Settings) -> None:
-    """Bring the database up to date and, in development mode, register the patients of the examples.
+    """Bring the database up to date, see that it is safe and, in development mode, register the examples' patients.
 
-    Raises `SettingsError` when the database cannot be used.
+    Raises `SettingsError` when the database cannot be used or must not be.
     """
     assert settings.database_url is not None
-    url = settings.database_url.get_secret_value()
     try:
-        await migrate(url)
+        await migrate(settings.owner_url)
         if settings.development:
-            connection = await asyncpg.connect(url)
-            for patient_id, brand_id in DEVELOPMENT_PATIENTS.items():
-                await connection.execute(
-                    "INSERT INTO patient_graph.patients (id, brand_id) VALUES ($1, $2) ON CONFLICT DO NOTHING",
-                    patient_id,
-                    brand_id,
-                )
-            await connection.close()
+            await register_demo_patients(settings.owner_url)
+        dangers, warnings = await examine(settings.database_url.get_secret_value())
     except (OSError, asyncpg.PostgresError) as error:
         # The driver's message may hold the password that was refused.
         raise SettingsError(f"{PREFIX}DATABASE_URL: the database cannot be used ({type(error).__name__})") from error
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if dangers and not settings.database_unsafe:
+        told = "\n".join(f"  {danger}" for danger in dangers)
+        raise SettingsError(
+            f"the database is not safe to record in:\n{told}\n"
+            f"Mend it, or set {PREFIX}DATABASE_UNSAFE=true to rehearse on it."
+        )
+
+
+async def register_demo_patients(owner_url: str) -> None:
+    """Register the patients of the examples, unless they are known."""
+    connection = await asyncpg.connect(owner_url)
+    try:
+        await connection.executemany(
+            "INSERT INTO patient_graph.patients (id, brand_id) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+            list(DEVELOPMENT_PATIENTS.items()),
+        )
+    finally:
+        await connection.close()
 
 
 def welcome(settings: Settings, port: int) -> str:

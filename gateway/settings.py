@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Self
 
 import platformdirs
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from resolvers.access import Operation, scopes_from
 
 PREFIX = "GATEWAY_"
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -32,6 +34,13 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         None, description="PostgreSQL to use (postgresql://…), 15 to 18. Empty: a private one is started."
     )
+    database_owner_url: SecretStr | None = Field(
+        None,
+        description="The same database as the role that owns the tables, for migrations. Empty: the database URL.",
+    )
+    database_unsafe: bool = Field(
+        False, description="Serve on a database that can lose what it has acknowledged. For rehearsals only."
+    )
     database_pool_size: int = Field(10, ge=1, le=1000, description="Connections a server process may hold.")
     database_acquire_seconds: float = Field(
         1.0, gt=0, le=60, description="How long a request waits for a free connection before it is told 503."
@@ -41,6 +50,11 @@ class Settings(BaseSettings):
     )
     introspection_url: str | None = Field(None, description="RFC 7662 endpoint that says whose token it is.")
     jwks_url: str | None = Field(None, description="Key set that JWT access tokens are verified with.")
+    scopes: dict[Operation, tuple[str, ...]] = Field(
+        {},
+        description="Which scopes allow an operation, where not the default ones: a JSON object of lists. "
+        "See [who may do what](access.md).",
+    )
     max_body_bytes: int = Field(256 * 1024, ge=1024, description="Largest request body, in bytes.")
     body_seconds: float = Field(10.0, gt=0, description="How long a request body may take to arrive.")
     drain_seconds: int = Field(10, ge=0, description="How long requests in flight may take at shutdown.")
@@ -72,6 +86,21 @@ class Settings(BaseSettings):
             raise SettingsError("\n".join(problems))
         settings.refuse_open_development()
         return settings
+
+    @field_validator("scopes")
+    @classmethod
+    def _every_operation_has_a_scope(
+        cls, overrides: dict[Operation, tuple[str, ...]]
+    ) -> dict[Operation, tuple[str, ...]]:
+        scopes_from(overrides)
+        return overrides
+
+    @property
+    def owner_url(self) -> str:
+        """The URL of the role that owns the tables. There must be a database URL by now."""
+        url = self.database_owner_url or self.database_url
+        assert url is not None, "whoever asks has found or started a database"
+        return url.get_secret_value()
 
     @property
     def development(self) -> bool:

@@ -6,6 +6,7 @@ from models.audit import AuditEntry
 from models.base import Table
 from models.encounter import Encounter, EncounterStatus, EncounterType
 from models.idempotency import IdempotencyKey
+from models.lease import Lease
 from models.outbox import OutboxEvent
 from models.patient import Patient
 
@@ -18,6 +19,7 @@ __all__ = [
     "EncounterStatus",
     "EncounterType",
     "IdempotencyKey",
+    "Lease",
     "OutboxEvent",
     "Patient",
     "Table",

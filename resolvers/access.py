@@ -1,5 +1,6 @@
 """Who calls, what they may do, and for which brand."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -25,7 +26,26 @@ DEFAULT_SCOPES: Scopes = {
     Operation.READ_ENCOUNTERS: ("read:encounters",),
     Operation.READ_PATIENTS: ("read:patients", "read:encounters", "write:encounters"),
 }
-"""Which scopes allow an operation: any one of them will do."""
+"""Which scopes allow an operation: any one of them will do. The published page names none, so these are ours."""
+
+SCOPE = re.compile(r"(read|write|manage):[a-z][a-z0-9_.-]*|admin:([a-z][a-z0-9_.-]*|\*)")
+"""What a scope looks like: `<verb>:<resource>`."""
+
+
+def scopes_from(overrides: Mapping[Operation, tuple[str, ...]]) -> Scopes:
+    """Give the table of scopes with some entries replaced.
+
+    Raises `ValueError` that names an operation left without a scope, or a text that is no scope: nothing is served
+    that anybody may do.
+    """
+    scopes = {**DEFAULT_SCOPES, **overrides}
+    for operation in Operation:
+        if not scopes.get(operation):
+            raise ValueError(f"{operation} needs at least one scope")
+        for scope in scopes[operation]:
+            if not SCOPE.fullmatch(scope):
+                raise ValueError(f"{operation} names what is no scope; scopes look like read:encounters")
+    return scopes
 
 
 @dataclass(frozen=True, slots=True)

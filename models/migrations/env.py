@@ -10,7 +10,7 @@ from models.base import PROCESS_SCHEMA, SCHEMA
 
 def only_ours(name: str | None, kind: str, _parents: Any) -> bool:
     """Compare our schema only, so that a shared database's other tables are none of our business."""
-    return kind != "schema" or name == SCHEMA
+    return kind != "schema" or name in {SCHEMA, PROCESS_SCHEMA}
 
 
 context.configure(

@@ -1,0 +1,102 @@
+"""What must be done now and then by one gateway at a time: each duty is held by a lease.
+
+Every gateway tries every duty. One gets the lease and renews it at each round; when it dies, the lease runs out and
+another takes over within seconds. A round is one or a few short transactions, so that a holder who was paused past its
+lease can do no harm that the next one's transactions would not see.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+from sqlalchemy import Interval, Table, Text, any_, bindparam, delete, func, select
+from sqlalchemy.dialects.postgresql import ARRAY, insert
+
+from gateway.database import Database
+from gateway.telemetry import describe, log
+from models import IdempotencyKey, Lease
+from resolvers.errors import GatewayError
+from resolvers.sql import Statement
+
+LEASES: Table = Lease.__table__  # type: ignore[attr-defined]
+
+LEASE_TIME = timedelta(seconds=5)
+
+_taken = insert(LEASES).values(
+    name=bindparam("name"),
+    holder=bindparam("holder"),
+    expires_at=func.now() + bindparam("lease_time", type_=Interval),
+)
+TAKE_LEASE = Statement(
+    _taken.on_conflict_do_update(
+        index_elements=[LEASES.c.name],
+        set_={"holder": _taken.excluded.holder, "expires_at": _taken.excluded.expires_at},
+        where=(LEASES.c.holder == _taken.excluded.holder) | (LEASES.c.expires_at < func.now()),
+    ).returning(LEASES.c.name)
+)
+
+
+@dataclass
+class Duty:
+    """Something one gateway at a time does: `round` does a bounded piece of it and says whether more is waiting."""
+
+    name: str
+    round: Callable[[Database], Awaitable[bool]]
+    pause_seconds: float
+    bell: asyncio.Event = field(default_factory=asyncio.Event)
+    """Rung when there is something to do before the pause is over."""
+
+
+async def do_duties(database: Database, duties: list[Duty]) -> None:
+    """Do the duties until cancelled. `database` acts as the relay's role."""
+    holder = uuid4()
+    async with asyncio.TaskGroup() as tasks:
+        for duty in duties:
+            tasks.create_task(_do(database, duty, holder), name=f"duty {duty.name}")
+
+
+async def _do(database: Database, duty: Duty, holder: UUID) -> None:
+    while True:
+        more = False
+        try:
+            if await take_lease(database, duty.name, holder):
+                more = await duty.round(database)
+        except GatewayError:
+            pass  # the database is away; the requests that meet it say so
+        except Exception as error:  # noqa: BLE001 - a duty that fails once must be tried again
+            log.error("duty", duty=duty.name, **describe(error))
+        if not more:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(duty.bell.wait(), duty.pause_seconds)
+        duty.bell.clear()
+
+
+async def take_lease(database: Database, name: str, holder: UUID) -> bool:
+    """Take or renew the lease of a duty; False while another holds it."""
+    async with database.across_brands() as connection:
+        taken = await connection.fetch_one(TAKE_LEASE, name=name, holder=holder, lease_time=LEASE_TIME)
+    return taken is not None
+
+
+# Pruning idempotency keys
+
+KEYS: Table = IdempotencyKey.__table__  # type: ignore[attr-defined]
+PRUNE_AT_MOST = 1_000
+
+EXPIRED_KEYS = Statement(select(KEYS.c.key).where(KEYS.c.expires_at < func.now()).limit(PRUNE_AT_MOST))
+PRUNE_KEYS = Statement(
+    delete(KEYS)
+    .where(KEYS.c.key == any_(bindparam("keys", type_=ARRAY(Text))), KEYS.c.expires_at < func.now())
+    .returning(KEYS.c.key)
+)
+
+
+async def prune_keys(database: Database) -> bool:
+    """Delete some expired keys: few enough that nobody waits for the locks."""
+    async with database.across_brands() as connection:
+        expired = [row["key"] for row in await connection.fetch(EXPIRED_KEYS)]
+        await connection.fetch(PRUNE_KEYS, keys=expired)
+    return len(expired) == PRUNE_AT_MOST

@@ -1,0 +1,64 @@
+"""Is this database ready, and is it safe? What is dangerous is told before anything is served."""
+
+from typing import NamedTuple
+
+import asyncpg
+
+from gateway.database import APP_ROLE
+
+# PostgreSQL versions the tests run on, the oldest and the newest.
+OLDEST, NEWEST = 15, 18
+
+
+class Findings(NamedTuple):
+    """What was found: dangers are reasons not to serve, warnings are worth mending."""
+
+    dangers: list[str]
+    warnings: list[str]
+
+
+# Each setting that may lose an acknowledged record: name, values that may, and what would happen.
+DURABILITY = (
+    ("fsync", {"off"}, "a power cut may destroy the whole database"),
+    ("full_page_writes", {"off"}, "a power cut may destroy pages"),
+    ("synchronous_commit", {"off"}, "a power cut may lose encounters that were acknowledged"),
+)
+
+# Each setting that may write what a person said into the server's log: name, safe values, and what would be written.
+PRIVACY = (
+    ("log_error_verbosity", {"terse"}, "a refused row is written to the server's log"),
+    ("log_parameter_max_length", {"0"}, "arguments of logged statements are written to the server's log"),
+    ("log_parameter_max_length_on_error", {"0"}, "arguments of failed statements are written to the server's log"),
+    ("log_min_error_statement", {"panic"}, "failed statements are written to the server's log"),
+)
+
+
+async def examine(database_url: str) -> Findings:
+    """Look at the server's settings and at the role we act as.
+
+    Raises `OSError` or `asyncpg.PostgresError` when the database does not let us in.
+    """
+    connection = await asyncpg.connect(database_url, server_settings={"role": APP_ROLE})
+    try:
+        rows = await connection.fetch("SELECT name, setting FROM pg_settings")
+        settings = {row["name"]: row["setting"] for row in rows}
+        role = await connection.fetchrow(
+            "SELECT rolsuper OR rolbypassrls AS passes,"
+            " EXISTS (SELECT FROM pg_tables WHERE schemaname = 'patient_graph' AND tableowner = rolname) AS owns"
+            " FROM pg_roles WHERE rolname = current_user"
+        )
+    finally:
+        await connection.close()
+    assert role is not None
+    dangers = [f"{name} is {settings[name]}: {harm}" for name, bad, harm in DURABILITY if settings[name] in bad]
+    if role["passes"] or role["owns"]:
+        dangers.append(f"{APP_ROLE} owns the tables or may pass by row-level security: brands are not walled off")
+    warnings = [
+        f"{name} is {settings[name]}, not {'/'.join(safe)}: {harm}"
+        for name, safe, harm in PRIVACY
+        if settings[name] not in safe
+    ]
+    version = int(settings["server_version_num"]) // 10_000
+    if not OLDEST <= version <= NEWEST:
+        warnings.append(f"PostgreSQL {version} is not one we test on ({OLDEST} to {NEWEST})")
+    return Findings(dangers, warnings)

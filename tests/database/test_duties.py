@@ -1,0 +1,82 @@
+"""A duty is done by one gateway at a time, and by another within seconds when the first is gone."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from uuid import uuid4
+
+import pytest
+
+from gateway import duties
+from gateway.database import RELAY_ROLE, Database
+from gateway.duties import Duty, do_duties, prune_keys, take_lease
+from tests.cast import Cast
+
+
+@pytest.fixture
+async def relay(database_url: str) -> AsyncIterator[Database]:
+    database = await Database.connect(database_url, role=RELAY_ROLE, size=3, acquire_seconds=1, statement_seconds=5)
+    yield database
+    await database.close()
+
+
+@pytest.fixture(autouse=True)
+def short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duties, "LEASE_TIME", timedelta(milliseconds=200))
+
+
+async def test_one_holds_a_lease_and_may_renew_it(relay: Database) -> None:
+    name, one, two = str(uuid4()), uuid4(), uuid4()
+
+    assert await take_lease(relay, name, one)
+    assert await take_lease(relay, name, one)
+    assert not await take_lease(relay, name, two)
+
+
+async def test_another_takes_over_when_the_holder_is_gone(relay: Database) -> None:
+    rounds: list[str] = []
+
+    def duty(who: str) -> Duty:
+        async def round_(_: Database) -> bool:
+            rounds.append(who)
+            return False
+
+        return Duty(name, round_, pause_seconds=0.01)
+
+    name = str(uuid4())
+    first = asyncio.create_task(do_duties(relay, [duty("first")]))
+    await _until(lambda: "first" in rounds)
+    second = asyncio.create_task(do_duties(relay, [duty("second")]))
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+
+    await _until(lambda: "second" in rounds)
+
+    second.cancel()
+    await asyncio.gather(second, return_exceptions=True)
+
+
+async def test_expired_keys_are_pruned_and_others_are_not(relay: Database, cast: Cast) -> None:
+    patient_id = await cast.patient()
+    for key, age in (("old", "-1 second"), ("young", "1 day")):
+        await cast.connection.execute(
+            "INSERT INTO patient_graph.idempotency_keys"
+            " (brand_id, client_id, key, request_hash, patient_id, encounter_id, answer, expires_at)"
+            " VALUES ('loop', 'test', $1, '', $2, gen_random_uuid(), '', now() + $3::text::interval)",
+            f"{patient_id}-{key}",
+            patient_id,
+            age,
+        )
+
+    assert await prune_keys(relay) is False
+
+    kept = await cast.connection.fetch(
+        "SELECT key FROM patient_graph.idempotency_keys WHERE patient_id = $1", patient_id
+    )
+    assert [row["key"] for row in kept] == [f"{patient_id}-young"]
+
+
+async def _until(condition) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.01)
