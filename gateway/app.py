@@ -30,8 +30,8 @@ from schema import build_schema
 from schema.endpoint import GraphQLEndpoint
 
 
-def create_app(settings: Settings) -> Starlette:
-    """Build the service. Nothing is connected until it starts."""
+def create_app(settings: Settings, verify: Verify | None = None) -> Starlette:
+    """Build the service; `verify` in place of what the settings say. Nothing is connected until it starts."""
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[Mapping[str, Any]]:
@@ -45,7 +45,7 @@ def create_app(settings: Settings) -> Starlette:
         relay = await Database.connect(url, role=RELAY_ROLE, size=2, **patience)
         duties = asyncio.create_task(do_duties(relay, [Duty("prune keys", prune_keys, pause_seconds=60)]))
         try:
-            yield {"services": services(settings, database), "started": time.monotonic()}
+            yield {"services": services(settings, database, verify or verifier(settings)), "started": time.monotonic()}
         finally:
             duties.cancel()
             await asyncio.gather(duties, return_exceptions=True)
@@ -53,7 +53,10 @@ def create_app(settings: Settings) -> Starlette:
             await database.close()
 
     app = Starlette(
-        routes=[Route("/graphql", GraphQLEndpoint(build_schema(), http_form, report)), *rest.routes],
+        routes=[
+            Route("/graphql", GraphQLEndpoint(build_schema(scopes_from(settings.scopes)), http_form, report)),
+            *rest.routes,
+        ],
         middleware=[
             Middleware(RequestLog),
             Middleware(BodyLimits, max_bytes=settings.max_body_bytes, seconds=settings.body_seconds),
@@ -66,10 +69,10 @@ def create_app(settings: Settings) -> Starlette:
     return app
 
 
-def services(settings: Settings, database: Database) -> Services:
+def services(settings: Settings, database: Database, verify: Verify) -> Services:
     """Put together what every request is lent."""
     return Services(
-        verify=verifier(settings),
+        verify=verify,
         database=database,
         published=published,
         scopes=scopes_from(settings.scopes),

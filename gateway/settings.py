@@ -8,6 +8,7 @@ from typing import Self
 import platformdirs
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsError as UnreadableError
 
 from resolvers.access import Operation, scopes_from
 
@@ -76,6 +77,10 @@ class Settings(BaseSettings):
         problems = [_unknown(name, known) for name in sorted(unknown)]
         try:
             settings = cls()
+        except UnreadableError as error:
+            # Its words name the field and quote nothing; the cause would quote the value.
+            field = str(error).split('"')[1]
+            problems.append(f"{PREFIX}{field.upper()}: must be JSON")
         except ValidationError as error:
             # Never the value: it may be a secret in the wrong variable.
             problems += [

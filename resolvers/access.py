@@ -32,6 +32,11 @@ SCOPE = re.compile(r"(read|write|manage):[a-z][a-z0-9_.-]*|admin:([a-z][a-z0-9_.
 """What a scope looks like: `<verb>:<resource>`."""
 
 
+def told(scopes: Iterable[str]) -> str:
+    """Say to a client which scopes will do."""
+    return f"Needs the scope {' or '.join(f'`{scope}`' for scope in scopes)}."
+
+
 def scopes_from(overrides: Mapping[Operation, tuple[str, ...]]) -> Scopes:
     """Give the table of scopes with some entries replaced.
 

@@ -7,6 +7,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core.core_schema import WithDefaultSchema
 
 from models import Encounter
+from resolvers.access import DEFAULT_SCOPES, Operation, Scopes, told
 from resolvers.commands import RecordEncounter
 from resolvers.paging import PageLimits
 from rest.encounters import MAX_OFFSET, MEMBERS
@@ -36,13 +37,26 @@ HEADERS: dict[int, Json] = {
 }
 
 
+OPERATIONS = {("post", PATH): Operation.RECORD_ENCOUNTER, ("get", PATH): Operation.READ_ENCOUNTERS}
+"""Which right each operation needs; every one that needs a token is listed."""
+
+
 def openapi_json() -> str:
     """Give the description as JSON text, as it is kept in `rest/openapi.json`."""
     return json.dumps(openapi(), indent=2, ensure_ascii=False)
 
 
-def openapi() -> Json:
+def openapi(scopes: Scopes = DEFAULT_SCOPES) -> Json:
     """Describe every path, status and member of the REST door (OpenAPI 3.1)."""
+    described = _described()
+    for (method, path), operation in OPERATIONS.items():
+        entry = described["paths"][path][method]
+        entry["description"] = f"{entry['description']}\n\n{told(scopes[operation])}"
+        entry["security"] = [{"bearer": [scope]} for scope in scopes[operation]]
+    return described
+
+
+def _described() -> Json:
     return {
         "openapi": "3.1.0",
         "info": {
@@ -101,6 +115,7 @@ def _list() -> Json:
     return {
         "operationId": "listEncounters",
         "summary": "List a patient's encounters, newest first",
+        "description": "A long list is better read by cursors, over GraphQL: an offset counts what it skips.",
         "parameters": [
             _query("limit", "How many, at most.", default=limits.default, minimum=1, maximum=limits.maximum),
             _query("offset", "How many to pass over.", default=0, minimum=0, maximum=MAX_OFFSET),

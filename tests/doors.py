@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.app import create_app
 from gateway.settings import Settings
 from resolvers import json_text
+from resolvers.context import Verify
 
 TOKEN = "dev"  # of the brand `loop`
 
@@ -25,9 +26,9 @@ class Service:
 
     @classmethod
     @asynccontextmanager
-    async def running(cls, settings: Settings) -> AsyncIterator[Self]:
+    async def running(cls, settings: Settings, verify: Verify | None = None) -> AsyncIterator[Self]:
         """Start the service, and stop it at the end."""
-        app = create_app(settings)
+        app = create_app(settings, verify)
         async with app.router.lifespan_context(app) as state:
 
             async def with_state(scope: Scope, receive: Receive, send: Send) -> None:

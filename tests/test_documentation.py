@@ -5,8 +5,11 @@ from pathlib import Path
 from pydantic_core import PydanticUndefined
 
 from gateway.settings import PREFIX, Settings
+from resolvers.access import DEFAULT_SCOPES
 from resolvers.errors import GatewayError
 from rest.errors import status_of
+from rest.openapi import OPERATIONS
+from schema.scopes import FIELDS
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -17,6 +20,21 @@ def test_the_table_of_settings_is_that_of_the_code() -> None:
 
 def test_the_table_of_errors_is_that_of_the_code() -> None:
     assert errors_table() in (DOCS / "errors.md").read_text(), errors_table()
+
+
+def test_the_table_of_who_may_do_what_is_that_of_the_code() -> None:
+    assert access_table() in (DOCS / "access.md").read_text(), access_table()
+
+
+def access_table() -> str:
+    """Give the table of operations as docs/access.md has it."""
+    rows = ["| operation | any one of these scopes | REST | GraphQL |", "|---|---|---|---|"]
+    for operation, scopes in DEFAULT_SCOPES.items():
+        over_rest = [f"`{method.upper()} {path}`" for (method, path), each in OPERATIONS.items() if each is operation]
+        over_graphql = [f"`{field}`" for field, each in FIELDS.items() if each is operation]
+        needed = ", ".join(f"`{scope}`" for scope in scopes)
+        rows.append(f"| `{operation}` | {needed} | {'<br>'.join(over_rest)} | {'<br>'.join(over_graphql)} |")
+    return "\n".join(rows)
 
 
 def settings_table() -> str:

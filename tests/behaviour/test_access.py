@@ -1,0 +1,96 @@
+"""The table of who may do what, row by row, at both doors."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from gateway.settings import Settings, SettingsError
+from resolvers.access import DEFAULT_SCOPES, Caller, Operation, require
+from resolvers.errors import InsufficientScope
+from tests.cast import Cast
+from tests.doors import GraphQLDoor, RestDoor, Service
+
+VISIT = {"brand_id": "loop", "encounter_type": "lab", "notes": "Fasting."}
+ENOUGH = {
+    "write:encounters": ["write:encounters", "manage:encounters", "admin:patient_graph", "admin:*"],
+    "read:encounters": ["read:encounters", "manage:encounters", "admin:patient_graph", "admin:*"],
+}
+OTHERS = ["read:patients", "manage:patients", "admin:encounters", "write:*", "encounters", ""]
+
+
+@pytest.fixture
+async def limited(database_url: str) -> AsyncIterator[Service]:
+    """A service where a token is its own list of scopes, of the brand `loop`."""
+
+    async def verify(token: str) -> Caller:
+        return Caller(client_id="limited", brand_id="loop", scopes=frozenset(token.split("+")))
+
+    async with Service.running(Settings(database_url=database_url), verify=verify) as service:
+        yield service
+
+
+@pytest.mark.parametrize("door", [RestDoor, GraphQLDoor])
+@pytest.mark.parametrize("scope", [*ENOUGH["write:encounters"], *OTHERS, "read:encounters"])
+async def test_recording_needs_the_right_to_write(limited: Service, cast: Cast, door, scope: str) -> None:
+    outcome = await door(limited).record(await cast.patient(), VISIT, token=scope or "none")
+
+    assert outcome.code == (None if scope in ENOUGH["write:encounters"] else "insufficient_scope")
+
+
+@pytest.mark.parametrize("scope", [*ENOUGH["read:encounters"], *OTHERS, "write:encounters"])
+async def test_listing_needs_the_right_to_read(limited: Service, cast: Cast, scope: str) -> None:
+    response = await limited.rest("GET", f"/v1/patients/{await cast.patient()}/encounters", token=scope or "none")
+
+    assert response.status_code == (200 if scope in ENOUGH["read:encounters"] else 403)
+
+
+async def test_a_refusal_names_the_scopes_that_would_do(limited: Service) -> None:
+    response = await limited.rest("GET", "/v1/patients/nobody/encounters", token="none")
+
+    assert response.headers["www-authenticate"] == 'Bearer error="insufficient_scope", scope="read:encounters"'
+    assert response.json()["error_description"] == response.json()["message"]
+
+
+async def test_who_may_record_sees_that_encounter_and_no_other_through_any_path(limited: Service, cast: Cast) -> None:
+    patient_id = await cast.patient()
+    query = """mutation ($id: ID!) { recordEncounter(patientId: $id, input: {brandId: "loop", encounterType: LAB}) {
+      ... on EncounterRecorded { encounter { id notes patient { id encounters { nodes { notes } } } } } } }"""
+
+    body = await limited.graphql(query, {"id": patient_id}, token="write:encounters")
+
+    assert {error["extensions"]["code"] for error in body["errors"]} == {"insufficient_scope"}
+    assert [error["path"][-1] for error in body["errors"]] == ["nodes"]
+    assert await cast.count("encounters", patient_id) == 1
+
+
+def test_every_operation_has_a_scope_and_nothing_else_does() -> None:
+    assert DEFAULT_SCOPES.keys() == set(Operation)
+
+
+@pytest.mark.parametrize(
+    "scopes",
+    [
+        '{"record_encounter": []}',
+        '{"delete_everything": ["write:encounters"]}',
+        '{"record_encounter": ["encounters"]}',
+        '{"record_encounter": ["write:*"]}',
+        "no json",
+    ],
+)
+def test_the_gateway_refuses_a_table_with_a_hole(monkeypatch: pytest.MonkeyPatch, scopes: str) -> None:
+    monkeypatch.setenv("GATEWAY_SCOPES", scopes)
+
+    with pytest.raises(SettingsError, match="GATEWAY_SCOPES"):
+        Settings.from_environment()
+
+
+def test_an_override_replaces_an_entry() -> None:
+    settings = Settings(scopes={Operation.RECORD_ENCOUNTER: ("write:visits",)})
+
+    assert settings.scopes[Operation.RECORD_ENCOUNTER] == ("write:visits",)
+
+
+def test_a_scope_above_satisfies_and_one_beside_does_not() -> None:
+    with pytest.raises(InsufficientScope):
+        require(Caller("c", frozenset({"manage:patients"})), ["write:encounters"])
+    require(Caller("c", frozenset({"manage:encounters"})), ["write:encounters"])
