@@ -17,6 +17,7 @@ import rest.errors
 from gateway.auth import verify_development_token
 from gateway.database import APP_ROLE, RELAY_ROLE, Database
 from gateway.duties import Duty, do_duties, prune_keys
+from gateway.edges import SecurityHeaders, cross_origin
 from gateway.limits import BodyLimits
 from gateway.settings import Settings, SettingsError
 from gateway.telemetry import RequestLog, report
@@ -59,6 +60,8 @@ def create_app(settings: Settings, verify: Verify | None = None) -> Starlette:
         ],
         middleware=[
             Middleware(RequestLog),
+            Middleware(SecurityHeaders),
+            *([Middleware(cross_origin, origins=settings.browser_origins)] if settings.browser_origins else []),
             Middleware(BodyLimits, max_bytes=settings.max_body_bytes, seconds=settings.body_seconds),
         ],
         exception_handlers={GatewayError: rest.errors.phrase, HTTPException: rest.errors.phrase_http},
@@ -76,6 +79,7 @@ def services(settings: Settings, database: Database, verify: Verify) -> Services
         database=database,
         published=published,
         scopes=scopes_from(settings.scopes),
+        origins=settings.origins,
         input_limits=InputLimits(
             chief_complaint_characters=settings.chief_complaint_characters,
             notes_characters=settings.notes_characters,

@@ -12,6 +12,7 @@ from uvicorn.supervisors import Multiprocess
 from gateway.app import create_app
 from gateway.auth import DEVELOPMENT_PATIENTS
 from gateway.migrate import migrate
+from gateway.protocol import GuardedProtocol
 from gateway.safety import examine
 from gateway.settings import PREFIX, Settings, SettingsError
 from gateway.telemetry import configure_logging
@@ -26,7 +27,7 @@ def serve(settings: Settings) -> None:
         host=settings.host,
         port=settings.port,
         workers=settings.workers,
-        http="httptools",
+        http=GuardedProtocol,
         ws="websockets-sansio",
         ws_max_size=1024 * 1024,
         log_config=None,
@@ -51,7 +52,9 @@ def serve(settings: Settings) -> None:
 def worker() -> Starlette:
     """Build the service in the process that serves it."""
     configure_logging()
-    return create_app(Settings.from_environment())
+    settings = Settings.from_environment()
+    GuardedProtocol.head_seconds = settings.head_seconds
+    return create_app(settings)
 
 
 async def prepare(settings: Settings) -> None:

@@ -2,11 +2,12 @@
 
 import difflib
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 import platformdirs
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import AfterValidator, AnyHttpUrl, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableError
 
@@ -14,6 +15,25 @@ from resolvers.access import Operation, scopes_from
 
 PREFIX = "GATEWAY_"
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+# What belongs together. Source: RFC 7662 section 2.1, the endpoint must ask for credentials; RFC 9068 section 4, a
+# token of another issuer or for another audience must be refused.
+VERIFIERS = (
+    ("introspection_url", "introspection_client_id", "introspection_client_secret"),
+    ("jwks_url", "jwt_issuer", "jwt_audience"),
+)
+
+
+def _confidential(url: AnyHttpUrl) -> AnyHttpUrl:
+    """Give the URL back if what is said there stays between the two. Raises `ValueError`."""
+    if url.scheme == "http" and (url.host or "").strip("[]") not in LOOPBACK:
+        raise ValueError("must begin with https:// (http:// is for an address of this machine only)")
+    if url.username or url.password or url.fragment:
+        raise ValueError("must hold neither a name, nor a password, nor a fragment")
+    return url
+
+
+ProviderUrl = Annotated[AnyHttpUrl, AfterValidator(_confidential)]
 
 
 class SettingsError(Exception):
@@ -49,13 +69,46 @@ class Settings(BaseSettings):
     database_statement_seconds: float = Field(
         10.0, gt=0, le=600, description="How long PostgreSQL may work on one statement before it is cancelled."
     )
-    introspection_url: str | None = Field(None, description="RFC 7662 endpoint that says whose token it is.")
-    jwks_url: str | None = Field(None, description="Key set that JWT access tokens are verified with.")
+    introspection_url: ProviderUrl | None = Field(None, description="RFC 7662 endpoint that says whose token it is.")
+    introspection_client_id: str | None = Field(
+        None, min_length=1, description="This gateway's own client id at the introspection endpoint (HTTP Basic)."
+    )
+    introspection_client_secret: SecretStr | None = Field(
+        None, min_length=1, description="The secret that goes with that client id."
+    )
+    jwks_url: ProviderUrl | None = Field(None, description="Key set that JWT access tokens are verified with.")
+    jwt_issuer: str | None = Field(None, min_length=1, description="The `iss` of JWT access tokens, to the letter.")
+    jwt_audience: str | None = Field(
+        None, min_length=1, description="What the `aud` of a JWT access token must name: this gateway."
+    )
+    jwt_type: str = Field(
+        "at+jwt",
+        min_length=1,
+        description="The `typ` of JWT access tokens. With `JWT`, only the audience sets them apart from ID tokens.",
+    )
+    jwt_brand_claim: str | None = Field(
+        None, min_length=1, description="The claim that names the brand in a JWT. Empty: `brand`, else `brand_id`."
+    )
+    token_cache_seconds: float = Field(
+        60.0, ge=0, le=60, description="How long a good token is believed before it is verified again, in seconds."
+    )
+    token_leeway_seconds: float = Field(
+        60.0, ge=0, le=300, description="How far the identity provider's clock may be from ours, in seconds."
+    )
+    identity_provider_seconds: float = Field(
+        3.0, gt=0, le=30, description="How long the identity provider may take to answer before a caller is told 503."
+    )
     scopes: dict[Operation, tuple[str, ...]] = Field(
         {},
         description="Which scopes allow an operation, where not the default ones: a JSON object of lists. "
         "See [who may do what](access.md).",
     )
+    origins: dict[str, tuple[str, ...]] = Field(
+        {},
+        description="Which pages may call from a browser: a JSON object from client id to a list of origins "
+        "(`https://app.example`). None by default.",
+    )
+    head_seconds: float = Field(10.0, gt=0, description="How long a request's head may take to arrive.")
     max_body_bytes: int = Field(256 * 1024, ge=1024, description="Largest request body, in bytes.")
     body_seconds: float = Field(10.0, gt=0, description="How long a request body may take to arrive.")
     drain_seconds: int = Field(10, ge=0, description="How long requests in flight may take at shutdown.")
@@ -89,6 +142,7 @@ class Settings(BaseSettings):
             ]
         if problems:
             raise SettingsError("\n".join(problems))
+        settings.refuse_half_a_verifier()
         settings.refuse_open_development()
         return settings
 
@@ -108,6 +162,11 @@ class Settings(BaseSettings):
         return url.get_secret_value()
 
     @property
+    def browser_origins(self) -> list[str]:
+        """Every origin that some client's pages come from."""
+        return sorted({origin for origins in self.origins.values() for origin in origins})
+
+    @property
     def development(self) -> bool:
         """Whether no token verification is configured, so that the development tokens are accepted."""
         return self.introspection_url is None and self.jwks_url is None
@@ -119,6 +178,21 @@ class Settings(BaseSettings):
                 f"{PREFIX}HOST: development mode accepts well-known tokens, so it listens on loopback only. "
                 f"Set {PREFIX}INTROSPECTION_URL or {PREFIX}JWKS_URL to verify real tokens, or leave {PREFIX}HOST out."
             )
+
+    def refuse_half_a_verifier(self) -> None:
+        """Return if tokens can be verified as configured. Raises `SettingsError` that names what is missing."""
+        incomplete = [
+            f"{_variables(missing)}: needed beside {_variables(given)}"
+            for names in VERIFIERS
+            if (missing := [name for name in names if getattr(self, name) is None])
+            and (given := [name for name in names if name not in missing])
+        ]
+        if incomplete:
+            raise SettingsError("\n".join(incomplete))
+
+
+def _variables(names: Iterable[str]) -> str:
+    return ", ".join(PREFIX + name.upper() for name in names)
 
 
 def _unknown(name: str, known: set[str]) -> str:

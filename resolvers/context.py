@@ -1,6 +1,6 @@
 """What every resolver is given: who calls, for which brand, and what it may use. Both doors make it the same way."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -23,6 +23,8 @@ class Services:
     database: Database
     published: Callable[[Encounter], bytes]
     """How the published page shows an encounter: what a replay must repeat byte for byte."""
+    origins: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """From which pages a client may call out of a browser, by client id."""
     scopes: Scopes = field(default_factory=lambda: DEFAULT_SCOPES)
     input_limits: InputLimits = DEFAULT_LIMITS
     page_limits: PageLimits = PageLimits()
@@ -62,15 +64,23 @@ class Context:
 
 
 async def sign_in(
-    services: Services, *, authorization: str | None, stated_brand_id: str | None, request_id: str
+    services: Services,
+    *,
+    authorization: str | None,
+    stated_brand_id: str | None,
+    request_id: str,
+    origin: str | None = None,
 ) -> Context:
     """Find out who calls, from the `Authorization` and `X-Brand-Id` of a request or of a socket's first message.
 
-    Raises `Unauthenticated`, `InvalidToken` or `Forbidden`.
+    `origin` is that of the page that calls, where it is another site's. Raises `Unauthenticated`, `InvalidToken`, or
+    `Forbidden` for a page that this client does not call from.
     """
     scheme, _, token = (authorization or "").partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
         raise Unauthenticated
     caller = await services.verify(token.strip())
+    if origin is not None and origin not in services.origins.get(caller.client_id, ()):
+        raise Forbidden("This client does not call from that page.")
     resolve_brand(caller, stated_brand_id)
     return Context(caller, stated_brand_id, request_id, services)

@@ -80,7 +80,7 @@ def _key(request: Request) -> str | None:
 
 async def _members(request: Request) -> dict[str, Any]:
     media_type, _, parameters = request.headers.get("content-type", "").lower().partition(";")
-    charset = parameters.partition("charset=")[2].strip('" ')
+    charset = parameters.partition("charset=")[2].partition(";")[0].strip('" ')
     if media_type.strip() != "application/json" or charset not in {"", "utf-8"}:
         raise UnsupportedMediaType
     body = json_text.read(await request.body())

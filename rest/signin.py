@@ -12,6 +12,7 @@ async def signed_in(request: Request) -> Context:
         authorization=request.headers.get("authorization"),
         stated_brand_id=request.headers.get("x-brand-id"),
         request_id=request.state.request_id,
+        origin=request.state.foreign_origin,
     )
     request.state.caller = context.caller
     return context

@@ -90,6 +90,7 @@ class GraphQLEndpoint:
             authorization=request.headers.get("authorization"),
             stated_brand_id=request.headers.get("x-brand-id"),
             request_id=request.state.request_id,
+            origin=request.state.foreign_origin,
         )
         request.state.caller = context.caller
         return context
@@ -160,7 +161,7 @@ def _accepted(accept: str) -> str | None:
 
 async def _json_body(request: Request) -> Any:
     media_type, _, parameters = request.headers.get("content-type", "").lower().partition(";")
-    charset = parameters.partition("charset=")[2].strip('" ')
+    charset = parameters.partition("charset=")[2].partition(";")[0].strip('" ')
     if media_type.strip() != JSON or charset not in {"", "utf-8"}:
         raise UnsupportedMediaType
     return json_text.read(await request.body())

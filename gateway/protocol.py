@@ -1,0 +1,106 @@
+"""What the head of an HTTP request may cost: bytes, fields and seconds.
+
+uvicorn reads heads of 8 MiB and waits for the rest of one for ever; by the time an application is asked, the head is
+complete. So this is a protocol, not a middleware. Bodies are `gateway.limits`' business.
+"""
+
+import asyncio
+from typing import Any, ClassVar
+
+import orjson
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol over httptools, with a deadline and limits on the head, and refusals in our shape."""
+
+    head_seconds: ClassVar[float] = 10.0
+    max_head_bytes: ClassVar[int] = 32 * 1024
+    max_head_fields: ClassVar[int] = 100
+
+    _deadline: asyncio.TimerHandle | None = None
+    _head_bytes = 0
+    _unparsed_bytes = 0
+    _refusal: tuple[int, str, str] | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Give the first head its time."""
+        super().connection_made(transport)
+        self._start_head()
+
+    def data_received(self, data: bytes) -> None:
+        """Read on, but not for ever in one head: the parser keeps a field to itself until it is whole."""
+        super().data_received(data)
+        if self._deadline is not None and not self.transport.is_closing():
+            self._unparsed_bytes += len(data)
+            if self._unparsed_bytes > self.max_head_bytes:
+                self._refusal = (431, "headers_too_large", "The request's head is too large.")
+                self.send_400_response("")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the deadline."""
+        self._end_head()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        """Give each further head on the connection its time."""
+        super().on_message_begin()
+        self._end_head()
+        self._start_head()
+
+    def on_url(self, url: bytes) -> None:
+        """Count the bytes of the address."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Count the bytes of a field, and the fields."""
+        self._count(len(name) + len(value))
+        if len(self.headers) >= self.max_head_fields:
+            self._refuse(431, "headers_too_large", "There are too many header fields.")
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is here."""
+        self._end_head()
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no request, or too much of one, in the shape of every refusal, and close."""
+        del msg  # the parser's words
+        status, code, message = self._refusal or (400, "bad_request", "This is not an HTTP request.")
+        body = orjson.dumps({"error": code, "message": message, "recorded": "no"})
+        head = (
+            STATUS_LINE[status] + b"content-type: application/json\r\ncache-control: no-store\r\nconnection: close\r\n"
+            b"content-length: " + str(len(body)).encode() + b"\r\n\r\n"
+        )
+        self.transport.write(head + body)
+        self.transport.close()
+
+    def _start_head(self) -> None:
+        self._head_bytes = self._unparsed_bytes = 0
+        self._deadline = self.loop.call_later(self.head_seconds, self._too_late)
+
+    def _end_head(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _too_late(self) -> None:
+        self._deadline = None
+        # An answer that is still under way must not be cut in two by another one.
+        if self.cycle is None or self.cycle.response_complete:
+            self._refusal = (408, "request_timeout", "The request did not arrive in time.")
+            self.send_400_response("")
+        else:
+            self.transport.close()
+
+    def _count(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > self.max_head_bytes:
+            self._refuse(431, "headers_too_large", "The request's head is too large.")
+
+    def _refuse(self, status: int, code: str, message: str) -> Any:
+        # The parser turns what a callback raises into its own error, and uvicorn answers that by `send_400_response`.
+        self._refusal = (status, code, message)
+        raise ValueError(code)
