@@ -49,6 +49,14 @@ def migrate() -> None:
         asyncio.run(migrate(settings.owner_url))
 
 
+@app.command()
+def check() -> None:
+    """Say what is wrong with the settings and the database and how to mend it; show the settings in force."""
+    from gateway.checking import check
+
+    sys.exit(check(Settings.from_environment()))
+
+
 @patients.command("import")
 def import_patients(
     file: Annotated[Path, typer.Argument(help="CSV or JSON Lines with `id` and `brand_id`; - for standard input.")],

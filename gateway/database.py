@@ -146,7 +146,7 @@ class Database:
             raise TemporarilyUnavailable from error
         try:
             if brand_id is not None:
-                await connection.act_for(brand_id)
+                await connection.act_for(brand_id)  # type: ignore[attr-defined]  # the proxy forwards it
             yield connection
         except UNAVAILABLE as error:
             raise TemporarilyUnavailable from error

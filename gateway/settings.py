@@ -4,10 +4,11 @@ import difflib
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Self, get_args
 
 import platformdirs
 from pydantic import AfterValidator, AnyHttpUrl, Field, SecretStr, ValidationError, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableError
 
@@ -41,7 +42,10 @@ class SettingsError(Exception):
 
 
 class Settings(BaseSettings):
-    """The gateway's settings. A field `max_body_bytes` is read from `GATEWAY_MAX_BODY_BYTES`."""
+    """The gateway's settings. A field `max_body_bytes` is read from `GATEWAY_MAX_BODY_BYTES`.
+
+    A secret may also lie in a file: `GATEWAY_DATABASE_URL_FILE` names the one that holds `GATEWAY_DATABASE_URL`.
+    """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
@@ -126,10 +130,18 @@ class Settings(BaseSettings):
     def from_environment(cls) -> Self:
         """Read the settings. Raises `SettingsError` that names every wrong variable, and the nearest known one."""
         known = {(PREFIX + name).upper() for name in cls.model_fields}
-        unknown = [name for name in os.environ if name.startswith(PREFIX) and name not in known]
+        files = {f"{PREFIX}{name}_FILE".upper(): name for name, field in cls.model_fields.items() if _secret(field)}
+        unknown = [name for name in os.environ if name.startswith(PREFIX) and name not in known | files.keys()]
         problems = [_unknown(name, known) for name in sorted(unknown)]
+        secrets: dict[str, str] = {}
+        for variable, name in files.items():
+            if variable in os.environ:
+                try:
+                    secrets[name] = Path(os.environ[variable]).read_text().strip()
+                except OSError as error:
+                    problems.append(f"{variable}: the file cannot be read ({error.strerror})")
         try:
-            settings = cls()
+            settings = cls(**secrets)  # type: ignore[arg-type]
         except UnreadableError as error:
             # Its words name the field and quote nothing; the cause would quote the value.
             field = str(error).split('"')[1]
@@ -153,6 +165,17 @@ class Settings(BaseSettings):
     ) -> dict[Operation, tuple[str, ...]]:
         scopes_from(overrides)
         return overrides
+
+    def shown(self) -> dict[str, str]:
+        """Give every setting as it is in force, by its variable, secrets hidden."""
+        return {
+            f"{PREFIX}{name.upper()}": ""
+            if value is None
+            else "(hidden)"
+            if isinstance(value, SecretStr)
+            else str(value)
+            for name, value in self
+        }
 
     @property
     def owner_url(self) -> str:
@@ -193,6 +216,10 @@ class Settings(BaseSettings):
 
 def _variables(names: Iterable[str]) -> str:
     return ", ".join(PREFIX + name.upper() for name in names)
+
+
+def _secret(field: FieldInfo) -> bool:
+    return SecretStr in (field.annotation, *get_args(field.annotation))
 
 
 def _unknown(name: str, known: set[str]) -> str:

@@ -1,6 +1,9 @@
 """What an operator may set, and what a mistake looks like."""
 
+from pathlib import Path
+
 import pytest
+from pydantic import SecretStr
 
 from gateway.settings import Settings, SettingsError
 
@@ -48,3 +51,27 @@ def test_a_database_url_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GATEWAY_DATABASE_URL", "postgresql://user:hunter2@127.0.0.1/db")
 
     assert "hunter2" not in repr(Settings.from_environment())
+
+
+def test_a_secret_may_lie_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "url").write_text("postgresql://user:hunter2@127.0.0.1/db\n")
+    monkeypatch.setenv("GATEWAY_DATABASE_URL_FILE", str(tmp_path / "url"))
+
+    url = Settings.from_environment().database_url
+
+    assert url is not None
+    assert url.get_secret_value() == "postgresql://user:hunter2@127.0.0.1/db"
+
+
+def test_a_file_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GATEWAY_DATABASE_URL_FILE", str(tmp_path / "none"))
+
+    with pytest.raises(SettingsError, match="GATEWAY_DATABASE_URL_FILE"):
+        Settings.from_environment()
+
+
+def test_the_settings_in_force_are_shown_without_their_secrets() -> None:
+    shown = Settings(database_url=SecretStr("postgresql://user:hunter2@127.0.0.1/db"), port=9000).shown()
+
+    assert shown["GATEWAY_PORT"] == "9000"
+    assert shown["GATEWAY_DATABASE_URL"] == "(hidden)"

@@ -1,0 +1,34 @@
+"""What `gateway check` says: the settings in force, and whether the database can and should be served from."""
+
+import asyncio
+
+import asyncpg
+
+from gateway.safety import examine
+from gateway.settings import PREFIX, Settings
+
+
+def check(settings: Settings) -> int:
+    """Print what is in force and what is wrong. Gives the exit code: 1 where the gateway would refuse to serve."""
+    print("\n".join(f"{name}={value}" for name, value in settings.shown().items()))
+    if settings.development:
+        print("\nDevelopment mode: well-known tokens, loopback only.")
+    if settings.database_url is None:
+        print(f"\nNo {PREFIX}DATABASE_URL: a private PostgreSQL will be started under {settings.data_dir}.")
+        return 0
+    return _check_database(settings.database_url.get_secret_value())
+
+
+def _check_database(database_url: str) -> int:
+    try:
+        dangers, warnings = asyncio.run(examine(database_url))
+    except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        print(f"\n{PREFIX}DATABASE_URL: the database does not let us in ({type(error).__name__}).")
+        print("Is it reachable, migrated (`gateway migrate`), and may the login act as gateway_app?")
+        return 1
+    for danger in dangers:
+        print(f"\ndanger: {danger}")
+    for warning in warnings:
+        print(f"\nwarning: {warning}")
+    print("\nThe database can be served from." if not dangers else "\nThe gateway would refuse to serve from it.")
+    return 1 if dangers else 0
