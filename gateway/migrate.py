@@ -1,14 +1,15 @@
 """Bringing a database to the newest form: safe to ask for from many processes at once."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import asyncpg
-from sqlalchemy import Connection, text
-from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.pool import NullPool
 
 import models
 from models.base import PROCESS_SCHEMA, SCHEMA
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 MIGRATIONS = Path(models.__file__).parent / "migrations"
 
@@ -21,6 +22,13 @@ async def migrate(database_url: str) -> None:
 
     Raises `OSError` or `asyncpg.PostgresError` when the database cannot be reached or does not let us.
     """
+    if await _is_newest(database_url):
+        return
+    # Imported here: only a migration needs SQLAlchemy's engine and Alembic, which take half a second.
+    from sqlalchemy import text
+    from sqlalchemy.ext.asyncio import create_async_engine
+    from sqlalchemy.pool import NullPool
+
     engine = create_async_engine(
         "postgresql+asyncpg://", async_creator=lambda: asyncpg.connect(database_url), poolclass=NullPool
     )
@@ -35,8 +43,21 @@ async def migrate(database_url: str) -> None:
     await engine.dispose()
 
 
-def _upgrade(connection: Connection) -> None:
-    # Imported here: only a migration needs Alembic, and it takes a third of a second.
+async def _is_newest(database_url: str) -> bool:
+    """Say whether there is nothing to do, without waiting for whoever holds the lock."""
+    newest = max(path.name.partition("_")[0] for path in (MIGRATIONS / "versions").glob("*.py"))
+    connection = await asyncpg.connect(database_url)
+    try:
+        version: str | None = await connection.fetchval(f"SELECT version_num FROM {PROCESS_SCHEMA}.alembic_version")
+    except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
+        return False
+    else:
+        return version == newest
+    finally:
+        await connection.close()
+
+
+def _upgrade(connection: "Connection") -> None:
     from alembic import command
     from alembic.config import Config
 

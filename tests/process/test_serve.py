@@ -1,0 +1,206 @@
+"""The gateway as a process: how it starts, what it says, how it stops, and what is left when it is killed."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import asyncpg
+import httpx2
+import psutil
+import pytest
+
+from tests.conftest import create_database
+
+ROOT = Path(__file__).parent.parent.parent
+VISIT = {"brand_id": "loop", "encounter_type": "lab", "notes": "Slept well."}
+DEV = {"authorization": "Bearer dev"}
+
+
+class Gateway:
+    """A gateway in a process of its own, on a port of its own."""
+
+    def __init__(self, data_dir: Path, **settings: str) -> None:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
+        environment |= {"GATEWAY_DATA_DIR": str(data_dir), "GATEWAY_PORT": "0", **settings}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "gateway", "serve"],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def welcome(self) -> str:
+        """Read what it says first: up to the empty line that ends it, or the end."""
+        assert self.process.stdout is not None
+        lines = []
+        for line in self.process.stdout:
+            lines.append(line)
+            if '\'{"brand_id"' in line:
+                break
+        said = "".join(lines)
+        if found := re.search(r"http://127\.0\.0\.1:\d+", said):
+            self.origin = found[0]
+        return said
+
+    def started(self) -> "Gateway":
+        """Wait until it has said where it listens."""
+        assert "GraphQL" in self.welcome()
+        return self
+
+    def record(self) -> httpx2.Response:
+        """Record an encounter of the demo patient."""
+        return httpx2.post(f"{self.origin}/v1/patients/demo-patient/encounters", json=VISIT, headers=DEV, timeout=10)
+
+    def total(self) -> int:
+        """Count the demo patient's encounters."""
+        answer = httpx2.get(f"{self.origin}/v1/patients/demo-patient/encounters", headers=DEV, timeout=10)
+        return answer.json()["total"]
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal and give the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(20)
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Iterator[Callable[..., Gateway]]:
+    running: list[Gateway] = []
+
+    def start(**settings: str) -> Gateway:
+        running.append(Gateway(tmp_path, **settings))
+        return running[-1]
+
+    yield start
+    for each in running:
+        if each.process.poll() is None:
+            each.stop()
+        for stream in (each.process.stdout, each.process.stderr):
+            assert stream is not None
+            stream.close()
+
+
+def test_the_first_lines_are_the_addresses_and_a_call_that_works_when_pasted(gateway) -> None:
+    said = (one := gateway()).welcome()
+
+    pasted = subprocess.run(["sh", "-c", said[said.index("curl") :]], capture_output=True, text=True, check=True)
+
+    assert said.splitlines()[0].startswith("REST     http://127.0.0.1:")
+    assert said.splitlines()[1] == f"GraphQL  {one.origin}/graphql"
+    assert '"status":"scheduled"' in pasted.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_it_with_exit_code_0_and_leaves_no_process(gateway, number, tmp_path: Path) -> None:
+    one = gateway().started()
+    family = psutil.Process(one.process.pid).children(recursive=True)
+
+    assert one.record().status_code == 201
+    assert one.stop(number) == 0
+
+    assert family
+    assert psutil.wait_procs(family, timeout=5)[1] == []
+
+
+def test_what_was_acknowledged_is_there_after_a_kill_and_the_next_start_recovers_by_itself(gateway) -> None:
+    one = gateway().started()
+    acknowledged = sum(one.record().status_code == 201 for _ in range(20))
+
+    one.stop(signal.SIGKILL)
+
+    assert gateway().started().total() == acknowledged == 20
+
+
+def test_the_second_start_finds_what_the_first_recorded(gateway) -> None:
+    one = gateway().started()
+    one.record()
+    one.stop()
+
+    again = gateway().started()
+
+    assert httpx2.get(f"{again.origin}/readyz").json()["status"] == "ready"
+    assert again.total() == 1
+
+
+def test_a_second_gateway_on_the_same_folder_is_refused_with_a_clear_sentence(gateway) -> None:
+    gateway().started()
+
+    second = gateway()
+
+    assert second.process.wait(20) != 0
+    said = second.process.stderr.read()
+    assert "Another gateway is using the data folder" in said
+    assert "Traceback" not in said
+
+
+def test_workers_share_the_port_and_stop_together(gateway) -> None:
+    one = gateway(GATEWAY_WORKERS="2").started()
+    family = psutil.Process(one.process.pid).children(recursive=True)
+
+    assert [one.record().status_code for _ in range(10)] == [201] * 10
+    assert one.stop() == 0
+    assert psutil.wait_procs(family, timeout=10)[1] == []
+
+
+def test_a_mistake_in_the_settings_is_a_sentence_not_a_traceback(gateway) -> None:
+    one = gateway(GATEWAY_PROT="80")
+
+    assert one.process.wait(20) != 0
+    assert one.process.stderr.read() == "gateway: GATEWAY_PROT: no such setting; the nearest is GATEWAY_PORT\n"
+
+
+def test_development_mode_refuses_an_open_address(gateway) -> None:
+    one = gateway(GATEWAY_HOST="0.0.0.0")
+
+    assert one.process.wait(20) != 0
+    assert "loopback only" in one.process.stderr.read()
+
+
+async def test_ten_processes_may_migrate_one_database_at_once(server_url: str) -> None:
+    url = await create_database(server_url)
+    environment = {**os.environ, "GATEWAY_DATABASE_URL": url}
+
+    processes = [
+        subprocess.Popen([sys.executable, "-m", "gateway", "migrate"], cwd=ROOT, env=environment) for _ in range(10)
+    ]
+
+    assert [process.wait(120) for process in processes] == [0] * 10
+    connection = await asyncpg.connect(url)
+    assert await connection.fetchval("SELECT count(*) FROM patient_graph.encounters") == 0
+    await connection.close()
+
+
+async def test_a_server_of_ones_own_is_used_when_it_is_named(gateway, server_url: str, monkeypatch) -> None:
+    url = await create_database(server_url)
+
+    one = gateway(GATEWAY_DATABASE_URL=url, GATEWAY_DATABASE_UNSAFE="true").started()
+
+    assert one.record().status_code == 201
+    connection = await asyncpg.connect(url)
+    assert await connection.fetchval("SELECT notes FROM patient_graph.encounters") == VISIT["notes"]
+    await connection.close()
+
+
+def test_the_readmes_examples_work_when_pasted(gateway) -> None:
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    one = gateway().started()
+
+    answers = [
+        subprocess.run(
+            ["sh", "-ec", block.replace("http://127.0.0.1:8000", one.origin)],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for block in blocks
+    ]
+
+    assert len(answers) == 3
+    assert '"status":"scheduled"' in answers[0]
+    assert '"__typename":"EncounterRecorded"' in answers[1]
+    assert '"total":2' in answers[2]
