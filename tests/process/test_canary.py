@@ -1,0 +1,28 @@
+"""Nothing leaks: the canary finds no mark where none may be, and would find one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from gateway.canary import MARK, Outputs
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_the_canary_pushed_through_every_door_and_failure_is_found_nowhere() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "gateway", "canary"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+    )
+
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "0 leaks" in run.stdout
+
+
+def test_a_mark_in_any_output_is_a_leak_and_is_not_repeated() -> None:
+    outputs = Outputs()
+    outputs.add("the log", f"one line\nwhere it says {MARK} aloud\n")
+
+    (leak,) = outputs.leaks()
+
+    assert leak.where == "the log"
+    assert leak.line == "where it says █ aloud"
