@@ -1,0 +1,59 @@
+# Needs python3 (3.11 or newer) and make; everything else goes into .venv/ and .tools/.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: run test check format population crash lock clean help
+
+# A virtual environment holds the absolute path of its checkout: one that was moved or copied would run the other's code.
+ifneq ($(shell cat .venv/checkout 2>/dev/null),$(CURDIR))
+.PHONY: .venv/bin/python
+endif
+
+run: .venv/runtime  ## Serve on http://127.0.0.1:8000, with a private PostgreSQL
+	@exec .venv/bin/gateway serve $(ARGS)
+
+test: .venv/dev  ## Run every test, or some: make test ARGS="-k patients"
+	@.venv/bin/pytest $(ARGS)
+
+check: .venv/dev  ## Lint, format, types, and who may import whom
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+format: .venv/dev  ## Write the code as `make check` wants it
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+population: .venv/dev .venv/population  ## Drive a synthetic population through both doors (350 MB more)
+	@.venv/bin/python -m tests.population $(ARGS)
+
+crash: .venv/dev  ## Kill gateway and PostgreSQL under load a hundred times; nothing acknowledged may be lost
+	@.venv/bin/python -m tests.crash $(ARGS)
+
+lock:  ## Write locks/ after a change in pyproject.toml; newer versions: make lock ARGS="--upgrade"
+	@$(COMPILE) pyproject.toml --group dev --output-file locks/dev.txt
+	@$(COMPILE) pyproject.toml --group build --constraints locks/dev.txt --output-file locks/runtime.txt
+	@$(COMPILE) --group population --constraints locks/dev.txt --output-file locks/population.txt
+	@echo uv | $(COMPILE) - --output-file locks/uv.txt
+
+clean:  ## Remove what was installed; data stays
+	rm -rf .venv .tools .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+
+help:
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
+
+# Compiled, not exported from uv.lock, which names a registry's host and is therefore not committed: what is pinned
+# in the locks stays as it is unless pyproject.toml or ARGS says otherwise.
+COMPILE = sh .ci/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate $(ARGS)
+
+.venv/bin/python:
+	@sh .ci/uv venv --quiet --clear .venv
+	@pwd -P > .venv/checkout
+
+# What is there already costs nothing and asks no network, so the three may lie upon each other. Compiled here, because
+# where PYTHONDONTWRITEBYTECODE is set, as images like to do, each start would compile again: 1.4 s instead of 0.5.
+.venv/runtime .venv/dev .venv/population: .venv/%: locks/%.txt pyproject.toml .venv/bin/python
+	@echo "Installing $< into .venv" >&2
+	@sh .ci/uv pip install --quiet --python .venv --compile-bytecode --require-hashes --requirement $<
+	@sh .ci/uv pip install --quiet --python .venv --no-deps --no-build-isolation --editable .
+	@touch $@
