@@ -1,34 +1,41 @@
 """The service on one screen: its routes, its middleware in order, and what lives as long as the process."""
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 
 import rest
 import rest.errors
-from gateway.auth import verify_development_token
+from gateway.auth import verifying
+from gateway.chain import CHAIN_AUDIT, chaining
 from gateway.database import APP_ROLE, RELAY_ROLE, Database
-from gateway.duties import Duty, do_duties, prune_keys
+from gateway.duties import Duty, prune_keys
 from gateway.edges import SecurityHeaders, cross_origin
+from gateway.events import passing_on
 from gateway.limits import BodyLimits
-from gateway.settings import Settings, SettingsError
-from gateway.telemetry import RequestLog, report
+from gateway.rates import RateHeaders, RateLimits
+from gateway.settings import Settings
+from gateway.telemetry import RequestLog, SocketLog, log_operation, report
+from gateway.trail import QueuedTrail
 from resolvers.access import scopes_from
 from resolvers.commands import InputLimits
 from resolvers.context import Services, Verify
 from resolvers.errors import GatewayError
+from resolvers.outbox import Feed
 from resolvers.paging import PageLimits
+from resolvers.trail import Trail
 from rest.encounters import published
 from schema import build_schema
 from schema.endpoint import GraphQLEndpoint
+from schema.execution import Runner
+from schema.socket import GraphQLSocket, SocketLimits
 
 
 def create_app(settings: Settings, verify: Verify | None = None) -> Starlette:
@@ -43,23 +50,37 @@ def create_app(settings: Settings, verify: Verify | None = None) -> Starlette:
             "statement_seconds": settings.database_statement_seconds,
         }
         database = await Database.connect(url, role=APP_ROLE, size=settings.database_pool_size, **patience)
-        relay = await Database.connect(url, role=RELAY_ROLE, size=2, **patience)
-        duties = asyncio.create_task(do_duties(relay, [Duty("prune keys", prune_keys, pause_seconds=60)]))
+        relay = await Database.connect(url, role=RELAY_ROLE, size=4, **patience)
+        key = settings.audit_key.get_secret_value().encode() if settings.audit_key else b""
+        duties = [
+            Duty("prune keys", prune_keys, pause_seconds=60),
+            Duty(CHAIN_AUDIT, chaining(key), pause_seconds=5),
+        ]
+        rates = RateLimits.of(settings)
         try:
-            yield {"services": services(settings, database, verify or verifier(settings)), "started": time.monotonic()}
+            async with (
+                QueuedTrail.open(url, settings.audit_queue, **patience) as trail,
+                passing_on(settings, url, relay, duties) as feed,
+                nullcontext(verify) if verify else verifying(settings) as known,
+            ):
+                lent = services(settings, database, trail=trail, feed=feed, verify=known, rates=rates)
+                yield {"services": lent, "started": time.monotonic()}
         finally:
-            duties.cancel()
-            await asyncio.gather(duties, return_exceptions=True)
+            await rates.close()
             await relay.close()
             await database.close()
 
+    runner = Runner(build_schema(scopes_from(settings.scopes)), report)
     app = Starlette(
         routes=[
-            Route("/graphql", GraphQLEndpoint(build_schema(scopes_from(settings.scopes)), http_form, report)),
+            Route("/graphql", GraphQLEndpoint(runner, http_form)),
+            WebSocketRoute("/graphql", GraphQLSocket(runner, socket_limits(settings), log_operation)),
             *rest.routes,
         ],
         middleware=[
+            Middleware(RateHeaders),
             Middleware(RequestLog),
+            Middleware(SocketLog),
             Middleware(SecurityHeaders),
             *([Middleware(cross_origin, origins=settings.browser_origins)] if settings.browser_origins else []),
             Middleware(BodyLimits, max_bytes=settings.max_body_bytes, seconds=settings.body_seconds),
@@ -72,13 +93,18 @@ def create_app(settings: Settings, verify: Verify | None = None) -> Starlette:
     return app
 
 
-def services(settings: Settings, database: Database, verify: Verify) -> Services:
+def services(
+    settings: Settings, database: Database, *, trail: Trail, feed: Feed, verify: Verify, rates: RateLimits
+) -> Services:
     """Put together what every request is lent."""
     return Services(
         verify=verify,
         database=database,
         published=published,
+        trail=trail,
+        feed=feed,
         scopes=scopes_from(settings.scopes),
+        rates=rates,
         origins=settings.origins,
         input_limits=InputLimits(
             chief_complaint_characters=settings.chief_complaint_characters,
@@ -91,11 +117,16 @@ def services(settings: Settings, database: Database, verify: Verify) -> Services
     )
 
 
-def verifier(settings: Settings) -> Verify:
-    """Choose how tokens are verified. Raises `SettingsError`."""
-    if not settings.development:
-        raise SettingsError("GATEWAY_INTROSPECTION_URL, GATEWAY_JWKS_URL: real tokens are not verified yet")
-    return verify_development_token
+def socket_limits(settings: Settings) -> SocketLimits:
+    """Say what sockets may cost."""
+    return SocketLimits(
+        sockets=settings.sockets_max,
+        operations=settings.socket_operations,
+        message_bytes=settings.max_body_bytes,
+        init_seconds=settings.socket_init_seconds,
+        send_seconds=settings.socket_send_seconds,
+        recheck_seconds=settings.socket_recheck_seconds,
+    )
 
 
 def http_form(error: GatewayError) -> tuple[int, Mapping[str, str]]:

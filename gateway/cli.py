@@ -18,6 +18,10 @@ from gateway.settings import Settings, SettingsError
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="The encounter gateway.")
 patients = typer.Typer(no_args_is_help=True, help="Patients.")
 app.add_typer(patients, name="patients")
+audit = typer.Typer(no_args_is_help=True, help="The audit log.")
+app.add_typer(audit, name="audit")
+events = typer.Typer(no_args_is_help=True, help="Events on their way out.")
+app.add_typer(events, name="events")
 
 
 def main() -> None:
@@ -57,6 +61,14 @@ def check() -> None:
     sys.exit(check(Settings.from_environment()))
 
 
+@app.command()
+def canary() -> None:
+    """Push marked values through every door and every failure of a gateway of its own, and look for leaks."""
+    from gateway.canary import canary
+
+    sys.exit(asyncio.run(canary()))
+
+
 @patients.command("import")
 def import_patients(
     file: Annotated[Path, typer.Argument(help="CSV or JSON Lines with `id` and `brand_id`; - for standard input.")],
@@ -74,6 +86,57 @@ def import_patients(
             sys.exit(f"gateway: {error}")
     typer.echo(imported)
     raise typer.Exit(1 if imported.refused else 0)
+
+
+@audit.command("verify")
+def verify_audit(
+    expect: Annotated[
+        list[str] | None,
+        typer.Option(help="A head that was printed earlier (brand:position:hash) and must still be in the chain."),
+    ] = None,
+) -> None:
+    """Look for entries of the audit log that were edited, deleted, moved or slipped in. Exit code 1 if there are."""
+    from gateway.audit import Head, VerificationStopped, print_verification
+
+    try:
+        expected = [Head.read(text) for text in expect or ()]
+    except ValueError:
+        raise typer.BadParameter("a head looks like brand:position:hash", param_hint="--expect") from None
+    with _database() as settings:
+        key = settings.audit_key.get_secret_value().encode() if settings.audit_key else b""
+        try:
+            clean = asyncio.run(print_verification(settings.owner_url, key, expected))
+        except VerificationStopped as error:
+            sys.exit(f"gateway: {error}")
+    raise typer.Exit(0 if clean else 1)
+
+
+@events.command("status")
+def events_status() -> None:
+    """Say how far events have come: those without a position, the watermark, and each sink."""
+    from gateway.events import on_relays_behalf, print_status
+
+    with _database() as settings:
+        asyncio.run(on_relays_behalf(settings, print_status))
+
+
+@events.command("replay")
+def replay_events(
+    sink: Annotated[str, typer.Option(help="The sink's name: `webhook`, `nats`, or one of GATEWAY_WEBHOOKS.")],
+    first: Annotated[
+        int | None, typer.Option("--from", help="Position of the first event it is told again. Left out: where it is.")
+    ] = None,
+) -> None:
+    """Tell a sink again from a position on, or let it go on at once; one that was disabled is told again."""
+    from functools import partial
+
+    from gateway.events import NoReplay, on_relays_behalf, print_replay
+
+    with _database() as settings:
+        try:
+            asyncio.run(on_relays_behalf(settings, partial(print_replay, sink=sink, first=first)))
+        except NoReplay as error:
+            sys.exit(f"gateway: {error}")
 
 
 class Contract(StrEnum):

@@ -24,6 +24,7 @@ UNAVAILABLE = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # what a connection that was ended while it was idle sometimes says
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,  # shut down, cancelled by a timeout, terminated
     asyncpg.InsufficientResourcesError,  # disk full, out of memory, too many connections
@@ -91,6 +92,8 @@ class Database:
             server_settings={
                 "application_name": "encounter-gateway",
                 "timezone": "UTC",
+                # Who waited for a key or a lease must see what the one before did, whatever the server's default is.
+                "default_transaction_isolation": "read committed",
                 **({} if role is None else {"role": role}),
                 "statement_timeout": f"{statement_seconds * 1000:.0f}",
                 "idle_in_transaction_session_timeout": f"{statement_seconds * 1000:.0f}",
@@ -120,8 +123,11 @@ class Database:
             yield PoolConnection(connection)
 
     @asynccontextmanager
-    async def transaction(self, brand_id: str) -> AsyncIterator[PoolConnection]:
-        """Borrow a connection in a transaction. Raises `TemporarilyUnavailable` or `OutcomeUnknown`."""
+    async def transaction(self, brand_id: str | None) -> AsyncIterator[PoolConnection]:
+        """Borrow a connection in a transaction, for no brand where the role's policies need none.
+
+        Raises `TemporarilyUnavailable` or `OutcomeUnknown`.
+        """
         async with self._acquired(brand_id) as connection:
             transaction = connection.transaction()
             await transaction.start()
@@ -142,7 +148,7 @@ class Database:
     async def _acquired(self, brand_id: str | None = None) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy[Row]]:
         try:
             connection = await self._pool.acquire(timeout=self._acquire_seconds)
-        except UNAVAILABLE as error:
+        except (*UNAVAILABLE, asyncpg.PostgresError) as error:  # it lets nobody in, for whatever reason
             raise TemporarilyUnavailable from error
         try:
             if brand_id is not None:

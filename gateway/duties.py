@@ -1,8 +1,8 @@
 """What must be done now and then by one gateway at a time: each duty is held by a lease.
 
-Every gateway tries every duty. One gets the lease and renews it at each round; when it dies, the lease runs out and
-another takes over within seconds. A round is one or a few short transactions, so that a holder who was paused past its
-lease can do no harm that the next one's transactions would not see.
+Every gateway tries every duty. One gets the lease and renews it at each round and during a long one; when it dies, the
+lease runs out and another takes over within seconds. A round is made of short transactions, so that a holder who was
+paused past its lease can do no harm that the next one's transactions would not see.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from uuid import UUID, uuid4
 
-from sqlalchemy import Interval, Table, Text, any_, bindparam, delete, func, select
+from sqlalchemy import Interval, Table, Text, any_, bindparam, delete, func, select, update
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from gateway.database import Database
@@ -37,6 +37,9 @@ TAKE_LEASE = Statement(
         where=(LEASES.c.holder == _taken.excluded.holder) | (LEASES.c.expires_at < func.now()),
     ).returning(LEASES.c.name)
 )
+GIVE_UP_LEASES = Statement(
+    update(LEASES).values(expires_at=func.now()).where(LEASES.c.holder == bindparam("holder", type_=LEASES.c.holder.type))
+)
 
 
 @dataclass
@@ -53,25 +56,50 @@ class Duty:
 async def do_duties(database: Database, duties: list[Duty]) -> None:
     """Do the duties until cancelled. `database` acts as the relay's role."""
     holder = uuid4()
-    async with asyncio.TaskGroup() as tasks:
-        for duty in duties:
-            tasks.create_task(_do(database, duty, holder), name=f"duty {duty.name}")
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for duty in duties:
+                tasks.create_task(_do(database, duty, holder), name=f"duty {duty.name}")
+    finally:
+        # Whoever leaves in peace need not be waited for.
+        with contextlib.suppress(GatewayError):
+            async with database.across_brands() as connection:
+                await connection.fetch(GIVE_UP_LEASES, holder=holder)
 
 
 async def _do(database: Database, duty: Duty, holder: UUID) -> None:
     while True:
-        more = False
+        held = more = False
         try:
-            if await take_lease(database, duty.name, holder):
-                more = await duty.round(database)
+            held = await take_lease(database, duty.name, holder)
+            if held:
+                more = await _keeping_the_lease(database, duty, holder)
         except GatewayError:
             pass  # the database is away; the requests that meet it say so
         except Exception as error:  # noqa: BLE001 - a duty that fails once must be tried again
             log.error("duty", duty=duty.name, **describe(error))
         if not more:
+            # The bell is for the one who holds the lease: the others need not all come running.
+            bell = duty.bell if held else asyncio.Event()
+            # Not `wait_for`, which until Python 3.12 loses a cancellation that comes with the ring.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(duty.bell.wait(), duty.pause_seconds)
+                async with asyncio.timeout(duty.pause_seconds):
+                    await bell.wait()
         duty.bell.clear()
+
+
+async def _keeping_the_lease(database: Database, duty: Duty, holder: UUID) -> bool:
+    """Do one round, which is cut off when the lease cannot be renewed in the middle of it."""
+    round_ = asyncio.ensure_future(duty.round(database))
+    try:
+        while not round_.done():
+            await asyncio.wait({round_}, timeout=LEASE_TIME.total_seconds() / 3)
+            if not round_.done() and not await take_lease(database, duty.name, holder):
+                return False
+        return await round_
+    finally:
+        round_.cancel()
+        await asyncio.gather(round_, return_exceptions=True)
 
 
 async def take_lease(database: Database, name: str, holder: UUID) -> bool:

@@ -25,7 +25,7 @@ class SecurityHeaders:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request."""
-        if scope["type"] == "http":
+        if scope["type"] in {"http", "websocket"}:
             scope.setdefault("state", {})["foreign_origin"] = _foreign_origin(scope)
 
         async def send_with_headers(message: Message) -> None:

@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 from urllib.parse import quote
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 # Recovery after a crash replays the log since the last checkpoint: minutes on a slow disk, and starting over
 # would not be faster.

@@ -11,6 +11,16 @@ import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 
+def refusal(status: int, code: str, message: str) -> bytes:
+    """Write the last answer of a connection."""
+    body = orjson.dumps({"error": code, "message": message, "recorded": "no"})
+    head = (
+        STATUS_LINE[status] + b"content-type: application/json\r\ncache-control: no-store\r\nconnection: close\r\n"
+        b"content-length: " + str(len(body)).encode() + b"\r\n\r\n"
+    )
+    return head + body
+
+
 class GuardedProtocol(HttpToolsProtocol):
     """uvicorn's protocol over httptools, with a deadline and limits on the head, and refusals in our shape."""
 
@@ -68,13 +78,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no request, or too much of one, in the shape of every refusal, and close."""
         del msg  # the parser's words
-        status, code, message = self._refusal or (400, "bad_request", "This is not an HTTP request.")
-        body = orjson.dumps({"error": code, "message": message, "recorded": "no"})
-        head = (
-            STATUS_LINE[status] + b"content-type: application/json\r\ncache-control: no-store\r\nconnection: close\r\n"
-            b"content-length: " + str(len(body)).encode() + b"\r\n\r\n"
-        )
-        self.transport.write(head + body)
+        self.transport.write(refusal(*(self._refusal or (400, "bad_request", "This is not an HTTP request."))))
         self.transport.close()
 
     def _start_head(self) -> None:

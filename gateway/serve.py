@@ -3,6 +3,8 @@
 import asyncio
 import os
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import asyncpg
 import uvicorn
@@ -15,7 +17,19 @@ from gateway.migrate import migrate
 from gateway.protocol import GuardedProtocol
 from gateway.safety import examine
 from gateway.settings import PREFIX, Settings, SettingsError
+from gateway.socket import GuardedSocket
 from gateway.telemetry import configure_logging
+
+PROTOCOLS: Mapping[str, Any] = {
+    "http": GuardedProtocol,
+    "ws": GuardedSocket,
+    "ws_max_size": 1024 * 1024,
+    # A kilobyte that unpacks to a megabyte would be read before anyone has signed in.
+    "ws_per_message_deflate": False,
+    # What lies between closes a connection on which nothing moves, often after 60 s.
+    "ws_ping_interval": 20.0,
+    "ws_ping_timeout": 20.0,
+}
 
 
 def serve(settings: Settings) -> None:
@@ -27,9 +41,7 @@ def serve(settings: Settings) -> None:
         host=settings.host,
         port=settings.port,
         workers=settings.workers,
-        http=GuardedProtocol,
-        ws="websockets-sansio",
-        ws_max_size=1024 * 1024,
+        **PROTOCOLS,
         log_config=None,
         access_log=False,
         server_header=False,

@@ -1,13 +1,15 @@
 """Every knob an operator may turn, with its unit, default and reason. Built by nobody at import."""
 
 import difflib
+import importlib.util
 import os
+from base64 import b64decode
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Self, get_args
 
 import platformdirs
-from pydantic import AfterValidator, AnyHttpUrl, Field, SecretStr, ValidationError, field_validator
+from pydantic import AfterValidator, AnyHttpUrl, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableError
@@ -35,6 +37,41 @@ def _confidential(url: AnyHttpUrl) -> AnyHttpUrl:
 
 
 ProviderUrl = Annotated[AnyHttpUrl, AfterValidator(_confidential)]
+
+
+def signing_key(secret: str) -> bytes:
+    """Give the key that a `whsec_…` text stands for. Raises `ValueError`. Source: Standard Webhooks 1.0.0."""
+    prefix, _, encoded = secret.partition("_")
+    try:
+        key = b64decode(encoded, validate=True)
+    except ValueError:
+        key = b""
+    if prefix != "whsec" or not 24 <= len(key) <= 64:
+        raise ValueError("must be whsec_ and 24 to 64 random bytes in base64")
+    return key
+
+
+class Webhook(BaseModel):
+    """One receiver of signed webhooks. `brand_id` is the only brand it is told of; without one it is told of all."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,62}$")
+    url: ProviderUrl
+    secrets: tuple[SecretStr, ...] = Field(min_length=1, max_length=4)
+    brand_id: str | None = None
+
+    @field_validator("secrets")
+    @classmethod
+    def _can_sign(cls, secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for secret in secrets:
+            signing_key(secret.get_secret_value())
+        return secrets
+
+    @property
+    def keys(self) -> list[bytes]:
+        """What to sign with: the secrets' keys, all of them while the receiver changes from one to the next."""
+        return [signing_key(secret.get_secret_value()) for secret in self.secrets]
 
 
 class SettingsError(Exception):
@@ -112,9 +149,49 @@ class Settings(BaseSettings):
         description="Which pages may call from a browser: a JSON object from client id to a list of origins "
         "(`https://app.example`). None by default.",
     )
+    rate_writes_per_minute: int = Field(
+        200, ge=0, le=1_000_000, description="Writes of one client in any minute, through both doors. 0: any number."
+    )
+    rate_reads_per_minute: int = Field(
+        1_000, ge=0, le=1_000_000, description="Reads of one client in any minute, through both doors. 0: any number."
+    )
+    rate_address_per_minute: int = Field(
+        3_000,
+        ge=0,
+        le=1_000_000,
+        description="Tokens not yet known to be good that one address may try in any minute, in each process; "
+        "loopback any number. 0: any number.",
+    )
+    rate_failed_sign_ins_per_minute: int = Field(
+        60, ge=0, le=1_000_000, description="How many of these may be bad before the others must wait. 0: any number."
+    )
+    rate_limit_url: SecretStr | None = Field(
+        None,
+        description="Redis or Valkey (redis://, rediss://, unix://) in which all processes count clients together; "
+        "needs the extra `redis`. Empty: each counts for itself.",
+    )
     head_seconds: float = Field(10.0, gt=0, description="How long a request's head may take to arrive.")
     max_body_bytes: int = Field(256 * 1024, ge=1024, description="Largest request body, in bytes.")
     body_seconds: float = Field(10.0, gt=0, description="How long a request body may take to arrive.")
+    sockets_max: int = Field(
+        1_000, ge=0, le=100_000, description="WebSockets open at once in each process. 0: none are let in."
+    )
+    socket_operations: int = Field(
+        100, ge=1, le=10_000, description="Operations under way at once on one WebSocket, subscriptions included."
+    )
+    socket_init_seconds: float = Field(
+        10.0, gt=0, le=600, description="How long a WebSocket may stay open before it says who calls."
+    )
+    socket_send_seconds: float = Field(
+        20.0, gt=0, le=600, description="How long a message may wait for a WebSocket's client to read it."
+    )
+    socket_recheck_seconds: float = Field(
+        60.0,
+        gt=0,
+        le=3600,
+        description="How often the token of an open WebSocket is verified again, in seconds; "
+        "a revoked one may be believed for GATEWAY_TOKEN_CACHE_SECONDS more.",
+    )
     drain_seconds: int = Field(10, ge=0, description="How long requests in flight may take at shutdown.")
     chief_complaint_characters: int = Field(2_000, ge=1, description="Longest `chief_complaint`, in characters.")
     notes_characters: int = Field(50_000, ge=1, description="Longest `notes`, in characters.")
@@ -122,6 +199,46 @@ class Settings(BaseSettings):
     metadata_levels: int = Field(32, ge=1, le=200, description="Deepest nesting of `metadata`.")
     idempotency_hours: int = Field(
         7 * 24, ge=24, description="How long an idempotency key is kept, in hours. Clinics that were offline send late."
+    )
+    audit_queue: int = Field(
+        10_000,
+        ge=1,
+        le=1_000_000,
+        description="Notes of refusals and reads that wait in memory to be audited, at most, in each process; half of "
+        "the room is for reads alone. See [the audit log](audit.md).",
+    )
+    audit_key: SecretStr | None = Field(
+        None,
+        min_length=16,
+        description="The secret that the chain of the audit log is made with. Empty: anyone who may write to the "
+        "database can make another that fits.",
+    )
+    webhook_url: ProviderUrl | None = Field(None, description="Who is told of every event. See [events](events.md).")
+    webhook_secret: SecretStr | None = Field(
+        None, description="What webhooks are signed with: `whsec_…`; two with a space between while it changes."
+    )
+    webhooks: tuple[Webhook, ...] = Field(
+        (), description="More receivers, or one for each brand: a JSON list, see [events](events.md)."
+    )
+    webhook_seconds: float = Field(15.0, gt=0, le=300, description="How long a receiver of events may take to answer.")
+    nats_url: SecretStr | None = Field(
+        None, description="NATS server (nats://, tls://) whose JetStream keeps events; needs the extra `nats`."
+    )
+    nats_subject: str = Field(
+        "patient_graph.events",
+        pattern=r"^[^\s.*>]+(\.[^\s.*>]+)*$",
+        description="Subject that events are published to; a stream must listen to it.",
+    )
+    event_source: str = Field(
+        "/encounter-gateway",
+        min_length=1,
+        description="What names this gateway in an event's `source`: a URI, best the public one.",
+    )
+    event_retry_hours: int = Field(
+        72, ge=1, description="How long an event is tried before it becomes a dead letter, in hours."
+    )
+    event_days: int = Field(
+        30, ge=1, description="How long an event is kept in the feed, in days; longer while a sink still waits for it."
     )
     page_size: int = Field(20, ge=1, description="Items on a page when the caller does not say.")
     page_size_max: int = Field(100, ge=1, le=500, description="Most items on a page.")
@@ -155,8 +272,37 @@ class Settings(BaseSettings):
         if problems:
             raise SettingsError("\n".join(problems))
         settings.refuse_half_a_verifier()
+        settings.refuse_contradicting_sinks()
         settings.refuse_open_development()
         return settings
+
+    @field_validator("rate_limit_url")
+    @classmethod
+    def _rates_can_be_shared(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None:
+            if not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+                raise ValueError("must begin with redis://, rediss:// or unix://")
+            if importlib.util.find_spec("redis") is None:
+                raise ValueError("needs the package redis: install encounter-gateway[redis]")
+        return url
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _webhooks_can_be_signed(cls, secrets: SecretStr | None) -> SecretStr | None:
+        # An empty one is none of the form either.
+        for secret in [] if secrets is None else secrets.get_secret_value().split() or [""]:
+            signing_key(secret)
+        return secrets
+
+    @field_validator("nats_url")
+    @classmethod
+    def _nats_can_be_reached(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None:
+            if not url.get_secret_value().startswith(("nats://", "tls://")):
+                raise ValueError("must begin with nats:// or tls://")
+            if importlib.util.find_spec("nats") is None:
+                raise ValueError("needs the package nats-py: install encounter-gateway[nats]")
+        return url
 
     @field_validator("scopes")
     @classmethod
@@ -183,6 +329,14 @@ class Settings(BaseSettings):
         url = self.database_owner_url or self.database_url
         assert url is not None, "whoever asks has found or started a database"
         return url.get_secret_value()
+
+    @property
+    def every_webhook(self) -> tuple[Webhook, ...]:
+        """Every receiver of webhooks: the one with settings of its own, and those of the list."""
+        if self.webhook_url is None or self.webhook_secret is None:
+            return self.webhooks
+        secrets = tuple(SecretStr(secret) for secret in self.webhook_secret.get_secret_value().split())
+        return (Webhook(name="webhook", url=self.webhook_url, secrets=secrets), *self.webhooks)
 
     @property
     def browser_origins(self) -> list[str]:
@@ -212,6 +366,16 @@ class Settings(BaseSettings):
         ]
         if incomplete:
             raise SettingsError("\n".join(incomplete))
+
+    def refuse_contradicting_sinks(self) -> None:
+        """Return if every sink has what it needs and a name of its own. Raises `SettingsError`."""
+        if (self.webhook_url is None) != (self.webhook_secret is None):
+            raise SettingsError(f"{_variables(['webhook_url', 'webhook_secret'])}: one is needed beside the other")
+        names = [webhook.name for webhook in self.every_webhook] + ["nats"]
+        if len(names) != len(set(names)):
+            raise SettingsError(f"{PREFIX}WEBHOOKS: each needs a name of its own, and neither `webhook` nor `nats`")
+        if self.event_retry_hours >= self.event_days * 24:
+            raise SettingsError(f"{PREFIX}EVENT_RETRY_HOURS: must be less than {PREFIX}EVENT_DAYS")
 
 
 def _variables(names: Iterable[str]) -> str:

@@ -16,6 +16,8 @@ import structlog
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from resolvers.access import Caller
+from resolvers.context import Context
 from resolvers.errors import ServerError
 from rest.errors import respond
 
@@ -107,6 +109,68 @@ class RequestLog:
                 user_id=getattr(caller, "user_id", None),
                 brand_id=getattr(caller, "brand_id", None),
             )
+
+
+class SocketLog:
+    """Gives each socket an id, and writes its one log line when it is over."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the socket."""
+        if scope["type"] != "websocket":
+            await self._app(scope, receive, send)
+            return
+        state: dict[str, Any] = scope.setdefault("state", {})
+        state[REQUEST_ID] = _request_id(scope)
+        started = time.perf_counter()
+        status = 403
+        code: int | None = None
+
+        async def receive_watched() -> Message:
+            nonlocal code
+            message = await receive()
+            if message["type"] == "websocket.disconnect":
+                code = message.get("code")
+            return message
+
+        async def send_watched(message: Message) -> None:
+            nonlocal status, code
+            if message["type"] == "websocket.accept":
+                status = 101
+            elif message["type"] == "websocket.close":
+                code = message.get("code")
+            await send(message)
+
+        try:
+            await self._app(scope, receive_watched, send_watched)
+        finally:
+            log.info(
+                "socket",
+                request_id=state[REQUEST_ID],
+                route=getattr(scope.get("route"), "path", None),
+                status=status,
+                code=code,
+                duration_ms=round((time.perf_counter() - started) * 1000, 3),
+                operations=state.get("operations", 0),
+                **_who(state.get("caller")),
+            )
+
+
+def log_operation(context: Context, outcome: str, seconds: float) -> None:
+    """Write the log line of an operation on a socket: `complete`, the code of what refused it, or `stopped`."""
+    log.info(
+        "operation",
+        request_id=context.request_id,
+        outcome=outcome,
+        duration_ms=round(seconds * 1000, 3),
+        **_who(context.caller),
+    )
+
+
+def _who(caller: Caller | None) -> dict[str, str | None]:
+    return {name: getattr(caller, name, None) for name in ("client_id", "user_id", "brand_id")}
 
 
 def _request_id(scope: Scope) -> str:

@@ -4,17 +4,23 @@ from sqlalchemy.orm import configure_mappers
 
 from models.audit import AuditEntry
 from models.base import Table
+from models.chain import ChainLink
+from models.dead_letter import DeadLetter
 from models.encounter import Encounter, EncounterStatus, EncounterType
 from models.idempotency import IdempotencyKey
 from models.lease import Lease
 from models.outbox import OutboxEvent
 from models.patient import Patient
+from models.sink import Sink
+from models.watermark import Watermark
 
 # Rows are made by `model_construct`, past SQLAlchemy's constructor, which would otherwise have done this.
 configure_mappers()
 
 __all__ = [
     "AuditEntry",
+    "ChainLink",
+    "DeadLetter",
     "Encounter",
     "EncounterStatus",
     "EncounterType",
@@ -22,5 +28,7 @@ __all__ = [
     "Lease",
     "OutboxEvent",
     "Patient",
+    "Sink",
     "Table",
+    "Watermark",
 ]

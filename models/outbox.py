@@ -19,6 +19,8 @@ class OutboxEvent(Table, table=True):
         Index("ix_outbox_created_at_id", "created_at", "id", postgresql_where=text("position IS NULL")),
         # Serves the feed and the sinks: what follows a position.
         Index("ix_outbox_position", "position", postgresql_where=text("position IS NOT NULL")),
+        # Serves a subscriber who comes back: what followed in one brand, among the events of all the others.
+        Index("ix_outbox_brand_id_position", "brand_id", "position", postgresql_where=text("position IS NOT NULL")),
     )
 
     patient_id: str = Field(primary_key=True, sa_type=Text)
@@ -26,6 +28,8 @@ class OutboxEvent(Table, table=True):
     brand_id: str = Field(sa_type=Text)
     event_type: str = Field(sa_type=Text)
     payload: str = Field(sa_type=JSONB)
-    created_at: datetime = Field(sa_type=INSTANT, sa_column_kwargs={"server_default": text("now()")})
+    # Not the transaction's time: of two changes of one record the second waits for the first, and may have begun earlier.
+    created_at: datetime = Field(sa_type=INSTANT, sa_column_kwargs={"server_default": text("clock_timestamp()")})
     position: int | None = Field(default=None, sa_type=BigInteger)
     published_at: datetime | None = Field(default=None, sa_type=INSTANT)
+    """When it was given its position; kept for a time that begins here."""

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Literal
 
@@ -61,6 +62,8 @@ class Caller:
     scopes: frozenset[str]
     user_id: str | None = None
     brand_id: str | None = None
+    expires_at: datetime | None = None
+    """When the token is worth nothing any more, where that is known."""
 
     @property
     def actor_id(self) -> str:
@@ -89,8 +92,11 @@ def _satisfied(needed: str, granted: frozenset[str]) -> bool:
 def resolve_brand(caller: Caller, stated: str | None) -> str | None:
     """Say which brand the caller acts for: the token's own, else the one stated in `X-Brand-Id`.
 
-    Raises `Forbidden` when the two contradict each other.
+    Raises `Forbidden` when the two contradict each other, or when a person's token names none: only a machine client
+    may say for itself.
     """
+    if caller.user_id is not None and caller.brand_id is None:
+        raise Forbidden("A person's token must name a brand.")
     if caller.brand_id is not None and stated is not None and stated != caller.brand_id:
         raise Forbidden
     return caller.brand_id if caller.brand_id is not None else stated

@@ -1,15 +1,18 @@
 """What every resolver is given: who calls, for which brand, and what it may use. Both doors make it the same way."""
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 from models import Encounter
 from resolvers.access import DEFAULT_SCOPES, Caller, Operation, Scopes, require, resolve_brand
 from resolvers.commands import DEFAULT_LIMITS, InputLimits
-from resolvers.errors import Forbidden, Unauthenticated
+from resolvers.errors import Forbidden, GatewayError, Unauthenticated
+from resolvers.outbox import Feed
 from resolvers.paging import PageLimits
+from resolvers.rates import Allowance, Kind, Rates, Unlimited
 from resolvers.sql import Database
+from resolvers.trail import NOT_A_REFUSAL, Trail, reads, refusal
 
 Verify = Callable[[str], Awaitable[Caller]]
 """Turns a token into who it stands for, or raises `InvalidToken`."""
@@ -23,6 +26,9 @@ class Services:
     database: Database
     published: Callable[[Encounter], bytes]
     """How the published page shows an encounter: what a replay must repeat byte for byte."""
+    trail: Trail
+    feed: Feed
+    rates: Rates = field(default_factory=Unlimited)
     origins: Mapping[str, Collection[str]] = field(default_factory=dict)
     """From which pages a client may call out of a browser, by client id."""
     scopes: Scopes = field(default_factory=lambda: DEFAULT_SCOPES)
@@ -39,6 +45,8 @@ class Context:
     stated_brand_id: str | None
     request_id: str
     services: Services
+    noted: set[str] = field(default_factory=set, repr=False, compare=False)
+    """Which refusals of this request are on the trail already."""
 
     @property
     def database(self) -> Database:
@@ -48,6 +56,28 @@ class Context:
     def require(self, operation: Operation) -> None:
         """Return if the caller may do this. Raises `InsufficientScope`."""
         require(self.caller, self.services.scopes[operation])
+
+    async def spend(self, kind: Kind, units: int = 1) -> Allowance:
+        """Count the request as units of this kind. Who may is told first, so it is the door that calls `require`."""
+        return await self.services.rates.spend(self.caller.client_id, kind, units)
+
+    def require_one_brand(self) -> None:
+        """Return if `X-Brand-Id` and the token do not contradict each other. Raises `Forbidden`."""
+        resolve_brand(self.caller, self.stated_brand_id)
+
+    def note_read(self, encounters: Iterable[Encounter]) -> None:
+        """Leave on the trail whose encounters the caller is given. Never waits, never raises."""
+        for note in reads(self.caller, self.request_id, encounters):
+            self.services.trail.note(note)
+
+    def note_refusal(self, error: GatewayError) -> None:
+        """Leave on the trail that the caller is refused; once a request, however many fields are refused alike."""
+        if isinstance(error, NOT_A_REFUSAL):
+            return
+        note = refusal(self.caller, self.request_id, error)
+        if (kind := str(note.details)) not in self.noted:
+            self.noted.add(kind)
+            self.services.trail.note(note)
 
     def acting_brand(self, named_in_command: object = None) -> str:
         """Give the brand the caller acts for: the token's, else `X-Brand-Id`'s, else the command's own.
@@ -70,17 +100,23 @@ async def sign_in(
     stated_brand_id: str | None,
     request_id: str,
     origin: str | None = None,
+    address: str | None = None,
 ) -> Context:
     """Find out who calls, from the `Authorization` and `X-Brand-Id` of a request or of a socket's first message.
 
-    `origin` is that of the page that calls, where it is another site's. Raises `Unauthenticated`, `InvalidToken`, or
-    `Forbidden` for a page that this client does not call from.
+    `origin` is that of the page that calls, where it is another site's; `address` is the caller's own. Whether the
+    brand fits is not asked yet. Raises `Unauthenticated`, `RateLimited` for an address that tried too many tokens,
+    `InvalidToken`, or `Forbidden` for a page that this client does not call from.
     """
     scheme, _, token = (authorization or "").partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
         raise Unauthenticated
-    caller = await services.verify(token.strip())
+    async with services.rates.attempt(address, token.strip()):
+        caller = await services.verify(token.strip())
+    context = Context(caller, stated_brand_id, request_id, services)
     if origin is not None and origin not in services.origins.get(caller.client_id, ()):
-        raise Forbidden("This client does not call from that page.")
-    resolve_brand(caller, stated_brand_id)
-    return Context(caller, stated_brand_id, request_id, services)
+        forbidden = Forbidden("This client does not call from that page.")
+        # Known here alone: whoever phrases it has no context to leave a note with.
+        context.note_refusal(forbidden)
+        raise forbidden
+    return context

@@ -65,16 +65,17 @@ async def record_encounter(
         now = await time_at(connection, brand_id, patient_id)
         if now is None:
             if claim and (earlier := await find_claimed(connection, claim)):
-                return await _replay(connection, brand_id, earlier)
+                return await _replay(context, connection, brand_id, earlier)
             raise PatientNotFound
         columns = _columns(command, patient_id, now)
         encounter = Encounter.model_construct(**columns)
         answer = context.services.published(encounter)
         if claim and not await claim_key(connection, claim, encounter, answer, context.services.keys_kept_for):
-            return await _replay(connection, brand_id, await find_claimed(connection, claim))
+            return await _replay(context, connection, brand_id, await find_claimed(connection, claim))
         await connection.fetch(INSERT_ENCOUNTER, **columns)
         await append_entry(connection, context, ENCOUNTER_RECORDED, encounter)
         await append_recorded(connection, encounter)
+    context.services.feed.ring()
     return Recording(encounter, answer)
 
 
@@ -93,14 +94,16 @@ def _columns(command: RecordEncounter, patient_id: str, now: datetime) -> dict[s
     }
 
 
-async def _replay(connection: Connection, brand_id: str, earlier: IdempotencyKey | None) -> Recording:
+async def _replay(context: Context, connection: Connection, brand_id: str, earlier: IdempotencyKey | None) -> Recording:
     if earlier is None:
         # The key was there a moment ago and has just expired: the caller's next try will claim it.
         raise TemporarilyUnavailable
     row = await connection.fetch_one(
         ENCOUNTER_OF_PATIENT, brand_id=brand_id, patient_id=earlier.patient_id, id=earlier.encounter_id
     )
-    return Recording(_encounter(row), earlier.answer, replayed=True)
+    encounter = _encounter(row)
+    context.note_read([encounter])
+    return Recording(encounter, earlier.answer, replayed=True)
 
 
 # Reading
@@ -140,6 +143,7 @@ async def encounters_by_ids(context: Context, ids: Sequence[UUID]) -> list[Encou
     async with context.database.reading(brand_id) as connection:
         rows = await connection.fetch(ENCOUNTERS_BY_IDS, brand_id=brand_id, ids=ids)
     found = {row["id"]: _encounter(row) for row in rows}
+    context.note_read(found.values())
     return [found.get(encounter_id) for encounter_id in ids]
 
 
@@ -159,7 +163,9 @@ async def list_encounters_by_offset(
         rows = await connection.fetch(ENCOUNTERS_BY_OFFSET, **of_patient, limit=limit, offset=offset)
         total = await connection.fetch_one(COUNT_OF_PATIENT, **of_patient)
     assert total is not None
-    return [_encounter(row) for row in rows], total[0]
+    encounters = [_encounter(row) for row in rows]
+    context.note_read(encounters)
+    return encounters, total[0]
 
 
 async def list_encounters(
@@ -184,7 +190,9 @@ async def list_encounters(
     by_patient: dict[str, list[Encounter]] = {}
     for row in rows:
         by_patient.setdefault(row["patient_id"], []).append(_encounter(row))
-    return [page_of(by_patient.get(patient_id, []), window) for patient_id in patient_ids]
+    pages = [page_of(by_patient.get(patient_id, []), window) for patient_id in patient_ids]
+    context.note_read(encounter for page in pages for encounter in page.items)
+    return pages
 
 
 async def count_encounters(

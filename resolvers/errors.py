@@ -8,6 +8,7 @@ GatewayError
 ├── NotFound
 │   ├── PatientNotFound
 │   └── EncounterNotFound
+├── RateLimited                the caller may, but asks too often
 ├── MethodNotAllowed           the address is right, the method is not
 ├── NotAcceptable              the client takes no media type that is spoken here
 ├── InvalidInput               what was sent breaks a rule; says which member and which rule
@@ -24,6 +25,7 @@ GatewayError
 A message never contains anything that was sent: a person's words about a patient must not travel in errors.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -71,6 +73,17 @@ class Forbidden(GatewayError):
     """The caller may not act for this brand."""
 
     code = "forbidden"
+
+
+class RateLimited(GatewayError):
+    """Too many requests; try again later."""
+
+    code = "rate_limited"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.retry_after_ms = max(math.ceil(seconds * 1000), 1)
+        """How long to wait, in milliseconds."""
 
 
 class NotFound(GatewayError):

@@ -1,13 +1,29 @@
-"""The outbox: events that others are told of, kept in the transaction of the change they tell of."""
+"""The outbox: events that others are told of, kept in the transaction of the change they tell of.
 
-from sqlalchemy import Table, bindparam, insert
+An event is appended without a place. The relay (`gateway/relay.py`) gives it its position and, when that is committed,
+moves the watermark: what is read here is read up to there, and never changes again.
+"""
 
-from models import Encounter, OutboxEvent
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from typing import NamedTuple, Protocol
+from uuid import UUID
+
+from sqlalchemy import BigInteger, Table, Text, bindparam, insert, select
+
+from models import Encounter, OutboxEvent, Watermark
 from resolvers import json_text
 from resolvers.ids import new_id
 from resolvers.sql import Connection, Statement
 
 TABLE: Table = OutboxEvent.__table__  # type: ignore[attr-defined]
+WATERMARK: Table = Watermark.__table__  # type: ignore[attr-defined]
+
+
+# Appending
 
 APPEND_EVENT = Statement(
     insert(TABLE).values(
@@ -38,3 +54,90 @@ async def append_recorded(connection: Connection, encounter: Encounter) -> None:
         event_type=ENCOUNTER_RECORDED,
         payload=json_text.write(payload),
     )
+
+
+# Reading
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event that has its place."""
+
+    position: int
+    id: UUID
+    patient_id: str
+    brand_id: str
+    event_type: str
+    payload: str
+    created_at: datetime
+    published_at: datetime
+
+
+class Mark(NamedTuple):
+    """Which events may be read: those after `pruned`, up to `position`."""
+
+    pruned: int
+    position: int
+
+    def allows(self, after: int) -> bool:
+        """Say whether whoever has read up to `after` can go on without missing anything."""
+        return self.pruned <= after <= self.position
+
+
+FIND_MARK = Statement(select(*(WATERMARK.c[name] for name in Mark._fields)))
+
+
+async def find_mark(connection: Connection) -> Mark:
+    """Give the watermark. Read it before the events: those read first may have been written since."""
+    row = await connection.fetch_one(FIND_MARK)
+    assert row is not None, "the migration put it there"
+    return Mark(**row)
+
+
+async def read_events(connection: Connection, after: int, until: int, limit: int, **of: str) -> list[Event]:
+    """Give the first events after one position and up to another, in their order.
+
+    `of` names the `brand_id` or `patient_id` they must have. If `limit` were found there may be more.
+    """
+    rows = await connection.fetch(_events(frozenset(of)), after=after, until=until, limit=limit, **of)
+    return [Event(**row) for row in rows]
+
+
+@cache
+def _events(of: frozenset[str]) -> Statement:
+    return Statement(
+        select(*(TABLE.c[name] for name in Event.__slots__))
+        .where(
+            TABLE.c.position > bindparam("after"),
+            TABLE.c.position <= bindparam("until"),
+            *(TABLE.c[name] == bindparam(name, type_=Text) for name in sorted(of)),
+        )
+        .order_by(TABLE.c.position)
+        .limit(bindparam("limit", type_=BigInteger))
+    )
+
+
+# What the process lends to those who follow
+
+
+class Live(Protocol):
+    """The events of one brand or patient from now on."""
+
+    start: int
+    """The position they begin after."""
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        """Give them as they come. Raises `TemporarilyUnavailable` when they are not taken as fast."""
+
+
+class Feed(Protocol):
+    """The live end of the outbox: one reader for all who follow in this process."""
+
+    def ring(self) -> None:
+        """Say that an event was appended and committed, so that nobody has to wait for it."""
+
+    async def head(self) -> int:
+        """Give the position up to which this process has read. Raises `TemporarilyUnavailable`."""
+
+    def follow(self, brand_id: str, patient_id: str | None) -> AbstractContextManager[Live]:
+        """Follow the events of a brand, or of one of its patients, for as long as the block lasts."""

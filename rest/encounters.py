@@ -14,7 +14,7 @@ from resolvers.access import Operation
 from resolvers.encounters import list_encounters_by_offset, record_encounter
 from resolvers.errors import InvalidInput, MalformedBody, UnsupportedMediaType, Violation
 from rest.answers import json_answer, json_bytes, write_json
-from rest.signin import signed_in
+from rest.signin import admitted
 
 MEMBERS = (
     "id", "patient_id", "provider_id", "brand_id", "encounter_type", "status", "scheduled_at", "started_at",
@@ -33,8 +33,7 @@ class PatientEncounters(HTTPEndpoint):
 
     async def post(self, request: Request) -> Response:
         """Record an encounter: 201 and the encounter."""
-        context = await signed_in(request)
-        context.require(Operation.RECORD_ENCOUNTER)
+        context = await admitted(request, Operation.RECORD_ENCOUNTER)
         members = await _members(request)
         recording = await record_encounter(context, request.path_params["patient_id"], members, _key(request))
         headers = {"Idempotent-Replayed": "true"} if recording.replayed else {}
@@ -42,8 +41,7 @@ class PatientEncounters(HTTPEndpoint):
 
     async def get(self, request: Request) -> Response:
         """List a patient's encounters, newest first: 200, the slice asked for, and how many there are in all."""
-        context = await signed_in(request)
-        context.require(Operation.READ_ENCOUNTERS)
+        context = await admitted(request, Operation.READ_ENCOUNTERS)
         patient_id = request.path_params["patient_id"]
         page_limits = context.services.page_limits
         limit = _whole_number(request, "limit", page_limits.default, least=1, most=page_limits.maximum)

@@ -1,5 +1,6 @@
 """The envelope every refusal comes in, and the one table from a GatewayError to its status."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,15 +9,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from resolvers import errors
+from resolvers.context import Context
 from resolvers.errors import GatewayError
 from rest.answers import json_answer
-from rest.signin import signed_in
+from rest.signin import admitted
 
 STATUS: Mapping[type[GatewayError], int] = {
     errors.Unauthenticated: 401,
     errors.InvalidToken: 401,
     errors.InsufficientScope: 403,
     errors.Forbidden: 403,
+    errors.RateLimited: 429,
     errors.NotFound: 404,
     errors.MethodNotAllowed: 405,
     errors.NotAcceptable: 406,
@@ -29,9 +32,6 @@ STATUS: Mapping[type[GatewayError], int] = {
     errors.ServerError: 500,
 }
 """An error's status is that of its nearest ancestor here; a test sees that every error has one."""
-
-# After these the rest of the body is unread, so the connection cannot serve another request.
-_BODY_UNREAD = (errors.PayloadTooLarge, errors.RequestTimeout)
 
 
 def status_of(error: GatewayError) -> int:
@@ -50,10 +50,10 @@ def headers_of(error: GatewayError) -> dict[str, str]:
             return {"WWW-Authenticate": f'Bearer error="{error.code}", scope="{" ".join(error.scopes)}"'}
         case errors.MethodNotAllowed():
             return {"Allow": ", ".join(error.allowed)}
+        case errors.RateLimited():
+            return {"Retry-After": str(math.ceil(error.retry_after_ms / 1000))}
         case errors.TemporarilyUnavailable():
             return {"Retry-After": str(error.retry_after_seconds)}
-        case _ if isinstance(error, _BODY_UNREAD):
-            return {"Connection": "close"}
         case _:
             return {}
 
@@ -68,6 +68,8 @@ def envelope(error: GatewayError, request_id: str) -> dict[str, Any]:
     }
     if status_of(error) in {401, 403, 429}:
         body["error_description"] = error.message
+    if isinstance(error, errors.RateLimited):
+        body["retry_after_ms"] = error.retry_after_ms
     if isinstance(error, errors.InvalidInput):
         body["violations"] = [
             {"pointer": violation.pointer, "rule": violation.rule, "message": violation.message}
@@ -84,14 +86,17 @@ def respond(error: GatewayError, request_id: str) -> Response:
 async def phrase(request: Request, error: Exception) -> Response:
     """Answer for an error that a function behind this door raised."""
     assert isinstance(error, GatewayError)
+    context: Context | None = getattr(request.state, "context", None)
+    if context is not None:
+        context.note_refusal(error)
     return respond(error, request.state.request_id)
 
 
 async def phrase_http(request: Request, error: Exception) -> Response:
-    """Answer for a path or method that no route has: but first, as everywhere, who calls."""
+    """Answer for a path or method that no route has: but first, as everywhere, who calls, and how often."""
     assert isinstance(error, HTTPException)
     try:
-        await signed_in(request)
+        await admitted(request)
     except GatewayError as refusal:
         return await phrase(request, refusal)
     if error.status_code == 405:

@@ -25,6 +25,7 @@ REFUSALS = {
     408: "The body did not arrive in time.",
     413: "The body is larger than this gateway reads.",
     415: "The body is not JSON in UTF-8.",
+    429: "The caller asks too often.",
     500: "Internal error",
     503: "The gateway cannot answer just now; `recorded` says whether the encounter may have been kept.",
 }
@@ -33,8 +34,17 @@ HEADERS: dict[int, Json] = {
     401: {"WWW-Authenticate": "The challenge, as RFC 6750 has it."},
     403: {"WWW-Authenticate": "The scopes that would do, where a scope is what is missing."},
     405: {"Allow": "The methods that are served here."},
+    429: {"Retry-After": "When to come back, in seconds."},
     503: {"Retry-After": "When to come back, in seconds."},
 }
+
+RATE_HEADERS = {
+    "X-RateLimit-Remaining": "How many reads, or writes, the client has left of those it may make in a minute.",
+    "X-RateLimit-Reset": "When there will be more, in seconds since 1970.",
+    "RateLimit-Policy": 'What is allowed: `"writes";q=200;w=60` is 200 writes in any 60 seconds.',
+    "RateLimit": 'What is left: `"writes";r=199;t=60` is 199 now, and more in 60 seconds.',
+}
+"""On every answer to a caller who has signed in, unless the kind has no limit."""
 
 
 OPERATIONS = {("post", PATH): Operation.RECORD_ENCOUNTER, ("get", PATH): Operation.READ_ENCOUNTERS}
@@ -81,6 +91,9 @@ def _described() -> Json:
                 "Encounter": _encounter(),
                 "Error": _error(),
             },
+            "headers": {
+                name: {"description": text, "schema": {"type": "string"}} for name, text in RATE_HEADERS.items()
+            },
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{"bearer": []}],
@@ -102,7 +115,7 @@ def _record() -> Json:
         "responses": {
             "201": {
                 "description": "Encounter recorded",
-                "headers": _headers({}),
+                "headers": _headers({}, signed_in=True),
                 "content": _json({"$ref": "#/components/schemas/Encounter"}),
             },
             **_refusals(REFUSALS),
@@ -123,7 +136,7 @@ def _list() -> Json:
         "responses": {
             "200": {
                 "description": "The encounters, and how many there are in all",
-                "headers": _headers({}),
+                "headers": _headers({}, signed_in=True),
                 "content": _json(
                     {
                         "type": "object",
@@ -165,7 +178,8 @@ def _error() -> Json:
             "message": {"type": "string", "description": "For a person; never repeats what was sent."},
             "recorded": {"enum": ["no", "unknown"], "description": "Whether it may have been kept all the same."},
             "request_id": {"type": "string"},
-            "error_description": {"type": "string", "description": "On 401 and 403: `message` again."},
+            "error_description": {"type": "string", "description": "On 401, 403 and 429: `message` again."},
+            "retry_after_ms": {"type": "integer", "description": "On 429: when to come back, in milliseconds."},
             "violations": {
                 "type": "array",
                 "items": {
@@ -186,7 +200,7 @@ def _refusals(said: dict[int, str]) -> Json:
     return {
         str(status): {
             "description": description,
-            "headers": _headers(HEADERS.get(status, {})),
+            "headers": _headers(HEADERS.get(status, {}), signed_in=status != 401),
             "content": _json({"$ref": "#/components/schemas/Error"}),
         }
         for status, description in said.items()
@@ -226,9 +240,11 @@ def _query(name: str, description: str, **whole_number: int) -> Json:
     return {"name": name, "in": "query", "description": description, "schema": {"type": "integer", **whole_number}}
 
 
-def _headers(described: Json) -> Json:
+def _headers(described: Json, *, signed_in: bool) -> Json:
     described = {"X-Request-Id": "The request's id.", **described}
-    return {name: {"description": text, "schema": {"type": "string"}} for name, text in described.items()}
+    headers = {name: {"description": text, "schema": {"type": "string"}} for name, text in described.items()}
+    shared = {name: {"$ref": f"#/components/headers/{name}"} for name in RATE_HEADERS if signed_in}
+    return headers | shared
 
 
 def _json(schema: Json, example: Any = None) -> Json:

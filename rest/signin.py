@@ -1,18 +1,38 @@
-"""Who calls, as the headers of a REST request tell it."""
+"""Who calls, as the headers of a REST request tell it, and whether the request is looked at at all."""
 
 from starlette.requests import Request
 
+from resolvers.access import Operation
 from resolvers.context import Context, sign_in
+from resolvers.rates import Kind
+
+
+async def admitted(request: Request, operation: Operation | None = None) -> Context:
+    """Give the context of this request, once nothing but the request itself is left to look at.
+
+    Raises what says who calls, then `InsufficientScope`, `RateLimited` or `Forbidden`, in this order.
+    """
+    context = await signed_in(request)
+    # Counted before anything is refused, because refusals count too.
+    kind = Kind.READS if request.method in {"GET", "HEAD"} else Kind.WRITES
+    request.state.allowance = allowance = await context.spend(kind)
+    if operation is not None:
+        context.require(operation)
+    allowance.require()
+    context.require_one_brand()
+    return context
 
 
 async def signed_in(request: Request) -> Context:
-    """Give the context of this request. Raises `Unauthenticated`, `InvalidToken` or `Forbidden`."""
+    """Give the context of this request. Raises `Unauthenticated`, `RateLimited`, `InvalidToken` or `Forbidden`."""
     context = await sign_in(
         request.state.services,
         authorization=request.headers.get("authorization"),
         stated_brand_id=request.headers.get("x-brand-id"),
         request_id=request.state.request_id,
         origin=request.state.foreign_origin,
+        address=request.client.host if request.client else None,
     )
     request.state.caller = context.caller
+    request.state.context = context
     return context

@@ -5,6 +5,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from graphql import (
+    SKIP,
     ASTValidationRule,
     DocumentNode,
     GraphQLError,
@@ -12,6 +13,8 @@ from graphql import (
     GraphQLSchema,
     GraphQLSyntaxError,
     OperationDefinitionNode,
+    ValueNode,
+    VisitorAction,
     get_operation_ast,
     is_enum_type,
     is_input_object_type,
@@ -23,8 +26,8 @@ from graphql import (
     type_from_ast,
     validate,
 )
-from graphql.utilities import validate_input_value
-from graphql.validation import ValuesOfCorrectTypeRule
+from graphql.utilities import validate_input_literal, validate_input_value
+from graphql.validation import UniqueInputFieldNamesRule, ValuesOfCorrectTypeRule
 
 from resolvers.errors import InvalidInput, Violation
 
@@ -70,18 +73,36 @@ class Documents:
 
 
 class ValuesOfCorrectType(ValuesOfCorrectTypeRule):
-    """The specified rule, in words that do not quote the value."""
+    """The specified rule, in words that name the member and do not quote the value."""
+
+    def is_valid_value_node(self, node: ValueNode, input_type: GraphQLInputType | None) -> VisitorAction:
+        """Report where a value does not fit, and what would."""
+
+        def report(error: GraphQLError, path: list[str | int]) -> None:
+            rule = " ".join([".".join(map(str, path)), _wanted(_type_at(path, input_type))]).strip()
+            # A list or an object where a scalar should be is reported on a copy that stands nowhere.
+            self.report_error(
+                GraphQLError(f"This value does not fit: {rule}.", error.nodes if error.locations else node)
+            )
+
+        if input_type:
+            validate_input_literal(node, input_type, report)
+        return SKIP
+
+
+class UniqueInputFieldNames(UniqueInputFieldNamesRule):
+    """The specified rule, in words that do not quote a name: within `metadata` it is as much a value as any."""
 
     def report_error(self, error: GraphQLError) -> None:
-        """Report where a value does not fit, and what would."""
-        expected = self.context.get_input_type() or self.context.get_parent_input_type()
-        message = f"This value does not fit: {_wanted(expected)}." if expected else "This value does not fit."
-        super().report_error(GraphQLError(message, error.nodes))
+        """Report where a member is named again."""
+        super().report_error(GraphQLError("An object must not name a member twice.", error.nodes))
 
 
-RULES: tuple[type[ASTValidationRule], ...] = tuple(
-    ValuesOfCorrectType if rule is ValuesOfCorrectTypeRule else rule for rule in specified_rules
-)
+OURS: dict[type[ASTValidationRule], type[ASTValidationRule]] = {
+    ValuesOfCorrectTypeRule: ValuesOfCorrectType,
+    UniqueInputFieldNamesRule: UniqueInputFieldNames,
+}
+RULES: tuple[type[ASTValidationRule], ...] = tuple(OURS.get(rule, rule) for rule in specified_rules)
 
 
 def operation_of(document: DocumentNode, name: str | None) -> OperationDefinitionNode:
@@ -115,9 +136,8 @@ def explain_variables(
 def _violation(name: str, path: list[str | int], wanted: Any, variables: Mapping[str, Any]) -> Violation:
     value: Any = variables[name]
     for step in path:
-        wanted = _nullable(wanted)
-        wanted = wanted.of_type if is_list_type(wanted) else wanted.fields[step].type
         value = value.get(step) if isinstance(value, dict) else value[step]
+    wanted = _type_at(path, wanted)
     pointer = "".join(f"/{step}" for step in ("variables", name, *path))
     plain = _nullable(wanted)
     if value is None:
@@ -132,6 +152,13 @@ def _violation(name: str, path: list[str | int], wanted: Any, variables: Mapping
             return Violation(f"{pointer}/{missing[0]}", "required", "is required")
         return Violation(pointer, "unknown_member", f"must have no member that {plain.name} does not define")
     return Violation(pointer, "enum" if is_enum_type(plain) else "type", _wanted(wanted))
+
+
+def _type_at(path: list[str | int], wanted: Any) -> Any:
+    for step in path:
+        wanted = _nullable(wanted)
+        wanted = wanted.of_type if is_list_type(wanted) else wanted.fields[step].type
+    return wanted
 
 
 def _wanted(wanted: GraphQLInputType) -> str:

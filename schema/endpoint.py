@@ -5,33 +5,20 @@ outcome by its status too; `application/json` is for older clients, which take a
 there, whatever was understood as GraphQL is answered with 200.
 """
 
+import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import orjson
-import strawberry
-from graphql import ExecutionResult, GraphQLError, OperationType, execute
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
-from strawberry.execution import optimized_is_awaitable
 
 from resolvers import json_text
 from resolvers.context import Context, sign_in
-from resolvers.errors import (
-    GatewayError,
-    InvalidInput,
-    MalformedBody,
-    MethodNotAllowed,
-    NotAcceptable,
-    ServerError,
-    UnsupportedMediaType,
-    Violation,
-)
-from schema.documents import Documents, explain_variables, operation_of
-from schema.errors import phrase
-from schema.loaders import Loaders
-from schema.types import Operation
+from resolvers.errors import GatewayError, MethodNotAllowed, NotAcceptable, UnsupportedMediaType
+from schema.errors import phrase, refuse
+from schema.execution import Ask, Runner, ask_of, written
+from schema.rates import ONE_READ, Price, price_of
 
 GRAPHQL_RESPONSE = "application/graphql-response+json"
 JSON = "application/json"
@@ -39,26 +26,13 @@ JSON = "application/json"
 HttpForm = Callable[[GatewayError], tuple[int, Mapping[str, str]]]
 """Gives the status and the headers of a request that was refused as a whole: the same at both doors."""
 
-Report = Callable[[BaseException, str], None]
-"""Writes down an exception that nobody expected, under the request's id."""
-
-
-class Ask(NamedTuple):
-    """What a client asks for."""
-
-    query: str
-    variables: Mapping[str, Any]
-    operation_name: str | None
-
 
 class GraphQLEndpoint:
     """Serves `/graphql`."""
 
-    def __init__(self, schema: strawberry.Schema, http_form: HttpForm, report: Report) -> None:
-        self._schema = schema._schema  # noqa: SLF001 - Strawberry builds graphql-core's schema; we run it ourselves
-        self._documents = Documents(self._schema)
+    def __init__(self, runner: Runner, http_form: HttpForm) -> None:
+        self._runner = runner
         self._http_form = http_form
-        self._report = report
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
@@ -70,18 +44,23 @@ class GraphQLEndpoint:
         media_type = _accepted(request.headers.get("accept", ""))
         try:
             context = await self._signed_in(request)
-            if media_type is None:
-                raise NotAcceptable
-            if request.method not in {"GET", "POST"}:
-                raise MethodNotAllowed(["GET", "POST"])
-            ask = _ask_of_url(request) if request.method == "GET" else _ask_of_body(await _json_body(request))
-            understood, body = await self._run(ask, context, read_only=request.method == "GET")
+            try:
+                ask = await _ask(request, media_type)
+            except GatewayError:
+                # How often comes before what was sent, which here tells whether it is a read or a write.
+                await _admit(request, context, ONE_READ)
+                raise
+            document = self._runner.read(ask.query)
+            await _admit(request, context, price_of(document, ask.operation_name))
+            understood, body = await self._runner.run(ask, document, context, read_only=request.method == "GET")
         except ClientDisconnect:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer in GraphQL's shape
-            refusal = self._known(error, request.state.request_id)
+            refusal = self._runner.known(error, request.state.request_id)
             status, headers = self._http_form(refusal)
-            return _answer({"errors": [phrase(refusal, request.state.request_id)]}, status, media_type or JSON, headers)
+            known: Context | None = getattr(request.state, "context", None)
+            told = refuse(refusal, known) if known else phrase(refusal, request.state.request_id)
+            return _answer({"errors": [told]}, status, media_type or JSON, headers)
         return _answer(body, 200 if understood or media_type == JSON else 400, media_type)
 
     async def _signed_in(self, request: Request) -> Context:
@@ -91,72 +70,43 @@ class GraphQLEndpoint:
             stated_brand_id=request.headers.get("x-brand-id"),
             request_id=request.state.request_id,
             origin=request.state.foreign_origin,
+            address=request.client.host if request.client else None,
         )
         request.state.caller = context.caller
+        request.state.context = context
         return context
-
-    async def _run(self, ask: Ask, context: Context, *, read_only: bool) -> tuple[bool, dict[str, Any]]:
-        """Run an operation. Gives whether it could be run at all, and the body of the answer."""
-        document = self._documents.read(ask.query)
-        if document.ast is None or document.errors:
-            return False, {"errors": [_document_error(error, context) for error in document.errors]}
-        try:
-            operation = operation_of(document.ast, ask.operation_name)
-        except InvalidInput as error:
-            return False, {"errors": [phrase(error, context.request_id)]}
-        if read_only and operation.operation is not OperationType.QUERY:
-            raise MethodNotAllowed(["POST"])
-        result = execute(
-            self._schema,
-            document.ast,
-            context_value=Operation(context, Loaders(context)),
-            variable_values=dict(ask.variables),
-            operation_name=ask.operation_name,
-            is_awaitable=optimized_is_awaitable,  # type: ignore[arg-type]
-        )
-        if not isinstance(result, ExecutionResult):
-            result = await result
-        if result.data is None and all(error.path is None for error in result.errors or ()):
-            violations = explain_variables(self._schema, operation, ask.variables)
-            refusal = InvalidInput(violations or [Violation("/variables", "type", "do not fit their types")])
-            return False, {"errors": [phrase(refusal, context.request_id)]}
-        body: dict[str, Any] = {"data": result.data}
-        if result.errors:
-            body = {"errors": [self._field_error(error, context) for error in result.errors]} | body
-        return True, body
-
-    def _field_error(self, error: GraphQLError, context: Context) -> dict[str, Any]:
-        # With nothing behind it, graphql-core itself refused an argument, in words that may quote it.
-        argument = InvalidInput([Violation("", "type", "An argument does not fit its type.")])
-        refusal = self._known(error.original_error or argument, context.request_id)
-        return phrase(refusal, context.request_id) | {"path": error.path, "locations": _locations(error)}
-
-    def _known(self, error: BaseException, request_id: str) -> GatewayError:
-        """Give the error itself if it is one of ours; else write it down and give `ServerError`."""
-        if isinstance(error, GatewayError):
-            return error
-        self._report(error, request_id)
-        return ServerError()
-
-
-def _document_error(error: GraphQLError, context: Context) -> dict[str, Any]:
-    refusal = InvalidInput([Violation("/query", "document", error.message)])
-    return phrase(refusal, context.request_id) | {"message": error.message, "locations": _locations(error)}
-
-
-def _locations(error: GraphQLError) -> list[dict[str, int]]:
-    return [{"line": each.line, "column": each.column} for each in error.locations or ()]
 
 
 def _accepted(accept: str) -> str | None:
-    """Choose the media type of the answer, or None where the client takes neither."""
-    ranges = [part.partition(";")[0].strip().lower() for part in accept.split(",") if part.strip()]
-    if not ranges:
+    """Choose the media type of the answer, the one liked best, or None where the client takes neither."""
+    liked: dict[str, float] = {}
+    for part in filter(str.strip, accept.split(",")):
+        media_type, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        quality = next((each[2:] for each in parameters if re.fullmatch(r"q=[01](\.[0-9]{0,3})?", each)), "1")
+        liked[media_type] = float(quality)
+    if not liked:
         return JSON
-    for media_type in ranges:
+    for media_type in sorted((each for each, quality in liked.items() if quality), key=lambda each: -liked[each]):
         if media_type in {GRAPHQL_RESPONSE, JSON}:
             return media_type
-    return JSON if any(each in {"*/*", "application/*"} for each in ranges) else None
+        if media_type in {"*/*", "application/*"} and liked.get(JSON) != 0:
+            return JSON
+    return None
+
+
+async def _admit(request: Request, context: Context, price: Price) -> None:
+    """Return if the caller does not ask too often, nor for a brand that its token is not for."""
+    request.state.allowance = allowance = await context.spend(price.kind, price.units)
+    allowance.require()
+    context.require_one_brand()
+
+
+async def _ask(request: Request, media_type: str | None) -> Ask:
+    if media_type is None:
+        raise NotAcceptable
+    if request.method not in {"GET", "POST"}:
+        raise MethodNotAllowed(["GET", "POST"])
+    return _ask_of_url(request) if request.method == "GET" else ask_of(await _json_body(request))
 
 
 async def _json_body(request: Request) -> Any:
@@ -168,37 +118,17 @@ async def _json_body(request: Request) -> Any:
 
 
 def _ask_of_url(request: Request) -> Ask:
-    members: dict[str, Any] = dict(request.query_params)
-    if "variables" in members:
-        members["variables"] = json_text.read(members["variables"])
-    return _ask_of_body(members)
-
-
-def _ask_of_body(members: Any) -> Ask:
-    if not isinstance(members, dict):
-        raise MalformedBody("object", "The body must be a JSON object.")
-    query = members.get("query")
-    variables = members.get("variables")
-    operation_name = members.get("operationName")
-    violations: list[Violation] = []
-    if not isinstance(query, str) or json_text.problem_with(query):
-        violations.append(Violation("/query", "string", "must be a GraphQL document"))
-    if not isinstance(variables, dict | None):
-        violations.append(Violation("/variables", "object", "must be an object"))
-    if not isinstance(operation_name, str | None) or json_text.problem_with(operation_name or ""):
-        violations.append(Violation("/operationName", "string", "must be a name"))
-    if not isinstance(members.get("extensions"), dict | None):
-        violations.append(Violation("/extensions", "object", "must be an object"))
-    if violations:
-        raise InvalidInput(violations)
-    return Ask(query, variables or {}, operation_name)  # type: ignore[arg-type]
+    members: dict[str, Any] = {name: text for name, text in request.query_params.items() if text}
+    for name in members.keys() & {"variables", "extensions"}:
+        members[name] = json_text.read(members[name])
+    return ask_of(members)
 
 
 def _answer(
     body: dict[str, Any], status: int, media_type: str | None, headers: Mapping[str, str] | None = None
 ) -> Response:
     return Response(
-        orjson.dumps(body, default=str),
+        written(body),
         status,
         {"Cache-Control": "no-store", **(headers or {})},
         f"{media_type}; charset=utf-8",

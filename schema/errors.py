@@ -1,5 +1,6 @@
 """How a refusal is phrased in GraphQL: as a member of a union where a client can act on it, else as an error."""
 
+from dataclasses import replace
 from enum import Enum
 from typing import Any
 
@@ -7,6 +8,7 @@ import strawberry
 from strawberry.utils.str_converters import to_camel_case
 
 from resolvers import errors
+from resolvers.context import Context
 from resolvers.errors import GatewayError
 
 
@@ -45,8 +47,9 @@ class InvalidInput(Problem):
     violations: list[Violation]
 
 
-def outcome(error: GatewayError) -> Any:
+def outcome(error: GatewayError, context: Context) -> Any:
     """Give the union member that phrases an error. Raises the error again where it is none a client can act on."""
+    context.note_refusal(error)
     recorded = Recorded(error.recorded)
     match error:
         case errors.PatientNotFound():
@@ -61,6 +64,13 @@ def outcome(error: GatewayError) -> Any:
             raise error
 
 
+def in_argument(name: str, error: errors.InvalidInput) -> errors.InvalidInput:
+    """Give the error of a resolver in the words of this door: its members lie in an argument, and are camelCase."""
+    return errors.InvalidInput(
+        [replace(each, pointer=f"/{name}{to_camel_case(each.pointer)}") for each in error.violations]
+    )
+
+
 def _violation(violation: errors.Violation) -> Violation:
     path = [to_camel_case(member) for member in violation.pointer.split("/")[1:]]
     if path != ["idempotencyKey"]:
@@ -68,11 +78,19 @@ def _violation(violation: errors.Violation) -> Violation:
     return Violation(path=path, rule=violation.rule, message=violation.message)
 
 
+def refuse(error: GatewayError, context: Context) -> dict[str, Any]:
+    """Give the GraphQL error of a refusal, and leave on the trail that this caller was refused."""
+    context.note_refusal(error)
+    return phrase(error, context.request_id)
+
+
 def phrase(error: GatewayError, request_id: str) -> dict[str, Any]:
-    """Give the GraphQL error of a refusal."""
+    """Give the GraphQL error of a refusal. Once it is known who calls, `refuse` is what is wanted."""
     extensions: dict[str, Any] = {"code": error.code, "recorded": error.recorded, "request_id": request_id}
     if isinstance(error, errors.InvalidInput):
         extensions["violations"] = [
             {"pointer": each.pointer, "rule": each.rule, "message": each.message} for each in error.violations
         ]
+    if isinstance(error, errors.RateLimited):
+        extensions["retry_after_ms"] = error.retry_after_ms
     return {"message": error.message, "extensions": extensions}

@@ -67,5 +67,5 @@ class Mutation:
             key = None if idempotency_key is UNSET else idempotency_key
             recording = await record_encounter(info.context.context, patient_id, given(input), key)
         except GatewayError as error:
-            return outcome(error)  # type: ignore[no-any-return]
+            return outcome(error, info.context.context)  # type: ignore[no-any-return]
         return EncounterRecorded(encounter=recording.encounter, replayed=recording.replayed)  # type: ignore[arg-type]

@@ -13,7 +13,9 @@ import models
 from models import EncounterStatus, EncounterType
 from resolvers.commands import EncounterFilter
 from resolvers.context import Context
+from resolvers.errors import InvalidInput
 from resolvers.paging import Page, Position, window_of, write_cursor
+from schema.errors import in_argument
 from schema.loaders import CountKey, Loaders, PageKey
 from schema.scalars import JSON
 
@@ -148,7 +150,10 @@ class Patient:
         where: EncounterFilterInput | None = UNSET,
     ) -> EncounterConnection:
         context = info.context.context
-        narrow = EncounterFilter.read(given(where), context.services.input_limits)
+        try:
+            narrow = EncounterFilter.read(given(where), context.services.input_limits)
+        except InvalidInput as error:
+            raise in_argument("where", error) from None
         in_list = f"{root.brand_id}\n{root.id}\n{narrow.model_dump_json()}"
         relay: dict[str, Any] = {"first": first, "after": after, "last": last, "before": before}
         window = window_of(

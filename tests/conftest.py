@@ -20,6 +20,7 @@ from gateway.settings import Settings
 from gateway.telemetry import configure_logging
 from tests.cast import Cast
 from tests.doors import Door, GraphQLDoor, RestDoor, Service
+from tests.provider import Hands, IdentityProvider
 
 SERVER = pytest.StashKey[str]()
 """The URL of a server on which the tests may create databases, as a superuser."""
@@ -78,7 +79,9 @@ def database_url(server_url: str) -> str:
 @pytest.fixture(scope="session")
 async def service(database_url: str) -> AsyncIterator[Service]:
     """The whole service in this process, in development mode."""
-    async with Service.running(Settings(database_url=database_url)) as running:
+    # How often is the matter of tests/http/test_rates.py.
+    settings = Settings(database_url=database_url, rate_writes_per_minute=1_000_000, rate_reads_per_minute=1_000_000)
+    async with Service.running(settings) as running:
         yield running
 
 
@@ -88,6 +91,24 @@ async def cast(database_url: str) -> AsyncIterator[Cast]:
     connection = await asyncpg.connect(database_url)
     yield Cast(connection)
     await connection.close()
+
+
+@pytest.fixture(scope="session")
+async def identity_provider() -> AsyncIterator[IdentityProvider]:
+    async with IdentityProvider.running() as running:
+        yield running
+
+
+@pytest.fixture
+def provider(identity_provider: IdentityProvider) -> IdentityProvider:
+    """An identity provider that has told nothing yet."""
+    identity_provider.forget()
+    return identity_provider
+
+
+@pytest.fixture
+def clock() -> Hands:
+    return Hands()
 
 
 @pytest.fixture(params=[RestDoor, GraphQLDoor], ids=["rest", "graphql"])

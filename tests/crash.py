@@ -95,7 +95,8 @@ async def _last_round(folder: Path, ledger: Ledger) -> list[str]:
     socket_folder = next((folder / "data").rglob("socket"))
     owner = await asyncpg.connect(f"postgresql://{OWNER}@/{DATABASE}?host={socket_folder}&port=5432")
     kept = Counter(str(row["id"]) for row in await owner.fetch("SELECT id FROM patient_graph.encounters"))
-    keys = {row["key"]: str(row["encounter_id"]) for row in await owner.fetch("SELECT * FROM patient_graph.idempotency_keys")}
+    claimed = await owner.fetch("SELECT key, encounter_id FROM patient_graph.idempotency_keys")
+    keys = {row["key"]: str(row["encounter_id"]) for row in claimed}
     whole = {
         str(row["id"])
         for row in await owner.fetch(
@@ -115,7 +116,7 @@ async def _last_round(folder: Path, ledger: Ledger) -> list[str]:
     wrong += [f"{each} is there {times} times" for each, times in kept.items() if times > 1]
     wrong += [f"{each} is there without its event or audit entry" for each in kept.keys() - whole]
     wrong += [f"{each} is there and no key stands for it" for each in kept.keys() - set(keys.values())]
-    wrong += [f"{key} stands for another encounter" for key, each in ledger.acknowledged.items() if keys.get(key) != each]
+    wrong += [f"{key} stands for another" for key, each in ledger.acknowledged.items() if keys.get(key) != each]
     print(f"{len(acknowledged)} acknowledged, {sum(kept.values())} kept, {len(wrong)} wrong")
     return wrong
 
@@ -145,7 +146,7 @@ async def _client(origin: str, ledger: Ledger, over_rest: bool) -> None:
         while True:
             # Half of the time another's unanswered key: two clients may well try the same one at once.
             waiting = list(ledger.unanswered)
-            key = random.choice(waiting) if waiting and random.random() < 0.5 else str(uuid4())  # noqa: S311
+            key = random.choice(waiting) if waiting and random.random() < 0.5 else str(uuid4())
             ledger.unanswered.add(key)
             if key in ledger.acknowledged:
                 ledger.unanswered.discard(key)

@@ -20,9 +20,10 @@ TOKEN = "dev"  # of the brand `loop`
 class Service:
     """The service in this process: every request goes through all of it but the sockets."""
 
-    def __init__(self, client: httpx2.AsyncClient, app: Any) -> None:
+    def __init__(self, client: httpx2.AsyncClient, app: Any, services: Any = None) -> None:
         self.client = client
         self.app = app
+        self.services = services
 
     @classmethod
     @asynccontextmanager
@@ -36,7 +37,7 @@ class Service:
 
             transport = httpx2.ASGITransport(with_state, raise_app_exceptions=False)
             async with httpx2.AsyncClient(transport=transport, base_url="http://gateway.test") as client:
-                yield cls(client, app)
+                yield cls(client, app, state["services"] if state else None)
 
     async def rest(
         self,

@@ -55,8 +55,8 @@ class Wire:
             far_writer.transport.abort()
 
         for reader, writer, watch in (
-            (near_reader, far_writer, lambda said: self.before(said)),
-            (far_reader, near_writer, lambda said: self.after(said)),
+            (near_reader, far_writer, lambda said: self.before(said)),  # noqa: PLW0108 - looked up each time
+            (far_reader, near_writer, lambda said: self.after(said)),  # noqa: PLW0108
         ):
             task = asyncio.create_task(_pass_on(reader, writer, watch, cut))
             self._tasks.add(task)

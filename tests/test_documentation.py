@@ -50,8 +50,11 @@ def settings_table() -> str:
 def errors_table() -> str:
     """Give the table of errors as docs/errors.md has it."""
     rows = ["| code | status | recorded | what it means |", "|---|---|---|---|"]
-    for kind in sorted(_leaves(GatewayError), key=lambda kind: (_status(kind), kind.code, kind.__name__)):
-        rows.append(f"| `{kind.code}` | {_status(kind)} | {kind.recorded} | {(kind.__doc__ or '').splitlines()[0]} |")
+    kinds = sorted(_leaves(GatewayError), key=lambda kind: (_status(kind), kind.code, kind.__name__))
+    rows += [
+        f"| `{kind.code}` | {_status(kind)} | {kind.recorded} | {(kind.__doc__ or '').splitlines()[0]} |"
+        for kind in kinds
+    ]
     return "\n".join(rows)
 
 

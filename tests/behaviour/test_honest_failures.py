@@ -71,7 +71,9 @@ async def test_a_cut_at_any_step_is_told_as_it_is(wired: Wired, door: Door, cast
 
 
 @pytest.mark.parametrize("step", STEPS)
-async def test_after_a_cut_the_same_key_finds_out_and_records_once(wired: Wired, door: Door, cast: Cast, step: str) -> None:
+async def test_after_a_cut_the_same_key_finds_out_and_records_once(
+    wired: Wired, door: Door, cast: Cast, step: str
+) -> None:
     patient_id, key = await cast.patient(), str(uuid4())
     side, cut = STEPS[step]
     setattr(wired.wire, side, cut)
@@ -85,7 +87,9 @@ async def test_after_a_cut_the_same_key_finds_out_and_records_once(wired: Wired,
     assert await cast.count("encounters", patient_id) == 1
 
 
-async def test_an_answer_of_success_leaves_only_after_the_commit_was_confirmed(wired: Wired, door: Door, cast: Cast) -> None:
+async def test_an_answer_of_success_leaves_only_after_the_commit_was_confirmed(
+    wired: Wired, door: Door, cast: Cast
+) -> None:
     patient_id = await cast.patient()
     confirmed: list[int] = []
 

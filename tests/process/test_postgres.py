@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
-import psutil  # type: ignore[import-untyped]
+import psutil
 import pytest
 
 from gateway.postgres import MAX_LOG_BYTES, DataFolderInUse, PostgresUnavailable, PrivatePostgres

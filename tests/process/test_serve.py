@@ -1,5 +1,6 @@
 """The gateway as a process: how it starts, what it says, how it stops, and what is left when it is killed."""
 
+import asyncio
 import os
 import re
 import signal
@@ -60,7 +61,8 @@ class Gateway:
     def total(self) -> int:
         """Count the demo patient's encounters."""
         answer = httpx2.get(f"{self.origin}/v1/patients/demo-patient/encounters", headers=DEV, timeout=10)
-        return answer.json()["total"]
+        total: int = answer.json()["total"]
+        return total
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal and give the exit code."""
@@ -165,11 +167,10 @@ async def test_ten_processes_may_migrate_one_database_at_once(server_url: str) -
     url = await create_database(server_url)
     environment = {**os.environ, "GATEWAY_DATABASE_URL": url}
 
-    processes = [
-        subprocess.Popen([sys.executable, "-m", "gateway", "migrate"], cwd=ROOT, env=environment) for _ in range(10)
-    ]
+    command = (sys.executable, "-m", "gateway", "migrate")
+    processes = [await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environment) for _ in range(10)]
 
-    assert [process.wait(120) for process in processes] == [0] * 10
+    assert [await process.wait() for process in processes] == [0] * 10
     connection = await asyncpg.connect(url)
     assert await connection.fetchval("SELECT count(*) FROM patient_graph.encounters") == 0
     await connection.close()

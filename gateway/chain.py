@@ -1,0 +1,56 @@
+"""The duty that chains the audit log, and what keeps two gateways from making two chains of it."""
+
+import time
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+from sqlalchemy import bindparam, select
+
+from gateway.database import Database
+from gateway.duties import LEASES
+from resolvers.chain import CHAIN_AT_MOST, GLANCE, LOOK_BACK, link_entries, next_brand
+from resolvers.sql import Statement
+from resolvers.trail import UNKNOWN
+
+CHAIN_AUDIT = "chain audit"
+
+# Held until the transaction ends. Who comes second waits here, and reads the chain's end only afterwards: so it is the
+# row that forbids a fork, and not the time on it, which may run out for a holder that is paused in the middle.
+LOCK_LEASE = Statement(select(LEASES.c.holder).where(LEASES.c.name == bindparam("name")).with_for_update())
+
+
+LOOK_BACK_EVERY_SECONDS = 60
+
+
+def chaining(key: bytes, clock: Callable[[], float] = time.monotonic) -> Callable[[Database], Awaitable[bool]]:
+    """Give the round of the duty: links some entries of every brand, and says whether more are waiting.
+
+    The first round looks all the way back, and then one a minute does.
+    """
+    looked_back_at: float | None = None
+
+    async def chain_some(database: Database) -> bool:
+        nonlocal looked_back_at
+        now = clock()
+        due = looked_back_at is None or now - looked_back_at >= LOOK_BACK_EVERY_SECONDS
+        more = await _chain_brands(database, key, LOOK_BACK if due else GLANCE)
+        if due and not more:
+            looked_back_at = now
+        return more
+
+    return chain_some
+
+
+async def _chain_brands(database: Database, key: bytes, look_back: timedelta) -> bool:
+    more = False
+    # Those of no known brand have a chain as well; no other brand comes before it.
+    brand_id: str | None = UNKNOWN
+    while brand_id is not None:
+        async with database.transaction(brand_id) as connection:
+            # No row means that nobody ever took the lease: then there is no line to wait in.
+            if await connection.fetch_one(LOCK_LEASE, name=CHAIN_AUDIT) is None:
+                return False
+            more |= await link_entries(connection, brand_id, key, look_back) == CHAIN_AT_MOST
+        async with database.across_brands() as connection:
+            brand_id = await next_brand(connection, brand_id)
+    return more

@@ -1,0 +1,131 @@
+"""Asking the identity provider: one bounded exchange for all who wait for it, and every failure is the provider's.
+
+Who asks while the provider is down, slow or talking nonsense is told 503: never let in, and never told that a token is
+bad which nobody could look at.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Generic, Self, TypeVar
+
+import httpx2
+
+from gateway.settings import LOOPBACK
+from gateway.telemetry import log
+from resolvers import json_text
+from resolvers.errors import MalformedBody, TemporarilyUnavailable
+
+Key = TypeVar("Key", bound=Hashable)
+Answer = TypeVar("Answer")
+
+MAX_CONNECTIONS = 32
+
+# Common servers hang up after five idle seconds; a request sent into that moment would be lost.
+KEEPALIVE_SECONDS = 4.0
+
+
+class Provider:
+    """The identity provider, as far as it can be asked things."""
+
+    def __init__(self, client: httpx2.AsyncClient, *, seconds: float) -> None:
+        self._client = client
+        self._seconds = seconds
+
+    @classmethod
+    @asynccontextmanager
+    async def reached(cls, *, seconds: float) -> AsyncIterator[Self]:
+        """Lend a provider that has `seconds` for each answer, and close the connections at the end."""
+        async with httpx2.AsyncClient(
+            follow_redirects=False,
+            # The whole exchange has one deadline: see `_object`.
+            timeout=None,
+            limits=httpx2.Limits(max_connections=MAX_CONNECTIONS, keepalive_expiry=KEEPALIVE_SECONDS),
+            # What is on this machine is asked directly, whatever proxy the environment names.
+            mounts={f"all://{f'[{host}]' if ':' in host else host}": None for host in LOOPBACK},
+            # Uncompressed, so that what is counted is what is kept.
+            headers={"Accept": "application/json", "Accept-Encoding": "identity"},
+        ) as client:
+            yield cls(client, seconds=seconds)
+
+    async def fetch(self, topic: str, url: str, *, max_bytes: int) -> dict[str, Any]:
+        """Get the JSON object at `url`. `topic` names it in the log. Raises `TemporarilyUnavailable`."""
+        return await self._object(topic, "GET", url, max_bytes=max_bytes)
+
+    async def ask(
+        self, topic: str, url: str, form: Mapping[str, str], credentials: httpx2.Auth, *, max_bytes: int
+    ) -> dict[str, Any]:
+        """Post a form and give the JSON object of the answer. Raises `TemporarilyUnavailable`."""
+        return await self._object(topic, "POST", url, max_bytes=max_bytes, data=form, auth=credentials)
+
+    async def _object(self, topic: str, method: str, url: str, *, max_bytes: int, **request: Any) -> dict[str, Any]:
+        # Only a whole answer will do, with status 200, in time and in size.
+        try:
+            async with asyncio.timeout(self._seconds), self._client.stream(method, url, **request) as response:
+                body = await _body(topic, response, max_bytes)
+        except TimeoutError:
+            raise trouble(topic, "timeout") from None
+        except httpx2.HTTPError as error:
+            # The error holds the request, and the request the token: nothing of it goes further.
+            raise trouble(topic, type(error).__name__) from None
+        try:
+            answer = json_text.read(body)
+        except MalformedBody:
+            raise trouble(topic, "not JSON") from None
+        if not isinstance(answer, dict):
+            raise trouble(topic, "not an object")
+        return answer
+
+
+async def _body(topic: str, response: httpx2.Response, max_bytes: int) -> bytes:
+    if response.status_code != 200:
+        raise trouble(topic, f"status {response.status_code}")
+    body = bytearray()
+    async for piece in response.aiter_raw():
+        body += piece
+        if len(body) > max_bytes:
+            raise trouble(topic, "too large")
+    return bytes(body)
+
+
+def trouble(topic: str, reason: str) -> TemporarilyUnavailable:
+    """Write down what is wrong with the provider, in words of ours, and give what the caller is told."""
+    log.warning("identity provider", topic=topic, reason=reason)
+    return unavailable()
+
+
+def unavailable() -> TemporarilyUnavailable:
+    """Give what a caller is told whose token cannot be verified just now."""
+    return TemporarilyUnavailable("The identity provider does not answer as it should; try again shortly.")
+
+
+class Flights(Generic[Key, Answer]):
+    """Lets everyone who asks the same thing at the same time wait for one answer."""
+
+    def __init__(self) -> None:
+        self._in_the_air: dict[Key, asyncio.Task[Answer]] = {}
+
+    async def join(self, key: Key, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Give the answer of whoever asks already; else ask. Who goes away meanwhile takes it from nobody else."""
+        flight = self._in_the_air.get(key)
+        if flight is None:
+            flight = self._in_the_air[key] = asyncio.create_task(_asked(ask))
+            flight.add_done_callback(lambda landed: self._land(key, landed))
+        return await asyncio.shield(flight)
+
+    def _land(self, key: Key, flight: asyncio.Task[Answer]) -> None:
+        del self._in_the_air[key]
+        # Everyone may have gone away: then nobody else looks at the exception, and asyncio complains of that.
+        if not flight.cancelled():
+            flight.exception()
+
+    async def close(self) -> None:
+        """Call back whoever is still in the air."""
+        flights = list(self._in_the_air.values())
+        for flight in flights:
+            flight.cancel()
+        await asyncio.gather(*flights, return_exceptions=True)
+
+
+async def _asked(ask: Callable[[], Awaitable[Answer]]) -> Answer:
+    return await ask()

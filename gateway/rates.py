@@ -1,0 +1,158 @@
+"""How often: what a client may ask in a minute, and what an address may try before we know who it is."""
+
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from functools import lru_cache
+from hashlib import sha256
+from ipaddress import IPv6Address, IPv6Network, ip_address
+from math import ceil
+from typing import Any, Self
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.settings import Settings
+from gateway.windows import Clock, LocalWindow, SharedWindow, Window
+from resolvers.errors import InvalidToken, RateLimited
+from resolvers.rates import Allowance, Kind
+
+WINDOW_SECONDS = 60
+MAX_PROVEN_TOKENS = 10_000
+
+
+class RateLimits:
+    """Counts what clients ask, in one bucket for both doors, and what addresses try.
+
+    An address pays only for tokens that have not been good before, and each process counts addresses for itself. So a
+    hospital behind one address is not stopped by its neighbour's guesses, or by a device with an old token: who has
+    signed in goes on, and only tokens nobody knows have to wait. What is counted per address is coarse: guesses that
+    are under way together are counted when they fail.
+    """
+
+    def __init__(
+        self,
+        limits: Mapping[Kind, int],
+        window: Window,
+        *,
+        address_limit: int,
+        failure_limit: int,
+        seconds: int,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._limits = limits
+        self._window = window
+        self._address_limit = address_limit
+        self._failure_limit = failure_limit
+        self._seconds = seconds
+        self._tried = LocalWindow(seconds, clock)
+        self._failed = LocalWindow(seconds, clock)
+        self._proven: dict[bytes, None] = {}  # hashes of tokens, the one proven first in front
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Build what the settings ask for."""
+        url = settings.rate_limit_url
+        return cls(
+            {Kind.READS: settings.rate_reads_per_minute, Kind.WRITES: settings.rate_writes_per_minute},
+            SharedWindow(url.get_secret_value(), WINDOW_SECONDS) if url else LocalWindow(WINDOW_SECONDS),
+            address_limit=settings.rate_address_per_minute,
+            failure_limit=settings.rate_failed_sign_ins_per_minute,
+            seconds=WINDOW_SECONDS,
+        )
+
+    async def close(self) -> None:
+        """Let go of what is held."""
+        await self._window.close()
+
+    async def spend(self, client_id: str, kind: Kind, units: int = 1) -> Allowance:
+        """Count a request of a client; one that is too many is not granted, and not counted either."""
+        limit = self._limits[kind]
+        if limit == 0:
+            return Allowance(kind, 0, self._seconds, remaining=0, more_in_seconds=0)
+        taken = await self._window.take(f"{kind}/{client_id}", limit, units)
+        return Allowance(kind, limit, self._seconds, taken.remaining, taken.more_in_seconds, taken.granted)
+
+    @asynccontextmanager
+    async def attempt(self, address: str | None, token: str) -> AsyncIterator[None]:
+        """Watch a token being verified. Raises `RateLimited` where the address has tried, or failed, too often."""
+        network = network_of(address)
+        if network is None:
+            yield
+            return
+        proof = sha256(token.encode()).digest()
+        if proof not in self._proven:
+            await self._try_from(network)
+        try:
+            yield
+        except InvalidToken:
+            self._proven.pop(proof, None)
+            await self._failed.take(network, self._failure_limit, 1)
+            raise
+        self._proven[proof] = None
+        if len(self._proven) > MAX_PROVEN_TOKENS:
+            del self._proven[next(iter(self._proven))]
+
+    async def _try_from(self, network: str) -> None:
+        if self._failure_limit and (seconds := self._failed.wait_seconds(network, self._failure_limit)):
+            raise RateLimited(seconds)
+        if self._address_limit:
+            taken = await self._tried.take(network, self._address_limit, 1)
+            if not taken.granted:
+                raise RateLimited(taken.more_in_seconds)
+
+
+@lru_cache(4096)
+def network_of(address: str | None) -> str | None:
+    """Give what one caller holds of the network: an IPv4 address, or the half of an IPv6 address that is routed.
+
+    None for loopback and for a socket without addresses: there it is a developer, or a proxy that does not say whom it
+    speaks for, and all its callers would be stopped as one.
+    """
+    try:
+        ip = ip_address((address or "").partition("%")[0])
+    except ValueError:
+        return None
+    if isinstance(ip, IPv6Address):
+        ip = ip.ipv4_mapped or ip
+    if ip.is_loopback:
+        return None
+    return str(IPv6Network((ip, 64), strict=False)) if isinstance(ip, IPv6Address) else str(ip)
+
+
+class RateHeaders:
+    """Tells each client that has signed in what it has left, on whatever answer it gets. Pure ASGI."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        state: dict[str, Any] = scope.setdefault("state", {})
+
+        async def send_with_allowance(message: Message) -> None:
+            allowance: Allowance | None = state.get("allowance")
+            if message["type"] == "http.response.start" and allowance is not None and allowance.limit:
+                message["headers"] = [*message["headers"], *headers_of(allowance)]
+            await send(message)
+
+        await self._app(scope, receive, send_with_allowance)
+
+
+def headers_of(allowance: Allowance) -> list[tuple[bytes, bytes]]:
+    """Say what is left: for older clients with the reset as seconds since 1970, and as the IETF has it.
+
+    The window moves, so at the reset there is more than now, and not everything at once.
+    Source: draft-ietf-httpapi-ratelimit-headers-10.
+    """
+    reset_at = ceil(time.time() + allowance.more_in_seconds)
+    left = f'"{allowance.kind}";r={allowance.remaining};t={ceil(allowance.more_in_seconds)}'
+    policy = f'"{allowance.kind}";q={allowance.limit};w={allowance.window_seconds}'
+    return [
+        (b"x-ratelimit-remaining", b"%d" % allowance.remaining),
+        (b"x-ratelimit-reset", b"%d" % reset_at),
+        (b"ratelimit-policy", policy.encode()),
+        (b"ratelimit", left.encode()),
+    ]

@@ -1,0 +1,147 @@
+"""The chain of the audit log: what an entry's hash covers, and how a brand's entries are linked one after another.
+
+Whoever writes an entry only appends it, and waits for nobody. The links are made afterwards, by one gateway at a time,
+in the order of `(occurred_at, id)` as far as the entries are visible by then. An entry may appear behind others that
+are linked already, because its transaction ended later than theirs: so a look begins well before the last link, now and
+then by `LOOK_BACK`, which is far longer than any transaction lives. What appears even further back was not written by a
+gateway; it is never linked, and `gateway audit verify` names it.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import BigInteger, ColumnElement, Table, Text, bindparam, cast, exists, extract, func, select, text
+
+from models import AuditEntry, ChainLink
+from resolvers import json_text
+from resolvers.sql import Connection, Statement
+
+LOG: Table = AuditEntry.__table__  # type: ignore[attr-defined]
+CHAIN: Table = ChainLink.__table__  # type: ignore[attr-defined]
+
+LOOK_BACK = timedelta(minutes=10)
+"""How far behind the last link an entry may still appear. A statement lives 10 s, and so does a pause between two."""
+
+GLANCE = timedelta(seconds=15)
+"""How far behind most entries appear that do: looking this far costs a fortieth."""
+
+CHAIN_AT_MOST = 2_000
+"""How many entries are linked in one transaction."""
+
+BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+BEFORE_THE_FIRST = bytes(32)
+"""What stands in for the hash before the first link."""
+
+
+# What a hash covers
+
+
+def _as_text(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    if column.key == "occurred_at":
+        # Whole microseconds since 1970: the same whatever the session's time zone and date style.
+        return cast(func.trunc(extract("epoch", column) * 1_000_000), Text)
+    return cast(column, Text)
+
+
+HASHED = tuple(_as_text(column).label(f"hashed_{name}") for name, column in LOG.c.items())
+"""Every column of an entry as PostgreSQL writes it, so that nothing of a value is lost on the way into a hash."""
+
+
+def hash_entry(row: Mapping[str, Any]) -> bytes:
+    """Hash an entry that was read with the columns `HASHED`: SHA-256 of a JSON object of all its columns.
+
+    Members in order, no white space, every value a string. A column that is null is left out, so that a column which
+    is added to the log one day changes no hash.
+    """
+    columns = {name: row[f"hashed_{name}"] for name in LOG.c.keys()}  # noqa: SIM118 - it is no dict
+    present = {name: value for name, value in columns.items() if value is not None}
+    return hashlib.sha256(json_text.write(present).encode()).digest()
+
+
+def hash_link(key: bytes, previous: bytes, entry_hash: bytes) -> bytes:
+    """Hash a link: HMAC-SHA256 over the hash before it and the entry's own; with no key, SHA-256 of the same."""
+    linked = previous + entry_hash
+    return hmac.digest(key, linked, "sha256") if key else hashlib.sha256(linked).digest()
+
+
+# Linking
+
+NEXT_BRAND = Statement(select(func.min(LOG.c.brand_id).label("brand_id")).where(LOG.c.brand_id > bindparam("after")))
+
+HEAD = Statement(
+    select(CHAIN.c.position, CHAIN.c.chain_hash, CHAIN.c.occurred_at)
+    .where(CHAIN.c.brand_id == bindparam("brand_id"))
+    .order_by(CHAIN.c.position.desc())
+    .limit(1)
+)
+
+# What says it is still to come is left for later: it would make the next look begin there.
+UNCHAINED = Statement(
+    select(LOG.c.patient_id, LOG.c.id, LOG.c.occurred_at, *HASHED)
+    .where(
+        LOG.c.brand_id == bindparam("brand_id"),
+        LOG.c.occurred_at >= bindparam("since"),
+        LOG.c.occurred_at <= func.now(),
+        ~exists().where(CHAIN.c.patient_id == LOG.c.patient_id, CHAIN.c.entry_id == LOG.c.id),
+    )
+    .order_by(LOG.c.occurred_at, LOG.c.id)
+    .limit(bindparam("limit", type_=BigInteger))
+)
+
+APPEND_LINKS = Statement(
+    text("""
+INSERT INTO patient_graph.audit_chain AS link (
+    patient_id, entry_id, brand_id, position, occurred_at, entry_hash, chain_hash
+)
+SELECT
+    linked.patient_id, linked.entry_id, CAST(:brand_id AS text), linked.position, linked.occurred_at,
+    linked.entry_hash, linked.chain_hash
+FROM unnest(
+    CAST(:patient_id AS text[]), CAST(:entry_id AS uuid[]), CAST(:position AS bigint[]),
+    CAST(:occurred_at AS timestamptz[]), CAST(:entry_hash AS bytea[]), CAST(:chain_hash AS bytea[])
+) AS linked (patient_id, entry_id, position, occurred_at, entry_hash, chain_hash)
+""")
+)
+
+
+async def next_brand(connection: Connection, after: str) -> str | None:
+    """Give the brand that follows `after` among those the log has entries of, or None."""
+    row = await connection.fetch_one(NEXT_BRAND, after=after)
+    brand_id: str | None = row["brand_id"] if row else None
+    return brand_id
+
+
+async def link_entries(connection: Connection, brand_id: str, key: bytes, look_back: timedelta = LOOK_BACK) -> int:
+    """Link the next entries of a brand, `CHAIN_AT_MOST` of them, and give how many there were.
+
+    `look_back` is how far behind the last link to look for them. The transaction sees to it that nobody else links
+    entries of this brand until it has ended.
+    """
+    head = await connection.fetch_one(HEAD, brand_id=brand_id)
+    position, previous, since = (
+        (head["position"], head["chain_hash"], head["occurred_at"] - look_back)
+        if head
+        else (0, BEFORE_THE_FIRST, BEGINNING)
+    )
+    entries = await connection.fetch(UNCHAINED, brand_id=brand_id, since=since, limit=CHAIN_AT_MOST)
+    if not entries:
+        return 0
+    entry_hashes = [hash_entry(entry) for entry in entries]
+    chain_hashes: list[bytes] = []
+    for entry_hash in entry_hashes:
+        previous = hash_link(key, previous, entry_hash)
+        chain_hashes.append(previous)
+    await connection.fetch(
+        APPEND_LINKS,
+        brand_id=brand_id,
+        patient_id=[entry["patient_id"] for entry in entries],
+        entry_id=[entry["id"] for entry in entries],
+        position=list(range(position + 1, position + 1 + len(entries))),
+        occurred_at=[entry["occurred_at"] for entry in entries],
+        entry_hash=entry_hashes,
+        chain_hash=chain_hashes,
+    )
+    return len(entries)

@@ -1,0 +1,127 @@
+"""The feed: what happened, in an order that never changes, from any place in it and then as it happens.
+
+A subscriber reads what is kept at its own pace, and then joins the one reader that the process has (`outbox.Feed`).
+Any gateway serves any subscriber: a cursor means the same at each.
+"""
+
+import hashlib
+import struct
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from binascii import Error as Base64Error
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Self
+from uuid import UUID
+
+from resolvers import json_text
+from resolvers.access import Operation
+from resolvers.context import Context
+from resolvers.errors import InvalidInput, PatientNotFound, Violation
+from resolvers.outbox import Event, find_mark, read_events
+from resolvers.patients import find_patient
+
+BATCH = 200
+
+
+@dataclass(frozen=True, slots=True)
+class FeedEvent:
+    """One event as a subscriber sees it: what became of which encounter, and the cursor to go on from."""
+
+    cursor: str
+    id: UUID
+    event_type: str
+    encounter_id: UUID
+    patient_id: str
+    brand_id: str
+    created_at: datetime
+
+    @classmethod
+    def of(cls, event: Event) -> Self:
+        """Show an event of the outbox."""
+        return cls(
+            cursor=write_position(event.position, event.brand_id),
+            id=event.id,
+            event_type=event.event_type,
+            encounter_id=UUID(json_text.read(event.payload)["encounter_id"]),
+            patient_id=event.patient_id,
+            brand_id=event.brand_id,
+            created_at=event.created_at,
+        )
+
+
+async def stream_events(
+    context: Context, patient_id: str | None = None, after: str | None = None
+) -> AsyncIterator[FeedEvent]:
+    """Give the events of the caller's brand, or of one patient, each once and in order, as they come.
+
+    `after` is the cursor of the last event that was seen; without it the stream begins now. Raises `InsufficientScope`,
+    `Forbidden`, `InvalidInput` for a cursor that is none or too old, `PatientNotFound`; and `TemporarilyUnavailable`
+    to one who takes the events more slowly than they come: go on from the last cursor.
+    """
+    context.require(Operation.READ_ENCOUNTERS)
+    brand_id = context.acting_brand()
+    of = {"brand_id": brand_id} if patient_id is None else {"brand_id": brand_id, "patient_id": patient_id}
+    position = None if after is None else read_position(after, brand_id)
+    if patient_id is not None:
+        async with context.database.reading(brand_id) as connection:
+            if await find_patient(connection, brand_id, patient_id) is None:
+                raise PatientNotFound
+
+    feed = context.services.feed
+    head = await feed.head()
+    if position is not None:
+        async for event in _kept(context, of, position, head):
+            yield FeedEvent.of(event)
+        # That took as long as the subscriber liked. A reader whom nobody follows stands still meanwhile.
+        await feed.head()
+        # The cursor may be another gateway's who had read further.
+        head = max(position, head)
+    with feed.follow(brand_id, patient_id) as live:
+        async for event in _kept(context, of, head, live.start):
+            yield FeedEvent.of(event)
+        async for event in live:
+            if event.position > head:
+                yield FeedEvent.of(event)
+
+
+async def _kept(context: Context, of: Mapping[str, str], after: int, until: int) -> AsyncIterator[Event]:
+    """Give the events after one position and up to another; raises `InvalidInput` if some are no longer kept."""
+    while after != until:
+        async with context.database.reading(of["brand_id"]) as connection:
+            events = await read_events(connection, after, until, BATCH, **of)
+            # Asked afterwards: events are let go of only after this says so.
+            mark = await find_mark(connection)
+        if not mark.allows(after):
+            raise InvalidInput([Violation("/after", "cursor_expired", "is not among the events that are kept")])
+        for event in events:
+            yield event
+        if len(events) < BATCH:
+            return
+        after = events[-1].position
+
+
+# Version, position, and the first half of a digest of the brand in whose feed it is a place.
+_CURSOR = struct.Struct(">Bq8s")
+_CURSOR_VERSION = 1
+
+
+def write_position(position: int, brand_id: str) -> str:
+    """Give the opaque text of a place in the feed of a brand."""
+    return urlsafe_b64encode(_CURSOR.pack(_CURSOR_VERSION, position, _digest(brand_id))).decode().rstrip("=")
+
+
+def read_position(cursor: str, brand_id: str) -> int:
+    """Give the place a cursor stands for. Raises `InvalidInput` for a text that is no cursor of this brand's feed."""
+    try:
+        packed = urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4))
+        version, position, digest = _CURSOR.unpack(packed)
+        if (version, digest) == (_CURSOR_VERSION, _digest(brand_id)):
+            return int(position)
+    except (UnicodeEncodeError, Base64Error, struct.error):
+        pass
+    raise InvalidInput([Violation("/after", "cursor", "must be a cursor of this very feed")])
+
+
+def _digest(brand_id: str) -> bytes:
+    return hashlib.sha256(f"feed {brand_id}".encode()).digest()[:8]

@@ -1,0 +1,109 @@
+"""What is said on a socket: each frame becomes one message of the protocol, or is none.
+
+Source: GraphQL over WebSocket, https://github.com/graphql/graphql-over-http/blob/main/rfcs/GraphQLOverWebSocket.md
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from resolvers import json_text
+from resolvers.errors import MalformedBody
+
+MAX_ID_CHARACTERS = 256
+
+
+class NotAMessage(Exception):
+    """A frame that the protocol does not know. The text says which rule it breaks, and repeats nothing of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionInit:
+    """Who calls, as a request would say it in its headers."""
+
+    authorization: str | None
+    stated_brand_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Are you there?"""
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """I am here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribe:
+    """Run this operation. The payload is not looked at yet: what is wrong with it is that operation's affair."""
+
+    id: str
+    payload: Any
+    size: int
+    """Of the whole message, in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """Nobody listens to this operation any more."""
+
+    id: str
+
+
+Message = ConnectionInit | Ping | Pong | Subscribe | Complete
+
+
+def read(text: str) -> Message:
+    """Read a text frame. Raises `NotAMessage`."""
+    try:
+        members = json_text.read(text)
+    except MalformedBody as error:
+        raise NotAMessage(f"A message must be one JSON object ({error.violations[0].rule}).") from None
+    if not isinstance(members, dict):
+        raise NotAMessage("A message must be a JSON object.")
+    match members.get("type"):
+        case "connection_init":
+            return _connection_init(_object_or_nothing(members))
+        case "ping":
+            _object_or_nothing(members)
+            return Ping()
+        case "pong":
+            _object_or_nothing(members)
+            return Pong()
+        case "subscribe":
+            return Subscribe(_id(members), members.get("payload"), len(text.encode()))
+        case "complete":
+            return Complete(_id(members))
+        case _:
+            raise NotAMessage("No client says a message of this type.")
+
+
+def _connection_init(payload: dict[str, Any]) -> ConnectionInit:
+    # Named as the headers are, in any case: what an explorer's headers box holds arrives here.
+    said: dict[str, str] = {}
+    for name, value in payload.items():
+        if (header := name.lower()) not in {"authorization", "x-brand-id"} or value is None:
+            continue
+        if header in said:
+            raise NotAMessage("The payload names a header twice.")
+        if not isinstance(value, str) or not value.isascii() or not value.isprintable():
+            raise NotAMessage("A header in the payload must be a string of visible characters.")
+        said[header] = value
+    return ConnectionInit(said.get("authorization"), said.get("x-brand-id"))
+
+
+def _object_or_nothing(members: dict[str, Any]) -> dict[str, Any]:
+    payload = members.get("payload")
+    if not isinstance(payload, dict | None):
+        raise NotAMessage("This message's payload must be an object.")
+    return payload or {}
+
+
+def _id(members: dict[str, Any]) -> str:
+    operation_id = members.get("id")
+    if not isinstance(operation_id, str) or not 0 < len(operation_id) <= MAX_ID_CHARACTERS:
+        raise NotAMessage(f"The id must be a string of 1 to {MAX_ID_CHARACTERS} characters.")
+    if json_text.problem_with(operation_id):
+        raise NotAMessage("The id must be Unicode without NUL.")
+    return operation_id

@@ -1,0 +1,62 @@
+"""What an operation counts for: as many writes or reads as it has fields at its root."""
+
+from typing import NamedTuple
+
+from graphql import (
+    DocumentNode,
+    FieldNode,
+    FragmentDefinitionNode,
+    FragmentSpreadNode,
+    InlineFragmentNode,
+    OperationType,
+    SelectionSetNode,
+    get_operation_ast,
+)
+
+from resolvers.rates import Kind
+from schema.documents import Document
+
+
+class Price(NamedTuple):
+    """Units of one kind."""
+
+    kind: Kind
+    units: int
+
+
+ONE_READ = Price(Kind.READS, 1)
+"""What everything counts for that does not get as far as an operation."""
+
+
+def price_of(document: Document, operation_name: str | None) -> Price:
+    """Price the operation that is asked for. A document that cannot be run is one read."""
+    if document.ast is None or document.errors:
+        return ONE_READ
+    operation = get_operation_ast(document.ast, operation_name)
+    if operation is None:
+        return ONE_READ
+    kind = Kind.WRITES if operation.operation is OperationType.MUTATION else Kind.READS
+    return Price(kind, len(_root_names(document.ast, operation.selection_set)))
+
+
+def _root_names(document: DocumentNode, selections: SelectionSetNode) -> set[str]:
+    """Give the names of the answer's first level: fields of one name are run once, whichever fragments repeat them.
+
+    `@skip` and `@include` are not looked at: what might be run counts.
+    """
+    fragments = {each.name.value: each for each in document.definitions if isinstance(each, FragmentDefinitionNode)}
+    names: set[str] = set()
+    seen: set[str] = set()
+    pending = [selections]
+    while pending:
+        for selection in pending.pop().selections:
+            match selection:
+                case FieldNode():
+                    names.add((selection.alias or selection.name).value)
+                case InlineFragmentNode():
+                    pending.append(selection.selection_set)
+                # Each fragment once: spreads of spreads would otherwise be counted in their powers of two.
+                case FragmentSpreadNode() if selection.name.value not in seen:
+                    seen.add(selection.name.value)
+                    pending.append(fragments[selection.name.value].selection_set)
+    return names

@@ -1,0 +1,586 @@
+"""What is audited beside the changes themselves: who read what, and who was refused. Through either door."""
+
+import ast
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+import structlog.testing
+
+from gateway import trail
+from gateway.audit import Walk, verify
+from gateway.chain import CHAIN_AUDIT, chaining
+from gateway.database import RELAY_ROLE, Database
+from gateway.duties import take_lease
+from gateway.migrate import migrate
+from gateway.postgres import PrivatePostgres
+from gateway.settings import Settings
+from gateway.trail import NOTES_DROPPED, QueuedTrail
+from resolvers import encounters
+from resolvers.access import Caller
+from resolvers.errors import InvalidToken, TemporarilyUnavailable
+from resolvers.trail import ENCOUNTERS_READ, REQUEST_REFUSED, Note
+from tests.cast import Cast
+from tests.conftest import create_database
+from tests.doors import Door, GraphQLDoor, RestDoor, Service
+
+VISIT = {"brand_id": "loop", "encounter_type": "lab", "notes": "Fasting."}
+MANY: dict[str, Any] = {"rate_writes_per_minute": 1_000_000, "rate_reads_per_minute": 1_000_000}
+DOORS = pytest.mark.parametrize("kind", [RestDoor, GraphQLDoor], ids=["rest", "graphql"])
+
+
+async def until(look: Callable[[], Awaitable[Any]], enough: Callable[[Any], bool]) -> Any:
+    """Give what is seen once it is enough; ten seconds are too long."""
+    for _ in range(500):
+        if enough(seen := await look()):
+            return seen
+        await asyncio.sleep(0.02)
+    raise AssertionError(f"not enough: {seen}")
+
+
+class Clinic:
+    """A service whose callers nobody else knows, so that what is audited of them can be told apart.
+
+    A token reads `<client> <brand> <scope> …`, with a dash for no brand.
+    """
+
+    def __init__(self, service: Service, connection: asyncpg.Connection) -> None:
+        self.service = service
+        self.connection = connection
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, url: str, **settings: Any) -> AsyncIterator["Clinic"]:
+        connection = await asyncpg.connect(url)
+        async with Service.running(Settings(database_url=url, **MANY, **settings), verify=cls.verify) as service:
+            yield cls(service, connection)
+        await connection.close()
+
+    @staticmethod
+    async def verify(token: str) -> Caller:
+        if " " not in token:
+            raise InvalidToken
+        client_id, brand_id, *scopes = token.split(" ")
+        return Caller(client_id, frozenset(scopes), brand_id=None if brand_id == "-" else brand_id)
+
+    async def audited(self, client_id: str, number: int = 1) -> list[dict[str, Any]]:
+        """Give what is audited of a client's reads and refusals, once there are so many entries."""
+        entries: list[dict[str, Any]] = await until(
+            lambda: self._entries(client_id), lambda entries: len(entries) >= number
+        )
+        return entries
+
+    async def audited_in_all(self, client_id: str) -> list[dict[str, Any]]:
+        """Give all that is audited of a client's reads and refusals until now."""
+        # Notes are written in the order in which they were left, so what stands before this one is all.
+        last = await self.service.rest("GET", "/v1/patients/nobody/encounters?limit=0", token=f"{client_id} - admin:*")
+        assert last.status_code == 400
+        rules = ["whole_number"]
+        entries: list[dict[str, Any]] = await until(
+            lambda: self._entries(client_id), lambda entries: bool(entries) and entries[-1]["rules"] == rules
+        )
+        return entries[:-1]
+
+    async def _entries(self, client_id: str) -> list[dict[str, Any]]:
+        rows = await self.connection.fetch(
+            "SELECT * FROM patient_graph.audit_log WHERE actor_id = $1"
+            " AND event_type <> 'patient_graph.encounter.recorded' ORDER BY id",
+            client_id,
+        )
+        details = [json.loads(row["details"]) for row in rows]
+        return [{**row, "rules": each.get("rules"), "details": each} for row, each in zip(rows, details, strict=True)]
+
+    async def dropped(self, number: int) -> None:
+        """Return once the log says that so many notes were dropped."""
+        query = "SELECT sum((details->>'dropped')::int) FROM patient_graph.audit_log WHERE event_type = $1"
+        await until(lambda: self.connection.fetchval(query, NOTES_DROPPED), lambda dropped: (dropped or 0) >= number)
+
+
+@pytest.fixture(scope="module")
+async def clinic(database_url: str) -> AsyncIterator[Clinic]:
+    async with Clinic.open(database_url) as clinic:
+        yield clinic
+
+
+@pytest.fixture
+def client() -> str:
+    return f"client-{uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def token(client: str) -> str:
+    """May do everything in the brand `loop`."""
+    return f"{client} loop admin:*"
+
+
+# Reads
+
+
+@DOORS
+async def test_who_reads_a_list_is_audited_with_the_patient_and_the_number(
+    clinic: Clinic, cast: Cast, client: str, token: str, kind: type[Door]
+) -> None:
+    door, patient_id = kind(clinic.service), await cast.patient()
+    for _ in range(3):
+        await door.record(patient_id, VISIT, token=token)
+
+    await door.listed(patient_id, token=token)
+
+    (entry,) = await clinic.audited_in_all(client)
+    assert (entry["event_type"], entry["entity_type"], entry["entity_id"]) == (ENCOUNTERS_READ, "patient", patient_id)
+    assert (entry["patient_id"], entry["brand_id"], entry["actor_brand_id"]) == (patient_id, "loop", "loop")
+    assert (entry["actor_type"], entry["details"]) == ("service", {"encounters": 3})
+    assert entry["request_id"]
+
+
+async def test_a_read_carries_its_request_id(clinic: Clinic, cast: Cast, client: str, token: str) -> None:
+    patient_id = await cast.patient()
+    await RestDoor(clinic.service).record(patient_id, VISIT, token=token)
+
+    headers = {"x-request-id": f"asked-by-{client}"}
+    await clinic.service.rest("GET", f"/v1/patients/{patient_id}/encounters", token=token, headers=headers)
+
+    (entry,) = await clinic.audited(client)
+    assert entry["request_id"] == f"asked-by-{client}"
+
+
+async def test_reading_encounters_by_their_ids_is_audited_once_a_patient(
+    clinic: Clinic, cast: Cast, client: str, token: str
+) -> None:
+    patients = [await cast.patient() for _ in range(2)]
+    ids = [
+        (await RestDoor(clinic.service).record(patient_id, VISIT, token=token)).encounter["id"]
+        for patient_id in [*patients, patients[0]]
+    ]
+
+    fields = " ".join(f'e{number}: encounter(id: "{each}") {{ notes }}' for number, each in enumerate(ids))
+    await clinic.service.graphql(f"{{ {fields} }}", token=token)
+
+    read = {entry["entity_id"]: entry["details"]["encounters"] for entry in await clinic.audited_in_all(client)}
+    assert read == {patients[0]: 2, patients[1]: 1}
+
+
+async def test_reading_the_lists_of_several_patients_is_audited_for_each(
+    clinic: Clinic, cast: Cast, client: str, token: str
+) -> None:
+    patients = [await cast.patient() for _ in range(3)]
+    for patient_id in patients[:2]:
+        await RestDoor(clinic.service).record(patient_id, VISIT, token=token)
+
+    query = "query ($ids: [ID!]!) { patients(ids: $ids) { encounters(first: 1) { nodes { id } edges { cursor } } } }"
+    await clinic.service.graphql(query, {"ids": patients}, token=token)
+
+    # Not the third: there was nothing to read.
+    assert sorted(entry["entity_id"] for entry in await clinic.audited_in_all(client)) == sorted(patients[:2])
+
+
+@DOORS
+async def test_a_replay_is_a_read(clinic: Clinic, cast: Cast, client: str, token: str, kind: type[Door]) -> None:
+    door, patient_id, key = kind(clinic.service), await cast.patient(), str(uuid4())
+    await door.record(patient_id, VISIT, token=token, key=key)
+
+    assert (await door.record(patient_id, VISIT, token=token, key=key)).replayed
+
+    (entry,) = await clinic.audited_in_all(client)
+    assert (entry["event_type"], entry["entity_id"], entry["details"]) == (
+        ENCOUNTERS_READ,
+        patient_id,
+        {"encounters": 1},
+    )
+    assert await cast.count("audit_log", patient_id) == 2
+
+
+@DOORS
+async def test_where_nothing_was_given_nothing_was_read(
+    clinic: Clinic, cast: Cast, client: str, token: str, kind: type[Door]
+) -> None:
+    await kind(clinic.service).listed(await cast.patient(), token=token)
+
+    assert await clinic.audited_in_all(client) == []
+
+
+def test_no_function_gives_encounters_from_the_database_without_a_note() -> None:
+    tree = ast.parse(Path(encounters.__file__).read_text())
+    calls = {
+        function.name: {
+            getattr(call.func, "attr", getattr(call.func, "id", None))
+            for call in ast.walk(function)
+            if isinstance(call, ast.Call)
+        }
+        for function in tree.body
+        if isinstance(function, ast.AsyncFunctionDef | ast.FunctionDef)
+    }
+    givers = {name for name, called in calls.items() if "_encounter" in called}
+
+    assert givers >= {"encounters_by_ids", "list_encounters", "list_encounters_by_offset", "_replay"}
+    # Whoever changes one has audited the change itself.
+    assert [name for name in givers if not calls[name] & {"note_read", "append_entry"}] == []
+
+
+# Refusals
+
+Ask = Callable[[Clinic, Door, str, str], Awaitable[Any]]
+
+
+def recording(members: dict[str, Any], scopes: str = "loop admin:*", **options: Any) -> Ask:
+    async def ask(_: Clinic, door: Door, client: str, patient_id: str) -> None:
+        await door.record(patient_id, members, token=f"{client} {scopes}", **options)
+
+    return ask
+
+
+@DOORS
+@pytest.mark.parametrize(
+    ("ask", "details"),
+    [
+        (
+            recording(VISIT, "loop read:encounters"),
+            {"code": "insufficient_scope", "scopes": ["write:encounters"]},
+        ),
+        (recording(VISIT, brand_header="loopbio"), {"code": "forbidden"}),
+        (recording(VISIT | {"brand_id": "loopbio"}), {"code": "forbidden"}),
+        (recording(VISIT | {"notes": "\x00", "metadata": 5}), {"code": "validation_error", "rules": ["nul", "object"]}),
+        (recording(VISIT, key="two words"), {"code": "validation_error", "rules": ["idempotency_key"]}),
+    ],
+)
+async def test_a_refusal_is_audited_with_its_code_and_rules(  # noqa: PLR0917 - fixtures
+    clinic: Clinic, cast: Cast, client: str, kind: type[Door], ask: Ask, details: dict[str, Any]
+) -> None:
+    await ask(clinic, kind(clinic.service), client, await cast.patient())
+
+    (entry,) = await clinic.audited_in_all(client)
+    assert (entry["event_type"], entry["entity_type"], entry["entity_id"]) == (REQUEST_REFUSED, "request", None)
+    assert (entry["patient_id"], entry["brand_id"], entry["actor_brand_id"]) == ("", "loop", "loop")
+    assert entry["details"] == details
+
+
+@DOORS
+async def test_whoever_asks_for_a_patient_who_is_not_there_is_audited_without_the_name(
+    clinic: Clinic, cast: Cast, client: str, token: str, kind: type[Door]
+) -> None:
+    await kind(clinic.service).record("nobody", VISIT, token=token)
+    await kind(clinic.service).record(await cast.patient("loopbio"), VISIT, token=token)
+
+    entries = await clinic.audited_in_all(client)
+    assert [(entry["patient_id"], entry["details"]) for entry in entries] == [("", {"code": "not_found"})] * 2
+
+
+@DOORS
+async def test_a_key_for_another_request_is_audited(
+    clinic: Clinic, cast: Cast, client: str, token: str, kind: type[Door]
+) -> None:
+    door, patient_id, key = kind(clinic.service), await cast.patient(), str(uuid4())
+    await door.record(patient_id, VISIT, token=token, key=key)
+    await door.record(patient_id, VISIT | {"notes": "Other."}, token=token, key=key)
+
+    (entry,) = await clinic.audited_in_all(client)
+    assert entry["details"] == {"code": "idempotency_key_payload_mismatch"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "options", "code"),
+    [
+        ("GET", "/v1/nothing", {}, "not_found"),
+        ("DELETE", "/v1/patients/p/encounters", {}, "method_not_allowed"),
+        ("POST", "/v1/patients/p/encounters", {"content": "x"}, "unsupported_media_type"),
+        ("POST", "/v1/patients/p/encounters", {"json": []}, "validation_error"),
+        ("GET", "/v1/patients/p/encounters", {"headers": {"origin": "https://evil.example"}}, "forbidden"),
+        ("PUT", "/graphql", {}, "method_not_allowed"),
+        ("POST", "/graphql", {"content": "x"}, "unsupported_media_type"),
+        ("POST", "/graphql", {"json": {"query": 5}}, "validation_error"),
+        ("POST", "/graphql", {"json": {"query": "{"}}, "validation_error"),
+        ("POST", "/graphql", {"json": {"query": "{ nothing }"}}, "validation_error"),
+        ("GET", "/graphql?query={__typename}", {"headers": {"accept": "text/csv"}}, "not_acceptable"),
+        ("POST", "/graphql", {"json": {"query": "query ($i: ID!) { patient(id: $i) { id } }"}}, "validation_error"),
+    ],
+)
+async def test_whatever_else_a_door_refuses_is_audited_too(  # noqa: PLR0917 - fixtures
+    clinic: Clinic, client: str, token: str, method: str, path: str, options: dict[str, Any], code: str
+) -> None:
+    response = await clinic.service.rest(method, path, token=token, **options)
+
+    assert response.status_code >= 400 or "errors" in response.json()
+    (entry,) = await clinic.audited_in_all(client)
+    assert entry["details"]["code"] == code
+
+
+async def test_who_asks_too_often_is_audited(database_url: str, client: str) -> None:
+    settings = Settings(database_url=database_url, rate_reads_per_minute=1)
+    connection = await asyncpg.connect(database_url)
+    async with Service.running(settings, verify=Clinic.verify) as service:
+        clinic = Clinic(service, connection)
+        for _ in range(2):
+            await service.rest("GET", "/v1/nothing", token=f"{client} loop admin:*")
+
+        assert [each["details"]["code"] for each in await clinic.audited(client, 2)] == ["not_found", "rate_limited"]
+    await connection.close()
+
+
+@pytest.mark.parametrize("sent", [None, "worthless"])
+async def test_a_stranger_is_not_audited(clinic: Clinic, sent: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[Note] = []
+    monkeypatch.setattr(QueuedTrail, "note", lambda _, note: notes.append(note))
+
+    for path in ("/v1/patients/p/encounters", "/v1/nothing", "/graphql"):
+        assert (await clinic.service.rest("GET", path, token=sent)).status_code == 401
+
+    assert notes == []
+
+
+async def test_a_brand_that_only_the_caller_names_is_not_taken_for_one(clinic: Clinic, cast: Cast, client: str) -> None:
+    await RestDoor(clinic.service).record(
+        "nobody", VISIT | {"brand_id": "made-up"}, token=f"{client} - admin:*", brand_header="made-up"
+    )
+
+    (entry,) = await clinic.audited_in_all(client)
+    assert (entry["brand_id"], entry["actor_brand_id"]) == ("", None)
+
+
+async def test_fields_that_are_refused_alike_are_one_refusal(clinic: Clinic, client: str) -> None:
+    fields = " ".join(f'e{number}: encounter(id: "{uuid4()}") {{ id }}' for number in range(50))
+
+    await clinic.service.graphql(f"{{ {fields} }}", token=f"{client} loop read:patients")
+
+    assert len(await clinic.audited_in_all(client)) == 1
+
+
+async def test_nothing_that_a_caller_wrote_is_in_an_entry(clinic: Clinic, cast: Cast, client: str, token: str) -> None:
+    mark = "xyzzy"
+    known = await cast.patient()
+    for door in (RestDoor(clinic.service), GraphQLDoor(clinic.service)):
+        for patient_id in (known, mark):
+            for member in ("brand_id", "encounter_type", "provider_id", "scheduled_at", "metadata", mark):
+                await door.record(patient_id, VISIT | {member: mark}, token=token, key=mark)
+            for text in (mark + "\x00", mark * 50_000):
+                await door.record(patient_id, VISIT | {"notes": text, "chief_complaint": text}, token=token)
+            await door.record(patient_id, VISIT, token=token, brand_header=mark)
+        await door.record(known, VISIT | {"notes": mark, "metadata": {mark: mark}}, token=token, key=f"{mark} {mark}")
+    for query in (f"{{ {mark} }}", f'{{ patient(id: "{mark}") {{ {mark} }} }}', f"query {mark}($x: {mark}) {{ a }}"):
+        await clinic.service.graphql(query, {mark: mark}, token=token)
+    for method, path in ((mark, "/graphql"), ("GET", f"/v1/{mark}"), ("GET", f"/v1/patients/{mark}/encounters?{mark}")):
+        await clinic.service.rest(method, path, token=token, headers={"origin": f"https://{mark}.example"})
+        await clinic.service.rest(method, path, token=token, headers={"accept": mark, "content-type": mark})
+
+    entries = await clinic.audited_in_all(client)
+    assert len(entries) > 30
+    assert mark not in str(entries)
+
+
+# What it costs
+
+
+@asynccontextmanager
+async def without_its_connection(service: Service) -> AsyncIterator[QueuedTrail]:
+    """Keep the trail from writing: somebody else has the one connection it has."""
+    queue: QueuedTrail = service.services.trail
+    async with queue._database.across_brands():
+        yield queue
+
+
+@DOORS
+async def test_a_full_queue_neither_slows_nor_fails_a_write_and_the_loss_is_audited(
+    server_url: str, client: str, token: str, kind: type[Door]
+) -> None:
+    url = await create_database(server_url)
+    await migrate(url)
+    async with Clinic.open(url, audit_queue=4) as clinic:
+        cast, door = Cast(clinic.connection), kind(clinic.service)
+        patient_id = await cast.patient()
+        await door.record(patient_id, VISIT, token=token)
+        with structlog.testing.capture_logs() as logged:
+            async with without_its_connection(clinic.service), asyncio.timeout(5):
+                for _ in range(10):
+                    await door.listed(patient_id, token=token)
+                outcomes = [await door.record(patient_id, VISIT, token=token) for _ in range(20)]
+            await clinic.dropped(6)
+
+        assert {outcome.code for outcome in outcomes} == {None}
+        assert await cast.count("encounters", patient_id) == 21
+        assert len(await clinic.audited(client, 4)) == 4
+        assert sum(line.get("dropped", 0) for line in logged if line["event"] == "trail") == 6
+
+
+@DOORS
+async def test_with_the_database_away_no_write_is_lost_and_the_notes_are_kept(
+    tmp_path: Path, client: str, token: str, kind: type[Door]
+) -> None:
+    with PrivatePostgres(tmp_path, durable=False) as postgres:
+        await migrate(postgres.url())
+        async with Clinic.open(postgres.url()) as clinic:
+            cast, door = Cast(clinic.connection), kind(clinic.service)
+            patient_id = await cast.patient()
+
+            async def record(**changed: Any) -> str | None:
+                return (await door.record(patient_id, VISIT | changed, token=token)).code
+
+            before = [await record() for _ in range(3)]
+            postgres.stop()
+            refused = [await record(notes=5) for _ in range(5)]
+            away = [await record() for _ in range(3)]
+            postgres.start()
+
+            clinic.connection = cast.connection = await asyncpg.connect(postgres.url())
+            after = await until(record, lambda code: code is None)
+            entries = await clinic.audited(client, 5)
+            recorded = await cast.count("encounters", patient_id)
+            changes = await clinic.connection.fetchval(
+                "SELECT count(*) FROM patient_graph.audit_log WHERE patient_id = $1", patient_id
+            )
+            await clinic.connection.close()
+
+    assert [*before, after] == [None] * 4
+    assert set(away) == {"temporarily_unavailable"}
+    assert refused == ["validation_error"] * 5
+    assert [entry["details"]["code"] for entry in entries] == ["validation_error"] * 5
+    assert recorded == changes == 4
+
+
+async def test_notes_that_are_left_at_the_end_are_written(
+    database_url: str, cast: Cast, client: str, token: str
+) -> None:
+    async with Clinic.open(database_url) as clinic:
+        for _ in range(3):
+            await clinic.service.rest("GET", "/v1/nothing", token=token)
+
+    written = await cast.connection.fetchval("SELECT count(*) FROM patient_graph.audit_log WHERE actor_id = $1", client)
+    assert written == 3
+
+
+async def test_the_end_does_not_wait_forever(
+    database_url: str, client: str, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trail, "FLUSH_SECONDS", 0.2)
+    async with Clinic.open(database_url) as clinic:
+        stolen = await clinic.service.services.trail._database._pool.acquire()
+        await clinic.service.rest("GET", "/v1/nothing", token=token)
+        stopping = asyncio.create_task(clinic.service.services.trail.flush())
+        async with asyncio.timeout(3):
+            await stopping
+        await clinic.service.services.trail._database._pool.release(stolen)
+
+
+# The queue itself
+
+
+@pytest.fixture
+async def queue(database_url: str) -> AsyncIterator[QueuedTrail]:
+    """A trail that nobody writes down until told to."""
+    database = await Database.connect(database_url, role="gateway_app", size=1, acquire_seconds=1, statement_seconds=5)
+    yield QueuedTrail(database, capacity=10)
+    await database.close()
+
+
+def note(client: str, event_type: str = ENCOUNTERS_READ, brand_id: str = "loop", **changed: Any) -> Note:
+    note = Note(event_type, "user", client, brand_id, "patient", "p", "p", brand_id, "request", {"encounters": 1})
+    return note._replace(**changed)
+
+
+async def kept_of(cast: Cast, client: str) -> list[dict[str, Any]]:
+    rows = await cast.connection.fetch(
+        "SELECT *, now() - occurred_at AS age FROM patient_graph.audit_log WHERE actor_id = $1 ORDER BY id", client
+    )
+    return [dict(row) for row in rows]
+
+
+async def test_a_storm_of_refusals_leaves_room_for_reads(queue: QueuedTrail, cast: Cast, client: str) -> None:
+    for _ in range(100):
+        queue.note(note(client, REQUEST_REFUSED))
+    for _ in range(100):
+        queue.note(note(client, ENCOUNTERS_READ))
+    await queue.flush()
+
+    kinds = [entry["event_type"] for entry in await kept_of(cast, client)]
+    assert kinds == [REQUEST_REFUSED] * 5 + [ENCOUNTERS_READ] * 5
+
+
+async def test_the_loss_is_told_to_each_brand(queue: QueuedTrail, cast: Cast) -> None:
+    ours, theirs = f"brand-{uuid4().hex}", f"brand-{uuid4().hex}"
+    for brand_id in (ours, theirs, theirs):
+        for _ in range(10):
+            queue.note(note("somebody", brand_id=brand_id))
+    await queue.flush()
+
+    rows = await cast.connection.fetch(
+        "SELECT brand_id, patient_id, actor_type, details FROM patient_graph.audit_log WHERE event_type = $1"
+        " AND brand_id = ANY($2)",
+        NOTES_DROPPED,
+        [ours, theirs],
+    )
+    assert [tuple(row) for row in rows] == [(theirs, "", "system", '{"dropped": 20}')]
+
+
+async def test_a_note_that_cannot_be_kept_does_not_stand_in_the_way(
+    queue: QueuedTrail, cast: Cast, client: str
+) -> None:
+    for request_id in ("one", "\x00", "\ud800", "two"):
+        queue.note(note(client, request_id=request_id))
+    await queue.flush()
+
+    assert [entry["request_id"] for entry in await kept_of(cast, client)] == ["one", "two"]
+
+
+async def test_a_note_that_was_written_unnoticed_is_not_written_twice(
+    queue: QueuedTrail, cast: Cast, client: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    insert = queue._insert
+
+    async def lose_the_answer(brand_id, notes):
+        await insert(brand_id, notes)
+        monkeypatch.undo()
+        raise TemporarilyUnavailable
+
+    monkeypatch.setattr(queue, "_insert", lose_the_answer)
+    queue.note(note(client))
+    await queue.flush()
+
+    assert len(await kept_of(cast, client)) == 1
+
+
+async def test_an_entry_is_dated_when_it_was_noted_unless_that_is_too_long_ago(
+    queue: QueuedTrail, cast: Cast, client: str
+) -> None:
+    for age in (60, trail.LATE_SECONDS + 60):
+        queue.note(note(client))
+        queue._queue[-1] = queue._queue[-1]._replace(left_at=queue._queue[-1].left_at - age)
+    await queue.flush()
+
+    noted, late = await kept_of(cast, client)
+    assert 59 < noted["age"].total_seconds() < 70
+    assert late["age"].total_seconds() < 10
+    assert json.loads(late["details"]) == {"encounters": 1, "late_seconds": 360}
+
+
+# All of it together
+
+
+async def test_a_busy_gateway_leaves_a_log_that_verifies(server_url: str, client: str, token: str) -> None:
+    url = await create_database(server_url)
+    await migrate(url)
+    key = b"sixteen or more bytes"
+    async with Clinic.open(url, audit_key=key.decode()) as clinic:
+        patients = [await Cast(clinic.connection).patient() for _ in range(3)]
+
+        async def visit(number: int) -> None:
+            door = (RestDoor, GraphQLDoor)[number % 2](clinic.service)
+            await door.record(patients[number % 3], VISIT, token=token, key=str(number // 2))
+            await door.record("nobody", VISIT, token=token)
+            await door.listed(patients[number % 3], token=token)
+
+        await asyncio.gather(*(visit(number) for number in range(40)))
+        entries = await clinic.audited_in_all(client)
+
+    relay = await Database.connect(url, role=RELAY_ROLE, size=2, acquire_seconds=1, statement_seconds=5)
+    await until(lambda: take_lease(relay, CHAIN_AUDIT, uuid4()), bool)
+    while await chaining(key)(relay):
+        pass
+    await relay.close()
+
+    walk = Walk(key)
+    assert [finding async for finding in verify(url, walk)] == []
+    assert walk.links > len(entries) >= 80

@@ -1,0 +1,223 @@
+"""What an operation costs in statements does not grow with what it shows; and reading by id."""
+
+import json
+from collections import Counter
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from gateway.database import PoolConnection
+from resolvers.sql import Statement
+from tests.cast import Cast
+from tests.doors import Service
+
+MARKER = "tuberculosis"
+
+INSERT_ENCOUNTER = (
+    "INSERT INTO patient_graph.encounters (patient_id, id, brand_id, encounter_type) VALUES ($1, $2, $3, 'lab')"
+)
+
+
+@pytest.fixture
+def statements(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Count the statements that read patients and encounters from here on, by their text."""
+    sent: Counter[str] = Counter()
+
+    def counted(name: str) -> Any:
+        original = getattr(PoolConnection, name)
+
+        async def send(self: PoolConnection, statement: Statement, **values: object) -> Any:
+            # The duties in the background have statements of their own, on other tables.
+            if "FROM patient_graph.patients" in statement.text or "FROM patient_graph.encounters" in statement.text:
+                sent[statement.text] += 1
+            return await original(self, statement, **values)
+
+        return send
+
+    for name in ("fetch", "fetch_one"):
+        monkeypatch.setattr(PoolConnection, name, counted(name))
+    return sent
+
+
+async def patients(cast: Cast, count: int, encounters: int = 5) -> list[str]:
+    """Register patients with so many encounters each."""
+    ids = [await cast.patient() for _ in range(count)]
+    await cast.connection.executemany(
+        INSERT_ENCOUNTER, [(patient_id, uuid4(), "loop") for patient_id in ids for _ in range(encounters)]
+    )
+    return ids
+
+
+async def ask(service: Service, query: str, **variables: Any) -> Any:
+    body = await service.graphql(query, variables)
+    assert "errors" not in body, body
+    return body["data"]
+
+
+EVERYTHING = """query ($ids: [ID!]!) {
+  patients(ids: $ids) {
+    id brandId
+    encounters(first: 5) {
+      totalCount
+      edges { cursor node { id patient { id encounters(first: 5) { totalCount } } } }
+      nodes { id notes metadata patient { id brandId } }
+      pageInfo { hasNextPage endCursor }
+    }
+  }
+}"""
+
+
+@pytest.mark.parametrize("count", [1, 2, 20, 100])
+async def test_patients_with_pages_patients_and_counts_cost_four_statements_however_many(
+    service: Service, cast: Cast, statements: Counter[str], count: int
+) -> None:
+    ids = await patients(cast, count)
+
+    data = await ask(service, EVERYTHING, ids=ids)
+
+    assert [len(patient["encounters"]["nodes"]) for patient in data["patients"]] == [5] * count
+    assert [patient["encounters"]["totalCount"] for patient in data["patients"]] == [5] * count
+    assert {node["patient"]["id"] for each in data["patients"] for node in each["encounters"]["nodes"]} == set(ids)
+    # The patients, their pages, their counts, and the patients of the encounters.
+    assert statements.total() <= 4
+
+
+async def test_a_count_that_is_not_asked_for_is_not_made(
+    service: Service, cast: Cast, statements: Counter[str]
+) -> None:
+    ids = await patients(cast, 3)
+
+    await ask(service, "query ($ids: [ID!]!) { patients(ids: $ids) { encounters { nodes { id } } } }", ids=ids)
+
+    assert statements.total() == 2
+    assert not [text for text in statements if "count(" in text]
+
+
+async def test_a_page_that_is_not_asked_for_is_not_read(service: Service, cast: Cast, statements: Counter[str]) -> None:
+    ids = await patients(cast, 3)
+
+    data = await ask(service, "query ($ids: [ID!]!) { patients(ids: $ids) { encounters { totalCount } } }", ids=ids)
+
+    assert [patient["encounters"]["totalCount"] for patient in data["patients"]] == [5, 5, 5]
+    assert statements.total() == 2
+
+
+async def test_the_same_page_under_several_names_is_read_once(
+    service: Service, cast: Cast, statements: Counter[str]
+) -> None:
+    (patient_id,) = await patients(cast, 1)
+    page = "encounters(first: 2) { nodes { id } pageInfo { hasNextPage } edges { cursor } }"
+
+    await ask(service, f"query ($id: ID!) {{ patient(id: $id) {{ a: {page} b: {page} {page} }} }}", id=patient_id)
+
+    assert statements.total() == 2
+
+
+async def test_many_encounters_by_id_cost_one_statement(service: Service, cast: Cast, statements: Counter[str]) -> None:
+    (patient_id,) = await patients(cast, 1, encounters=30)
+    ids = [str(row["id"]) for row in await cast.rows(patient_id)]
+    fields = " ".join(f'e{place}: encounter(id: "{each}") {{ id patient {{ id }} }}' for place, each in enumerate(ids))
+
+    data = await ask(service, f"{{ {fields} }}")
+
+    assert [each["id"] for each in data.values()] == ids
+    assert statements.total() == 2
+
+
+async def test_many_patients_by_id_cost_one_statement(service: Service, cast: Cast, statements: Counter[str]) -> None:
+    ids = await patients(cast, 10, encounters=0)
+    fields = " ".join(f'p{place}: patient(id: "{each}") {{ id }}' for place, each in enumerate(ids))
+
+    await ask(service, f"{{ {fields} }}")
+
+    assert statements.total() == 1
+
+
+async def test_nothing_read_for_one_operation_is_shown_in_the_next(service: Service, cast: Cast) -> None:
+    (patient_id,) = await patients(cast, 1, encounters=1)
+    count = "query ($id: ID!) { patient(id: $id) { encounters { totalCount nodes { id } } } }"
+    before = await ask(service, count, id=patient_id)
+    await service.rest(
+        "POST", f"/v1/patients/{patient_id}/encounters", json={"brand_id": "loop", "encounter_type": "lab"}
+    )
+
+    after = await ask(service, count, id=patient_id)
+
+    assert [each["patient"]["encounters"]["totalCount"] for each in (before, after)] == [1, 2]
+    assert len(after["patient"]["encounters"]["nodes"]) == 2
+
+
+# Patients by their ids
+
+PATIENTS = "query ($ids: [ID!]!) { patients(ids: $ids) { id } }"
+
+
+async def test_patients_come_in_the_order_of_their_ids_with_null_where_there_is_none(
+    service: Service, cast: Cast
+) -> None:
+    first, second = await patients(cast, 2, encounters=0)
+    foreign = await cast.patient("loopbio")
+    asked = [second, "nobody", first, second, foreign, "", "\x00", "\ud800", "x" * 300, first]
+
+    data = await ask(service, PATIENTS, ids=asked)
+
+    shown = [second, None, first, second, None, None, None, None, None, first]
+    assert [patient and patient["id"] for patient in data["patients"]] == shown
+
+
+async def test_no_ids_are_no_patients_and_100_are_allowed(service: Service) -> None:
+    assert await ask(service, PATIENTS, ids=[]) == {"patients": []}
+    assert await ask(service, PATIENTS, ids=["nobody"] * 100) == {"patients": [None] * 100}
+
+
+async def test_more_than_100_ids_are_refused_before_anything_is_read(
+    service: Service, statements: Counter[str]
+) -> None:
+    body = await service.graphql(PATIENTS, {"ids": ["nobody"] * 101})
+
+    assert [error["extensions"]["code"] for error in body["errors"]] == ["validation_error"]
+    (violation,) = body["errors"][0]["extensions"]["violations"]
+    assert (violation["pointer"], violation["rule"]) == ("/ids", "too_many")
+    assert statements.total() == 0
+
+
+async def test_an_id_that_is_null_is_refused_with_its_place(service: Service) -> None:
+    body = await service.graphql(PATIENTS, {"ids": [MARKER, None]})
+
+    (violation,) = body["errors"][0]["extensions"]["violations"]
+    assert (violation["pointer"], violation["rule"]) == ("/variables/ids/1", "null")
+    assert MARKER not in json.dumps(body)
+
+
+# An encounter by its id
+
+ENCOUNTER = "query ($id: ID!) { encounter(id: $id) { id patientId } }"
+
+
+async def an_encounter(cast: Cast, brand_id: str) -> str:
+    patient_id, encounter_id = await cast.patient(brand_id), uuid4()
+    await cast.connection.execute(INSERT_ENCOUNTER, patient_id, encounter_id, brand_id)
+    return str(encounter_id)
+
+
+async def test_an_encounter_is_found_by_its_id(service: Service, cast: Cast) -> None:
+    encounter_id = await an_encounter(cast, "loop")
+
+    assert (await ask(service, ENCOUNTER, id=encounter_id))["encounter"]["id"] == encounter_id
+
+
+async def test_an_encounter_of_another_brand_is_like_one_that_does_not_exist(service: Service, cast: Cast) -> None:
+    theirs = await an_encounter(cast, "loopbio")
+
+    assert await ask(service, ENCOUNTER, id=theirs) == await ask(service, ENCOUNTER, id=str(uuid4()))
+
+
+@pytest.mark.parametrize(
+    "malformed", ["", "nobody", "5", "\x00", "\ud800", "٣" * 32, "g" * 32, "0" * 31, "0" * 33, "é", "x" * 10_000, 5]
+)
+async def test_an_id_that_is_none_finds_nothing_and_asks_nobody(
+    service: Service, statements: Counter[str], malformed: str | int
+) -> None:
+    assert await ask(service, ENCOUNTER, id=malformed) == {"encounter": None}
+    assert statements.total() <= 1

@@ -1,0 +1,50 @@
+"""What a document counts for."""
+
+import pytest
+
+from resolvers.rates import Kind
+from schema import build_schema
+from schema.documents import Documents
+from schema.rates import ONE_READ, Price, price_of
+
+DOCUMENTS = Documents(build_schema()._schema)
+
+RECORD = 'recordEncounter(patientId: "p", input: {brandId: "loop", encounterType: LAB}) { __typename }'
+POWERS_OF_TWO = (
+    "{ ...f0 } "
+    + " ".join(f"fragment f{n} on Query {{ ...f{n + 1} ...f{n + 1} }}" for n in range(30))
+    + " fragment f30 on Query { __typename }"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "price"),
+    [
+        ('{ patient(id: "a") { id encounters { nodes { id } } } }', Price(Kind.READS, 1)),
+        ('{ a: patient(id: "a") { id } b: patient(id: "a") { id } __typename }', Price(Kind.READS, 3)),
+        ("{ __schema { types { name } } }", Price(Kind.READS, 1)),
+        (f"mutation {{ {RECORD} }}", Price(Kind.WRITES, 1)),
+        (f"mutation {{ a: {RECORD} b: {RECORD} }}", Price(Kind.WRITES, 2)),
+        (f"mutation {{ ...two }} fragment two on Mutation {{ a: {RECORD} b: {RECORD} }}", Price(Kind.WRITES, 2)),
+        (f"mutation {{ ... {{ a: {RECORD} }} ... on Mutation {{ b: {RECORD} }} }}", Price(Kind.WRITES, 2)),
+        # Run once, counted once.
+        (f"mutation {{ a: {RECORD} ...again }} fragment again on Mutation {{ a: {RECORD} }}", Price(Kind.WRITES, 1)),
+        (POWERS_OF_TWO, Price(Kind.READS, 1)),
+        # What might be run counts.
+        ("{ __typename @skip(if: true) a: __typename }", Price(Kind.READS, 2)),
+        ("{", ONE_READ),
+        ("{ nothing }", ONE_READ),
+        ("mutation { nothing }", ONE_READ),
+        ("query a { __typename } query b { __typename }", ONE_READ),
+    ],
+)
+def test_an_operation_counts_for_its_root_fields_and_what_cannot_be_run_for_one_read(text: str, price: Price) -> None:
+    assert price_of(DOCUMENTS.read(text), None) == price
+
+
+def test_of_several_operations_the_one_that_is_named_counts() -> None:
+    document = DOCUMENTS.read(f"query look {{ __typename }} mutation record {{ a: {RECORD} b: {RECORD} }}")
+
+    assert price_of(document, "look") == Price(Kind.READS, 1)
+    assert price_of(document, "record") == Price(Kind.WRITES, 2)
+    assert price_of(document, "nobody") == ONE_READ

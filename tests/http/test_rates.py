@@ -1,0 +1,506 @@
+"""How often: one bucket for both doors, what is told about it, what comes before and after, and Redis that dies."""
+
+import asyncio
+import contextlib
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from structlog.testing import capture_logs
+
+from gateway.rates import network_of
+from gateway.settings import Settings
+from gateway.windows import PATIENCE_SECONDS
+from resolvers.access import Caller
+from resolvers.errors import InvalidToken
+from tests.cast import Cast
+from tests.doors import RECORD, Service
+
+NOBODY = "/v1/patients/nobody/encounters"
+JSON = {"content-type": "application/json"}
+VISIT = '{"brand_id": "loop", "encounter_type": "lab"}'
+LOOK = "{ __typename }"
+WRITE = 'mutation { recordEncounter(patientId: "nobody", input: {brandId: "loop", encounterType: LAB}) { __typename } }'
+
+REDIS_SERVER = Path("/usr/bin/redis-server")
+DEADLINE_SECONDS = 10
+
+
+async def verify(token: str) -> Caller:
+    """Take a token for its client's name; a reader may read only, a bad one is worth nothing."""
+    if token.startswith("bad"):
+        raise InvalidToken
+    scopes = {"read:encounters"} if token == "reader" else {"admin:*"}
+    return Caller(client_id=token, brand_id=None if token == "anywhere" else "loop", scopes=frozenset(scopes))
+
+
+@contextlib.asynccontextmanager
+async def serving(database_url: str, *, writes: int = 3, reads: int = 5, **rates: Any) -> AsyncIterator[Service]:
+    """Run a service with low limits, which are forgotten with it."""
+    limits = {"rate_writes_per_minute": writes, "rate_reads_per_minute": reads}
+    settings = Settings(database_url=database_url, **limits, **rates)  # type: ignore[arg-type]
+    async with Service.running(settings, verify) as running:
+        yield running
+
+
+@pytest.fixture
+async def strict(database_url: str) -> AsyncIterator[Service]:
+    """A service that lets a client write three times a minute and read five times."""
+    async with serving(database_url) as running:
+        yield running
+
+
+async def write(service: Service, client: str = "clinic", path: str = NOBODY, content: str = VISIT) -> httpx2.Response:
+    return await service.rest("POST", path, token=client, headers=JSON, content=content)
+
+
+async def read(service: Service, client: str = "clinic", path: str = NOBODY) -> httpx2.Response:
+    return await service.rest("GET", path, token=client)
+
+
+async def ask(service: Service, query: Any, client: str = "clinic", **headers: str) -> httpx2.Response:
+    return await service.rest("POST", "/graphql", token=client, headers=JSON | headers, json={"query": query})
+
+
+def left(answer: httpx2.Response) -> tuple[str, int]:
+    """Read which kind was counted, and what is left of it; see that the four fields agree."""
+    policy = re.fullmatch(r'"(reads|writes)";q=(\d+);w=60', answer.headers["ratelimit-policy"])
+    state = re.fullmatch(r'"(reads|writes)";r=(\d+);t=(\d+)', answer.headers["ratelimit"])
+    assert policy is not None
+    assert state is not None
+    assert policy[1] == state[1]
+    assert int(state[2]) <= int(policy[2])
+    assert 0 < int(state[3]) <= 60
+    assert answer.headers["x-ratelimit-remaining"] == state[2]
+    assert abs(int(answer.headers["x-ratelimit-reset"]) - time.time() - int(state[3])) < 2
+    return state[1], int(state[2])
+
+
+# One bucket for each client and kind
+
+
+async def test_both_doors_share_one_bucket(strict: Service) -> None:
+    answers = [await write(strict), await ask(strict, WRITE), await write(strict)]
+
+    assert [left(each) for each in answers] == [("writes", 2), ("writes", 1), ("writes", 0)]
+    assert (await write(strict)).status_code == 429
+    assert (await ask(strict, WRITE)).status_code == 429
+
+
+async def test_reads_and_writes_are_counted_apart(strict: Service) -> None:
+    for _ in range(4):
+        last_write = await write(strict)
+
+    assert last_write.status_code == 429
+    assert left(await read(strict)) == ("reads", 4)
+    assert left(await ask(strict, LOOK)) == ("reads", 3)
+
+
+async def test_each_client_has_its_own(strict: Service) -> None:
+    for _ in range(4):
+        await write(strict, "clinic")
+
+    assert left(await write(strict, "pharmacy")) == ("writes", 2)
+
+
+async def test_what_is_refused_for_its_number_does_not_count(database_url: str, monkeypatch) -> None:
+    monkeypatch.setattr("gateway.rates.WINDOW_SECONDS", 1)
+    async with serving(database_url, writes=1) as service:
+        await write(service)
+        refused = await write(service)
+        # Asking again all the time puts off nothing.
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while (await write(service)).status_code == 429:
+                pass
+
+    assert refused.status_code == 429
+    assert refused.headers["retry-after"] == "1"
+    assert refused.headers["ratelimit-policy"] == '"writes";q=1;w=1'
+
+
+async def test_of_300_at_once_exactly_200_pass(database_url: str) -> None:
+    async with serving(database_url, writes=200) as service:
+        at_rest = [ask(service, "mutation { __typename }") for _ in range(150)]
+        at_graphql = [write(service, content="{") for _ in range(150)]
+        answers = await asyncio.gather(*at_rest, *at_graphql)
+
+    assert sum(answer.status_code != 429 for answer in answers) == 200
+
+
+async def test_a_limit_of_0_is_none_and_nothing_is_told(database_url: str) -> None:
+    async with serving(database_url, writes=0) as service:
+        answers = [await write(service) for _ in range(20)]
+
+    assert {answer.status_code for answer in answers} == {404}
+    assert not any("ratelimit" in name for answer in answers for name in answer.headers)
+
+
+# What a request counts for
+
+
+async def test_a_mutation_counts_once_for_each_field_at_its_root(strict: Service) -> None:
+    assert left(await ask(strict, "mutation { a: __typename b: __typename }")) == ("writes", 1)
+    assert (await ask(strict, "mutation { a: __typename b: __typename }")).status_code == 429
+    assert left(await write(strict)) == ("writes", 0)
+
+
+@pytest.mark.parametrize(
+    ("query", "headers", "status"),
+    [
+        ("{ nothing }", {}, 400),
+        ("mutation {", {}, 400),
+        (5, {}, 400),
+        (LOOK, {"content-type": "text/plain"}, 415),
+        (LOOK, {"accept": "text/html"}, 406),
+    ],
+)
+async def test_what_cannot_be_run_over_graphql_counts_for_one_read(
+    strict: Service, query: Any, headers: dict[str, str], status: int
+) -> None:
+    answers = [await ask(strict, query, **{"accept": "application/graphql-response+json"} | headers) for _ in range(6)]
+
+    assert [answer.status_code for answer in answers] == [status] * 5 + [429]
+    assert left(answers[0]) == ("reads", 4)
+
+
+# What is told
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "client", "content", "status", "kind"),
+    [
+        ("POST", "patient", "clinic", VISIT, 201, "writes"),
+        ("GET", "patient", "clinic", None, 200, "reads"),
+        ("POST", "patient", "clinic", "{}", 400, "writes"),
+        ("POST", "patient", "reader", VISIT, 403, "writes"),
+        ("POST", "patient", "clinic", VISIT.replace("loop", "loopbio"), 403, "writes"),
+        ("GET", NOBODY, "clinic", None, 404, "reads"),
+        ("GET", "/nowhere", "clinic", None, 404, "reads"),
+        ("PUT", NOBODY, "clinic", None, 405, "writes"),
+        ("PUT", "/graphql", "clinic", None, 405, "reads"),
+    ],
+)
+async def test_every_answer_tells_a_client_what_it_has_left(  # noqa: PLR0917
+    strict: Service, cast: Cast, method: str, path: str, client: str, content: str | None, status: int, kind: str
+) -> None:
+    path = path.replace("patient", f"/v1/patients/{await cast.patient()}/encounters") if path == "patient" else path
+
+    answer = await strict.rest(method, path, token=client, headers=JSON, content=content)
+
+    assert answer.status_code == status
+    assert left(answer) == (kind, {"reads": 4, "writes": 2}[kind])
+
+
+async def test_an_answer_to_a_fault_of_ours_tells_it_too(strict: Service, monkeypatch) -> None:
+    async def broken(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr("rest.encounters.list_encounters_by_offset", broken)
+
+    answer = await read(strict)
+
+    assert answer.status_code == 500
+    assert left(answer) == ("reads", 4)
+
+
+@pytest.mark.parametrize(
+    ("path", "token"), [(NOBODY, None), (NOBODY, "bad"), ("/graphql", None), ("/healthz", None), ("/readyz", "clinic")]
+)
+async def test_whoever_has_not_signed_in_is_told_nothing(strict: Service, path: str, token: str | None) -> None:
+    answer = await strict.rest("GET", path, token=token)
+
+    assert not any("ratelimit" in name for name in answer.headers)
+
+
+async def test_over_rest_too_often_is_429_and_says_when_to_come_back(strict: Service) -> None:
+    for _ in range(4):
+        answer = await write(strict)
+
+    body = answer.json()
+    assert answer.status_code == 429
+    assert (body["error"], body["recorded"]) == ("rate_limited", "no")
+    assert body["error_description"] == body["message"]
+    assert 0 < body["retry_after_ms"] <= 60_000
+    assert int(answer.headers["retry-after"]) == -(-body["retry_after_ms"] // 1000)
+    assert left(answer) == ("writes", 0)
+
+
+@pytest.mark.parametrize("accept", ["application/json", "application/graphql-response+json"])
+async def test_over_graphql_too_often_is_an_error_of_the_same_code_and_status(strict: Service, accept: str) -> None:
+    for _ in range(4):
+        answer = await ask(strict, WRITE, accept=accept)
+
+    [error] = answer.json()["errors"]
+    assert answer.status_code == 429
+    assert "data" not in answer.json()
+    assert (error["extensions"]["code"], error["extensions"]["recorded"]) == ("rate_limited", "no")
+    assert int(answer.headers["retry-after"]) == -(-error["extensions"]["retry_after_ms"] // 1000)
+    assert left(answer) == ("writes", 0)
+
+
+# What comes before, and what after
+
+
+async def test_who_may_comes_before_how_often(strict: Service) -> None:
+    for _ in range(4):
+        answer = await write(strict, "reader")
+
+    assert answer.status_code == 403
+    assert answer.json()["error"] == "insufficient_scope"
+    assert left(answer) == ("writes", 0)
+    assert (await strict.rest("POST", NOBODY, token=None)).status_code == 401
+    assert (await write(strict, "bad")).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("headers", "content"),
+    [
+        (JSON | {"x-brand-id": "loopbio"}, VISIT),
+        (JSON, VISIT.replace("loop", "loopbio")),
+        ({"content-type": "text/plain"}, VISIT),
+        (JSON, "{"),
+        (JSON, "{}"),
+        (JSON, "x" * 300_000),
+    ],
+    ids=["stated brand", "brand of the body", "media type", "JSON", "rules", "size"],
+)
+async def test_how_often_comes_before_everything_about_brand_and_body(
+    strict: Service, headers: dict[str, str], content: str
+) -> None:
+    for _ in range(3):
+        await write(strict)
+
+    answer = await strict.rest("POST", NOBODY, token="clinic", headers=headers, content=content)
+
+    assert answer.status_code == 429
+
+
+async def test_over_graphql_too_how_often_comes_before_the_stated_brand(strict: Service) -> None:
+    answers = [await ask(strict, LOOK, **{"x-brand-id": "loopbio"}) for _ in range(6)]
+
+    assert [answer.status_code for answer in answers] == [403] * 5 + [429]
+
+
+@pytest.mark.parametrize(("method", "path", "times"), [("GET", "/nowhere", 5), ("PUT", NOBODY, 3)])
+async def test_how_often_comes_before_whether_there_is_anything_here(
+    strict: Service, method: str, path: str, times: int
+) -> None:
+    answers = [await strict.rest(method, path, token="clinic") for _ in range(times + 1)]
+
+    assert answers[-2].status_code in {404, 405}
+    assert answers[-1].status_code == 429
+
+
+# Before sign-in, by address
+
+
+def calling_from(service: Service, address: str) -> Service:
+    """Give the same service, called from elsewhere."""
+    transport = httpx2.ASGITransport(
+        service.client._transport.app,  # type: ignore[attr-defined]
+        raise_app_exceptions=False,
+        client=(address, 50_000),
+    )
+    return Service(httpx2.AsyncClient(transport=transport, base_url="http://gateway.test"), service.app)
+
+
+async def test_whoever_guesses_tokens_has_to_wait_at_both_doors_and_others_have_not(database_url: str) -> None:
+    async with serving(database_url, rate_failed_sign_ins_per_minute=3) as service:
+        guesser = calling_from(service, "203.0.113.9")
+        guesses = [await write(guesser, f"bad-{number}") for number in range(5)]
+        at_graphql = await ask(guesser, LOOK, "bad-6")
+        elsewhere = await write(calling_from(service, "203.0.113.10"), "clinic")
+
+    assert [answer.status_code for answer in guesses] == [401, 401, 401, 429, 429]
+    assert at_graphql.status_code == 429
+    assert guesses[-1].json()["error"] == "rate_limited"
+    assert 0 < int(guesses[-1].headers["retry-after"]) <= 60
+    assert "ratelimit" not in guesses[-1].headers
+    assert elsewhere.status_code == 404
+
+
+async def test_a_hospital_behind_one_address_is_not_stopped_by_one_device_with_an_old_token(database_url: str) -> None:
+    async with serving(database_url, rate_failed_sign_ins_per_minute=3) as service:
+        hospital = calling_from(service, "203.0.113.9")
+        before = await write(hospital, "clinic")
+        for _ in range(10):
+            stopped = await write(hospital, "bad")
+        after = await write(hospital, "clinic")
+
+    assert stopped.status_code == 429
+    assert (before.status_code, after.status_code) == (404, 404)
+
+
+async def test_a_token_that_was_good_and_is_no_more_is_a_bad_one(database_url: str, monkeypatch) -> None:
+    revoked: set[str] = set()
+
+    async def with_revocations(token: str) -> Caller:
+        return await verify("bad" if token in revoked else token)
+
+    settings = Settings(database_url=database_url, rate_failed_sign_ins_per_minute=1)
+    async with Service.running(settings, with_revocations) as service:
+        caller = calling_from(service, "203.0.113.9")
+        answers = [await read(caller)]
+        revoked.add("clinic")
+        answers += [await read(caller), await read(caller)]
+
+    assert [answer.status_code for answer in answers] == [404, 401, 429]
+
+
+async def test_an_address_may_try_so_many_tokens_and_one_that_is_known_to_be_good_is_none(database_url: str) -> None:
+    async with serving(database_url, rate_address_per_minute=2) as service:
+        caller = calling_from(service, "203.0.113.9")
+        answers = [await read(caller, client) for client in ("a", "a", "b", "a", "c", "b")]
+
+    assert [answer.status_code for answer in answers] == [404, 404, 404, 404, 429, 404]
+
+
+async def test_no_token_is_no_guess_and_loopback_may_guess(database_url: str) -> None:
+    async with serving(database_url, rate_failed_sign_ins_per_minute=1, rate_address_per_minute=1) as service:
+        without = [await calling_from(service, "203.0.113.9").rest("GET", NOBODY, token=None) for _ in range(5)]
+        at_home = [await read(calling_from(service, "127.0.0.1"), "bad") for _ in range(5)]
+
+    assert {answer.status_code for answer in without + at_home} == {401}
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("203.0.113.9", "203.0.113.9"),
+        ("::ffff:203.0.113.9", "203.0.113.9"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("127.0.0.1", None),
+        ("127.8.8.8", None),
+        ("::1", None),
+        ("::ffff:127.0.0.1", None),
+        ("testclient", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_an_address_is_what_one_caller_holds_of_the_network(address: str | None, network: str | None) -> None:
+    assert network_of(address) == network
+
+
+# Many processes, one bucket
+
+
+class Redis:
+    """A server of our own on a socket of our own, which keeps nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.url = f"unix://{folder}/redis.sock"
+        self._command = f"{REDIS_SERVER} --port 0 --unixsocket {folder}/redis.sock --dir {folder} --save".split()
+
+    def start(self) -> None:
+        """Start it; what connects from now on waits until it answers."""
+        self._process = subprocess.Popen([*self._command, ""], stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        # Its few lines fit into the pipe: nobody need read the rest.
+        assert any("eady to accept connections" in line for line in self._process.stdout), "redis-server died"
+
+    def kill(self) -> None:
+        """Kill it as a power cut would, if it lives."""
+        with self._process:
+            self._process.kill()
+
+
+@pytest.fixture
+def redis() -> Iterator[Redis]:
+    if not REDIS_SERVER.exists():
+        pytest.skip(f"{REDIS_SERVER} is missing: apt-get install redis-server")
+    with tempfile.TemporaryDirectory(prefix="redis-") as folder:
+        server = Redis(Path(folder))
+        server.start()
+        yield server
+        server.kill()
+
+
+async def test_two_services_share_a_bucket_in_redis(database_url: str, redis: Redis) -> None:
+    async with (
+        serving(database_url, rate_limit_url=redis.url) as one,
+        serving(database_url, rate_limit_url=redis.url) as other,
+    ):
+        answers = [await write(one), await ask(other, WRITE), await write(one), await write(other), await write(one)]
+
+    assert [left(each) for each in answers] == [("writes", n) for n in (2, 1, 0, 0, 0)]
+    assert [answer.status_code for answer in answers] == [404, 200, 404, 429, 429]
+    assert 0 < answers[-1].json()["retry_after_ms"] <= 60_000
+
+
+async def test_of_300_at_once_at_two_services_exactly_200_pass_in_redis(database_url: str, redis: Redis) -> None:
+    async with (
+        serving(database_url, writes=200, rate_limit_url=redis.url) as one,
+        serving(database_url, writes=200, rate_limit_url=redis.url) as other,
+    ):
+        answers = await asyncio.gather(*[write(each, content="{") for each in (one, other) * 150])
+
+    assert sum(answer.status_code != 429 for answer in answers) == 200
+
+
+async def test_when_redis_dies_in_the_middle_each_counts_for_itself_and_nobody_is_told_500(
+    database_url: str, cast: Cast, redis: Redis
+) -> None:
+    path = f"/v1/patients/{await cast.patient()}/encounters"
+    async with serving(database_url, writes=5, rate_limit_url=redis.url) as service:
+        before = [await write(service, path=path) for _ in range(3)]
+        redis.kill()
+        with capture_logs() as logs:
+            after = [await write(service, path=path) for _ in range(6)]
+
+    assert [answer.status_code for answer in before + after] == [201] * 8 + [429]
+    assert [left(answer) for answer in after] == [("writes", n) for n in (4, 3, 2, 1, 0, 0)]
+    # Once for the outage, not for each request.
+    assert [each["counted"] for each in logs if each["event"] == "rate limits"] == ["in each process"]
+
+
+async def test_when_redis_comes_back_it_is_counted_together_again(database_url: str, redis: Redis, monkeypatch) -> None:
+    monkeypatch.setattr("gateway.windows.PAUSE_SECONDS", 0.1)
+    async with serving(database_url, reads=1_000, rate_limit_url=redis.url) as service:
+        redis.kill()
+        with capture_logs() as logs:
+            await read(service)
+            redis.start()
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                while not any(each.get("counted") == "together again" for each in logs):
+                    await read(service)
+                    await asyncio.sleep(0.02)
+
+
+async def test_a_redis_that_is_there_but_does_not_answer_holds_nobody_up(database_url: str) -> None:
+    async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(deaf, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, serving(database_url, rate_limit_url=f"redis://127.0.0.1:{port}/0") as service:
+        started = time.monotonic()
+        answers = [await read(service) for _ in range(5)]
+        took = time.monotonic() - started
+
+    assert {answer.status_code for answer in answers} == {404}
+    assert took < 2 * PATIENCE_SECONDS
+
+
+@pytest.mark.parametrize("url", ["memcached://127.0.0.1", "127.0.0.1:6379", "http://127.0.0.1"])
+def test_what_is_no_redis_is_refused_at_start(monkeypatch, url: str) -> None:
+    with pytest.raises(ValueError, match="redis://"):
+        Settings(rate_limit_url=url)
+
+
+async def test_an_encounter_that_is_let_through_is_recorded_as_ever(strict: Service, cast: Cast) -> None:
+    patient_id = await cast.patient()
+    variables = {"patientId": patient_id, "input": {"brandId": "loop", "encounterType": "LAB"}}
+
+    for number in range(4):
+        await strict.graphql(RECORD, variables | {"key": f"{patient_id}-{number}"}, token="clinic")
+
+    assert len(await cast.rows(patient_id)) == 3

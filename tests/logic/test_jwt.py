@@ -1,0 +1,488 @@
+"""JWT access tokens (RFC 9068): which are good, which are forgeries, and how the issuer's keys are come by."""
+
+import asyncio
+import hmac
+import json
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from joserfc.errors import UnsupportedAlgorithmError
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from structlog.testing import capture_logs
+
+from gateway.auth import verifying
+from gateway.jwt import REGISTRY
+from resolvers.access import Caller
+from resolvers.context import Verify
+from resolvers.errors import InvalidToken, TemporarilyUnavailable
+from tests.provider import AUDIENCE, ISSUER, Hands, IdentityProvider, claims, drip, encoded, jwt, signing_key
+
+MACHINE = {"client_id": "lab", "scope": "write:encounters"}
+
+
+@pytest.fixture
+async def proven(provider: IdentityProvider, clock: Hands) -> AsyncIterator[Verify]:
+    """A gateway's way to verify: by the provider's keys."""
+    async with verifying(provider.settings(jwt=True, identity_provider_seconds=0.25), clock) as verify:
+        yield verify
+
+
+# Who may come in.
+
+RSA, EC, ED = signing_key("RS256", "rsa"), signing_key("ES256", "ec"), signing_key("EdDSA", "ed")
+STRANGER = signing_key("RS256", "stranger")
+
+
+@pytest.fixture
+def published(provider: IdentityProvider) -> None:
+    """One key of each kind, and what else stands in the key sets out there."""
+    provider.keys = [
+        {"kty": "AKP", "alg": "ML-DSA-44", "kid": "tomorrow", "pub": "AA"},
+        {"kty": "oct", "kid": "shared", "k": encoded(b"a shared secret of thirty-two bytes")},
+        "not a key",
+        {"kty": "RSA", "kid": "broken", "n": "!", "e": "AQAB"},
+        signing_key("RS256", "encrypting").jwk | {"use": "enc"},
+        signing_key("RS256", "short", 1024).jwk,
+        RSA.jwk | {"use": "sig", "alg": "RS256"},
+        EC.jwk | {"key_ops": ["verify"]},
+        ED.jwk,
+    ]
+
+
+# What a fixture does to the provider; not every test of keys wants it.
+with_keys = pytest.mark.usefixtures("published")
+
+
+@with_keys
+@pytest.mark.parametrize(
+    ("key", "header"),
+    [
+        (RSA, {}),
+        (EC, {}),
+        (ED, {}),
+        (ED, {"alg": "Ed25519"}),
+        (RSA, {"typ": "application/at+jwt"}),
+        (RSA, {"typ": "AT+JWT"}),
+        (RSA, {"unheard": ["of"], "x5t": "AA", "cty": "json"}),
+    ],
+    ids=str,
+)
+async def test_a_token_signed_by_a_published_key_stands_for_who_it_says(
+    proven: Verify, clock: Hands, key: Any, header: dict[str, Any]
+) -> None:
+    caller = await proven(jwt(key, claims(clock.now), **header))
+
+    assert caller == Caller(
+        "app",
+        frozenset({"write:encounters", "read:encounters"}),
+        user_id="nurse-1",
+        brand_id="loop",
+        expires_at=datetime.fromtimestamp(clock.now + 300, UTC),
+    )
+
+
+@with_keys
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"aud": ["https://other.test", AUDIENCE]},
+        {"exp": 1_799_999_941, "iat": None},
+        {"nbf": 1_800_000_060},
+        {"iat": 1_800_000_060},
+        {"exp": 1_800_000_000.5},
+        {"iat": None, "jti": None},
+    ],
+    ids=str,
+)
+async def test_these_claims_are_good(proven: Verify, clock: Hands, changes: dict[str, Any]) -> None:
+    assert (await proven(jwt(RSA, claims(clock.now, **changes)))).client_id == "app"
+
+
+@with_keys
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"iss": "https://issuer.test/"},
+        {"iss": None},
+        {"iss": [ISSUER]},
+        {"aud": "https://other.test"},
+        {"aud": ["https://other.test"]},
+        {"aud": []},
+        {"aud": {AUDIENCE: True}},
+        {"aud": AUDIENCE + "/more"},
+        {"aud": None},
+        {"exp": 1_799_999_940},
+        {"exp": None},
+        {"exp": "1800000300"},
+        {"exp": True},
+        {"exp": 1e300},
+        {"nbf": 1_800_000_061},
+        {"nbf": "now"},
+        {"iat": 1_800_000_061},
+        {"iat": False},
+        {"client_id": None, "sub": None},
+        {"client_id": 5},
+        {"sub": {"a": 1}},
+        {"scope": ["admin:*"]},
+        {"brand": 5},
+        {"brand": ""},
+        {"brand_id": "loopbio"},
+        {"cnf": {"jkt": "a thumbprint"}},
+    ],
+    ids=str,
+)
+async def test_these_claims_are_not(proven: Verify, clock: Hands, changes: dict[str, Any]) -> None:
+    with pytest.raises(InvalidToken):
+        await proven(jwt(RSA, claims(clock.now, **changes)))
+
+
+def with_signature(token: str, signature: bytes) -> str:
+    return token.rpartition(".")[0] + "." + encoded(signature)
+
+
+def with_payload(token: str, **changes: Any) -> str:
+    head, _, signature = token.split(".")
+    return f"{head}.{encoded(json.dumps(claims(1.8e9) | changes).encode())}.{signature}"
+
+
+def public_pem() -> bytes:
+    pem: bytes = RSA.private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return pem
+
+
+def hmac_signed(secret: bytes, **header: Any) -> str:
+    unsigned = jwt(RSA, claims(1.8e9), alg="HS256", **header).rpartition(".")[0]
+    return with_signature(unsigned + ".", hmac.digest(secret, unsigned.encode(), sha256))
+
+
+GOOD = jwt(RSA, claims(1.8e9))
+GOOD_EC = jwt(EC, claims(1.8e9))
+
+FORGERIES: dict[str, str] = {
+    "none": with_signature(jwt(RSA, claims(1.8e9), alg="none"), b""),
+    "none without a key id": with_signature(jwt(RSA, claims(1.8e9), alg="none", kid=None), b""),
+    "None": with_signature(jwt(RSA, claims(1.8e9), alg="None"), b""),
+    "none with a signature": jwt(RSA, claims(1.8e9), alg="none"),
+    "HMAC with the public key": hmac_signed(public_pem()),
+    "HMAC with the published JWK": hmac_signed(json.dumps(RSA.jwk).encode()),
+    "HMAC with the published secret": hmac_signed(b"a shared secret of thirty-two bytes", kid="shared"),
+    "no signature": with_signature(GOOD, b""),
+    "another's signature": with_signature(GOOD, STRANGER.sign(b"x")),
+    "an empty EC signature": with_signature(GOOD_EC, bytes(64)),
+    "a DER signature": with_signature(GOOD_EC, b"\x30\x06\x02\x01\x01\x02\x01\x01"),
+    "other scopes": with_payload(GOOD, scope="admin:*"),
+    "another brand": with_payload(GOOD, brand="loopbio"),
+    "a stranger's key under a known id": jwt(STRANGER, claims(1.8e9), kid="rsa"),
+    "a stranger's key, embedded": jwt(STRANGER, claims(1.8e9), kid="rsa", jwk=STRANGER.jwk),
+    "a stranger's key, far away": jwt(STRANGER, claims(1.8e9), kid="rsa", jku="https://evil.test/jwks"),
+    "a stranger's certificate": jwt(STRANGER, claims(1.8e9), kid="rsa", x5u="https://evil.test/x", x5c=["AA"]),
+    "a stranger's key without an id": jwt(STRANGER, claims(1.8e9), kid=None),
+    "the key id of a key of another kind": jwt(RSA, claims(1.8e9), kid="ec"),
+    "a key that is for encrypting": jwt(signing_key("RS256", "encrypting"), claims(1.8e9)),
+    "a key that is too short": jwt(signing_key("RS256", "short", 1024), claims(1.8e9)),
+    "an algorithm nobody agreed on": jwt(RSA, claims(1.8e9), alg="RS512"),
+    "an algorithm that is a list": jwt(RSA, claims(1.8e9), alg=["RS256"]),
+    "a key id that is a number": jwt(RSA, claims(1.8e9), kid=5),
+    "a key id from SQL": jwt(RSA, claims(1.8e9), kid="' OR 1=1 --"),
+    "an ID token": jwt(RSA, claims(1.8e9), typ="JWT"),
+    "no type": jwt(RSA, claims(1.8e9), typ=None),
+    "a type that is a list": jwt(RSA, claims(1.8e9), typ=["at+jwt"]),
+    "an extension that must be understood": jwt(RSA, claims(1.8e9), crit=["exp"], exp=1),
+    "an unencoded payload": jwt(RSA, claims(1.8e9), crit=["b64"], b64=False),
+    "an empty list of extensions": jwt(RSA, claims(1.8e9), crit=[]),
+    "a claim told twice": jwt(RSA, json.dumps(claims(1.8e9))[:-1].encode() + b', "scope": "admin:*"}'),
+    "claims that are a list": jwt(RSA, b"[]"),
+    "claims that are no JSON": jwt(RSA, b"{"),
+    "claims that are deep": jwt(RSA, b"[" * 5_000),
+    "a header that is a list": encoded(b'["alg"]') + GOOD[GOOD.index(".") :],
+    "a header that is deep": encoded(b"[" * 5_000) + GOOD[GOOD.index(".") :],
+    "a header without an algorithm": jwt(RSA, claims(1.8e9), alg=None),
+    "a token of five parts": GOOD + ".a.b",
+    "two parts": GOOD.rpartition(".")[0],
+    "three empty parts": "..",
+    "padding": GOOD + "==",
+    "ordinary base64": GOOD.replace("-", "+").replace("_", "/") + "+/",
+    "an opaque token": "opaque",
+    "a huge token": GOOD + "A" * 8192,
+    "a huge header": jwt(RSA, claims(1.8e9), more="x" * 8192),
+}
+
+
+@with_keys
+@pytest.mark.parametrize("name", FORGERIES)
+async def test_a_forgery_is_refused(proven: Verify, name: str) -> None:
+    with capture_logs() as lines, pytest.raises(InvalidToken):
+        await proven(FORGERIES[name])
+
+    assert FORGERIES[name] not in str(lines)
+
+
+@pytest.mark.parametrize("name", ["none", "HS256", "RS512", "PS256", "ES384", "Ed448"])
+def test_algorithms_nobody_agreed_on_are_not_even_known(name: str) -> None:
+    with pytest.raises(UnsupportedAlgorithmError):
+        REGISTRY.get_alg(name)
+
+
+@with_keys
+async def test_what_the_forgeries_are_made_of_is_good(proven: Verify) -> None:
+    assert (await proven(GOOD)).client_id == (await proven(GOOD_EC)).client_id == "app"
+
+
+@with_keys
+async def test_addresses_of_keys_in_a_header_are_not_followed(provider: IdentityProvider, proven: Verify) -> None:
+    elsewhere = f"http://127.0.0.1:{provider.port}/jwks?elsewhere"
+
+    caller = await proven(jwt(RSA, claims(1.8e9), jku=elsewhere, x5u=elsewhere, jwk=STRANGER.jwk))
+
+    assert caller.client_id == "app"
+    assert provider.key_fetches == 1
+
+
+async def test_a_token_that_names_no_key_is_of_the_only_one(provider: IdentityProvider, proven: Verify) -> None:
+    provider.keys = [signing_key("ES256").jwk, RSA.jwk | {"use": "enc"}]
+
+    assert (await proven(jwt(signing_key("ES256"), claims(1.8e9), kid=None))).client_id == "app"
+
+
+async def test_a_token_that_names_no_key_is_refused_where_there_are_two(
+    provider: IdentityProvider, proven: Verify
+) -> None:
+    provider.keys = [RSA.jwk, STRANGER.jwk]
+
+    with pytest.raises(InvalidToken):
+        await proven(jwt(RSA, claims(1.8e9), kid=None))
+
+
+async def test_two_keys_may_share_an_id(provider: IdentityProvider, proven: Verify) -> None:
+    provider.keys = [STRANGER.jwk | {"kid": "rsa"}, EC.jwk | {"kid": "rsa"}, RSA.jwk]
+
+    assert (await proven(GOOD)).client_id == "app"
+
+
+@pytest.mark.parametrize("published_for", [{"alg": "RS512"}, {"key_ops": ["encrypt"]}, {"use": "enc"}, {"key_ops": 5}])
+async def test_a_key_is_used_for_nothing_but_what_it_was_published_for(
+    provider: IdentityProvider, proven: Verify, published_for: dict[str, Any]
+) -> None:
+    provider.keys = [RSA.jwk | published_for, EC.jwk]
+
+    with pytest.raises(InvalidToken):
+        await proven(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "header"),
+    [
+        ({"jwt_type": "JWT"}, {}, {"typ": "jwt"}),
+        ({"jwt_brand_claim": "https://issuer.test/brand"}, {"brand": None, "https://issuer.test/brand": "loop"}, {}),
+        ({"jwt_brand_claim": "tenant"}, {"brand": "loopbio", "tenant": "loop"}, {}),
+        ({"token_leeway_seconds": 0}, {"exp": 1_800_000_001}, {}),
+    ],
+)
+async def test_an_issuer_with_habits_of_its_own_can_be_configured(
+    provider: IdentityProvider, clock: Hands, settings: dict[str, Any], changes: dict[str, Any], header: dict[str, Any]
+) -> None:
+    provider.keys = [RSA.jwk]
+    token = jwt(RSA, claims(clock.now, **changes), **header)
+
+    async with verifying(provider.settings(jwt=True, **settings), clock) as verify:
+        assert (await verify(token)).brand_id == "loop"
+
+
+async def test_without_leeway_a_token_ends_when_it_says(provider: IdentityProvider, clock: Hands) -> None:
+    provider.keys = [RSA.jwk]
+
+    async with verifying(provider.settings(jwt=True, token_leeway_seconds=0), clock) as verify:
+        with pytest.raises(InvalidToken):
+            await verify(jwt(RSA, claims(clock.now, exp=int(clock.now))))
+
+
+# The keys.
+
+
+@with_keys
+async def test_keys_are_fetched_when_first_needed_and_once_for_everyone(
+    provider: IdentityProvider, proven: Verify
+) -> None:
+    assert provider.key_fetches == 0
+
+    await asyncio.gather(*(proven(jwt(RSA, claims(1.8e9, jti=str(number)))) for number in range(200)))
+
+    assert provider.key_fetches == 1
+
+
+@with_keys
+async def test_a_new_key_is_found_and_unknown_ones_are_looked_for_every_half_minute_at_most(
+    provider: IdentityProvider, proven: Verify, clock: Hands
+) -> None:
+    async def refused(jti: str) -> int:
+        with pytest.raises(InvalidToken):
+            await proven(jwt(STRANGER, claims(clock.now, jti=jti)))
+        return provider.key_fetches
+
+    await proven(GOOD)
+    assert [await refused("a"), await refused("b")] == [1, 1]
+    clock.pass_by(29.75)
+    assert await refused("c") == 1
+    clock.pass_by(0.25)
+    assert [await refused("d"), await refused("e")] == [2, 2]
+
+    provider.keys.append(STRANGER.jwk)
+    clock.pass_by(30)
+    assert (await proven(jwt(STRANGER, claims(clock.now)))).client_id == "app"
+    assert provider.key_fetches == 3
+
+
+@with_keys
+async def test_who_comes_while_the_keys_are_being_fetched_waits_for_them(
+    provider: IdentityProvider, proven: Verify, clock: Hands
+) -> None:
+    await proven(GOOD)
+    clock.pass_by(600)
+    provider.hurried.clear()
+    waiting = []
+    for number in range(3):
+        waiting.append(asyncio.ensure_future(proven(jwt(RSA, claims(clock.now, jti=str(number))))))
+        await asyncio.sleep(0)
+    provider.hurried.set()
+
+    assert len(await asyncio.gather(*waiting)) == 3
+    assert provider.key_fetches == 2
+
+
+@with_keys
+async def test_many_tokens_with_unknown_keys_cause_one_fetch_and_all_wait_for_it(
+    provider: IdentityProvider, proven: Verify, clock: Hands
+) -> None:
+    await proven(GOOD)
+    clock.pass_by(30)
+    provider.keys.append(STRANGER.jwk)
+
+    callers = await asyncio.gather(*(proven(jwt(STRANGER, claims(1.8e9, jti=str(n)))) for n in range(100)))
+
+    assert len(callers) == 100
+    assert provider.key_fetches == 2
+
+
+@with_keys
+async def test_a_key_that_was_taken_back_is_worth_nothing_after_ten_minutes(
+    provider: IdentityProvider, proven: Verify, clock: Hands
+) -> None:
+    await proven(GOOD)
+    provider.keys.remove(RSA.jwk | {"use": "sig", "alg": "RS256"})
+
+    clock.pass_by(599)
+    await proven(jwt(RSA, claims(clock.now)))
+    clock.pass_by(1)
+
+    with pytest.raises(InvalidToken):
+        await proven(jwt(RSA, claims(clock.now, jti="two")))
+
+
+NO_KEY_SETS: dict[str, Callable[[], Response]] = {
+    "an error": lambda: Response(status_code=500),
+    "ask there": lambda: RedirectResponse("/jwks?elsewhere", 302),
+    "a page": lambda: Response(b"<html>"),
+    "a list": lambda: JSONResponse([]),
+    "no keys": lambda: JSONResponse({}),
+    "keys that are no list": lambda: JSONResponse({"keys": {}}),
+    "no key": lambda: JSONResponse({"keys": []}),
+    "a secret": lambda: JSONResponse({"keys": [{"kty": "oct", "k": "AAAA"}]}),
+    "what is no key": lambda: JSONResponse({"keys": [None, 5, "x", [], {}, {"kty": "RSA"}, {"kty": ["RSA"]}]}),
+    "keys that are none": lambda: JSONResponse(
+        {"keys": [EC.jwk | {"x": EC.jwk["y"]}, ED.jwk | {"x": "AA"}, RSA.jwk | {"e": "AA"}, {"kty": "EC", "crv": 5}]}
+    ),
+    "too much": lambda: JSONResponse({"keys": [RSA.jwk], "more": "x" * 1024 * 1024}),
+    "too many": lambda: JSONResponse({"keys": [RSA.jwk] * 101}),
+    "drop by drop": drip,
+}
+
+
+@pytest.mark.parametrize("answer", NO_KEY_SETS)
+async def test_without_a_usable_key_set_nobody_comes_in_and_nobody_is_told_that_their_token_is_bad(
+    provider: IdentityProvider, proven: Verify, clock: Hands, answer: str
+) -> None:
+    provider.keys = [RSA.jwk]
+    provider.answer = NO_KEY_SETS[answer]
+
+    for _ in range(2):  # the second is told so without asking again
+        with pytest.raises(TemporarilyUnavailable):
+            await proven(GOOD)
+    assert provider.key_fetches == 1
+
+    provider.answer = None
+    clock.pass_by(1)
+    assert (await proven(GOOD)).client_id == "app"
+
+
+@with_keys
+@pytest.mark.parametrize("trouble", ["an error", "no key", "too many", "drop by drop"])
+async def test_old_keys_go_on_while_there_are_no_new_ones(
+    provider: IdentityProvider, proven: Verify, clock: Hands, trouble: str
+) -> None:
+    await proven(GOOD)
+    provider.answer = NO_KEY_SETS[trouble]
+    clock.pass_by(3600)
+
+    for jti in ("two", "three"):
+        assert (await proven(jwt(RSA, claims(clock.now, jti=jti)))).client_id == "app"
+        with pytest.raises(TemporarilyUnavailable):
+            await proven(jwt(STRANGER, claims(clock.now, jti=jti)))
+    assert provider.key_fetches == 2
+
+    provider.answer = None
+    clock.pass_by(30)
+    with pytest.raises(InvalidToken):
+        await proven(jwt(STRANGER, claims(clock.now, jti="four")))
+
+
+@with_keys
+async def test_a_proven_token_is_believed_for_a_minute_and_never_past_its_end(
+    provider: IdentityProvider, proven: Verify, clock: Hands
+) -> None:
+    token = jwt(RSA, claims(clock.now, exp=int(clock.now) + 10))
+    await proven(token)
+
+    clock.pass_by(69.75)
+    assert (await proven(token)).client_id == "app"
+    clock.pass_by(0.25)
+    with pytest.raises(InvalidToken):
+        await proven(token)
+
+
+# Both ways at once: each token has one judge.
+
+
+@pytest.fixture
+async def both(provider: IdentityProvider, published: None, clock: Hands) -> AsyncIterator[Verify]:
+    async with verifying(provider.settings(introspection=True, jwt=True), clock) as verify:
+        yield verify
+
+
+async def test_an_opaque_token_and_the_token_of_another_issuer_are_asked_about(
+    provider: IdentityProvider, both: Verify
+) -> None:
+    foreign = jwt(STRANGER, claims(1.8e9, iss="https://partner.test"))
+    provider.tokens |= {"opaque": MACHINE, foreign: MACHINE | {"client_id": "partner"}}
+
+    assert [(await both("opaque")).client_id, (await both(foreign)).client_id] == ["lab", "partner"]
+    assert (provider.introspections, provider.key_fetches) == (2, 0)
+
+
+async def test_a_token_of_our_issuer_is_not_asked_about(provider: IdentityProvider, both: Verify) -> None:
+    assert (await both(GOOD)).client_id == "app"
+    assert provider.introspections == 0
+
+
+@pytest.mark.parametrize("name", ["none", "other scopes", "an ID token", "HMAC with the public key"])
+async def test_a_forgery_in_our_issuers_name_gets_no_second_judge(
+    provider: IdentityProvider, both: Verify, name: str
+) -> None:
+    provider.tokens[FORGERIES[name]] = MACHINE
+
+    with pytest.raises(InvalidToken):
+        await both(FORGERIES[name])
+    assert provider.introspections == 0

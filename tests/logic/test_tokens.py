@@ -1,0 +1,519 @@
+"""A bearer token becomes a Caller: what an identity provider may say, how often it is asked, and who may be one."""
+
+import asyncio
+import traceback
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
+from structlog.testing import capture_logs
+
+from gateway.auth import Kept, verifying
+from gateway.settings import Settings, SettingsError
+from resolvers.access import Caller, resolve_brand
+from resolvers.context import Verify
+from resolvers.errors import Forbidden, InvalidToken, TemporarilyUnavailable
+from tests.provider import AUDIENCE, ISSUER, Hands, IdentityProvider, drip
+
+NURSE = {"client_id": "app", "sub": "nurse-1", "brand": "loop", "scope": "write:encounters read:encounters"}
+MACHINE = {"client_id": "lab", "scope": "write:encounters"}
+
+
+@pytest.fixture
+async def introspected(provider: IdentityProvider, clock: Hands) -> AsyncIterator[Verify]:
+    """A gateway's way to verify: by asking the provider, which may take a quarter of a second."""
+    async with verifying(provider.settings(introspection=True, identity_provider_seconds=0.25), clock) as verify:
+        yield verify
+
+
+# Introspection: whose token it is.
+
+
+@pytest.mark.parametrize(
+    ("told", "caller"),
+    [
+        (
+            NURSE,
+            Caller("app", frozenset({"write:encounters", "read:encounters"}), user_id="nurse-1", brand_id="loop"),
+        ),
+        (MACHINE, Caller("lab", frozenset({"write:encounters"}))),
+        (MACHINE | {"sub": "lab", "brand": "loop"}, Caller("lab", frozenset({"write:encounters"}), brand_id="loop")),
+        ({"client_id": "lab"}, Caller("lab", frozenset())),
+        ({"client_id": "lab", "scope": " a  b "}, Caller("lab", frozenset({"a", "b"}))),
+        ({"client_id": "lab", "brand_id": "loop"}, Caller("lab", frozenset(), brand_id="loop")),
+        ({"client_id": "lab", "brand_id": "loop", "brand": "loop"}, Caller("lab", frozenset(), brand_id="loop")),
+        ({"azp": "app", "sub": "nurse-1"}, Caller("app", frozenset(), user_id="nurse-1")),
+        ({"sub": "lab"}, Caller("lab", frozenset())),
+        ({"client_id": "lab", "sub": None, "brand": None, "exp": None, "scope": None}, Caller("lab", frozenset())),
+        ({"client_id": "lab", "token_type": "bearer"}, Caller("lab", frozenset())),
+        ({"client_id": "lab", "token_type": "Bearer", "aud": ["x"], "more": {"a": 1.5}}, Caller("lab", frozenset())),
+    ],
+)
+async def test_an_active_token_stands_for_who_the_provider_says(
+    provider: IdentityProvider, introspected: Verify, told: dict[str, Any], caller: Caller
+) -> None:
+    provider.tokens["opaque"] = told
+
+    assert await introspected("opaque") == caller
+
+
+async def test_a_caller_knows_when_the_token_ends(
+    provider: IdentityProvider, introspected: Verify, clock: Hands
+) -> None:
+    provider.tokens["opaque"] = MACHINE | {"exp": clock.now + 90.5}
+
+    assert (await introspected("opaque")).expires_at == datetime.fromtimestamp(clock.now + 90.5, UTC)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        None,
+        MACHINE | {"active": False},
+        MACHINE | {"exp": 1_799_999_940},  # a minute ago, which is as far as clocks may differ
+        MACHINE | {"nbf": 1_800_000_061},
+        MACHINE | {"token_type": "DPoP"},
+        MACHINE | {"token_type": "refresh_token"},
+        MACHINE | {"cnf": {"jkt": "a thumbprint"}},
+        {"scope": "admin:*", "brand": "loop"},
+    ],
+    ids=str,
+)
+async def test_a_token_that_is_not_active_or_not_for_whoever_has_it_is_invalid(
+    provider: IdentityProvider, introspected: Verify, told: dict[str, Any] | None
+) -> None:
+    if told is not None:
+        provider.tokens["opaque"] = told
+
+    with pytest.raises(InvalidToken):
+        await introspected("opaque")
+
+
+@pytest.mark.parametrize("told", [{"exp": 1_799_999_941}, {"nbf": 1_800_000_060}], ids=str)
+async def test_clocks_may_differ_by_a_minute(
+    provider: IdentityProvider, introspected: Verify, told: dict[str, Any]
+) -> None:
+    provider.tokens["opaque"] = MACHINE | told
+
+    assert (await introspected("opaque")).client_id == "lab"
+
+
+async def test_a_person_without_a_brand_cannot_choose_one_and_a_machine_can() -> None:
+    person, machine = Caller("app", frozenset(), user_id="nurse-1"), Caller("lab", frozenset())
+
+    assert resolve_brand(machine, "loop") == "loop"
+    for stated in ("loop", None):
+        with pytest.raises(Forbidden):
+            resolve_brand(person, stated)
+
+
+# Introspection: trouble at the provider is never the caller's fault, and lets nobody in.
+
+
+def cut_off() -> Response:
+    return Response(b'{"active": true', headers={"content-length": "500"})
+
+
+def told(active: Any = True, **members: Any) -> Callable[[], Response]:
+    return lambda: JSONResponse(MACHINE | {"active": active} | members)
+
+
+RAVINGS: dict[str, Callable[[], Response]] = {
+    "an error": lambda: Response(status_code=500),
+    "an error with a date": lambda: Response(status_code=503, headers={"retry-after": "60"}),
+    "who are you": lambda: Response(status_code=401),
+    "not here": lambda: Response(status_code=404),
+    "not so often": lambda: Response(status_code=429),
+    "nothing": lambda: Response(status_code=204),
+    "another success": lambda: JSONResponse(MACHINE | {"active": True}, status_code=201),
+    "ask there": lambda: RedirectResponse("/introspect", 307),
+    "an empty body": lambda: Response(b""),
+    "a word": lambda: PlainTextResponse("active"),
+    "half an object": lambda: Response(b'{"active": true, "client_id": "lab"'),
+    "a member twice": lambda: Response(b'{"active": true, "active": true, "client_id": "lab"}'),
+    "no UTF-8": lambda: Response(b'{"active": true, "client_id": "\xff"}'),
+    "NaN": lambda: Response(b'{"active": true, "client_id": "lab", "exp": NaN}'),
+    "depth": lambda: Response(b"[" * 60_000),
+    "a list": lambda: JSONResponse([MACHINE | {"active": True}]),
+    "true": lambda: JSONResponse(True),
+    "null": lambda: JSONResponse(None),
+    "everything but active": lambda: JSONResponse(MACHINE),
+    "active is a string": told(active="true"),
+    "active is a number": told(active=1),
+    "active is null": told(active=None),
+    "client_id is a number": told(client_id=5),
+    "client_id is empty": told(client_id=""),
+    "client_id is long": told(client_id="x" * 256),
+    "client_id holds NUL": told(client_id="a\x00b"),
+    "client_id holds half a letter": lambda: Response(rb'{"active": true, "client_id": "\ud800"}'),
+    "sub is a list": told(sub=["nurse-1"]),
+    "scope is a list": told(scope=["write:encounters"]),
+    "brand is empty": told(brand=""),
+    "brand is a list": told(brand=["loop"]),
+    "two brands": told(brand="loop", brand_id="loopbio"),
+    "exp is a string": told(exp="1800000300"),
+    "exp is true": told(exp=True),
+    "exp is negative": told(exp=-1),
+    "exp in milliseconds": told(exp=1_800_000_300_000),
+    "exp is no date": told(exp=1e300),
+    "nbf is a list": told(nbf=[1]),
+    "token_type is a number": told(token_type=5),
+    "too much": lambda: JSONResponse(MACHINE | {"active": True, "more": "x" * 65_536}),
+    "drop by drop": drip,
+    "less than promised": cut_off,
+}
+
+
+@pytest.mark.parametrize("raving", RAVINGS)
+async def test_whatever_else_the_provider_says_is_its_trouble(
+    provider: IdentityProvider, introspected: Verify, raving: str
+) -> None:
+    provider.answer = RAVINGS[raving]
+
+    with pytest.raises(TemporarilyUnavailable):
+        await introspected("opaque")
+    assert provider.introspections == 1
+
+
+async def test_a_provider_that_is_slow_or_down_is_trouble_and_is_asked_again_when_it_is_back(
+    provider: IdentityProvider, introspected: Verify, clock: Hands
+) -> None:
+    provider.tokens["opaque"] = MACHINE
+    for trouble in ("slow", "down"):
+        async with provider.in_trouble(trouble), asyncio.timeout(1):
+            with pytest.raises(TemporarilyUnavailable):
+                await introspected("opaque")
+
+        assert (await introspected("opaque")).client_id == "lab"
+        clock.pass_by(60)
+
+
+async def test_a_provider_that_does_not_know_us_is_trouble(provider: IdentityProvider) -> None:
+    provider.tokens["opaque"] = MACHINE
+
+    async with verifying(provider.settings(introspection=True, introspection_client_secret="another")) as verify:
+        with pytest.raises(TemporarilyUnavailable):
+            await verify("opaque")
+
+
+# How often it is asked.
+
+
+async def test_two_hundred_requests_at_once_ask_once(provider: IdentityProvider, introspected: Verify) -> None:
+    provider.tokens["opaque"] = MACHINE
+
+    callers = await asyncio.gather(*(introspected("opaque") for _ in range(200)))
+
+    assert len(callers) == 200
+    assert provider.introspections == 1
+
+
+async def test_two_hundred_requests_at_once_hear_of_one_trouble(
+    provider: IdentityProvider, introspected: Verify
+) -> None:
+    provider.answer = lambda: Response(status_code=500)
+
+    outcomes = await asyncio.gather(*(introspected("opaque") for _ in range(200)), return_exceptions=True)
+
+    assert {type(outcome) for outcome in outcomes} == {TemporarilyUnavailable}
+    assert provider.introspections == 1
+
+
+async def test_different_tokens_are_asked_about_apart(provider: IdentityProvider, introspected: Verify) -> None:
+    provider.tokens |= {f"token-{number}": {"client_id": f"client-{number}"} for number in range(100)}
+
+    callers = await asyncio.gather(*(introspected(f"token-{number}") for number in range(100)))
+
+    assert [caller.client_id for caller in callers] == [f"client-{number}" for number in range(100)]
+
+
+async def test_who_asked_first_and_goes_away_takes_the_answer_from_nobody(
+    provider: IdentityProvider, introspected: Verify
+) -> None:
+    provider.tokens["opaque"] = MACHINE
+    provider.hurried.clear()
+    first, second = (asyncio.ensure_future(introspected("opaque")) for _ in range(2))
+    await provider.asked.wait()
+
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    provider.hurried.set()
+
+    assert (await second).client_id == "lab"
+    assert provider.introspections == 1
+
+
+async def test_what_nobody_waits_for_any_more_is_remembered_all_the_same(
+    provider: IdentityProvider, introspected: Verify
+) -> None:
+    provider.tokens["opaque"] = MACHINE
+    provider.hurried.clear()
+    only = asyncio.ensure_future(introspected("opaque"))
+    await provider.asked.wait()
+
+    only.cancel()
+    await asyncio.gather(only, return_exceptions=True)
+    provider.hurried.set()
+
+    assert (await introspected("opaque")).client_id == "lab"
+    assert provider.introspections == 1
+
+
+async def test_closing_calls_back_who_is_being_asked(provider: IdentityProvider) -> None:
+    provider.hurried.clear()
+    async with verifying(provider.settings(introspection=True)) as verify:
+        waiting = asyncio.ensure_future(verify("opaque"))
+        await provider.asked.wait()
+
+    assert isinstance((await asyncio.gather(waiting, return_exceptions=True))[0], asyncio.CancelledError)
+
+
+@pytest.mark.parametrize(("ends_in", "believed_for"), [(None, 60), (3600, 60), (30, 30), (0.5, 0.5)])
+async def test_a_good_token_is_believed_for_a_minute_and_never_past_its_end(
+    provider: IdentityProvider, introspected: Verify, clock: Hands, ends_in: float | None, believed_for: float
+) -> None:
+    provider.tokens["opaque"] = MACHINE | {"exp": None if ends_in is None else clock.now + ends_in}
+    await introspected("opaque")
+    del provider.tokens["opaque"]
+
+    clock.pass_by(believed_for - 0.25)
+    await introspected("opaque")
+    clock.pass_by(0.25)
+
+    with pytest.raises(InvalidToken):
+        await introspected("opaque")
+    assert provider.introspections == 2
+
+
+async def test_an_operator_may_want_every_request_verified(provider: IdentityProvider) -> None:
+    provider.tokens["opaque"] = MACHINE
+
+    async with verifying(provider.settings(introspection=True, token_cache_seconds=0)) as verify:
+        await verify("opaque")
+        await verify("opaque")
+
+    assert provider.introspections == 2
+
+
+async def test_a_machine_that_slept_does_not_believe_a_token_past_its_end(
+    provider: IdentityProvider, introspected: Verify, clock: Hands
+) -> None:
+    provider.tokens["opaque"] = MACHINE | {"exp": clock.now + 3600}
+    await introspected("opaque")
+
+    clock.sleep_through(4000)
+
+    with pytest.raises(InvalidToken):
+        await introspected("opaque")
+
+
+async def test_a_clock_that_is_set_back_makes_nothing_last_longer(
+    provider: IdentityProvider, introspected: Verify, clock: Hands
+) -> None:
+    provider.tokens["opaque"] = MACHINE
+    await introspected("opaque")
+    del provider.tokens["opaque"]
+
+    clock.pass_by(60)
+    clock.sleep_through(-3600)
+
+    with pytest.raises(InvalidToken):
+        await introspected("opaque")
+
+
+async def test_a_good_token_is_believed_to_the_end_of_its_minute_while_the_provider_is_down(
+    provider: IdentityProvider, introspected: Verify, clock: Hands
+) -> None:
+    provider.tokens["opaque"] = MACHINE
+    await introspected("opaque")
+
+    async with provider.away():
+        clock.pass_by(59)
+        assert (await introspected("opaque")).client_id == "lab"
+        clock.pass_by(1)
+        with pytest.raises(TemporarilyUnavailable):
+            await introspected("opaque")
+
+
+async def test_a_worthless_token_is_not_asked_about_again_for_five_seconds(
+    provider: IdentityProvider, introspected: Verify, clock: Hands
+) -> None:
+    async def refused() -> int:
+        with pytest.raises(InvalidToken):
+            await introspected("opaque")
+        return provider.introspections
+
+    assert [await refused(), await refused()] == [1, 1]
+    clock.pass_by(4.75)
+    assert await refused() == 1
+    clock.pass_by(0.25)
+    assert await refused() == 2
+    clock.pass_by(5)
+    provider.tokens["opaque"] = MACHINE
+    assert (await introspected("opaque")).client_id == "lab"
+
+
+def test_only_so_many_are_remembered_and_the_one_unused_for_longest_is_forgotten() -> None:
+    kept: Kept[int] = Kept(2)
+    kept.keep(b"a", 1, until=10)
+    kept.keep(b"b", 2, until=10)
+    kept.get(b"a", 0)
+
+    kept.keep(b"c", 3, until=10)
+
+    assert [kept.get(key, 0) for key in (b"a", b"b", b"c")] == [1, None, 3]
+    assert kept.get(b"a", 10) is None
+
+
+async def test_a_flood_of_worthless_tokens_washes_out_no_good_one(
+    provider: IdentityProvider, clock: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.auth.MAX_REMEMBERED", 10)
+    provider.tokens["opaque"] = MACHINE
+    async with verifying(provider.settings(introspection=True), clock) as verify:
+        await verify("opaque")
+        await asyncio.gather(*(verify(f"junk-{number}") for number in range(50)), return_exceptions=True)
+        asked_before = provider.introspections
+
+        await verify("opaque")
+
+    assert provider.introspections == asked_before
+
+
+@pytest.mark.parametrize("token", ["", "x" * 8193, "a b", "a\tb", "a\nb", "a\x00b", "tökén", "a\x7f", "💊"])
+async def test_what_cannot_be_a_token_is_invalid_without_asking_anyone(
+    provider: IdentityProvider, introspected: Verify, token: str
+) -> None:
+    with pytest.raises(InvalidToken):
+        await introspected(token)
+
+    assert provider.introspections == 0
+
+
+async def test_the_longest_token_is_asked_about(provider: IdentityProvider, introspected: Verify) -> None:
+    provider.tokens["x" * 8192] = MACHINE
+
+    assert (await introspected("x" * 8192)).client_id == "lab"
+
+
+async def test_a_token_stands_in_no_log_and_no_error(provider: IdentityProvider, introspected: Verify) -> None:
+    token = "marked-8f2e"
+    answers = [None, lambda: Response(status_code=500), lambda: PlainTextResponse(token), told(client_id=[token]), drip]
+
+    with capture_logs() as lines:
+        for answer in answers:
+            provider.answer = answer
+            with pytest.raises((InvalidToken, TemporarilyUnavailable)) as refusal:
+                await introspected(token + str(answers.index(answer)))
+            assert token not in "".join(traceback.format_exception(refusal.value))
+    assert len(lines) == 4
+    assert token not in str(lines)
+
+
+# Development tokens, and settings that make no sense.
+
+
+async def test_development_tokens_are_for_development() -> None:
+    async with verifying(Settings()) as verify:
+        assert (await verify("dev")).brand_id == "loop"
+        with pytest.raises(InvalidToken):
+            await verify("opaque")
+
+
+@pytest.mark.parametrize("ways", [{"introspection": True}, {"jwt": True}, {"introspection": True, "jwt": True}])
+@pytest.mark.parametrize("token", ["dev", "dev-loopbio"])
+async def test_where_tokens_are_verified_development_tokens_are_worthless(
+    provider: IdentityProvider, ways: dict[str, bool], token: str
+) -> None:
+    async with verifying(provider.settings(**ways)) as verify:
+        with pytest.raises(InvalidToken):
+            await verify(token)
+
+
+INTROSPECTION = {
+    "GATEWAY_INTROSPECTION_URL": "https://idp.test/introspect",
+    "GATEWAY_INTROSPECTION_CLIENT_ID": "gateway",
+    "GATEWAY_INTROSPECTION_CLIENT_SECRET": "hunter2",
+}
+JWT = {
+    "GATEWAY_JWKS_URL": "https://idp.test/jwks",
+    "GATEWAY_JWT_ISSUER": ISSUER,
+    "GATEWAY_JWT_AUDIENCE": AUDIENCE,
+}
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"GATEWAY_{name.upper()}", raising=False)
+
+    def said(variables: dict[str, str]) -> None:
+        for each in variables.items():
+            monkeypatch.setenv(*each)
+
+    return said
+
+
+Environment = Callable[[dict[str, str]], None]
+
+
+@pytest.mark.parametrize("way", [INTROSPECTION, JWT, INTROSPECTION | JWT])
+def test_where_tokens_are_verified_any_address_may_be_listened_on(
+    environment: Environment, way: dict[str, str]
+) -> None:
+    environment(way | {"GATEWAY_HOST": "0.0.0.0"})
+
+    settings = Settings.from_environment()
+
+    assert not settings.development
+    assert "hunter2" not in repr(settings)
+
+
+@pytest.mark.parametrize("way", [INTROSPECTION, JWT])
+def test_half_a_verifier_is_refused_and_what_is_missing_named(environment: Environment, way: dict[str, str]) -> None:
+    for missing in way:
+        environment(way)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv(missing)
+            with pytest.raises(SettingsError, match=f"^{missing}: needed beside"):
+                Settings.from_environment()
+
+
+async def test_half_a_verifier_does_not_start() -> None:
+    with pytest.raises(SettingsError):
+        async with verifying(Settings(jwks_url="https://idp.test/jwks")):
+            pass
+
+
+@pytest.mark.parametrize("name", ["GATEWAY_INTROSPECTION_URL", "GATEWAY_JWKS_URL"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "hunter2",
+        "http://idp.test/x",
+        "http://127.0.0.1.idp.test/",
+        "http://127.0.0.1@idp.test/",
+        "https://name:hunter2@idp.test/",
+        "https://idp.test/#hunter2",
+        "ftp://idp.test/",
+        "file:///etc/passwd",
+        "https://",
+        "https://idp.test:99999/",
+    ],
+)
+def test_a_provider_is_asked_in_private_or_not_at_all(environment: Environment, name: str, url: str) -> None:
+    environment(INTROSPECTION | JWT | {name: url})
+
+    with pytest.raises(SettingsError, match=f"^{name}: ") as mistake:
+        Settings.from_environment()
+    assert "hunter2" not in str(mistake.value)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9000/jwks", "http://[::1]/jwks", "http://localhost/jwks?a=b"])
+def test_on_this_machine_a_provider_may_be_asked_without_encryption(environment: Environment, url: str) -> None:
+    environment(JWT | {"GATEWAY_JWKS_URL": url})
+
+    assert str(Settings.from_environment().jwks_url) == url

@@ -1,0 +1,293 @@
+"""An identity provider that is real as far as HTTP goes: it listens on loopback, and a test tells it what to answer.
+
+Tokens are signed here with `cryptography` alone, so that what verifies them is not what made them.
+"""
+
+import asyncio
+import base64
+import json
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Self
+from urllib.parse import parse_qsl, unquote_plus
+
+import uvicorn
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from gateway.settings import Settings
+
+ISSUER = "https://issuer.test"
+AUDIENCE = "https://gateway.test"
+
+CLIENT_ID = "gateway:one"
+CLIENT_SECRET = "s3cret +/%:ä"  # what has to be encoded before it may go into a header
+
+Answer = Callable[[], Response]
+
+
+class IdentityProvider:
+    """What the gateway asks. `tokens` are the active ones with what is told of them, `keys` the published ones."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.forget()
+        self._app = Starlette(
+            routes=[Route("/introspect", self._introspect, methods=["POST"]), Route("/jwks", self._jwks)]
+        )
+
+    def forget(self) -> None:
+        """Be as at the beginning."""
+        self.tokens: dict[str, Any] = {}
+        self.keys: Any = []
+        self.introspections = 0
+        self.asked = asyncio.Event()
+        """Set once somebody asked about a token."""
+        self.key_fetches = 0
+        self.answer: Answer | None = None
+        """Given to every question in place of the right answer."""
+        self.hurried = asyncio.Event()
+        """While it is not set, every answer waits for it."""
+        self.hurried.set()
+
+    @classmethod
+    @asynccontextmanager
+    async def running(cls) -> AsyncIterator[Self]:
+        """Start a provider, and stop it at the end."""
+        provider = cls()
+        await provider.start()
+        try:
+            yield provider
+        finally:
+            provider.hurried.set()
+            await provider.stop()
+
+    async def start(self) -> None:
+        """Listen: at the same address as before, if there was one."""
+        listening = socket.create_server(("127.0.0.1", self.port))
+        self.port = listening.getsockname()[1]
+        self._server = _Server(uvicorn.Config(self._app, log_config=None, access_log=False, lifespan="off"))
+        self._serving = asyncio.create_task(self._server.serve(sockets=[listening]))
+        await self._server.listening.wait()
+
+    async def stop(self) -> None:
+        """Hang up: nobody listens there any more."""
+        self._server.should_exit = self._server.force_exit = True
+        await self._serving
+
+    @asynccontextmanager
+    async def away(self) -> AsyncIterator[None]:
+        """Be down for a while."""
+        await self.stop()
+        try:
+            yield
+        finally:
+            await self.start()
+
+    @asynccontextmanager
+    async def in_trouble(self, trouble: str) -> AsyncIterator[None]:
+        """Be `down`, `slow`, `failing` or `raving` for a while."""
+        if trouble == "down":
+            async with self.away():
+                yield
+            return
+        if trouble == "slow":
+            self.hurried.clear()
+        elif trouble == "failing":
+            self.answer = lambda: Response(status_code=500)
+        else:
+            self.answer = lambda: Response(b"<html>")
+        yield
+        self.hurried.set()
+        self.answer = None
+
+    def settings(self, *, introspection: bool = False, jwt: bool = False, **more: Any) -> Settings:
+        """Give the settings of a gateway that relies on this provider."""
+        members: dict[str, Any] = {}
+        if introspection:
+            members |= {
+                "introspection_url": f"http://127.0.0.1:{self.port}/introspect",
+                "introspection_client_id": CLIENT_ID,
+                "introspection_client_secret": CLIENT_SECRET,
+            }
+        if jwt:
+            members |= {
+                "jwks_url": f"http://127.0.0.1:{self.port}/jwks",
+                "jwt_issuer": ISSUER,
+                "jwt_audience": AUDIENCE,
+            }
+        return Settings(**members | more)
+
+    async def _introspect(self, request: Request) -> Response:
+        self.introspections += 1
+        self.asked.set()
+        await self.hurried.wait()
+        if self.answer:
+            return self.answer()
+        if _credentials(request) != (CLIENT_ID, CLIENT_SECRET):
+            return Response(status_code=401)
+        assert request.headers["content-type"] == "application/x-www-form-urlencoded"
+        form = dict(parse_qsl((await request.body()).decode(), strict_parsing=True))
+        assert form["token_type_hint"] == "access_token"
+        told = self.tokens.get(form["token"])
+        return JSONResponse({"active": False} if told is None else {"active": True} | told)
+
+    async def _jwks(self, _request: Request) -> Response:
+        self.key_fetches += 1
+        await self.hurried.wait()
+        return self.answer() if self.answer else JSONResponse({"keys": self.keys})
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # They are for the tests.
+        yield
+
+
+def drip() -> Response:
+    """Give an answer that never ends."""
+
+    async def drops() -> AsyncIterator[bytes]:
+        while True:
+            yield b" "
+            await asyncio.sleep(0.01)
+
+    return StreamingResponse(drops())
+
+
+def _credentials(request: Request) -> tuple[str, str]:
+    scheme, _, encoded = request.headers.get("authorization", "").partition(" ")
+    assert scheme == "Basic"
+    client_id, _, secret = base64.b64decode(encoded).decode().partition(":")
+    return unquote_plus(client_id), unquote_plus(secret)
+
+
+# Tokens that prove themselves.
+
+
+@dataclass(frozen=True)
+class SigningKey:
+    """A key pair of an issuer, for one algorithm."""
+
+    algorithm: str
+    private: Any
+    kid: str | None
+
+    def __str__(self) -> str:
+        return f"{self.algorithm} {self.kid}"
+
+    def sign(self, message: bytes) -> bytes:
+        signature: bytes
+        if self.algorithm == "RS256":
+            signature = self.private.sign(message, padding.PKCS1v15(), SHA256())
+        elif self.algorithm == "ES256":
+            r, s = decode_dss_signature(self.private.sign(message, ec.ECDSA(SHA256())))
+            signature = r.to_bytes(32, "big") + s.to_bytes(32, "big")
+        else:
+            signature = self.private.sign(message)
+        return signature
+
+    @property
+    def jwk(self) -> dict[str, Any]:
+        """The public half, as it is published."""
+        public = self.private.public_key()
+        match public:
+            case rsa.RSAPublicKey():
+                numbers = public.public_numbers()
+                members = {"kty": "RSA", "n": _whole(numbers.n, public.key_size // 8), "e": _whole(numbers.e, 3)}
+            case ec.EllipticCurvePublicKey():
+                point = public.public_numbers()
+                members = {"kty": "EC", "crv": "P-256", "x": _whole(point.x, 32), "y": _whole(point.y, 32)}
+            case _:
+                members = {"kty": "OKP", "crv": "Ed25519", "x": encoded(public.public_bytes_raw())}
+        return members if self.kid is None else members | {"kid": self.kid}
+
+
+@cache
+def signing_key(algorithm: str, kid: str | None = None, bits: int = 2048) -> SigningKey:
+    """Make a key pair, the same one for the same words."""
+    private: Any
+    match algorithm:
+        case "RS256":
+            private = rsa.generate_private_key(65537, bits)
+        case "ES256":
+            private = ec.generate_private_key(ec.SECP256R1())
+        case _:
+            private = ed25519.Ed25519PrivateKey.generate()
+    return SigningKey(algorithm, private, kid)
+
+
+def encoded(raw: bytes) -> str:
+    """Write bytes as base64url without padding."""
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def _whole(number: int, size: int) -> str:
+    return encoded(number.to_bytes(size, "big"))
+
+
+def claims(now: float | None = None, **changes: Any) -> dict[str, Any]:
+    """Give the claims of a good token, with some of them changed, or left out where the change is None."""
+    issued_at = int(time.time() if now is None else now)
+    good = {
+        "iss": ISSUER,
+        "aud": AUDIENCE,
+        "sub": "nurse-1",
+        "client_id": "app",
+        "scope": "write:encounters read:encounters",
+        "brand": "loop",
+        "jti": "one",
+        "iat": issued_at,
+        "exp": issued_at + 300,
+    }
+    return {name: value for name, value in (good | changes).items() if value is not None}
+
+
+def jwt(key: SigningKey, told: Mapping[str, Any] | bytes, **header: Any) -> str:
+    """Sign a token. A header member that is None is left out."""
+    members = {"alg": key.algorithm, "typ": "at+jwt", "kid": key.kid} | header
+    head = {name: value for name, value in members.items() if value is not None}
+    payload = told if isinstance(told, bytes) else json.dumps(told).encode()
+    message = f"{encoded(json.dumps(head).encode())}.{encoded(payload)}"
+    return f"{message}.{encoded(key.sign(message.encode()))}"
+
+
+@dataclass
+class Hands:
+    """A clock whose hands a test moves. `ran` counts only the time in which the machine was awake."""
+
+    now: float = 1_800_000_000.0
+    ran: float = 0.0
+
+    def time(self) -> float:
+        return self.now
+
+    def monotonic(self) -> float:
+        return self.ran
+
+    def pass_by(self, seconds: float) -> None:
+        """Let time go by."""
+        self.now += seconds
+        self.ran += seconds
+
+    def sleep_through(self, seconds: float) -> None:
+        """Let time go by while the machine sleeps."""
+        self.now += seconds

@@ -1,0 +1,149 @@
+"""A gateway on a real port of this machine, and clients that speak GraphQL over a WebSocket to it."""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Self
+
+import uvicorn
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+from websockets.typing import Subprotocol
+
+from gateway.app import create_app
+from gateway.serve import PROTOCOLS
+from gateway.settings import Settings
+from resolvers.context import Verify
+
+SUBPROTOCOL = "graphql-transport-ws"
+SECONDS = 5.0
+"""How long a test waits for what should happen at once."""
+
+
+class _Server(uvicorn.Server):
+    """Stops when it is told to, and leaves the signals to pytest."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Talk:
+    """One socket, from a client's side."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self.connection = connection
+
+    async def say(self, **message: Any) -> None:
+        """Send a message."""
+        await self.connection.send(json.dumps(message))
+
+    async def hear(self) -> dict[str, Any]:
+        """Give the next message."""
+        async with asyncio.timeout(SECONDS):
+            message: dict[str, Any] = json.loads(await self.connection.recv())
+        return message
+
+    async def sign_in(self, token: str | None = "dev", **headers: Any) -> Self:
+        """Say who calls, and wait until that is believed."""
+        await self.say(type="connection_init", payload={"Authorization": f"Bearer {token}", **headers})
+        assert await self.hear() == {"type": "connection_ack"}
+        return self
+
+    async def start(self, operation_id: str, query: str, **variables: Any) -> None:
+        """Ask for an operation."""
+        await self.say(type="subscribe", id=operation_id, payload={"query": query, "variables": variables})
+
+    async def next(self, operation_id: str) -> dict[str, Any]:
+        """Give the body of an operation's next answer, which is the next message."""
+        message = await self.hear()
+        assert (message["type"], message["id"]) == ("next", operation_id), message
+        body: dict[str, Any] = message["payload"]
+        return body
+
+    async def errors(self, operation_id: str) -> list[dict[str, Any]]:
+        """Give the errors with which an operation was refused."""
+        message = await self.hear()
+        assert (message["type"], message["id"]) == ("error", operation_id), message
+        errors: list[dict[str, Any]] = message["payload"]
+        return errors
+
+    async def ask(self, query: str, *, operation_id: str = "one", **variables: Any) -> dict[str, Any]:
+        """Run a query or a mutation, and give the body of its answer."""
+        await self.start(operation_id, query, **variables)
+        body = await self.next(operation_id)
+        assert await self.hear() == {"type": "complete", "id": operation_id}
+        return body
+
+    async def refusal(self, query: str, **variables: Any) -> dict[str, Any]:
+        """Run an operation that is refused, and give the extensions of its error."""
+        await self.start("refused", query, **variables)
+        (error,) = await self.errors("refused")
+        extensions: dict[str, Any] = error["extensions"]
+        return extensions
+
+    async def closed(self) -> tuple[int, str]:
+        """Read until the other side closes, and give its code and reason."""
+        try:
+            async with asyncio.timeout(2 * SECONDS):
+                while True:
+                    await self.connection.recv()
+        except ConnectionClosed as end:
+            return (end.rcvd.code, end.rcvd.reason) if end.rcvd else (1006, "")
+
+
+class Sockets:
+    """A gateway that listens."""
+
+    def __init__(self, server: _Server, port: int, app: Any) -> None:
+        self.server = server
+        self.port = port
+        self.app = app
+
+    @classmethod
+    @asynccontextmanager
+    async def serving(cls, settings: Settings, verify: Verify | None = None) -> AsyncIterator[Self]:
+        """Serve as `gateway serve` does, in this process."""
+        app = create_app(settings, verify)
+        config = uvicorn.Config(
+            app, **PROTOCOLS, log_config=None, access_log=False, timeout_graceful_shutdown=settings.drain_seconds
+        )
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            server = _Server(config)
+            serving = asyncio.create_task(server.serve([listening]))
+            while not server.started:  # noqa: ASYNC110 - uvicorn says it by this attribute alone
+                await asyncio.sleep(0.01)
+            try:
+                yield cls(server, listening.getsockname()[1], app)
+            finally:
+                server.should_exit = True
+                await serving
+
+    @asynccontextmanager
+    async def talk(
+        self,
+        *,
+        subprotocols: list[str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> AsyncIterator[Talk]:
+        """Open a socket."""
+        offered = [SUBPROTOCOL] if subprotocols is None else subprotocols
+        async with connect(
+            f"ws://127.0.0.1:{self.port}/graphql",
+            subprotocols=[Subprotocol(each) for each in offered] or None,
+            additional_headers=headers,
+            compression=None,
+            proxy=None,
+            close_timeout=1,
+            **options,
+        ) as connection:
+            yield Talk(connection)
+
+    @asynccontextmanager
+    async def signed_in(self, token: str = "dev", **options: Any) -> AsyncIterator[Talk]:
+        """Open a socket of a caller who is known."""
+        async with self.talk(**options) as talk:
+            yield await talk.sign_in(token)
