@@ -80,7 +80,13 @@ def database_url(server_url: str) -> str:
 async def service(database_url: str) -> AsyncIterator[Service]:
     """The whole service in this process, in development mode."""
     # How often is the matter of tests/http/test_rates.py.
-    settings = Settings(database_url=database_url, rate_writes_per_minute=1_000_000, rate_reads_per_minute=1_000_000)
+    settings = Settings(
+        database_url=database_url,
+        rate_writes_per_minute=1_000_000,
+        rate_reads_per_minute=1_000_000,
+        # A busy machine is not what these tests are about; tests/behaviour/test_honest_failures.py is about a full pool.
+        database_acquire_seconds=30,
+    )
     async with Service.running(settings) as running:
         yield running
 
