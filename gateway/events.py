@@ -26,6 +26,9 @@ WATERMARK: Table = Watermark.__table__  # type: ignore[attr-defined]
 SINKS: Table = Sink.__table__  # type: ignore[attr-defined]
 DEAD_LETTERS: Table = DeadLetter.__table__  # type: ignore[attr-defined]
 
+# How often the relay and the sinks look whether there is something to do when nobody rings.
+LOOK_AGAIN_SECONDS = 1.0
+
 
 # What a process sets going
 
@@ -66,12 +69,12 @@ def _duties(settings: Settings, doorbell: Doorbell, receivers: Iterable[Receiver
     retry_for = timedelta(hours=settings.event_retry_hours)
     names = [receiver.name for receiver in receivers]
     prune = partial(prune_events, keep=timedelta(days=settings.event_days), sinks=names)
-    yield Duty("relay", relay, pause_seconds=1, bell=doorbell.wakes(asyncio.Event(), APPENDED))
+    yield Duty("relay", relay, pause_seconds=LOOK_AGAIN_SECONDS, bell=doorbell.wakes(asyncio.Event(), APPENDED))
     yield Duty("prune events", prune, pause_seconds=60)
     for receiver in receivers:
         line = Line(receiver, retry_for)
         bell = doorbell.wakes(asyncio.Event(), MOVED)
-        yield Duty(f"sink {receiver.name}", line.work, pause_seconds=1, bell=bell)
+        yield Duty(f"sink {receiver.name}", line.work, pause_seconds=LOOK_AGAIN_SECONDS, bell=bell)
 
 
 # How far it is

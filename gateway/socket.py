@@ -37,6 +37,14 @@ class GuardedSocket(WebSocketsSansIOProtocol):
             return
         super().handle_cont(event)
 
+    def send_receive_event_to_app(self) -> None:
+        """Give the door a message that is text; what is none is the client's mistake, and no fault to be logged."""
+        if self.curr_msg_data_type == "text" and not self.close_sent and not _is_text(self.frames):
+            self.conn.fail(1007, "not UTF-8")
+            self._sent_away()
+            return
+        super().send_receive_event_to_app()
+
     def handle_ping(self) -> None:
         """Answer, unless the last word is said."""
         if self.close_sent:
@@ -122,3 +130,11 @@ class GuardedSocket(WebSocketsSansIOProtocol):
     def _resume_reading(self) -> None:
         if not self.transport.is_closing():
             self.transport.resume_reading()
+
+
+def _is_text(pieces: list[bytes]) -> bool:
+    try:
+        b"".join(pieces).decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,18 +1,24 @@
 """Documents: from the text of a request to an operation that is known to be valid. Each text is worked on once."""
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 from graphql import (
     SKIP,
     ASTValidationRule,
     DocumentNode,
+    FieldNode,
+    FragmentDefinitionNode,
+    FragmentSpreadNode,
     GraphQLError,
     GraphQLInputType,
     GraphQLSchema,
     GraphQLSyntaxError,
+    InlineFragmentNode,
     OperationDefinitionNode,
+    SelectionNode,
+    SelectionSetNode,
     ValueNode,
     VisitorAction,
     get_operation_ast,
@@ -34,6 +40,9 @@ from resolvers.errors import InvalidInput, Violation
 # Longer texts are not kept: nobody sends them twice, and a thousand of them would be a lot of memory.
 MAX_KEPT_CHARACTERS = 20_000
 MAX_KEPT_DOCUMENTS = 1_000
+
+# An answer as deep as its document is still written: each level may be an object in a list, and orjson writes 254.
+MAX_LEVELS = 100
 
 
 class Document(NamedTuple):
@@ -69,7 +78,35 @@ class Documents:
             )
         except RecursionError:
             return Document(None, (GraphQLError("The document is nested too deeply."),))
-        return Document(ast, tuple(validate(self._schema, ast, RULES)))
+        errors = validate(self._schema, ast, RULES)
+        # Only a valid document is sure to end: a fragment that contains itself does not.
+        if not errors and _levels_of(ast) > MAX_LEVELS:
+            return Document(ast, (GraphQLError(f"The document must not be nested deeper than {MAX_LEVELS} levels."),))
+        return Document(ast, tuple(errors))
+
+
+def _levels_of(document: DocumentNode) -> int:
+    fragments = {each.name.value: each for each in document.definitions if isinstance(each, FragmentDefinitionNode)}
+
+    def levels(selections: SelectionSetNode | None) -> int:
+        return max((level(each) for each in selections.selections), default=0) if selections else 0
+
+    def level(selection: SelectionNode) -> int:
+        match selection:
+            case FieldNode():
+                return 1 + levels(selection.selection_set)
+            case InlineFragmentNode():
+                return levels(selection.selection_set)
+            case FragmentSpreadNode():
+                return of_fragment(selection.name.value)
+        raise TypeError(f"not a selection: {type(selection).__name__}")
+
+    @cache
+    def of_fragment(name: str) -> int:
+        return levels(fragments[name].selection_set)
+
+    operations = [each for each in document.definitions if isinstance(each, OperationDefinitionNode)]
+    return max((levels(each.selection_set) for each in operations), default=0)
 
 
 class ValuesOfCorrectType(ValuesOfCorrectTypeRule):

@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Self
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import asyncpg
@@ -21,6 +22,7 @@ from resolvers.context import Context, Services
 from resolvers.feed import FeedEvent, stream_events
 from resolvers.ids import new_id
 from resolvers.outbox import append_recorded
+from resolvers.sql import Connection
 from rest.encounters import published
 from tests.conftest import create_database
 
@@ -35,7 +37,7 @@ async def fresh_database(server_url: str) -> str:
     if server_url not in _templates:
         url = await create_database(server_url)
         await migrate(url)
-        _templates[server_url] = url.rpartition("/")[2].partition("?")[0]
+        _templates[server_url] = urlsplit(url).path[1:]
     return await create_database(server_url, _templates[server_url])
 
 
@@ -44,6 +46,19 @@ async def until(condition: Callable[[], Any]) -> None:
     async with asyncio.timeout(DEADLINE_SECONDS):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+async def append(connection: Connection, patient_id: str, brand_id: str = "loop") -> UUID:
+    """Append that an encounter was recorded, and give its id."""
+    encounter = Encounter.model_construct(
+        id=new_id(),
+        patient_id=patient_id,
+        brand_id=brand_id,
+        encounter_type=EncounterType.LAB,
+        created_at=datetime.now(UTC),
+    )
+    await append_recorded(connection, encounter)
+    return encounter.id
 
 
 class Silent:
@@ -122,15 +137,7 @@ class Gateway:
         """Record, but do not commit yet."""
         stack = AsyncExitStack()
         connection = await stack.enter_async_context(self.app.transaction(brand_id))
-        encounter = Encounter.model_construct(
-            id=new_id(),
-            patient_id=patient_id,
-            brand_id=brand_id,
-            encounter_type=EncounterType.LAB,
-            created_at=datetime.now(UTC),
-        )
-        await append_recorded(connection, encounter)
-        return Held(encounter.id, stack)
+        return Held(await append(connection, patient_id, brand_id), stack)
 
     async def record(self, patient_id: str, brand_id: str = "loop") -> UUID:
         """Record and commit, and ring as the resolver does."""

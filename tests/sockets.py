@@ -4,7 +4,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any, Self
 
 import uvicorn
@@ -94,6 +94,24 @@ class Talk:
             return (end.rcvd.code, end.rcvd.reason) if end.rcvd else (1006, "")
 
 
+@asynccontextmanager
+async def talk_to(
+    origin: str, *, subprotocols: list[str] | None = None, headers: Mapping[str, str] | None = None, **options: Any
+) -> AsyncIterator[Talk]:
+    """Open a socket to a gateway."""
+    offered = [SUBPROTOCOL] if subprotocols is None else subprotocols
+    async with connect(
+        f"{origin.replace('http', 'ws', 1)}/graphql",
+        subprotocols=[Subprotocol(each) for each in offered] or None,
+        additional_headers=headers,
+        compression=None,
+        proxy=None,
+        close_timeout=1,
+        **options,
+    ) as connection:
+        yield Talk(connection)
+
+
 class Sockets:
     """A gateway that listens."""
 
@@ -104,11 +122,15 @@ class Sockets:
 
     @classmethod
     @asynccontextmanager
-    async def serving(cls, settings: Settings, verify: Verify | None = None) -> AsyncIterator[Self]:
-        """Serve as `gateway serve` does, in this process."""
+    async def serving(cls, settings: Settings, verify: Verify | None = None, **options: Any) -> AsyncIterator[Self]:
+        """Serve as `gateway serve` does, in this process, but for these options of uvicorn's."""
         app = create_app(settings, verify)
         config = uvicorn.Config(
-            app, **PROTOCOLS, log_config=None, access_log=False, timeout_graceful_shutdown=settings.drain_seconds
+            app,
+            **{**PROTOCOLS, **options},
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=settings.drain_seconds,
         )
         with socket.create_server(("127.0.0.1", 0)) as listening:
             server = _Server(config)
@@ -121,26 +143,9 @@ class Sockets:
                 server.should_exit = True
                 await serving
 
-    @asynccontextmanager
-    async def talk(
-        self,
-        *,
-        subprotocols: list[str] | None = None,
-        headers: Mapping[str, str] | None = None,
-        **options: Any,
-    ) -> AsyncIterator[Talk]:
+    def talk(self, **options: Any) -> AbstractAsyncContextManager[Talk]:
         """Open a socket."""
-        offered = [SUBPROTOCOL] if subprotocols is None else subprotocols
-        async with connect(
-            f"ws://127.0.0.1:{self.port}/graphql",
-            subprotocols=[Subprotocol(each) for each in offered] or None,
-            additional_headers=headers,
-            compression=None,
-            proxy=None,
-            close_timeout=1,
-            **options,
-        ) as connection:
-            yield Talk(connection)
+        return talk_to(f"http://127.0.0.1:{self.port}", **options)
 
     @asynccontextmanager
     async def signed_in(self, token: str = "dev", **options: Any) -> AsyncIterator[Talk]:

@@ -213,7 +213,7 @@ async def test_a_body_is_recorded_if_and_only_if_the_page_allows_it(service: Ser
 async def test_metadata_that_is_left_out_is_the_published_default(service: Service, cast: Cast) -> None:
     answer = await post(service, await cast.patient(), VISIT)
 
-    assert answer.json()["metadata"] == REQUEST_BODY["properties"]["metadata"]["default"]  # type: ignore[index]
+    assert answer.json()["metadata"] == REQUEST_BODY["properties"]["metadata"]["default"]
 
 
 async def test_an_unknown_patient_is_answered_404_in_the_published_shape(service: Service) -> None:

@@ -15,10 +15,13 @@ import psutil
 import pytest
 
 from tests.conftest import create_database
+from tests.doors import RECORD
+from tests.sockets import talk_to
 
 ROOT = Path(__file__).parent.parent.parent
 VISIT = {"brand_id": "loop", "encounter_type": "lab", "notes": "Slept well."}
 DEV = {"authorization": "Bearer dev"}
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 
 class Gateway:
@@ -185,6 +188,31 @@ async def test_a_server_of_ones_own_is_used_when_it_is_named(gateway, server_url
     connection = await asyncpg.connect(url)
     assert await connection.fetchval("SELECT notes FROM patient_graph.encounters") == VISIT["notes"]
     await connection.close()
+
+
+async def test_a_signal_lets_sockets_finish_what_is_being_recorded_and_says_that_it_restarts(
+    gateway, server_url: str
+) -> None:
+    url = await create_database(server_url)
+    one = await asyncio.to_thread(gateway(GATEWAY_DATABASE_URL=url, GATEWAY_DATABASE_UNSAFE="true").started)
+    connection = await asyncpg.connect(url)
+    async with talk_to(one.origin) as talk, talk_to(one.origin) as idle:
+        await talk.sign_in()
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE patient_graph.encounters")
+            await talk.start(
+                "record", RECORD, patientId="demo-patient", input={"brandId": "loop", "encounterType": "LAB"}
+            )
+            while not await connection.fetchval(WAITING):  # noqa: ASYNC110 - the database tells nobody
+                await asyncio.sleep(0.01)
+            one.process.send_signal(signal.SIGTERM)
+            assert (await idle.closed())[0] == 1012
+
+        assert "encounter" in (await talk.next("record"))["data"]["recordEncounter"]
+        assert await talk.hear() == {"type": "complete", "id": "record"}
+        assert (await talk.closed())[0] == 1012
+    await connection.close()
+    assert await asyncio.to_thread(one.process.wait, 20) == 0
 
 
 def test_the_readmes_examples_work_when_pasted(gateway) -> None:
