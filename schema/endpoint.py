@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from resolvers import json_text
 from resolvers.context import Context, sign_in
-from resolvers.errors import GatewayError, MethodNotAllowed, NotAcceptable, UnsupportedMediaType
+from resolvers.errors import GatewayError, InsufficientScope, MethodNotAllowed, NotAcceptable, UnsupportedMediaType
 from schema.errors import phrase, refuse
 from schema.execution import Ask, Runner, ask_of, written
 from schema.rates import ONE_READ, Price, price_of
@@ -61,7 +61,13 @@ class GraphQLEndpoint:
             known: Context | None = getattr(request.state, "context", None)
             told = refuse(refusal, known) if known else phrase(refusal, request.state.request_id)
             return _answer({"errors": [told]}, status, media_type or JSON, headers)
-        return _answer(body, 200 if understood or media_type == JSON else 400, media_type)
+        return _answer(body, 200 if understood or media_type == JSON else 400, media_type, self._challenge(body))
+
+    def _challenge(self, body: Mapping[str, Any]) -> Mapping[str, str]:
+        """Give the challenge of RFC 6750 for the first field that a scope was missing for."""
+        scopes = (error["extensions"].get("scopes") for error in body.get("errors", ()))
+        missing = next(filter(None, scopes), None)
+        return self._http_form(InsufficientScope(missing))[1] if missing else {}
 
     async def _signed_in(self, request: Request) -> Context:
         context = await sign_in(

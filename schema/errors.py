@@ -91,6 +91,8 @@ def phrase(error: GatewayError, request_id: str) -> dict[str, Any]:
         extensions["violations"] = [
             {"pointer": each.pointer, "rule": each.rule, "message": each.message} for each in error.violations
         ]
+    if isinstance(error, errors.InsufficientScope):
+        extensions["scopes"] = list(error.scopes)
     if isinstance(error, errors.RateLimited):
         extensions["retry_after_ms"] = error.retry_after_ms
     return {"message": error.message, "extensions": extensions}

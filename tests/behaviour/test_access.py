@@ -51,6 +51,14 @@ async def test_a_refusal_names_the_scopes_that_would_do(limited: Service) -> Non
     assert response.json()["error_description"] == response.json()["message"]
 
 
+async def test_over_graphql_too_the_answer_carries_the_challenge(limited: Service) -> None:
+    response = await limited.rest("POST", "/graphql", token="none", json={"query": '{ encounter(id: "x") { id } }'})
+
+    (error,) = response.json()["errors"]
+    assert (error["extensions"]["code"], error["extensions"]["scopes"]) == ("insufficient_scope", ["read:encounters"])
+    assert response.headers["www-authenticate"] == 'Bearer error="insufficient_scope", scope="read:encounters"'
+
+
 async def test_who_may_record_sees_that_encounter_and_no_other_through_any_path(limited: Service, cast: Cast) -> None:
     patient_id = await cast.patient()
     query = """mutation ($id: ID!) { recordEncounter(patientId: $id, input: {brandId: "loop", encounterType: LAB}) {
