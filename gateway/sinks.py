@@ -19,7 +19,7 @@ from sqlalchemy import BigInteger, Interval, Table, Text, bindparam, func, liter
 from sqlalchemy.dialects.postgresql import insert
 
 from gateway.database import Database
-from gateway.telemetry import log
+from gateway.telemetry import describe, log
 from models import DeadLetter, Sink, Watermark
 from resolvers import json_text
 from resolvers.outbox import Event, Mark, find_mark, read_events
@@ -163,7 +163,7 @@ class Line:
         position: int = sink["position"]
         for event in events:
             try:
-                await self.receiver.deliver(event)
+                await self._deliver(event)
             except DeliveryFailed as failure:
                 await self._give_up_for_now(database, sink, position, event, failure)
                 return False
@@ -178,6 +178,16 @@ class Line:
             # What follows is of other brands.
             await self._move(database, MOVE_ON, position, mark.position)
         return len(events) == BATCH
+
+    async def _deliver(self, event: Event) -> None:
+        try:
+            await self.receiver.deliver(event)
+        except (DeliveryFailed, SinkGone):
+            raise
+        except Exception as error:
+            # A fault of ours must not stop the line for ever either.
+            log.error("delivery", sink=self.name, event_id=str(event.id), **describe(error))
+            raise DeliveryFailed(type(error).__name__) from None
 
     async def _sink(self, connection: Connection) -> Row:
         sink = await connection.fetch_one(FIND_SINK, name=self.name)
@@ -201,11 +211,13 @@ class Line:
             await self._move(database, TRY_LATER, position, position, reason=failure.reason, delay=delay)
             log.warning("delivery failed", sink=self.name, event_id=str(event.id), reason=failure.reason)
             return
-        log.error("dead letter", sink=self.name, event_id=str(event.id), reason=failure.reason)
         async with database.transaction(None) as connection:
-            moved = {"name": self.name, "was": position, "position": event.position}
-            if await connection.fetch_one(TRY_LATER, **moved, reason=failure.reason, delay=delay):
+            there = {"name": self.name, "was": position, "position": event.position}
+            moved = await connection.fetch_one(TRY_LATER, **there, reason=failure.reason, delay=delay)
+            if moved:
                 await connection.fetch(LAY_ASIDE, sink=self.name, reason=failure.reason, **_whole(event))
+        if moved:
+            log.error("dead letter", sink=self.name, event_id=str(event.id), reason=failure.reason)
 
     async def _move(
         self, database: Database, statement: Statement, was: int, position: int, **values: object
@@ -216,7 +228,7 @@ class Line:
 
 
 def _whole(event: Event) -> dict[str, object]:
-    return {name: getattr(event, name) for name in DEAD_LETTERS.c.keys() & set(Event.__slots__)}  # noqa: SIM118
+    return {name: getattr(event, name) for name in Event.__slots__ if name in DEAD_LETTERS.c}
 
 
 def retry_seconds(failures: int) -> float:

@@ -48,7 +48,7 @@ STEPS = {
     "at the beginning": ("before", says(b"BEGIN")),
     "at the patient": ("before", says(b"time_at", b"patient_graph.patients")),
     "at the encounter": ("before", says(b"INTO patient_graph.encounters")),
-    "at the audit entry": ("before", says(b"INTO patient_graph.audit_log")),
+    "at the audit entry": ("before", says(b"INTO patient_graph.audit_log (")),
     "at the event": ("before", says(b"INTO patient_graph.outbox")),
     "before the commit arrives": ("before", says(b"COMMIT")),
     "before the commit is confirmed": ("after", says(b"COMMIT\x00")),

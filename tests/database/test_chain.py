@@ -349,6 +349,31 @@ async def test_looking_for_what_to_chain_uses_its_index(
     assert index in "".join(row[0] for row in plan)
 
 
+@pytest.mark.parametrize("role", [APP_ROLE, RELAY_ROLE])
+@pytest.mark.parametrize("statement", ["UPDATE {} SET brand_id = 'x'", "DELETE FROM {}", "TRUNCATE {}"])
+async def test_neither_role_can_change_the_chain(url: str, role: str, statement: str) -> None:
+    connection = await asyncpg.connect(url, server_settings={"role": role, "app.brand_id": "loop"})
+
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await connection.execute(statement.format("patient_graph.audit_chain"))
+
+    await connection.close()
+
+
+async def test_the_role_that_serves_sees_the_chain_of_its_brand_and_adds_nothing(
+    url: str, owner: asyncpg.Connection, relay: Database
+) -> None:
+    await five(owner, relay)
+    await five(owner, relay, "loopbio")
+    app = await asyncpg.connect(url, server_settings={"role": APP_ROLE, "app.brand_id": "loop"})
+
+    assert await app.fetchval("SELECT array_agg(DISTINCT brand_id) FROM patient_graph.audit_chain") == ["loop"]
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await app.execute("INSERT INTO patient_graph.audit_chain SELECT * FROM patient_graph.audit_chain")
+
+    await app.close()
+
+
 # What was done to the log
 
 EDITS = {

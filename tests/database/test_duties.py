@@ -56,6 +56,69 @@ async def test_another_takes_over_when_the_holder_is_gone(relay: Database) -> No
     await asyncio.gather(second, return_exceptions=True)
 
 
+async def test_another_takes_over_from_one_who_died_without_a_word(relay: Database) -> None:
+    rounds = 0
+
+    async def round_(_: Database) -> bool:
+        nonlocal rounds
+        rounds += 1
+        return False
+
+    name = str(uuid4())
+    assert await take_lease(relay, name, uuid4())
+    living = asyncio.create_task(do_duties(relay, [Duty(name, round_, pause_seconds=0.01)]))
+
+    await _until(lambda: rounds)
+
+    living.cancel()
+    await asyncio.gather(living, return_exceptions=True)
+
+
+async def test_the_lease_is_kept_through_a_round_longer_than_it(relay: Database) -> None:
+    started, finish, other = asyncio.Event(), asyncio.Event(), uuid4()
+
+    async def long_round(_: Database) -> bool:
+        started.set()
+        await finish.wait()
+        return False
+
+    name = str(uuid4())
+    at_work = asyncio.create_task(do_duties(relay, [Duty(name, long_round, pause_seconds=0.01)]))
+    await started.wait()
+    until = asyncio.get_running_loop().time() + 3 * duties.LEASE_TIME.total_seconds()
+    while asyncio.get_running_loop().time() < until:
+        assert not await take_lease(relay, name, other)
+
+    at_work.cancel()
+    await asyncio.gather(at_work, return_exceptions=True)
+    assert await take_lease(relay, name, other), "it was given up"
+
+
+async def test_a_round_is_cut_off_when_another_has_the_lease(relay: Database, cast: Cast) -> None:
+    started, cut_off = asyncio.Event(), asyncio.Event()
+
+    async def long_round(_: Database) -> bool:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cut_off.set()
+        return False
+
+    name = str(uuid4())
+    at_work = asyncio.create_task(do_duties(relay, [Duty(name, long_round, pause_seconds=0.01)]))
+    await started.wait()
+    await cast.connection.execute(
+        "UPDATE gateway.leases SET holder = gen_random_uuid(), expires_at = now() + '1 hour' WHERE name = $1", name
+    )
+
+    async with asyncio.timeout(5):
+        await cut_off.wait()
+
+    at_work.cancel()
+    await asyncio.gather(at_work, return_exceptions=True)
+
+
 async def test_expired_keys_are_pruned_and_others_are_not(relay: Database, cast: Cast) -> None:
     patient_id = await cast.patient()
     for key, age in (("old", "-1 second"), ("young", "1 day")):

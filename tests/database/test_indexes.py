@@ -1,18 +1,22 @@
 """Each index serves the statement it was made for: PostgreSQL's own plan says so."""
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
 
+from gateway.relay import OLDEST_KEPT, UNSTAMPED
 from resolvers.encounters import ENCOUNTERS_BY_IDS, ENCOUNTERS_BY_OFFSET, _pages
+from resolvers.outbox import _events
 from resolvers.sql import Statement
 from tests.cast import Cast
 
 OF_PATIENT = {"brand_id": "loop", "patient_id": "somebody"}
 PAGE = {"brand_id": "loop", "patient_ids": ["somebody"], "limit": 21}
 AFTER = {"after_created_at": datetime(2026, 1, 1, tzinfo=UTC), "after_id": uuid4()}
+EVENTS = {"after": 1_000_000, "until": 1_001_000, "limit": 500}
+PRUNED = {"pruned": 1_000_000, "until": 1_001_000, "keep": timedelta(days=30), "limit": 500}
 
 
 @pytest.mark.parametrize(
@@ -22,6 +26,10 @@ AFTER = {"after_created_at": datetime(2026, 1, 1, tzinfo=UTC), "after_id": uuid4
         (ENCOUNTERS_BY_OFFSET, OF_PATIENT | {"limit": 20, "offset": 0}, "ix_encounters_patient_id_created_at_id"),
         (_pages(frozenset(), True, False, False), PAGE, "ix_encounters_patient_id_created_at_id"),
         (_pages(frozenset(), True, True, False), PAGE | AFTER, "ix_encounters_patient_id_created_at_id"),
+        (UNSTAMPED, {"limit": 500}, "ix_outbox_created_at_id"),
+        (_events(frozenset()), EVENTS, "ix_outbox_position"),
+        (_events(frozenset({"brand_id"})), EVENTS | {"brand_id": "loop"}, "ix_outbox_brand_id_position"),
+        (OLDEST_KEPT, PRUNED, "ix_outbox_position"),
     ],
 )
 async def test_a_read_uses_its_index_and_sorts_nothing(cast: Cast, statement: Statement, values, index: str) -> None:
@@ -33,7 +41,7 @@ async def test_a_read_uses_its_index_and_sorts_nothing(cast: Cast, statement: St
         )
 
     nodes = list(_nodes(json.loads(explained)[0]["Plan"]))
-    scans = [node for node in nodes if node.get("Relation Name") == "encounters"]
+    scans = [node for node in nodes if node.get("Relation Name") in {"encounters", "outbox"}]
     assert [node["Index Name"] for node in scans] == [index]
 
 

@@ -6,7 +6,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from gateway.database import APP_ROLE
+from gateway.database import APP_ROLE, RELAY_ROLE
 from models import Table
 from models.base import SCHEMA
 from tests.cast import Cast
@@ -75,3 +75,39 @@ async def test_the_role_owns_nothing_and_passes_by_nothing(app: asyncpg.Connecti
     assert await app.fetchval("SELECT current_user") == APP_ROLE
     assert not any(role.values())
     assert owned == 0
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE gateway.watermark SET position = 0",
+        "SELECT FROM gateway.sinks",
+        "SELECT FROM gateway.leases",
+        "SELECT FROM patient_graph.dead_letters",
+        "UPDATE patient_graph.outbox SET position = 1",
+        "DELETE FROM patient_graph.outbox",
+    ],
+)
+async def test_who_serves_reads_the_feed_and_cannot_change_it(app: asyncpg.Connection, statement: str) -> None:
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await app.execute(statement)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT FROM patient_graph.encounters",
+        "SELECT FROM patient_graph.patients",
+        "UPDATE patient_graph.outbox SET payload = '{}'",
+        "INSERT INTO patient_graph.outbox (patient_id, id, brand_id, event_type, payload)"
+        " VALUES ('x', gen_random_uuid(), 'loop', 'x', '{}')",
+        "DELETE FROM gateway.watermark",
+    ],
+)
+async def test_the_relay_sees_no_encounter_and_makes_up_no_event(database_url: str, statement: str) -> None:
+    connection = await asyncpg.connect(database_url, server_settings={"role": RELAY_ROLE})
+
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await connection.execute(statement)
+
+    await connection.close()

@@ -118,7 +118,7 @@ def test_api7_server_side_request_forgery() -> None:
     asking = [
         source.name
         for source in behind_the_doors
-        if re.search(r"^\s*(import|from) (httpx2|httpx|requests|aiohttp|urllib|socket)\b", source.read_text(), re.M)
+        if re.search(r"^\s*(import|from) (httpx2|httpx|requests|aiohttp|urllib|socket)\b", source.read_text(), re.MULTILINE)
     ]
 
     assert behind_the_doors
