@@ -113,6 +113,7 @@ def services(
             metadata_levels=settings.metadata_levels,
         ),
         page_limits=PageLimits(settings.page_size, settings.page_size_max),
+        max_cost=settings.max_cost,
         keys_kept_for=timedelta(hours=settings.idempotency_hours),
     )
 

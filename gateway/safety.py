@@ -51,6 +51,8 @@ async def examine(database_url: str) -> Findings:
         await connection.close()
     assert role is not None
     dangers = [f"{name} is {settings[name]}: {harm}" for name, bad, harm in DURABILITY if settings[name] in bad]
+    if settings["server_encoding"] != "UTF8":
+        dangers.append(f"the database's encoding is {settings['server_encoding']}, not UTF8: it cannot hold every text")
     if role["passes"] or role["owns"]:
         dangers.append(f"{APP_ROLE} owns the tables or may pass by row-level security: brands are not walled off")
     warnings = [

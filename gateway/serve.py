@@ -8,6 +8,7 @@ from typing import Any
 
 import asyncpg
 import uvicorn
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from uvicorn.supervisors import Multiprocess
 
@@ -80,7 +81,7 @@ async def prepare(settings: Settings) -> None:
         if settings.development:
             await register_demo_patients(settings.owner_url)
         dangers, warnings = await examine(settings.database_url.get_secret_value())
-    except (OSError, asyncpg.PostgresError) as error:
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, SQLAlchemyError) as error:
         # The driver's message may hold the password that was refused.
         raise SettingsError(f"{PREFIX}DATABASE_URL: the database cannot be used ({type(error).__name__})") from error
     for warning in warnings:

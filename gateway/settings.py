@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Annotated, Self, get_args
 
 import platformdirs
-from pydantic import AfterValidator, AnyHttpUrl, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    AnyHttpUrl,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableError
@@ -239,6 +248,11 @@ class Settings(BaseSettings):
     )
     event_days: int = Field(
         30, ge=1, description="How long an event is kept in the feed, in days; longer while a sink still waits for it."
+    )
+    max_cost: int = Field(
+        25_000,
+        ge=100,
+        description="How many objects one GraphQL operation may give at most, its page sizes multiplied.",
     )
     page_size: int = Field(20, ge=1, description="Items on a page when the caller does not say.")
     page_size_max: int = Field(100, ge=1, le=500, description="Most items on a page.")

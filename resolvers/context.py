@@ -34,6 +34,8 @@ class Services:
     scopes: Scopes = field(default_factory=lambda: DEFAULT_SCOPES)
     input_limits: InputLimits = DEFAULT_LIMITS
     page_limits: PageLimits = PageLimits()
+    max_cost: int = 25_000
+    """How many objects one GraphQL operation may give at most."""
     keys_kept_for: timedelta = timedelta(days=7)
 
 

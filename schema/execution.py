@@ -9,6 +9,7 @@ import strawberry
 from graphql import (
     ExecutionResult,
     Executor,
+    FieldNode,
     GraphQLError,
     OperationDefinitionNode,
     OperationType,
@@ -22,6 +23,7 @@ from strawberry.execution import optimized_is_awaitable
 from resolvers import json_text
 from resolvers.context import Context
 from resolvers.errors import GatewayError, InvalidInput, MalformedBody, MethodNotAllowed, ServerError, Violation
+from schema.cost import cost_of
 from schema.documents import Document, Documents, explain_variables, operation_of
 from schema.errors import refuse
 from schema.loaders import Loaders
@@ -96,6 +98,10 @@ class Runner:
             return _refused(InvalidInput([Violation("/query", "subscription", "needs a WebSocket")]), context)
         if read_only and operation.operation is not OperationType.QUERY:
             raise MethodNotAllowed(["POST"])
+        cost = cost_of(document.ast, operation, ask.variables, context.services.page_limits)
+        if cost > context.services.max_cost:
+            most = f"could give {cost:,} objects, and {context.services.max_cost:,} is the most; ask for smaller pages"
+            return _refused(InvalidInput([Violation("/query", "cost", most)]), context)
         result = execute(
             self._schema,
             document.ast,
@@ -108,7 +114,13 @@ class Runner:
             result = await result
         if result.data is None and all(error.path is None for error in result.errors or ()):
             return self._variables_refused(operation, ask, context)
-        return self._answer(result, context, changes=operation.operation is OperationType.MUTATION)
+        changes = operation.operation is OperationType.MUTATION
+        answer = self._answer(result, context, changes=changes)
+        if changes and result.data is None and not _is_one_field(operation):
+            # The first of several may have been kept although the last one's refusal leaves nothing to show for it.
+            for told in answer.body["errors"]:
+                told["extensions"]["recorded"] = "unknown"
+        return answer
 
     async def stream(self, ask: Ask, document: Document, context: Context) -> AsyncGenerator[Answer, None]:
         """Run an operation of any kind: a query or a mutation gives one answer, a subscription one for each event.
@@ -175,6 +187,11 @@ class Runner:
             # The change itself is done: what was refused is to read on from what it gave.
             told["extensions"]["recorded"] = "unknown"
         return told | {"path": error.path} | _located(error)
+
+
+def _is_one_field(operation: OperationDefinitionNode) -> bool:
+    selections = operation.selection_set.selections
+    return len(selections) == 1 and isinstance(selections[0], FieldNode)
 
 
 def _subscription(document: Document, ask: Ask) -> OperationDefinitionNode | None:

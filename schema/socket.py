@@ -98,17 +98,17 @@ def close_for(error: GatewayError) -> Close:
 class SocketLimits:
     """What sockets may cost."""
 
-    sockets: int = 1_000
+    sockets: int
     """Open at once in this process."""
-    operations: int = 100
+    operations: int
     """Under way at once on one socket."""
-    message_bytes: int = 256 * 1024
+    message_bytes: int
     """The largest operation, as over HTTP."""
-    init_seconds: float = 10
+    init_seconds: float
     """Until it is said who calls."""
-    send_seconds: float = 20
+    send_seconds: float
     """How long a message waits for a client that does not read."""
-    recheck_seconds: float = 60
+    recheck_seconds: float
     """Between two looks at whether the token is still good."""
 
 
@@ -123,7 +123,7 @@ class GraphQLSocket:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one socket, from the upgrade to its end."""
-        await receive()
+        await receive()  # websocket.connect
         if not _welcome(scope["state"]["services"], scope["state"]["foreign_origin"]):
             # Before it is accepted, this is an HTTP answer: 403.
             await send({"type": "websocket.close"})
@@ -131,12 +131,12 @@ class GraphQLSocket:
         refusal = self._refusal(scope)
         # A browser that offered any takes an answer with none for a failure, and would not hear why it is refused.
         spoken = SUBPROTOCOL if SUBPROTOCOL in scope["subprotocols"] else next(iter(scope["subprotocols"]), None)
-        await send({"type": "websocket.accept", "subprotocol": spoken})
-        if refusal is not None:
-            await send({"type": "websocket.close", "code": refusal.code, "reason": refusal.reason})
-            return
         self._open += 1
         try:
+            await send({"type": "websocket.accept", "subprotocol": spoken})
+            if refusal is not None:
+                await send({"type": "websocket.close", "code": refusal.code, "reason": refusal.reason})
+                return
             await Conversation(
                 scope, receive, send, runner=self._runner, limits=self._limits, log_operation=self._log_operation
             ).hold()

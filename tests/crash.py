@@ -8,6 +8,7 @@ its audit entry, none is there twice, and none is there in part. The seed is pri
 
 import argparse
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -74,7 +75,8 @@ async def _round(folder: Path, ledger: Ledger, chance: random.Random) -> str:
     }
     killed = chance.choice(sorted(targets))
     for target in targets[killed]:
-        target.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # PostgreSQL's helpers come and go
+            target.kill()
     await asyncio.sleep(chance.uniform(0, 0.3))
     for client in clients:
         client.cancel()

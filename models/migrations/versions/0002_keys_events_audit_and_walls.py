@@ -45,11 +45,13 @@ def upgrade() -> None:
 
 
 def _role(name: str) -> None:
-    # Roles belong to the whole server, so another database's gateway may have made them already.
+    # Roles belong to the whole server: another database's gateway may have made them, or be about to.
     exists = op.get_bind().execute(sa.text("SELECT 1 FROM pg_roles WHERE rolname = :name"), {"name": name}).scalar()
     if not exists:
-        op.execute(f"CREATE ROLE {name} NOLOGIN NOSUPERUSER NOBYPASSRLS")
-        op.execute(f"GRANT {name} TO CURRENT_USER")
+        op.execute(
+            f"DO $$ BEGIN CREATE ROLE {name} NOLOGIN NOSUPERUSER NOBYPASSRLS; GRANT {name} TO CURRENT_USER;"
+            " EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$"
+        )
 
 
 def _tables() -> None:

@@ -1,0 +1,74 @@
+"""What an operation may cost at most: how many objects its pages could give, one page inside another.
+
+A page of 100 in each of a page of 100 is ten thousand objects from a few words. So the sizes are multiplied before
+anything is read, from the arguments as they were sent.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from graphql import (
+    DocumentNode,
+    FieldNode,
+    FragmentDefinitionNode,
+    FragmentSpreadNode,
+    InlineFragmentNode,
+    IntValueNode,
+    ListValueNode,
+    OperationDefinitionNode,
+    SelectionSetNode,
+    ValueNode,
+    VariableNode,
+)
+
+from resolvers.paging import PageLimits
+
+
+def cost_of(
+    document: DocumentNode, operation: OperationDefinitionNode, variables: Mapping[str, Any], pages: PageLimits
+) -> int:
+    """Count the objects that a valid operation could give at most. Capped, so that counting itself costs little."""
+    fragments = {each.name.value: each for each in document.definitions if isinstance(each, FragmentDefinitionNode)}
+    defaults = {each.variable.name.value: each.default_value for each in operation.variable_definitions or ()}
+    known: dict[str, int] = {}
+
+    def of(selections: SelectionSetNode | None) -> int:
+        cost = 0
+        for selection in selections.selections if selections else ():
+            match selection:
+                case FieldNode():
+                    below = of(selection.selection_set)
+                    # A scalar comes with its object.
+                    cost += size(selection) * (1 + below) if selection.selection_set else 0
+                case InlineFragmentNode():
+                    cost += of(selection.selection_set)
+                case FragmentSpreadNode():
+                    name = selection.name.value
+                    if name not in known:
+                        known[name] = of(fragments[name].selection_set)
+                    cost += known[name]
+        return cost
+
+    def size(field: FieldNode) -> int:
+        arguments = {each.name.value: each.value for each in field.arguments or ()}
+        if field.name.value == "encounters":
+            sizes = [value(arguments[name]) for name in ("first", "last") if name in arguments]
+            given = [each for each in sizes if isinstance(each, int)]
+            return min(max(given[0], 0), pages.maximum) if given else pages.default
+        if field.name.value == "patients" and "ids" in arguments:
+            ids = value(arguments["ids"])
+            return len(ids) if isinstance(ids, list) else 1
+        return 1
+
+    def value(node: ValueNode | None) -> Any:
+        match node:
+            case VariableNode():
+                name = node.name.value
+                return variables[name] if name in variables else value(defaults.get(name))
+            case IntValueNode():
+                return int(node.value)
+            case ListValueNode():
+                return list(node.values)
+        return None
+
+    return of(operation.selection_set)
