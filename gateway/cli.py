@@ -48,8 +48,9 @@ def serve() -> None:
 def migrate() -> None:
     """Bring the database to the newest form. Safe from many processes at once."""
     from gateway.migrate import migrate
+    from gateway.safety import told_plainly
 
-    with _database() as settings:
+    with _database() as settings, told_plainly():
         asyncio.run(migrate(settings.owner_url))
 
 

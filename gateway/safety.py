@@ -1,10 +1,14 @@
 """Is this database ready, and is it safe? What is dangerous is told before anything is served."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import asyncpg
+from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.database import APP_ROLE
+from gateway.settings import PREFIX, SettingsError
 
 # PostgreSQL versions the tests run on, the oldest and the newest.
 OLDEST, NEWEST = 15, 18
@@ -31,6 +35,22 @@ PRIVACY = (
     ("log_parameter_max_length_on_error", {"0"}, "arguments of failed statements are written to the server's log"),
     ("log_min_error_statement", {"panic"}, "failed statements are written to the server's log"),
 )
+
+
+@contextmanager
+def told_plainly() -> Iterator[None]:
+    """Turn whatever a database that cannot be used throws into a `SettingsError`.
+
+    Never in the driver's own words: they may hold the password that was refused.
+    """
+    try:
+        yield
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, SQLAlchemyError) as error:
+        cause = getattr(error, "orig", None) or error
+        raise SettingsError(
+            f"{PREFIX}DATABASE_URL: the database cannot be used ({type(cause).__name__}). Is it reachable, may the "
+            "owner create roles and schemas in it, and may the login act as gateway_app? See docs/operators.md."
+        ) from error
 
 
 async def examine(database_url: str) -> Findings:

@@ -8,7 +8,6 @@ from typing import Any
 
 import asyncpg
 import uvicorn
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from uvicorn.supervisors import Multiprocess
 
@@ -16,7 +15,7 @@ from gateway.app import create_app
 from gateway.auth import DEVELOPMENT_PATIENTS
 from gateway.migrate import migrate
 from gateway.protocol import GuardedProtocol
-from gateway.safety import examine
+from gateway.safety import examine, told_plainly
 from gateway.settings import PREFIX, Settings, SettingsError
 from gateway.socket import GuardedSocket
 from gateway.telemetry import configure_logging
@@ -76,14 +75,11 @@ async def prepare(settings: Settings) -> None:
     Raises `SettingsError` when the database cannot be used or must not be.
     """
     assert settings.database_url is not None
-    try:
+    with told_plainly():
         await migrate(settings.owner_url)
         if settings.development:
             await register_demo_patients(settings.owner_url)
         dangers, warnings = await examine(settings.database_url.get_secret_value())
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, SQLAlchemyError) as error:
-        # The driver's message may hold the password that was refused.
-        raise SettingsError(f"{PREFIX}DATABASE_URL: the database cannot be used ({type(error).__name__})") from error
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if dangers and not settings.database_unsafe:
