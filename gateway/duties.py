@@ -38,7 +38,9 @@ TAKE_LEASE = Statement(
     ).returning(LEASES.c.name)
 )
 GIVE_UP_LEASES = Statement(
-    update(LEASES).values(expires_at=func.now()).where(LEASES.c.holder == bindparam("holder", type_=LEASES.c.holder.type))
+    update(LEASES)
+    .values(expires_at=func.now())
+    .where(LEASES.c.holder == bindparam("holder", type_=LEASES.c.holder.type))
 )
 
 

@@ -55,13 +55,16 @@ async def passing_on(settings: Settings, url: str, database: Database, others: S
 
 def receivers_of(settings: Settings) -> list[Receiver]:
     """Give the way to each sink that the settings name."""
-    common = {"source": settings.event_source, "seconds": settings.webhook_seconds}
-    receivers: list[Receiver] = [WebhookReceiver(webhook, **common) for webhook in settings.every_webhook]
+    source, seconds = settings.event_source, settings.webhook_seconds
+    receivers: list[Receiver] = [
+        WebhookReceiver(webhook, source=source, seconds=seconds) for webhook in settings.every_webhook
+    ]
     if settings.nats_url is not None:
         # Imported here, because it is there only for those who use it.
         from gateway.jetstream import JetStreamReceiver
 
-        receivers.append(JetStreamReceiver(settings.nats_url.get_secret_value(), settings.nats_subject, **common))
+        url = settings.nats_url.get_secret_value()
+        receivers.append(JetStreamReceiver(url, settings.nats_subject, source=source, seconds=seconds))
     return receivers
 
 

@@ -14,7 +14,7 @@ class JetStreamReceiver:
     """A subject of a stream (`gateway.sinks.Receiver`). `seconds` is how long the server may take to say it is kept."""
 
     name = "nats"
-    brand_id = None
+    brand_id: str | None = None
 
     def __init__(self, url: str, subject: str, *, source: str, seconds: float) -> None:
         self._url = url

@@ -48,7 +48,7 @@ async def _is_newest(database_url: str) -> bool:
     newest = max(path.name.partition("_")[0] for path in (MIGRATIONS / "versions").glob("*.py"))
     connection = await asyncpg.connect(database_url)
     try:
-        version: str | None = await connection.fetchval(f"SELECT version_num FROM {PROCESS_SCHEMA}.alembic_version")
+        version: str | None = await connection.fetchval(f"SELECT version_num FROM {PROCESS_SCHEMA}.alembic_version")  # noqa: S608
     except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
         return False
     else:

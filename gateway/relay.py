@@ -12,7 +12,20 @@ from collections.abc import Collection
 from datetime import timedelta
 from itertools import takewhile
 
-from sqlalchemy import BigInteger, Interval, Table, Text, Uuid, any_, bindparam, delete, func, or_, select, update
+from sqlalchemy import (
+    BigInteger,
+    Interval,
+    Table,
+    Text,
+    Uuid,
+    any_,
+    bindparam,
+    delete,
+    func,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from gateway.database import Database
@@ -48,13 +61,17 @@ UNSTAMPED = Statement(
     .limit(bindparam("limit", type_=BigInteger))
 )
 _event = OUTBOX.alias("o")
-_given = func.unnest(
-    bindparam("patient_ids", type_=ARRAY(Text)),
-    bindparam("ids", type_=ARRAY(Uuid)),
-    bindparam("positions", type_=ARRAY(BigInteger)),
-).table_valued("patient_id", "id", "position").render_derived("given")
+_given = (
+    func.unnest(
+        bindparam("patient_ids", type_=ARRAY(Text)),
+        bindparam("ids", type_=ARRAY(Uuid)),
+        bindparam("positions", type_=ARRAY(BigInteger)),
+    )
+    .table_valued("patient_id", "id", "position")
+    .render_derived("given")
+)
 STAMP = Statement(
-    update(_event)
+    update(_event)  # type: ignore[arg-type]
     .values(position=_given.c.position, published_at=func.now())
     .where(_event.c.patient_id == _given.c.patient_id, _event.c.id == _given.c.id, _event.c.position.is_(None))
     .returning(_event.c.id)

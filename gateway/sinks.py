@@ -110,9 +110,7 @@ def _moving(**values: object) -> Statement:
     """Move a sink, unless it was moved by somebody else meanwhile."""
     return Statement(
         update(SINKS)
-        .values(
-            {"position": bindparam("position", type_=BigInteger), "updated_at": func.now(), **values}
-        )
+        .values({"position": bindparam("position", type_=BigInteger), "updated_at": func.now(), **values})
         .where(SINKS.c.name == bindparam("name", type_=Text), SINKS.c.position == bindparam("was", type_=BigInteger))
         .returning(SINKS.c.name)
     )
@@ -128,13 +126,7 @@ DISABLE = _moving(last_error=bindparam("reason", type_=Text), disabled_at=func.n
 
 LAY_ASIDE = Statement(
     insert(DEAD_LETTERS)
-    .values(
-        {
-            name: bindparam(name, type_=column.type)
-            for name, column in DEAD_LETTERS.c.items()
-            if name != "died_at"
-        }
-    )
+    .values({name: bindparam(name, type_=column.type) for name, column in DEAD_LETTERS.c.items() if name != "died_at"})
     .on_conflict_do_nothing()
 )
 
@@ -184,8 +176,7 @@ class Line:
             await self.receiver.deliver(event)
         except (DeliveryFailed, SinkGone):
             raise
-        except Exception as error:
-            # A fault of ours must not stop the line for ever either.
+        except Exception as error:  # noqa: BLE001 - a fault of ours must not stop the line for ever either
             log.error("delivery", sink=self.name, event_id=str(event.id), **describe(error))
             raise DeliveryFailed(type(error).__name__) from None
 
@@ -219,9 +210,7 @@ class Line:
         if moved:
             log.error("dead letter", sink=self.name, event_id=str(event.id), reason=failure.reason)
 
-    async def _move(
-        self, database: Database, statement: Statement, was: int, position: int, **values: object
-    ) -> bool:
+    async def _move(self, database: Database, statement: Statement, was: int, position: int, **values: object) -> bool:
         async with database.across_brands() as connection:
             moved = await connection.fetch_one(statement, name=self.name, was=was, position=position, **values)
         return moved is not None
@@ -233,5 +222,5 @@ def _whole(event: Event) -> dict[str, object]:
 
 def retry_seconds(failures: int) -> float:
     """Say how long to wait after so many failures in a row: twice as long each time, and never two sinks alike."""
-    longest = min(FIRST_RETRY_SECONDS * 2 ** min(failures - 1, 30), LONGEST_RETRY_SECONDS)
+    longest: float = min(FIRST_RETRY_SECONDS * 2 ** min(failures - 1, 30), LONGEST_RETRY_SECONDS)
     return longest * random.uniform(0.5, 1)  # noqa: S311 - nobody gains by guessing it

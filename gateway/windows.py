@@ -19,7 +19,7 @@ from gateway.telemetry import describe, log
 
 Clock = Callable[[], float]
 
-CONNECTIONS = 16
+CONNECTIONS = 8
 PATIENCE_SECONDS = 1.0
 """How long the shared window may take. It answers within a millisecond; so long, and it is down, not we are busy."""
 PAUSE_SECONDS = 5.0

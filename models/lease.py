@@ -13,7 +13,7 @@ class Lease(Table, table=True):
     """One duty, who does it, and until when; whoever finds it expired may take it."""
 
     __tablename__ = "leases"
-    __table_args__ = {"schema": PROCESS_SCHEMA}
+    __table_args__ = {"schema": PROCESS_SCHEMA}  # noqa: RUF012 - as SQLAlchemy has it
 
     name: str = Field(primary_key=True, sa_type=Text)
     holder: UUID

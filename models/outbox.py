@@ -28,7 +28,7 @@ class OutboxEvent(Table, table=True):
     brand_id: str = Field(sa_type=Text)
     event_type: str = Field(sa_type=Text)
     payload: str = Field(sa_type=JSONB)
-    # Not the transaction's time: of two changes of one record the second waits for the first, and may have begun earlier.
+    # Not the transaction's time: of two changes of one record, the one that waits for the other may have begun before.
     created_at: datetime = Field(sa_type=INSTANT, sa_column_kwargs={"server_default": text("clock_timestamp()")})
     position: int | None = Field(default=None, sa_type=BigInteger)
     published_at: datetime | None = Field(default=None, sa_type=INSTANT)

@@ -14,7 +14,7 @@ class Sink(Table, table=True):
     """One sink: everything up to `position` was delivered to it, or laid aside as a dead letter."""
 
     __tablename__ = "sinks"
-    __table_args__ = {"schema": PROCESS_SCHEMA}
+    __table_args__ = ({"schema": PROCESS_SCHEMA},)
 
     name: str = Field(primary_key=True, sa_type=Text)
     position: int = Field(sa_type=BigInteger)

@@ -16,7 +16,10 @@ class Watermark(Table, table=True):
     __table_args__ = (CheckConstraint("id = 1", name="one_row"), {"schema": PROCESS_SCHEMA})
 
     id: int = Field(
-        default=1, primary_key=True, sa_type=SmallInteger, sa_column_kwargs={"server_default": "1", "autoincrement": False}
+        default=1,
+        primary_key=True,
+        sa_type=SmallInteger,
+        sa_column_kwargs={"server_default": "1", "autoincrement": False},
     )
     stamped: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
     """The last position that was given to an event."""

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import orjson
 import strawberry
 from graphql import (
+    DocumentNode,
     ExecutionResult,
     Executor,
     FieldNode,
@@ -98,10 +99,8 @@ class Runner:
             return _refused(InvalidInput([Violation("/query", "subscription", "needs a WebSocket")]), context)
         if read_only and operation.operation is not OperationType.QUERY:
             raise MethodNotAllowed(["POST"])
-        cost = cost_of(document.ast, operation, ask.variables, context.services.page_limits)
-        if cost > context.services.max_cost:
-            most = f"could give {cost:,} objects, and {context.services.max_cost:,} is the most; ask for smaller pages"
-            return _refused(InvalidInput([Violation("/query", "cost", most)]), context)
+        if too_dear := _too_dear(document.ast, operation, ask, context):
+            return too_dear
         result = execute(
             self._schema,
             document.ast,
@@ -132,6 +131,9 @@ class Runner:
             yield await self.run(ask, document, context)
             return
         assert document.ast is not None, "a document that has a subscription was read"
+        if too_dear := _too_dear(document.ast, operation, ask, context):
+            yield too_dear
+            return
         executor = Executor.build(
             self._schema,
             document.ast,
@@ -203,6 +205,15 @@ def _subscription(document: Document, ask: Ask) -> OperationDefinitionNode | Non
     except InvalidInput:
         return None
     return operation if operation.operation is OperationType.SUBSCRIPTION else None
+
+
+def _too_dear(document: DocumentNode, operation: OperationDefinitionNode, ask: Ask, context: Context) -> Answer | None:
+    """Refuse an operation that could give too many objects; of a subscription, for one event."""
+    cost, most = cost_of(document, operation, ask.variables, context.services.page_limits), context.services.max_cost
+    if cost <= most:
+        return None
+    told = f"could give {cost:,} objects, and {most:,} is the most; ask for smaller pages"
+    return _refused(InvalidInput([Violation("/query", "cost", told)]), context)
 
 
 def _refused(error: GatewayError, context: Context) -> Answer:

@@ -84,7 +84,7 @@ async def service(database_url: str) -> AsyncIterator[Service]:
         database_url=database_url,
         rate_writes_per_minute=1_000_000,
         rate_reads_per_minute=1_000_000,
-        # A busy machine is not what these tests are about; tests/behaviour/test_honest_failures.py is about a full pool.
+        # A busy machine is not what these tests are about; test_honest_failures.py is about a full pool.
         database_acquire_seconds=30,
     )
     async with Service.running(settings) as running:

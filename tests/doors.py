@@ -177,7 +177,7 @@ class GraphQLDoor:
             variables["key"] = key
         kind = variables["input"].get("encounterType")  # type: ignore[attr-defined]
         if isinstance(kind, str):
-            variables["input"]["encounterType"] = kind.upper()  # type: ignore[index]
+            variables["input"]["encounterType"] = kind.upper()
         body = await self.service.graphql(RECORD, variables, token=token, headers=_brand(brand_header))
         if "errors" in body:
             extensions = body["errors"][0]["extensions"]

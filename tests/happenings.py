@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
+from inspect import isawaitable
 from typing import Any, Self
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -12,7 +14,7 @@ from uuid import UUID
 import asyncpg
 
 from gateway.database import APP_ROLE, RELAY_ROLE, Database
-from gateway.events import passing_on
+from gateway.events import event_numbers, passing_on
 from gateway.feed import Feed
 from gateway.migrate import migrate
 from gateway.settings import Settings
@@ -42,9 +44,12 @@ async def fresh_database(server_url: str) -> str:
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    """Return when the condition holds; fail when it still does not after a while."""
+    """Return when the condition holds, which may have to be awaited; fail when it still does not after a while."""
     async with asyncio.timeout(DEADLINE_SECONDS):
-        while not condition():
+        while True:
+            holds = condition()
+            if await holds if isawaitable(holds) else holds:
+                return
             await asyncio.sleep(0.01)
 
 
@@ -145,6 +150,13 @@ class Gateway:
         self.feed.ring()
         return encounter_id
 
+    async def relayed(self, position: int) -> None:
+        """Return when events up to this position may be read."""
+        await until(partial(self._relayed, position))
+
+    async def _relayed(self, position: int) -> bool:
+        return (await event_numbers(self.relay)).position >= position
+
     def subscribe(
         self, after: str | None = None, *, patient_id: str | None = None, brand_id: str = "loop"
     ) -> Subscriber:
@@ -155,7 +167,7 @@ class Gateway:
             try:
                 async for event in stream_events(self.acting_for(brand_id), patient_id, after):
                     subscriber.events.append(event)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - the test asks which
                 subscriber.ended = error
 
         subscriber._task = asyncio.create_task(follow())

@@ -102,9 +102,7 @@ async def test_relays_that_fight_for_a_short_lease_take_turns(
 
         return Duty("fight", round_, pause_seconds=0.001)
 
-    fighting = [
-        asyncio.create_task(do_duties(database, [fighter(number)])) for number, database in enumerate(relays)
-    ]
+    fighting = [asyncio.create_task(do_duties(database, [fighter(number)])) for number, database in enumerate(relays)]
     subscriber = still.subscribe(BEGINNING)
     recorded = await write_late(still, 20)
     await until(lambda: len(subscriber.events) == 20 * len(PATIENTS))
@@ -189,13 +187,13 @@ async def test_a_relay_that_was_paused_in_the_middle_is_waited_for(still: Gatewa
     transaction = paused.transaction()
     await transaction.start()
     await paused.execute(LOCK_WATERMARK.text)
-    await paused.execute("UPDATE patient_graph.outbox SET position = 1 WHERE id = (SELECT min(id::text)::uuid FROM patient_graph.outbox)")
+    await paused.execute(
+        "UPDATE patient_graph.outbox SET position = 1 WHERE id = (SELECT min(id::text)::uuid FROM patient_graph.outbox)"
+    )
     await paused.execute("UPDATE gateway.watermark SET stamped = 1")
 
     other = asyncio.create_task(relay.relay(still.relay))
-    async with asyncio.timeout(10):
-        while not await rows(url, "SELECT FROM pg_locks WHERE NOT granted"):
-            await asyncio.sleep(0.01)
+    await until(lambda: rows(url, "SELECT FROM pg_locks WHERE NOT granted"))
     assert not other.done()
     await (transaction.commit() if commits else transaction.rollback())
     await paused.close()
@@ -254,9 +252,10 @@ async def test_another_gateways_relay_is_woken(url: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(doorbell, "LONGEST_SILENCE_SECONDS", 600)
     async with Gateway.running(url) as relaying, Gateway.running(url) as recording:
         subscribers = [gateway.subscribe() for gateway in (relaying, recording)]
-        for count in range(1, 4):
-            await recording.record("patient")
-            await until(lambda count=count: all(len(subscriber.events) == count for subscriber in subscribers))
+        recorded = []
+        for _ in range(3):
+            recorded.append(await recording.record("patient"))
+            await until(lambda: all(subscriber.encounters == recorded for subscriber in subscribers))
         for subscriber in subscribers:
             await subscriber.stop()
 
@@ -266,7 +265,9 @@ async def test_old_events_are_pruned_unless_a_sink_waits_for_them(still: Gateway
         await still.record("patient")
     await relay.relay(still.relay)
     await rows(url, "UPDATE patient_graph.outbox SET published_at = now() - '31 days'::interval WHERE position <= 4")
-    await rows(url, "INSERT INTO gateway.sinks (name, position, updated_at) VALUES ('here', 2, now() - '40 days'::interval)")
+    await rows(
+        url, "INSERT INTO gateway.sinks (name, position, updated_at) VALUES ('here', 2, now() - '40 days'::interval)"
+    )
     await rows(url, "INSERT INTO gateway.sinks (name, position, disabled_at) VALUES ('gone', 0, now())")
 
     await prune_events(still.relay, timedelta(days=30), ["here"])

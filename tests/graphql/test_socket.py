@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
 from websockets.exceptions import InvalidStatus
 
+import schema.socket
+from schema.socket import GONE, Close
 from tests.cast import Cast
 from tests.doors import RECORD
 from tests.sockets import SECONDS, Sockets
@@ -284,6 +287,7 @@ async def test_operations_are_counted_as_over_http(database_url: str, stage: Sta
         assert (await talk.refusal("{ __typename }"))["code"] == "rate_limited"
 
 
+MANY_PAGES = " ".join(f"page{n}: encounters(first: 100) {{ nodes {{ id }} }}" for n in range(1_000))
 REFUSED: list[tuple[Any, str]] = [
     (None, "validation_error"),
     (5, "validation_error"),
@@ -304,6 +308,7 @@ REFUSED: list[tuple[Any, str]] = [
     ({"query": "subscription { nothing }"}, "validation_error"),
     ({"query": "subscription { wait count(to: 1) }"}, "validation_error"),
     ({"query": "subscription ($n: Int!) { count(to: $n) }"}, "validation_error"),
+    ({"query": f"subscription {{ patients {{ {MANY_PAGES} }} }}"}, "validation_error"),
     ({"query": "{ __typename }", "variables": {"long": "x" * 300_000}}, "payload_too_large"),
 ]
 
@@ -465,3 +470,14 @@ async def test_a_socket_that_is_refused_has_its_log_line_too(sockets: Sockets) -
             pass
 
     assert [(line["event"], line["status"], line["client_id"]) for line in lines] == [("socket", 403, None)]
+
+
+def test_every_reason_to_close_is_told_in_the_documentation_and_fits_into_a_frame() -> None:
+    told = (Path(__file__).parents[2] / "docs" / "sockets.md").read_text()
+    closes = [each for each in vars(schema.socket).values() if isinstance(each, Close) and each is not GONE]
+
+    assert len(closes) > 10
+    for close in closes:
+        assert f"| {close.code} |" in told
+        # RFC 6455, section 5.5: 125 bytes in all, two for the code.
+        assert len(close.reason.encode()) <= 123

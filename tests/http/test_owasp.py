@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from tests.provider import IdentityProvider
 
 VISIT = {"brand_id": "loop", "encounter_type": "lab", "notes": "In confidence."}
 JSON = {"content-type": "application/json"}
+CLIENTS = re.compile(r"^\s*(import|from) (httpx2|httpx|requests|aiohttp|urllib|socket)\b", re.MULTILINE)
 CALLERS = {
     "reader": Caller("reader", frozenset({"read:encounters"}), brand_id="loop"),
     "writer": Caller("writer", frozenset({"write:encounters"}), brand_id="loop"),
@@ -115,18 +117,14 @@ def test_api7_server_side_request_forgery() -> None:
     root = Path(__file__).parents[2]
     behind_the_doors = [*root.glob("resolvers/*.py"), *root.glob("schema/*.py"), *root.glob("rest/*.py")]
 
-    asking = [
-        source.name
-        for source in behind_the_doors
-        if re.search(r"^\s*(import|from) (httpx2|httpx|requests|aiohttp|urllib|socket)\b", source.read_text(), re.MULTILINE)
-    ]
+    asking = [source.name for source in behind_the_doors if CLIENTS.search(source.read_text())]
 
     assert behind_the_doors
     assert asking == []
 
 
 @pytest.mark.parametrize("settings", [{"host": "0.0.0.0"}, {"scopes": {"record_encounter": ()}}, {"pasword": "x"}])
-def test_api8_security_misconfiguration(settings: dict) -> None:
+def test_api8_security_misconfiguration(settings: dict[str, Any]) -> None:
     """What would open the gateway by mistake keeps it from starting."""
     with pytest.raises((SettingsError, ValueError)):
         Settings(**settings).refuse_open_development()

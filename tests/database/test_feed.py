@@ -1,0 +1,334 @@
+"""A subscriber is told of every event once, from any cursor, by any gateway; or is told why not."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+from uuid import uuid4
+
+import pytest
+
+from gateway import doorbell, feed
+from gateway.database import PoolConnection
+from gateway.relay import prune_events
+from resolvers import feed as reading
+from resolvers.errors import InsufficientScope, InvalidInput, PatientNotFound, TemporarilyUnavailable
+from resolvers.feed import FeedEvent, stream_events, write_position
+from tests.happenings import Gateway, Subscriber, fresh_database, rows, until
+
+BEGINNING = write_position(0, "loop")
+
+
+@pytest.fixture
+async def url(server_url: str) -> str:
+    return await fresh_database(server_url)
+
+
+@pytest.fixture
+async def gateway(url: str) -> AsyncIterator[Gateway]:
+    async with Gateway.running(url) as running:
+        yield running
+
+
+async def told(gateway: Gateway, count: int, after: str | None = BEGINNING, **narrow: str) -> list[FeedEvent]:
+    """Follow until so many events came, and then go away."""
+    subscriber = gateway.subscribe(after, **narrow)
+    await until(lambda: len(subscriber.events) >= count or subscriber.ended)
+    await subscriber.stop()
+    assert subscriber.ended is None
+    return subscriber.events
+
+
+async def refusal(gateway: Gateway, after: str | None = None, **narrow: str) -> BaseException:
+    """Say how a subscription is refused."""
+    subscriber = gateway.subscribe(after, **narrow)
+    await until(lambda: subscriber.ended)
+    assert subscriber.ended is not None
+    return subscriber.ended
+
+
+async def test_an_event_says_what_happened_to_which_encounter_and_no_more(gateway: Gateway) -> None:
+    encounter_id = await gateway.record("patient")
+
+    (event,) = await told(gateway, 1)
+
+    assert (event.encounter_id, event.patient_id, event.brand_id) == (encounter_id, "patient", "loop")
+    assert event.event_type == "patient_graph.encounter.recorded.v1"
+    assert set(FeedEvent.__slots__) == {
+        "cursor", "id", "event_type", "encounter_id", "patient_id", "brand_id", "created_at",
+    }  # fmt: skip
+
+
+async def test_any_cursor_resumes_at_any_gateway_without_gap_or_repeat(
+    gateway: Gateway, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "BATCH", 3)
+    monkeypatch.setattr(feed, "BATCH", 3)
+    for number in range(20):
+        await gateway.record(f"patient-{number % 3}", "loop" if number % 4 else "loopbio")
+    everything = await told(gateway, 15)
+
+    async with Gateway.running(url) as other:
+        for number, event in enumerate(everything[:-1]):
+            rest = await told((gateway, other)[number % 2], 14 - number, event.cursor)
+            assert rest == everything[number + 1 :]
+
+
+async def test_a_cursor_may_be_ahead_of_what_this_gateway_has_read(gateway: Gateway, url: str) -> None:
+    async with Gateway.running(url) as other:
+        first = await gateway.record("patient")
+        (event,) = await told(gateway, 1)
+        # Somebody follows here, and the reader is kept from reading on.
+        held, seen = other.subscribe(BEGINNING), other.feed._seen
+        await until(lambda: held.encounters == [first])
+        other.feed._seen = seen
+
+        subscriber = other.subscribe(event.cursor)
+        second = await gateway.record("patient")
+
+        await until(lambda: subscriber.events)
+        assert subscriber.encounters == [second]
+        for each in (held, subscriber):
+            await each.stop()
+
+
+async def test_a_subscriber_who_catches_up_while_others_write_misses_nothing(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "BATCH", 2)
+    recorded = [await gateway.record("patient") for _ in range(20)]
+    subscribers: list[Subscriber] = []
+    for _ in range(40):
+        subscribers.append(gateway.subscribe(BEGINNING))
+        recorded.append(await gateway.record("patient"))
+
+    await until(lambda: all(len(subscriber.events) >= len(recorded) for subscriber in subscribers))
+
+    for subscriber in subscribers:
+        assert subscriber.encounters == recorded
+        await subscriber.stop()
+
+
+async def test_without_a_cursor_the_stream_begins_now(gateway: Gateway) -> None:
+    await gateway.record("patient")
+    await told(gateway, 1)
+
+    subscriber = gateway.subscribe()
+    await until(lambda: gateway.feed._followers)
+    later = await gateway.record("patient")
+
+    await until(lambda: subscriber.events)
+    assert subscriber.encounters == [later]
+    await subscriber.stop()
+
+
+async def test_nobody_is_told_of_another_brand_or_another_patient(gateway: Gateway, url: str) -> None:
+    await rows(url, "INSERT INTO patient_graph.patients (id, brand_id) VALUES ('one', 'loop'), ('one', 'loopbio')")
+    theirs = gateway.subscribe(write_position(0, "loopbio"), brand_id="loopbio")
+    ones = gateway.subscribe(BEGINNING, patient_id="one")
+    wanted = []
+    for _ in range(3):
+        await gateway.record("two")
+        await gateway.record("one", "loopbio")
+        wanted.append(await gateway.record("one"))
+
+    await until(lambda: len(ones.events) == 3)
+
+    assert ones.encounters == wanted
+    assert [event.encounter_id for event in await told(gateway, 3, patient_id="one")] == wanted
+    await until(lambda: len(theirs.events) == 3)
+    assert {event.brand_id for event in theirs.events} == {"loopbio"}
+    for subscriber in (theirs, ones):
+        await subscriber.stop()
+
+
+async def test_who_may_not_read_is_not_told(gateway: Gateway) -> None:
+    stranger = replace(gateway.context, caller=replace(gateway.context.caller, scopes=frozenset()))
+
+    with pytest.raises(InsufficientScope):
+        await anext(aiter(stream_events(stranger)))
+
+
+async def test_an_unknown_patient_is_not_followed(gateway: Gateway, url: str) -> None:
+    patient_id = f"patient-{uuid4()}"
+    await rows(url, "INSERT INTO patient_graph.patients (id, brand_id) VALUES ($1, 'loopbio')", patient_id)
+
+    assert isinstance(await refusal(gateway, patient_id=patient_id), PatientNotFound)
+
+
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        "",
+        "nonsense",
+        "ünïcode",
+        "AAAA",
+        write_position(0, "loopbio"),
+        write_position(-1, "loop"),
+        write_position(99, "loop"),
+    ],
+)
+async def test_what_is_no_cursor_of_this_feed_is_refused(gateway: Gateway, cursor: str) -> None:
+    await gateway.record("patient")
+
+    assert isinstance(await refusal(gateway, cursor), InvalidInput)
+
+
+async def test_a_cursor_older_than_what_is_kept_is_refused_and_not_skipped(gateway: Gateway, url: str) -> None:
+    recorded = [await gateway.record("patient") for _ in range(5)]
+    cursors = [event.cursor for event in await told(gateway, 5)]
+    await rows(url, "UPDATE patient_graph.outbox SET published_at = now() - '2 days'::interval WHERE position <= 3")
+    await prune_events(gateway.relay, timedelta(days=1), [])
+
+    error = await refusal(gateway, cursors[1])
+    assert isinstance(error, InvalidInput)
+    assert [violation.rule for violation in error.violations] == ["cursor_expired"]
+    assert [event.encounter_id for event in await told(gateway, 2, cursors[2])] == recorded[3:]
+
+
+async def test_events_that_are_pruned_under_a_reader_are_not_skipped(
+    gateway: Gateway, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "BATCH", 2)
+    for _ in range(6):
+        await gateway.record("patient")
+    await told(gateway, 6)
+    stream = stream_events(gateway.context, after=BEGINNING)
+    await anext(stream)
+    await rows(url, "UPDATE patient_graph.outbox SET published_at = now() - '2 days'::interval")
+    await prune_events(gateway.relay, timedelta(days=1), [])
+
+    await anext(stream)
+    with pytest.raises(InvalidInput):
+        await anext(stream)
+
+
+async def test_a_lost_doorbell_is_hung_up_again(gateway: Gateway, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Nobody polls: what arrives, arrives because a bell was rung.
+    monkeypatch.setattr(feed, "POLL_SECONDS", 600)
+    monkeypatch.setattr(doorbell, "LONGEST_SILENCE_SECONDS", 600)
+    monkeypatch.setattr(doorbell, "RECONNECT_SECONDS", 0.01)
+
+    async def another(killed: set[int]) -> bool:
+        return bool({row["pid"] for row in await rows(url, f"SELECT pid {listening}")} - killed)
+
+    listening = "FROM pg_stat_activity WHERE application_name LIKE '%doorbell' AND datname = current_database()"
+    subscriber = gateway.subscribe()
+    recorded = []
+    for _ in range(3):
+        recorded.append(await gateway.record("patient"))
+        await until(lambda: subscriber.encounters == recorded)
+
+        killed = {row["pid"] for row in await rows(url, f"SELECT pid, pg_terminate_backend(pid) {listening}")}
+        await until(partial(another, killed))
+    await subscriber.stop()
+
+
+async def test_what_comes_while_the_doorbell_is_lost_arrives_all_the_same(
+    gateway: Gateway, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doorbell, "RECONNECT_SECONDS", 600)
+    subscriber = gateway.subscribe()
+    await rows(
+        url,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE '%doorbell'"
+        " AND datname = current_database()",
+    )
+    recorded = [await gateway.record("patient") for _ in range(3)]
+
+    await until(lambda: len(subscriber.events) == 3)
+
+    assert subscriber.encounters == recorded
+    await subscriber.stop()
+
+
+async def test_every_connection_may_be_lost(gateway: Gateway, url: str) -> None:
+    subscriber = gateway.subscribe(BEGINNING)
+    recorded = []
+    for _ in range(3):
+        recorded.append(await gateway.record("patient"))
+        await until(lambda: len(subscriber.events) == len(recorded))
+        await rows(
+            url,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        )
+        # Those that were idle in the pool are found dead by whoever takes them next.
+        await recover(gateway)
+    assert subscriber.encounters == recorded
+    await subscriber.stop()
+
+
+async def recover(gateway: Gateway) -> None:
+    """Return when the pools give living connections again."""
+    async with asyncio.timeout(10):
+        for database in (gateway.app, gateway.relay):
+            while True:
+                try:
+                    await database.ping()
+                except TemporarilyUnavailable:
+                    continue
+                break
+
+
+async def test_who_does_not_keep_up_is_sent_away_alone_and_may_come_back(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "QUEUED_AT_MOST", 5)
+    slow = stream_events(gateway.context)
+    quick = gateway.subscribe()
+    waiting = asyncio.ensure_future(anext(slow))
+    await until(lambda: len(gateway.feed._followers.get(("loop", None), ())) == 2)
+    recorded = []
+    for _ in range(8):
+        recorded.append(await gateway.record("patient"))
+        await until(lambda: len(quick.events) == len(recorded))
+
+    first = await waiting
+    with pytest.raises(TemporarilyUnavailable, match="last cursor"):
+        async for _ in slow:
+            pass
+
+    assert first.encounter_id == recorded[0]
+    assert quick.encounters == recorded
+    assert [event.encounter_id for event in await told(gateway, 7, first.cursor)] == recorded[1:]
+    await quick.stop()
+
+
+async def test_a_gateway_that_stops_tells_its_subscribers(url: str) -> None:
+    async with Gateway.running(url) as gateway:
+        subscriber = gateway.subscribe()
+        await until(lambda: gateway.feed._followers)
+
+    await until(lambda: subscriber.ended)
+    assert isinstance(subscriber.ended, TemporarilyUnavailable)
+
+
+async def test_one_reader_reads_for_all_and_nobody_reads_for_none(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[str] = []
+    original = PoolConnection.fetch
+
+    async def counted(self, statement, **values):
+        sent.append(statement.text)
+        return await original(self, statement, **values)
+
+    async def readings(subscribers: list[Subscriber]) -> int:
+        sent.clear()
+        recorded = []
+        for _ in range(3):
+            recorded.append(await gateway.record("patient"))
+            await until(lambda: all(subscriber.encounters == recorded for subscriber in subscribers))
+        return sum("payload" in text and text.startswith("SELECT") for text in sent)
+
+    monkeypatch.setattr(PoolConnection, "fetch", counted)
+    assert await readings([]) == 0
+    await told(gateway, 3)
+    subscribers = [gateway.subscribe() for _ in range(20)]
+    await until(lambda: len(gateway.feed._followers.get(("loop", None), ())) == 20)
+    assert await readings(subscribers) <= 2 * 3
+    for subscriber in subscribers:
+        await subscriber.stop()
+    assert not gateway.feed._followers

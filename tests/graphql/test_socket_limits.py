@@ -1,0 +1,320 @@
+"""What clients do to a socket that they should not, and what it costs: their own socket, and nothing else."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+import structlog
+from websockets.exceptions import ConnectionClosed
+
+from tests.cast import Cast
+from tests.sockets import SECONDS, Sockets
+from tests.staged import Stage, Tokens, staged, until
+
+# Frames that are no messages
+
+
+@asynccontextmanager
+async def by_hand(sockets: Sockets) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Open a socket on which a test writes the bytes itself."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", sockets.port)
+    writer.write(
+        b"GET /graphql HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+        b"Sec-WebSocket-Protocol: graphql-transport-ws\r\n\r\n"
+    )
+    assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
+    try:
+        async with asyncio.timeout(2 * SECONDS):
+            yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+NO_MESSAGES: list[Any] = [
+    "",
+    "no json",
+    "null",
+    "5",
+    '"text"',
+    "true",
+    "[]",
+    "{}",
+    "[" * 100_000,
+    "NaN",
+    '{"type": null}',
+    '{"type": 5}',
+    '{"type": ["ping"]}',
+    '{"type": "start"}',
+    '{"type": "PING"}',
+    '{"type": "ping", "type": "ping"}',
+    '{"type": "ping", "payload": 5}',
+    '{"type": "pong", "payload": []}',
+    '{"type": "next", "id": "1", "payload": {}}',
+    '{"type": "connection_ack"}',
+    '{"type": "subscribe"}',
+    '{"type": "subscribe", "payload": {"query": "{ __typename }"}}',
+    '{"type": "subscribe", "id": "", "payload": {"query": "{ __typename }"}}',
+    '{"type": "subscribe", "id": 1, "payload": {"query": "{ __typename }"}}',
+    '{"type": "subscribe", "id": null, "payload": {"query": "{ __typename }"}}',
+    '{"type": "subscribe", "id": "\\ud800", "payload": {"query": "{ __typename }"}}',
+    '{"type": "subscribe", "id": "%s", "payload": {"query": "{ __typename }"}}' % ("x" * 257),
+    '{"type": "subscribe", "id": "1", "payload": {"query": "{ a }", "query": "{ b }"}}',
+    '{"type": "complete"}',
+    '{"type": "complete", "id": {}}',
+    '{"type": "ping"} {"type": "ping"}',
+    b"",
+    b'{"type": "ping"}',
+]
+
+
+@pytest.mark.parametrize("frame", NO_MESSAGES, ids=lambda frame: repr(frame)[:40])
+async def test_a_frame_that_is_no_message_ends_its_own_socket_alone(
+    sockets: Sockets, frame: str | bytes, stage: Stage
+) -> None:
+    async with sockets.signed_in() as well_behaved, sockets.signed_in() as other:
+        await well_behaved.start("one", "subscription { wait }")
+        await well_behaved.next("one")
+        with structlog.testing.capture_logs() as lines:
+            await other.connection.send(frame)
+            code, reason = await other.closed()
+        stage.gate.set()
+
+        assert code == 4400
+        assert reason
+        assert [line["event"] for line in lines if line["event"] != "socket"] == []
+        assert await well_behaved.next("one") == {"data": {"wait": "let go"}}
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        "null-but-text",
+        5,
+        [],
+        {"Authorization": 5},
+        {"Authorization": ["Bearer dev"]},
+        {"Authorization": "Bearer dev", "authorization": "Bearer dev"},
+        {"Authorization": "Bearer dev", "X-Brand-Id": "a\x00b"},
+        {"Authorization": "Bearer dev", "X-Brand-Id": {}},
+        {"Authorization": "Bearer d\u00e9v"},
+    ],
+)
+async def test_a_first_message_that_nobody_could_send_as_headers_is_no_message(sockets: Sockets, payload: Any) -> None:
+    async with sockets.talk() as talk:
+        await talk.say(type="connection_init", payload=payload)
+
+        assert (await talk.closed())[0] == 4400
+
+
+async def test_what_is_no_text_is_refused(sockets: Sockets) -> None:
+    async with sockets.signed_in() as talk:
+        with structlog.testing.capture_logs() as lines:
+            await talk.connection.send(b"\xff\xfe", text=True)
+
+            assert (await talk.closed())[0] == 1007
+    assert "library" not in {line["event"] for line in lines}
+
+
+async def test_a_message_beyond_a_megabyte_is_refused(sockets: Sockets) -> None:
+    async with sockets.signed_in() as talk:
+        await talk.connection.send("x" * (2**20 + 1))
+
+        assert (await talk.closed())[0] == 1009
+
+
+async def test_whoever_is_still_sending_hears_the_refusal_all_the_same(sockets: Sockets) -> None:
+    async with by_hand(sockets) as (reader, writer):
+        size = 32 * 2**20
+        writer.write(b"\x81\xff" + size.to_bytes(8, "big") + bytes(4 + size))
+        await writer.drain()
+
+        assert (await reader.readexactly(4))[2:] == (1009).to_bytes(2, "big")
+
+
+async def test_a_message_in_endlessly_many_empty_pieces_is_refused(sockets: Sockets) -> None:
+    async with sockets.signed_in() as talk:
+        with suppress(ConnectionClosed):
+            await talk.connection.send("" for _ in range(100_000))
+
+        assert (await talk.closed())[0] == 1009
+
+
+async def test_a_message_in_pieces_is_put_together(sockets: Sockets) -> None:
+    async with sockets.signed_in() as talk:
+        await talk.connection.send(iter(['{"type"', ': "pi', 'ng"}']))
+
+        assert await talk.hear() == {"type": "pong"}
+
+
+# Too much, and too slow
+
+
+async def test_an_operation_beyond_the_limit_is_refused_and_the_others_go_on(
+    database_url: str, stage: Stage, tokens: Tokens
+) -> None:
+    async with (
+        staged(database_url, socket_operations=3) as sockets,
+        sockets.signed_in() as talk,
+    ):
+        for number in range(3):
+            await talk.start(f"{number}", "subscription { wait }")
+            await talk.next(f"{number}")
+
+        assert (await talk.refusal("{ __typename }"))["code"] == "rate_limited"
+        await talk.say(type="complete", id="0")
+        await until(lambda: stage.done == ["wait"])
+        await talk.ask("{ __typename }")
+
+
+async def test_ten_thousand_operations_at_once_are_each_answered_or_refused(sockets: Sockets) -> None:
+    many = 10_000
+    async with sockets.signed_in() as flooding, sockets.signed_in() as other:
+
+        async def flood() -> None:
+            for number in range(many):
+                await flooding.start(f"{number}", "{ __typename }")
+
+        flood_task = asyncio.create_task(flood())
+        waited: list[float] = []
+        ended: set[str] = set()
+        while len(ended) < many:
+            message = await flooding.hear()
+            if message["type"] in {"complete", "error"}:
+                ended.add(message["id"])
+            if len(ended) % 1_000 == 500:
+                started = asyncio.get_running_loop().time()
+                await other.ask("{ __typename }")
+                waited.append(asyncio.get_running_loop().time() - started)
+        await flood_task
+
+    assert max(waited) < 1
+
+
+async def test_who_does_not_read_is_sent_away_and_what_was_sent_is_bounded(sockets: Sockets, stage: Stage) -> None:
+    async with sockets.signed_in(max_queue=1) as deaf, sockets.signed_in() as other:
+        await deaf.start("flood", "subscription { count(to: 1000000, characters: 50000) }")
+        await deaf.next("flood")
+        # The source is let go of when its event has waited too long.
+        await until(lambda: stage.done == ["count"])
+        await other.ask("{ __typename }")
+        # Longer than the gateway waits before it gives the order to close.
+        await asyncio.sleep(1.5)
+
+        assert await deaf.closed() == (1013, "What was sent to you was not read in time.")
+
+
+async def test_who_sends_pings_and_does_not_read_is_not_listened_to(sockets: Sockets) -> None:
+    pings = (b"\x89\xfd\x00\x00\x00\x00" + b"x" * 125) * 1_000
+    sent = 0
+    async with by_hand(sockets) as (reader, writer):
+        sign_in = b'{"type": "connection_init", "payload": {"Authorization": "Bearer dev"}}'
+        writer.write(b"\x81" + bytes([0x80 + len(sign_in)]) + bytes(4) + sign_in)
+        assert b"connection_ack" in await reader.readuntil(b"}")
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        try:
+            while sent < 60 * 2**20:
+                writer.write(pings)
+                sent += len(pings)
+                async with asyncio.timeout(0.3):
+                    await writer.drain()
+        except (TimeoutError, ConnectionError):
+            pass
+
+    # What lies unread in the buffers of two kernels.
+    assert sent < 30 * 2**20
+
+
+async def test_who_answers_no_ping_is_sent_away_to_come_again(database_url: str, tokens: Tokens, stage: Stage) -> None:
+    async with (
+        staged(database_url, {"ws_ping_interval": 0.1, "ws_ping_timeout": 0.1}) as sockets,
+        by_hand(sockets) as (reader, _),
+    ):
+        received = await reader.read()
+
+    ping, close = received[:6], received[6:]
+    assert (ping[0], close[0], close[2:4]) == (0x89, 0x88, (1013).to_bytes(2, "big"))
+
+
+async def test_a_socket_too_many_is_told_to_try_again_later(database_url: str, stage: Stage, tokens: Tokens) -> None:
+    async with staged(database_url, sockets_max=2) as sockets:
+        async with sockets.signed_in(), sockets.signed_in(), sockets.talk() as third:
+            assert (await third.closed())[0] == 1013
+        async with sockets.signed_in() as talk:
+            await talk.ask("{ __typename }")
+
+
+async def test_queries_that_are_torn_off_in_the_middle_leave_the_database_whole(sockets: Sockets, cast: Cast) -> None:
+    patient_id = await cast.patient()
+    query = "query ($id: ID!) { patient(id: $id) { id encounters { totalCount nodes { id } } } }"
+    with structlog.testing.capture_logs() as lines:
+        async with sockets.signed_in() as talk:
+            for number in range(200):
+                await talk.start(f"{number}", query, id=patient_id)
+                if number % 10:
+                    await talk.say(type="complete", id=f"{number}")
+            ended: set[str] = set()
+            while len(ended) < 20:
+                message = await talk.hear()
+                assert message["type"] != "error"
+                ended |= {message["id"]} if message["type"] == "complete" and not int(message["id"]) % 10 else set()
+            body = await talk.ask(query, id=patient_id)
+
+    assert body["data"]["patient"]["encounters"] == {"totalCount": 0, "nodes": []}
+    assert {line["event"] for line in lines} <= {"operation", "socket"}
+
+
+# What has begun to change the record is finished
+
+
+@pytest.mark.parametrize("leaving", ["goes", "has heard enough", "breaks the protocol"])
+async def test_a_mutation_is_finished_although_nobody_listens_any_more(
+    sockets: Sockets, leaving: str, stage: Stage
+) -> None:
+    async with sockets.signed_in() as talk:
+        await talk.start("change", "mutation { hold }")
+        await stage.entered.wait()
+        if leaving == "has heard enough":
+            await talk.say(type="complete", id="change")
+            await talk.ask("{ __typename }", operation_id="change")
+        elif leaving == "breaks the protocol":
+            await talk.say(type="nonsense")
+            assert (await talk.closed())[0] == 4400
+
+    stage.gate.set()
+    await until(lambda: stage.done == ["hold"])
+
+
+async def test_a_server_that_stops_answers_mutations_and_closes_every_socket(
+    database_url: str, stage: Stage, tokens: Tokens
+) -> None:
+    async with (
+        staged(database_url) as sockets,
+        sockets.signed_in() as changing,
+        sockets.signed_in() as listening,
+        sockets.talk() as unknown,
+    ):
+        await listening.start("one", "subscription { wait }")
+        await listening.next("one")
+        await changing.start("change", "mutation { hold }")
+        await stage.entered.wait()
+
+        sockets.server.should_exit = True
+        assert [(await talk.closed())[0] for talk in (listening, unknown)] == [1012, 1012]
+        stage.gate.set()
+        assert await changing.next("change") == {"data": {"hold": "done"}}
+        assert await changing.hear() == {"type": "complete", "id": "change"}
+        assert (await changing.closed())[0] == 1012
+
+
+async def test_a_server_that_may_not_wait_longer_still_says_why_it_closes(
+    database_url: str, stage: Stage, tokens: Tokens
+) -> None:
+    async with staged(database_url, drain_seconds=1) as sockets, sockets.signed_in() as talk:
+        await talk.start("change", "mutation { hold }")
+        await stage.entered.wait()
+        sockets.server.should_exit = True
+
+        assert (await talk.closed())[0] == 1012

@@ -1,0 +1,128 @@
+"""How webhooks are signed, when they are tried again, and what may be configured."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import httpx2
+import pytest
+
+from gateway.settings import Settings, SettingsError, signing_key
+from gateway.sinks import LONGEST_PATIENCE_SECONDS, LONGEST_RETRY_SECONDS, DeliveryFailed, retry_seconds
+from gateway.webhooks import retry_after_seconds, signed_headers
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+WEBHOOK = {"name": "crm", "url": "https://crm.test/events", "secrets": [SECRET]}
+
+
+def test_the_signature_is_that_of_the_scheme() -> None:
+    # The example that libraries of the scheme are tested with.
+    headers = signed_headers([signing_key(SECRET)], "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
+
+    assert headers == {
+        "webhook-id": "msg_p5jXN8AQM9LWM0D4loKWxJek",
+        "webhook-timestamp": "1614265330",
+        "webhook-signature": "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
+    }
+
+
+def test_each_failure_waits_longer_up_to_a_limit_and_no_two_alike() -> None:
+    waits = [retry_seconds(failures) for failures in range(1, 100)]
+
+    assert all(2**number / 2 <= wait <= 2**number for number, wait in enumerate(waits[:9]))
+    assert all(LONGEST_RETRY_SECONDS / 2 <= wait <= LONGEST_RETRY_SECONDS for wait in waits[10:])
+    assert len(set(waits)) == len(waits)
+
+
+@pytest.mark.parametrize(
+    ("status", "asked", "seconds"),
+    [
+        (429, "120", 120), (503, "7", 7), (500, "120", 0), (429, "", 0), (429, "soon", 0), (429, "-5", 0),
+        (429, "Wed, 21 Oct 2015 07:28:00 GMT", 0), (503, "1.5", 0), (503, "٣", 0),
+    ],
+)  # fmt: skip
+def test_a_receiver_may_ask_for_patience(status: int, asked: str, seconds: float) -> None:
+    headers = [(b"retry-after", asked.encode())]
+
+    assert retry_after_seconds(httpx2.Response(status, headers=headers)) == seconds
+
+
+def test_a_receiver_may_ask_for_patience_until_a_time() -> None:
+    asked = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
+
+    assert 3590 < retry_after_seconds(httpx2.Response(503, headers={"retry-after": asked})) <= 3600
+
+
+def test_no_receiver_is_left_alone_for_ever() -> None:
+    assert DeliveryFailed("status 429", 1e9).retry_after_seconds == LONGEST_PATIENCE_SECONDS
+
+
+@pytest.fixture(autouse=True)
+def empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"GATEWAY_{name.upper()}", raising=False)
+
+
+def settings(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Settings:
+    for name, value in variables.items():
+        monkeypatch.setenv(f"GATEWAY_{name.upper()}", value)
+    return Settings.from_environment()
+
+
+def test_the_one_webhook_and_the_list_stand_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    every = settings(
+        monkeypatch,
+        webhook_url="http://127.0.0.1:9000/events",
+        webhook_secret=f"{SECRET} {SECRET}",
+        webhooks=json.dumps([WEBHOOK | {"brand_id": "loop"}]),
+    ).every_webhook
+
+    assert [(webhook.name, str(webhook.url), len(webhook.keys), webhook.brand_id) for webhook in every] == [
+        ("webhook", "http://127.0.0.1:9000/events", 2, None),
+        ("crm", "https://crm.test/events", 1, "loop"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"webhook_url": "http://crm.test/", "webhook_secret": SECRET}, "WEBHOOK_URL"),
+        ({"webhook_url": "https://me:hunter2@crm.test/", "webhook_secret": SECRET}, "WEBHOOK_URL"),
+        ({"webhook_url": "https://crm.test/"}, "WEBHOOK_SECRET"),
+        ({"webhook_secret": SECRET}, "WEBHOOK_URL"),
+        ({"webhook_url": "https://crm.test/", "webhook_secret": "hunter2"}, "WEBHOOK_SECRET"),
+        ({"webhook_url": "https://crm.test/", "webhook_secret": "whsec_hunter2="}, "WEBHOOK_SECRET"),
+        ({"webhook_url": "https://crm.test/", "webhook_secret": ""}, "WEBHOOK_SECRET"),
+        ({"webhooks": json.dumps([WEBHOOK, WEBHOOK])}, "WEBHOOKS"),
+        ({"webhooks": json.dumps([WEBHOOK | {"name": "nats"}])}, "WEBHOOKS"),
+        ({"webhooks": json.dumps([WEBHOOK | {"url": "http://crm.test/"}])}, "WEBHOOKS"),
+        ({"webhooks": json.dumps([WEBHOOK | {"secrets": ["hunter2"]}])}, "WEBHOOKS"),
+        ({"webhooks": json.dumps([WEBHOOK | {"secrets": []}])}, "WEBHOOKS"),
+        ({"webhooks": json.dumps([WEBHOOK | {"secret": "hunter2"}])}, "WEBHOOKS"),
+        ({"webhooks": "hunter2"}, "WEBHOOKS"),
+        ({"nats_url": "http://me:hunter2@nats.test"}, "NATS_URL"),
+        ({"nats_subject": "a.*"}, "NATS_SUBJECT"),
+        ({"event_retry_hours": "24", "event_days": "1"}, "EVENT_RETRY_HOURS"),
+    ],
+)
+def test_a_sink_that_cannot_be_is_refused_and_no_secret_is_told(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], told: str
+) -> None:
+    with pytest.raises(SettingsError, match=f"GATEWAY_{told}") as mistake:
+        settings(monkeypatch, **variables)
+
+    assert "hunter2" not in str(mistake.value)
+
+
+def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = settings(
+        monkeypatch,
+        webhook_url="https://crm.test/",
+        webhook_secret=SECRET,
+        webhooks=json.dumps([WEBHOOK]),
+        nats_url=f"nats://me:{SECRET}@nats.test",
+    )
+
+    assert SECRET not in str(shown.shown())
+    assert SECRET not in repr(shown)
+    assert SECRET not in repr(shown.every_webhook)

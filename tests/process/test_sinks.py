@@ -1,0 +1,454 @@
+"""Events reach those outside: signed, at least once, in order for each patient, whatever the receiver answers."""
+
+import asyncio
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.responses import RedirectResponse, Response
+
+from gateway import duties, events, sinks
+from gateway.events import NoReplay, event_numbers, replay
+from gateway.settings import Settings
+from tests.doors import Service
+from tests.happenings import DEADLINE_SECONDS, Gateway, fresh_database, rows, until
+from tests.receiver import Delivery, Receiver, taken
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+OLD_SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
+DOCS = Path(__file__).parent.parent.parent / "docs"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sinks, "FIRST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(sinks, "LONGEST_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(events, "LOOK_AGAIN_SECONDS", 0.02)
+
+
+@pytest.fixture
+async def url(server_url: str) -> str:
+    return await fresh_database(server_url)
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    async with Receiver.running() as running:
+        yield running
+
+
+@pytest.fixture
+def webhook(receiver: Receiver) -> dict[str, Any]:
+    """The settings that name the receiver."""
+    return {"webhook_url": receiver.url, "webhook_secret": SECRET, "webhook_seconds": 5}
+
+
+@pytest.fixture
+async def gateway(url: str, webhook: dict[str, Any]) -> AsyncIterator[Gateway]:
+    async with Gateway.running(url, **webhook) as running:
+        await known(url)
+        yield running
+
+
+async def known(url: str, count: int = 1) -> None:
+    """Return when so many sinks are at work: they are told of what happens from then on."""
+
+    async def at_work() -> bool:
+        return len(await rows(url, "SELECT FROM gateway.sinks")) >= count
+
+    await until(at_work)
+
+
+async def record(gateway: Gateway, count: int, patient_id: str = "patient") -> list[str]:
+    return [str(await gateway.record(patient_id)) for _ in range(count)]
+
+
+def verifier() -> Callable[[str, Any, bytes], bool]:
+    """Give the function that docs/events.md offers to receivers."""
+    code = re.findall(r"```python\n(.*?)```", (DOCS / "events.md").read_text(), re.DOTALL)
+    namespace: dict[str, Any] = {}
+    exec(code[0], namespace)
+    verify: Callable[[str, Any, bytes], bool] = namespace["verify"]
+    return verify
+
+
+async def sink(url: str) -> Any:
+    return (await rows(url, "SELECT * FROM gateway.sinks"))[0]
+
+
+async def round_of_the_sink(url: str) -> None:
+    """Return when whoever has the lease has renewed it, as at each round."""
+    lease = "SELECT expires_at FROM gateway.leases WHERE name = 'sink webhook'"
+    before = await rows(url, lease)
+
+    async def renewed() -> bool:
+        return await rows(url, lease) != before
+
+    await until(renewed)
+
+
+async def sink_becomes(url: str, condition: Callable[[Any], Any]) -> None:
+    async def become() -> Any:
+        return condition(await sink(url))
+
+    await until(become)
+
+
+# What is sent
+
+
+async def test_what_is_recorded_at_a_door_arrives_signed_and_says_nothing_clinical(
+    url: str, webhook: dict[str, Any], receiver: Receiver
+) -> None:
+    await rows(url, "INSERT INTO patient_graph.patients (id, brand_id) VALUES ('somebody', 'loop')")
+    visit = {"brand_id": "loop", "encounter_type": "lab", "notes": "slept badly", "chief_complaint": "a cough",
+             "scheduled_at": "2031-02-03T04:05:06Z", "metadata": {"mood": "gloomy"}}  # fmt: skip
+    async with Service.running(Settings(database_url=url, **webhook)) as service:
+        await known(url)
+        for _ in range(2):
+            response = await service.rest(
+                "POST", "/v1/patients/somebody/encounters", json=visit, headers={"idempotency-key": "once"}
+            )
+        await until(lambda: receiver.taken)
+        encounter = response.json()
+
+    (delivery,) = receiver.tried
+    event = delivery.event
+    assert verifier()(SECRET, delivery.headers, delivery.body)
+    assert not verifier()(OLD_SECRET, delivery.headers, delivery.body)
+    assert not verifier()(SECRET, delivery.headers, delivery.body + b" ")
+    assert delivery.headers["content-type"] == "application/cloudevents+json; charset=utf-8"
+    written_at = datetime.fromisoformat(event.pop("time"))
+    assert timedelta(0) <= written_at - datetime.fromisoformat(encounter["created_at"]) < timedelta(seconds=10)
+    assert event == {
+        "specversion": "1.0",
+        "id": delivery.id,
+        "source": "/encounter-gateway",
+        "type": "patient_graph.encounter.recorded.v1",
+        "subject": encounter["id"],
+        "datacontenttype": "application/json",
+        "data": {
+            "encounter_id": encounter["id"],
+            "patient_id": "somebody",
+            "brand_id": "loop",
+            "encounter_type": "lab",
+            "recorded_at": encounter["created_at"],
+        },
+    }
+    sent = delivery.body.decode() + str(delivery.headers)
+    for word in ("slept", "cough", "2031", "mood", "gloomy", "scheduled"):
+        assert word not in sent
+
+
+async def test_while_a_secret_changes_both_verify(url: str, webhook: dict[str, Any], receiver: Receiver) -> None:
+    async with Gateway.running(url, **webhook | {"webhook_secret": f"{SECRET} {OLD_SECRET}"}) as gateway:
+        await known(url)
+        await record(gateway, 1)
+        await until(lambda: receiver.taken)
+
+    (delivery,) = receiver.taken
+    for secret in (SECRET, OLD_SECRET):
+        assert verifier()(secret, delivery.headers, delivery.body)
+
+
+async def test_a_receiver_of_one_brand_is_told_of_no_other(
+    url: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sinks, "BATCH", 2)
+    webhooks = [
+        {"name": "loop", "url": f"{receiver.url}?who=loop", "secrets": [SECRET], "brand_id": "loop"},
+        {"name": "all", "url": f"{receiver.url}?who=all", "secrets": [OLD_SECRET]},
+    ]
+    async with Gateway.running(url, webhooks=webhooks) as gateway:
+        await known(url, 2)
+        for brand_id in ("loop", "loopbio", "loopbio", "loopbio", "loop", "loopbio"):
+            await gateway.record("patient", brand_id)
+        await until(lambda: len(receiver.taken) == 8)
+        numbers = await event_numbers(gateway.relay)
+        while any(each.behind for each in numbers.sinks):
+            numbers = await event_numbers(gateway.relay)
+
+    mine = [delivery for delivery in receiver.taken if verifier()(SECRET, delivery.headers, delivery.body)]
+    assert [delivery.event["data"]["brand_id"] for delivery in mine] == ["loop", "loop"]
+
+
+# When it does not work
+
+
+@pytest.mark.parametrize("failure", ["500", "400", "timeout", "redirect", "refused", "cut off"])
+async def test_what_fails_is_tried_again_and_what_is_behind_it_waits(
+    url: str, webhook: dict[str, Any], receiver: Receiver, failure: str
+) -> None:
+    async def failing(_delivery: Delivery) -> Response:
+        match failure:
+            case "timeout":
+                await asyncio.sleep(DEADLINE_SECONDS)
+            case "redirect":
+                return RedirectResponse("/other", 307)
+            case "cut off":
+                raise RuntimeError
+        return Response(status_code=int(failure))
+
+    async with Gateway.running(url, **webhook | {"webhook_seconds": 0.2}) as gateway:
+        await known(url)
+        if failure == "refused":
+            await receiver.stop()
+        receiver.answer = failing
+        recorded = await record(gateway, 3)
+        await sink_becomes(url, lambda sink: sink["failures"] >= 3)
+        assert not receiver.taken
+        if failure == "refused":
+            await receiver.start()
+        receiver.answer = taken
+        await until(lambda: len(receiver.taken) == 3)
+
+    assert receiver.encounters == recorded
+    assert len({(delivery.id, delivery.body) for delivery in receiver.tried}) == 3
+    assert all(delivery.encounter_id == recorded[0] for delivery in receiver.tried[:-2])
+    assert ((await sink(url))["failures"], (await sink(url))["last_error"]) == (0, None)
+
+
+async def test_what_a_receiver_says_and_what_it_is_signed_with_is_not_logged(
+    gateway: Gateway, url: str, receiver: Receiver, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def failing(_delivery: Delivery) -> Response:
+        return Response(b"the patient sleeps badly", status_code=500)
+
+    receiver.answer = failing
+    await record(gateway, 1)
+    await until(lambda: len(receiver.tried) > 2)
+
+    said = capfd.readouterr().err + str([tuple(row) for row in await rows(url, "SELECT * FROM gateway.sinks")])
+    assert "status 500" in said
+    assert "delivery failed" in said
+    for secret in ("sleeps", SECRET[6:], receiver.tried[0].headers["webhook-signature"]):
+        assert secret not in said
+
+
+async def test_a_receiver_that_is_gone_is_left_alone_until_somebody_says_otherwise(
+    gateway: Gateway, url: str, receiver: Receiver
+) -> None:
+    async def gone(_delivery: Delivery) -> Response:
+        return Response(status_code=410)
+
+    receiver.answer = gone
+    recorded = await record(gateway, 2)
+    await sink_becomes(url, lambda sink: sink["disabled_at"])
+    recorded += await record(gateway, 2)
+    for _ in range(3):
+        await round_of_the_sink(url)
+    assert len(receiver.tried) == 1
+
+    receiver.answer = taken
+    await replay(gateway.relay, "webhook", None)
+    await until(lambda: len(receiver.taken) == 4)
+    assert receiver.encounters == recorded
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("form", ["seconds", "date"])
+async def test_a_receiver_that_asks_for_patience_is_given_it(
+    gateway: Gateway, url: str, receiver: Receiver, status: int, form: str
+) -> None:
+    until_then = datetime.now(UTC) + timedelta(seconds=3000)
+    asked = "3000" if form == "seconds" else format_datetime(until_then, usegmt=True)
+
+    async def busy(_delivery: Delivery) -> Response:
+        return Response(status_code=status, headers={"retry-after": asked})
+
+    receiver.answer = busy
+    await record(gateway, 1)
+    await sink_becomes(url, lambda sink: sink["failures"])
+
+    assert abs((await sink(url))["next_attempt_at"] - until_then) < timedelta(seconds=DEADLINE_SECONDS)
+    receiver.answer = taken
+    await replay(gateway.relay, "webhook", None)
+    await until(lambda: receiver.taken)
+
+
+async def test_a_poison_event_becomes_a_dead_letter_in_the_end_and_the_line_moves_on(
+    gateway: Gateway, url: str, receiver: Receiver
+) -> None:
+    async def choking(delivery: Delivery) -> Response:
+        second = list(dict.fromkeys(each.id for each in receiver.tried))[1:2]
+        return Response(status_code=500 if delivery.id in second else 200)
+
+    receiver.answer = choking
+    recorded = await record(gateway, 4)
+    await until(lambda: len(receiver.tried) > 5)
+    assert receiver.encounters == recorded[:1]
+
+    await rows(url, "UPDATE gateway.sinks SET since = now() - '73 hours'::interval")
+    await rows(url, "UPDATE patient_graph.outbox SET published_at = now() - '73 hours'::interval WHERE position = 2")
+    await until(lambda: len(receiver.taken) == 3)
+
+    assert receiver.encounters == [recorded[0], *recorded[2:]]
+    (letter,) = await rows(url, "SELECT * FROM patient_graph.dead_letters")
+    (event,) = await rows(url, "SELECT * FROM patient_graph.outbox WHERE position = 2")
+    for name in ("patient_id", "id", "brand_id", "event_type", "payload", "created_at", "position"):
+        assert letter[name] == event[name]
+    assert (letter["sink"], letter["reason"]) == ("webhook", "status 500")
+    assert [each.dead_letters for each in (await event_numbers(gateway.relay)).sinks] == [1]
+
+    receiver.answer = taken
+    await replay(gateway.relay, "webhook", 2)
+    await until(lambda: len(receiver.taken) == 6)
+    assert receiver.encounters[3:] == recorded[1:]
+    assert await rows(url, "SELECT FROM patient_graph.dead_letters") == []
+
+
+async def test_after_a_long_outage_nothing_is_laid_aside_before_it_was_tried(
+    gateway: Gateway, url: str, receiver: Receiver
+) -> None:
+    await rows(
+        url,
+        "UPDATE gateway.sinks SET next_attempt_at = now() + '1 day'::interval, since = now() - '80 hours'::interval",
+    )
+    recorded = await record(gateway, 3)
+    await gateway.relayed(3)
+    await rows(url, "UPDATE patient_graph.outbox SET published_at = now() - '80 hours'::interval")
+
+    await rows(url, "UPDATE gateway.sinks SET next_attempt_at = now()")
+    await until(lambda: len(receiver.taken) == 3)
+
+    assert receiver.encounters == recorded
+    assert await rows(url, "SELECT FROM patient_graph.dead_letters") == []
+
+
+# Several gateways
+
+
+async def test_gateways_deliver_once_together_and_none_is_missed_when_one_stops(
+    url: str, webhook: dict[str, Any], receiver: Receiver
+) -> None:
+    async with Gateway.running(url, **webhook) as staying:
+        async with Gateway.running(url, **webhook) as leaving:
+            await known(url)
+            recorded = await record(leaving, 5, "one")
+            await until(lambda: len(receiver.taken) == 5)
+            assert len(receiver.tried) == 5
+            recorded += await record(leaving, 10, "two")
+        recorded += await record(staying, 5, "three")
+        await until(lambda: len(set(receiver.encounters)) == 20)
+
+    # One that was under way when its gateway stopped may come twice, and then as the same event.
+    assert list(dict.fromkeys(receiver.encounters)) == recorded
+    assert len({delivery.id for delivery in receiver.tried}) == 20
+
+
+async def test_a_delivery_that_takes_longer_than_the_lease_is_not_done_twice(
+    url: str, webhook: dict[str, Any], receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duties, "LEASE_TIME", timedelta(seconds=0.9))
+
+    async def slow(_delivery: Delivery) -> Response:
+        await asyncio.sleep(2)
+        return Response()
+
+    async with Gateway.running(url, **webhook) as one, Gateway.running(url, **webhook):
+        await known(url)
+        receiver.answer = slow
+        await record(one, 2)
+        await until(lambda: len(receiver.taken) == 2)
+        assert len(receiver.tried) == 2
+
+
+async def test_whoever_lost_the_lease_moves_nothing_back(gateway: Gateway, url: str, receiver: Receiver) -> None:
+    entered, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hesitating(_delivery: Delivery) -> Response:
+        entered.set()
+        await go_on.wait()
+        return Response()
+
+    receiver.answer = hesitating
+    recorded = await record(gateway, 3)
+    await entered.wait()
+    # Somebody else, an operator or a gateway that took over, moves the sink meanwhile.
+    await gateway.relayed(3)
+    await rows(url, "UPDATE gateway.sinks SET position = 2")
+    go_on.set()
+
+    await until(lambda: len(receiver.taken) == 2)
+    assert receiver.encounters == [recorded[0], recorded[2]]
+    await sink_becomes(url, lambda sink: sink["position"] == 3)
+
+
+# New sinks, replays, none
+
+
+async def test_a_new_sink_is_told_from_now_on_and_of_the_rest_when_asked(
+    url: str, webhook: dict[str, Any], receiver: Receiver
+) -> None:
+    async with Gateway.running(url) as before:
+        recorded = await record(before, 3)
+        await before.relayed(3)
+    async with Gateway.running(url, **webhook) as gateway:
+        await known(url)
+        recorded += await record(gateway, 1)
+        await until(lambda: receiver.taken)
+        assert receiver.encounters == recorded[3:]
+
+        assert await replay(gateway.relay, "webhook", 1) == 1
+        await until(lambda: len(receiver.taken) == 5)
+        assert receiver.encounters[1:] == recorded
+        for position in (0, 6):
+            with pytest.raises(NoReplay, match="from 1 to 5"):
+                await replay(gateway.relay, "webhook", position)
+        with pytest.raises(NoReplay, match="there are: webhook"):
+            await replay(gateway.relay, "nobody", 1)
+
+
+async def test_no_sink_costs_nothing(url: str) -> None:
+    async with Gateway.running(url) as gateway:
+        await record(gateway, 1)
+        await gateway.relayed(1)
+
+    assert await rows(url, "SELECT FROM gateway.sinks") == []
+    assert await rows(url, "SELECT FROM gateway.leases WHERE name LIKE 'sink%'") == []
+
+
+async def test_an_operator_sees_and_replays_at_the_command_line(gateway: Gateway, url: str, receiver: Receiver) -> None:
+    await record(gateway, 2)
+    await until(lambda: len(receiver.taken) == 2)
+
+    replayed = await command(url, "events", "replay", "--sink", "webhook", "--from", "2")
+    await until(lambda: len(receiver.taken) == 3)
+    status = await command(url, "events", "status")
+    refused = await command(url, "events", "replay", "--sink", "webhook", "--from", "9")
+
+    assert replayed == (0, "webhook is told from position 2\n", "")
+    assert status[0] == 0
+    assert status[1].startswith("events up to position 2, kept from 1\n0 waiting")
+    assert "sink webhook: at 2, 0 behind" in status[1]
+    assert refused == (1, "", "gateway: a replay may begin from 1 to 3\n")
+
+
+async def command(url: str, *words: str) -> tuple[int, str, str]:
+    """Run the program, and give its exit code and what it said."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "gateway", *words,
+        env={"GATEWAY_DATABASE_URL": url}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        cwd=DOCS.parent,
+    )  # fmt: skip
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+async def test_the_relay_goes_on_without_its_sinks(url: str, webhook: dict[str, Any], receiver: Receiver) -> None:
+    await receiver.stop()
+    async with Gateway.running(url, **webhook) as gateway:
+        subscriber = gateway.subscribe()
+        await until(lambda: gateway.feed._followers)
+        recorded = await record(gateway, 3)
+        await until(lambda: len(subscriber.events) == 3)
+        assert [str(encounter) for encounter in subscriber.encounters] == recorded
+        await subscriber.stop()
+    await receiver.start()

@@ -1,0 +1,178 @@
+"""A schema in which a test holds operations, and tokens that a test gives and takes: what the real ones do not do."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import strawberry
+from strawberry.schema.config import StrawberryConfig
+
+import gateway.app
+from gateway.settings import Settings
+from resolvers.access import Caller
+from resolvers.errors import InvalidToken, TemporarilyUnavailable
+from schema.mutations import Mutation
+from schema.queries import Query
+from schema.scalars import SCALARS
+from schema.types import Info, Patient
+from tests.sockets import SECONDS, Sockets
+
+MARKER = "tuberculosis"
+
+
+class Stage:
+    """Where the tests hold operations and see what became of them."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.entered = asyncio.Event()
+        self.done: list[str] = []
+
+
+STAGE = Stage()
+
+
+@strawberry.type(name="Query")
+class StagedQuery(Query):
+    @strawberry.field
+    async def held(self) -> str:
+        STAGE.entered.set()
+        try:
+            await STAGE.gate.wait()
+            return "let go"
+        finally:
+            STAGE.done.append("held")
+
+    @strawberry.field
+    async def broken(self) -> str:
+        raise ValueError(MARKER)
+
+    @strawberry.field
+    async def long(self, characters: int) -> str:
+        return "x" * characters
+
+
+@strawberry.type(name="Mutation")
+class StagedMutation(Mutation):
+    @strawberry.mutation
+    async def hold(self) -> str:
+        STAGE.entered.set()
+        await STAGE.gate.wait()
+        STAGE.done.append("hold")
+        return "done"
+
+
+@strawberry.type
+class Seen:
+    @strawberry.field
+    def loaders(self, info: Info) -> str:
+        STAGE.done.append(info.context.loaders)  # type: ignore[arg-type]
+        return "seen"
+
+
+@strawberry.type
+class Subscription:
+    @strawberry.subscription
+    async def count(self, to: int, characters: int = 0) -> AsyncIterator[str]:
+        try:
+            for number in range(to):
+                yield f"{number}{'x' * characters}"
+                await asyncio.sleep(0)
+        finally:
+            STAGE.done.append("count")
+
+    @strawberry.subscription
+    async def wait(self) -> AsyncIterator[str]:
+        try:
+            yield "begun"
+            await STAGE.gate.wait()
+            yield "let go"
+        finally:
+            STAGE.done.append("wait")
+
+    @strawberry.subscription
+    async def breaks(self) -> AsyncIterator[str]:
+        yield "begun"
+        raise ValueError(MARKER)
+
+    @strawberry.subscription
+    async def away(self) -> AsyncIterator[str]:
+        yield "begun"
+        raise TemporarilyUnavailable
+
+    @strawberry.subscription
+    async def patients(self) -> AsyncIterator[list[Patient]]:
+        yield []
+
+    @strawberry.subscription
+    async def loaders(self, info: Info) -> AsyncIterator[Seen]:
+        for _ in range(2):
+            yield Seen()
+
+
+def staged_schema(_scopes: object = None) -> strawberry.Schema:
+    """Build the real schema with what is staged beside it."""
+    return strawberry.Schema(
+        query=StagedQuery,
+        mutation=StagedMutation,
+        subscription=Subscription,
+        config=StrawberryConfig(scalar_map=SCALARS),
+    )
+
+
+@dataclass
+class Tokens:
+    """Whom each token stands for; a test may take one back, or let nobody answer."""
+
+    callers: dict[str, Caller] = field(default_factory=dict)
+    away: bool = False
+    asked: int = 0
+
+    async def verify(self, token: str) -> Caller:
+        self.asked += 1
+        if self.away:
+            raise TemporarilyUnavailable
+        if token == "trouble":
+            raise ValueError(MARKER)
+        if token not in self.callers:
+            raise InvalidToken
+        return self.callers[token]
+
+    def give(self, token: str, *scopes: str, brand_id: str | None = "loop", seconds: float | None = None) -> str:
+        expires_at = None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
+        granted = frozenset(scopes or {"admin:patient_graph"})
+        self.callers[token] = Caller(client_id="app", brand_id=brand_id, scopes=granted, expires_at=expires_at)
+        return token
+
+
+TOKENS = Tokens()
+
+
+def settings(database_url: str, **changed: Any) -> Settings:
+    """Settings under which nobody asks too often, and two clients have pages."""
+    usual: dict[str, Any] = {
+        "rate_reads_per_minute": 1_000_000,
+        "rate_writes_per_minute": 1_000_000,
+        "origins": {"app": ("https://app.example",), "other": ("https://other.example",)},
+    }
+    return Settings(database_url=database_url, **usual | changed)
+
+
+@asynccontextmanager
+async def staged(database_url: str, server: Mapping[str, Any] | None = None, **changed: Any) -> AsyncIterator[Sockets]:
+    """Serve the real schema and what is staged; `server` are options of uvicorn's."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(gateway.app, "build_schema", staged_schema)
+        async with Sockets.serving(settings(database_url, **changed), TOKENS.verify, **server or {}) as serving:
+            yield serving
+
+
+async def until(what: Callable[[], bool]) -> None:
+    """Wait for a condition, but not for ever."""
+    async with asyncio.timeout(SECONDS):
+        while not what():  # noqa: ASYNC110 - what is waited for may happen anywhere
+            await asyncio.sleep(0.01)
