@@ -6,6 +6,7 @@ who may see it and in the tables of the record; one hit anywhere else is a leak.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -20,6 +21,8 @@ from typing import Any, NamedTuple
 import asyncpg
 import httpx2
 import psutil
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
 
 from gateway.roles import DATABASE, OWNER
 
@@ -80,7 +83,7 @@ async def canary() -> int:
     outputs = Outputs()
     with tempfile.TemporaryDirectory(prefix="gateway-canary-") as folder:
         async with _running(Path(folder), outputs) as (client, owner_url):
-            for attempt in (_through_rest, _through_graphql, _through_the_database):
+            for attempt in (_through_rest, _through_graphql, _through_sockets, _through_the_database):
                 await attempt(client, owner_url, outputs)
             await _look_into_tables(owner_url, outputs)
             _look_at_processes(outputs)
@@ -189,6 +192,47 @@ async def _through_graphql(client: httpx2.AsyncClient, _owner_url: str, outputs:
         _keep(outputs, "GraphQL, a body", await client.post("/graphql", content=content, headers={**DEV, **JSON}))
     query = {"query": "{ __typename }", "variables": MARK, "operationName": MARK}
     _keep(outputs, "GraphQL, a URL", await client.get("/graphql", params=query, headers=DEV))
+
+
+async def _through_sockets(client: httpx2.AsyncClient, _owner_url: str, outputs: Outputs) -> None:
+    """Say everything over WebSockets too: signing in, recording, and what no client would say."""
+    url = str(client.base_url.join("/graphql")).replace("http", "ws", 1)
+    sign_in = json.dumps({"type": "connection_init", "payload": DEV})
+    good = {_camel(name): value for name, value in MARKED.items()} | {"encounterType": "LAB"}
+    asked = [
+        {"query": RECORD, "variables": {"id": PATIENT, "input": good}},
+        {"query": RECORD, "variables": {"id": MARK, "input": good}},
+        {"query": RECORD, "variables": {"id": PATIENT, "input": good | {"notes": f"{MARK}\x00"}}},
+        {"query": RECORD, "variables": {"id": PATIENT, "input": good | {"encounterType": MARK}}},
+        {"query": f'{{ encounter(id: "{MARK}', "operationName": MARK},
+    ]
+    conversations = [
+        [json.dumps({"type": "connection_init", "payload": {"Authorization": f"Bearer {MARK}"}})],
+        [sign_in, *(json.dumps({"type": "subscribe", "id": str(n), "payload": ask}) for n, ask in enumerate(asked))],
+        *(
+            [sign_in, odd]
+            for odd in (
+                MARK,
+                f'"{MARK}"',
+                f'{{"type": "{MARK}"}}',
+                f'{{"type": "subscribe", "id": "5", "payload": "{MARK}"}}',
+            )
+        ),
+    ]
+    for said in conversations:
+        heard = []
+        async with connect(url, subprotocols=["graphql-transport-ws"]) as socket:  # type: ignore[list-item]
+            for frame in said:
+                await socket.send(frame)
+            with contextlib.suppress(TimeoutError, ConnectionClosed):
+                async with asyncio.timeout(1):
+                    while True:
+                        heard.append(str(await socket.recv()))
+        for frame in [*heard, f"{socket.close_code} {socket.close_reason}"]:
+            if "EncounterRecorded" in frame:
+                outputs.shown += MARK in frame
+            else:
+                outputs.add("WebSocket", frame)
 
 
 async def _through_the_database(client: httpx2.AsyncClient, owner_url: str, outputs: Outputs) -> None:

@@ -5,8 +5,13 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from graphql import GraphQLObjectType, get_named_type
 
 from gateway.database import PoolConnection
+from resolvers.context import sign_in
+from resolvers.errors import InvalidInput, PatientNotFound
+from resolvers.feed import stream_events, write_position
+from schema import build_schema
 from tests.cast import Cast
 from tests.doors import Service
 
@@ -139,3 +144,50 @@ async def test_stating_their_brand_is_forbidden_whether_the_patient_exists_or_no
 
     assert answers[0] == answers[1]
     assert b"forbidden" in answers[0][1]
+
+
+async def test_a_batch_is_refused_alike_whoever_it_asks_for(service: Service, theirs, statements) -> None:
+    async def request(which: str):
+        patient_id = theirs["patient_id"] if which == "theirs" else "patient-" + uuid4().hex[:12]
+        query = {"query": "query ($id: ID!) { patient(id: $id) { id } }", "variables": {"id": patient_id}}
+        return await service.rest("POST", "/graphql", json=[query, query], headers=SAME_ID)
+
+    await both(service, statements, request)
+
+
+async def test_the_feed_of_events_knows_neither_their_patients_nor_their_cursors(service: Service, theirs) -> None:
+    """What subscriptions will be made of."""
+    context = await sign_in(service.services, authorization="Bearer dev", stated_brand_id=None, request_id="a-test")
+
+    for patient_id in (theirs["patient_id"], "nobody"):
+        with pytest.raises(PatientNotFound):
+            await anext(stream_events(context, patient_id))
+    for cursor in (write_position(0, "loopbio"), "made-up"):
+        with pytest.raises(InvalidInput, match="cursor"):
+            await anext(stream_events(context, None, cursor))
+
+
+def test_every_path_of_the_graph_that_leads_to_a_record_is_attacked_above() -> None:
+    """Whoever adds a subscription or a history adds the attack on it here."""
+    schema = build_schema()._schema
+
+    leading_to_records = {
+        f"{name}.{field}"
+        for name, kind in schema.type_map.items()
+        if isinstance(kind, GraphQLObjectType) and not name.startswith("__")
+        for field, of in kind.fields.items()
+        if get_named_type(of.type).name in {"Encounter", "Patient", "EncounterConnection", "EncounterEdge"}
+    }
+
+    assert schema.subscription_type is None
+    assert leading_to_records == {
+        "Query.encounter",
+        "Query.patient",
+        "Query.patients",
+        "Patient.encounters",
+        "Encounter.patient",
+        "EncounterConnection.edges",
+        "EncounterConnection.nodes",
+        "EncounterEdge.node",
+        "EncounterRecorded.encounter",
+    }
