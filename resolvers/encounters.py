@@ -18,7 +18,7 @@ from resolvers.access import Operation
 from resolvers.audit import ENCOUNTER_RECORDED, append_entry
 from resolvers.commands import EVERYTHING, EncounterFilter, RecordEncounter
 from resolvers.context import Context
-from resolvers.errors import EncounterNotFound, PatientNotFound, TemporarilyUnavailable
+from resolvers.errors import PatientNotFound, TemporarilyUnavailable
 from resolvers.idempotency import claim_key, claim_of, find_claimed
 from resolvers.ids import new_id
 from resolvers.outbox import append_recorded
@@ -126,14 +126,6 @@ ENCOUNTERS_BY_OFFSET = Statement(
     .offset(bindparam("offset", type_=BigInteger))
 )
 COUNT_OF_PATIENT = Statement(select(func.count()).select_from(TABLE).where(OF_PATIENT, OF_BRAND))
-
-
-async def visible_encounter(context: Context, encounter_id: UUID) -> Encounter:
-    """Give an encounter the caller may see. Raises `EncounterNotFound`."""
-    found = (await encounters_by_ids(context, [encounter_id]))[0]
-    if found is None:
-        raise EncounterNotFound
-    return found
 
 
 async def encounters_by_ids(context: Context, ids: Sequence[UUID]) -> list[Encounter | None]:

@@ -6,8 +6,7 @@ GatewayError
 ├── InsufficientScope          the caller may not do this
 ├── Forbidden                  the caller may, but not for this brand
 ├── NotFound
-│   ├── PatientNotFound
-│   └── EncounterNotFound
+│   └── PatientNotFound
 ├── RateLimited                the caller may, but asks too often
 ├── MethodNotAllowed           the address is right, the method is not
 ├── NotAcceptable              the client takes no media type that is spoken here
@@ -94,10 +93,6 @@ class NotFound(GatewayError):
 
 class PatientNotFound(NotFound):
     """There is no such patient."""
-
-
-class EncounterNotFound(NotFound):
-    """There is no such encounter."""
 
 
 class MethodNotAllowed(GatewayError):

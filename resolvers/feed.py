@@ -8,7 +8,7 @@ import hashlib
 import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as Base64Error
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Self
@@ -52,7 +52,7 @@ class FeedEvent:
 
 async def stream_events(
     context: Context, patient_id: str | None = None, after: str | None = None
-) -> AsyncIterator[FeedEvent]:
+) -> AsyncGenerator[FeedEvent, None]:
     """Give the events of the caller's brand, or of one patient, each once and in order, as they come.
 
     `after` is the cursor of the last event that was seen; without it the stream begins now. Raises `InsufficientScope`,

@@ -11,7 +11,6 @@ from models import Patient
 from resolvers import json_text
 from resolvers.access import Operation
 from resolvers.context import Context
-from resolvers.errors import PatientNotFound
 from resolvers.sql import Connection, Statement
 
 MAX_ID_CHARACTERS = 200
@@ -68,14 +67,6 @@ async def time_at(connection: Connection, brand_id: str, patient_id: str) -> dat
         return None
     row = await connection.fetch_one(TIME_AT_PATIENT, brand_id=brand_id, patient_id=patient_id)
     return None if row is None else row[0]
-
-
-async def visible_patient(context: Context, patient_id: str) -> Patient:
-    """Give a patient the caller may see. Raises `PatientNotFound`."""
-    found = (await patients_by_ids(context, [patient_id]))[0]
-    if found is None:
-        raise PatientNotFound
-    return found
 
 
 async def patients_by_ids(context: Context, patient_ids: Sequence[str]) -> list[Patient | None]:

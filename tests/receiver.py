@@ -52,8 +52,13 @@ class Receiver:
         self.taken: list[Delivery] = []
         """Those answered with 2xx."""
         self.answer: Answer = taken
+        self.strayed = 0
+        """Requests that came to another address of theirs."""
         self._app = Starlette(
-            routes=[Route("/events", self._receive, methods=["POST"]), Route("/other", self._receive)]
+            routes=[
+                Route("/events", self._receive, methods=["POST"]),
+                Route("/other", self._stray, methods=["GET", "POST"]),
+            ]
         )
 
     @property
@@ -93,6 +98,10 @@ class Receiver:
         """Listen no more; who is still being answered is cut off."""
         self._server.should_exit = True
         await self._serving
+
+    async def _stray(self, _request: Request) -> Response:
+        self.strayed += 1
+        return Response()
 
     async def _receive(self, request: Request) -> Response:
         delivery = Delivery(request.headers, await request.body())

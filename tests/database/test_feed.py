@@ -110,6 +110,23 @@ async def test_a_subscriber_who_catches_up_while_others_write_misses_nothing(
         await subscriber.stop()
 
 
+async def test_what_came_while_one_caught_up_does_not_make_one_slow(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "QUEUED_AT_MOST", 5)
+    recorded = [await gateway.record("patient") for _ in range(2)]
+    await gateway.relayed(2)
+    stream = stream_events(gateway.context, after=BEGINNING)
+    caught_up = [(await anext(stream)).encounter_id]
+    recorded += [await gateway.record("patient") for _ in range(20)]
+    await gateway.relayed(22)
+
+    caught_up += [(await anext(stream)).encounter_id for _ in recorded[1:]]
+
+    assert caught_up == recorded
+    await stream.aclose()
+
+
 async def test_without_a_cursor_the_stream_begins_now(gateway: Gateway) -> None:
     await gateway.record("patient")
     await told(gateway, 1)
@@ -223,6 +240,35 @@ async def test_a_lost_doorbell_is_hung_up_again(gateway: Gateway, url: str, monk
         killed = {row["pid"] for row in await rows(url, f"SELECT pid, pg_terminate_backend(pid) {listening}")}
         await until(partial(another, killed))
     await subscriber.stop()
+
+
+async def test_whoever_listens_again_looks_what_came_meanwhile(
+    gateway: Gateway, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nobody polls; the other gateway is the relay, and this one does not hear it.
+    monkeypatch.setattr(feed, "POLL_SECONDS", 600)
+    monkeypatch.setattr(doorbell, "RECONNECT_SECONDS", 1)
+    await until(lambda: rows(url, "SELECT FROM gateway.leases WHERE name = 'relay'"))
+    async with Gateway.running(url) as other:
+        subscriber = other.subscribe()
+        await until(lambda: other.feed._followers)
+        bells = (
+            "SELECT pid FROM pg_stat_activity WHERE application_name LIKE '%doorbell' AND datname = current_database()"
+        )
+        await until(partial(count_is, url, bells, 2))
+        await rows(
+            url, f"SELECT pg_terminate_backend(max(pid)) FROM ({bells} ORDER BY backend_start DESC LIMIT 1) AS last"
+        )
+        recorded = [await gateway.record("patient")]
+        await gateway.relayed(1)
+        assert subscriber.events == []
+
+        await until(lambda: subscriber.encounters == recorded)
+        await subscriber.stop()
+
+
+async def count_is(url: str, query: str, count: int) -> bool:
+    return len(await rows(url, query)) == count
 
 
 async def test_what_comes_while_the_doorbell_is_lost_arrives_all_the_same(

@@ -17,6 +17,7 @@ from gateway.database import RELAY_ROLE, Database, PoolConnection
 from gateway.duties import Duty, do_duties
 from gateway.events import event_numbers
 from gateway.relay import LOCK_WATERMARK, move_watermark, prune_events, stamp_events
+from resolvers.errors import TemporarilyUnavailable
 from resolvers.feed import write_position
 from resolvers.sql import Statement
 from tests.happenings import Gateway, append, fresh_database, rows, until
@@ -85,7 +86,7 @@ async def test_late_commits_are_neither_lost_nor_repeated_nor_out_of_order(url: 
             await subscriber.stop()
 
 
-async def test_relays_that_fight_for_a_short_lease_take_turns(
+async def test_relays_that_lose_the_lease_in_the_middle_take_turns(
     still: Gateway, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(duties, "LEASE_TIME", timedelta(milliseconds=3))
@@ -102,17 +103,28 @@ async def test_relays_that_fight_for_a_short_lease_take_turns(
 
         return Duty("fight", round_, pause_seconds=0.001)
 
-    fighting = [asyncio.create_task(do_duties(database, [fighter(number)])) for number, database in enumerate(relays)]
-    subscriber = still.subscribe(BEGINNING)
-    recorded = await write_late(still, 20)
-    await until(lambda: len(subscriber.events) == 20 * len(PATIENTS))
+    async def disturb() -> None:
+        while True:
+            await rows(url, "UPDATE gateway.leases SET expires_at = '-infinity' WHERE name = 'fight'")
 
-    for fighter_ in fighting:
-        fighter_.cancel()
+    fighting = [asyncio.create_task(do_duties(database, [fighter(number)])) for number, database in enumerate(relays)]
+    fighting.append(asyncio.create_task(disturb()))
+    subscriber = still.subscribe(BEGINNING)
+    recorded: dict[str, list[UUID]] = defaultdict(list)
+    for _ in range(20):
+        for patient_id, encounters in (await write_late(still, 4)).items():
+            recorded[patient_id] += encounters
+        if len(at_work) == len(relays):
+            break
+    count = sum(map(len, recorded.values()))
+    await until(lambda: len(subscriber.events) >= count)
+
+    for task in fighting:
+        task.cancel()
     await asyncio.gather(*fighting, return_exceptions=True)
-    assert len(at_work) > 1
+    assert len(at_work) == len(relays)
     assert_told(subscriber.encounters, recorded)
-    assert await positions(url) == list(range(1, 20 * len(PATIENTS) + 1))
+    assert await positions(url) == list(range(1, count + 1))
     await subscriber.stop()
     for database in relays:
         await database.close()
@@ -201,6 +213,27 @@ async def test_a_relay_that_was_paused_in_the_middle_is_waited_for(still: Gatewa
 
     assert await positions(url) == [1, 2, 3]
     assert [tuple(row) for row in await rows(url, WATERMARK)] == [(3, 3, 0)]
+
+
+async def test_a_relay_whose_events_were_stamped_meanwhile_leaves_it_at_that(still: Gateway, url: str) -> None:
+    # As on a cluster, where a commit that is over may still be coming in.
+    for _ in range(2):
+        await still.record("patient")
+    late = await asyncpg.connect(url)
+    async with late.transaction():
+        await late.execute(
+            "UPDATE patient_graph.outbox SET position = 1"
+            " WHERE created_at = (SELECT min(created_at) FROM patient_graph.outbox)"
+        )
+        other = asyncio.create_task(relay.relay(still.relay))
+        await until(lambda: rows(url, "SELECT FROM pg_locks WHERE NOT granted"))
+    await late.close()
+
+    with pytest.raises(TemporarilyUnavailable):
+        await other
+    await relay.relay(still.relay)
+    assert await positions(url) == [1, 2]
+    assert [tuple(row) for row in await rows(url, WATERMARK)] == [(2, 2, 0)]
 
 
 async def test_positions_go_on_from_those_that_are_there(still: Gateway, url: str) -> None:

@@ -212,6 +212,7 @@ async def test_what_fails_is_tried_again_and_what_is_behind_it_waits(
     assert len({(delivery.id, delivery.body) for delivery in receiver.tried}) == 3
     assert all(delivery.encounter_id == recorded[0] for delivery in receiver.tried[:-2])
     assert ((await sink(url))["failures"], (await sink(url))["last_error"]) == (0, None)
+    assert not receiver.strayed
 
 
 async def test_what_a_receiver_says_and_what_it_is_signed_with_is_not_logged(
@@ -267,6 +268,9 @@ async def test_a_receiver_that_asks_for_patience_is_given_it(
     await sink_becomes(url, lambda sink: sink["failures"])
 
     assert abs((await sink(url))["next_attempt_at"] - until_then) < timedelta(seconds=DEADLINE_SECONDS)
+    for _ in range(3):
+        await round_of_the_sink(url)
+    assert len(receiver.tried) == 1
     receiver.answer = taken
     await replay(gateway.relay, "webhook", None)
     await until(lambda: receiver.taken)
@@ -318,6 +322,23 @@ async def test_after_a_long_outage_nothing_is_laid_aside_before_it_was_tried(
     await until(lambda: len(receiver.taken) == 3)
 
     assert receiver.encounters == recorded
+    assert await rows(url, "SELECT FROM patient_graph.dead_letters") == []
+
+
+async def test_what_is_replayed_is_tried_for_as_long_as_if_it_were_new(
+    gateway: Gateway, url: str, receiver: Receiver
+) -> None:
+    async def failing(_delivery: Delivery) -> Response:
+        return Response(status_code=500)
+
+    await record(gateway, 1)
+    await until(lambda: receiver.taken)
+    await rows(url, "UPDATE patient_graph.outbox SET published_at = now() - '80 hours'::interval")
+
+    receiver.answer = failing
+    await replay(gateway.relay, "webhook", 1)
+    await sink_becomes(url, lambda sink: sink["failures"] >= 3)
+
     assert await rows(url, "SELECT FROM patient_graph.dead_letters") == []
 
 
