@@ -15,7 +15,7 @@ from gateway.relay import prune_events
 from resolvers import feed as reading
 from resolvers.errors import InsufficientScope, InvalidInput, PatientNotFound, TemporarilyUnavailable
 from resolvers.feed import FeedEvent, stream_events, write_position
-from tests.happenings import Gateway, Subscriber, fresh_database, rows, until
+from tests.happenings import DEADLINE_SECONDS, Gateway, Subscriber, fresh_database, rows, until
 
 BEGINNING = write_position(0, "loop")
 
@@ -333,13 +333,16 @@ async def test_who_does_not_keep_up_is_sent_away_alone_and_may_come_back(
 
     first = await waiting
     with pytest.raises(TemporarilyUnavailable, match="last cursor"):
-        async for _ in slow:
-            pass
+        await asyncio.wait_for(to_the_end(slow), DEADLINE_SECONDS)
 
     assert first.encounter_id == recorded[0]
     assert quick.encounters == recorded
     assert [event.encounter_id for event in await told(gateway, 7, first.cursor)] == recorded[1:]
     await quick.stop()
+
+
+async def to_the_end(stream: AsyncIterator[FeedEvent]) -> list[FeedEvent]:
+    return [event async for event in stream]
 
 
 async def test_a_gateway_that_stops_tells_its_subscribers(url: str) -> None:

@@ -5,11 +5,13 @@ import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from starlette.responses import RedirectResponse, Response
 
@@ -22,6 +24,8 @@ from tests.receiver import Delivery, Receiver, taken
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 OLD_SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
+DEV = {"authorization": "Bearer dev"}
+VISIT = {"brand_id": "loop", "encounter_type": "lab"}
 DOCS = Path(__file__).parent.parent.parent / "docs"
 
 
@@ -361,6 +365,46 @@ async def test_gateways_deliver_once_together_and_none_is_missed_when_one_stops(
     # One that was under way when its gateway stopped may come twice, and then as the same event.
     assert list(dict.fromkeys(receiver.encounters)) == recorded
     assert len({delivery.id for delivery in receiver.tried}) == 20
+
+
+async def test_a_gateway_that_is_killed_is_stood_in_for_within_seconds(
+    url: str, webhook: dict[str, Any], receiver: Receiver
+) -> None:
+    settings = {f"GATEWAY_{name.upper()}": str(value) for name, value in webhook.items()}
+    async with serving(url, settings) as (relaying, _):
+        await known(url)
+        async with serving(url, settings) as (_, origin), httpx2.AsyncClient(base_url=origin, headers=DEV) as client:
+            recorded = []
+            for number in range(40):
+                answer = await client.post("/v1/patients/demo-patient/encounters", json=VISIT)
+                recorded.append(answer.json()["id"])
+                if number == 20:
+                    await until(lambda: len(receiver.taken) > 10)
+                    relaying.kill()
+                    await relaying.wait()
+            await until(lambda: len(set(receiver.encounters)) == 40)
+
+    assert list(dict.fromkeys(receiver.encounters)) == recorded
+    assert len(receiver.taken) <= 41
+
+
+@asynccontextmanager
+async def serving(url: str, settings: dict[str, str]) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+    """Run a gateway in a process of its own, and give it and its address."""
+    environment = {"GATEWAY_DATABASE_URL": url, "GATEWAY_DATABASE_UNSAFE": "true", "GATEWAY_PORT": "0", **settings}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "gateway", "serve",
+        env=environment, cwd=DOCS.parent, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            first = (await process.stdout.readline()).decode()
+        yield process, first.removeprefix("REST").strip().partition("/v1/")[0]
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
 
 
 async def test_a_delivery_that_takes_longer_than_the_lease_is_not_done_twice(
