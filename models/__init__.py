@@ -6,7 +6,7 @@ from models.audit import AuditEntry
 from models.base import Table
 from models.chain import ChainLink
 from models.dead_letter import DeadLetter
-from models.encounter import Encounter, EncounterStatus, EncounterType
+from models.encounter import Encounter, EncounterEventKind, EncounterStatus, EncounterType
 from models.idempotency import IdempotencyKey
 from models.lease import Lease
 from models.outbox import OutboxEvent
@@ -22,6 +22,7 @@ __all__ = [
     "ChainLink",
     "DeadLetter",
     "Encounter",
+    "EncounterEventKind",
     "EncounterStatus",
     "EncounterType",
     "IdempotencyKey",

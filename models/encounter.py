@@ -32,6 +32,19 @@ class EncounterStatus(StrEnum):
     ENTERED_IN_ERROR = "entered_in_error"
 
 
+class EncounterEventKind(StrEnum):
+    """What happened to the encounter."""
+
+    RECORDED = "recorded"
+    STARTED = "started"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    NO_SHOW = "no_show"
+    ENTERED_IN_ERROR = "entered_in_error"
+    RESCHEDULED = "rescheduled"
+    AMENDED = "amended"
+
+
 class Encounter(Table, table=True):
     """One encounter: the fourteen published members, and the version that guards changes.
 

@@ -13,7 +13,7 @@ from sqlalchemy import BigInteger, ColumnElement, FromClause, Table, any_, bindp
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlmodel import Text
 
-from models import Encounter, EncounterStatus, IdempotencyKey, Patient
+from models import Encounter, EncounterEventKind, EncounterStatus, IdempotencyKey, Patient
 from resolvers.access import Operation
 from resolvers.audit import ENCOUNTER_RECORDED, append_entry
 from resolvers.commands import EVERYTHING, EncounterFilter, RecordEncounter
@@ -21,7 +21,7 @@ from resolvers.context import Context
 from resolvers.errors import PatientNotFound, TemporarilyUnavailable
 from resolvers.idempotency import claim_key, claim_of, find_claimed
 from resolvers.ids import new_id
-from resolvers.outbox import append_recorded
+from resolvers.outbox import append_event
 from resolvers.paging import Page, Window, page_of
 from resolvers.patients import find_patient, time_at
 from resolvers.sql import Connection, Row, Statement
@@ -74,7 +74,7 @@ async def record_encounter(
             return await _replay(context, connection, brand_id, await find_claimed(connection, claim))
         await connection.fetch(INSERT_ENCOUNTER, **columns)
         await append_entry(connection, context, ENCOUNTER_RECORDED, encounter)
-        await append_recorded(connection, encounter)
+        await append_event(connection, encounter, EncounterEventKind.RECORDED)
     context.services.feed.ring()
     return Recording(encounter, answer)
 

@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Self
 from uuid import UUID
 
+from models import EncounterEventKind
 from resolvers import json_text
 from resolvers.access import Operation
 from resolvers.context import Context
@@ -31,6 +32,7 @@ class FeedEvent:
     cursor: str
     id: UUID
     event_type: str
+    kind: EncounterEventKind
     encounter_id: UUID
     patient_id: str
     brand_id: str
@@ -39,11 +41,13 @@ class FeedEvent:
     @classmethod
     def of(cls, event: Event) -> Self:
         """Show an event of the outbox."""
+        payload = json_text.read(event.payload)
         return cls(
             cursor=write_position(event.position, event.brand_id),
             id=event.id,
             event_type=event.event_type,
-            encounter_id=UUID(json_text.read(event.payload)["encounter_id"]),
+            kind=EncounterEventKind(payload.get("kind", EncounterEventKind.RECORDED)),
+            encounter_id=UUID(payload["encounter_id"]),
             patient_id=event.patient_id,
             brand_id=event.brand_id,
             created_at=event.created_at,

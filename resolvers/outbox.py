@@ -14,7 +14,7 @@ from uuid import UUID
 
 from sqlalchemy import BigInteger, Table, Text, bindparam, insert, select
 
-from models import Encounter, OutboxEvent, Watermark
+from models import Encounter, EncounterEventKind, OutboxEvent, Watermark
 from resolvers import json_text
 from resolvers.ids import new_id
 from resolvers.sql import Connection, Statement
@@ -35,25 +35,35 @@ APPEND_EVENT = Statement(
 )
 
 ENCOUNTER_RECORDED = "patient_graph.encounter.recorded.v1"
+ENCOUNTER_CHANGED = "patient_graph.encounter.changed.v1"
 
 
-async def append_recorded(connection: Connection, encounter: Encounter) -> None:
-    """Append that an encounter was recorded: which one, whose, of what kind and when. Nothing clinical."""
-    payload = {
+async def append_event(connection: Connection, encounter: Encounter, kind: EncounterEventKind) -> None:
+    """Append what happened to an encounter: to which one, whose, of what type and when. Nothing clinical."""
+    payload: dict[str, str | int] = {
         "encounter_id": str(encounter.id),
         "patient_id": encounter.patient_id,
         "brand_id": encounter.brand_id,
         "encounter_type": str(encounter.encounter_type),
-        "recorded_at": encounter.created_at.isoformat().replace("+00:00", "Z"),
     }
+    recorded = kind is EncounterEventKind.RECORDED
+    if recorded:
+        # With these five members as published, and no others.
+        payload["recorded_at"] = _instant(encounter.created_at)
+    else:
+        payload |= {"kind": str(kind), "version": encounter.version, "changed_at": _instant(encounter.updated_at)}
     await connection.fetch(
         APPEND_EVENT,
         patient_id=encounter.patient_id,
         id=new_id(),
         brand_id=encounter.brand_id,
-        event_type=ENCOUNTER_RECORDED,
+        event_type=ENCOUNTER_RECORDED if recorded else ENCOUNTER_CHANGED,
         payload=json_text.write(payload),
     )
+
+
+def _instant(value: datetime) -> str:
+    return value.isoformat().replace("+00:00", "Z")
 
 
 # Reading

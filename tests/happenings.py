@@ -18,12 +18,12 @@ from gateway.events import event_numbers, passing_on
 from gateway.feed import Feed
 from gateway.migrate import migrate
 from gateway.settings import Settings
-from models import Encounter, EncounterType
+from models import Encounter, EncounterEventKind, EncounterType
 from resolvers.access import Caller
 from resolvers.context import Context, Services
 from resolvers.feed import FeedEvent, stream_events
 from resolvers.ids import new_id
-from resolvers.outbox import append_recorded
+from resolvers.outbox import append_event
 from resolvers.sql import Connection
 from rest.encounters import published
 from tests.conftest import create_database
@@ -62,7 +62,7 @@ async def append(connection: Connection, patient_id: str, brand_id: str = "loop"
         encounter_type=EncounterType.LAB,
         created_at=datetime.now(UTC),
     )
-    await append_recorded(connection, encounter)
+    await append_event(connection, encounter, EncounterEventKind.RECORDED)
     return encounter.id
 
 

@@ -56,7 +56,7 @@ async def test_an_event_says_what_happened_to_which_encounter_and_no_more(gatewa
     assert (event.encounter_id, event.patient_id, event.brand_id) == (encounter_id, "patient", "loop")
     assert event.event_type == "patient_graph.encounter.recorded.v1"
     assert set(FeedEvent.__slots__) == {
-        "cursor", "id", "event_type", "encounter_id", "patient_id", "brand_id", "created_at",
+        "cursor", "id", "event_type", "kind", "encounter_id", "patient_id", "brand_id", "created_at",
     }  # fmt: skip
 
 
