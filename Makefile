@@ -11,7 +11,7 @@ endif
 run: .venv/runtime  ## Serve on http://127.0.0.1:8000, with a private PostgreSQL
 	@exec .venv/bin/gateway serve $(ARGS)
 
-test: .venv/dev  ## Run every test, or some: make test ARGS="-k patients"
+test: .venv/dev .venv/javascript  ## Run every test, or some: make test ARGS="-k patients"
 	@.venv/bin/pytest $(ARGS)
 
 check: .venv/dev  ## Lint, format, types, and who may import whom
@@ -37,7 +37,7 @@ lock:  ## Write locks/ after a change in pyproject.toml; newer versions: make lo
 	@echo uv | $(COMPILE) - --output-file locks/uv.txt
 
 clean:  ## Remove what was installed; data stays
-	rm -rf .venv .tools .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .tools tests/javascript/node_modules .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 help:
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -56,4 +56,9 @@ COMPILE = sh .ci/uv pip compile --quiet --universal --python-version 3.11 --gene
 	@echo "Installing $< into .venv" >&2
 	@sh .ci/uv pip install --quiet --python .venv --compile-bytecode --require-hashes --requirement $<
 	@sh .ci/uv pip install --quiet --python .venv --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# The clients of the npm registry that tests drive the gateway with. Without Node those tests are left out.
+.venv/javascript: tests/javascript/package-lock.json .venv/bin/python
+	@if command -v npm > /dev/null; then cd tests/javascript && npm ci --silent --no-audit --no-fund; fi
 	@touch $@
