@@ -109,6 +109,7 @@ def services(
         input_limits=InputLimits(
             chief_complaint_characters=settings.chief_complaint_characters,
             notes_characters=settings.notes_characters,
+            reason_characters=settings.reason_characters,
             metadata_bytes=settings.metadata_bytes,
             metadata_levels=settings.metadata_levels,
         ),

@@ -14,8 +14,8 @@ from uuid import UUID
 import asyncpg
 from sqlalchemy import BigInteger, ColumnElement, Table, Text, and_, cast, exists, extract, func, select
 
-from models import Encounter
-from resolvers.audit import ENCOUNTER_RECORDED
+from models import Encounter, EncounterEventKind
+from resolvers.audit import encounter_event
 from resolvers.chain import BEFORE_THE_FIRST, CHAIN, HASHED, LOG, LOOK_BACK, hash_entry, hash_link
 from resolvers.sql import Row, Statement
 
@@ -135,7 +135,7 @@ UNAUDITED = Statement(
         ~exists().where(
             LOG.c.patient_id == ENCOUNTERS.c.patient_id,
             LOG.c.brand_id == ENCOUNTERS.c.brand_id,
-            LOG.c.event_type == ENCOUNTER_RECORDED,
+            LOG.c.event_type == encounter_event(EncounterEventKind.RECORDED),
             LOG.c.entity_id == cast(ENCOUNTERS.c.id, Text),
         )
     )

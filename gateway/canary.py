@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -174,6 +174,8 @@ async def _through_graphql(client: httpx2.AsyncClient, _owner_url: str, outputs:
     await post("key of another request", RECORD, id=PATIENT, input=good | {"notes": MARK * 2}, key="canary2")
     await post("a bad key", RECORD, id=PATIENT, input=good, key=f"two {MARK}")
     await post("no such patient", RECORD, id=MARK, input=good)
+    await post("a key of a marked text", "query ($key: String!) { submission(key: $key) { state } }", key=f"two {MARK}")
+    await _through_changes(client, outputs, post)
     await post("another brand", RECORD, id=PATIENT, input=good | {"brandId": MARK})
     await post("an unknown member", RECORD, id=PATIENT, input=good | {"colour": MARK})
     for member in good:
@@ -192,6 +194,35 @@ async def _through_graphql(client: httpx2.AsyncClient, _owner_url: str, outputs:
         _keep(outputs, "GraphQL, a body", await client.post("/graphql", content=content, headers={**DEV, **JSON}))
     query = {"query": "{ __typename }", "variables": MARK, "operationName": MARK}
     _keep(outputs, "GraphQL, a URL", await client.get("/graphql", params=query, headers=DEV))
+
+
+async def _through_changes(client: httpx2.AsyncClient, outputs: Outputs, post: Callable[..., Awaitable[None]]) -> None:
+    """Change an encounter, for reasons that are as clinical as its notes."""
+    recorded = await client.post(f"/v1/patients/{PATIENT}/encounters", json=MARKED, headers=DEV)
+    _keep(outputs, "REST, recorded", recorded)
+    marked = {"id": recorded.json()["id"], "text": f"reason {MARK}", "at": INSTANT, "json": {MARK: MARK}}
+    for change in (
+        "startEncounter(id: $id, expectedVersion: 7)",
+        "completeEncounter(id: $id)",
+        "rescheduleEncounter(id: $id, scheduledAt: $at)",
+        "amendEncounter(id: $id, input: {notes: $text, metadata: $json, reason: $text})",
+        "cancelEncounter(id: $id, reason: $text)",
+        "markEncounterEnteredInError(id: $id, reason: $text)",
+        'registerPatient(input: {id: "", brandId: $text, externalIds: $json})',
+    ):
+        declared = "$id: ID!, $text: String!, $at: DateTime!, $json: JSON!"
+        await post(
+            "a change", f"mutation ({declared}) {{ {change} {{ __typename ... on Problem {{ message }} }} }}", **marked
+        )
+    history = "query ($id: ID!) { encounter(id: $id) { history { reason changes { before after } } } }"
+    shown = await client.post("/graphql", json={"query": history, "variables": marked}, headers=DEV)
+    _keep(outputs, "GraphQL, a history listed", shown)
+
+
+def _mutation(change: str) -> str:
+    types = {"id": "ID!", "text": "String!", "at": "DateTime!", "json": "JSON!"}
+    declared = ", ".join(f"${name}: {kind}" for name, kind in types.items() if f"${name}" in change)
+    return f"mutation ({declared}) {{ {change} {{ __typename ... on Problem {{ message }} }} }}"
 
 
 async def _through_sockets(client: httpx2.AsyncClient, _owner_url: str, outputs: Outputs) -> None:

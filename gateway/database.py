@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Self
 
 import asyncpg
 
-from resolvers.errors import OutcomeUnknown, TemporarilyUnavailable
+from resolvers.errors import Locked, OutcomeUnknown, TemporarilyUnavailable
 from resolvers.sql import Row, Statement
 
 APP_ROLE = "gateway_app"
@@ -30,7 +30,6 @@ UNAVAILABLE = (
     asyncpg.InsufficientResourcesError,  # disk full, out of memory, too many connections
     asyncpg.TransactionRollbackError,  # deadlock, serialization failure
     asyncpg.ReadOnlySQLTransactionError,  # the server became a standby
-    asyncpg.LockNotAvailableError,
 )
 
 
@@ -55,12 +54,22 @@ class PoolConnection:
         self._connection = connection
 
     async def fetch(self, statement: Statement, **values: object) -> list[Row]:
-        """Run the statement and give its rows."""
-        return await self._connection.fetch(statement.text, *statement.arguments(values))
+        """Run the statement and give its rows. Raises `Locked`."""
+        with _told_of_locks():
+            return await self._connection.fetch(statement.text, *statement.arguments(values))
 
     async def fetch_one(self, statement: Statement, **values: object) -> Row | None:
-        """Run the statement and give its first row, or None."""
-        return await self._connection.fetchrow(statement.text, *statement.arguments(values))
+        """Run the statement and give its first row, or None. Raises `Locked`."""
+        with _told_of_locks():
+            return await self._connection.fetchrow(statement.text, *statement.arguments(values))
+
+
+@contextmanager
+def _told_of_locks() -> Iterator[None]:
+    try:
+        yield
+    except asyncpg.LockNotAvailableError as error:
+        raise Locked from error
 
 
 class Database:

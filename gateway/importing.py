@@ -6,7 +6,6 @@ cut short is simply run again.
 """
 
 import csv
-import re
 import sys
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -15,18 +14,16 @@ from functools import partial
 from io import BufferedReader
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import asyncpg
-from pydantic import AfterValidator, BeforeValidator, Field
-from pydantic_core import PydanticCustomError
 
 from gateway.database import Database
 from gateway.migrate import migrate
 from resolvers import json_text
-from resolvers.commands import DEFAULT_LIMITS, Command, Text
+from resolvers.commands import DEFAULT_LIMITS
 from resolvers.errors import InvalidInput, MalformedBody, TemporarilyUnavailable
-from resolvers.patients import ID_RULE, add_patients, can_be_registered
+from resolvers.patients import RegisterPatient, add_patients
 
 BATCH_LINES = 1_000
 """How many lines commit together: enough that commits cost little, few enough to hold in memory."""
@@ -37,11 +34,6 @@ MAX_LINE_BYTES = 64 * 1024
 STANDARD_INPUT = Path("-")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 JSON_LINES = {".jsonl", ".ndjson"}
-
-# Source: the platform's convention that a brand is a slug. Another case or a stray blank would be another brand, whose
-# patients no token ever reaches.
-_SLUG = re.compile(r"[a-z0-9]+([_-][a-z0-9]+)*")
-MAX_BRAND_CHARACTERS = 63
 
 
 class ImportStopped(Exception):
@@ -59,36 +51,6 @@ class Imported:
     def __str__(self) -> str:
         patients, lines = _plural(self.registered, "patient"), _plural(self.refused, "line")
         return f"{patients} registered, {self.known} known already, {lines} refused"
-
-
-def _registrable(patient_id: str) -> str:
-    if not can_be_registered(patient_id):
-        raise PydanticCustomError("patient_id", ID_RULE)
-    return patient_id
-
-
-def _slug(brand_id: str) -> str:
-    if not (len(brand_id) <= MAX_BRAND_CHARACTERS and _SLUG.fullmatch(brand_id)):
-        raise PydanticCustomError(
-            "slug",
-            "must have 1 to {characters} lower-case letters and digits, in words joined by - or _",
-            {"characters": MAX_BRAND_CHARACTERS},
-        )
-    return brand_id
-
-
-def _object(external_ids: object) -> object:
-    if not isinstance(external_ids, dict):
-        raise PydanticCustomError("object", "must be an object")
-    return external_ids
-
-
-class RegisterPatient(Command):
-    """What a line says: that there is a patient."""
-
-    id: Annotated[Text, AfterValidator(_registrable)]
-    brand_id: Annotated[Text, AfterValidator(_slug)]
-    external_ids: Annotated[dict[Text, Text], BeforeValidator(_object)] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -204,6 +204,7 @@ class Settings(BaseSettings):
     drain_seconds: int = Field(10, ge=0, description="How long requests in flight may take at shutdown.")
     chief_complaint_characters: int = Field(2_000, ge=1, description="Longest `chief_complaint`, in characters.")
     notes_characters: int = Field(50_000, ge=1, description="Longest `notes`, in characters.")
+    reason_characters: int = Field(2_000, ge=1, description="Longest `reason` of a change, in characters.")
     metadata_bytes: int = Field(64 * 1024, ge=2, description="Largest `metadata`, in bytes of JSON.")
     metadata_levels: int = Field(32, ge=1, le=200, description="Deepest nesting of `metadata`.")
     idempotency_hours: int = Field(

@@ -6,7 +6,8 @@ from models.audit import AuditEntry
 from models.base import Table
 from models.chain import ChainLink
 from models.dead_letter import DeadLetter
-from models.encounter import Encounter, EncounterEventKind, EncounterStatus, EncounterType
+from models.encounter import Encounter, EncounterAction, EncounterEventKind, EncounterStatus, EncounterType
+from models.encounter_version import EncounterVersion
 from models.idempotency import IdempotencyKey
 from models.lease import Lease
 from models.outbox import OutboxEvent
@@ -22,9 +23,11 @@ __all__ = [
     "ChainLink",
     "DeadLetter",
     "Encounter",
+    "EncounterAction",
     "EncounterEventKind",
     "EncounterStatus",
     "EncounterType",
+    "EncounterVersion",
     "IdempotencyKey",
     "Lease",
     "OutboxEvent",

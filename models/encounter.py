@@ -32,6 +32,18 @@ class EncounterStatus(StrEnum):
     ENTERED_IN_ERROR = "entered_in_error"
 
 
+class EncounterAction(StrEnum):
+    """What can be done with an encounter after it was recorded."""
+
+    START = "start"
+    COMPLETE = "complete"
+    CANCEL = "cancel"
+    MARK_NO_SHOW = "mark_no_show"
+    MARK_ENTERED_IN_ERROR = "mark_entered_in_error"
+    RESCHEDULE = "reschedule"
+    AMEND = "amend"
+
+
 class EncounterEventKind(StrEnum):
     """What happened to the encounter."""
 

@@ -16,16 +16,22 @@ class Operation(StrEnum):
     """Everything either door can be asked to do, as far as rights tell it apart."""
 
     RECORD_ENCOUNTER = "record_encounter"
+    CHANGE_ENCOUNTER = "change_encounter"
+    FIND_SUBMISSION = "find_submission"
     READ_ENCOUNTERS = "read_encounters"
     READ_PATIENTS = "read_patients"
+    REGISTER_PATIENT = "register_patient"
 
 
 Scopes = Mapping[Operation, tuple[str, ...]]
 
 DEFAULT_SCOPES: Scopes = {
     Operation.RECORD_ENCOUNTER: ("write:encounters",),
+    Operation.CHANGE_ENCOUNTER: ("write:encounters",),
+    Operation.FIND_SUBMISSION: ("write:encounters",),
     Operation.READ_ENCOUNTERS: ("read:encounters",),
     Operation.READ_PATIENTS: ("read:patients", "read:encounters", "write:encounters"),
+    Operation.REGISTER_PATIENT: ("write:patients",),
 }
 """Which scopes allow an operation: any one of them will do. The published page names none, so these are ours."""
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy import Table, bindparam, insert
 
-from models import AuditEntry, Encounter
+from models import AuditEntry, Encounter, EncounterEventKind, Patient
 from resolvers import json_text
 from resolvers.context import Context
 from resolvers.ids import new_id
@@ -19,28 +19,33 @@ APPEND_ENTRY = Statement(
     )
 )
 
-ENCOUNTER_RECORDED = "patient_graph.encounter.recorded"
+PATIENT_REGISTERED = "patient_graph.patient.registered"
+
+
+def encounter_event(kind: EncounterEventKind) -> str:
+    """Name what happened to an encounter, for the log."""
+    return f"patient_graph.encounter.{kind}"
 
 
 async def append_entry(
     connection: Connection,
     context: Context,
     event_type: str,
-    encounter: Encounter,
+    record: Encounter | Patient,
     details: Mapping[str, Any] | None = None,
 ) -> None:
-    """Append that the caller did something to an encounter. `details` never hold what a person wrote."""
+    """Append that the caller did something to a record. `details` never hold what a person wrote."""
     await connection.fetch(
         APPEND_ENTRY,
-        patient_id=encounter.patient_id,
+        patient_id=record.id if isinstance(record, Patient) else record.patient_id,
         id=new_id(),
         actor_type=context.caller.actor_type,
         actor_id=context.caller.actor_id,
         actor_brand_id=context.caller.brand_id,
         event_type=event_type,
-        entity_type="encounter",
-        entity_id=str(encounter.id),
-        brand_id=encounter.brand_id,
+        entity_type=type(record).__name__.lower(),
+        entity_id=str(record.id),
+        brand_id=record.brand_id,
         request_id=context.request_id,
         details=json_text.write(dict(details or {})),
     )

@@ -34,6 +34,7 @@ class InputLimits:
 
     chief_complaint_characters: int = 2_000
     notes_characters: int = 50_000
+    reason_characters: int = 2_000
     metadata_bytes: int = 64 * 1024
     metadata_levels: int = 32
 
@@ -166,6 +167,7 @@ Notes = Annotated[
     BeforeValidator(_not_null),
     _schema(type="string", maxLength=DEFAULT_LIMITS.notes_characters),
 ]
+Reason = Annotated[Text | None, _at_most("reason_characters")]
 MetadataText = Annotated[
     str,
     BeforeValidator(_metadata),
@@ -203,6 +205,38 @@ class RecordEncounter(Command):
     chief_complaint: ChiefComplaint = Field(default=None, description="Why the patient came, in the patient's words.")
     notes: Notes = Field(default=None, description="What the clinician wrote.")
     metadata: MetadataText = Field(default="{}", description="Anything else, as an object; kept as sent.")
+
+
+class Change(Command):
+    """What is asked of an encounter that was recorded."""
+
+    reason: Reason = None
+
+    def members(self) -> dict[str, Any]:
+        """Give the members of the encounter that are set, by their columns; one that is cleared is None."""
+        return {name: value for name, value in self if name in self.model_fields_set and name != "reason"}
+
+
+class GivenUp(Change):
+    """That it was no encounter at all; why must be said."""
+
+    reason: Annotated[Text, AfterValidator(_not_empty), _at_most("reason_characters")]
+
+
+class Reschedule(Change):
+    """Another time for it."""
+
+    scheduled_at: Annotated[datetime, BeforeValidator(parse_instant)]
+
+
+class AmendEncounter(Change):
+    """What was recorded wrongly or has to be added. A member left out stays; null clears it, where it may be empty."""
+
+    encounter_type: Annotated[EncounterType | None, Field(strict=False), BeforeValidator(_not_null)] = None
+    provider_id: Annotated[UUID | None, _or_none(_uuid)] = None
+    chief_complaint: Annotated[Text | None, _at_most("chief_complaint_characters")] = None
+    notes: Annotated[Text | None, _at_most("notes_characters")] = None
+    metadata: MetadataText = "{}"
 
 
 class EncounterFilter(Command):

@@ -15,7 +15,7 @@ from sqlmodel import Text
 
 from models import Encounter, EncounterEventKind, EncounterStatus, IdempotencyKey, Patient
 from resolvers.access import Operation
-from resolvers.audit import ENCOUNTER_RECORDED, append_entry
+from resolvers.audit import append_entry, encounter_event
 from resolvers.commands import EVERYTHING, EncounterFilter, RecordEncounter
 from resolvers.context import Context
 from resolvers.errors import PatientNotFound, TemporarilyUnavailable
@@ -25,8 +25,10 @@ from resolvers.outbox import append_event
 from resolvers.paging import Page, Window, page_of
 from resolvers.patients import find_patient, time_at
 from resolvers.sql import Connection, Row, Statement
+from resolvers.versions import append_version
 
 TABLE: Table = Encounter.__table__  # type: ignore[attr-defined]
+RECORDED = EncounterEventKind.RECORDED
 
 
 # Recording
@@ -65,16 +67,17 @@ async def record_encounter(
         now = await time_at(connection, brand_id, patient_id)
         if now is None:
             if claim and (earlier := await find_claimed(connection, claim)):
-                return await _replay(context, connection, brand_id, earlier)
+                return await _replay(context, connection, earlier)
             raise PatientNotFound
         columns = _columns(command, patient_id, now)
         encounter = Encounter.model_construct(**columns)
         answer = context.services.published(encounter)
         if claim and not await claim_key(connection, claim, encounter, answer, context.services.keys_kept_for):
-            return await _replay(context, connection, brand_id, await find_claimed(connection, claim))
+            return await _replay(context, connection, await find_claimed(connection, claim))
         await connection.fetch(INSERT_ENCOUNTER, **columns)
-        await append_entry(connection, context, ENCOUNTER_RECORDED, encounter)
-        await append_event(connection, encounter, EncounterEventKind.RECORDED)
+        await append_version(connection, context, encounter, RECORDED)
+        await append_entry(connection, context, encounter_event(RECORDED), encounter)
+        await append_event(connection, encounter, RECORDED)
     context.services.feed.ring()
     return Recording(encounter, answer)
 
@@ -94,16 +97,19 @@ def _columns(command: RecordEncounter, patient_id: str, now: datetime) -> dict[s
     }
 
 
-async def _replay(context: Context, connection: Connection, brand_id: str, earlier: IdempotencyKey | None) -> Recording:
+async def _replay(context: Context, connection: Connection, earlier: IdempotencyKey | None) -> Recording:
     if earlier is None:
         # The key was there a moment ago and has just expired: the caller's next try will claim it.
         raise TemporarilyUnavailable
-    row = await connection.fetch_one(
-        ENCOUNTER_OF_PATIENT, brand_id=brand_id, patient_id=earlier.patient_id, id=earlier.encounter_id
-    )
-    encounter = _encounter(row)
+    return Recording(await encounter_of_key(context, connection, earlier), earlier.answer, replayed=True)
+
+
+async def encounter_of_key(context: Context, connection: Connection, key: IdempotencyKey) -> Encounter:
+    """Give the encounter that a key stands for, as it is now."""
+    of = {"brand_id": key.brand_id, "patient_id": key.patient_id, "id": key.encounter_id}
+    encounter = _encounter(await connection.fetch_one(ENCOUNTER_OF_PATIENT, **of))
     context.note_read([encounter])
-    return Recording(encounter, earlier.answer, replayed=True)
+    return encounter
 
 
 # Reading

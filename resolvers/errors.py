@@ -6,18 +6,22 @@ GatewayError
 ├── InsufficientScope          the caller may not do this
 ├── Forbidden                  the caller may, but not for this brand
 ├── NotFound
-│   └── PatientNotFound
+│   ├── PatientNotFound
+│   └── EncounterNotFound
 ├── RateLimited                the caller may, but asks too often
 ├── MethodNotAllowed           the address is right, the method is not
 ├── NotAcceptable              the client takes no media type that is spoken here
 ├── InvalidInput               what was sent breaks a rule; says which member and which rule
 │   └── MalformedBody          what was sent cannot be read at all
 ├── Conflict                   what is there contradicts what was asked for
-│   └── IdempotencyKeyReused   the key stands for another request
+│   ├── IdempotencyKeyReused   the key stands for another request
+│   ├── StaleVersion           somebody has changed it since the caller looked
+│   └── IllegalTransition      its status does not allow the change
 ├── UnsupportedMediaType       what was sent is not of a type this door reads
 ├── PayloadTooLarge            what was sent is larger than the gateway reads
 ├── RequestTimeout             what was sent did not arrive in time
 ├── TemporarilyUnavailable     the gateway cannot answer now
+│   ├── Locked                 somebody else is at work on the same thing, and was not waited for
 │   └── OutcomeUnknown         the connection was lost at the commit: it may have been kept
 └── ServerError                a fault of ours
 
@@ -28,6 +32,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
+
+from models import EncounterAction, EncounterStatus
 
 Recorded = Literal["no", "unknown"]
 
@@ -95,6 +101,10 @@ class PatientNotFound(NotFound):
     """There is no such patient."""
 
 
+class EncounterNotFound(NotFound):
+    """There is no such encounter."""
+
+
 class MethodNotAllowed(GatewayError):
     """This method is not served here."""
 
@@ -153,6 +163,26 @@ class IdempotencyKeyReused(Conflict):
     code = "idempotency_key_payload_mismatch"
 
 
+class StaleVersion(Conflict):
+    """The encounter was changed since it was read."""
+
+    def __init__(self, current_version: int) -> None:
+        super().__init__()
+        self.current_version = current_version
+
+
+class IllegalTransition(Conflict):
+    """The encounter's status does not allow this."""
+
+    code = "illegal_transition"
+
+    def __init__(self, status: EncounterStatus, allowed: Sequence[EncounterAction]) -> None:
+        super().__init__()
+        self.status = status
+        self.allowed = tuple(allowed)
+        """What it does allow."""
+
+
 class UnsupportedMediaType(GatewayError):
     """The body must be application/json in UTF-8."""
 
@@ -176,6 +206,10 @@ class TemporarilyUnavailable(GatewayError):
 
     code = "temporarily_unavailable"
     retry_after_seconds: ClassVar[int] = 1
+
+
+class Locked(TemporarilyUnavailable):
+    """Somebody else is at work on this just now; try again shortly."""
 
 
 class OutcomeUnknown(TemporarilyUnavailable):

@@ -8,7 +8,8 @@ end, and then either finds the row, and with it the encounter, or claims the key
 import hashlib
 import re
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 from sqlalchemy import Table, bindparam, select
 from sqlalchemy.dialects.postgresql import insert
@@ -21,6 +22,9 @@ from resolvers.errors import IdempotencyKeyReused, InvalidInput, Violation
 from resolvers.sql import Connection, Statement
 
 TABLE: Table = IdempotencyKey.__table__  # type: ignore[attr-defined]
+
+NIL = UUID(int=0)
+_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 # Visible characters only, so that a key survives every header, log and screen it passes through.
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")
@@ -50,14 +54,19 @@ class Claim:
     request_hash: bytes
 
 
+def require_key(key: str) -> None:
+    """Return if a text can be a key. Raises `InvalidInput`."""
+    if not _KEY.fullmatch(key):
+        raise InvalidInput([Violation("/idempotency_key", "idempotency_key", "must be 1 to 128 visible characters")])
+
+
 def claim_of(key: str, context: Context, brand_id: str, patient_id: str, command: Command) -> Claim:
     """Say what a caller claims with a key. Raises `InvalidInput` for a text that is no key.
 
     The hash covers the command's meaning, not its spelling: instants in UTC, UUIDs in lower case, members in order,
     and none that was left out, so that a member added to the command one day changes no hash.
     """
-    if not _KEY.fullmatch(key):
-        raise InvalidInput([Violation("/idempotency_key", "idempotency_key", "must be 1 to 128 visible characters")])
+    require_key(key)
     meaning = json_text.write(command.model_dump(mode="json", exclude_none=True))
     asked = f"{patient_id}\n{meaning}".encode("utf-8", "surrogatepass")
     return Claim(brand_id, context.caller.client_id, key, hashlib.sha256(asked).digest())
@@ -81,12 +90,25 @@ async def claim_key(
     return claimed is not None
 
 
+async def try_key(connection: Connection, brand_id: str, client_id: str, key: str) -> bool:
+    """Say whether the key is free, by claiming it for nothing: the transaction must be rolled back.
+
+    Waits for a claim that is under way, and raises `Locked` where the connection waits for no lock that long.
+    """
+    nothing = {"request_hash": b"", "patient_id": "", "encounter_id": NIL, "answer": b"", "expires_at": _LONG_AGO}
+    tried = await connection.fetch_one(CLAIM_KEY, brand_id=brand_id, client_id=client_id, key=key, **nothing)
+    return tried is not None
+
+
+async def find_key(connection: Connection, brand_id: str, client_id: str, key: str) -> IdempotencyKey | None:
+    """Find what a key stands for, or None."""
+    row = await connection.fetch_one(FIND_KEY, brand_id=brand_id, client_id=client_id, key=key)
+    return None if row is None else IdempotencyKey.model_construct(**row)
+
+
 async def find_claimed(connection: Connection, claim: Claim) -> IdempotencyKey | None:
     """Find what the key stands for already, or None. Raises `IdempotencyKeyReused` for another request's key."""
-    row = await connection.fetch_one(FIND_KEY, brand_id=claim.brand_id, client_id=claim.client_id, key=claim.key)
-    if row is None:
-        return None
-    earlier = IdempotencyKey.model_construct(**row)
-    if earlier.request_hash != claim.request_hash:
+    earlier = await find_key(connection, claim.brand_id, claim.client_id, claim.key)
+    if earlier is not None and earlier.request_hash != claim.request_hash:
         raise IdempotencyKeyReused
     return earlier

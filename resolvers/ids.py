@@ -15,3 +15,11 @@ def new_id() -> UUID:
     fraction = (rest_ns << 12) // 1_000_000
     random = int.from_bytes(os.urandom(8)) & (1 << 62) - 1
     return UUID(int=milliseconds << 80 | 7 << 76 | fraction << 64 | 0b10 << 62 | random)
+
+
+def id_or_none(text: str) -> UUID | None:
+    """Read an id as a client sends it, or give None: a text that is no id belongs to nothing."""
+    try:
+        return UUID(text)
+    except ValueError:
+        return None

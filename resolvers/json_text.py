@@ -7,6 +7,7 @@ others `Decimal`, and nothing passes through a binary float.
 
 import json
 from collections.abc import Iterator
+from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from json.encoder import encode_basestring
 from typing import Any, Never
@@ -89,6 +90,11 @@ def _pieces(value: Any) -> Iterator[str]:
             yield "]" if value else "[]"
         case _:
             raise TypeError(f"not a JSON value: {type(value).__name__}")
+
+
+def instant(value: datetime) -> str:
+    """Write an instant as both doors show it: RFC 3339 in UTC with `Z`, to the microsecond where it has any."""
+    return value.isoformat().replace("+00:00", "Z")
 
 
 def problem_with(text: str) -> tuple[str, str] | None:

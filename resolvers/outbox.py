@@ -49,9 +49,13 @@ async def append_event(connection: Connection, encounter: Encounter, kind: Encou
     recorded = kind is EncounterEventKind.RECORDED
     if recorded:
         # With these five members as published, and no others.
-        payload["recorded_at"] = _instant(encounter.created_at)
+        payload["recorded_at"] = json_text.instant(encounter.created_at)
     else:
-        payload |= {"kind": str(kind), "version": encounter.version, "changed_at": _instant(encounter.updated_at)}
+        payload |= {
+            "kind": str(kind),
+            "version": encounter.version,
+            "changed_at": json_text.instant(encounter.updated_at),
+        }
     await connection.fetch(
         APPEND_EVENT,
         patient_id=encounter.patient_id,
@@ -60,10 +64,6 @@ async def append_event(connection: Connection, encounter: Encounter, kind: Encou
         event_type=ENCOUNTER_RECORDED if recorded else ENCOUNTER_CHANGED,
         payload=json_text.write(payload),
     )
-
-
-def _instant(value: datetime) -> str:
-    return value.isoformat().replace("+00:00", "Z")
 
 
 # Reading

@@ -1,15 +1,22 @@
 """Patients: whether one exists in a brand, and how one comes to be known here."""
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Annotated, Any
 
-from sqlalchemy import any_, bindparam, func
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+from sqlalchemy import Text, any_, bindparam, func
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
-from sqlmodel import Text, col, select
+from sqlmodel import col, select
 
 from models import Patient
 from resolvers import json_text
 from resolvers.access import Operation
+from resolvers.audit import PATIENT_REGISTERED, append_entry
+from resolvers.commands import Command
+from resolvers.commands import Text as CommandText
 from resolvers.context import Context
 from resolvers.sql import Connection, Statement
 
@@ -27,11 +34,6 @@ FIND_PATIENT = Statement(
 )
 TIME_AT_PATIENT = Statement(
     select(func.now()).where(col(Patient.id) == bindparam("patient_id"), col(Patient.brand_id) == bindparam("brand_id"))
-)
-ADD_PATIENT = Statement(
-    insert(Patient)
-    .values({name: bindparam(name) for name in ("id", "brand_id", "external_ids")})
-    .on_conflict_do_nothing()
 )
 ADD_PATIENTS = Statement(
     insert(Patient)
@@ -86,24 +88,66 @@ def can_be_registered(patient_id: str) -> bool:
     return in_a_path and can_exist(patient_id)
 
 
-async def add_patient(
-    connection: Connection, brand_id: str, patient_id: str, external_ids: Mapping[str, str] | None = None
-) -> None:
-    """Make a patient known, unless the brand knows it already.
+# Source: the platform's convention that a brand is a slug. Another case or a stray blank would be another brand, whose
+# patients no token ever reaches.
+_SLUG = re.compile(r"[a-z0-9]+([_-][a-z0-9]+)*")
+MAX_BRAND_CHARACTERS = 63
 
-    Raises `ValueError` for an id that no URL could carry. The caller's right to do this is the caller's business.
-    """
+
+def _registrable(patient_id: str) -> str:
     if not can_be_registered(patient_id):
-        raise ValueError(ID_RULE)
-    await connection.fetch(
-        ADD_PATIENT, id=patient_id, brand_id=brand_id, external_ids=json_text.write(dict(external_ids or {}))
-    )
+        raise PydanticCustomError("patient_id", ID_RULE)
+    return patient_id
+
+
+def _slug(brand_id: str) -> str:
+    if not (len(brand_id) <= MAX_BRAND_CHARACTERS and _SLUG.fullmatch(brand_id)):
+        raise PydanticCustomError(
+            "slug",
+            "must have 1 to {characters} lower-case letters and digits, in words joined by - or _",
+            {"characters": MAX_BRAND_CHARACTERS},
+        )
+    return brand_id
+
+
+def _object(external_ids: object) -> object:
+    if not isinstance(external_ids, dict):
+        raise PydanticCustomError("object", "must be an object")
+    return external_ids
+
+
+class RegisterPatient(Command):
+    """What is said of a patient: that there is one, in which brand, and under which names elsewhere."""
+
+    id: Annotated[CommandText, AfterValidator(_registrable)]
+    brand_id: Annotated[CommandText, AfterValidator(_slug)]
+    external_ids: Annotated[dict[CommandText, CommandText], BeforeValidator(_object)] = Field(default_factory=dict)
+
+
+async def register_patient(context: Context, members: Mapping[str, Any]) -> tuple[Patient, bool]:
+    """Make a patient known; give the patient, and whether the brand knew the id already, and so nothing was changed.
+
+    `members` are those of the `RegisterPatient` command, unchecked. Raises `InsufficientScope`, `Forbidden`,
+    `InvalidInput`, `TemporarilyUnavailable` or `OutcomeUnknown`, in this order.
+    """
+    context.require(Operation.REGISTER_PATIENT)
+    brand_id = context.acting_brand(members.get("brand_id"))
+    command = RegisterPatient.read(members, context.services.input_limits)
+
+    async with context.database.transaction(brand_id) as connection:
+        is_new = await add_patients(connection, brand_id, {command.id: command.external_ids}) == 1
+        patient = await find_patient(connection, brand_id, command.id)
+        assert patient is not None, "it is there now, and patients are never deleted"
+        if is_new:
+            await append_entry(connection, context, PATIENT_REGISTERED, patient)
+    return patient, not is_new
 
 
 async def add_patients(connection: Connection, brand_id: str, patients: Mapping[str, Mapping[str, str]]) -> int:
     """Make patients known in one statement, but for those the brand knows already; give how many are new.
 
-    `patients` are external ids by patient id, a few thousand at most. Otherwise like `add_patient`.
+    `patients` are external ids by patient id, a few thousand at most. Raises `ValueError` for an id that no URL could
+    carry. The caller's right to do this is the caller's business.
     """
     if not all(map(can_be_registered, patients)):
         raise ValueError(ID_RULE)

@@ -30,7 +30,7 @@ class Statement:
 
 
 class Connection(Protocol):
-    """One connection in use, inside a transaction or out of one."""
+    """One connection in use, inside a transaction or out of one. Raises `Locked` where a lock is not waited for."""
 
     async def fetch(self, statement: Statement, **values: object) -> list[Row]:
         """Run the statement and give its rows."""

@@ -25,6 +25,7 @@ STATUS: Mapping[type[GatewayError], int] = {
     errors.NotAcceptable: 406,
     errors.InvalidInput: 400,
     errors.Conflict: 409,
+    errors.IllegalTransition: 412,
     errors.UnsupportedMediaType: 415,
     errors.PayloadTooLarge: 413,
     errors.RequestTimeout: 408,

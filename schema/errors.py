@@ -7,9 +7,13 @@ from typing import Any
 import strawberry
 from strawberry.utils.str_converters import to_camel_case
 
+from models import EncounterAction, EncounterStatus
 from resolvers import errors
 from resolvers.context import Context
 from resolvers.errors import GatewayError
+
+strawberry.enum(EncounterStatus, description="Where the encounter stands in its life.")
+strawberry.enum(EncounterAction, description="What can be done with an encounter after it was recorded.")
 
 
 @strawberry.enum(description="Whether the encounter may have been kept although the answer is a refusal.")
@@ -35,6 +39,22 @@ class IdempotencyKeyReused(Problem):
     pass
 
 
+@strawberry.type(description="The caller sees no such encounter.")
+class EncounterNotFound(Problem):
+    pass
+
+
+@strawberry.type(description="The encounter was changed since the caller read it; read it again and decide anew.")
+class StaleVersion(Problem):
+    current_version: int = strawberry.field(description="The version it is at now.")
+
+
+@strawberry.type(description="The encounter's status does not allow this.")
+class IllegalTransition(Problem):
+    status: EncounterStatus = strawberry.field(description="The status it has now.")
+    allowed_actions: list[EncounterAction] = strawberry.field(description="What can be done with it instead.")
+
+
 @strawberry.type(description="One rule that one member breaks.")
 class Violation:
     path: list[str] = strawberry.field(description="The member, from the argument downwards.")
@@ -47,19 +67,28 @@ class InvalidInput(Problem):
     violations: list[Violation]
 
 
-def outcome(error: GatewayError, context: Context) -> Any:
-    """Give the union member that phrases an error. Raises the error again where it is none a client can act on."""
+def outcome(error: GatewayError, context: Context, within: str | None = "input") -> Any:
+    """Give the union member that phrases an error. Raises the error again where it is none a client can act on.
+
+    `within` is the argument that the command's members lie in, None where they are arguments themselves.
+    """
     context.note_refusal(error)
-    recorded = Recorded(error.recorded)
+    said: dict[str, Any] = {"code": error.code, "message": error.message, "recorded": Recorded(error.recorded)}
     match error:
         case errors.PatientNotFound():
-            return PatientNotFound(code=error.code, message=error.message, recorded=recorded)
+            return PatientNotFound(**said)
+        case errors.EncounterNotFound():
+            return EncounterNotFound(**said)
         case errors.IdempotencyKeyReused():
-            return IdempotencyKeyReused(code=error.code, message=error.message, recorded=recorded)
+            return IdempotencyKeyReused(**said)
+        case errors.StaleVersion():
+            return StaleVersion(**said, current_version=error.current_version)
+        case errors.IllegalTransition():
+            return IllegalTransition(**said, status=error.status, allowed_actions=list(error.allowed))
         case errors.InvalidInput():
-            violations = [_violation(each) for each in error.violations]
-            message = "; ".join(f"{'.'.join(each.path)} {each.message}" for each in violations)
-            return InvalidInput(code=error.code, message=message, recorded=recorded, violations=violations)
+            violations = [_violation(each, within) for each in error.violations]
+            said["message"] = "; ".join(f"{'.'.join(each.path)} {each.message}" for each in violations)
+            return InvalidInput(**said, violations=violations)
         case _:
             raise error
 
@@ -71,10 +100,11 @@ def in_argument(name: str, error: errors.InvalidInput) -> errors.InvalidInput:
     )
 
 
-def _violation(violation: errors.Violation) -> Violation:
-    path = [to_camel_case(member) for member in violation.pointer.split("/")[1:]]
-    if path != ["idempotencyKey"]:
-        path.insert(0, "input")
+def _violation(violation: errors.Violation, within: str | None) -> Violation:
+    # What follows a member's name in the pointer is the sender's own.
+    path = [to_camel_case(violation.pointer.split("/")[1])]
+    if within is not None and path != ["idempotencyKey"]:
+        path.insert(0, within)
     return Violation(path=path, rule=violation.rule, message=violation.message)
 
 

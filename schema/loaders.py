@@ -12,6 +12,7 @@ from resolvers.context import Context
 from resolvers.encounters import count_encounters, encounters_by_ids, list_encounters
 from resolvers.paging import Page, Window
 from resolvers.patients import patients_by_ids
+from resolvers.versions import Version, histories_of
 
 
 class PageKey(NamedTuple):
@@ -38,12 +39,16 @@ class Loaders:
         self.encounters = DataLoader[UUID, Encounter | None](self._load_encounters)
         self.pages = DataLoader[PageKey, Page](self._load_pages)
         self.counts = DataLoader[CountKey, int](self._load_counts)
+        self.histories = DataLoader[tuple[str, UUID], list[Version]](self._load_histories)
 
     async def _load_patients(self, ids: list[str]) -> list[Patient | None]:
         return await patients_by_ids(self._context, ids)
 
     async def _load_encounters(self, ids: list[UUID]) -> list[Encounter | None]:
         return await encounters_by_ids(self._context, ids)
+
+    async def _load_histories(self, encounters: list[tuple[str, UUID]]) -> list[list[Version]]:
+        return await histories_of(self._context, encounters)
 
     async def _load_pages(self, keys: list[PageKey]) -> list[Page]:
         # Sibling patients nearly always ask for the same window, and then this is one statement.

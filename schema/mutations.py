@@ -7,12 +7,22 @@ from uuid import UUID
 import strawberry
 from strawberry import UNSET
 
-from models import EncounterType
+from models import EncounterAction, EncounterType
 from resolvers.encounters import record_encounter
 from resolvers.errors import GatewayError
-from schema.errors import IdempotencyKeyReused, InvalidInput, PatientNotFound, outcome
+from resolvers.lifecycle import change_encounter
+from resolvers.patients import register_patient
+from schema.errors import (
+    EncounterNotFound,
+    IdempotencyKeyReused,
+    IllegalTransition,
+    InvalidInput,
+    PatientNotFound,
+    StaleVersion,
+    outcome,
+)
 from schema.scalars import JSON
-from schema.types import Encounter, Info, given
+from schema.types import Encounter, Info, Patient, given
 
 
 @strawberry.input(
@@ -47,6 +57,61 @@ RecordEncounterResult = Annotated[
 ]
 
 
+@strawberry.input(description="A patient, as far as this gateway needs to know one.")
+class RegisterPatientInput:
+    """The members of `resolvers.patients.RegisterPatient`, which holds their rules."""
+
+    id: strawberry.ID = strawberry.field(
+        description="1 to 200 printable characters without a slash; must be kept wherever the patient is meant."
+    )
+    brand_id: str
+    external_ids: JSON | None = strawberry.field(
+        default=UNSET, description="An object: what the patient is called elsewhere. Kept, and shown to nobody here."
+    )
+
+
+@strawberry.type(description="The patient is known, now or already.")
+class PatientRegistered:
+    patient: Patient
+    already_known: bool = strawberry.field(description="Whether the brand knew the id before, and nothing was changed.")
+
+
+RegisterPatientResult = Annotated[PatientRegistered | InvalidInput, strawberry.union("RegisterPatientResult")]
+
+
+@strawberry.input(
+    description="What was recorded wrongly or has to be added. A member left out stays as it is; null clears it."
+)
+class AmendEncounterInput:
+    """The members of `resolvers.commands.AmendEncounter`, which holds their rules."""
+
+    encounter_type: EncounterType | None = strawberry.field(default=UNSET, description="Cannot be cleared.")
+    provider_id: UUID | None = UNSET
+    chief_complaint: str | None = UNSET
+    notes: str | None = UNSET
+    metadata: JSON | None = strawberry.field(
+        default=UNSET, description="An object that takes the place of the one before; `{}` clears it."
+    )
+    reason: str | None = strawberry.field(default=UNSET, description="Why, for the history. At most 2,000 characters.")
+
+
+@strawberry.type(description="The encounter is changed, and that is safe on disk.")
+class EncounterChanged:
+    encounter: Encounter
+
+
+ChangeEncounterResult = Annotated[
+    EncounterChanged | EncounterNotFound | IllegalTransition | StaleVersion | InvalidInput,
+    strawberry.union("ChangeEncounterResult"),
+]
+
+ExpectedVersion = Annotated[
+    int | None,
+    strawberry.argument(description="The version the caller has seen; refused with `StaleVersion` if it is not now's."),
+]
+Why = Annotated[str | None, strawberry.argument(description="For the history. At most 2,000 characters.")]
+
+
 @strawberry.type
 class Mutation:
     @strawberry.mutation(description="Record that an encounter happened. The answer comes after it is safe on disk.")
@@ -54,7 +119,7 @@ class Mutation:
         self,
         info: Info,
         patient_id: strawberry.ID,
-        input: RecordEncounterInput,  # noqa: A002
+        input: RecordEncounterInput,
         idempotency_key: Annotated[
             str | None,
             strawberry.argument(
@@ -69,3 +134,98 @@ class Mutation:
         except GatewayError as error:
             return outcome(error, info.context.context)  # type: ignore[no-any-return]
         return EncounterRecorded(encounter=recording.encounter, replayed=recording.replayed)  # type: ignore[arg-type]
+
+    @strawberry.mutation(description="Make a patient known, so that encounters can be recorded. Safe to send again.")
+    async def register_patient(self, info: Info, input: RegisterPatientInput) -> RegisterPatientResult:
+        try:
+            patient, already_known = await register_patient(info.context.context, given(input))
+        except GatewayError as error:
+            return outcome(error, info.context.context)  # type: ignore[no-any-return]
+        return PatientRegistered(patient=patient, already_known=already_known)  # type: ignore[arg-type]
+
+    @strawberry.mutation(description="The patient is being met: `startedAt` is now.")
+    async def start_encounter(
+        self,
+        info: Info,
+        id: strawberry.ID,
+        expected_version: ExpectedVersion = UNSET,
+    ) -> ChangeEncounterResult:
+        return await _change(info, id, EncounterAction.START, expected_version)
+
+    @strawberry.mutation(description="It is over: `endedAt` is now.")
+    async def complete_encounter(
+        self,
+        info: Info,
+        id: strawberry.ID,
+        expected_version: ExpectedVersion = UNSET,
+    ) -> ChangeEncounterResult:
+        return await _change(info, id, EncounterAction.COMPLETE, expected_version)
+
+    @strawberry.mutation(description="It will not be held, or not to its end; if it was started, `endedAt` is now.")
+    async def cancel_encounter(
+        self,
+        info: Info,
+        id: strawberry.ID,
+        expected_version: ExpectedVersion = UNSET,
+        reason: Why = UNSET,
+    ) -> ChangeEncounterResult:
+        return await _change(info, id, EncounterAction.CANCEL, expected_version, reason=reason)
+
+    @strawberry.mutation(description="The patient did not come.")
+    async def mark_encounter_no_show(
+        self,
+        info: Info,
+        id: strawberry.ID,
+        expected_version: ExpectedVersion = UNSET,
+    ) -> ChangeEncounterResult:
+        return await _change(info, id, EncounterAction.MARK_NO_SHOW, expected_version)
+
+    @strawberry.mutation(
+        description="It was recorded by mistake: it stays readable, and nothing more can be done with it."
+    )
+    async def mark_encounter_entered_in_error(
+        self,
+        info: Info,
+        id: strawberry.ID,
+        reason: str,
+        expected_version: ExpectedVersion = UNSET,
+    ) -> ChangeEncounterResult:
+        return await _change(info, id, EncounterAction.MARK_ENTERED_IN_ERROR, expected_version, reason=reason)
+
+    @strawberry.mutation(description="It is due at another time.")
+    async def reschedule_encounter(
+        self,
+        info: Info,
+        id: strawberry.ID,
+        scheduled_at: datetime,
+        expected_version: ExpectedVersion = UNSET,
+    ) -> ChangeEncounterResult:
+        return await _change(info, id, EncounterAction.RESCHEDULE, expected_version, scheduled_at=scheduled_at)
+
+    @strawberry.mutation(description="Correct or complete what was recorded. The versions before stay in the history.")
+    async def amend_encounter(
+        self,
+        info: Info,
+        id: strawberry.ID,
+        input: AmendEncounterInput,
+        expected_version: ExpectedVersion = UNSET,
+    ) -> ChangeEncounterResult:
+        return await _change(info, id, EncounterAction.AMEND, expected_version, "input", **given(input))
+
+
+async def _change(
+    info: Info,
+    encounter_id: str,
+    action: EncounterAction,
+    expected_version: int | None,
+    within: str | None = None,
+    **members: object,
+) -> ChangeEncounterResult:
+    context = info.context.context
+    sent = {name: value for name, value in members.items() if value is not UNSET}
+    version = None if expected_version is UNSET else expected_version
+    try:
+        encounter = await change_encounter(context, encounter_id, action, sent, version)
+    except GatewayError as error:
+        return outcome(error, context, within)  # type: ignore[no-any-return]
+    return EncounterChanged(encounter=encounter)  # type: ignore[arg-type]

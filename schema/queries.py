@@ -1,31 +1,48 @@
 """What can be read over GraphQL."""
 
+from dataclasses import replace
+from datetime import datetime
 from typing import Annotated
-from uuid import UUID
 
 import strawberry
 
 from resolvers.access import Operation
 from resolvers.errors import InvalidInput, Violation
+from resolvers.ids import id_or_none
 from resolvers.patients import patients_by_ids
+from resolvers.submissions import SubmissionState, find_submission
 from schema.types import Encounter, Info, Patient
 
 MAX_IDS = 100
 
 
+strawberry.enum(SubmissionState, description="How far the request under a key has come.")
+
+
+@strawberry.type(name="Submission", description="What became of an idempotency key of the caller's own.")
+class SubmissionType:
+    """Resolved by attribute from a `resolvers.submissions.Submission`."""
+
+    key: str
+    state: SubmissionState = strawberry.field(
+        description="`NEVER_SEEN` also where the key has expired, or belongs to another client or brand."
+    )
+    encounter: Encounter | None = strawberry.field(description="What was recorded, as it stands now.")
+    recorded_at: datetime | None
+    expires_at: datetime | None = strawberry.field(description="Until when the key is kept, at least.")
+
+
 @strawberry.type
 class Query:
     @strawberry.field(description="An encounter, or null where the caller sees none with this id.")
-    async def encounter(self, info: Info, id: strawberry.ID) -> Encounter | None:  # noqa: A002
+    async def encounter(self, info: Info, id: strawberry.ID) -> Encounter | None:
         info.context.context.require(Operation.READ_ENCOUNTERS)
-        try:
-            encounter_id = UUID(id)
-        except ValueError:
+        if (encounter_id := id_or_none(id)) is None:
             return None
         return await info.context.loaders.encounters.load(encounter_id)  # type: ignore[return-value]
 
     @strawberry.field(description="A patient, or null where the caller sees none with this id.")
-    async def patient(self, info: Info, id: strawberry.ID) -> Patient | None:  # noqa: A002
+    async def patient(self, info: Info, id: strawberry.ID) -> Patient | None:
         return await info.context.loaders.patients.load(id)  # type: ignore[return-value]
 
     @strawberry.field(description="Patients in the order of `ids`, null where the caller sees none. At most 100.")
@@ -35,3 +52,12 @@ class Query:
         if len(ids) > MAX_IDS:
             raise InvalidInput([Violation("/ids", "too_many", f"must be at most {MAX_IDS}")])
         return await patients_by_ids(info.context.context, ids)  # type: ignore[return-value]
+
+    @strawberry.field(
+        description="What became of my idempotency key, through whichever door it came: ask instead of sending again."
+    )
+    async def submission(self, info: Info, key: str) -> SubmissionType | None:
+        try:
+            return await find_submission(info.context.context, key)  # type: ignore[return-value]
+        except InvalidInput as error:
+            raise InvalidInput([replace(each, pointer="/key") for each in error.violations]) from None

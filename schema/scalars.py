@@ -35,11 +35,6 @@ def _string(value: Any) -> str:
     return value
 
 
-def _instant(value: datetime) -> str:
-    # As orjson writes it for the REST door.
-    return value.isoformat().replace("+00:00", "Z")
-
-
 def _json_literal(node: ValueNode, variables: dict[str, Any] | None = None) -> Any:
     match node:
         case NullValueNode():
@@ -75,7 +70,7 @@ SCALARS: dict[object, Any] = {
     datetime: strawberry.scalar(
         name="DateTime",
         description="An RFC 3339 date-time. An offset is required; comes back in UTC with `Z`, to the microsecond.",
-        serialize=_instant,
+        serialize=json_text.instant,
         parse_value=_string,
         specified_by_url="https://www.rfc-editor.org/rfc/rfc3339#section-5.6",
     ),

@@ -10,8 +10,18 @@ FIELDS: Mapping[str, Operation] = {
     "Query.encounter": Operation.READ_ENCOUNTERS,
     "Query.patient": Operation.READ_PATIENTS,
     "Query.patients": Operation.READ_PATIENTS,
+    "Query.submission": Operation.FIND_SUBMISSION,
     "Patient.encounters": Operation.READ_ENCOUNTERS,
+    "Encounter.history": Operation.READ_ENCOUNTERS,
     "Mutation.recordEncounter": Operation.RECORD_ENCOUNTER,
+    "Mutation.registerPatient": Operation.REGISTER_PATIENT,
+    "Mutation.startEncounter": Operation.CHANGE_ENCOUNTER,
+    "Mutation.completeEncounter": Operation.CHANGE_ENCOUNTER,
+    "Mutation.cancelEncounter": Operation.CHANGE_ENCOUNTER,
+    "Mutation.markEncounterNoShow": Operation.CHANGE_ENCOUNTER,
+    "Mutation.markEncounterEnteredInError": Operation.CHANGE_ENCOUNTER,
+    "Mutation.rescheduleEncounter": Operation.CHANGE_ENCOUNTER,
+    "Mutation.amendEncounter": Operation.CHANGE_ENCOUNTER,
 }
 """Every root field, and every other field behind which there is more than its parent's right allows."""
 

@@ -8,19 +8,22 @@ from uuid import UUID
 import strawberry
 from strawberry import UNSET
 from strawberry.types.info import Info as StrawberryInfo
+from strawberry.utils.str_converters import to_camel_case
 
 import models
-from models import EncounterStatus, EncounterType
+from models import EncounterAction, EncounterEventKind, EncounterStatus, EncounterType
+from resolvers import versions
 from resolvers.commands import EncounterFilter
 from resolvers.context import Context
 from resolvers.errors import InvalidInput
+from resolvers.lifecycle import allowed_actions
 from resolvers.paging import Page, Position, window_of, write_cursor
 from schema.errors import in_argument
 from schema.loaders import CountKey, Loaders, PageKey
 from schema.scalars import JSON
 
 strawberry.enum(EncounterType, description="What kind of meeting it is.")
-strawberry.enum(EncounterStatus, description="Where the encounter stands in its life.")
+strawberry.enum(EncounterEventKind, description="What happened to an encounter.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,36 @@ class Operation:
 
 
 Info = StrawberryInfo[Operation, None]
+
+
+@strawberry.type(description="One member of an encounter that was changed.")
+class EncounterChange:
+    member: str = strawberry.field(description="The member, by its name here.")
+    before: JSON | None
+    after: JSON | None
+
+
+@strawberry.type(description="One version of an encounter: who made it, when, why, and what changed.")
+class EncounterVersion:
+    """Resolved by attribute from a `resolvers.versions.Version`."""
+
+    version: int
+    kind: EncounterEventKind
+    changed_at: datetime
+    changed_by: str = strawberry.field(description="Who is answerable: the person, or the client where there is none.")
+    reason: str | None = strawberry.field(description="Why, in the words of whoever did it.")
+
+    @strawberry.field(description="What changed since the version before; nothing in the first.")
+    def changes(self, root: strawberry.Parent[versions.Version]) -> list[EncounterChange]:
+        return [EncounterChange(**_shown(change)) for change in root.changes]
+
+
+def _shown(change: versions.Change) -> dict[str, Any]:
+    # Enums have other names here than in the database.
+    values = {"before": change.before, "after": change.after}
+    if change.member in {"status", "encounter_type"}:
+        values = {side: value.upper() for side, value in values.items()}
+    return {"member": to_camel_case(change.member), **values}
 
 
 @strawberry.type(description="One meeting of a patient with the clinic.")
@@ -53,6 +86,14 @@ class Encounter:
     created_at: datetime = strawberry.field(description="When the gateway recorded it.")
     updated_at: datetime = strawberry.field(description="When the gateway last changed it.")
     version: int = strawberry.field(description="Counts its changes, from 1.")
+
+    @strawberry.field(description="What can be done with it now.")
+    def allowed_actions(self, root: strawberry.Parent[models.Encounter]) -> list[EncounterAction]:
+        return allowed_actions(root.status)
+
+    @strawberry.field(description="Its versions, the first one first. Nothing is ever taken out.")
+    async def history(self, root: strawberry.Parent[models.Encounter], info: Info) -> list[EncounterVersion]:
+        return await info.context.loaders.histories.load((root.patient_id, root.id))  # type: ignore[return-value]
 
     @strawberry.field(description="Whose encounter it is.")
     async def patient(self, root: strawberry.Parent[models.Encounter], info: Info) -> "Patient":

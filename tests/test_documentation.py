@@ -5,8 +5,10 @@ from pathlib import Path
 from pydantic_core import PydanticUndefined
 
 from gateway.settings import PREFIX, Settings
+from models import EncounterStatus
 from resolvers.access import DEFAULT_SCOPES
 from resolvers.errors import GatewayError
+from resolvers.lifecycle import LIFECYCLE
 from rest.errors import status_of
 from rest.openapi import OPERATIONS
 from schema.scopes import FIELDS
@@ -24,6 +26,20 @@ def test_the_table_of_errors_is_that_of_the_code() -> None:
 
 def test_the_table_of_who_may_do_what_is_that_of_the_code() -> None:
     assert access_table() in (DOCS / "access.md").read_text(), access_table()
+
+
+def test_the_table_of_the_lifecycle_is_that_of_the_code() -> None:
+    assert lifecycle_table() in (DOCS / "lifecycle.md").read_text(), lifecycle_table()
+
+
+def lifecycle_table() -> str:
+    """Give the table of transitions as docs/lifecycle.md has it."""
+    rows = ["| action | from | to |", "|---|---|---|"]
+    for action, transition in LIFECYCLE.items():
+        sources = ", ".join(f"`{status.name}`" for status in EncounterStatus if status in transition.sources)
+        target = f"`{transition.target.name}`" if transition.target else "the same"
+        rows.append(f"| `{action.name}` | {sources} | {target} |")
+    return "\n".join(rows)
 
 
 def access_table() -> str:

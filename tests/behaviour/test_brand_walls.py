@@ -77,28 +77,57 @@ async def test_a_patients_id_over_rest(service: Service, theirs, statements, met
 
 
 @pytest.mark.parametrize(
-    "query",
+    "selection",
     [
-        "query ($id: ID!, $patient: ID!) { encounter(id: $id) { notes } }",
-        "query ($id: ID!, $patient: ID!) { patient(id: $patient) { encounters { totalCount nodes { notes } } } }",
-        "query ($id: ID!, $patient: ID!) { patients(ids: [$patient, $patient]) { id brandId } }",
-        "query ($id: ID!, $patient: ID!) { a: encounter(id: $id) { notes } b: encounter(id: $id) { patient { id } } }",
-        """mutation ($id: ID!, $patient: ID!) {
-          recordEncounter(patientId: $patient, input: {brandId: "loop", encounterType: LAB}) {
-            __typename ... on Problem { code message } } }""",
+        "encounter(id: $id) { notes }",
+        "encounter(id: $id) { history { changes { before after } } }",
+        "patient(id: $patient) { encounters { totalCount nodes { notes } } }",
+        "patients(ids: [$patient, $patient]) { id brandId }",
+        "a: encounter(id: $id) { notes } b: encounter(id: $id) { patient { id } }",
     ],
 )
-async def test_ids_through_every_path_of_the_graph(service: Service, theirs, statements, query: str) -> None:
-    async def request(which: str):
-        mine = which == "theirs"
-        variables = {
-            "id": theirs["id"] if mine else str(uuid4()),
-            "patient": theirs["patient_id"] if mine else "patient-" + uuid4().hex[:12],
-        }
-        body = {"query": query, "variables": variables}
-        return await service.rest("POST", "/graphql", json=body, headers=SAME_ID)
+async def test_ids_through_every_path_that_reads(service: Service, theirs, statements, selection: str) -> None:
+    await both(service, statements, asking(service, theirs, "query", selection))
 
-    await both(service, statements, request)
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        'recordEncounter(patientId: $patient, input: {brandId: "loop", encounterType: LAB})',
+        "startEncounter(id: $id)",
+        "startEncounter(id: $id, expectedVersion: 7)",
+        "completeEncounter(id: $id)",
+        'cancelEncounter(id: $id, reason: "x")',
+        "markEncounterNoShow(id: $id)",
+        'markEncounterEnteredInError(id: $id, reason: "x")',
+        'rescheduleEncounter(id: $id, scheduledAt: "2026-12-01T09:00:00Z")',
+        'amendEncounter(id: $id, input: {notes: "x"})',
+    ],
+)
+async def test_ids_through_every_path_that_changes(service: Service, theirs, statements, field: str) -> None:
+    shown = "{ __typename ... on Problem { code message } ... on EncounterChanged { encounter { notes } } }"
+    shown = shown if "record" not in field else "{ __typename ... on Problem { code message } }"
+    await both(service, statements, asking(service, theirs, "mutation", f"{field} {shown}"))
+
+
+def asking(service: Service, theirs, kind: str, selection: str):
+    """Ask over GraphQL for an encounter `$id`, or a patient `$patient`, which are theirs or nobody's."""
+    known = {
+        "id": ("ID!", theirs["id"], lambda: str(uuid4())),
+        "patient": ("ID!", theirs["patient_id"], lambda: "patient-" + uuid4().hex[:12]),
+    }
+    used = {name: of for name, of in known.items() if f"${name}" in selection}
+    declared = ", ".join(f"${name}: {of[0]}" for name, of in used.items())
+
+    async def request(which: str):
+        variables = {name: their if which == "theirs" else nobodys() for name, (_, their, nobodys) in used.items()}
+        query = {"query": f"{kind} ({declared}) {{ {selection} }}", "variables": variables}
+        response = await service.rest("POST", "/graphql", json=query, headers=SAME_ID)
+        # A document that is refused as such would be refused alike for everybody.
+        assert "validation_error" not in response.text
+        return response
+
+    return request
 
 
 async def test_a_cursor_of_theirs_is_no_better_than_a_made_up_one(service: Service, cast: Cast, theirs) -> None:
@@ -128,6 +157,27 @@ async def test_a_key_of_theirs_is_free_for_us(service: Service, cast: Cast, thei
 
     assert response.status_code == 201
     assert "idempotent-replayed" not in response.headers
+
+
+async def test_what_became_of_a_key_of_theirs_is_nothing_to_us(service: Service, theirs, statements) -> None:
+    async def request(which: str):
+        key = f"key-{theirs['patient_id']}" if which == "theirs" else "key-patient-" + uuid4().hex[:12]
+        query = {"query": "query ($key: String!) { submission(key: $key) { state encounter { id notes } } }"}
+        return await service.rest("POST", "/graphql", json=query | {"variables": {"key": key}}, headers=SAME_ID)
+
+    await both(service, statements, request)
+
+
+async def test_registering_an_id_of_theirs_says_nothing_of_them(service: Service, theirs, statements) -> None:
+    async def request(which: str):
+        patient_id = theirs["patient_id"] if which == "theirs" else "patient-" + uuid4().hex[:12]
+        query = """mutation ($id: ID!) { registerPatient(input: {id: $id, brandId: "loop"}) {
+          ... on PatientRegistered { alreadyKnown patient { brandId encounters { totalCount } } } } }"""
+        return await service.rest(
+            "POST", "/graphql", json={"query": query, "variables": {"id": patient_id}}, headers=SAME_ID
+        )
+
+    await both(service, statements, request)
 
 
 @pytest.mark.parametrize("path", ["/v1/patients/{}/encounters", "/graphql"])
@@ -190,4 +240,7 @@ def test_every_path_of_the_graph_that_leads_to_a_record_is_attacked_above() -> N
         "EncounterConnection.nodes",
         "EncounterEdge.node",
         "EncounterRecorded.encounter",
+        "EncounterChanged.encounter",
+        "PatientRegistered.patient",
+        "Submission.encounter",
     }

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from gateway.migrate import migrate
-from models import EncounterStatus, EncounterType, Table
+from models import EncounterEventKind, EncounterStatus, EncounterType, Table
 from models.base import PROCESS_SCHEMA, SCHEMA
 from tests.conftest import create_database
 
@@ -46,14 +46,21 @@ async def test_the_migrated_database_is_what_the_models_describe(database_url: s
     await engine.dispose()
 
 
-@pytest.mark.parametrize(("column", "enum"), [("encounter_type", EncounterType), ("status", EncounterStatus)])
+@pytest.mark.parametrize(
+    ("check", "enum"),
+    [
+        ("ck_encounters_encounter_type", EncounterType),
+        ("ck_encounters_status", EncounterStatus),
+        ("ck_encounter_versions_kind", EncounterEventKind),
+    ],
+)
 async def test_a_check_allows_exactly_the_values_of_its_enum(
-    database_url: str, column: str, enum: type[StrEnum]
+    database_url: str, check: str, enum: type[StrEnum]
 ) -> None:
     # Alembic's comparison does not see a changed CHECK.
     connection = await asyncpg.connect(database_url)
     definition = await connection.fetchval(
-        "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = $1", f"ck_encounters_{column}"
+        "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = $1", check
     )
     await connection.close()
 

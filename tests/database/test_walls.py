@@ -51,10 +51,13 @@ async def test_without_a_brand_nothing_is_there(database_url: str, cast: Cast) -
     await connection.close()
 
 
+@pytest.mark.parametrize("table", ["audit_log", "encounter_versions"])
 @pytest.mark.parametrize("statement", ["UPDATE {} SET brand_id = 'x'", "DELETE FROM {}", "TRUNCATE {}"])
-async def test_the_audit_log_can_be_appended_to_and_read_only(app: asyncpg.Connection, statement: str) -> None:
+async def test_the_audit_log_and_the_versions_can_be_appended_to_and_read_only(
+    app: asyncpg.Connection, statement: str, table: str
+) -> None:
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
-        await app.execute(statement.format("patient_graph.audit_log"))
+        await app.execute(statement.format(f"patient_graph.{table}"))
 
 
 async def test_every_table_has_its_wall(cast: Cast) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 import gateway.app  # every module that could add an error
 import resolvers.errors
+from models import EncounterStatus
 from resolvers.errors import GatewayError, Violation
 from rest.errors import STATUS, envelope, headers_of, status_of
 from schema.errors import Recorded, phrase
@@ -22,6 +23,8 @@ SAMPLES: dict[str, Any] = {
     "rule": "json",
     "message": "It is so.",
     "seconds": 1.5,
+    "status": EncounterStatus.COMPLETED,
+    "current_version": 3,
 }
 
 # Published with the platform's conventions (contract, part 2); the others are ours.
