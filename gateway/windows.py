@@ -87,7 +87,8 @@ class LocalWindow:
 
     def _left_in(self, uses: list[float], count: int, now: float) -> float:
         """Give the seconds until the `count` oldest uses have left the window; they all do within one."""
-        return uses[min(count, len(uses)) - 1] + self._seconds - now if uses else self._seconds
+        # In this order: added to a large number first, a whole window would sometimes come out a little longer.
+        return self._seconds - (now - uses[min(count, len(uses)) - 1]) if uses else self._seconds
 
 
 class SharedWindow:

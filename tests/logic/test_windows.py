@@ -92,3 +92,13 @@ async def test_no_span_holds_more_than_the_limit_and_nothing_that_fits_is_refuse
         assert taken.granted == (in_window + units <= limit)
         granted += [clock.now] * units if taken.granted else []
         assert taken.remaining == limit - sum(at > clock.now - 10 for at in granted)
+
+
+@given(st.floats(0, 10**7))
+async def test_there_is_never_longer_to_wait_than_the_window(now: float) -> None:
+    clock = Clock()
+    clock.now = now
+
+    taken = await LocalWindow(60, clock).take("a", 1, 1)
+
+    assert taken.more_in_seconds == 60
