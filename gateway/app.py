@@ -21,6 +21,7 @@ from gateway.edges import SecurityHeaders, cross_origin
 from gateway.events import passing_on
 from gateway.limits import BodyLimits
 from gateway.rates import RateHeaders, RateLimits
+from gateway.recorder import Recorder
 from gateway.settings import Settings
 from gateway.telemetry import RequestLog, SocketLog, log_operation, report
 from gateway.trail import QueuedTrail
@@ -97,10 +98,14 @@ def services(
     settings: Settings, database: Database, *, trail: Trail, feed: Feed, verify: Verify, rates: RateLimits
 ) -> Services:
     """Put together what every request is lent."""
+    keys_kept_for = timedelta(hours=settings.idempotency_hours)
     return Services(
         verify=verify,
         database=database,
         published=published,
+        recorder=None
+        if settings.database_cluster
+        else Recorder(database, keys_kept_for, settings.database_acquire_seconds),
         trail=trail,
         feed=feed,
         scopes=scopes_from(settings.scopes),
@@ -115,7 +120,7 @@ def services(
         ),
         page_limits=PageLimits(settings.page_size, settings.page_size_max),
         max_cost=settings.max_cost,
-        keys_kept_for=timedelta(hours=settings.idempotency_hours),
+        keys_kept_for=keys_kept_for,
     )
 
 

@@ -126,6 +126,22 @@ class Database:
             yield PoolConnection(connection)
 
     @asynccontextmanager
+    async def at_once(self, brand_id: str) -> AsyncIterator[PoolConnection]:
+        """Borrow a connection for one statement that commits by itself.
+
+        Raises `TemporarilyUnavailable` or `OutcomeUnknown`.
+        """
+        async with self._acquired(brand_id) as connection:
+            try:
+                yield PoolConnection(connection)
+            except UNAVAILABLE as error:
+                # Only an ERROR of the server's says that nothing was committed. What ends the connection, and be it
+                # the server's own goodbye, may come after the commit.
+                if getattr(error, "severity_en", None) == "ERROR" or isinstance(error, asyncpg.DataError):
+                    raise
+                raise OutcomeUnknown from error
+
+    @asynccontextmanager
     async def across_brands(self) -> AsyncIterator[PoolConnection]:
         """Borrow a connection for no brand: for a role whose policies need none. Raises `TemporarilyUnavailable`."""
         async with self._acquired() as connection:

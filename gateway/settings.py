@@ -112,6 +112,10 @@ class Settings(BaseSettings):
     database_unsafe: bool = Field(
         False, description="Serve on a database that can lose what it has acknowledged. For rehearsals only."
     )
+    database_cluster: bool = Field(
+        False,
+        description="The database is a cluster (Citus): each recording goes by itself, in the form that shards like.",
+    )
     database_pool_size: int = Field(10, ge=1, le=1000, description="Connections a server process may hold.")
     database_acquire_seconds: float = Field(
         1.0, gt=0, le=60, description="How long a request waits for a free connection before it is told 503."

@@ -11,6 +11,7 @@ from resolvers.errors import Forbidden, GatewayError, Unauthenticated
 from resolvers.outbox import Feed
 from resolvers.paging import PageLimits
 from resolvers.rates import Allowance, Kind, Rates, Unlimited
+from resolvers.recording import Recorder
 from resolvers.sql import Database
 from resolvers.trail import NOT_A_REFUSAL, Trail, reads, refusal
 
@@ -28,6 +29,8 @@ class Services:
     """How the published page shows an encounter: what a replay must repeat byte for byte."""
     trail: Trail
     feed: Feed
+    recorder: Recorder | None = None
+    """Puts recordings that come at the same time into one statement; None where the database is a cluster."""
     rates: Rates = field(default_factory=Unlimited)
     origins: Mapping[str, Collection[str]] = field(default_factory=dict)
     """From which pages a client may call out of a browser, by client id."""

@@ -19,11 +19,12 @@ from resolvers.audit import append_entry, encounter_event
 from resolvers.commands import EVERYTHING, EncounterFilter, RecordEncounter
 from resolvers.context import Context
 from resolvers.errors import PatientNotFound, TemporarilyUnavailable
-from resolvers.idempotency import claim_key, claim_of, find_claimed
+from resolvers.idempotency import Claim, claim_key, claim_of, find_claimed
 from resolvers.ids import new_id
 from resolvers.outbox import append_event
 from resolvers.paging import Page, Window, page_of
-from resolvers.patients import find_patient, time_at
+from resolvers.patients import can_exist, find_patient, time_at
+from resolvers.recording import OF_THE_ENCOUNTER, TO_COME, Answer, Kept, NewEncounter
 from resolvers.sql import Connection, Row, Statement
 from resolvers.versions import append_version
 
@@ -63,27 +64,17 @@ async def record_encounter(
     command = RecordEncounter.read(members, context.services.input_limits)
     claim = None if key is None else claim_of(key, context, brand_id, patient_id, command)
 
-    async with context.database.transaction(brand_id) as connection:
-        now = await time_at(connection, brand_id, patient_id)
-        if now is None:
-            if claim and (earlier := await find_claimed(connection, claim)):
-                return await _replay(context, connection, earlier)
-            raise PatientNotFound
-        columns = _columns(command, patient_id, now)
-        encounter = Encounter.model_construct(**columns)
-        answer = context.services.published(encounter)
-        if claim and not await claim_key(connection, claim, encounter, answer, context.services.keys_kept_for):
-            return await _replay(context, connection, await find_claimed(connection, claim))
-        await connection.fetch(INSERT_ENCOUNTER, **columns)
-        await append_version(connection, context, encounter, RECORDED)
-        await append_entry(connection, context, encounter_event(RECORDED), encounter)
-        await append_event(connection, encounter, RECORDED)
+    columns = _columns(command, patient_id)
+    answer = Answer.of(context.services.published(_recorded(columns, TO_COME)))
+    kept = await _keep(context, brand_id, columns, answer, claim)
+    if kept.created_at is None:
+        return await _replay(context, claim, kept)
     context.services.feed.ring()
-    return Recording(encounter, answer)
+    return Recording(_recorded(columns, kept.created_at), answer.at(kept.created_at))
 
 
-def _columns(command: RecordEncounter, patient_id: str, now: datetime) -> dict[str, Any]:
-    """Give the row of a new encounter: scheduled, at version 1. Only the two times of recording are ours."""
+def _columns(command: RecordEncounter, patient_id: str) -> dict[str, Any]:
+    """Give the row of a new encounter: scheduled, at version 1. Only the times of recording are still to come."""
     return {
         "patient_id": patient_id,
         "id": new_id(),
@@ -91,17 +82,70 @@ def _columns(command: RecordEncounter, patient_id: str, now: datetime) -> dict[s
         "started_at": None,
         "ended_at": None,
         "version": 1,
-        "created_at": now,
-        "updated_at": now,
         **dict(command),
     }
 
 
-async def _replay(context: Context, connection: Connection, earlier: IdempotencyKey | None) -> Recording:
-    if earlier is None:
+def _recorded(columns: Mapping[str, Any], at: datetime) -> Encounter:
+    return Encounter.model_construct(**columns, created_at=at, updated_at=at)
+
+
+async def _keep(
+    context: Context, brand_id: str, columns: Mapping[str, Any], answer: Answer, claim: Claim | None
+) -> Kept:
+    if not can_exist(columns["patient_id"]):
+        return Kept(patient_is_known=False, created_at=None)
+    if context.services.recorder is None:
+        return await _keep_step_by_step(context, brand_id, columns, answer, claim)
+    caller = context.caller
+    new = NewEncounter(
+        **{name: columns[name] for name in OF_THE_ENCOUNTER},
+        entry_id=new_id(),
+        event_id=new_id(),
+        actor_type=caller.actor_type,
+        actor_id=caller.actor_id,
+        actor_brand_id=caller.brand_id,
+        request_id=context.request_id,
+        client_id=caller.client_id,
+        key=claim.key if claim else None,
+        request_hash=claim.request_hash if claim else None,
+        answer_head=answer.head if claim else None,
+        answer_middle=answer.middle if claim else None,
+        answer_tail=answer.tail if claim else None,
+    )
+    return await context.services.recorder.keep(brand_id, new)
+
+
+async def _keep_step_by_step(
+    context: Context, brand_id: str, columns: Mapping[str, Any], answer: Answer, claim: Claim | None
+) -> Kept:
+    """Keep an encounter by one statement after the other: the form that a cluster likes, each of one patient."""
+    async with context.database.transaction(brand_id) as connection:
+        now = await time_at(connection, brand_id, columns["patient_id"])
+        if now is None:
+            return Kept(patient_is_known=False, created_at=None)
+        encounter = _recorded(columns, now)
+        kept_until = now + context.services.keys_kept_for
+        if claim and not await claim_key(connection, claim, encounter, answer.at(now), kept_until):
+            return Kept(patient_is_known=True, created_at=None)
+        await connection.fetch(INSERT_ENCOUNTER, **columns, created_at=now, updated_at=now)
+        await append_version(connection, context, encounter, RECORDED)
+        await append_entry(connection, context, encounter_event(RECORDED), encounter)
+        await append_event(connection, encounter, RECORDED)
+    return Kept(patient_is_known=True, created_at=now)
+
+
+async def _replay(context: Context, claim: Claim | None, kept: Kept) -> Recording:
+    """Give what was recorded under the key earlier. Raises what else an encounter that was not kept means."""
+    if claim is not None:
+        async with context.database.reading(claim.brand_id) as connection:
+            if earlier := await find_claimed(connection, claim):
+                encounter = await encounter_of_key(context, connection, earlier)
+                return Recording(encounter, earlier.answer, replayed=True)
+    if kept.patient_is_known:
         # The key was there a moment ago and has just expired: the caller's next try will claim it.
         raise TemporarilyUnavailable
-    return Recording(await encounter_of_key(context, connection, earlier), earlier.answer, replayed=True)
+    raise PatientNotFound
 
 
 async def encounter_of_key(context: Context, connection: Connection, key: IdempotencyKey) -> Encounter:

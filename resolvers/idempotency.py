@@ -8,7 +8,7 @@ end, and then either finds the row, and with it the encounter, or claims the key
 import hashlib
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from uuid import UUID
 
 from sqlalchemy import Table, bindparam, select
@@ -73,7 +73,7 @@ def claim_of(key: str, context: Context, brand_id: str, patient_id: str, command
 
 
 async def claim_key(
-    connection: Connection, claim: Claim, encounter: Encounter, answer: bytes, kept_for: timedelta
+    connection: Connection, claim: Claim, encounter: Encounter, answer: bytes, kept_until: datetime
 ) -> bool:
     """Claim the key for an encounter; False where it is claimed already. Waits for a claim that is under way."""
     claimed = await connection.fetch_one(
@@ -85,7 +85,7 @@ async def claim_key(
         patient_id=encounter.patient_id,
         encounter_id=encounter.id,
         answer=answer,
-        expires_at=encounter.created_at + kept_for,
+        expires_at=kept_until,
     )
     return claimed is not None
 

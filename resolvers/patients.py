@@ -65,8 +65,6 @@ async def find_patient(connection: Connection, brand_id: str, patient_id: str) -
 
 async def time_at(connection: Connection, brand_id: str, patient_id: str) -> datetime | None:
     """Give the time of the transaction by the database's clock, or None where the brand has no such patient."""
-    if not can_exist(patient_id):
-        return None
     row = await connection.fetch_one(TIME_AT_PATIENT, brand_id=brand_id, patient_id=patient_id)
     return None if row is None else row[0]
 

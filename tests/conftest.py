@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
@@ -21,6 +22,13 @@ from gateway.telemetry import configure_logging
 from tests.cast import Cast
 from tests.doors import Door, GraphQLDoor, RestDoor, Service
 from tests.provider import Hands, IdentityProvider
+
+# How often is the matter of tests/http/test_rates.py, a full pool that of tests/behaviour/test_honest_failures.py.
+PATIENT: dict[str, Any] = {
+    "rate_writes_per_minute": 1_000_000,
+    "rate_reads_per_minute": 1_000_000,
+    "database_acquire_seconds": 30,
+}
 
 SERVER = pytest.StashKey[str]()
 """The URL of a server on which the tests may create databases, as a superuser."""
@@ -77,18 +85,30 @@ def database_url(server_url: str) -> str:
 
 
 @pytest.fixture(scope="session")
-async def service(database_url: str) -> AsyncIterator[Service]:
+async def service_on_a_server(database_url: str) -> AsyncIterator[Service]:
     """The whole service in this process, in development mode."""
-    # How often is the matter of tests/http/test_rates.py.
-    settings = Settings(
-        database_url=database_url,
-        rate_writes_per_minute=1_000_000,
-        rate_reads_per_minute=1_000_000,
-        # A busy machine is not what these tests are about; test_honest_failures.py is about a full pool.
-        database_acquire_seconds=30,
-    )
-    async with Service.running(settings) as running:
+    async with Service.running(Settings(database_url=database_url, **PATIENT)) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+async def service_on_a_cluster(database_url: str) -> AsyncIterator[Service]:
+    """The same, in the forms of SQL that a cluster likes."""
+    async with Service.running(Settings(database_url=database_url, database_cluster=True, **PATIENT)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def service(service_on_a_server: Service) -> Service:
+    return service_on_a_server
+
+
+@pytest.fixture(params=["at once", "step by step"])
+def service_in_either_form(
+    request: pytest.FixtureRequest, service_on_a_server: Service, service_on_a_cluster: Service
+) -> Service:
+    """The service, recording in one form and the other: what holds of one holds of the other."""
+    return service_on_a_server if request.param == "at once" else service_on_a_cluster
 
 
 @pytest.fixture(scope="session")

@@ -27,11 +27,10 @@ from resolvers.access import Caller
 from resolvers.errors import InvalidToken, TemporarilyUnavailable
 from resolvers.trail import ENCOUNTERS_READ, REQUEST_REFUSED, Note
 from tests.cast import Cast
-from tests.conftest import create_database
+from tests.conftest import PATIENT, create_database
 from tests.doors import Door, GraphQLDoor, RestDoor, Service
 
 VISIT = {"brand_id": "loop", "encounter_type": "lab", "notes": "Fasting."}
-MANY: dict[str, Any] = {"rate_writes_per_minute": 1_000_000, "rate_reads_per_minute": 1_000_000}
 DOORS = pytest.mark.parametrize("kind", [RestDoor, GraphQLDoor], ids=["rest", "graphql"])
 
 
@@ -58,7 +57,7 @@ class Clinic:
     @asynccontextmanager
     async def open(cls, url: str, **settings: Any) -> AsyncIterator["Clinic"]:
         connection = await asyncpg.connect(url)
-        async with Service.running(Settings(database_url=url, **MANY, **settings), verify=cls.verify) as service:
+        async with Service.running(Settings(database_url=url, **PATIENT, **settings), verify=cls.verify) as service:
             yield cls(service, connection)
         await connection.close()
 

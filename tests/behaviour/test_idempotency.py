@@ -10,7 +10,12 @@ from tests.cast import Cast
 from tests.doors import Door, RestDoor, Service
 
 VISIT = {"brand_id": "loop", "encounter_type": "lab", "notes": "Fasting."}
-TABLES = ("encounters", "audit_log", "outbox", "idempotency_keys")
+TABLES = ("encounters", "encounter_versions", "audit_log", "outbox", "idempotency_keys")
+
+
+@pytest.fixture
+def service(service_in_either_form: Service) -> Service:
+    return service_in_either_form
 
 
 @pytest.fixture

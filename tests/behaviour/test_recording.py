@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from tests.cast import Cast
-from tests.doors import Door
+from tests.doors import Door, Service
 
 VISIT = {"brand_id": "loop", "encounter_type": "office_visit"}
 EVERYTHING = VISIT | {
@@ -17,6 +17,11 @@ EVERYTHING = VISIT | {
     "notes": "Ünïcödé, two\nlines, a tab\t and 🩺",
     "metadata": {"room": 7, "weights": [1, 2], "nested": {"empty": {}, "none": None, "yes": True}},
 }
+
+
+@pytest.fixture
+def service(service_in_either_form: Service) -> Service:
+    return service_in_either_form
 
 
 async def test_what_is_recorded_comes_back_as_it_was_sent(door: Door, cast: Cast) -> None:

@@ -62,11 +62,10 @@ async def test_what_is_being_recorded_is_in_progress(
     patient_id, key = await cast.patient(), str(uuid4())
     blocker = await asyncpg.connect(database_url)
     async with blocker.transaction():
-        # The recording waits here, with its key claimed and nothing committed.
-        await blocker.execute("LOCK TABLE patient_graph.encounters IN ACCESS EXCLUSIVE MODE")
+        # The recording waits for the patient's row, with its key claimed and nothing committed.
+        await blocker.execute("SELECT FROM patient_graph.patients WHERE id = $1 FOR UPDATE", patient_id)
         recording = asyncio.create_task(door.record(patient_id, VISIT, key=key))
-        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'patient_graph.encounters'::regclass"
-        await until(lambda: has_some(cast, waiting))
+        await until(lambda: has_some(cast, "SELECT count(*) FROM pg_locks WHERE NOT granted"))
 
         told = await submission(service, key)
     await recording

@@ -1,0 +1,191 @@
+"""What is kept of a recording, and the one statement that keeps it: for one encounter, or for many at once.
+
+The encounter, its version, its audit entry, its event and its key are one statement, and so one transaction. Several
+recordings of a brand may share it: then they share the commit too, which is most of what a recording costs. One server
+likes this form best and a cluster likes it least; the cluster's is in `resolvers/encounters.py`, step by step.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from typing import NamedTuple, Protocol, Self
+from uuid import UUID
+
+from sqlalchemy import text
+
+from models import EncounterType
+from resolvers import json_text
+from resolvers.outbox import ENCOUNTER_RECORDED
+from resolvers.sql import Database, Statement
+
+
+class NewEncounter(NamedTuple):
+    """One recording, checked and ready to be kept. The members are in the order of `COLUMNS`."""
+
+    patient_id: str
+    id: UUID
+    provider_id: UUID | None
+    encounter_type: EncounterType
+    scheduled_at: datetime | None
+    chief_complaint: str | None
+    notes: str | None
+    metadata: str
+    entry_id: UUID
+    event_id: UUID
+    actor_type: str
+    actor_id: str
+    actor_brand_id: str | None
+    request_id: str
+    client_id: str
+    key: str | None
+    request_hash: bytes | None
+    answer_head: str | None
+    """The first answer in three parts, between which goes the time that only the database knows; None with no key."""
+    answer_middle: str | None
+    answer_tail: str | None
+
+
+class Kept(NamedTuple):
+    """What came of it."""
+
+    patient_is_known: bool
+    created_at: datetime | None
+    """When it was recorded; None where it was not: the patient is unknown, or the key is taken."""
+
+
+class Recorder(Protocol):
+    """Keeps recordings, those that come at the same time together."""
+
+    async def keep(self, brand_id: str, new: NewEncounter) -> Kept:
+        """Keep one. Raises `TemporarilyUnavailable` or `OutcomeUnknown`."""
+
+
+# The first answer
+
+TO_COME = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
+"""In an answer that is written before the row is: the time that the database will say."""
+
+
+class Answer(NamedTuple):
+    """An answer in the published form in which nothing is missing but the time of recording, twice."""
+
+    head: str
+    middle: str
+    tail: str
+
+    @classmethod
+    def of(cls, published: bytes) -> Self:
+        """Take apart an answer whose two times are `TO_COME`."""
+        # They are its last two members: nothing that a person wrote can be taken for them.
+        return cls(*published.decode().rsplit(json_text.instant(TO_COME), 2))
+
+    def at(self, created_at: datetime) -> bytes:
+        """Give the whole of it."""
+        return json_text.instant(created_at).join(self).encode()
+
+
+# The statement
+
+COLUMNS = {
+    "patient_id": "text", "id": "uuid", "provider_id": "uuid", "encounter_type": "text", "scheduled_at": "timestamptz",
+    "chief_complaint": "text", "notes": "text", "metadata": "jsonb", "entry_id": "uuid", "event_id": "uuid",
+    "actor_type": "text", "actor_id": "text", "actor_brand_id": "text", "request_id": "text", "client_id": "text",
+    "key": "text", "request_hash": "bytea", "answer_head": "text", "answer_middle": "text", "answer_tail": "text",
+}  # fmt: skip
+
+OF_THE_ENCOUNTER = tuple(COLUMNS)[:8]
+"""Those that are the encounter's own."""
+
+# Keys are claimed in their own order, so that two statements at once cannot wait for each other. Events are appended in
+# the order of the encounters: the relay goes by that.
+KEEP = """
+known AS (
+    SELECT sent.*, now() AS at, replace(
+        to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), '.000000Z', 'Z'
+    ) AS instant
+    FROM sent JOIN patient_graph.patients p ON p.id = sent.patient_id AND p.brand_id = CAST(:brand_id AS text)
+),
+claimed AS (
+    INSERT INTO patient_graph.idempotency_keys AS claim (
+        brand_id, client_id, key, request_hash, patient_id, encounter_id, answer, expires_at
+    )
+    SELECT
+        CAST(:brand_id AS text), client_id, key, request_hash, patient_id, id,
+        convert_to(answer_head || instant || answer_middle || instant || answer_tail, 'UTF8'),
+        at + CAST(:kept_for AS interval)
+    FROM known WHERE key IS NOT NULL ORDER BY key, id
+    ON CONFLICT DO NOTHING
+    RETURNING claim.encounter_id
+),
+recorded AS (
+    INSERT INTO patient_graph.encounters AS e (
+        patient_id, id, brand_id, provider_id, encounter_type, scheduled_at, chief_complaint, notes, metadata,
+        created_at, updated_at
+    )
+    SELECT
+        patient_id, id, CAST(:brand_id AS text), provider_id, encounter_type, scheduled_at, chief_complaint, notes,
+        metadata, at, at
+    FROM known WHERE key IS NULL OR id IN (SELECT encounter_id FROM claimed)
+    RETURNING e.id
+),
+kept AS (
+    SELECT known.* FROM known JOIN recorded USING (id)
+),
+versioned AS (
+    INSERT INTO patient_graph.encounter_versions (
+        patient_id, encounter_id, version, brand_id, kind, changed_at, actor_type, actor_id, request_id, changes
+    )
+    SELECT patient_id, id, 1, CAST(:brand_id AS text), 'recorded', at, actor_type, actor_id, request_id, '{}' FROM kept
+),
+audited AS (
+    INSERT INTO patient_graph.audit_log (
+        patient_id, id, actor_type, actor_id, actor_brand_id, event_type, entity_type, entity_id, brand_id, request_id
+    )
+    SELECT
+        patient_id, entry_id, actor_type, actor_id, actor_brand_id, 'patient_graph.encounter.recorded', 'encounter',
+        CAST(id AS text), CAST(:brand_id AS text), request_id
+    FROM kept
+),
+told AS (
+    INSERT INTO patient_graph.outbox (patient_id, id, brand_id, event_type, payload)
+    SELECT
+        patient_id, event_id, CAST(:brand_id AS text), CAST(:event_type AS text),
+        jsonb_build_object(
+            'encounter_id', id, 'patient_id', patient_id, 'brand_id', CAST(:brand_id AS text),
+            'encounter_type', encounter_type, 'recorded_at', instant
+        )
+    FROM kept ORDER BY id
+)
+SELECT sent.id, known.id IS NOT NULL AS is_known, CASE WHEN kept.id IS NOT NULL THEN kept.at END AS created_at
+FROM sent LEFT JOIN known USING (id) LEFT JOIN kept USING (id)
+"""
+
+
+@cache
+def _keep(many: bool) -> Statement:
+    if many:
+        arrays = ", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in COLUMNS.items())
+        sent = f"SELECT * FROM unnest({arrays}) AS sent ({', '.join(COLUMNS)})"  # noqa: S608 - of names above
+    else:
+        sent = "SELECT " + ", ".join(f"CAST(:{name} AS {kind}) AS {name}" for name, kind in COLUMNS.items())
+    return Statement(text(f"WITH sent AS ({sent}),{KEEP}"))
+
+
+async def keep_at_once(
+    database: Database, brand_id: str, news: Sequence[NewEncounter], kept_for: timedelta
+) -> list[Kept]:
+    """Keep recordings of one brand in one statement, and say what came of each, in their order.
+
+    Raises `TemporarilyUnavailable` where none was kept, `OutcomeUnknown` where the connection was lost, and what the
+    driver raises where a row breaks a rule of the database's: then none was kept either.
+    """
+    if many := len(news) > 1:
+        sent = dict(zip(COLUMNS, map(list, zip(*news, strict=True)), strict=True))
+    else:
+        sent = news[0]._asdict()
+    async with database.at_once(brand_id) as connection:
+        rows = await connection.fetch(
+            _keep(many), **sent, brand_id=brand_id, kept_for=kept_for, event_type=ENCOUNTER_RECORDED
+        )
+    kept = {row["id"]: Kept(row["is_known"], row["created_at"]) for row in rows}
+    return [kept[new.id] for new in news]

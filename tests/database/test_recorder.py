@@ -1,0 +1,199 @@
+"""Recordings that come at the same time share a statement, and nothing else."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from gateway.database import APP_ROLE, Database, PoolConnection
+from gateway.recorder import TOGETHER_AT_MOST, UNDER_WAY, Recorder
+from models import EncounterType
+from resolvers.errors import TemporarilyUnavailable
+from resolvers.ids import new_id
+from resolvers.recording import Kept, NewEncounter
+from tests.cast import Cast
+from tests.happenings import until
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    opened = await Database.connect(database_url, role=APP_ROLE, size=4, acquire_seconds=30, statement_seconds=30)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+def recorder(database: Database) -> Recorder:
+    return Recorder(database, timedelta(days=7), patience_seconds=30)
+
+
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many recordings each statement held."""
+    sent: list[int] = []
+    original = PoolConnection.fetch
+
+    async def counted(self, statement, **values):
+        if "WITH sent AS" in statement.text:
+            sent.append(len(values["id"]) if isinstance(values["id"], list) else 1)
+        return await original(self, statement, **values)
+
+    monkeypatch.setattr(PoolConnection, "fetch", counted)
+    return sent
+
+
+def new(patient_id: str, **other: Any) -> NewEncounter:
+    """Make a recording in which nothing is particular but what is named."""
+    key = other.get("key")
+    answer = ("{", ",", "}") if key else (None, None, None)
+    columns: dict[str, Any] = {
+        "patient_id": patient_id, "id": new_id(), "provider_id": None, "encounter_type": EncounterType.LAB,
+        "scheduled_at": None, "chief_complaint": None, "notes": None, "metadata": "{}", "entry_id": new_id(),
+        "event_id": new_id(), "actor_type": "service", "actor_id": "lab", "actor_brand_id": "loop",
+        "request_id": "a-test", "client_id": "lab", "key": None, "request_hash": b"" if key else None,
+        "answer_head": answer[0], "answer_middle": answer[1], "answer_tail": answer[2],
+    }  # fmt: skip
+    return NewEncounter(**columns | other)
+
+
+async def test_a_lone_recording_goes_alone(recorder: Recorder, cast: Cast, sizes: list[int]) -> None:
+    patient_id = await cast.patient()
+
+    for _ in range(3):
+        await recorder.keep("loop", new(patient_id))
+
+    assert sizes == [1, 1, 1]
+
+
+async def test_what_comes_at_the_same_time_goes_together_and_each_is_whole(
+    recorder: Recorder, cast: Cast, sizes: list[int]
+) -> None:
+    patients = [await cast.patient() for _ in range(5)]
+    news = [new(patients[number % 5], notes=f"Note {number}.", key=str(uuid4())) for number in range(200)]
+
+    kept = await asyncio.gather(*(recorder.keep("loop", each) for each in news))
+
+    assert all(each.patient_is_known and each.created_at for each in kept)
+    assert sum(sizes) == 200
+    assert max(sizes) == TOGETHER_AT_MOST
+    assert len(sizes) < 20
+    for patient_id in patients:
+        for table in ("encounters", "encounter_versions", "audit_log", "outbox", "idempotency_keys"):
+            assert await cast.count(table, patient_id) == 40
+        notes = {str(row["id"]): row["notes"] for row in await cast.rows(patient_id)}
+        assert notes == {str(each.id): each.notes for each in news if each.patient_id == patient_id}
+
+
+async def test_a_patients_events_are_in_the_order_of_the_recordings(recorder: Recorder, cast: Cast) -> None:
+    patient_id = await cast.patient()
+    news = [new(patient_id, key=str(uuid4())) for _ in range(150)]
+
+    # What is under way at once in several statements has no order.
+    for first in range(0, 150, 50):
+        await asyncio.gather(*(recorder.keep("loop", each) for each in news[first : first + 50]))
+
+    told = await cast.connection.fetch(
+        "SELECT payload ->> 'encounter_id' AS id FROM patient_graph.outbox WHERE patient_id = $1"
+        " ORDER BY created_at, id",
+        patient_id,
+    )
+    assert [row["id"] for row in told] == [str(each.id) for each in news]
+    assert [row["id"] for row in await cast.rows(patient_id)] == [each.id for each in news]
+
+
+async def test_one_bad_row_fails_alone(recorder: Recorder, cast: Cast) -> None:
+    patient_id = await cast.patient()
+    # No client can send this: the doors have refused it before.
+    news = [new(patient_id, notes="a\x00b" if number == 7 else None) for number in range(20)]
+
+    kept = await asyncio.gather(*(recorder.keep("loop", each) for each in news), return_exceptions=True)
+
+    assert [number for number, each in enumerate(kept) if not isinstance(each, Kept)] == [7]
+    assert isinstance(kept[7], asyncpg.PostgresError)
+    assert await cast.count("encounters", patient_id) == await cast.count("audit_log", patient_id) == 19
+
+
+async def test_who_is_unknown_and_whose_key_is_taken_are_told_and_the_others_kept(
+    recorder: Recorder, cast: Cast
+) -> None:
+    patient_id, foreigner, key = await cast.patient(), await cast.patient("loopbio"), str(uuid4())
+    news = [new(patient_id), new("nobody"), new(foreigner), new(patient_id, key=key), new(patient_id, key=key)]
+
+    kept = await asyncio.gather(*(recorder.keep("loop", each) for each in news))
+
+    assert [each.patient_is_known for each in kept] == [True, False, False, True, True]
+    assert [each.created_at is not None for each in kept] == [True, False, False, True, False]
+    assert await cast.count("encounters", patient_id) == await cast.count("outbox", patient_id) == 2
+
+
+async def test_keys_that_meet_in_two_statements_in_any_order_never_lock_each_other_out(
+    database: Database, cast: Cast
+) -> None:
+    patient_id = await cast.patient()
+    keys = [str(uuid4()) for _ in range(60)]
+    one, other = (Recorder(database, timedelta(days=7), patience_seconds=30) for _ in range(2))
+
+    kept = await asyncio.gather(
+        *(one.keep("loop", new(patient_id, key=key)) for key in keys),
+        *(other.keep("loop", new(patient_id, key=key)) for key in reversed(keys)),
+    )
+
+    assert sum(each.created_at is not None for each in kept) == len(keys)
+    assert await cast.count("encounters", patient_id) == len(keys)
+
+
+async def test_each_brand_goes_for_itself(recorder: Recorder, cast: Cast) -> None:
+    patients = {brand: await cast.patient(brand) for brand in ("loop", "loopbio")}
+
+    kept = await asyncio.gather(
+        *(recorder.keep(brand, new(patients[other])) for brand in patients for other in patients for _ in range(5))
+    )
+
+    assert [each.patient_is_known for each in kept] == [True] * 5 + [False] * 10 + [True] * 5
+
+
+async def test_who_gives_up_before_it_is_sent_is_not_sent_and_the_others_are(recorder: Recorder, cast: Cast) -> None:
+    patient_id = await cast.patient()
+    tasks = [asyncio.create_task(recorder.keep("loop", new(patient_id))) for _ in range(10)]
+    await asyncio.sleep(0)
+    tasks[3].cancel()
+
+    kept = await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert [isinstance(each, Kept) for each in kept] == [number != 3 for number in range(10)]
+    assert await cast.count("encounters", patient_id) == 9
+
+
+async def test_who_waits_too_long_for_a_turn_is_refused_and_nothing_of_theirs_is_kept(
+    database: Database, database_url: str, cast: Cast
+) -> None:
+    recorder = Recorder(database, timedelta(days=7), patience_seconds=0.2)
+    patient_id = await cast.patient()
+    blocker = await asyncpg.connect(database_url)
+    async with blocker.transaction():
+        await blocker.execute("SELECT FROM patient_graph.patients WHERE id = $1 FOR UPDATE", patient_id)
+        under_way = []
+        for number in range(UNDER_WAY):
+            under_way.append(asyncio.create_task(recorder.keep("loop", new(patient_id))))
+            await until(partial(waiting, cast, number + 1))
+
+        refused = await asyncio.gather(
+            *(recorder.keep("loop", new(patient_id)) for _ in range(5)), return_exceptions=True
+        )
+    await blocker.close()
+
+    assert [type(each) for each in refused] == [TemporarilyUnavailable] * 5
+    assert all(each.created_at for each in await asyncio.gather(*under_way))
+    assert await cast.count("encounters", patient_id) == UNDER_WAY
+    # And it serves on.
+    assert (await recorder.keep("loop", new(patient_id))).created_at is not None
+
+
+async def waiting(cast: Cast, number: int) -> bool:
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    return await cast.connection.fetchval(query) == number
