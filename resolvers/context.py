@@ -1,5 +1,6 @@
 """What every resolver is given: who calls, for which brand, and what it may use. Both doors make it the same way."""
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -72,7 +73,11 @@ class Context:
 
     def note_read(self, encounters: Iterable[Encounter]) -> None:
         """Leave on the trail whose encounters the caller is given. Never waits, never raises."""
-        for note in reads(self.caller, self.request_id, encounters):
+        self.note_given(Counter((encounter.brand_id, encounter.patient_id) for encounter in encounters))
+
+    def note_given(self, given: Mapping[tuple[str, str], int]) -> None:
+        """The same, where the encounters are counted already, by brand and patient."""
+        for note in reads(self.caller, self.request_id, given):
             self.services.trail.note(note)
 
     def note_refusal(self, error: GatewayError) -> None:

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 from uuid import UUID
 
 from models import Encounter
+from resolvers.commands import EncounterFilter
 from resolvers.errors import InvalidInput, Violation
 
 
@@ -79,6 +80,11 @@ def window_of(
     )
 
 
+def list_of(brand_id: str, patient_id: str, narrow: EncounterFilter) -> str:
+    """Describe a list, so that a cursor of it is a cursor of no other."""
+    return f"{brand_id}\n{patient_id}\n{narrow.model_dump_json()}"
+
+
 # Version, microseconds since the epoch, id, and the first half of a digest of the list that it is a place in.
 _CURSOR = struct.Struct(">Bq16s8s")
 _CURSOR_VERSION = 1
@@ -90,6 +96,16 @@ def write_cursor(position: Position, in_list: str) -> str:
     micros = (position.created_at - _EPOCH) // timedelta(microseconds=1)
     packed = _CURSOR.pack(_CURSOR_VERSION, micros, position.id.bytes, _digest(in_list))
     return urlsafe_b64encode(packed).decode().rstrip("=")
+
+
+def sql_cursor(row: str, narrow: str) -> str:
+    """Give SQL for the cursor of a row in its patient's list; `narrow` is SQL for the filter as `list_of` has it."""
+    micros = f"(extract(epoch FROM {row}.created_at) * 1000000)::bigint"
+    in_list = f"{row}.brand_id || E'\\n' || {row}.patient_id || E'\\n' || {narrow}"
+    digest = f"substr(sha256(convert_to({in_list}, 'UTF8')), 1, 8)"
+    packed = f"'\\x{_CURSOR_VERSION:02x}'::bytea || int8send({micros}) || uuid_send({row}.id) || {digest}"
+    # 33 bytes are 44 letters: there is no padding, and no line is broken.
+    return f"translate(encode({packed}, 'base64'), '+/', '-_')"
 
 
 def read_cursor(cursor: str, in_list: str, argument: Literal["after", "before"]) -> Position:

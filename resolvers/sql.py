@@ -18,10 +18,14 @@ class Statement:
     its module is imported; a request only fills in the arguments.
     """
 
-    def __init__(self, clause: ClauseElement) -> None:
+    def __init__(self, clause: ClauseElement | str, names: Sequence[str] = ()) -> None:
+        """Compile a statement; or take a text whose placeholders `$1`, `$2` … stand for what is named."""
+        if isinstance(clause, str):
+            self.text, self._names, self._fixed = clause, names, {}
+            return
         compiled = clause.compile(dialect=dialect())  # type: ignore[no-untyped-call]
         self.text = str(compiled)
-        self._names: Sequence[str] = compiled.positiontup or ()  # type: ignore[attr-defined]
+        self._names = compiled.positiontup or ()  # type: ignore[attr-defined]
         self._fixed = {name: value for name, value in compiled.params.items() if value is not None}
 
     def arguments(self, values: dict[str, object]) -> list[object]:

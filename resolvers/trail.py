@@ -5,11 +5,9 @@ lost, when the process dies or the queue is full, and can never slow or lose a w
 is noted and what is not, is told in `docs/audit.md`.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
-from models import Encounter
 from resolvers.access import ActorType, Caller
 from resolvers.errors import (
     GatewayError,
@@ -53,9 +51,8 @@ class Trail(Protocol):
         """Leave a note. Never waits and never raises; when there is no room, the note is counted instead of kept."""
 
 
-def reads(caller: Caller, request_id: str, encounters: Iterable[Encounter]) -> list[Note]:
-    """Say whose encounters the caller was given, and how many: one note a patient."""
-    given = Counter((encounter.brand_id, encounter.patient_id) for encounter in encounters)
+def reads(caller: Caller, request_id: str, given: Mapping[tuple[str, str], int]) -> list[Note]:
+    """Say whose encounters the caller was given, by brand and patient, and how many: one note a patient."""
     return [
         Note(
             event_type=ENCOUNTERS_READ,

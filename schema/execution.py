@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import orjson
@@ -25,9 +26,11 @@ from resolvers import json_text
 from resolvers.context import Context
 from resolvers.errors import GatewayError, InvalidInput, MalformedBody, MethodNotAllowed, ServerError, Violation
 from schema.cost import cost_of
-from schema.documents import Document, Documents, explain_variables, operation_of
+from schema.documents import MAX_KEPT_DOCUMENTS, Document, Documents, explain_variables, operation_of
 from schema.errors import refuse
 from schema.loaders import Loaders
+from schema.plan import plan_of
+from schema.selection import Declined
 from schema.types import Operation
 
 Report = Callable[[BaseException, str], None]
@@ -81,6 +84,7 @@ class Runner:
     def __init__(self, schema: strawberry.Schema, report: Report) -> None:
         self._schema = schema._schema  # noqa: SLF001 - Strawberry builds graphql-core's schema; we run it ourselves
         self._documents = Documents(self._schema)
+        self._plan_of = lru_cache(MAX_KEPT_DOCUMENTS)(plan_of)
         self._report = report
 
     def read(self, text: str) -> Document:
@@ -101,10 +105,18 @@ class Runner:
             raise MethodNotAllowed(["POST"])
         if too_dear := _too_dear(document.ast, operation, ask, context):
             return too_dear
+        met: GatewayError | None = None
+        if plan := self._plan_of(document.ast, operation):
+            try:
+                return Answer(True, {"data": orjson.Fragment(await plan.run(ask.variables, context))})
+            except Declined:
+                pass
+            except GatewayError as error:
+                met = error
         result = execute(
             self._schema,
             document.ast,
-            context_value=Operation(context, Loaders(context)),
+            context_value=Operation(context, Loaders(context, met)),
             variable_values=dict(ask.variables),
             operation_name=ask.operation_name,
             is_awaitable=optimized_is_awaitable,  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from models import Encounter, Patient
 from resolvers.commands import EncounterFilter
 from resolvers.context import Context
 from resolvers.encounters import count_encounters, encounters_by_ids, list_encounters
+from resolvers.errors import GatewayError
 from resolvers.paging import Page, Window
 from resolvers.patients import patients_by_ids
 from resolvers.versions import Version, histories_of
@@ -31,10 +32,11 @@ class CountKey(NamedTuple):
 
 
 class Loaders:
-    """The loaders of one operation."""
+    """The loaders of one operation. What a plan has `met` when it asked the database, each of them meets too."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, met: GatewayError | None = None) -> None:
         self._context = context
+        self._met = met
         self.patients = DataLoader[str, Patient | None](self._load_patients)
         self.encounters = DataLoader[UUID, Encounter | None](self._load_encounters)
         self.pages = DataLoader[PageKey, Page](self._load_pages)
@@ -42,15 +44,19 @@ class Loaders:
         self.histories = DataLoader[tuple[str, UUID], list[Version]](self._load_histories)
 
     async def _load_patients(self, ids: list[str]) -> list[Patient | None]:
+        self._tell()
         return await patients_by_ids(self._context, ids)
 
     async def _load_encounters(self, ids: list[UUID]) -> list[Encounter | None]:
+        self._tell()
         return await encounters_by_ids(self._context, ids)
 
     async def _load_histories(self, encounters: list[tuple[str, UUID]]) -> list[list[Version]]:
+        self._tell()
         return await histories_of(self._context, encounters)
 
     async def _load_pages(self, keys: list[PageKey]) -> list[Page]:
+        self._tell()
         # Sibling patients nearly always ask for the same window, and then this is one statement.
         patients = defaultdict[tuple[Window, EncounterFilter], list[str]](list)
         for key in keys:
@@ -62,6 +68,7 @@ class Loaders:
         return [pages[key] for key in keys]
 
     async def _load_counts(self, keys: list[CountKey]) -> list[int]:
+        self._tell()
         patients = defaultdict[EncounterFilter, list[str]](list)
         for key in keys:
             patients[key.narrow].append(key.patient_id)
@@ -70,3 +77,7 @@ class Loaders:
             for patient_id, count in zip(ids, await count_encounters(self._context, ids, narrow), strict=True):
                 counts[CountKey(patient_id, narrow)] = count
         return [counts[key] for key in keys]
+
+    def _tell(self) -> None:
+        if self._met is not None:
+            raise self._met

@@ -9,7 +9,6 @@ import strawberry
 from resolvers.access import Operation
 from resolvers.errors import InvalidInput, Violation
 from resolvers.ids import id_or_none
-from resolvers.patients import patients_by_ids
 from resolvers.submissions import SubmissionState, find_submission
 from schema.types import Encounter, Info, Patient
 
@@ -51,7 +50,7 @@ class Query:
     ) -> list[Patient | None]:
         if len(ids) > MAX_IDS:
             raise InvalidInput([Violation("/ids", "too_many", f"must be at most {MAX_IDS}")])
-        return await patients_by_ids(info.context.context, ids)  # type: ignore[return-value]
+        return await info.context.loaders.patients.load_many(ids)  # type: ignore[return-value]
 
     @strawberry.field(
         description="What became of my idempotency key, through whichever door it came: ask instead of sending again."

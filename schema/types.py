@@ -15,9 +15,9 @@ from models import EncounterAction, EncounterEventKind, EncounterStatus, Encount
 from resolvers import versions
 from resolvers.commands import EncounterFilter
 from resolvers.context import Context
-from resolvers.errors import InvalidInput
+from resolvers.errors import GatewayError, InvalidInput
 from resolvers.lifecycle import allowed_actions
-from resolvers.paging import Page, Position, window_of, write_cursor
+from resolvers.paging import Page, Position, list_of, window_of, write_cursor
 from schema.errors import in_argument
 from schema.loaders import CountKey, Loaders, PageKey
 from schema.scalars import JSON
@@ -32,6 +32,8 @@ class Operation:
 
     context: Context
     loaders: Loaders
+    met: GatewayError | None = None
+    """What a plan has met when it asked the database: it is told, and not asked for again."""
 
 
 Info = StrawberryInfo[Operation, None]
@@ -195,7 +197,7 @@ class Patient:
             narrow = EncounterFilter.read(given(where), context.services.input_limits)
         except InvalidInput as error:
             raise in_argument("where", error) from None
-        in_list = f"{root.brand_id}\n{root.id}\n{narrow.model_dump_json()}"
+        in_list = list_of(root.brand_id, root.id, narrow)
         relay: dict[str, Any] = {"first": first, "after": after, "last": last, "before": before}
         window = window_of(
             context.services.page_limits,

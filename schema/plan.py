@@ -1,0 +1,207 @@
+"""Plans: a query is compiled once into one SQL statement, whose JSON goes to the client untouched.
+
+A plan serves what it knows and declines everything else; then the ordinary way answers, field by field. So a plan never
+refuses anything: what is not as it should be, a missing right, an odd variable, a cursor of another list, is for the
+ordinary way to tell. Both give the same bytes for the same question.
+
+What plans know: `encounter`, `patient` and `patients` at the root, any number of them; encounters and their patients,
+and pages of a patient's encounters; fragments, aliases, variables, `@skip` and `@include`.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from graphql import (
+    DocumentNode,
+    FragmentDefinitionNode,
+    NonNullTypeNode,
+    OperationDefinitionNode,
+    OperationType,
+)
+
+from resolvers.access import Operation
+from resolvers.commands import EncounterFilter
+from resolvers.context import Context
+from resolvers.errors import GatewayError
+from resolvers.ids import id_or_none
+from resolvers.paging import list_of, window_of
+from resolvers.patients import can_exist
+from resolvers.sql import Statement
+from schema.selection import Declined, Page, Reader, Root, Variables, conditions_of, filter_members, fits, value_of
+from schema.statement import Bound, arguments_of, statement_of
+
+MAX_IDS = 100
+KEPT_STATEMENTS = 64
+
+
+def plan_of(document: DocumentNode, operation: OperationDefinitionNode) -> "Plan | None":
+    """Make the plan of a valid operation, or None where no plan will ever serve it."""
+    if operation.operation is not OperationType.QUERY:
+        return None
+    return Plan(document, operation)
+
+
+class Plan:
+    """The plan of one query. What `@skip` and `@include` leave of it is worked out once for each of their outcomes."""
+
+    def __init__(self, document: DocumentNode, operation: OperationDefinitionNode) -> None:
+        self._fragments = {
+            each.name.value: each for each in document.definitions if isinstance(each, FragmentDefinitionNode)
+        }
+        self._operation = operation
+        self._definitions = {each.variable.name.value: each for each in operation.variable_definitions or ()}
+        self._conditions = sorted(conditions_of(document))
+        self._variants: dict[tuple[bool, ...], Variant | None] = {}
+
+    async def run(self, sent: Variables, context: Context) -> bytes:
+        """Answer the query: the JSON of `data`. Raises `Declined`, or what kept the database from answering."""
+        variables = self._coerced(sent)
+        outcome = tuple(variables[name] for name in self._conditions)
+        if outcome not in self._variants:
+            self._variants[outcome] = self._variant(variables)
+        variant = self._variants[outcome]
+        if variant is None:
+            raise Declined
+        return await variant.run(variables, context)
+
+    def _coerced(self, sent: Variables) -> dict[str, Any]:
+        variables: dict[str, Any] = {}
+        for name, definition in self._definitions.items():
+            if name in sent:
+                if not fits(definition.type, sent[name]):
+                    raise Declined
+                variables[name] = sent[name]
+            elif definition.default_value is not None:
+                variables[name] = value_of(definition.default_value)({})
+            elif isinstance(definition.type, NonNullTypeNode):
+                raise Declined
+        return variables
+
+    def _variant(self, variables: Variables) -> "Variant | None":
+        try:
+            return Variant(Reader(self._fragments, variables).roots(self._operation.selection_set))
+        except Declined:
+            return None
+
+
+@dataclass
+class Variant:
+    """A tree of what is asked for, and its statements: one for each shape that its pages have had."""
+
+    roots: Sequence[Root]
+    statements: dict[tuple[Any, ...], Statement | None] = field(default_factory=dict)
+
+    async def run(self, variables: Variables, context: Context) -> bytes:
+        """Answer it. Raises `Declined`, or what kept the database from answering."""
+        brand_id = self._admitted(context)
+        asked = [self._ids(root, variables) for root in self.roots]
+        bound: dict[int, Bound] = {}
+        for root, ids in zip(self.roots, asked, strict=True):
+            for page in root.pages:
+                list_owner = (brand_id, ids[0]) if root.name == "patient" else None
+                bound[page.number] = _bind(page, list_owner, variables, context)
+        arguments: dict[str, Any] = {"brand_id": brand_id}
+        for number, (root, ids) in enumerate(zip(self.roots, asked, strict=True)):
+            arguments[f"ids_{number}"] = ids if root.name == "encounter" else [i for i in ids if can_exist(i)]
+        for number, each in bound.items():
+            arguments |= arguments_of(number, each)
+        statement = self._statement(bound)
+        rows: list[Any] = []
+        if statement is not None:
+            async with context.database.reading(brand_id) as connection:
+                rows = await connection.fetch(statement, **arguments)
+        found: dict[tuple[int, Any], bytes] = {(row["root"], row["key"]): row["json"] for row in rows}
+        given: Counter[tuple[str, str]] = Counter()
+        for row in rows:
+            given[brand_id, row["patient_id"]] += row["given"]
+        context.note_given(+given)
+        return self._written(asked, found)
+
+    def _admitted(self, context: Context) -> str:
+        try:
+            names = {root.name for root in self.roots}
+            if names & {"patient", "patients"} or any(_shows_patients(root) for root in self.roots):
+                context.require(Operation.READ_PATIENTS)
+            if "encounter" in names or any(root.pages for root in self.roots):
+                context.require(Operation.READ_ENCOUNTERS)
+            return context.acting_brand()
+        except GatewayError:
+            raise Declined from None
+
+    def _ids(self, root: Root, variables: Variables) -> list[Any]:
+        value = root.argument(variables)
+        match root.name:
+            case "__typename":
+                return []
+            case "encounter":
+                if not isinstance(value, str):
+                    raise Declined
+                return [each for each in [id_or_none(value)] if each is not None]
+            case "patient":
+                ids = [value]
+            case _:
+                ids = value
+        if not isinstance(ids, list) or len(ids) > MAX_IDS or not all(isinstance(each, str) for each in ids):
+            raise Declined
+        return ids
+
+    def _statement(self, bound: Mapping[int, Bound]) -> Statement | None:
+        shape = tuple(each.shape for each in bound.values())
+        if shape not in self.statements:
+            if len(self.statements) >= KEPT_STATEMENTS:
+                self.statements.clear()
+            self.statements[shape] = statement_of(self.roots, bound)
+        return self.statements[shape]
+
+    def _written(self, asked: Sequence[list[Any]], found: Mapping[tuple[int, Any], bytes]) -> bytes:
+        values = []
+        for number, (root, ids) in enumerate(zip(self.roots, asked, strict=True)):
+            items = [found.get((number, str(each)), b"null") for each in ids]
+            match root.name:
+                case "__typename":
+                    value = b'"Query"'
+                case "patients":
+                    value = b"[" + b",".join(items) + b"]"
+                case _:
+                    value = items[0] if items else b"null"
+            values.append(b'"' + root.key.encode() + b'":' + value)
+        return b"{" + b",".join(values) + b"}"
+
+
+def _shows_patients(root: Root) -> bool:
+    """Whether the patient of an encounter is asked for, which is a right of its own."""
+
+    def shown(fields: Sequence[Any]) -> bool:
+        for each in fields:
+            below = each[-1]
+            if isinstance(below, Page):
+                if any(shown_below(name, inner) for _, name, inner in below.fields):
+                    return True
+            elif isinstance(below, list):
+                return True
+        return False
+
+    def shown_below(name: str, inner: Sequence[Any]) -> bool:
+        if name == "nodes":
+            return shown(inner)
+        return name == "edges" and any(shown(of) for _, each, of in inner if each == "node")
+
+    return shown(root.fields)
+
+
+def _bind(page: Page, list_owner: tuple[str, str] | None, variables: Variables, context: Context) -> Bound:
+    """Settle a page's arguments. `list_owner` is the brand and patient whose list it is, None for several."""
+    given = {name: value(variables) for name, value in page.arguments.items()}
+    where = given.pop("where", None)
+    relay = {name: value for name, value in given.items() if value is not None}
+    has_cursor = not relay.keys().isdisjoint({"after", "before"})
+    if has_cursor and list_owner is None:
+        raise Declined
+    try:
+        narrow = EncounterFilter.read(filter_members(where), context.services.input_limits)
+        in_list = list_of(*list_owner, narrow) if has_cursor and list_owner else ""
+        return Bound(window_of(context.services.page_limits, in_list, **relay), narrow)
+    except GatewayError:
+        raise Declined from None

@@ -1,0 +1,189 @@
+"""The SQL statement of a tree: a row for each encounter or patient at the root, with its JSON."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from resolvers.commands import EncounterFilter
+from resolvers.paging import Window, sql_cursor
+from resolvers.rendering import Asked, Piece, Said, array_of, joined, members_of, object_of, string_of
+from resolvers.sql import Statement
+from schema.selection import Member, Page, Root
+
+
+class Bound(NamedTuple):
+    """A page, now that its arguments are known."""
+
+    window: Window
+    narrow: EncounterFilter
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """What of it is in the statement's text, and not in its arguments."""
+        window = self.window
+        return window.forward, window.after is None, window.before is None, frozenset(self.narrow.parts())
+
+
+def arguments_of(number: int, bound: Bound) -> dict[str, Any]:
+    """Give the arguments of the page with this number."""
+    window = bound.window
+    prefix = f"page_{number}_"
+    values: dict[str, Any] = {"size": window.size, "limit": window.size + 1, "narrow": bound.narrow.model_dump_json()}
+    for side, position in (("after", window.after), ("before", window.before)):
+        if position is not None:
+            values |= {f"{side}_at": position.created_at, f"{side}_id": position.id}
+    values |= bound.narrow.parts()
+    return {prefix + name: value for name, value in values.items()}
+
+
+Put = Callable[[str, str], str]
+"""Gives the placeholder of an argument, by its name and its type."""
+
+
+def statement_of(roots: Sequence[Root], bound: Mapping[int, Bound]) -> Statement | None:
+    """Make the statement that answers for all the roots, or None where there is nothing to ask the database."""
+    put = Arguments()
+    selects = [_select(number, root, bound, put) for number, root in enumerate(roots) if root.name != "__typename"]
+    return Statement(" UNION ALL ".join(selects), put.names) if selects else None
+
+
+class Arguments:
+    """The arguments of a statement, numbered as they are met."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def __call__(self, name: str, kind: str) -> str:
+        """Give the placeholder of an argument."""
+        if name not in self.names:
+            self.names.append(name)
+        return f"${self.names.index(name) + 1}::{kind}"
+
+
+def _select(number: int, root: Root, bound: Mapping[int, Bound], put: Arguments) -> str:
+    if root.name == "encounter":
+        pieces = _encounter_pieces("e", root.fields)
+        return (
+            f"SELECT {number} AS root, e.id::text AS key, e.patient_id, 1 AS given,"
+            f" convert_to({joined(pieces)}, 'UTF8') AS json FROM patient_graph.encounters e"
+            f" WHERE e.id = ANY({put(f'ids_{number}', 'uuid[]')}) AND e.brand_id = {put('brand_id', 'text')}"
+        )
+    members: list[tuple[str, Sequence[Piece]]] = []
+    for key, each in root.fields:
+        members.append((key, [Asked(f"page_{each.number}.json")] if isinstance(each, Page) else _of_patient("p", each)))
+    given = " + ".join(f"page_{page.number}.given" for page in root.pages if page.reads) or "0"
+    pages = "".join(
+        f" LEFT JOIN LATERAL ({_page(page, bound[page.number], put)}) page_{page.number} ON true" for page in root.pages
+    )
+    return (
+        f"SELECT {number} AS root, p.id AS key, p.id AS patient_id, ({given})::integer AS given,"
+        f" convert_to({joined(object_of(members))}, 'UTF8') AS json FROM patient_graph.patients p{pages}"
+        f" WHERE p.id = ANY({put(f'ids_{number}', 'text[]')}) AND p.brand_id = {put('brand_id', 'text')}"
+    )
+
+
+def _page(page: Page, bound: Bound, arguments: Arguments) -> str:
+    def put(name: str, kind: str) -> str:
+        return arguments(f"page_{page.number}_{name}", kind)
+
+    conditions = _where(put, bound)
+    shown: list[tuple[str, Sequence[Piece]]] = []
+    for key, name, below in page.fields:
+        match name:
+            case "__typename":
+                shown.append((key, [Said('"EncounterConnection"')]))
+            case "total_count":
+                counted = f"(SELECT count(*)::text FROM patient_graph.encounters e WHERE {conditions})"
+                shown.append((key, [Asked(counted)]))
+            case "page_info":
+                shown.append((key, _page_info(put, bound, below)))
+            case "nodes":
+                shown.append((key, _rows(put, bound, _encounter_pieces("e", below))))
+            case "edges":
+                shown.append((key, _rows(put, bound, _edge_pieces(put, below))))
+    json = joined(object_of(shown))
+    if not page.reads:
+        return f"SELECT {json} AS json"
+    order = "DESC" if bound.window.forward else "ASC"
+    places = [
+        f"(e.created_at, e.id) {sign} ({put(f'{side}_at', 'timestamptz')}, {put(f'{side}_id', 'uuid')})"
+        for side, sign in (("after", "<"), ("before", ">"))
+        if getattr(bound.window, side) is not None
+    ]
+    within = " AND ".join([conditions, *places])
+    rows = (
+        f"SELECT * FROM patient_graph.encounters e WHERE {within}"
+        f" ORDER BY e.created_at {order}, e.id {order} LIMIT {put('limit', 'bigint')}"
+    )
+    place = f"row_number() OVER (ORDER BY e.created_at {order}, e.id {order}) AS place"
+    numbered = f"SELECT e.*, {place}, count(*) OVER () AS found FROM ({rows}) e"
+    return f"SELECT {json} AS json, least(count(*), {put('size', 'bigint')}) AS given FROM ({numbered}) e"
+
+
+def _where(put: Put, bound: Bound) -> str:
+    every = {
+        "encounter_type": ("e.encounter_type = ANY({})", "text[]"),
+        "status": ("e.status = ANY({})", "text[]"),
+        "provider_id": ("e.provider_id = {}", "uuid"),
+        "scheduled_from": ("e.scheduled_at >= {}", "timestamptz"),
+        "scheduled_until": ("e.scheduled_at < {}", "timestamptz"),
+    }
+    parts = [every[part][0].format(put(part, every[part][1])) for part in sorted(bound.narrow.parts())]
+    return " AND ".join(["e.patient_id = p.id", "e.brand_id = p.brand_id", *parts])
+
+
+def _rows(put: Put, bound: Bound, item: Sequence[Piece]) -> list[Piece]:
+    # Read from the oldest, they are shown from the newest all the same.
+    order_by = "e.place" if bound.window.forward else "e.place DESC"
+    return array_of(item, order_by, f"e.place <= {put('size', 'bigint')}")
+
+
+def _page_info(put: Put, bound: Bound, fields: Sequence[Any]) -> list[Piece]:
+    window = bound.window
+    size = put("size", "bigint")
+    more: Piece = Asked(f"CASE WHEN count(*) > {size} THEN 'true' ELSE 'false' END")
+    first, last = _cursor_at(put, "1"), _cursor_at(put, f"least(e.found, {size})")
+    values: dict[str, Piece] = {
+        "__typename": Said('"PageInfo"'),
+        "hasNextPage": more if window.forward else Said("true" if window.before is not None else "false"),
+        "hasPreviousPage": Said("true" if window.after is not None else "false") if window.forward else more,
+        "startCursor": first if window.forward else last,
+        "endCursor": last if window.forward else first,
+    }
+    return object_of([(key, [values[name]]) for key, name in fields])
+
+
+def _cursor_at(put: Put, place: str) -> Piece:
+    cursor = sql_cursor("e", put("narrow", "text"))
+    only = f"e.place = {place} AND e.place <= {put('size', 'bigint')}"
+    return Asked(f"""coalesce('"' || max({cursor}) FILTER (WHERE {only}) || '"', 'null')""")
+
+
+def _edge_pieces(put: Put, fields: Sequence[tuple[str, str, Sequence[Any]]]) -> list[Piece]:
+    members: list[tuple[str, Sequence[Piece]]] = []
+    for key, name, below in fields:
+        match name:
+            case "cursor":
+                members.append((key, [Said('"'), Asked(sql_cursor("e", put("narrow", "text"))), Said('"')]))
+            case "node":
+                members.append((key, _encounter_pieces("e", below)))
+            case _:
+                members.append((key, [Said('"EncounterEdge"')]))
+    return object_of(members)
+
+
+def _encounter_pieces(row: str, fields: Sequence[tuple[str, Any]]) -> list[Piece]:
+    columns = members_of(row, upper=True)
+    members: list[tuple[str, Sequence[Piece]]] = []
+    for key, each in fields:
+        if isinstance(each, Member):
+            members.append((key, [Said('"Encounter"')] if each.name == "__typename" else columns[each.name]))
+        else:
+            # The patient of an encounter is there, in the encounter's brand: the database has seen to it.
+            of_row = {"id": string_of(f"{row}.patient_id"), "brand_id": string_of(f"{row}.brand_id")}
+            patient = [(name, [Said('"Patient"')] if of.name == "__typename" else of_row[of.name]) for name, of in each]
+            members.append((key, object_of(patient)))
+    return object_of(members)
+
+
+def _of_patient(row: str, member: Member) -> list[Piece]:
+    return [Said('"Patient"')] if member.name == "__typename" else string_of(f"{row}.{member.name}")
