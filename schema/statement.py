@@ -138,18 +138,23 @@ def _rows(put: Put, bound: Bound, item: Sequence[Piece]) -> list[Piece]:
 
 
 def _page_info(put: Put, bound: Bound, fields: Sequence[Any]) -> list[Piece]:
-    window = bound.window
+    return object_of([(key, [_of_page_info(name, put, bound.window)]) for key, name in fields])
+
+
+def _of_page_info(name: str, put: Put, window: Window) -> Piece:
+    # An argument that is named and not used has no type: so only what is asked for is made.
     size = put("size", "bigint")
-    more: Piece = Asked(f"CASE WHEN count(*) > {size} THEN 'true' ELSE 'false' END")
-    first, last = _cursor_at(put, "1"), _cursor_at(put, f"least(e.found, {size})")
-    values: dict[str, Piece] = {
-        "__typename": Said('"PageInfo"'),
-        "hasNextPage": more if window.forward else Said("true" if window.before is not None else "false"),
-        "hasPreviousPage": Said("true" if window.after is not None else "false") if window.forward else more,
-        "startCursor": first if window.forward else last,
-        "endCursor": last if window.forward else first,
-    }
-    return object_of([(key, [values[name]]) for key, name in fields])
+    match name:
+        case "hasNextPage" if not window.forward:
+            return Said("true" if window.before is not None else "false")
+        case "hasPreviousPage" if window.forward:
+            return Said("true" if window.after is not None else "false")
+        case "hasNextPage" | "hasPreviousPage":
+            return Asked(f"CASE WHEN count(*) > {size} THEN 'true' ELSE 'false' END")
+        case "startCursor" | "endCursor":
+            is_first_read = (name == "startCursor") is window.forward
+            return _cursor_at(put, "1" if is_first_read else f"least(e.found, {size})")
+    return Said('"PageInfo"')
 
 
 def _cursor_at(put: Put, place: str) -> Piece:

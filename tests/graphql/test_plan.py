@@ -1,0 +1,345 @@
+"""Plans and the ordinary way give the same bytes for the same question, refusals included."""
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from graphql import print_schema
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis_graphql import nodes, queries
+
+from gateway.database import PoolConnection
+from gateway.settings import Settings
+from resolvers.access import Caller
+from resolvers.errors import TemporarilyUnavailable
+from schema import build_schema
+from schema.plan import Plan
+from schema.selection import Declined
+from tests.cast import Cast
+from tests.doors import Service
+from tests.happenings import until
+
+EXAMPLES = int(os.environ.get("EXAMPLES", "200"))
+"""How many documents are tried; `make test` has no time for thousands."""
+
+SAME_ID = {"x-request-id": "the-same", "accept": "application/graphql-response+json"}
+CALLERS = {
+    "reader": Caller("reader", frozenset({"read:encounters"}), brand_id="loop"),
+    "foreigner": Caller("foreigner", frozenset({"manage:encounters", "read:patients"}), brand_id="loopbio"),
+    "registrar": Caller("registrar", frozenset({"read:patients"}), brand_id="loop"),
+    "auditor": Caller("auditor", frozenset({"read:encounters"}), brand_id="loop"),
+    "recorder": Caller("recorder", frozenset({"write:encounters"}), brand_id="loop"),
+    "machine": Caller("machine", frozenset({"admin:*"})),
+}
+
+
+@pytest.fixture(scope="module")
+async def clinic(database_url: str) -> AsyncIterator[Service]:
+    """A service whose callers have different rights."""
+
+    async def verify(token: str) -> Caller:
+        return CALLERS[token]
+
+    many = {"rate_writes_per_minute": 0, "rate_reads_per_minute": 0, "database_acquire_seconds": 30}
+    async with Service.running(Settings(database_url=database_url, **many), verify=verify) as running:  # type: ignore[arg-type]
+        yield running
+
+
+class Known:
+    """Ids and cursors that lead somewhere, and some that do not."""
+
+    def __init__(self, patients: list[str], encounters: list[str], cursors: list[str]) -> None:
+        self.patients = [*patients, "nobody", "", "a\x00b", "no/where"]
+        self.encounters = [*encounters, str(uuid4()), "no-id", ""]
+        self.cursors = [*cursors, "made-up", ""]
+
+
+@pytest.fixture(scope="module")
+async def known(clinic: Service, cast: Cast) -> Known:
+    """Patients of two brands, one of them with more encounters than a page, some of which have all members."""
+    everything = {
+        "chief_complaint": 'Quotes " and \\ and \u0001\u001f\u007f\u2028 and 🩺', "notes": "two\nlines\ttabs\r\b\f",
+        "provider_id": str(uuid4()), "scheduled_at": "0033-02-01T00:00:00.000001Z",
+        "metadata": {"b": [1.50, 1e3, None, True], "ä": {"x": "y"}},
+    }  # fmt: skip
+    plain = {"scheduled_at": "2026-12-01T10:00:00Z", "chief_complaint": "", "notes": ""}
+    patients, encounters = [], []
+    for brand, count in (("loop", 5), ("loop", 0), ("loopbio", 2), ("loop", 1)):
+        patients.append(patient_id := await cast.patient(brand))
+        for number in range(count):
+            kind = ("lab", "telehealth", "pharmacy")[number % 3]
+            members = {"brand_id": brand, "encounter_type": kind} | ({}, everything, plain)[number % 3]
+            response = await clinic.rest("POST", f"/v1/patients/{patient_id}/encounters", token="machine", json=members)
+            encounters.append(response.json()["id"])
+    for encounter_id in encounters[:2]:
+        query = "mutation ($id: ID!) { startEncounter(id: $id) { __typename } }"
+        await clinic.graphql(query, {"id": encounter_id}, token="recorder")
+    edges = "query ($id: ID!) { patient(id: $id) { encounters { edges { cursor } } } }"
+    body = await clinic.graphql(edges, {"id": patients[0]}, token="reader")
+    cursors = [edge["cursor"] for edge in body["data"]["patient"]["encounters"]["edges"]]
+    return Known(patients, encounters, cursors[::2])
+
+
+@contextmanager
+def without_plans() -> Iterator[None]:
+    """Let the ordinary way answer everything."""
+    run = Plan.run
+
+    async def decline(*_: object) -> bytes:
+        raise Declined
+
+    Plan.run = decline  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        Plan.run = run  # type: ignore[method-assign]
+
+
+async def both(
+    clinic: Service, query: str, variables: dict[str, Any], token: str = "reader", brand: str | None = None
+) -> bytes:
+    """Ask both ways, see that the answers are the same, and give it."""
+    body = json.dumps({"query": query, "variables": variables})
+    headers = SAME_ID | {"content-type": "application/json"} | ({"x-brand-id": brand} if brand else {})
+    planned = await clinic.rest("POST", "/graphql", token=token, content=body, headers=headers)
+    with without_plans():
+        ordinary = await clinic.rest("POST", "/graphql", token=token, content=body, headers=headers)
+    assert (planned.status_code, planned.content) == (ordinary.status_code, ordinary.content), query
+    return planned.content
+
+
+# Documents made of what the schema has, with ids that lead somewhere
+
+
+@st.composite
+def documents(draw: st.DrawFn, known: Known) -> tuple[str, dict[str, Any]]:
+    """Draw a query and its variables."""
+    variables: dict[str, tuple[str, Any]] = {}
+    fragments: dict[str, str] = {}
+    drawn = iter(range(10_000))
+
+    def value(kind: str, strategy: st.SearchStrategy[Any], literal: Any = json.dumps) -> str:
+        given = draw(strategy)
+        if draw(st.booleans()):
+            name = f"v{next(drawn)}"
+            variables[name] = (kind, given)
+            return f"${name}"
+        return "null" if given is None else literal(given)
+
+    def conditions() -> str:
+        if draw(st.integers(0, 5)):
+            return ""
+        name = draw(st.sampled_from(["skip", "include"]))
+        return f" @{name}(if: {value('Boolean!', st.booleans())})"
+
+    def some(fields: list[Any]) -> str:
+        chosen = draw(st.lists(st.sampled_from(fields), min_size=1, max_size=4))
+        texts = []
+        for each in chosen:
+            text = each() if callable(each) else each
+            alias = f"a{next(drawn)}: " if draw(st.booleans()) or callable(each) else ""
+            texts.append(f"{alias}{text}" if "..." not in text else text)
+        return "{ " + " ".join(texts) + " }"
+
+    def within(type_name: str, selection: str) -> str:
+        """Put a selection into a fragment, or leave it."""
+        match draw(st.integers(0, 4)):
+            case 0:
+                return f"{{ ... on {type_name}{conditions()} {selection} }}"
+            case 1:
+                name = f"f{next(drawn)}"
+                fragments[name] = f"fragment {name} on {type_name} {selection}"
+                return f"{{ ...{name}{conditions()} __typename }}"
+            case _:
+                return selection
+
+    def encounter() -> str:
+        plain = [
+            "id", "patientId", "providerId", "brandId", "encounterType", "status", "scheduledAt", "startedAt",
+            "endedAt", "chiefComplaint", "notes", "metadata", "createdAt", "updatedAt", "version", "allowedActions",
+            "__typename",
+        ]  # fmt: skip
+        return within("Encounter", some([*plain, lambda: f"patient {patient(deep=False)}"]))
+
+    def patient(deep: bool = True) -> str:
+        pages = (
+            [lambda: f"encounters{arguments()}{conditions()} {page()}"] if deep or not draw(st.integers(0, 6)) else []
+        )
+        return within("Patient", some(["id", "brandId", "__typename", *pages]))
+
+    def arguments() -> str:
+        size = st.one_of(st.none(), st.integers(0, 7), st.sampled_from([100, 101, -1]))
+        given = []
+        for name in draw(st.sets(st.sampled_from(["first", "last", "after", "before", "where"]), max_size=2)):
+            if name in {"first", "last"}:
+                given.append(f"{name}: {value('Int', size)}")
+            elif name == "where":
+                given.append(f"where: {value('EncounterFilter', filters(), literal)}")
+            else:
+                given.append(f"{name}: {value('String', st.one_of(st.none(), st.sampled_from(known.cursors)))}")
+        return f"({', '.join(given)})" if given else ""
+
+    def page() -> str:
+        info = ["hasNextPage", "hasPreviousPage", "startCursor", "endCursor", "__typename"]
+        below = [
+            "totalCount", "__typename", lambda: f"nodes {encounter()}", lambda: f"pageInfo {some(info)}",
+            lambda: f"edges {edge()}",
+        ]  # fmt: skip
+        return within("EncounterConnection", some(below))
+
+    def edge() -> str:
+        return within("EncounterEdge", some(["cursor", "__typename", lambda: f"node {encounter()}"]))
+
+    roots = some([
+        "__typename",
+        lambda: f"encounter(id: {value('ID!', st.sampled_from(known.encounters))}){conditions()} {encounter()}",
+        lambda: f"patient(id: {value('ID!', st.sampled_from(known.patients))}){conditions()} {patient()}",
+        lambda: f"patients(ids: {value('[ID!]!', st.lists(st.sampled_from(known.patients), max_size=4))}) {patient()}",
+    ])  # fmt: skip
+    declared = ", ".join(f"${name}: {kind}" for name, (kind, _) in variables.items())
+    query = f"query {f'({declared}) ' if declared else ''}{roots} {' '.join(fragments.values())}"
+    return query, {name: given for name, (_, given) in variables.items()}
+
+
+def filters() -> st.SearchStrategy[Any]:
+    instants = st.sampled_from([None, "2026-11-30T00:00:00Z", "0001-01-01T00:00:00Z", "yesterday"])
+    kinds = st.lists(st.sampled_from(["LAB", "TELEHEALTH", "OTHER"]), max_size=2)
+    return st.one_of(
+        st.none(),
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "encounterType": st.one_of(st.none(), kinds),
+                "status": st.lists(st.sampled_from(["SCHEDULED", "IN_PROGRESS"]), max_size=2),
+                "providerId": st.sampled_from([None, str(uuid4()), "nobody"]),
+                "scheduledFrom": instants,
+                "scheduledUntil": instants,
+            },
+        ),
+    )
+
+
+def literal(value: Any) -> str:
+    """Write a filter as a document does."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {literal(part)}" for name, part in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(value) + "]"
+    return json.dumps(value)
+
+
+async def test_any_question_has_the_same_answer_both_ways(clinic: Service, known: Known) -> None:
+    loop = asyncio.get_running_loop()
+    planned: list[bool] = []
+    run = Plan.run
+
+    async def counted(self: Plan, *given: Any) -> bytes:
+        planned.append(False)
+        answer = await run(self, *given)
+        planned[-1] = True
+        return answer
+
+    Plan.run = counted  # type: ignore[method-assign,assignment]
+
+    @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(
+        documents(known),
+        st.sampled_from(sorted(CALLERS.keys() - {"auditor"})),
+        st.sampled_from([None, "loop", "loopbio"]),
+    )
+    def ask(document: tuple[str, dict[str, Any]], token: str, brand: str | None) -> None:
+        asyncio.run_coroutine_threadsafe(both(clinic, *document, token=token, brand=brand), loop).result(60)
+
+    try:
+        await asyncio.to_thread(ask)
+    finally:
+        Plan.run = run  # type: ignore[method-assign]
+    # Else it would have compared the ordinary way with itself.
+    assert sum(planned) > len(planned) / 5
+
+
+async def test_what_the_printed_schema_lets_anybody_ask_has_the_same_answer_both_ways(clinic: Service) -> None:
+    loop = asyncio.get_running_loop()
+    scalars = {
+        "UUID": st.sampled_from([str(uuid4()), "x"]).map(nodes.String),
+        "DateTime": st.sampled_from(["2026-11-30T00:00:00Z", "x"]).map(nodes.String),
+        "JSON": st.just(nodes.Null),
+    }
+    printed = print_schema(build_schema()._schema)
+
+    @settings(max_examples=EXAMPLES // 3, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(queries(printed, custom_scalars=scalars))
+    def ask(query: str) -> None:
+        asyncio.run_coroutine_threadsafe(both(clinic, query, {}), loop).result(60)
+
+    await asyncio.to_thread(ask)
+
+
+# What is particular
+
+
+async def test_a_plan_is_one_statement(clinic: Service, known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[str] = []
+    original = PoolConnection.fetch
+
+    async def counted(self, statement, **values):
+        sent.append(statement.text)
+        return await original(self, statement, **values)
+
+    monkeypatch.setattr(PoolConnection, "fetch", counted)
+    query = """query ($ids: [ID!]!, $id: ID!) {
+      patients(ids: $ids) { id encounters(first: 2) { totalCount nodes { id notes patient { id } } } }
+      encounter(id: $id) { ...all } again: encounter(id: $id) { ...all }
+    } fragment all on Encounter { id metadata allowedActions }"""
+
+    body = await clinic.graphql(query, {"ids": known.patients[:2], "id": known.encounters[0]}, token="reader")
+
+    assert body["data"]["encounter"] == body["data"]["again"]
+    assert len([text for text in sent if "patient_graph.encounters" in text]) == 1
+
+
+async def test_what_a_plan_gives_is_audited_as_a_read(clinic: Service, known: Known, cast: Cast) -> None:
+    page = "encounters(first: 3) { nodes { id } edges { cursor } totalCount }"
+    query = f"query ($id: ID!) {{ patient(id: $id) {{ {page} }} }}"
+
+    await clinic.graphql(query, {"id": known.patients[0]}, token="auditor")
+
+    async def is_audited() -> bool:
+        return len(await audited(cast, known.patients[0])) > 0
+
+    await until(is_audited)
+    assert await audited(cast, known.patients[0]) == ['{"encounters": 3}']
+
+
+async def audited(cast: Cast, patient_id: str) -> list[str]:
+    rows = await cast.connection.fetch(
+        "SELECT details::text FROM patient_graph.audit_log WHERE patient_id = $1 AND actor_id = 'auditor'"
+        " AND event_type = 'patient_graph.encounters.read' ORDER BY occurred_at, id",
+        patient_id,
+    )
+    return [row[0] for row in rows]
+
+
+async def test_what_a_plan_meets_at_the_database_is_told_and_not_asked_for_again(
+    clinic: Service, known: Known, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def refuse(*_: object) -> Any:
+        asked.append(1)
+        raise TemporarilyUnavailable
+
+    monkeypatch.setattr(clinic.services.database, "reading", refuse, raising=False)
+    query = "query ($id: ID!, $other: ID!) { encounter(id: $id) { id } patient(id: $other) { id } }"
+
+    body = await clinic.graphql(query, {"id": known.encounters[0], "other": known.patients[0]}, token="reader")
+
+    assert [error["extensions"]["code"] for error in body["errors"]] == ["temporarily_unavailable"] * 2
+    assert body["data"] == {"encounter": None, "patient": None}
+    assert len(asked) == 1
