@@ -38,6 +38,8 @@ CALLERS = {
     "machine": Caller("machine", frozenset({"admin:*"})),
 }
 
+ASKING = sorted(CALLERS.keys() - {"auditor"})
+
 
 @pytest.fixture(scope="module")
 async def clinic(database_url: str) -> AsyncIterator[Service]:
