@@ -40,8 +40,11 @@ from schema.trusted import DocumentsPolicy, UntrustedManifest, normal_form, sha2
 MAX_KEPT_CHARACTERS = 20_000
 MAX_KEPT_DOCUMENTS = 1_000
 
+# How graphql-core begins to say that it has stopped reading.
 TOO_MANY_TOKENS = "Syntax Error: Document contains more than"
-"""How graphql-core begins to say that it has stopped reading."""
+NESTED_TOO_DEEPLY = "Syntax Error: Document is nested too deeply"
+
+TOO_DEEP = "The document is nested too deeply for this gateway, whatever its settings are."
 
 
 class Document(NamedTuple):
@@ -107,36 +110,27 @@ class Documents:
             raise UntrustedManifest(problems)
 
     def _read_trusted(self, text: str) -> Document:
-        return self._checked(ast) if isinstance(ast := _parsed(text, None), DocumentNode) else ast
+        ast = _parsed(text, max_tokens=None)
+        return ast if isinstance(ast, Document) else self._checked(ast, limits=None)
 
     def _read(self, text: str) -> Document:
         limits = self._rules.limits
-        ast = _parsed(text, self._most_tokens if limits.enforced else None)
-        return self._checked(ast, limits) if isinstance(ast, DocumentNode) else ast
+        ast = _parsed(text, max_tokens=self._most_tokens if limits.enforced else None)
+        return ast if isinstance(ast, Document) else self._checked(ast, limits)
 
-    def _checked(self, ast: DocumentNode, limits: DocumentLimits | None = None) -> Document:
-        """Count, then validate. Without limits it is trusted: someone has looked at it."""
+    def _checked(self, ast: DocumentNode, limits: DocumentLimits | None) -> Document:
+        """Count, then validate. What has no limits is trusted: someone has looked at it."""
         extent = extent_of(ast)
         if extent.depth > MOST_LEVELS or extent.nested > MOST_NESTED:
-            # This is the process's limit, not the operator's.
-            return Document(
-                None, (_error(f"The document must not be nested deeper than {MOST_LEVELS} levels.", "depth"),)
-            )
+            return refused(TOO_DEEP, "depth")
         trusted = limits is None or (bool(self._normal_forms) and normal_form(ast) in self._normal_forms)
-        breaches = () if trusted or limits is None else limits.passed_by(extent)
-        document = Document(
-            ast,
-            breaches=breaches,
-            explores=extent.explores,
-            only_explores=extent.only_explores,
-            trusted=trusted,
-        )
-        if breaches and limits is not None and limits.enforced:
+        breaches = limits.passed_by(extent) if limits and not trusted else ()
+        document = Document(ast, (), (), breaches, extent.explores, extent.only_explores, trusted)
+        if limits and limits.enforced and breaches:
             return document._replace(errors=tuple(_error(each.message, each.rule) for each in breaches))
         errors = tuple(validate(self._schema, ast, RULES, hide_suggestions=True))
         if errors and self._rules.exploring != "off":
-            hints = tuple(validate(self._schema, ast, RULES))
-            return document._replace(errors=errors, errors_with_hints=hints)
+            return document._replace(errors=errors, errors_with_hints=tuple(validate(self._schema, ast, RULES)))
         return document._replace(errors=errors)
 
 
@@ -146,26 +140,21 @@ def _parsed(text: str, max_tokens: int | None) -> DocumentNode | Document:
         return parse(text, max_tokens=max_tokens)
     except GraphQLSyntaxError as error:
         if error.message.startswith(TOO_MANY_TOKENS):
-            return Document(
-                None, (_error(f"The document has more than {max_tokens:,} tokens, which is the most.", "tokens"),)
-            )
+            return refused(f"The document has more than {max_tokens:,} tokens, which is the most.", "tokens")
+        if error.message.startswith(NESTED_TOO_DEEPLY):
+            return refused(TOO_DEEP, "depth")
         # The parser quotes what it stumbled over, which may be a patient's note cut off in the middle.
         said = GraphQLError("The document has a syntax error here.", source=error.source, positions=error.positions)
         return Document(None, (said,))
-    except RecursionError:
-        return Document(None, (_error("The document is nested too deeply.", "depth"),))
-
-
-def _error(message: str, rule: str) -> GraphQLError:
-    return GraphQLError(message, extensions={"rule": rule})
 
 
 def refused(message: str, rule: str, explained: str | None = None) -> Document:
-    """Give a document that cannot be run, for a reason that does not lie in its text.
+    """Give a document that cannot be run. `explained` is for a person, where the message is for a program."""
+    return Document(None, (_error(message, rule, explained),))
 
-    `explained` is for a person, where the message is for a program.
-    """
-    return Document(None, (GraphQLError(message, extensions={"rule": rule, "explained": explained or message}),))
+
+def _error(message: str, rule: str, explained: str | None = None) -> GraphQLError:
+    return GraphQLError(message, extensions={"rule": rule, "explained": explained or message})
 
 
 class ValuesOfCorrectType(ValuesOfCorrectTypeRule):
