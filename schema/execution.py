@@ -36,6 +36,9 @@ Report = Callable[[BaseException, str], None]
 """Writes down an exception that nobody expected, under the request's id."""
 
 
+APOLLO_ID = "/extensions/persistedQuery/sha256Hash"
+
+
 class Ask(NamedTuple):
     """What a client asks for: a document by its text, or by the id of a trusted one."""
 
@@ -56,10 +59,10 @@ def ask_of(members: Any) -> Ask:
     variables = members.get("variables")
     operation_name = members.get("operationName")
     extensions = members.get("extensions")
-    document_id, apollo = _document_id(members)
+    id_pointer, document_id = _document_id(members)
     violations: list[Violation] = []
     if not isinstance(document_id, str | None) or json_text.problem_with(document_id or ""):
-        violations.append(Violation("/documentId", "string", "must be the id of a document"))
+        violations.append(Violation(id_pointer, "string", "must be the id of a document"))
     if (query is not None or document_id is None) and (not isinstance(query, str) or json_text.problem_with(query)):
         violations.append(Violation("/query", "string", "must be a GraphQL document"))
     if not isinstance(variables, dict | None):
@@ -71,24 +74,21 @@ def ask_of(members: Any) -> Ask:
     if violations:
         raise InvalidInput(violations)
     tell_cost = (extensions or {}).get("cost") is True
-    return Ask(query, variables or {}, operation_name, document_id, apollo, tell_cost)
+    return Ask(query, variables or {}, operation_name, document_id, id_pointer == APOLLO_ID, tell_cost)
 
 
-def _document_id(members: Mapping[str, Any]) -> tuple[Any, bool]:
-    """Give the id of a trusted document, and whether it is in Apollo's form.
+def _document_id(members: Mapping[str, Any]) -> tuple[str, Any]:
+    """Give where the id of a trusted document stands, and the id, or None.
 
     Sources: GraphQL over HTTP, appendix A; `extensions.persistedQuery` of Apollo's clients; `doc_id` and `id`, the
     names in Relay's examples, which are taken for ids only where there is no text.
     """
-    if (document_id := members.get("documentId")) is not None:
-        return document_id, False
     extensions = members.get("extensions")
     persisted = extensions.get("persistedQuery") if isinstance(extensions, dict) else None
-    if isinstance(persisted, dict) and (document_id := persisted.get("sha256Hash")) is not None:
-        return document_id, True
-    if members.get("query") is None:
-        return members.get("doc_id", members.get("id")), False
-    return None, False
+    if isinstance(persisted, dict) and persisted.get("sha256Hash") is not None and members.get("documentId") is None:
+        return APOLLO_ID, persisted["sha256Hash"]
+    names = ["documentId"] if members.get("query") is not None else ["documentId", "doc_id", "id"]
+    return next(((f"/{name}", members[name]) for name in names if members.get(name) is not None), ("/documentId", None))
 
 
 class Answer(NamedTuple):
