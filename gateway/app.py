@@ -16,6 +16,7 @@ import rest.errors
 from gateway.auth import verifying
 from gateway.chain import CHAIN_AUDIT, chaining
 from gateway.database import APP_ROLE, RELAY_ROLE, Database
+from gateway.documents import document_rules, trusted_plainly
 from gateway.duties import Duty, prune_keys
 from gateway.edges import SecurityHeaders, cross_origin
 from gateway.events import passing_on
@@ -23,7 +24,7 @@ from gateway.limits import BodyLimits
 from gateway.rates import RateHeaders, RateLimits
 from gateway.recorder import Recorder
 from gateway.settings import Settings
-from gateway.telemetry import RequestLog, SocketLog, log_operation, report
+from gateway.telemetry import RequestLog, SocketLog, log_breach, log_operation, log_unknown_document, report
 from gateway.trail import QueuedTrail
 from resolvers.access import scopes_from
 from resolvers.commands import InputLimits
@@ -40,7 +41,10 @@ from schema.socket import GraphQLSocket, SocketLimits
 
 
 def create_app(settings: Settings, verify: Verify | None = None) -> Starlette:
-    """Build the service; `verify` in place of what the settings say. Nothing is connected until it starts."""
+    """Build the service; `verify` in place of what the settings say. Nothing is connected until it starts.
+
+    Raises `SettingsError` for trusted documents that cannot be run.
+    """
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[Mapping[str, Any]]:
@@ -71,7 +75,9 @@ def create_app(settings: Settings, verify: Verify | None = None) -> Starlette:
             await relay.close()
             await database.close()
 
-    runner = Runner(build_schema(scopes_from(settings.scopes)), report)
+    with trusted_plainly():
+        schema = build_schema(scopes_from(settings.scopes))
+        runner = Runner(schema, report, document_rules(settings), log_breach, log_unknown_document)
     app = Starlette(
         routes=[
             Route("/graphql", GraphQLEndpoint(runner, http_form)),

@@ -4,8 +4,9 @@ import asyncio
 
 import asyncpg
 
+from gateway.app import create_app
 from gateway.safety import examine
-from gateway.settings import PREFIX, Settings
+from gateway.settings import PREFIX, Settings, SettingsError
 
 
 def check(settings: Settings) -> int:
@@ -13,10 +14,21 @@ def check(settings: Settings) -> int:
     print("\n".join(f"{name}={value}" for name, value in settings.shown().items()))
     if settings.development:
         print("\nDevelopment mode: well-known tokens, loopback only.")
+    documents = _check_documents(settings) if settings.documents else 0
     if settings.database_url is None:
         print(f"\nNo {PREFIX}DATABASE_URL: a private PostgreSQL will be started under {settings.data_dir}.")
-        return 0
-    return _check_database(settings.database_url.get_secret_value())
+        return documents
+    return _check_database(settings.database_url.get_secret_value()) or documents
+
+
+def _check_documents(settings: Settings) -> int:
+    try:
+        create_app(settings)
+    except SettingsError as error:
+        print(f"\n{error}")
+        return 1
+    print(f"\nThe trusted documents can be served (policy: {settings.documents_policy}).")
+    return 0
 
 
 def _check_database(database_url: str) -> int:

@@ -35,6 +35,9 @@ PROTOCOLS: Mapping[str, Any] = {
 def serve(settings: Settings) -> None:
     """Prepare the database, say where we listen, and serve until a signal."""
     assert settings.database_url is not None
+    if settings.documents:
+        # What is wrong with them is told here, once, and not by each worker.
+        create_app(settings)
     config = uvicorn.Config(
         "gateway.serve:worker",
         factory=True,

@@ -6,7 +6,7 @@ import os
 from base64 import b64decode
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Self, get_args
+from typing import Annotated, Literal, Self, get_args
 
 import platformdirs
 from pydantic import (
@@ -23,7 +23,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableError
 
-from resolvers.access import Operation, scopes_from
+from resolvers.access import Exploring, Operation, scopes_from
 
 PREFIX = "GATEWAY_"
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -254,10 +254,32 @@ class Settings(BaseSettings):
     event_days: int = Field(
         30, ge=1, description="How long an event is kept in the feed, in days; longer while a sink still waits for it."
     )
+    explorer: Exploring | None = Field(
+        None,
+        description="Who is told what can be asked (introspection, suggestions, the explorer's page): `open` all, "
+        "`scoped` callers with the scope for `explore`, `off` nobody. Empty: `open` in development mode, else `off`.",
+    )
+    limits: Literal["enforce", "measure"] = Field(
+        "enforce",
+        description="Whether a document that passes a limit below is refused, or only logged. See [limits](limits.md).",
+    )
+    max_tokens: int = Field(2_000, ge=100, description="Longest GraphQL document, in tokens.")
+    max_depth: int = Field(20, ge=1, le=100, description="Deepest GraphQL document, in levels of fields.")
+    max_aliases: int = Field(50, ge=0, description="Most aliases in a GraphQL document.")
+    max_directives: int = Field(50, ge=0, description="Most directives in a GraphQL document.")
+    max_root_fields: int = Field(50, ge=1, description="Most fields at the root of a GraphQL operation.")
     max_cost: int = Field(
         25_000,
         ge=100,
         description="How many objects one GraphQL operation may give at most, its page sizes multiplied.",
+    )
+    documents: Path | None = Field(
+        None, description="Manifest of [trusted documents](documents.md), or a folder of manifests."
+    )
+    documents_policy: Literal["log", "safelist", "enforce"] = Field(
+        "log",
+        description="What becomes of a document that is in no manifest: `log` it runs and is logged, `safelist` it is "
+        "refused, `enforce` nothing runs but by an id.",
     )
     page_size: int = Field(20, ge=1, description="Items on a page when the caller does not say.")
     page_size_max: int = Field(100, ge=1, le=500, description="Most items on a page.")
@@ -293,6 +315,7 @@ class Settings(BaseSettings):
         settings.refuse_half_a_verifier()
         settings.refuse_contradicting_sinks()
         settings.refuse_open_development()
+        settings.refuse_a_policy_without_documents()
         return settings
 
     @field_validator("rate_limit_url")
@@ -366,6 +389,21 @@ class Settings(BaseSettings):
     def development(self) -> bool:
         """Whether no token verification is configured, so that the development tokens are accepted."""
         return self.introspection_url is None and self.jwks_url is None
+
+    @property
+    def exploring(self) -> Exploring:
+        """Who is told what can be asked."""
+        return self.explorer or ("open" if self.development else "off")
+
+    @property
+    def explorer_pages(self) -> bool:
+        """Whether the explorer's page is served. What it can find out depends on who signs in there."""
+        return self.exploring != "off"
+
+    def refuse_a_policy_without_documents(self) -> None:
+        """Return if what is to be refused can be told from what is not. Raises `SettingsError`."""
+        if self.documents is None and self.documents_policy != "log":
+            raise SettingsError(f"{PREFIX}DOCUMENTS: needed beside {PREFIX}DOCUMENTS_POLICY={self.documents_policy}")
 
     def refuse_open_development(self) -> None:
         """Return if it is safe to serve. Raises `SettingsError` for development tokens on an open address."""

@@ -20,6 +20,7 @@ from resolvers.access import Caller
 from resolvers.context import Context
 from resolvers.errors import ServerError
 from rest.errors import respond
+from schema.limits import Breach
 
 # Letters that can do no harm in a header, a log line or a URL.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~:-]{1,128}")
@@ -167,6 +168,23 @@ def log_operation(context: Context, outcome: str, seconds: float) -> None:
         duration_ms=round(seconds * 1000, 3),
         **_who(context.caller),
     )
+
+
+def log_breach(context: Context, breach: Breach) -> None:
+    """Write down that a limit would have refused what was asked for, had it been enforced."""
+    log.info(
+        "limit",
+        request_id=context.request_id,
+        rule=breach.rule,
+        limit=breach.limit,
+        found=breach.found,
+        **_who(context.caller),
+    )
+
+
+def log_unknown_document(context: Context, sha256: str) -> None:
+    """Write down that a document is in no manifest."""
+    log.info("unknown_document", request_id=context.request_id, sha256=sha256, **_who(context.caller))
 
 
 def _who(caller: Caller | None) -> dict[str, str | None]:

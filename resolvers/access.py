@@ -11,6 +11,9 @@ from resolvers.errors import Forbidden, InsufficientScope
 
 ActorType = Literal["user", "service", "system"]
 
+Exploring = Literal["open", "scoped", "off"]
+"""Who may ask what can be asked: every caller, those with the scope for it, or nobody."""
+
 
 class Operation(StrEnum):
     """Everything either door can be asked to do, as far as rights tell it apart."""
@@ -21,6 +24,7 @@ class Operation(StrEnum):
     READ_ENCOUNTERS = "read_encounters"
     READ_PATIENTS = "read_patients"
     REGISTER_PATIENT = "register_patient"
+    EXPLORE = "explore"
 
 
 Scopes = Mapping[Operation, tuple[str, ...]]
@@ -32,6 +36,7 @@ DEFAULT_SCOPES: Scopes = {
     Operation.READ_ENCOUNTERS: ("read:encounters",),
     Operation.READ_PATIENTS: ("read:patients", "read:encounters", "write:encounters"),
     Operation.REGISTER_PATIENT: ("write:patients",),
+    Operation.EXPLORE: ("read:schema",),
 }
 """Which scopes allow an operation: any one of them will do. The published page names none, so these are ours."""
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 from models import Encounter
 from resolvers.access import DEFAULT_SCOPES, Caller, Operation, Scopes, require, resolve_brand
 from resolvers.commands import DEFAULT_LIMITS, InputLimits
-from resolvers.errors import Forbidden, GatewayError, Unauthenticated
+from resolvers.errors import Forbidden, GatewayError, InsufficientScope, Unauthenticated
 from resolvers.outbox import Feed
 from resolvers.paging import PageLimits
 from resolvers.rates import Allowance, Kind, Rates, Unlimited
@@ -62,6 +62,14 @@ class Context:
     def require(self, operation: Operation) -> None:
         """Return if the caller may do this. Raises `InsufficientScope`."""
         require(self.caller, self.services.scopes[operation])
+
+    def may(self, operation: Operation) -> bool:
+        """Whether the caller may do this."""
+        try:
+            self.require(operation)
+        except InsufficientScope:
+            return False
+        return True
 
     async def spend(self, kind: Kind, units: int = 1) -> Allowance:
         """Count the request as units of this kind. Who may is told first, so it is the door that calls `require`."""

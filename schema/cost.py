@@ -5,7 +5,7 @@ anything is read, from the arguments as they were sent.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from graphql import (
     DocumentNode,
@@ -22,6 +22,14 @@ from graphql import (
 )
 
 from resolvers.paging import PageLimits
+from schema.limits import COUNTLESS
+
+
+class Cost(NamedTuple):
+    """Objects that an operation could give, and the most that it may."""
+
+    requested: int
+    limit: int
 
 
 def cost_of(
@@ -71,4 +79,4 @@ def cost_of(
                 return list(node.values)
         return None
 
-    return of(operation.selection_set)
+    return min(of(operation.selection_set), COUNTLESS)

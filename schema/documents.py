@@ -1,24 +1,19 @@
 """Documents: from the text of a request to an operation that is known to be valid. Each text is worked on once."""
 
 from collections.abc import Mapping
-from functools import cache, lru_cache
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from graphql import (
     SKIP,
     ASTValidationRule,
     DocumentNode,
-    FieldNode,
-    FragmentDefinitionNode,
-    FragmentSpreadNode,
     GraphQLError,
     GraphQLInputType,
     GraphQLSchema,
     GraphQLSyntaxError,
-    InlineFragmentNode,
     OperationDefinitionNode,
-    SelectionNode,
-    SelectionSetNode,
     ValueNode,
     VisitorAction,
     get_operation_ast,
@@ -28,6 +23,7 @@ from graphql import (
     is_non_null_type,
     is_required_input_field,
     parse,
+    recommended_rules,
     specified_rules,
     type_from_ast,
     validate,
@@ -35,78 +31,130 @@ from graphql import (
 from graphql.utilities import validate_input_literal, validate_input_value
 from graphql.validation import UniqueInputFieldNamesRule, ValuesOfCorrectTypeRule
 
+from resolvers.access import Exploring
 from resolvers.errors import InvalidInput, Violation
+from schema.limits import MOST_LEVELS, MOST_NESTED, Breach, DocumentLimits, extent_of
+from schema.trusted import DocumentsPolicy, UntrustedManifest, normal_form, sha256_of
 
 # Longer texts are not kept: nobody sends them twice, and a thousand of them would be a lot of memory.
 MAX_KEPT_CHARACTERS = 20_000
 MAX_KEPT_DOCUMENTS = 1_000
 
-# An answer as deep as its document is still written: each level may be an object in a list, and orjson writes 254.
-MAX_LEVELS = 100
+# How graphql-core begins to say that it has stopped reading.
+TOO_MANY_TOKENS = "Syntax Error: Document contains more than"
+NESTED_TOO_DEEPLY = "Syntax Error: Document is nested too deeply"
+
+TOO_DEEP = "The document is nested too deeply for this gateway, whatever its settings are."
 
 
 class Document(NamedTuple):
     """A parsed text, and what is wrong with it; the errors quote no value."""
 
     ast: DocumentNode | None
-    errors: tuple[GraphQLError, ...]
+    errors: tuple[GraphQLError, ...] = ()
+    """Each names its rule in its extensions, where it has one of its own."""
+    errors_with_hints: tuple[GraphQLError, ...] = ()
+    """The same in words that suggest what exists, for those who may know what does."""
+    breaches: tuple[Breach, ...] = ()
+    """The limits it passes."""
+    explores: bool = False
+    only_explores: bool = False
+    trusted: bool = False
+    """Whether it is in the manifest, however it is laid out."""
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentRules:
+    """What a document may be, and who may know what can be asked."""
+
+    limits: DocumentLimits = DocumentLimits()
+    exploring: Exploring = "open"
+    manifest: Mapping[str, str] | None = None
+    """The trusted documents by their ids. None: nobody has named any."""
+    policy: DocumentsPolicy = "log"
 
 
 class Documents:
-    """The documents of one schema."""
+    """The documents of one schema. Raises `UntrustedManifest` for trusted ones that this schema does not know."""
 
-    def __init__(self, schema: GraphQLSchema) -> None:
+    def __init__(self, schema: GraphQLSchema, rules: DocumentRules) -> None:
         self._schema = schema
+        self._rules = rules
         self._kept = lru_cache(MAX_KEPT_DOCUMENTS)(self._read)
+        self._named: dict[str, Document] = {}
+        self._normal_forms: set[str] = set()
+        self._most_tokens = rules.limits.tokens
+        self._trust(rules.manifest or {})
 
     def read(self, text: str) -> Document:
         """Parse and validate a document."""
         return self._kept(text) if len(text) <= MAX_KEPT_CHARACTERS else self._read(text)
 
+    def named(self, document_id: str) -> Document | None:
+        """Find a trusted document by its id in the manifest, or by the SHA-256 of its text."""
+        return self._named.get(document_id) or self._named.get(document_id.removeprefix("sha256:"))
+
+    def _trust(self, manifest: Mapping[str, str]) -> None:
+        problems = []
+        for document_id, text in manifest.items():
+            document = self._read_trusted(text)
+            if document.ast is None or document.errors:
+                problems += [f"{document_id}: {error.message}" for error in document.errors]
+                continue
+            self._named[document_id] = document
+            self._named.setdefault(sha256_of(text), document)
+            self._normal_forms.add(normal_form(document.ast))
+            # Laid out otherwise, it must still be read far enough to be known again.
+            self._most_tokens = max(self._most_tokens, document.ast.token_count)
+        if problems:
+            raise UntrustedManifest(problems)
+
+    def _read_trusted(self, text: str) -> Document:
+        ast = _parsed(text, max_tokens=None)
+        return ast if isinstance(ast, Document) else self._checked(ast, limits=None)
+
     def _read(self, text: str) -> Document:
-        try:
-            ast = parse(text)
-        except GraphQLSyntaxError as error:
-            # The parser quotes what it stumbled over, which may be a patient's note cut off in the middle.
-            return Document(
-                None,
-                (
-                    GraphQLError(
-                        "The document has a syntax error here.", source=error.source, positions=error.positions
-                    ),
-                ),
-            )
-        except RecursionError:
-            return Document(None, (GraphQLError("The document is nested too deeply."),))
-        errors = validate(self._schema, ast, RULES)
-        # Only a valid document is sure to end: a fragment that contains itself does not.
-        if not errors and _levels_of(ast) > MAX_LEVELS:
-            return Document(ast, (GraphQLError(f"The document must not be nested deeper than {MAX_LEVELS} levels."),))
-        return Document(ast, tuple(errors))
+        limits = self._rules.limits
+        ast = _parsed(text, max_tokens=self._most_tokens if limits.enforced else None)
+        return ast if isinstance(ast, Document) else self._checked(ast, limits)
+
+    def _checked(self, ast: DocumentNode, limits: DocumentLimits | None) -> Document:
+        """Count, then validate. What has no limits is trusted: someone has looked at it."""
+        extent = extent_of(ast)
+        if extent.depth > MOST_LEVELS or extent.nested > MOST_NESTED:
+            return refused(TOO_DEEP, "depth")
+        trusted = limits is None or (bool(self._normal_forms) and normal_form(ast) in self._normal_forms)
+        breaches = limits.passed_by(extent) if limits and not trusted else ()
+        document = Document(ast, (), (), breaches, extent.explores, extent.only_explores, trusted)
+        if limits and limits.enforced and breaches:
+            return document._replace(errors=tuple(_error(each.message, each.rule) for each in breaches))
+        errors = tuple(validate(self._schema, ast, RULES, hide_suggestions=True))
+        if errors and self._rules.exploring != "off":
+            return document._replace(errors=errors, errors_with_hints=tuple(validate(self._schema, ast, RULES)))
+        return document._replace(errors=errors)
 
 
-def _levels_of(document: DocumentNode) -> int:
-    fragments = {each.name.value: each for each in document.definitions if isinstance(each, FragmentDefinitionNode)}
+def _parsed(text: str, max_tokens: int | None) -> DocumentNode | Document:
+    """Parse a text, or give the document that says why it cannot be."""
+    try:
+        return parse(text, max_tokens=max_tokens)
+    except GraphQLSyntaxError as error:
+        if error.message.startswith(TOO_MANY_TOKENS):
+            return refused(f"The document has more than {max_tokens:,} tokens, which is the most.", "tokens")
+        if error.message.startswith(NESTED_TOO_DEEPLY):
+            return refused(TOO_DEEP, "depth")
+        # The parser quotes what it stumbled over, which may be a patient's note cut off in the middle.
+        said = GraphQLError("The document has a syntax error here.", source=error.source, positions=error.positions)
+        return Document(None, (said,))
 
-    def levels(selections: SelectionSetNode | None) -> int:
-        return max((level(each) for each in selections.selections), default=0) if selections else 0
 
-    def level(selection: SelectionNode) -> int:
-        match selection:
-            case FieldNode():
-                return 1 + levels(selection.selection_set)
-            case InlineFragmentNode():
-                return levels(selection.selection_set)
-            case FragmentSpreadNode():
-                return of_fragment(selection.name.value)
-        raise TypeError(f"not a selection: {type(selection).__name__}")
+def refused(message: str, rule: str, explained: str | None = None) -> Document:
+    """Give a document that cannot be run. `explained` is for a person, where the message is for a program."""
+    return Document(None, (_error(message, rule, explained),))
 
-    @cache
-    def of_fragment(name: str) -> int:
-        return levels(fragments[name].selection_set)
 
-    operations = [each for each in document.definitions if isinstance(each, OperationDefinitionNode)]
-    return max((levels(each.selection_set) for each in operations), default=0)
+def _error(message: str, rule: str, explained: str | None = None) -> GraphQLError:
+    return GraphQLError(message, extensions={"rule": rule, "explained": explained or message})
 
 
 class ValuesOfCorrectType(ValuesOfCorrectTypeRule):
@@ -139,7 +187,9 @@ OURS: dict[type[ASTValidationRule], type[ASTValidationRule]] = {
     ValuesOfCorrectTypeRule: ValuesOfCorrectType,
     UniqueInputFieldNamesRule: UniqueInputFieldNames,
 }
-RULES: tuple[type[ASTValidationRule], ...] = tuple(OURS.get(rule, rule) for rule in specified_rules)
+RULES: tuple[type[ASTValidationRule], ...] = tuple(
+    OURS.get(rule, rule) for rule in (*specified_rules, *recommended_rules)
+)
 
 
 def operation_of(document: DocumentNode, name: str | None) -> OperationDefinitionNode:

@@ -46,11 +46,11 @@ class GraphQLEndpoint:
             context = await self._signed_in(request)
             try:
                 ask = await _ask(request, media_type)
+                document = self._runner.read(ask, context)
             except GatewayError:
                 # How often comes before what was sent, which here tells whether it is a read or a write.
                 await _admit(request, context, ONE_READ)
                 raise
-            document = self._runner.read(ask.query)
             await _admit(request, context, price_of(document, ask.operation_name))
             understood, body = await self._runner.run(ask, document, context, read_only=request.method == "GET")
         except ClientDisconnect:

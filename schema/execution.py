@@ -25,9 +25,11 @@ from strawberry.execution import optimized_is_awaitable
 from resolvers import json_text
 from resolvers.context import Context
 from resolvers.errors import GatewayError, InvalidInput, MalformedBody, MethodNotAllowed, ServerError, Violation
-from schema.cost import cost_of
-from schema.documents import MAX_KEPT_DOCUMENTS, Document, Documents, explain_variables, operation_of
+from schema.admission import Admission, LogBreach, LogUnknown
+from schema.cost import Cost, cost_of
+from schema.documents import MAX_KEPT_DOCUMENTS, Document, DocumentRules, explain_variables, operation_of
 from schema.errors import refuse
+from schema.limits import Breach
 from schema.loaders import Loaders
 from schema.plan import plan_of
 from schema.selection import Declined
@@ -37,12 +39,19 @@ Report = Callable[[BaseException, str], None]
 """Writes down an exception that nobody expected, under the request's id."""
 
 
-class Ask(NamedTuple):
-    """What a client asks for."""
+APOLLO_ID = "/extensions/persistedQuery/sha256Hash"
 
-    query: str
+
+class Ask(NamedTuple):
+    """What a client asks for: a document by its text, or by the id of a trusted one."""
+
+    query: str | None
     variables: Mapping[str, Any]
     operation_name: str | None
+    document_id: str | None = None
+    apollo: bool = False
+    """Whether the id came in Apollo's form, whose clients wait for answers in Apollo's words."""
+    tell_cost: bool = False
 
 
 def ask_of(members: Any) -> Ask:
@@ -52,18 +61,37 @@ def ask_of(members: Any) -> Ask:
     query = members.get("query")
     variables = members.get("variables")
     operation_name = members.get("operationName")
+    extensions = members.get("extensions")
+    id_pointer, document_id = _document_id(members)
     violations: list[Violation] = []
-    if not isinstance(query, str) or json_text.problem_with(query):
+    if not isinstance(document_id, str | None) or json_text.problem_with(document_id or ""):
+        violations.append(Violation(id_pointer, "string", "must be the id of a document"))
+    if (query is not None or document_id is None) and (not isinstance(query, str) or json_text.problem_with(query)):
         violations.append(Violation("/query", "string", "must be a GraphQL document"))
     if not isinstance(variables, dict | None):
         violations.append(Violation("/variables", "object", "must be an object"))
     if not isinstance(operation_name, str | None) or json_text.problem_with(operation_name or ""):
         violations.append(Violation("/operationName", "string", "must be a name"))
-    if not isinstance(members.get("extensions"), dict | None):
+    if not isinstance(extensions, dict | None):
         violations.append(Violation("/extensions", "object", "must be an object"))
     if violations:
         raise InvalidInput(violations)
-    return Ask(query, variables or {}, operation_name)  # type: ignore[arg-type]
+    tell_cost = (extensions or {}).get("cost") is True
+    return Ask(query, variables or {}, operation_name, document_id, id_pointer == APOLLO_ID, tell_cost)
+
+
+def _document_id(members: Mapping[str, Any]) -> tuple[str, Any]:
+    """Give where the id of a trusted document stands, and the id, or None.
+
+    Sources: GraphQL over HTTP, appendix A; `extensions.persistedQuery` of Apollo's clients; `doc_id` and `id`, the
+    names in Relay's examples, which are taken for ids only where there is no text.
+    """
+    extensions = members.get("extensions")
+    persisted = extensions.get("persistedQuery") if isinstance(extensions, dict) else None
+    if isinstance(persisted, dict) and persisted.get("sha256Hash") is not None and members.get("documentId") is None:
+        return APOLLO_ID, persisted["sha256Hash"]
+    names = ["documentId"] if members.get("query") is not None else ["documentId", "doc_id", "id"]
+    return next(((f"/{name}", members[name]) for name in names if members.get(name) is not None), ("/documentId", None))
 
 
 class Answer(NamedTuple):
@@ -81,15 +109,25 @@ def written(body: Any) -> bytes:
 class Runner:
     """Runs the operations of one schema, whichever way they came. Loaders live as long as one operation or event."""
 
-    def __init__(self, schema: strawberry.Schema, report: Report) -> None:
+    def __init__(
+        self,
+        schema: strawberry.Schema,
+        report: Report,
+        rules: DocumentRules,
+        log_breach: LogBreach,
+        log_unknown: LogUnknown,
+    ) -> None:
         self._schema = schema._schema  # noqa: SLF001 - Strawberry builds graphql-core's schema; we run it ourselves
-        self._documents = Documents(self._schema)
+        self._admission = Admission(self._schema, rules, log_breach, log_unknown)
         self._plan_of = lru_cache(MAX_KEPT_DOCUMENTS)(plan_of)
         self._report = report
 
-    def read(self, text: str) -> Document:
-        """Parse and validate a document."""
-        return self._documents.read(text)
+    def read(self, ask: Ask, context: Context) -> Document:
+        """Find the document that is asked for, with all that is wrong with it for this caller.
+
+        Raises `InsufficientScope` where the schema is asked for that this caller may not be told.
+        """
+        return self._admission.find(ask.query, ask.document_id, context, apollo=ask.apollo)
 
     async def run(self, ask: Ask, document: Document, context: Context, *, read_only: bool = False) -> Answer:
         """Run a query or a mutation. Raises `MethodNotAllowed` for a mutation where only reading is allowed."""
@@ -103,12 +141,14 @@ class Runner:
             return _refused(InvalidInput([Violation("/query", "subscription", "needs a WebSocket")]), context)
         if read_only and operation.operation is not OperationType.QUERY:
             raise MethodNotAllowed(["POST"])
-        if too_dear := _too_dear(document.ast, operation, ask, context):
+        cost = _cost(document.ast, operation, ask, context)
+        if too_dear := self._too_dear(cost, ask, context):
             return too_dear
         met: GatewayError | None = None
         if plan := self._plan_of(document.ast, operation):
             try:
-                return Answer(True, {"data": orjson.Fragment(await plan.run(ask.variables, context))})
+                data = orjson.Fragment(await plan.run(ask.variables, context))
+                return _telling(cost, ask, Answer(True, {"data": data}))
             except Declined:
                 pass
             except GatewayError as error:
@@ -126,7 +166,7 @@ class Runner:
         if result.data is None and all(error.path is None for error in result.errors or ()):
             return self._variables_refused(operation, ask, context)
         changes = operation.operation is OperationType.MUTATION
-        answer = self._answer(result, context, changes=changes)
+        answer = _telling(cost, ask, self._answer(result, context, changes=changes))
         if changes and result.data is None and not _is_one_field(operation):
             # The first of several may have been kept although the last one's refusal leaves nothing to show for it.
             for told in answer.body["errors"]:
@@ -143,7 +183,8 @@ class Runner:
             yield await self.run(ask, document, context)
             return
         assert document.ast is not None, "a document that has a subscription was read"
-        if too_dear := _too_dear(document.ast, operation, ask, context):
+        cost = _cost(document.ast, operation, ask, context)
+        if too_dear := self._too_dear(cost, ask, context):
             yield too_dear
             return
         executor = Executor.build(
@@ -171,7 +212,7 @@ class Runner:
 
         async with aclosing(map_source_to_response_event(executor, source, execute_event)) as results:  # type: ignore[arg-type]
             async for result in results:
-                yield self._answer(result, context)
+                yield _telling(cost, ask, self._answer(result, context))
 
     def known(self, error: BaseException, request_id: str) -> GatewayError:
         """Give the error itself if it is one of ours; else write it down and give `ServerError`."""
@@ -179,6 +220,13 @@ class Runner:
             return error
         self._report(error, request_id)
         return ServerError()
+
+    def _too_dear(self, cost: Cost, ask: Ask, context: Context) -> Answer | None:
+        breach = Breach("cost", cost.limit, cost.requested)
+        if cost.requested <= cost.limit or self._admission.log_if_measuring(breach, context):
+            return None
+        told = f"could give {cost.requested:,} objects, and {cost.limit:,} is the most; ask for smaller pages"
+        return _telling(cost, ask, _refused(InvalidInput([Violation("/query", "cost", told)]), context))
 
     def _answer(self, result: ExecutionResult, context: Context, *, changes: bool = False) -> Answer:
         body: dict[str, Any] = {"data": result.data}
@@ -219,13 +267,16 @@ def _subscription(document: Document, ask: Ask) -> OperationDefinitionNode | Non
     return operation if operation.operation is OperationType.SUBSCRIPTION else None
 
 
-def _too_dear(document: DocumentNode, operation: OperationDefinitionNode, ask: Ask, context: Context) -> Answer | None:
-    """Refuse an operation that could give too many objects; of a subscription, for one event."""
-    cost, most = cost_of(document, operation, ask.variables, context.services.page_limits), context.services.max_cost
-    if cost <= most:
-        return None
-    told = f"could give {cost:,} objects, and {most:,} is the most; ask for smaller pages"
-    return _refused(InvalidInput([Violation("/query", "cost", told)]), context)
+def _cost(document: DocumentNode, operation: OperationDefinitionNode, ask: Ask, context: Context) -> Cost:
+    """Say what an operation could give; of a subscription, for one event."""
+    return Cost(cost_of(document, operation, ask.variables, context.services.page_limits), context.services.max_cost)
+
+
+def _telling(cost: Cost, ask: Ask, answer: Answer) -> Answer:
+    """Tell the client the cost, if it asked for that."""
+    if ask.tell_cost:
+        answer.body["extensions"] = {"cost": cost._asdict()}
+    return answer
 
 
 def _refused(error: GatewayError, context: Context) -> Answer:
@@ -233,7 +284,9 @@ def _refused(error: GatewayError, context: Context) -> Answer:
 
 
 def _document_error(error: GraphQLError, context: Context) -> dict[str, Any]:
-    refusal = InvalidInput([Violation("/query", "document", error.message)])
+    told = error.extensions or {}
+    violation = Violation("/query", told.get("rule", "document"), told.get("explained", error.message))
+    refusal = InvalidInput([violation])
     return refuse(refusal, context) | {"message": error.message} | _located(error)
 
 

@@ -404,10 +404,10 @@ class Conversation:
             if message.size > self._limits.message_bytes:
                 raise PayloadTooLarge("The message is larger than this gateway reads.")
             ask = ask_of(message.payload)
+            document = self._runner.read(ask, operation.context)
         except GatewayError:
             await _spend(operation.context, ONE_READ)
             raise
-        document = self._runner.read(ask.query)
         price = price_of(document, ask.operation_name)
         operation.changes = price.kind is Kind.WRITES
         await _spend(operation.context, price)

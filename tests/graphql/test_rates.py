@@ -4,10 +4,10 @@ import pytest
 
 from resolvers.rates import Kind
 from schema import build_schema
-from schema.documents import Documents
+from schema.documents import DocumentRules, Documents
 from schema.rates import ONE_READ, Price, price_of
 
-DOCUMENTS = Documents(build_schema()._schema)
+DOCUMENTS = Documents(build_schema()._schema, DocumentRules())
 
 RECORD = 'recordEncounter(patientId: "p", input: {brandId: "loop", encounterType: LAB}) { __typename }'
 POWERS_OF_TWO = (

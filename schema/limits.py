@@ -1,0 +1,212 @@
+"""What one document may be: how long, how deep, how much of it. Counted in one walk, before anything is looked up.
+
+A fragment counts wherever it is spread, but is walked once: documents that grow in powers of two cost no more to count
+than to read. What an operation may cost in objects depends on its variables, and is the matter of `cost.py`.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from graphql import (
+    DefinitionNode,
+    DocumentNode,
+    FieldNode,
+    FragmentDefinitionNode,
+    FragmentSpreadNode,
+    InlineFragmentNode,
+    OperationDefinitionNode,
+    SelectionSetNode,
+)
+
+# What the process can bear, whatever an operator allows. An answer as deep as its document is still written: each level
+# may be an object in a list, and orjson writes 254. Within selections, the interpreter's stack is the bound.
+MOST_LEVELS = 100
+MOST_NESTED = 200
+
+# Whoever writes more at one place repeats himself: `@skip` and `@include` are all there is to write.
+DIRECTIVES_AT_ONE_PLACE = 4
+
+# Numbers beyond are all the same to us, and those of a malicious document have thousands of digits.
+COUNTLESS = 1_000_000_000
+
+EXPLORING = frozenset({"__schema", "__type", "_service"})
+"""The fields that tell what can be asked; `_service` is how a federation's router asks."""
+
+
+class Breach(NamedTuple):
+    """A limit that a document passes."""
+
+    rule: str
+    limit: int
+    found: int
+
+    @property
+    def message(self) -> str:
+        """Say what the document has and what is the most."""
+        name = self.rule.replace("_", " ")
+        found = f"{self.found:,}" if self.found < COUNTLESS else "countless"
+        if self.rule == "depth":
+            return f"The document is {found} levels deep, and {self.limit:,} is the most."
+        return f"The document has {found} {name}, and {self.limit:,} is the most."
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentLimits:
+    """The most of each. Where they are not enforced, what passes them is told to the operator alone."""
+
+    tokens: int = 2_000
+    depth: int = 20
+    aliases: int = 50
+    directives: int = 50
+    root_fields: int = 50
+    enforced: bool = True
+
+    def passed_by(self, extent: "Extent") -> tuple[Breach, ...]:
+        """Give each limit that a document passes."""
+        breaches = [
+            Breach(rule, limit, found)
+            for rule, limit, found in (
+                ("tokens", self.tokens, extent.tokens),
+                ("depth", self.depth, extent.depth),
+                ("aliases", self.aliases, extent.aliases),
+                ("directives", self.directives, extent.directives),
+                ("root_fields", self.root_fields, extent.root_fields),
+            )
+            if found > limit
+        ]
+        if extent.directives_at_one_place > DIRECTIVES_AT_ONE_PLACE and extent.directives <= self.directives:
+            breaches.append(Breach("directives", DIRECTIVES_AT_ONE_PLACE, extent.directives_at_one_place))
+        return tuple(breaches)
+
+
+@dataclass(slots=True)
+class Extent:
+    """How much of everything a document has, its fragments put in where they are spread."""
+
+    tokens: int = 0
+    depth: int = 0
+    """Levels of fields."""
+    nested: int = 0
+    """Levels of selections, those of fragments included."""
+    aliases: int = 0
+    directives: int = 0
+    directives_at_one_place: int = 0
+    root_fields: int = 0
+    root_names: set[str] = field(default_factory=set)
+    explores: bool = False
+    """Whether it asks what can be asked."""
+
+    @property
+    def only_explores(self) -> bool:
+        """Whether it asks for nothing else."""
+        return self.explores and self.root_names <= EXPLORING | {"__typename"}
+
+
+class _Spread(NamedTuple):
+    name: str
+    level: int
+    nested: int
+
+
+def extent_of(document: DocumentNode) -> Extent:
+    """Count what a document has. It need not be valid: unknown fragments count nothing, and circles once."""
+    fragments: dict[str, FragmentDefinitionNode] = {}
+    for definition in document.definitions:
+        if isinstance(definition, FragmentDefinitionNode):
+            fragments.setdefault(definition.name.value, definition)
+    own = {name: _own(fragment) for name, fragment in fragments.items()}
+    full: dict[str, Extent] = {}
+    for name in _inner_first({name: spreads for name, (_, spreads) in own.items()}):
+        full[name] = _with_fragments(*own[name], full)
+    whole = Extent(tokens=document.token_count or 0)
+    for definition in document.definitions:
+        if isinstance(definition, OperationDefinitionNode):
+            _widen(whole, _with_fragments(*_own(definition), full))
+    # A fragment that nobody spreads is refused by validation, but walked by it first.
+    for extent in full.values():
+        whole.nested = max(whole.nested, extent.nested)
+        whole.directives_at_one_place = max(whole.directives_at_one_place, extent.directives_at_one_place)
+        whole.explores |= extent.explores
+    return whole
+
+
+def _own(definition: DefinitionNode) -> tuple[Extent, list[_Spread]]:
+    """Count what a definition has itself, and list what it spreads."""
+    assert isinstance(definition, OperationDefinitionNode | FragmentDefinitionNode)
+    extent, spreads = Extent(), list[_Spread]()
+    _count_directives(extent, definition)
+    for variable in definition.variable_definitions or ():
+        _count_directives(extent, variable)
+    pending: list[tuple[SelectionSetNode, int, int]] = [(definition.selection_set, 0, 1)]
+    while pending:
+        selections, level, nested = pending.pop()
+        extent.nested = max(extent.nested, nested)
+        for selection in selections.selections:
+            _count_directives(extent, selection)
+            match selection:
+                case FieldNode():
+                    extent.depth = max(extent.depth, level + 1)
+                    extent.aliases += selection.alias is not None
+                    extent.explores |= selection.name.value in EXPLORING
+                    if level == 0:
+                        extent.root_fields += 1
+                        extent.root_names.add(selection.name.value)
+                    if selection.selection_set:
+                        pending.append((selection.selection_set, level + 1, nested + 1))
+                case InlineFragmentNode():
+                    pending.append((selection.selection_set, level, nested + 1))
+                case FragmentSpreadNode():
+                    spreads.append(_Spread(selection.name.value, level, nested))
+    return extent, spreads
+
+
+def _count_directives(extent: Extent, node: object) -> None:
+    at_this_place = len(getattr(node, "directives", None) or ())
+    extent.directives += at_this_place
+    extent.directives_at_one_place = max(extent.directives_at_one_place, at_this_place)
+
+
+def _inner_first(spreads: Mapping[str, list[_Spread]]) -> Iterator[str]:
+    """Give each fragment after those it spreads, as far as that can be said of circles; without recursion."""
+    begun: set[str] = set()
+    for root in spreads:
+        path = [] if root in begun else [(root, iter(spreads[root]))]
+        begun.add(root)
+        while path:
+            name, further = path[-1]
+            spread = next((each for each in further if each.name in spreads and each.name not in begun), None)
+            if spread is None:
+                path.pop()
+                yield name
+            else:
+                begun.add(spread.name)
+                path.append((spread.name, iter(spreads[spread.name])))
+
+
+def _with_fragments(extent: Extent, spreads: list[_Spread], full: Mapping[str, Extent]) -> Extent:
+    for spread, times in Counter(spreads).items():
+        within = full.get(spread.name)
+        if within is None:
+            continue
+        extent.depth = max(extent.depth, spread.level + within.depth)
+        extent.nested = max(extent.nested, spread.nested + within.nested)
+        extent.aliases = min(extent.aliases + times * within.aliases, COUNTLESS)
+        extent.directives = min(extent.directives + times * within.directives, COUNTLESS)
+        if spread.level == 0:
+            extent.root_fields = min(extent.root_fields + times * within.root_fields, COUNTLESS)
+            extent.root_names |= within.root_names
+    return extent
+
+
+def _widen(whole: Extent, operation: Extent) -> None:
+    """Count an operation in: levels and root fields are those of the largest, for one alone is run."""
+    whole.depth = max(whole.depth, operation.depth)
+    whole.nested = max(whole.nested, operation.nested)
+    whole.aliases = min(whole.aliases + operation.aliases, COUNTLESS)
+    whole.directives = min(whole.directives + operation.directives, COUNTLESS)
+    whole.directives_at_one_place = max(whole.directives_at_one_place, operation.directives_at_one_place)
+    whole.root_fields = max(whole.root_fields, operation.root_fields)
+    whole.root_names |= operation.root_names
+    whole.explores |= operation.explores

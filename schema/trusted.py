@@ -1,0 +1,84 @@
+"""Trusted documents: those that a manifest names, and how they are known again.
+
+Three forms of a manifest are read, told apart by what is in them. Sources: the persisted query manifest of Apollo
+(`@apollo/generate-persisted-query-manifest`, version 1); the local persisting of relay-compiler, which writes one
+object from id to text; and that same object from whoever else writes it.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeGuard
+
+from graphql import DocumentNode, print_ast
+
+from resolvers import json_text
+from resolvers.errors import MalformedBody
+
+DocumentsPolicy = Literal["log", "safelist", "enforce"]
+"""What becomes of a document that is in no manifest: it is written down, or refused; or nothing runs but by an id."""
+
+
+class UntrustedManifest(Exception):
+    """The manifest cannot be worked with; the message says why, a line each."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        super().__init__("\n".join(problems))
+
+
+def read_manifest(path: Path) -> Mapping[str, str]:
+    """Read the documents of a file, or of every `.json` file in a folder, by their ids. Raises `UntrustedManifest`."""
+    documents: dict[str, str] = {}
+    problems: list[str] = []
+    for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:
+        try:
+            for document_id, text in _documents_in(json_text.read(file.read_bytes())):
+                if documents.setdefault(document_id, text) != text:
+                    problems.append(f"{file.name}: the id {document_id} stands for two documents")
+        except OSError as error:
+            problems.append(f"{file.name}: cannot be read ({error.strerror})")
+        except MalformedBody as error:
+            problems.append(f"{file.name}: must be one JSON object ({error.violations[0].rule})")
+        except ValueError as error:
+            problems.append(f"{file.name}: {error}")
+    if not documents and not problems:
+        problems = [f"{path.name}: holds no document"]
+    if problems:
+        raise UntrustedManifest(problems)
+    return documents
+
+
+def _documents_in(manifest: Any) -> Iterator[tuple[str, str]]:
+    """Give each id and text. Raises `ValueError`."""
+    match manifest:
+        case {"format": "apollo-persisted-query-manifest", "version": 1, "operations": list(operations)}:
+            pairs = [
+                (each.get("id"), each.get("body")) if isinstance(each, dict) else (each, None) for each in operations
+            ]
+        case {"format": "apollo-persisted-query-manifest"}:
+            raise ValueError("of Apollo's manifests, version 1 with a list of operations is what is read here")
+        case dict():
+            pairs = list(manifest.items())
+        case _:
+            raise ValueError("must be an object from id to text, or a manifest of Apollo's")
+    for document_id, text in pairs:
+        if not _is_text(document_id) or not _is_text(text):
+            raise ValueError("each document must have an id and a text")
+        yield document_id, text
+
+
+def _is_text(value: Any) -> TypeGuard[str]:
+    return isinstance(value, str) and value != "" and not json_text.problem_with(value)
+
+
+def normal_form(document: DocumentNode) -> str:
+    """Print a document so that neither its layout nor the order of its definitions matters.
+
+    Apollo's tool sorts the definitions in the manifest, and its client does not in the request.
+    """
+    return "\n".join(sorted(map(print_ast, document.definitions)))
+
+
+def sha256_of(text: str) -> str:
+    """Give the id that Apollo's clients give a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
