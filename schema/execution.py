@@ -96,7 +96,9 @@ class Runner:
         except InvalidInput as error:
             return _refused(error, context)
         if operation.operation is OperationType.SUBSCRIPTION:
-            return _refused(InvalidInput([Violation("/query", "subscription", "needs a WebSocket")]), context)
+            return _refused(
+                InvalidInput([Violation("/query", "subscription", "needs a WebSocket or server-sent events")]), context
+            )
         if read_only and operation.operation is not OperationType.QUERY:
             raise MethodNotAllowed(["POST"])
         if too_dear := _too_dear(document.ast, operation, ask, context):

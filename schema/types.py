@@ -32,6 +32,8 @@ class Operation:
 
     context: Context
     loaders: Loaders
+    last_event_id: str | None = None
+    """The cursor a client names beside the operation, not in it: one that comes back to server-sent events."""
 
 
 Info = StrawberryInfo[Operation, None]
