@@ -23,7 +23,8 @@ from schema.staying import LogOperation, Places, WhoCalls, end_of_token
 EVENT_STREAM = "text/event-stream"
 HEADERS = {
     "Cache-Control": "no-store, no-transform",
-    # nginx would collect events until they fill a buffer. Source: ngx_http_proxy_module, proxy_buffering.
+    # What a client does not read, nginx would keep in a file of its own, and we would never learn of it.
+    # Source: ngx_http_proxy_module, proxy_buffering.
     "X-Accel-Buffering": "no",
 }
 _HEAD = [(b"content-type", b"text/event-stream; charset=utf-8")] + [

@@ -98,3 +98,20 @@ async def listen_to(
         client.stream(method, "/graphql", headers=said, **sent) as response,
     ):
         yield Stream(response)
+
+
+@asynccontextmanager
+async def deaf_to(port: int, query: str) -> AsyncIterator[asyncio.StreamReader]:
+    """Ask for an operation, and hear no more of it than that it begins: the test says when something is read."""
+    body = json.dumps({"query": query}).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+    writer.write(
+        b"POST /graphql HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer dev\r\nAccept: text/event-stream\r\n"
+        b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    )
+    assert b" 200 " in await reader.readline()
+    try:
+        yield reader
+    finally:
+        writer.close()
+        await writer.wait_closed()

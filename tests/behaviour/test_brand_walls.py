@@ -17,6 +17,7 @@ from tests.doors import Service
 
 VISIT = {"brand_id": "loop", "encounter_type": "lab", "notes": "Not for others."}
 SAME_ID = {"x-request-id": "the-same"}
+EVENT_STREAM = SAME_ID | {"accept": "text/event-stream"}
 
 # What the duties of the service do meanwhile, they do by the clock.
 WATCHED = ContextVar("WATCHED", default=False)
@@ -128,6 +129,33 @@ def asking(service: Service, theirs, kind: str, selection: str):
         return response
 
     return request
+
+
+async def test_a_patients_id_in_a_subscription(service: Service, theirs, statements) -> None:
+    query = "subscription ($patient: ID!) { encounterEvents(patientId: $patient) { encounter { notes } } }"
+
+    async def request(which: str):
+        patient_id = theirs["patient_id"] if which == "theirs" else "patient-" + uuid4().hex[:12]
+        body = {"query": query, "variables": {"patient": patient_id}}
+        return await service.rest("POST", "/graphql", json=body, headers=EVENT_STREAM)
+
+    await both(service, statements, request)
+
+
+@pytest.mark.parametrize("named", ["after", "Last-Event-ID"])
+async def test_a_place_in_their_feed_is_no_better_than_a_made_up_one(
+    service: Service, theirs, statements, named: str
+) -> None:
+    query = "subscription ($after: String) { encounterEvents(after: $after) { encounter { notes } } }"
+
+    async def request(which: str):
+        cursor = write_position(0, "loopbio") if which == "theirs" else "made-up"
+        variables = {"after": cursor} if named == "after" else {}
+        headers = {} if named == "after" else {named: cursor}
+        body = {"query": query, "variables": variables}
+        return await service.rest("POST", "/graphql", json=body, headers=EVENT_STREAM | headers)
+
+    await both(service, statements, request)
 
 
 async def test_a_cursor_of_theirs_is_no_better_than_a_made_up_one(service: Service, cast: Cast, theirs) -> None:
