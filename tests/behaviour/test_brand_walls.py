@@ -246,7 +246,7 @@ async def test_the_feed_of_events_knows_neither_their_patients_nor_their_cursors
 
 
 def test_every_path_of_the_graph_that_leads_to_a_record_is_attacked_above() -> None:
-    """Whoever adds a history adds the attack on it here."""
+    """Whoever adds a path adds the attack on it here."""
     schema = build_schema()._schema
 
     leading_to_records = {
