@@ -36,8 +36,10 @@ from resolvers.trail import Trail
 from rest.encounters import published
 from schema import build_schema
 from schema.endpoint import GraphQLEndpoint
+from schema.event_stream import StreamLimits
 from schema.execution import Runner
 from schema.socket import GraphQLSocket, SocketLimits
+from schema.staying import Places
 
 
 def create_app(settings: Settings, verify: Verify | None = None) -> Starlette:
@@ -78,10 +80,11 @@ def create_app(settings: Settings, verify: Verify | None = None) -> Starlette:
     with trusted_plainly():
         schema = build_schema(scopes_from(settings.scopes))
         runner = Runner(schema, report, document_rules(settings), log_breach, log_unknown_document)
+    places = Places(settings.sockets_max)
     app = Starlette(
         routes=[
-            Route("/graphql", GraphQLEndpoint(runner, http_form)),
-            WebSocketRoute("/graphql", GraphQLSocket(runner, socket_limits(settings), log_operation)),
+            Route("/graphql", GraphQLEndpoint(runner, http_form, stream_limits(settings), places, log_operation)),
+            WebSocketRoute("/graphql", GraphQLSocket(runner, socket_limits(settings), places, log_operation)),
             *rest.routes,
         ],
         middleware=[
@@ -131,14 +134,20 @@ def services(
 
 
 def socket_limits(settings: Settings) -> SocketLimits:
-    """Say what sockets may cost."""
+    """Say what a socket may cost."""
     return SocketLimits(
-        sockets=settings.sockets_max,
         operations=settings.socket_operations,
         message_bytes=settings.max_body_bytes,
         init_seconds=settings.socket_init_seconds,
         send_seconds=settings.socket_send_seconds,
         recheck_seconds=settings.socket_recheck_seconds,
+    )
+
+
+def stream_limits(settings: Settings) -> StreamLimits:
+    """Say what a stream of events may cost."""
+    return StreamLimits(
+        heartbeat_seconds=settings.stream_heartbeat_seconds, recheck_seconds=settings.socket_recheck_seconds
     )
 
 

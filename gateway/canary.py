@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from gateway.roles import DATABASE, OWNER
+from resolvers.feed import write_position
 
 PATIENT = "demo-patient"
 DEV = {"Authorization": "Bearer dev"}
@@ -49,6 +50,11 @@ RECORD = """mutation ($id: ID!, $input: RecordEncounterInput!, $key: String) {
     __typename ... on EncounterRecorded { encounter { notes } } ... on Problem { code message }
   }
 }"""
+
+EVENTS = """subscription ($id: ID, $after: String) {
+  encounterEvents(patientId: $id, after: $after) { kind encounter { notes metadata scheduledAt } }
+}"""
+BEGINNING = write_position(0, "loop")
 
 
 class Leak(NamedTuple):
@@ -83,7 +89,7 @@ async def canary() -> int:
     outputs = Outputs()
     with tempfile.TemporaryDirectory(prefix="gateway-canary-") as folder:
         async with _running(Path(folder), outputs) as (client, owner_url):
-            for attempt in (_through_rest, _through_graphql, _through_sockets, _through_the_database):
+            for attempt in ATTEMPTS:
                 await attempt(client, owner_url, outputs)
             await _look_into_tables(owner_url, outputs)
             _look_at_processes(outputs)
@@ -236,6 +242,9 @@ async def _through_sockets(client: httpx2.AsyncClient, _owner_url: str, outputs:
         {"query": RECORD, "variables": {"id": PATIENT, "input": good | {"notes": f"{MARK}\x00"}}},
         {"query": RECORD, "variables": {"id": PATIENT, "input": good | {"encounterType": MARK}}},
         {"query": f'{{ encounter(id: "{MARK}', "operationName": MARK},
+        {"query": EVENTS, "variables": {"id": MARK}},
+        {"query": EVENTS, "variables": {"after": MARK}},
+        {"query": EVENTS, "variables": {"id": PATIENT, "after": BEGINNING}},
     ]
     conversations = [
         [json.dumps({"type": "connection_init", "payload": {"Authorization": f"Bearer {MARK}"}})],
@@ -260,10 +269,37 @@ async def _through_sockets(client: httpx2.AsyncClient, _owner_url: str, outputs:
                     while True:
                         heard.append(str(await socket.recv()))
         for frame in [*heard, f"{socket.close_code} {socket.close_reason}"]:
-            if "EncounterRecorded" in frame:
+            if "EncounterRecorded" in frame or '"kind"' in frame:
                 outputs.shown += MARK in frame
             else:
                 outputs.add("WebSocket", frame)
+
+
+async def _through_streams(client: httpx2.AsyncClient, _owner_url: str, outputs: Outputs) -> None:
+    """Follow events over HTTP: a record as it is told, and marks wherever a client says from where on."""
+    accept = {**DEV, "Accept": "text/event-stream"}
+
+    async def ask(where: str, headers: Mapping[str, str] | None = None, **variables: Any) -> None:
+        said = {**accept, **(headers or {})}
+        for response in (
+            await client.post("/graphql", json={"query": EVENTS, "variables": variables}, headers=said),
+            await client.get("/graphql", params={"query": EVENTS, "variables": json.dumps(variables)}, headers=said),
+        ):
+            _keep(outputs, f"event stream, {where}", response)
+
+    await ask("no such patient", id=MARK)
+    await ask("a bad cursor", after=MARK)
+    await ask("a bad event id", {"Last-Event-ID": MARK})
+    await ask("a bad token", {"Authorization": f"Bearer {MARK}"})
+    await ask("another brand", {"X-Brand-Id": MARK})
+    await ask("a bad variable", id=[MARK])
+    everything = {"query": EVENTS, "variables": {"id": PATIENT, "after": BEGINNING}}
+    async with client.stream("POST", "/graphql", json=everything, headers=accept) as response:
+        async for line in response.aiter_lines():
+            if line.startswith("data:"):
+                outputs.shown += MARK in line
+                break
+            outputs.add("event stream, around the events", line)
 
 
 async def _through_the_database(client: httpx2.AsyncClient, owner_url: str, outputs: Outputs) -> None:
@@ -291,6 +327,9 @@ async def _through_the_database(client: httpx2.AsyncClient, owner_url: str, outp
         _keep(outputs, "REST, after a wait", await waiting)
     finally:
         await owner.close()
+
+
+ATTEMPTS = (_through_rest, _through_graphql, _through_sockets, _through_streams, _through_the_database)
 
 
 async def _look_into_tables(owner_url: str, outputs: Outputs) -> None:

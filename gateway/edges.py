@@ -51,7 +51,14 @@ def cross_origin(app: ASGIApp, origins: list[str]) -> CORSMiddleware:
         app,
         allow_origins=origins,
         allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-Brand-Id", "X-Request-Id"],
+        allow_headers=[
+            "Authorization",
+            "Content-Type",
+            "Idempotency-Key",
+            "Last-Event-ID",
+            "X-Brand-Id",
+            "X-Request-Id",
+        ],
         expose_headers=[
             "ETag",
             "Idempotent-Replayed",

@@ -1,4 +1,4 @@
-"""What the head of an HTTP request may cost: bytes, fields and seconds.
+"""What the head of an HTTP request may cost, bytes, fields and seconds; and what a client that does not read.
 
 uvicorn reads heads of 8 MiB and waits for the rest of one for ever; by the time an application is asked, the head is
 complete. So this is a protocol, not a middleware. Bodies are `gateway.limits`' business.
@@ -27,8 +27,10 @@ class GuardedProtocol(HttpToolsProtocol):
     head_seconds: ClassVar[float] = 10.0
     max_head_bytes: ClassVar[int] = 32 * 1024
     max_head_fields: ClassVar[int] = 100
+    send_seconds: ClassVar[float] = 20.0
 
     _deadline: asyncio.TimerHandle | None = None
+    _next_look: asyncio.TimerHandle | None = None
     _head_bytes = 0
     _unparsed_bytes = 0
     _refusal: tuple[int, str, str] | None = None
@@ -48,8 +50,9 @@ class GuardedProtocol(HttpToolsProtocol):
                 self.send_400_response("")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the deadline."""
+        """Forget what was timed."""
         self._end_head()
+        self._stop_looking()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
@@ -80,6 +83,32 @@ class GuardedProtocol(HttpToolsProtocol):
         del msg  # the parser's words
         self.transport.write(refusal(*(self._refusal or (400, "bad_request", "This is not an HTTP request."))))
         self.transport.close()
+
+    def pause_writing(self) -> None:
+        """Wait for a client that does not read, but not for ever: what is not sent lies in our memory."""
+        super().pause_writing()
+        self._look_later()
+
+    def resume_writing(self) -> None:
+        """It reads."""
+        self._stop_looking()
+        super().resume_writing()
+
+    def _look_later(self) -> None:
+        waiting_bytes = self.transport.get_write_buffer_size()
+        self._next_look = self.loop.call_later(self.send_seconds, self._look, waiting_bytes)
+
+    def _look(self, waited_bytes: int) -> None:
+        # However slowly it reads, something of a large answer must have gone by now.
+        if self.transport.get_write_buffer_size() < waited_bytes:
+            self._look_later()
+        else:
+            self.transport.abort()
+
+    def _stop_looking(self) -> None:
+        if self._next_look is not None:
+            self._next_look.cancel()
+            self._next_look = None
 
     def _start_head(self) -> None:
         self._head_bytes = self._unparsed_bytes = 0

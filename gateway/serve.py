@@ -69,6 +69,7 @@ def worker() -> Starlette:
     configure_logging()
     settings = Settings.from_environment()
     GuardedProtocol.head_seconds = settings.head_seconds
+    GuardedProtocol.send_seconds = settings.socket_send_seconds
     return create_app(settings)
 
 

@@ -187,7 +187,10 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(256 * 1024, ge=1024, description="Largest request body, in bytes.")
     body_seconds: float = Field(10.0, gt=0, description="How long a request body may take to arrive.")
     sockets_max: int = Field(
-        1_000, ge=0, le=100_000, description="WebSockets open at once in each process. 0: none are let in."
+        1_000,
+        ge=0,
+        le=100_000,
+        description="WebSockets and streams of events open at once in each process. 0: none are let in.",
     )
     socket_operations: int = Field(
         100, ge=1, le=10_000, description="Operations under way at once on one WebSocket, subscriptions included."
@@ -196,14 +199,21 @@ class Settings(BaseSettings):
         10.0, gt=0, le=600, description="How long a WebSocket may stay open before it says who calls."
     )
     socket_send_seconds: float = Field(
-        20.0, gt=0, le=600, description="How long a message may wait for a WebSocket's client to read it."
+        20.0, gt=0, le=600, description="How long what is sent may wait for a client that reads nothing of it."
     )
     socket_recheck_seconds: float = Field(
         60.0,
         gt=0,
         le=3600,
-        description="How often the token of an open WebSocket is verified again, in seconds; "
+        description="How often the token of an open WebSocket or stream is verified again, in seconds; "
         "a revoked one may be believed for GATEWAY_TOKEN_CACHE_SECONDS more.",
+    )
+    stream_heartbeat_seconds: float = Field(
+        15.0,
+        gt=0,
+        le=600,
+        description="How often a stream of server-sent events shows that it is alive, in seconds: what lies between "
+        "closes a connection on which nothing moves, often after 60 s.",
     )
     drain_seconds: int = Field(10, ge=0, description="How long requests in flight may take at shutdown.")
     chief_complaint_characters: int = Field(2_000, ge=1, description="Longest `chief_complaint`, in characters.")

@@ -60,20 +60,28 @@ async def stream_events(
     """Give the events of the caller's brand, or of one patient, each once and in order, as they come.
 
     `after` is the cursor of the last event that was seen; without it the stream begins now. Raises `InsufficientScope`,
-    `Forbidden`, `InvalidInput` for a cursor that is none or too old, `PatientNotFound`; and `TemporarilyUnavailable`
-    to one who takes the events more slowly than they come: go on from the last cursor.
+    `Forbidden`, `InvalidInput` for a cursor that is none or too old, `PatientNotFound` or `TemporarilyUnavailable`
+    before there is a stream. The stream itself ends with `TemporarilyUnavailable` for one who takes the events more
+    slowly than they come, and when the process stops: go on from the last cursor.
     """
     context.require(Operation.READ_ENCOUNTERS)
     brand_id = context.acting_brand()
-    of = {"brand_id": brand_id} if patient_id is None else {"brand_id": brand_id, "patient_id": patient_id}
     position = None if after is None else read_position(after, brand_id)
-    if patient_id is not None:
-        async with context.database.reading(brand_id) as connection:
-            if await find_patient(connection, brand_id, patient_id) is None:
-                raise PatientNotFound
+    async with context.database.reading(brand_id) as connection:
+        if patient_id is not None and await find_patient(connection, brand_id, patient_id) is None:
+            raise PatientNotFound
+        if position is not None and not (await find_mark(connection)).allows(position):
+            raise _expired()
 
+    return _stream(context, brand_id, patient_id, position, await context.services.feed.head())
+
+
+async def _stream(
+    context: Context, brand_id: str, patient_id: str | None, position: int | None, head: int
+) -> AsyncGenerator[FeedEvent, None]:
+    """Give what is kept after a position up to the head, and what follows the head."""
     feed = context.services.feed
-    head = await feed.head()
+    of = {"brand_id": brand_id} if patient_id is None else {"brand_id": brand_id, "patient_id": patient_id}
     if position is not None:
         async for event in _kept(context, of, position, head):
             yield FeedEvent.of(event)
@@ -97,12 +105,16 @@ async def _kept(context: Context, of: Mapping[str, str], after: int, until: int)
             # Asked afterwards: events are let go of only after this says so.
             mark = await find_mark(connection)
         if not mark.allows(after):
-            raise InvalidInput([Violation("/after", "cursor_expired", "is not among the events that are kept")])
+            raise _expired()
         for event in events:
             yield event
         if len(events) < BATCH:
             return
         after = events[-1].position
+
+
+def _expired() -> InvalidInput:
+    return InvalidInput([Violation("/after", "cursor_expired", "is not among the events that are kept")])
 
 
 # Version, position, and the first half of a digest of the brand in whose feed it is a place.

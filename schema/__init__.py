@@ -8,10 +8,13 @@ from schema.mutations import Mutation
 from schema.queries import Query
 from schema.scalars import SCALARS
 from schema.scopes import tell_scopes
+from schema.subscriptions import Subscription
 
 
 def build_schema(scopes: Scopes = DEFAULT_SCOPES) -> strawberry.Schema:
     """Build the schema: the types, and which scopes each field needs. Raises `ValueError` where one has none."""
-    schema = strawberry.Schema(query=Query, mutation=Mutation, config=StrawberryConfig(scalar_map=SCALARS))
+    schema = strawberry.Schema(
+        query=Query, mutation=Mutation, subscription=Subscription, config=StrawberryConfig(scalar_map=SCALARS)
+    )
     tell_scopes(schema._schema, scopes)  # noqa: SLF001 - see docs/decisions/0001
     return schema

@@ -2,23 +2,34 @@
 
 Source: the GraphQL over HTTP specification. Two media types are spoken. `application/graphql-response+json` tells the
 outcome by its status too; `application/json` is for older clients, which take any status but 200 for a broken network:
-there, whatever was understood as GraphQL is answered with 200.
+there, whatever was understood as GraphQL is answered with 200. A third, `text/event-stream`, is for subscriptions.
 """
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from resolvers import json_text
 from resolvers.context import Context, sign_in
-from resolvers.errors import GatewayError, InsufficientScope, MethodNotAllowed, NotAcceptable, UnsupportedMediaType
+from resolvers.errors import (
+    GatewayError,
+    InsufficientScope,
+    MethodNotAllowed,
+    NotAcceptable,
+    TemporarilyUnavailable,
+    UnsupportedMediaType,
+)
+from schema.documents import Document
 from schema.errors import phrase, refuse
-from schema.execution import Ask, Runner, ask_of, written
+from schema.event_stream import EVENT_STREAM, HEADERS, EventStream, StreamLimits, at_once
+from schema.execution import Answer, Ask, Runner, ask_of, subscription_of, written
 from schema.rates import ONE_READ, Price, price_of
+from schema.staying import LogOperation, Places, WhoCalls
 
 GRAPHQL_RESPONSE = "application/graphql-response+json"
 JSON = "application/json"
@@ -30,9 +41,14 @@ HttpForm = Callable[[GatewayError], tuple[int, Mapping[str, str]]]
 class GraphQLEndpoint:
     """Serves `/graphql`."""
 
-    def __init__(self, runner: Runner, http_form: HttpForm) -> None:
+    def __init__(
+        self, runner: Runner, http_form: HttpForm, limits: StreamLimits, places: Places, log_operation: LogOperation
+    ) -> None:
         self._runner = runner
         self._http_form = http_form
+        self._limits = limits
+        self._places = places
+        self._log_operation = log_operation
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
@@ -40,10 +56,12 @@ class GraphQLEndpoint:
         response = await self._respond(request)
         await response(scope, receive, send)
 
-    async def _respond(self, request: Request) -> Response:
-        media_type = _accepted(request.headers.get("accept", ""))
+    async def _respond(self, request: Request) -> ASGIApp:
+        accepted = _accepted(request.headers.get("accept", ""))
+        media_type = next(iter(accepted), None)
         try:
-            context = await self._signed_in(request)
+            who_calls = _who_calls(request)
+            context = await self._signed_in(request, who_calls)
             try:
                 ask = await _ask(request, media_type)
                 document = self._runner.read(ask, context)
@@ -52,7 +70,9 @@ class GraphQLEndpoint:
                 await _admit(request, context, ONE_READ)
                 raise
             await _admit(request, context, price_of(document, ask.operation_name))
-            understood, body = await self._runner.run(ask, document, context, read_only=request.method == "GET")
+            if media_type == EVENT_STREAM or (EVENT_STREAM in accepted and subscription_of(document, ask)):
+                return await self._stream(request, ask, document, context, who_calls)
+            understood, body, _ = await self._runner.run(ask, document, context, read_only=request.method == "GET")
         except ClientDisconnect:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer in GraphQL's shape
@@ -60,8 +80,33 @@ class GraphQLEndpoint:
             status, headers = self._http_form(refusal)
             known: Context | None = getattr(request.state, "context", None)
             told = refuse(refusal, known) if known else phrase(refusal, request.state.request_id)
-            return _answer({"errors": [told]}, status, media_type or JSON, headers)
+            return _answer({"errors": [told]}, status, _of_one_answer(media_type), headers)
         return _answer(body, 200 if understood or media_type == JSON else 400, media_type, self._challenge(body))
+
+    async def _stream(
+        self, request: Request, ask: Ask, document: Document, context: Context, who_calls: WhoCalls
+    ) -> ASGIApp:
+        begun = await self._runner.start(
+            ask,
+            document,
+            context,
+            read_only=request.method == "GET",
+            last_event_id=request.headers.get("last-event-id"),
+        )
+        if isinstance(begun, Answer):
+            # Understood or not: the protocol tells a client by an event, because a browser hides what a status says.
+            return Response(at_once(begun), 200, {**HEADERS, **self._challenge(begun.body)}, EVENT_STREAM)
+        if self._places.all_taken:
+            raise TemporarilyUnavailable("Too many streams are open; try again later.")
+        return EventStream(
+            begun,
+            context,
+            who_calls,
+            runner=self._runner,
+            limits=self._limits,
+            places=self._places,
+            log_operation=self._log_operation,
+        )
 
     def _challenge(self, body: Mapping[str, Any]) -> Mapping[str, str]:
         """Give the challenge of RFC 6750 for the first field that a scope was missing for."""
@@ -69,35 +114,46 @@ class GraphQLEndpoint:
         missing = next(filter(None, scopes), None)
         return self._http_form(InsufficientScope(missing))[1] if missing else {}
 
-    async def _signed_in(self, request: Request) -> Context:
-        context = await sign_in(
-            request.state.services,
-            authorization=request.headers.get("authorization"),
-            stated_brand_id=request.headers.get("x-brand-id"),
-            request_id=request.state.request_id,
-            origin=request.state.foreign_origin,
-            address=request.client.host if request.client else None,
-        )
+    async def _signed_in(self, request: Request, who_calls: WhoCalls) -> Context:
+        context = await who_calls()
         request.state.caller = context.caller
         request.state.context = context
         return context
 
 
-def _accepted(accept: str) -> str | None:
-    """Choose the media type of the answer, the one liked best, or None where the client takes neither."""
+def _who_calls(request: Request) -> WhoCalls:
+    return partial(
+        sign_in,
+        request.state.services,
+        authorization=request.headers.get("authorization"),
+        stated_brand_id=request.headers.get("x-brand-id"),
+        request_id=request.state.request_id,
+        origin=request.state.foreign_origin,
+        address=request.client.host if request.client else None,
+    )
+
+
+def _accepted(accept: str) -> list[str]:
+    """Give the media types of ours that the client takes, the one liked best first."""
     liked: dict[str, float] = {}
     for part in filter(str.strip, accept.split(",")):
         media_type, *parameters = (piece.strip().lower() for piece in part.split(";"))
         quality = next((each[2:] for each in parameters if re.fullmatch(r"q=[01](\.[0-9]{0,3})?", each)), "1")
         liked[media_type] = float(quality)
     if not liked:
-        return JSON
+        return [JSON]
+    accepted: list[str] = []
     for media_type in sorted((each for each, quality in liked.items() if quality), key=lambda each: -liked[each]):
-        if media_type in {GRAPHQL_RESPONSE, JSON}:
-            return media_type
-        if media_type in {"*/*", "application/*"} and liked.get(JSON) != 0:
-            return JSON
-    return None
+        if media_type in {GRAPHQL_RESPONSE, JSON, EVENT_STREAM}:
+            accepted.append(media_type)
+        elif media_type in {"*/*", "application/*"} and liked.get(JSON) != 0:
+            accepted.append(JSON)
+    return accepted
+
+
+def _of_one_answer(media_type: str | None) -> str:
+    """Give the media type of a refusal that comes before there is anything to stream."""
+    return JSON if media_type in {None, EVENT_STREAM} else media_type
 
 
 async def _admit(request: Request, context: Context, price: Price) -> None:

@@ -1,6 +1,6 @@
 """One operation, from what a client asks for to the body of its answer: the same over HTTP and over a socket."""
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
 from contextlib import aclosing
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -99,6 +99,8 @@ class Answer(NamedTuple):
 
     understood: bool
     body: dict[str, Any]
+    cursor: str | None = None
+    """Where to go on from, if it tells of an event."""
 
 
 def written(body: Any) -> bytes:
@@ -138,7 +140,9 @@ class Runner:
         except InvalidInput as error:
             return _refused(error, context)
         if operation.operation is OperationType.SUBSCRIPTION:
-            return _refused(InvalidInput([Violation("/query", "subscription", "needs a WebSocket")]), context)
+            return _refused(
+                InvalidInput([Violation("/query", "subscription", "needs a WebSocket or server-sent events")]), context
+            )
         if read_only and operation.operation is not OperationType.QUERY:
             raise MethodNotAllowed(["POST"])
         cost = _cost(document.ast, operation, ask, context)
@@ -173,46 +177,59 @@ class Runner:
                 told["extensions"]["recorded"] = "unknown"
         return answer
 
-    async def stream(self, ask: Ask, document: Document, context: Context) -> AsyncGenerator[Answer, None]:
-        """Run an operation of any kind: a query or a mutation gives one answer, a subscription one for each event.
+    async def start(
+        self,
+        ask: Ask,
+        document: Document,
+        context: Context,
+        *,
+        read_only: bool = False,
+        last_event_id: str | None = None,
+    ) -> Answer | AsyncGenerator[Answer, None]:
+        """Run a query or a mutation, or begin a subscription, which gives an answer for each event.
 
-        Raises what the source of the events raises.
+        A subscription that is refused is an answer too. `last_event_id` is where a client goes on that says so beside
+        the operation. Raises what `run` raises; the answers raise what the source of the events raises.
         """
-        operation = _subscription(document, ask)
+        operation = subscription_of(document, ask)
         if operation is None:
-            yield await self.run(ask, document, context)
-            return
+            return await self.run(ask, document, context, read_only=read_only)
         assert document.ast is not None, "a document that has a subscription was read"
         cost = _cost(document.ast, operation, ask, context)
         if too_dear := self._too_dear(cost, ask, context):
-            yield too_dear
-            return
+            return too_dear
         executor = Executor.build(
             self._schema,
             document.ast,
-            context_value=Operation(context, Loaders(context)),
+            context_value=Operation(context, Loaders(context), last_event_id),
             raw_variable_values=dict(ask.variables),
             operation_name=ask.operation_name,
             is_awaitable=optimized_is_awaitable,  # type: ignore[arg-type]
         )
         if not isinstance(executor, Executor):
-            yield self._variables_refused(operation, ask, context)
-            return
+            return self._variables_refused(operation, ask, context)
         source = create_source_event_stream(executor)
         if executor.is_awaitable(source):
             source = await source
         if isinstance(source, ExecutionResult):
-            yield self._answer(source, context)._replace(understood=False)
-            return
+            return self._answer(source, context)._replace(understood=False)
+        return self._answers(executor, source, context, ask=ask, cost=cost)  # type: ignore[arg-type]
+
+    async def _answers(
+        self, executor: Executor[Any], source: AsyncIterable[Any], context: Context, *, ask: Ask, cost: Cost
+    ) -> AsyncGenerator[Answer, None]:
+        cursor: str | None = None
 
         def execute_event(event: Executor[Any]) -> Any:
+            nonlocal cursor
+            cursor = getattr(event.root_value, "cursor", None)
             # A loader that lived as long as the stream would show to each event what it read for the first.
             event.context_value = Operation(context, Loaders(context))
             return execute_subscription_event(event)
 
-        async with aclosing(map_source_to_response_event(executor, source, execute_event)) as results:  # type: ignore[arg-type]
+        async with aclosing(map_source_to_response_event(executor, source, execute_event)) as results:
             async for result in results:
-                yield _telling(cost, ask, self._answer(result, context))
+                yield _telling(cost, ask, self._answer(result, context))._replace(cursor=cursor)
 
     def known(self, error: BaseException, request_id: str) -> GatewayError:
         """Give the error itself if it is one of ours; else write it down and give `ServerError`."""
@@ -256,7 +273,7 @@ def _is_one_field(operation: OperationDefinitionNode) -> bool:
     return len(selections) == 1 and isinstance(selections[0], FieldNode)
 
 
-def _subscription(document: Document, ask: Ask) -> OperationDefinitionNode | None:
+def subscription_of(document: Document, ask: Ask) -> OperationDefinitionNode | None:
     """Give the operation that is asked for if it is a subscription that can be run."""
     if document.ast is None or document.errors:
         return None

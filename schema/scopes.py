@@ -22,6 +22,7 @@ FIELDS: Mapping[str, Operation] = {
     "Mutation.markEncounterEnteredInError": Operation.CHANGE_ENCOUNTER,
     "Mutation.rescheduleEncounter": Operation.CHANGE_ENCOUNTER,
     "Mutation.amendEncounter": Operation.CHANGE_ENCOUNTER,
+    "Subscription.encounterEvents": Operation.READ_ENCOUNTERS,
 }
 """Every root field, and every other field behind which there is more than its parent's right allows."""
 

@@ -5,19 +5,16 @@ that is refused gets its `error` message. Only what breaks the protocol, or the 
 """
 
 import asyncio
-import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from resolvers.access import Caller
 from resolvers.context import Context, Services, sign_in
 from resolvers.errors import (
     Forbidden,
@@ -32,14 +29,12 @@ from resolvers.errors import (
 from resolvers.rates import Kind
 from schema.documents import Document
 from schema.errors import refuse
-from schema.execution import Ask, Runner, ask_of, written
+from schema.execution import Answer, Ask, Runner, ask_of, written
 from schema.messages import Complete, ConnectionInit, Message, NotAMessage, Ping, Subscribe, read
 from schema.rates import ONE_READ, Price, price_of
+from schema.staying import LogOperation, Places, TokenEnd, WhoCalls, end_of_token, seconds_left
 
 SUBPROTOCOL = "graphql-transport-ws"
-
-LogOperation = Callable[[Context, str, float], None]
-"""Writes the log line of an operation: whose it was, what became of it, and how many seconds it took."""
 
 
 class Close(NamedTuple):
@@ -60,9 +55,7 @@ TOO_MANY_SOCKETS = Close(1013, "Too many sockets are open; try again later.")
 TOO_SLOW = Close(1013, "What was sent to you was not read in time.")
 BINARY = Close(4400, "A message must be text.")
 NOT_ACKNOWLEDGED = Close(4401, "connection_init comes first.")
-EXPIRED = Close(4403, "invalid_token: it has expired.", after_changes=True)
-REVOKED = Close(4403, "invalid_token: it is not valid any more.", after_changes=True)
-CHANGED = Close(4403, "invalid_token: it stands for other rights now.", after_changes=True)
+TOKEN_ENDED = {why: Close(4403, f"invalid_token: {why}.", after_changes=True) for why in TokenEnd}
 OTHER_SUBPROTOCOL = Close(4406, f"Only {SUBPROTOCOL} is spoken here.")
 NOT_INTRODUCED = Close(4408, "connection_init did not come in time.")
 ID_IN_USE = Close(4409, "An operation with this id is under way.")
@@ -96,10 +89,8 @@ def close_for(error: GatewayError) -> Close:
 
 @dataclass(frozen=True, slots=True)
 class SocketLimits:
-    """What sockets may cost."""
+    """What a socket may cost."""
 
-    sockets: int
-    """Open at once in this process."""
     operations: int
     """Under way at once on one socket."""
     message_bytes: int
@@ -115,11 +106,11 @@ class SocketLimits:
 class GraphQLSocket:
     """Serves `/graphql` to sockets."""
 
-    def __init__(self, runner: Runner, limits: SocketLimits, log_operation: LogOperation) -> None:
+    def __init__(self, runner: Runner, limits: SocketLimits, places: Places, log_operation: LogOperation) -> None:
         self._runner = runner
         self._limits = limits
+        self._places = places
         self._log_operation = log_operation
-        self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one socket, from the upgrade to its end."""
@@ -131,8 +122,7 @@ class GraphQLSocket:
         refusal = self._refusal(scope)
         # A browser that offered any takes an answer with none for a failure, and would not hear why it is refused.
         spoken = SUBPROTOCOL if SUBPROTOCOL in scope["subprotocols"] else next(iter(scope["subprotocols"]), None)
-        self._open += 1
-        try:
+        with self._places.one():
             await send({"type": "websocket.accept", "subprotocol": spoken})
             if refusal is not None:
                 await send({"type": "websocket.close", "code": refusal.code, "reason": refusal.reason})
@@ -140,13 +130,11 @@ class GraphQLSocket:
             await Conversation(
                 scope, receive, send, runner=self._runner, limits=self._limits, log_operation=self._log_operation
             ).hold()
-        finally:
-            self._open -= 1
 
     def _refusal(self, scope: Scope) -> Close | None:
         if SUBPROTOCOL not in scope["subprotocols"]:
             return OTHER_SUBPROTOCOL
-        return TOO_MANY_SOCKETS if self._open >= self._limits.sockets else None
+        return TOO_MANY_SOCKETS if self._places.all_taken else None
 
 
 def _welcome(services: Services, origin: str | None) -> bool:
@@ -322,33 +310,16 @@ class Conversation:
         except GatewayError as error:
             raise _Over(close_for(error)) from None
         self._state["caller"] = self._caller.caller
-        if _seconds_left(self._caller.caller) <= 0:
-            raise _Over(EXPIRED)
-        self._in_background(self._watch(self._caller.caller, who_calls))
+        if seconds_left(self._caller.caller) <= 0:
+            raise _Over(TOKEN_ENDED[TokenEnd.EXPIRED])
+        self._in_background(self._watch(self._caller, who_calls))
         await self._say(type="connection_ack")
 
-    async def _watch(self, caller: Caller, who_calls: Callable[[], Awaitable[Context]]) -> None:
-        """End the socket when the token ends, or at the next look when it is worth nothing, or something else."""
-        while True:
-            await asyncio.sleep(min(_seconds_left(caller), self._limits.recheck_seconds))
-            if _seconds_left(caller) <= 0:
-                self._end(EXPIRED)
-                return
-            try:
-                async with asyncio.timeout(min(_seconds_left(caller), self._limits.recheck_seconds)):
-                    now = (await who_calls()).caller
-            except (InvalidToken, Forbidden):
-                self._end(REVOKED)
-                return
-            except Exception as error:  # noqa: BLE001 - nobody can say, so the last word holds until the token ends
-                if not isinstance(error, TimeoutError):
-                    self._runner.known(error, self._state["request_id"])
-                continue
-            if replace(now, expires_at=None) != replace(caller, expires_at=None):
-                # What is under way was let in with the old rights.
-                self._end(CHANGED)
-                return
-            caller = now
+    async def _watch(self, context: Context, who_calls: WhoCalls) -> None:
+        """End the socket when the token ends."""
+        report = partial(self._runner.known, request_id=context.request_id)
+        why = await end_of_token(context.caller, who_calls, self._limits.recheck_seconds, report)
+        self._end(TOKEN_ENDED[why])
 
     # Operations
 
@@ -388,12 +359,16 @@ class Conversation:
 
     async def _answer(self, operation: _Operation, message: Subscribe, *, crowded: bool) -> None:
         ask, document = await self._admit(operation, message, crowded=crowded)
-        async with aclosing(self._runner.stream(ask, document, operation.context)) as answers:
-            async for understood, body in answers:
-                if not understood:
-                    await self._finish(operation, body["errors"])
-                    return
-                await self._tell(operation, type="next", payload=body)
+        begun = await self._runner.start(ask, document, operation.context)
+        if isinstance(begun, Answer):
+            if not begun.understood:
+                await self._finish(operation, begun.body["errors"])
+                return
+            await self._tell(operation, type="next", payload=begun.body)
+        else:
+            async with aclosing(begun) as answers:
+                async for answer in answers:
+                    await self._tell(operation, type="next", payload=answer.body)
         await self._finish(operation)
 
     async def _admit(self, operation: _Operation, message: Subscribe, *, crowded: bool) -> tuple[Ask, Document]:
@@ -446,10 +421,3 @@ async def _spend(context: Context, price: Price) -> None:
     allowance = await context.spend(price.kind, price.units)
     allowance.require()
     context.require_one_brand()
-
-
-def _seconds_left(caller: Caller) -> float:
-    """How long the token is still good."""
-    if caller.expires_at is None:
-        return math.inf
-    return max((caller.expires_at - datetime.now(UTC)).total_seconds(), 0)

@@ -15,7 +15,7 @@ from models import EncounterAction, EncounterEventKind, EncounterStatus, Encount
 from resolvers import versions
 from resolvers.commands import EncounterFilter
 from resolvers.context import Context
-from resolvers.errors import GatewayError, InvalidInput
+from resolvers.errors import InvalidInput
 from resolvers.lifecycle import allowed_actions
 from resolvers.paging import Page, Position, list_of, window_of, write_cursor
 from schema.errors import in_argument
@@ -32,8 +32,8 @@ class Operation:
 
     context: Context
     loaders: Loaders
-    met: GatewayError | None = None
-    """What a plan has met when it asked the database: it is told, and not asked for again."""
+    last_event_id: str | None = None
+    """The cursor a client names beside the operation, not in it: one that comes back to server-sent events."""
 
 
 Info = StrawberryInfo[Operation, None]

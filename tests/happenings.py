@@ -165,7 +165,7 @@ class Gateway:
 
         async def follow() -> None:
             try:
-                async for event in stream_events(self.acting_for(brand_id), patient_id, after):
+                async for event in await stream_events(self.acting_for(brand_id), patient_id, after):
                     subscriber.events.append(event)
             except Exception as error:  # noqa: BLE001 - the test asks which
                 subscriber.ended = error

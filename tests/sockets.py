@@ -122,7 +122,9 @@ class Sockets:
 
     @classmethod
     @asynccontextmanager
-    async def serving(cls, settings: Settings, verify: Verify | None = None, **options: Any) -> AsyncIterator[Self]:
+    async def serving(
+        cls, settings: Settings, verify: Verify | None = None, port: int = 0, **options: Any
+    ) -> AsyncIterator[Self]:
         """Serve as `gateway serve` does, in this process, but for these options of uvicorn's."""
         app = create_app(settings, verify)
         config = uvicorn.Config(
@@ -132,7 +134,7 @@ class Sockets:
             access_log=False,
             timeout_graceful_shutdown=settings.drain_seconds,
         )
-        with socket.create_server(("127.0.0.1", 0)) as listening:
+        with socket.create_server(("127.0.0.1", port)) as listening:
             server = _Server(config)
             serving = asyncio.create_task(server.serve([listening]))
             while not server.started:  # noqa: ASYNC110 - uvicorn says it by this attribute alone

@@ -42,6 +42,13 @@ def lifecycle_table() -> str:
     return "\n".join(rows)
 
 
+def test_the_clients_in_the_documentation_are_those_that_are_tested() -> None:
+    tested = (Path(__file__).parent / "javascript/follow.mjs").read_text()
+    loop = tested[tested.index("const query") : tested.index("\n\nawait follow")]
+
+    assert loop in (DOCS / "live.md").read_text(), loop
+
+
 def access_table() -> str:
     """Give the table of operations as docs/access.md has it."""
     rows = ["| operation | any one of these scopes | REST | GraphQL |", "|---|---|---|---|"]

@@ -17,6 +17,7 @@ from tests.doors import Service
 
 VISIT = {"brand_id": "loop", "encounter_type": "lab", "notes": "Not for others."}
 SAME_ID = {"x-request-id": "the-same"}
+EVENT_STREAM = SAME_ID | {"accept": "text/event-stream"}
 
 # What the duties of the service do meanwhile, they do by the clock.
 WATCHED = ContextVar("WATCHED", default=False)
@@ -130,6 +131,33 @@ def asking(service: Service, theirs, kind: str, selection: str):
     return request
 
 
+async def test_a_patients_id_in_a_subscription(service: Service, theirs, statements) -> None:
+    query = "subscription ($patient: ID!) { encounterEvents(patientId: $patient) { encounter { notes } } }"
+
+    async def request(which: str):
+        patient_id = theirs["patient_id"] if which == "theirs" else "patient-" + uuid4().hex[:12]
+        body = {"query": query, "variables": {"patient": patient_id}}
+        return await service.rest("POST", "/graphql", json=body, headers=EVENT_STREAM)
+
+    await both(service, statements, request)
+
+
+@pytest.mark.parametrize("named", ["after", "Last-Event-ID"])
+async def test_a_place_in_their_feed_is_no_better_than_a_made_up_one(
+    service: Service, theirs, statements, named: str
+) -> None:
+    query = "subscription ($after: String) { encounterEvents(after: $after) { encounter { notes } } }"
+
+    async def request(which: str):
+        cursor = write_position(0, "loopbio") if which == "theirs" else "made-up"
+        variables = {"after": cursor} if named == "after" else {}
+        headers = {} if named == "after" else {named: cursor}
+        body = {"query": query, "variables": variables}
+        return await service.rest("POST", "/graphql", json=body, headers=EVENT_STREAM | headers)
+
+    await both(service, statements, request)
+
+
 async def test_a_cursor_of_theirs_is_no_better_than_a_made_up_one(service: Service, cast: Cast, theirs) -> None:
     query = """query ($id: ID!, $after: String) {
       patient(id: $id) { encounters(after: $after) { pageInfo { endCursor } } } }"""
@@ -206,19 +234,19 @@ async def test_a_batch_is_refused_alike_whoever_it_asks_for(service: Service, th
 
 
 async def test_the_feed_of_events_knows_neither_their_patients_nor_their_cursors(service: Service, theirs) -> None:
-    """What subscriptions will be made of."""
+    """What subscriptions are made of."""
     context = await sign_in(service.services, authorization="Bearer dev", stated_brand_id=None, request_id="a-test")
 
     for patient_id in (theirs["patient_id"], "nobody"):
         with pytest.raises(PatientNotFound):
-            await anext(stream_events(context, patient_id))
+            await stream_events(context, patient_id)
     for cursor in (write_position(0, "loopbio"), "made-up"):
         with pytest.raises(InvalidInput, match="cursor"):
-            await anext(stream_events(context, None, cursor))
+            await stream_events(context, None, cursor)
 
 
 def test_every_path_of_the_graph_that_leads_to_a_record_is_attacked_above() -> None:
-    """Whoever adds a subscription or a history adds the attack on it here."""
+    """Whoever adds a path adds the attack on it here."""
     schema = build_schema()._schema
 
     leading_to_records = {
@@ -226,10 +254,10 @@ def test_every_path_of_the_graph_that_leads_to_a_record_is_attacked_above() -> N
         for name, kind in schema.type_map.items()
         if isinstance(kind, GraphQLObjectType) and not name.startswith("__")
         for field, of in kind.fields.items()
-        if get_named_type(of.type).name in {"Encounter", "Patient", "EncounterConnection", "EncounterEdge"}
+        if get_named_type(of.type).name
+        in {"Encounter", "Patient", "EncounterConnection", "EncounterEdge", "EncounterEvent"}
     }
 
-    assert schema.subscription_type is None
     assert leading_to_records == {
         "Query.encounter",
         "Query.patient",
@@ -243,4 +271,6 @@ def test_every_path_of_the_graph_that_leads_to_a_record_is_attacked_above() -> N
         "EncounterChanged.encounter",
         "PatientRegistered.patient",
         "Submission.encounter",
+        "EncounterEvent.encounter",
+        "Subscription.encounterEvents",
     }

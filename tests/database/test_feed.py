@@ -116,7 +116,7 @@ async def test_what_came_while_one_caught_up_does_not_make_one_slow(
     monkeypatch.setattr(feed, "QUEUED_AT_MOST", 5)
     recorded = [await gateway.record("patient") for _ in range(2)]
     await gateway.relayed(2)
-    stream = stream_events(gateway.context, after=BEGINNING)
+    stream = await stream_events(gateway.context, after=BEGINNING)
     caught_up = [(await anext(stream)).encounter_id]
     recorded += [await gateway.record("patient") for _ in range(20)]
     await gateway.relayed(22)
@@ -164,7 +164,7 @@ async def test_who_may_not_read_is_not_told(gateway: Gateway) -> None:
     stranger = replace(gateway.context, caller=replace(gateway.context.caller, scopes=frozenset()))
 
     with pytest.raises(InsufficientScope):
-        await anext(aiter(stream_events(stranger)))
+        await stream_events(stranger)
 
 
 async def test_an_unknown_patient_is_not_followed(gateway: Gateway, url: str) -> None:
@@ -211,7 +211,7 @@ async def test_events_that_are_pruned_under_a_reader_are_not_skipped(
     for _ in range(6):
         await gateway.record("patient")
     await told(gateway, 6)
-    stream = stream_events(gateway.context, after=BEGINNING)
+    stream = await stream_events(gateway.context, after=BEGINNING)
     await anext(stream)
     await rows(url, "UPDATE patient_graph.outbox SET published_at = now() - '2 days'::interval")
     await prune_events(gateway.relay, timedelta(days=1), [])
@@ -322,7 +322,7 @@ async def test_who_does_not_keep_up_is_sent_away_alone_and_may_come_back(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feed, "QUEUED_AT_MOST", 5)
-    slow = stream_events(gateway.context)
+    slow = await stream_events(gateway.context)
     quick = gateway.subscribe()
     waiting = asyncio.ensure_future(anext(slow))
     await until(lambda: len(gateway.feed._followers.get(("loop", None), ())) == 2)

@@ -1,0 +1,111 @@
+"""Behind nginx with its own settings, a stream arrives event by event: on Debian's own nginx, started here."""
+
+import asyncio
+import os
+import shutil
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from gateway.protocol import GuardedProtocol
+from tests.cast import Cast
+from tests.graphql.test_events import BEGINNING, EVENTS, gateway_on, record
+from tests.happenings import until
+from tests.staged import STAGE, TOKENS, staged
+from tests.streams import deaf_to, listen_to
+
+# Debian keeps it where only administrators look.
+NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
+
+pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed: apt-get install nginx-light")
+
+# As somebody writes who wants a proxy: where it listens, and where to. The rest is so that it needs no root.
+CONFIGURATION = """
+daemon off;
+master_process off;
+pid {folder}/pid;
+events {{}}
+http {{
+  access_log off;
+  client_body_temp_path {folder}/body;
+  proxy_temp_path {folder}/proxy;
+  fastcgi_temp_path {folder}/fastcgi;
+  uwsgi_temp_path {folder}/uwsgi;
+  scgi_temp_path {folder}/scgi;
+  server {{
+    listen 127.0.0.1:{port};
+    location / {{ proxy_pass http://127.0.0.1:{gateway_port}; }}
+  }}
+}}
+"""
+
+
+@asynccontextmanager
+async def in_front_of(gateway_port: int, folder: Path) -> AsyncIterator[str]:
+    """Start nginx in front of a gateway, and give its origin."""
+    assert NGINX is not None
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    configuration, log = folder / "nginx.conf", folder / "log"
+    configuration.write_text(CONFIGURATION.format(folder=folder, port=port, gateway_port=gateway_port))
+    process = await asyncio.create_subprocess_exec(NGINX, "-c", str(configuration), "-e", str(log))
+
+    async def listens() -> bool:
+        assert process.returncode is None, log.read_text()
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            return False
+        writer.close()
+        await writer.wait_closed()
+        return True
+
+    try:
+        await until(listens)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
+
+
+async def test_events_come_through_nginx_one_by_one_as_they_happen(
+    database_url: str, cast: Cast, tmp_path: Path
+) -> None:
+    TOKENS.give("dev")
+    patient_id = await cast.patient()
+
+    async with (
+        gateway_on(database_url) as gateway,
+        in_front_of(gateway.port, tmp_path) as origin,
+        listen_to(origin, EVENTS, patientId=patient_id, after=BEGINNING) as stream,
+    ):
+        for _ in range(3):
+            # The next is recorded only when this one is here: nothing pushes it out of a buffer.
+            encounter_id = await record(gateway, patient_id)
+            event = (await stream.hear()).body["data"]["encounterEvents"]
+            assert event["encounter"]["id"] == encounter_id
+
+
+async def test_what_a_client_does_not_read_is_not_kept_on_the_disk_of_nginx(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GuardedProtocol, "send_seconds", 0.3)
+    TOKENS.give("dev")
+    STAGE.__init__()  # type: ignore[misc]
+    size = 50_000_000
+
+    async with (
+        staged(database_url) as gateway,
+        in_front_of(gateway.port, tmp_path) as origin,
+        deaf_to(
+            int(origin.rpartition(":")[2]), f"subscription {{ count(to: {size // 50_000}, characters: 50000) }}"
+        ) as reader,
+    ):
+        await until(lambda: "count" in STAGE.done)
+
+        # Nginx would put it into a file, all of it, and we would never learn that nobody reads.
+        assert len(await reader.read()) < size
