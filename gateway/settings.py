@@ -259,6 +259,13 @@ class Settings(BaseSettings):
         ge=100,
         description="How many objects one GraphQL operation may give at most, its page sizes multiplied.",
     )
+    batch_operations: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Most operations in one GraphQL request that is an array of them. 0: arrays are refused, so that "
+        "one request is one operation in every log and limit. See [GraphQL](graphql.md).",
+    )
     page_size: int = Field(20, ge=1, description="Items on a page when the caller does not say.")
     page_size_max: int = Field(100, ge=1, le=500, description="Most items on a page.")
 

@@ -7,6 +7,7 @@ there, whatever was understood as GraphQL is answered with 200.
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -16,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from resolvers import json_text
 from resolvers.context import Context, sign_in
 from resolvers.errors import GatewayError, InsufficientScope, MethodNotAllowed, NotAcceptable, UnsupportedMediaType
+from schema.batching import Operations, operations_of, run_batch
 from schema.errors import phrase, refuse
 from schema.execution import Ask, Runner, ask_of, written
 from schema.rates import ONE_READ, Price, price_of
@@ -30,9 +32,10 @@ HttpForm = Callable[[GatewayError], tuple[int, Mapping[str, str]]]
 class GraphQLEndpoint:
     """Serves `/graphql`."""
 
-    def __init__(self, runner: Runner, http_form: HttpForm) -> None:
+    def __init__(self, runner: Runner, http_form: HttpForm, batch_operations: int = 0) -> None:
         self._runner = runner
         self._http_form = http_form
+        self._batch_operations = batch_operations
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
@@ -45,11 +48,16 @@ class GraphQLEndpoint:
         try:
             context = await self._signed_in(request)
             try:
-                ask = await _ask(request, media_type)
+                ask = await self._ask(request, context, media_type)
             except GatewayError:
                 # How often comes before what was sent, which here tells whether it is a read or a write.
                 await _admit(request, context, ONE_READ)
                 raise
+            if not isinstance(ask, Ask):
+                bodies = await run_batch(ask, self._runner, context, partial(_admit, request))
+                # Each operation tells its own outcome, so that the answer has none but that it came.
+                challenge = self._challenge({"errors": [each for body in bodies for each in body.get("errors", ())]})
+                return _answer(bodies, 200, media_type, challenge)
             document = self._runner.read(ask.query)
             await _admit(request, context, price_of(document, ask.operation_name))
             understood, body = await self._runner.run(ask, document, context, read_only=request.method == "GET")
@@ -62,6 +70,20 @@ class GraphQLEndpoint:
             told = refuse(refusal, known) if known else phrase(refusal, request.state.request_id)
             return _answer({"errors": [told]}, status, media_type or JSON, headers)
         return _answer(body, 200 if understood or media_type == JSON else 400, media_type, self._challenge(body))
+
+    async def _ask(self, request: Request, context: Context, media_type: str | None) -> Ask | Operations:
+        if media_type is None:
+            raise NotAcceptable
+        if request.method not in {"GET", "POST"}:
+            raise MethodNotAllowed(["GET", "POST"])
+        if request.method == "GET":
+            return _ask_of_url(request)
+        sent = await _json_body(request)
+        if not isinstance(sent, list):
+            return ask_of(sent)
+        operations = operations_of(sent, self._batch_operations)
+        context.require_one_brand()
+        return operations
 
     def _challenge(self, body: Mapping[str, Any]) -> Mapping[str, str]:
         """Give the challenge of RFC 6750 for the first field that a scope was missing for."""
@@ -107,14 +129,6 @@ async def _admit(request: Request, context: Context, price: Price) -> None:
     context.require_one_brand()
 
 
-async def _ask(request: Request, media_type: str | None) -> Ask:
-    if media_type is None:
-        raise NotAcceptable
-    if request.method not in {"GET", "POST"}:
-        raise MethodNotAllowed(["GET", "POST"])
-    return _ask_of_url(request) if request.method == "GET" else ask_of(await _json_body(request))
-
-
 async def _json_body(request: Request) -> Any:
     media_type, _, parameters = request.headers.get("content-type", "").lower().partition(";")
     charset = parameters.partition("charset=")[2].partition(";")[0].strip('" ')
@@ -131,7 +145,10 @@ def _ask_of_url(request: Request) -> Ask:
 
 
 def _answer(
-    body: dict[str, Any], status: int, media_type: str | None, headers: Mapping[str, str] | None = None
+    body: dict[str, Any] | list[dict[str, Any]],
+    status: int,
+    media_type: str | None,
+    headers: Mapping[str, str] | None = None,
 ) -> Response:
     return Response(
         written(body),
