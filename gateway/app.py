@@ -71,7 +71,7 @@ def create_app(settings: Settings, verify: Verify | None = None) -> Starlette:
             await relay.close()
             await database.close()
 
-    runner = Runner(build_schema(scopes_from(settings.scopes)), report)
+    runner = Runner(build_schema(scopes_from(settings.scopes), federated=settings.federation), report)
     app = Starlette(
         routes=[
             Route("/graphql", GraphQLEndpoint(runner, http_form, settings.batch_operations)),

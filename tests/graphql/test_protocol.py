@@ -121,7 +121,8 @@ async def test_a_body_may_say_that_it_is_utf_8(service: Service, content_type: s
 @pytest.mark.parametrize("accept", [JSON, RESPONSE])
 @pytest.mark.parametrize(
     "body",
-    ['"x"', "5", "null", "true", "[]", f'[{{"query": "{HELLO}"}}]', "", " ", "{", "NaN", "\ufeff{}", b"\xff", f'{{"query": "{HELLO}"}}'.encode("utf-16"),
+    ['"x"', "5", "null", "true", "[]", f'[{{"query": "{HELLO}"}}]', "", " ", "{", "NaN", "\ufeff{}", b"\xff",
+     f'{{"query": "{HELLO}"}}'.encode("utf-16"),
      f'{{"query": "{HELLO}", "query": "{HELLO}"}}', "[" * 100_000, "{}", '{"variables": {}}'],
 )  # fmt: skip
 async def test_a_body_that_is_no_request_is_400_for_every_client(
