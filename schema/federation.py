@@ -32,18 +32,20 @@ from schema.types import Operation
 
 PROVIDER = "Who met the patient, as the provider directory knows them."
 
-# What a router learns beside the plain schema. PageInfo is Relay's: other subgraphs have it too.
+# Relay's PageInfo is in other subgraphs too. On an extension of it, @shareable would be about the extension alone.
+DIRECTIVES: Mapping[str, str] = {
+    "Encounter": '@key(fields: "id")',
+    "Patient": '@key(fields: "id")',
+    "PageInfo": "@shareable",
+}
+
 EXTENSION = f'''
 extend schema @link(url: "https://specs.apollo.dev/federation/v2.3", import: ["@key", "@shareable"])
 
-extend type Encounter @key(fields: "id") {{
+extend type Encounter {{
   """{PROVIDER}"""
   provider: Provider
 }}
-
-extend type Patient @key(fields: "id")
-
-extend type PageInfo @shareable
 
 """Someone in the provider directory, which is another subgraph."""
 type Provider @key(fields: "id", resolvable: false) {{
@@ -53,7 +55,10 @@ type Provider @key(fields: "id", resolvable: false) {{
 
 def subgraph_sdl(schema: strawberry.Schema) -> str:
     """Print a plain schema as a router composes it with others."""
-    return f"{schema.as_str()}\n{EXTENSION}"
+    printed = schema.as_str()
+    for name, directives in DIRECTIVES.items():
+        printed = printed.replace(f"\ntype {name} {{\n", f"\ntype {name} {directives} {{\n")
+    return f"{printed}\n{EXTENSION}"
 
 
 def federate(schema: strawberry.Schema, scopes: Scopes) -> None:

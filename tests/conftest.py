@@ -92,6 +92,13 @@ async def service_on_a_server(database_url: str) -> AsyncIterator[Service]:
 
 
 @pytest.fixture(scope="session")
+async def subgraph(database_url: str) -> AsyncIterator[Service]:
+    """The same, as a subgraph of a federation."""
+    async with Service.running(Settings(database_url=database_url, federation=True, **PATIENT)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 async def service_on_a_cluster(database_url: str) -> AsyncIterator[Service]:
     """The same, in the forms of SQL that a cluster likes."""
     async with Service.running(Settings(database_url=database_url, database_cluster=True, **PATIENT)) as running:

@@ -130,6 +130,26 @@ def asking(service: Service, theirs, kind: str, selection: str):
     return request
 
 
+async def test_ids_in_what_a_router_asks_for(subgraph: Service, theirs, statements) -> None:
+    query = """query ($asked: [_Any!]!) { _entities(representations: $asked) {
+      ... on Encounter { id notes patient { id } provider { id } }
+      ... on Patient { id encounters { totalCount } }
+    } }"""
+
+    async def request(which: str):
+        mine = which == "theirs"
+        asked = [
+            {"__typename": "Encounter", "id": theirs["id"] if mine else str(uuid4())},
+            {"__typename": "Patient", "id": theirs["patient_id"] if mine else "patient-" + uuid4().hex[:12]},
+        ]
+        body = {"query": query, "variables": {"asked": asked}}
+        response = await subgraph.rest("POST", "/graphql", json=body, headers=SAME_ID)
+        assert response.json() == {"data": {"_entities": [None, None]}}
+        return response
+
+    await both(subgraph, statements, request)
+
+
 async def test_a_cursor_of_theirs_is_no_better_than_a_made_up_one(service: Service, cast: Cast, theirs) -> None:
     query = """query ($id: ID!, $after: String) {
       patient(id: $id) { encounters(after: $after) { pageInfo { endCursor } } } }"""
@@ -219,14 +239,14 @@ async def test_the_feed_of_events_knows_neither_their_patients_nor_their_cursors
 
 def test_every_path_of_the_graph_that_leads_to_a_record_is_attacked_above() -> None:
     """Whoever adds a subscription or a history adds the attack on it here."""
-    schema = build_schema()._schema
+    schema = build_schema(federated=True)._schema
 
     leading_to_records = {
         f"{name}.{field}"
         for name, kind in schema.type_map.items()
         if isinstance(kind, GraphQLObjectType) and not name.startswith("__")
         for field, of in kind.fields.items()
-        if get_named_type(of.type).name in {"Encounter", "Patient", "EncounterConnection", "EncounterEdge"}
+        if get_named_type(of.type).name in {"Encounter", "Patient", "EncounterConnection", "EncounterEdge", "_Entity"}
     }
 
     assert schema.subscription_type is None
@@ -234,6 +254,7 @@ def test_every_path_of_the_graph_that_leads_to_a_record_is_attacked_above() -> N
         "Query.encounter",
         "Query.patient",
         "Query.patients",
+        "Query._entities",
         "Patient.encounters",
         "Encounter.patient",
         "EncounterConnection.edges",
