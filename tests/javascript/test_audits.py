@@ -10,8 +10,8 @@ pytestmark = needs_node
 
 
 @pytest.fixture(scope="module")
-async def audits(gateway: str) -> list[dict[str, Any]]:
-    return await run_node("audits.mjs", f"{gateway}/graphql", "dev")
+async def audits(gateway_url: str) -> list[dict[str, Any]]:
+    return await run_node("audits.mjs", f"{gateway_url}/graphql", "dev")
 
 
 async def test_every_audit_is_passed_and_none_with_a_warning(audits: list[dict[str, Any]]) -> None:
