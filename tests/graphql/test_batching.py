@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 
 from gateway.settings import Settings
 from resolvers.access import Caller
+from resolvers.trail import REQUEST_REFUSED
 from tests.cast import Cast
 from tests.doors import Service
 
@@ -242,6 +243,20 @@ async def test_a_scope_that_is_missing_for_one_is_told_there_and_in_the_challeng
 
     assert codes(answer) == ["insufficient_scope", None, "insufficient_scope"]
     assert 'scope="read:encounters"' in answer.headers["www-authenticate"]
+
+
+async def test_each_refusal_is_on_the_trail_under_its_own_id(batching: Service, cast: Cast) -> None:
+    read, request_id = {"query": '{ encounter(id: "x") { id } }'}, uuid4().hex
+
+    await post(batching, [read, HELLO, read], token="writer", **{"x-request-id": request_id})
+    await batching.services.trail.flush()
+
+    refused = await cast.connection.fetch(
+        "SELECT request_id FROM patient_graph.audit_log WHERE event_type = $1 AND request_id LIKE $2 ORDER BY 1",
+        REQUEST_REFUSED,
+        f"{request_id}%",
+    )
+    assert [row["request_id"] for row in refused] == [f"{request_id}.1", f"{request_id}.3"]
 
 
 async def test_a_brand_that_is_not_the_tokens_is_403_for_the_whole_batch(batching: Service, cast: Cast) -> None:
