@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from resolvers.context import Context
-from resolvers.errors import InvalidInput, MalformedBody, Violation
+from resolvers.errors import GatewayError, InvalidInput, MalformedBody, Violation
 from schema.errors import refuse
 from schema.execution import Runner, ask_of
 from schema.rates import ONE_READ, Price, price_of
@@ -53,10 +53,10 @@ async def _run_alone(operation: Mapping[str, Any], runner: Runner, context: Cont
     try:
         try:
             ask = ask_of(operation)
-        except InvalidInput:
+            document = runner.read(ask.query)
+        except GatewayError:
             await admit(context, ONE_READ)
             raise
-        document = runner.read(ask.query)
         await admit(context, price_of(document, ask.operation_name))
         return (await runner.run(ask, document, context)).body
     except Exception as error:  # noqa: BLE001 - whatever it is, it stays with this operation
