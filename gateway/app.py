@@ -74,7 +74,7 @@ def create_app(settings: Settings, verify: Verify | None = None) -> Starlette:
     runner = Runner(build_schema(scopes_from(settings.scopes), federated=settings.federation), report)
     app = Starlette(
         routes=[
-            Route("/graphql", GraphQLEndpoint(runner, http_form, settings.batch_operations)),
+            Route("/graphql", GraphQLEndpoint(runner, http_form, batch_operations=settings.batch_operations)),
             WebSocketRoute("/graphql", GraphQLSocket(runner, socket_limits(settings), log_operation)),
             *rest.routes,
         ],

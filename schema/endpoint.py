@@ -32,7 +32,7 @@ HttpForm = Callable[[GatewayError], tuple[int, Mapping[str, str]]]
 class GraphQLEndpoint:
     """Serves `/graphql`."""
 
-    def __init__(self, runner: Runner, http_form: HttpForm, batch_operations: int = 0) -> None:
+    def __init__(self, runner: Runner, http_form: HttpForm, *, batch_operations: int = 0) -> None:
         self._runner = runner
         self._http_form = http_form
         self._batch_operations = batch_operations
