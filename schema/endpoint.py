@@ -54,10 +54,7 @@ class GraphQLEndpoint:
                 await _admit(request, context, ONE_READ)
                 raise
             if not isinstance(ask, Ask):
-                bodies = await run_batch(ask, self._runner, context, partial(_admit, request))
-                # Each operation tells its own outcome, so that the answer has none but that it came.
-                challenge = self._challenge({"errors": [each for body in bodies for each in body.get("errors", ())]})
-                return _answer(bodies, 200, media_type, challenge)
+                return await self._batch(request, ask, context, media_type)
             document = self._runner.read(ask.query)
             await _admit(request, context, price_of(document, ask.operation_name))
             understood, body = await self._runner.run(ask, document, context, read_only=request.method == "GET")
@@ -84,6 +81,14 @@ class GraphQLEndpoint:
         operations = operations_of(sent, self._batch_operations)
         context.require_one_brand()
         return operations
+
+    async def _batch(
+        self, request: Request, operations: Operations, context: Context, media_type: str | None
+    ) -> Response:
+        bodies = await run_batch(operations, self._runner, context, partial(_admit, request))
+        # Each operation tells its own outcome, so the answer's status tells only that it came.
+        challenge = self._challenge({"errors": [each for body in bodies for each in body.get("errors", ())]})
+        return _answer(bodies, 200, media_type, challenge)
 
     def _challenge(self, body: Mapping[str, Any]) -> Mapping[str, str]:
         """Give the challenge of RFC 6750 for the first field that a scope was missing for."""
