@@ -130,18 +130,21 @@ def asking(service: Service, theirs, kind: str, selection: str):
     return request
 
 
-async def test_ids_in_what_a_router_asks_for(subgraph: Service, theirs, statements) -> None:
-    query = """query ($asked: [_Any!]!) { _entities(representations: $asked) {
-      ... on Encounter { id notes patient { id } provider { id } }
-      ... on Patient { id encounters { totalCount } }
-    } }"""
+@pytest.mark.parametrize(
+    ("name", "member", "shown"),
+    [
+        ("Encounter", "id", "notes patient { id } provider { id } history { version }"),
+        ("Patient", "patient_id", "brandId encounters { totalCount nodes { notes } }"),
+    ],
+)
+async def test_ids_in_what_a_router_asks_for(
+    subgraph: Service, theirs, statements, name: str, member: str, shown: str
+) -> None:
+    query = f"query ($asked: [_Any!]!) {{ _entities(representations: $asked) {{ ... on {name} {{ id {shown} }} }} }}"
 
     async def request(which: str):
-        mine = which == "theirs"
-        asked = [
-            {"__typename": "Encounter", "id": theirs["id"] if mine else str(uuid4())},
-            {"__typename": "Patient", "id": theirs["patient_id"] if mine else "patient-" + uuid4().hex[:12]},
-        ]
+        nobodys = str(uuid4()) if name == "Encounter" else "patient-" + uuid4().hex[:12]
+        asked = [{"__typename": name, "id": theirs[member] if which == "theirs" else nobodys}] * 2
         body = {"query": query, "variables": {"asked": asked}}
         response = await subgraph.rest("POST", "/graphql", json=body, headers=SAME_ID)
         assert response.json() == {"data": {"_entities": [None, None]}}
