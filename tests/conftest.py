@@ -93,13 +93,6 @@ async def service_on_a_server(database_url: str) -> AsyncIterator[Service]:
 
 
 @pytest.fixture(scope="session")
-async def subgraph(database_url: str) -> AsyncIterator[Service]:
-    """The same, as a subgraph of a federation."""
-    async with Service.running(Settings(database_url=database_url, federation=True, **PATIENT)) as running:
-        yield running
-
-
-@pytest.fixture(scope="session")
 async def service_on_a_cluster(database_url: str) -> AsyncIterator[Service]:
     """The same, in the forms of SQL that a cluster likes."""
     async with Service.running(Settings(database_url=database_url, database_cluster=True, **PATIENT)) as running:
@@ -120,8 +113,15 @@ def service_in_either_form(
 
 
 @pytest.fixture(scope="session")
+async def subgraph(database_url: str) -> AsyncIterator[Service]:
+    """The service as a subgraph of a federation."""
+    async with Service.running(Settings(database_url=database_url, federation=True, **PATIENT)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 async def gateway_url(database_url: str) -> AsyncIterator[str]:
-    """The same on a port of this machine, for clients that are not ours; it takes batches. Its address."""
+    """The service on a port of this machine, for clients that are not ours; it takes batches. Its address."""
     settings = Settings(database_url=database_url, batch_operations=10, **PATIENT)
     async with Sockets.serving(settings) as serving:
         yield f"http://127.0.0.1:{serving.port}"

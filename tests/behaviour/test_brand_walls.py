@@ -131,20 +131,19 @@ def asking(service: Service, theirs, kind: str, selection: str):
 
 
 @pytest.mark.parametrize(
-    ("name", "member", "shown"),
+    ("name", "shown"),
     [
-        ("Encounter", "id", "notes patient { id } provider { id } history { version }"),
-        ("Patient", "patient_id", "brandId encounters { totalCount nodes { notes } }"),
+        ("Encounter", "notes patient { id } provider { id } history { version }"),
+        ("Patient", "brandId encounters { totalCount nodes { notes } }"),
     ],
 )
-async def test_ids_in_what_a_router_asks_for(
-    subgraph: Service, theirs, statements, name: str, member: str, shown: str
-) -> None:
+async def test_ids_in_what_a_router_asks_for(subgraph: Service, theirs, statements, name: str, shown: str) -> None:
     query = f"query ($asked: [_Any!]!) {{ _entities(representations: $asked) {{ ... on {name} {{ id {shown} }} }} }}"
+    nobodys = {"Encounter": str(uuid4()), "Patient": "patient-" + uuid4().hex[:12]}
+    others = {"Encounter": theirs["id"], "Patient": theirs["patient_id"]}
 
     async def request(which: str):
-        nobodys = str(uuid4()) if name == "Encounter" else "patient-" + uuid4().hex[:12]
-        asked = [{"__typename": name, "id": theirs[member] if which == "theirs" else nobodys}] * 2
+        asked = [{"__typename": name, "id": (others if which == "theirs" else nobodys)[name]}] * 2
         body = {"query": query, "variables": {"asked": asked}}
         response = await subgraph.rest("POST", "/graphql", json=body, headers=SAME_ID)
         assert response.json() == {"data": {"_entities": [None, None]}}
