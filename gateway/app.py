@@ -78,12 +78,22 @@ def create_app(settings: Settings, verify: Verify | None = None) -> Starlette:
             await database.close()
 
     with trusted_plainly():
-        schema = build_schema(scopes_from(settings.scopes))
+        schema = build_schema(scopes_from(settings.scopes), federated=settings.federation)
         runner = Runner(schema, report, document_rules(settings), log_breach, log_unknown_document)
     places = Places(settings.sockets_max)
     app = Starlette(
         routes=[
-            Route("/graphql", GraphQLEndpoint(runner, http_form, stream_limits(settings), places, log_operation)),
+            Route(
+                "/graphql",
+                GraphQLEndpoint(
+                    runner,
+                    http_form,
+                    limits=stream_limits(settings),
+                    places=places,
+                    log_operation=log_operation,
+                    batch_operations=settings.batch_operations,
+                ),
+            ),
             WebSocketRoute("/graphql", GraphQLSocket(runner, socket_limits(settings), places, log_operation)),
             *rest.routes,
         ],

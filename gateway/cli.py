@@ -148,12 +148,18 @@ class Contract(StrEnum):
 
 
 @app.command()
-def export(contract: Contract) -> None:
+def export(
+    contract: Contract,
+    federation: Annotated[bool, typer.Option("--federation", help="The schema as a router composes it.")] = False,
+) -> None:
     """Print the GraphQL schema, or the OpenAPI description of the REST door."""
     if contract is Contract.SCHEMA:
         from schema import build_schema
+        from schema.federation import subgraph_sdl
 
-        typer.echo(build_schema().as_str())
+        typer.echo(subgraph_sdl(build_schema()) if federation else build_schema().as_str())
+    elif federation:
+        raise typer.BadParameter("only the schema is federated", param_hint="--federation")
     else:
         from rest.openapi import openapi_json
 

@@ -291,6 +291,18 @@ class Settings(BaseSettings):
         description="What becomes of a document that is in no manifest: `log` it runs and is logged, `safelist` it is "
         "refused, `enforce` nothing runs but by an id.",
     )
+    batch_operations: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Most operations in one GraphQL request that is an array of them. 0: arrays are refused, so that "
+        "one request is one operation in every log and limit. See [GraphQL](graphql.md).",
+    )
+    federation: bool = Field(
+        False,
+        description="Serve the schema as a subgraph of Apollo Federation 2 too. Off: only a router has a use for it. "
+        "See [federation](federation.md).",
+    )
     page_size: int = Field(20, ge=1, description="Items on a page when the caller does not say.")
     page_size_max: int = Field(100, ge=1, le=500, description="Most items on a page.")
 

@@ -4,6 +4,7 @@ import strawberry
 from strawberry.schema.config import StrawberryConfig
 
 from resolvers.access import DEFAULT_SCOPES, Scopes
+from schema.federation import federate
 from schema.mutations import Mutation
 from schema.queries import Query
 from schema.scalars import SCALARS
@@ -11,10 +12,15 @@ from schema.scopes import tell_scopes
 from schema.subscriptions import Subscription
 
 
-def build_schema(scopes: Scopes = DEFAULT_SCOPES) -> strawberry.Schema:
-    """Build the schema: the types, and which scopes each field needs. Raises `ValueError` where one has none."""
+def build_schema(scopes: Scopes = DEFAULT_SCOPES, *, federated: bool = False) -> strawberry.Schema:
+    """Build the schema: the types, and which scopes each field needs. Raises `ValueError` where one has none.
+
+    `federated` is with what a router asks of a subgraph.
+    """
     schema = strawberry.Schema(
         query=Query, mutation=Mutation, subscription=Subscription, config=StrawberryConfig(scalar_map=SCALARS)
     )
     tell_scopes(schema._schema, scopes)  # noqa: SLF001 - see docs/decisions/0001
+    if federated:
+        federate(schema, scopes)
     return schema

@@ -32,6 +32,10 @@ class Cost(NamedTuple):
     limit: int
 
 
+ASKED_FOR_BY: Mapping[str, str] = {"patients": "ids", "_entities": "representations"}
+"""The argument that lists what a field gives, one for one."""
+
+
 def cost_of(
     document: DocumentNode, operation: OperationDefinitionNode, variables: Mapping[str, Any], pages: PageLimits
 ) -> int:
@@ -63,10 +67,8 @@ def cost_of(
             sizes = [value(arguments[name]) for name in ("first", "last") if name in arguments]
             given = [each for each in sizes if isinstance(each, int)]
             return min(max(given[0], 0), pages.maximum) if given else pages.default
-        if field.name.value == "patients" and "ids" in arguments:
-            ids = value(arguments["ids"])
-            return len(ids) if isinstance(ids, list) else 1
-        return 1
+        asked_for = value(arguments.get(ASKED_FOR_BY.get(field.name.value, "")))
+        return len(asked_for) if isinstance(asked_for, list) else 1
 
     def value(node: ValueNode | None) -> Any:
         match node:

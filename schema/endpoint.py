@@ -24,6 +24,7 @@ from resolvers.errors import (
     TemporarilyUnavailable,
     UnsupportedMediaType,
 )
+from schema.batching import Operations, operations_of, run_batch
 from schema.documents import Document
 from schema.errors import phrase, refuse
 from schema.event_stream import EVENT_STREAM, HEADERS, EventStream, StreamLimits, at_once
@@ -42,13 +43,21 @@ class GraphQLEndpoint:
     """Serves `/graphql`."""
 
     def __init__(
-        self, runner: Runner, http_form: HttpForm, limits: StreamLimits, places: Places, log_operation: LogOperation
+        self,
+        runner: Runner,
+        http_form: HttpForm,
+        *,
+        limits: StreamLimits,
+        places: Places,
+        log_operation: LogOperation,
+        batch_operations: int,
     ) -> None:
         self._runner = runner
         self._http_form = http_form
         self._limits = limits
         self._places = places
         self._log_operation = log_operation
+        self._batch_operations = batch_operations
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
@@ -63,12 +72,15 @@ class GraphQLEndpoint:
             who_calls = _who_calls(request)
             context = await self._signed_in(request, who_calls)
             try:
-                ask = await _ask(request, media_type)
-                document = self._runner.read(ask, context)
+                ask = await self._ask(request, context, media_type)
+                document = self._runner.read(ask, context) if isinstance(ask, Ask) else None
             except GatewayError:
                 # How often comes before what was sent, which here tells whether it is a read or a write.
                 await _admit(request, context, ONE_READ)
                 raise
+            if not isinstance(ask, Ask):
+                return await self._batch(request, ask, context, media_type)
+            assert document is not None, "whoever asks for one operation names its document"
             await _admit(request, context, price_of(document, ask.operation_name))
             if media_type == EVENT_STREAM or (EVENT_STREAM in accepted and subscription_of(document, ask)):
                 return await self._stream(request, ask, document, context, who_calls)
@@ -107,6 +119,28 @@ class GraphQLEndpoint:
             places=self._places,
             log_operation=self._log_operation,
         )
+
+    async def _ask(self, request: Request, context: Context, media_type: str | None) -> Ask | Operations:
+        if media_type is None:
+            raise NotAcceptable
+        if request.method not in {"GET", "POST"}:
+            raise MethodNotAllowed(["GET", "POST"])
+        if request.method == "GET":
+            return _ask_of_url(request)
+        sent = await _json_body(request)
+        if not isinstance(sent, list):
+            return ask_of(sent)
+        operations = operations_of(sent, self._batch_operations)
+        context.require_one_brand()
+        return operations
+
+    async def _batch(
+        self, request: Request, operations: Operations, context: Context, media_type: str | None
+    ) -> Response:
+        bodies = await run_batch(operations, self._runner, context, partial(_admit, request))
+        # Each operation tells its own outcome, so the answer's status tells only that it came.
+        challenge = self._challenge({"errors": [each for body in bodies for each in body.get("errors", ())]})
+        return _answer(bodies, 200, _of_one_answer(media_type), challenge)
 
     def _challenge(self, body: Mapping[str, Any]) -> Mapping[str, str]:
         """Give the challenge of RFC 6750 for the first field that a scope was missing for."""
@@ -163,14 +197,6 @@ async def _admit(request: Request, context: Context, price: Price) -> None:
     context.require_one_brand()
 
 
-async def _ask(request: Request, media_type: str | None) -> Ask:
-    if media_type is None:
-        raise NotAcceptable
-    if request.method not in {"GET", "POST"}:
-        raise MethodNotAllowed(["GET", "POST"])
-    return _ask_of_url(request) if request.method == "GET" else ask_of(await _json_body(request))
-
-
 async def _json_body(request: Request) -> Any:
     media_type, _, parameters = request.headers.get("content-type", "").lower().partition(";")
     charset = parameters.partition("charset=")[2].partition(";")[0].strip('" ')
@@ -187,7 +213,10 @@ def _ask_of_url(request: Request) -> Ask:
 
 
 def _answer(
-    body: dict[str, Any], status: int, media_type: str | None, headers: Mapping[str, str] | None = None
+    body: dict[str, Any] | list[dict[str, Any]],
+    status: int,
+    media_type: str | None,
+    headers: Mapping[str, str] | None = None,
 ) -> Response:
     return Response(
         written(body),

@@ -26,6 +26,12 @@ FIELDS: Mapping[str, Operation] = {
 }
 """Every root field, and every other field behind which there is more than its parent's right allows."""
 
+ENTITIES: Mapping[str, Operation] = {
+    "Encounter": Operation.READ_ENCOUNTERS,
+    "Patient": Operation.READ_PATIENTS,
+}
+"""What `Query._entities` gives where the schema is federated, and the right each needs; `Query._service` needs none."""
+
 
 def tell_scopes(schema: GraphQLSchema, scopes: Scopes) -> None:
     """Say in each field's description which scopes allow it.

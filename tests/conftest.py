@@ -22,6 +22,7 @@ from gateway.telemetry import configure_logging
 from tests.cast import Cast
 from tests.doors import Door, GraphQLDoor, RestDoor, Service
 from tests.provider import Hands, IdentityProvider
+from tests.sockets import Sockets
 
 # How often is the matter of tests/http/test_rates.py, a full pool that of tests/behaviour/test_honest_failures.py.
 PATIENT: dict[str, Any] = {
@@ -109,6 +110,21 @@ def service_in_either_form(
 ) -> Service:
     """The service, recording in one form and the other: what holds of one holds of the other."""
     return service_on_a_server if request.param == "at once" else service_on_a_cluster
+
+
+@pytest.fixture(scope="session")
+async def subgraph(database_url: str) -> AsyncIterator[Service]:
+    """The service as a subgraph of a federation."""
+    async with Service.running(Settings(database_url=database_url, federation=True, **PATIENT)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+async def gateway_url(database_url: str) -> AsyncIterator[str]:
+    """The service on a port of this machine, for clients that are not ours; it takes batches. Its address."""
+    settings = Settings(database_url=database_url, batch_operations=10, **PATIENT)
+    async with Sockets.serving(settings) as serving:
+        yield f"http://127.0.0.1:{serving.port}"
 
 
 @pytest.fixture(scope="session")

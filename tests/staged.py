@@ -114,7 +114,7 @@ class Subscription:
             yield Seen()
 
 
-def staged_schema(_scopes: object = None) -> strawberry.Schema:
+def staged_schema(_scopes: object = None, *, federated: bool = False) -> strawberry.Schema:
     """Build the real schema with what is staged beside it."""
     return strawberry.Schema(
         query=StagedQuery,

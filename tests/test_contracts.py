@@ -8,6 +8,7 @@ from openapi_pydantic import OpenAPI
 
 from rest.openapi import openapi, openapi_json
 from schema import build_schema
+from schema.federation import subgraph_sdl
 
 ROOT = Path(__file__).parent.parent
 
@@ -16,6 +17,13 @@ def test_schema_graphql_is_the_schema_that_is_served() -> None:
     printed = (ROOT / "schema/schema.graphql").read_text()
 
     assert printed == build_schema().as_str() + "\n", "run `gateway export schema > schema/schema.graphql`"
+
+
+def test_federated_graphql_is_what_a_router_composes() -> None:
+    printed = (ROOT / "schema/federated.graphql").read_text()
+
+    asked = "run `gateway export schema --federation > schema/federated.graphql`"
+    assert printed == subgraph_sdl(build_schema()) + "\n", asked
 
 
 def test_openapi_json_is_the_description_that_is_served() -> None:

@@ -11,7 +11,7 @@ from resolvers.errors import GatewayError
 from resolvers.lifecycle import LIFECYCLE
 from rest.errors import status_of
 from rest.openapi import OPERATIONS
-from schema.scopes import FIELDS
+from schema.scopes import ENTITIES, FIELDS
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -55,6 +55,7 @@ def access_table() -> str:
     for operation, scopes in DEFAULT_SCOPES.items():
         over_rest = [f"`{method.upper()} {path}`" for (method, path), each in OPERATIONS.items() if each is operation]
         over_graphql = [f"`{field}`" for field, each in FIELDS.items() if each is operation]
+        over_graphql += [f"`Query._entities` of `{name}`" for name, each in ENTITIES.items() if each is operation]
         needed = ", ".join(f"`{scope}`" for scope in scopes)
         rows.append(f"| `{operation}` | {needed} | {'<br>'.join(over_rest)} | {'<br>'.join(over_graphql)} |")
     return "\n".join(rows)

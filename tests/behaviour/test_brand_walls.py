@@ -158,6 +158,28 @@ async def test_a_place_in_their_feed_is_no_better_than_a_made_up_one(
     await both(service, statements, request)
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("Encounter", "notes patient { id } provider { id } history { version }"),
+        ("Patient", "brandId encounters { totalCount nodes { notes } }"),
+    ],
+)
+async def test_ids_in_what_a_router_asks_for(subgraph: Service, theirs, statements, name: str, shown: str) -> None:
+    query = f"query ($asked: [_Any!]!) {{ _entities(representations: $asked) {{ ... on {name} {{ id {shown} }} }} }}"
+    nobodys = {"Encounter": str(uuid4()), "Patient": "patient-" + uuid4().hex[:12]}
+    others = {"Encounter": theirs["id"], "Patient": theirs["patient_id"]}
+
+    async def request(which: str):
+        asked = [{"__typename": name, "id": (others if which == "theirs" else nobodys)[name]}] * 2
+        body = {"query": query, "variables": {"asked": asked}}
+        response = await subgraph.rest("POST", "/graphql", json=body, headers=SAME_ID)
+        assert response.json() == {"data": {"_entities": [None, None]}}
+        return response
+
+    await both(subgraph, statements, request)
+
+
 async def test_a_cursor_of_theirs_is_no_better_than_a_made_up_one(service: Service, cast: Cast, theirs) -> None:
     query = """query ($id: ID!, $after: String) {
       patient(id: $id) { encounters(after: $after) { pageInfo { endCursor } } } }"""
@@ -247,7 +269,7 @@ async def test_the_feed_of_events_knows_neither_their_patients_nor_their_cursors
 
 def test_every_path_of_the_graph_that_leads_to_a_record_is_attacked_above() -> None:
     """Whoever adds a path adds the attack on it here."""
-    schema = build_schema()._schema
+    schema = build_schema(federated=True)._schema
 
     leading_to_records = {
         f"{name}.{field}"
@@ -255,13 +277,14 @@ def test_every_path_of_the_graph_that_leads_to_a_record_is_attacked_above() -> N
         if isinstance(kind, GraphQLObjectType) and not name.startswith("__")
         for field, of in kind.fields.items()
         if get_named_type(of.type).name
-        in {"Encounter", "Patient", "EncounterConnection", "EncounterEdge", "EncounterEvent"}
+        in {"Encounter", "Patient", "EncounterConnection", "EncounterEdge", "EncounterEvent", "_Entity"}
     }
 
     assert leading_to_records == {
         "Query.encounter",
         "Query.patient",
         "Query.patients",
+        "Query._entities",
         "Patient.encounters",
         "Encounter.patient",
         "EncounterConnection.edges",

@@ -96,12 +96,23 @@ async def test_a_client_that_takes_neither_media_type_is_406(service: Service, a
 
 @pytest.mark.parametrize(
     "content_type",
-    ["", "text/plain", "application/graphql", RESPONSE, f"{JSON}; charset=latin-1", "multipart/form-data"],
-)
+    ["", "text/plain", "application/graphql", RESPONSE, f"{JSON}; charset=latin-1", f'{JSON}; charset="utf-16"',
+     "application/jsonp", "multipart/form-data"],
+)  # fmt: skip
 async def test_a_body_of_another_media_type_is_415(service: Service, content_type: str) -> None:
     answer = await post(service, {"query": HELLO}, content_type=content_type)
 
     refused(answer, 415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [f"{JSON};charset=utf-8", f'{JSON}; charset="UTF-8"', "Application/JSON", f"{JSON}; charset=utf-8; profile=x"],
+)
+async def test_a_body_may_say_that_it_is_utf_8(service: Service, content_type: str) -> None:
+    answer = await post(service, {"query": HELLO}, content_type=content_type)
+
+    assert (answer.status_code, answer.json()) == (200, {"data": {"__typename": "Query"}})
 
 
 # What a body may be
@@ -111,6 +122,7 @@ async def test_a_body_of_another_media_type_is_415(service: Service, content_typ
 @pytest.mark.parametrize(
     "body",
     ['"x"', "5", "null", "true", "[]", f'[{{"query": "{HELLO}"}}]', "", " ", "{", "NaN", "\ufeff{}", b"\xff",
+     f'{{"query": "{HELLO}"}}'.encode("utf-16"),
      f'{{"query": "{HELLO}", "query": "{HELLO}"}}', "[" * 100_000, "{}", '{"variables": {}}'],
 )  # fmt: skip
 async def test_a_body_that_is_no_request_is_400_for_every_client(

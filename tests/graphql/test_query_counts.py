@@ -134,6 +134,26 @@ async def test_many_patients_by_id_cost_one_statement(service: Service, cast: Ca
     assert statements.total() == 1
 
 
+async def test_fifty_representations_of_each_type_cost_one_statement_for_each_type(
+    subgraph: Service, cast: Cast, statements: Counter[str]
+) -> None:
+    (patient_id,) = await patients(cast, 1, encounters=50)
+    encounters = [("Encounter", str(row["id"])) for row in await cast.rows(patient_id)]
+    others = [("Patient", each) for each in await patients(cast, 50, encounters=0)]
+    # In turns, and half of them again: neither order nor repetition costs anything.
+    asked = [each for pair in zip(encounters, others, strict=True) for each in pair] + encounters
+
+    data = await ask(
+        subgraph,
+        """query ($asked: [_Any!]!) { _entities(representations: $asked) {
+          __typename ... on Encounter { id notes provider { id } } ... on Patient { id brandId } } }""",
+        asked=[{"__typename": name, "id": each} for name, each in asked],
+    )
+
+    assert [(each["__typename"], each["id"]) for each in data["_entities"]] == asked
+    assert statements.total() == 2
+
+
 async def test_nothing_read_for_one_operation_is_shown_in_the_next(service: Service, cast: Cast) -> None:
     (patient_id,) = await patients(cast, 1, encounters=1)
     count = "query ($id: ID!) { patient(id: $id) { encounters { totalCount nodes { id } } } }"

@@ -1,0 +1,147 @@
+"""The schema as a subgraph of Apollo Federation 2: a coat over the finished schema, which stays as it is beneath.
+
+Source: the Apollo Federation subgraph specification, https://www.apollographql.com/docs/federation/subgraph-spec
+"""
+
+import asyncio
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+import strawberry
+from graphql import (
+    GraphQLArgument,
+    GraphQLField,
+    GraphQLID,
+    GraphQLList,
+    GraphQLNonNull,
+    GraphQLObjectType,
+    GraphQLResolveInfo,
+    GraphQLScalarType,
+    GraphQLSchema,
+    GraphQLString,
+    GraphQLUnionType,
+)
+
+import models
+from resolvers.access import Scopes, told
+from resolvers.errors import InvalidInput, Violation
+from schema.loaders import Loaders
+from schema.scopes import ENTITIES
+from schema.types import Operation
+
+PROVIDER = "Who met the patient, as the provider directory knows them."
+
+# Relay's PageInfo is in other subgraphs too. On an extension of it, @shareable would be about the extension alone.
+DIRECTIVES: Mapping[str, str] = {
+    "Encounter": '@key(fields: "id")',
+    "Patient": '@key(fields: "id")',
+    "PageInfo": "@shareable",
+}
+
+EXTENSION = f'''
+extend schema @link(url: "https://specs.apollo.dev/federation/v2.3", import: ["@key", "@shareable"])
+
+extend type Encounter {{
+  """{PROVIDER}"""
+  provider: Provider
+}}
+
+"""Someone in the provider directory, which is another subgraph."""
+type Provider @key(fields: "id", resolvable: false) {{
+  id: ID!
+}}'''
+
+
+def subgraph_sdl(schema: strawberry.Schema) -> str:
+    """Print a plain schema as a router composes it with others."""
+    printed = schema.as_str()
+    for name, directives in DIRECTIVES.items():
+        printed = printed.replace(f"\ntype {name} {{\n", f"\ntype {name} {directives} {{\n")
+    return f"{printed}\n{EXTENSION}"
+
+
+def federate(schema: strawberry.Schema, scopes: Scopes) -> None:
+    """Let a router ask the schema as a subgraph."""
+    sdl, plain = subgraph_sdl(schema), schema._schema  # noqa: SLF001 - see docs/decisions/0001
+    query, encounter = plain.type_map["Query"], plain.type_map["Encounter"]
+    assert isinstance(query, GraphQLObjectType)
+    assert isinstance(encounter, GraphQLObjectType)
+    encounter.fields["provider"] = _provider_field()
+    query.fields["_entities"] = _entities_field(plain, scopes)
+    query.fields["_service"] = _service_field(sdl)
+    schema._schema = GraphQLSchema(**plain.to_kwargs())  # noqa: SLF001
+
+
+def _provider_field() -> GraphQLField:
+    def resolve(encounter: models.Encounter, _info: GraphQLResolveInfo[Operation]) -> Mapping[str, str] | None:
+        return None if encounter.provider_id is None else {"id": str(encounter.provider_id)}
+
+    provider = GraphQLObjectType("Provider", {"id": GraphQLField(GraphQLNonNull(GraphQLID))})
+    return GraphQLField(provider, resolve=resolve, description=PROVIDER)
+
+
+def _service_field(sdl: str) -> GraphQLField:
+    service = GraphQLObjectType("_Service", {"sdl": GraphQLField(GraphQLNonNull(GraphQLString))})
+    return GraphQLField(
+        GraphQLNonNull(service),
+        resolve=lambda *_: {"sdl": sdl},
+        description="This schema as a router composes it with others.",
+    )
+
+
+def _entities_field(plain: GraphQLSchema, scopes: Scopes) -> GraphQLField:
+    json = plain.type_map["JSON"]
+    assert isinstance(json, GraphQLScalarType)
+    representation = GraphQLScalarType(
+        "_Any", parse_value=json.parse_value, parse_literal=json.parse_literal, description="`__typename` and `id`."
+    )
+    entity = GraphQLUnionType(
+        "_Entity",
+        [kind for name in ENTITIES if isinstance(kind := plain.type_map[name], GraphQLObjectType)],
+        # The rows are named as their types are.
+        resolve_type=lambda row, *_: type(row).__name__,
+    )
+    rights = "\n\n".join(f"`{name}`: {told(scopes[operation])}" for name, operation in ENTITIES.items())
+    return GraphQLField(
+        GraphQLNonNull(GraphQLList(entity)),
+        {"representations": GraphQLArgument(GraphQLNonNull(GraphQLList(GraphQLNonNull(representation))))},
+        resolve=_resolve_entities,
+        description=f"What a router asks for: in the order of the representations, null where the caller sees none."
+        f"\n\n{rights}",
+    )
+
+
+async def _resolve_entities(
+    _root: None, info: GraphQLResolveInfo[Operation], representations: Sequence[Any]
+) -> list[models.Encounter | models.Patient | None]:
+    asked_for = [_read(each) for each in representations]
+    for name in sorted({each[0] for each in asked_for if each}):
+        info.context.context.require(ENTITIES[name])
+    misshapen = [place for place, each in enumerate(asked_for) if each is None]
+    if misshapen:
+        rule = f"must be an object with the `__typename` {' or '.join(ENTITIES)} and a string `id`"
+        raise InvalidInput([Violation(f"/representations/{place}", "representation", rule) for place in misshapen])
+
+    return await asyncio.gather(*(_load(info.context.loaders, *each) for each in asked_for if each))
+
+
+def _read(representation: Any) -> tuple[str, str] | None:
+    """Give the type and the id that a representation names, or None where it names none that is served here."""
+    match representation:
+        case {"__typename": str(name), "id": str(entity_id)} if name in ENTITIES:
+            return name, entity_id
+    return None
+
+
+def _load(loaders: Loaders, name: str, entity_id: str) -> Awaitable[models.Encounter | models.Patient | None]:
+    if name == "Patient":
+        return loaders.patients.load(entity_id)
+    try:
+        return loaders.encounters.load(UUID(entity_id))
+    except ValueError:
+        return _nothing()
+
+
+async def _nothing() -> None:
+    """An id that cannot be an encounter's: nobody is asked."""

@@ -1,0 +1,9 @@
+// Asks a gateway every question of graphql-http's audits: node audits.mjs URL TOKEN
+import { auditServer } from 'graphql-http';
+
+const [url, token] = process.argv.slice(2);
+const fetchFn = (input, { headers, ...init } = {}) =>
+  fetch(input, { ...init, headers: { ...headers, authorization: `Bearer ${token}` } });
+
+const results = await auditServer({ url, fetchFn });
+console.log(JSON.stringify(results.map(({ id, name, status, reason }) => ({ id, name, status, reason }))));

@@ -1,0 +1,32 @@
+// What the clients ask for, and how a program here tells what it saw.
+export const RECORD = `mutation Record($patientId: ID!, $input: RecordEncounterInput!, $key: String) {
+  recordEncounter(patientId: $patientId, input: $input, idempotencyKey: $key) {
+    __typename
+    ... on EncounterRecorded { replayed encounter { id status notes } }
+    ... on Problem { code message recorded }
+    ... on InvalidInput { violations { path rule } }
+  }
+}`;
+
+export const PAGE = `query Page($patientId: ID!, $after: String) {
+  patient(id: $patientId) {
+    id
+    encounters(first: 2, after: $after) { nodes { id } pageInfo { hasNextPage endCursor } }
+  }
+}`;
+
+export const VISIT = { brandId: 'loop', encounterType: 'OFFICE_VISIT', notes: 'Slept well.' };
+
+// Every page's ids, by the cursors, from a function that asks for one page.
+export async function pages(ask) {
+  const seen = [];
+  let after = null;
+  do {
+    const { nodes, pageInfo } = (await ask(after)).patient.encounters;
+    seen.push(nodes.map((node) => node.id));
+    after = pageInfo.hasNextPage ? pageInfo.endCursor : null;
+  } while (after);
+  return seen;
+}
+
+export const tell = (seen) => console.log(JSON.stringify(seen));

@@ -1,0 +1,49 @@
+"""The clients in docs/graphql.md work when pasted, but for the address."""
+
+import asyncio
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cast import Cast
+from tests.node import FOLDER, SECONDS, needs_node
+
+PAGE = (Path(__file__).parent.parent.parent / "docs/graphql.md").read_text()
+SNIPPETS = re.findall(r"```(js|python)\n(.*?)```", PAGE, re.DOTALL)
+PRINTED = ["EncounterRecorded", "demo-patient", "demo-patient", "demo-patient"]
+COMMANDS = {"js": ["node", "--input-type=module", "-"], "python": [sys.executable, "-"]}
+
+
+@pytest.fixture
+async def demo_patient(cast: Cast) -> None:
+    """The patient that development mode registers."""
+    await cast.connection.execute(
+        "INSERT INTO patient_graph.patients (id, brand_id) VALUES ('demo-patient', 'loop') ON CONFLICT DO NOTHING"
+    )
+
+
+@pytest.mark.usefixtures("demo_patient")
+@pytest.mark.parametrize(
+    ("language", "snippet", "printed"),
+    [
+        pytest.param(language, snippet, printed, marks=[needs_node] if language == "js" else [])
+        for (language, snippet), printed in zip(SNIPPETS, PRINTED, strict=True)
+    ],
+    ids=["urql", "apollo", "graphql-ws", "gql"],
+)
+async def test_the_snippet_works_when_pasted(gateway_url: str, language: str, snippet: str, printed: str) -> None:
+    pasted = snippet.replace("//127.0.0.1:8000", gateway_url.removeprefix("http:"))
+    process = await asyncio.create_subprocess_exec(
+        *COMMANDS[language],
+        cwd=FOLDER,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+    async with asyncio.timeout(SECONDS):
+        said, complained = await process.communicate(pasted.encode())
+
+    assert said.decode().strip() == printed, complained.decode()
