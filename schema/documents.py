@@ -35,6 +35,7 @@ from graphql import (
 from graphql.utilities import validate_input_literal, validate_input_value
 from graphql.validation import UniqueInputFieldNamesRule, ValuesOfCorrectTypeRule
 
+from resolvers import json_text
 from resolvers.errors import InvalidInput, Violation
 
 # Longer texts are not kept: nobody sends them twice, and a thousand of them would be a lot of memory.
@@ -177,8 +178,9 @@ def _violation(name: str, path: list[str | int], wanted: Any, variables: Mapping
     wanted = _type_at(path, wanted)
     pointer = "".join(f"/{step}" for step in ("variables", name, *path))
     plain = _nullable(wanted)
+    received = json_text.shape_of(value)
     if value is None:
-        return Violation(pointer, "null", "must not be null")
+        return Violation(pointer, "null", "must not be null", received=received)
     if is_input_object_type(plain) and isinstance(value, dict):
         missing = [
             field_name
@@ -187,8 +189,11 @@ def _violation(name: str, path: list[str | int], wanted: Any, variables: Mapping
         ]
         if missing:
             return Violation(f"{pointer}/{missing[0]}", "required", "is required")
-        return Violation(pointer, "unknown_member", f"must have no member that {plain.name} does not define")
-    return Violation(pointer, "enum" if is_enum_type(plain) else "type", _wanted(wanted))
+        told = f"must have no member that {plain.name} does not define"
+        return Violation(pointer, "unknown_member", told, received=received)
+    if is_enum_type(plain):
+        return Violation(pointer, "enum", _wanted(wanted), allowed=tuple(plain.values), received=received)
+    return Violation(pointer, "type", _wanted(wanted), received=received)
 
 
 def _type_at(path: list[str | int], wanted: Any) -> Any:

@@ -24,6 +24,7 @@ from strawberry.execution import optimized_is_awaitable
 from resolvers import json_text
 from resolvers.context import Context
 from resolvers.errors import GatewayError, InvalidInput, MalformedBody, MethodNotAllowed, ServerError, Violation
+from resolvers.rules import RuleId
 from schema.cost import cost_of
 from schema.documents import Document, Documents, explain_variables, operation_of
 from schema.errors import refuse
@@ -45,22 +46,27 @@ class Ask(NamedTuple):
 def ask_of(members: Any) -> Ask:
     """Read what a client asks for. Raises `MalformedBody` or `InvalidInput`."""
     if not isinstance(members, dict):
-        raise MalformedBody("object", "The body must be a JSON object.")
+        raise MalformedBody("object", "The body must be a JSON object.", json_text.shape_of(members))
     query = members.get("query")
     variables = members.get("variables")
     operation_name = members.get("operationName")
     violations: list[Violation] = []
     if not isinstance(query, str) or json_text.problem_with(query):
-        violations.append(Violation("/query", "string", "must be a GraphQL document"))
+        violations.append(_misfit("query", "string", "must be a GraphQL document", members))
     if not isinstance(variables, dict | None):
-        violations.append(Violation("/variables", "object", "must be an object"))
+        violations.append(_misfit("variables", "object", "must be an object", members))
     if not isinstance(operation_name, str | None) or json_text.problem_with(operation_name or ""):
-        violations.append(Violation("/operationName", "string", "must be a name"))
+        violations.append(_misfit("operationName", "string", "must be a name", members))
     if not isinstance(members.get("extensions"), dict | None):
-        violations.append(Violation("/extensions", "object", "must be an object"))
+        violations.append(_misfit("extensions", "object", "must be an object", members))
     if violations:
         raise InvalidInput(violations)
     return Ask(query, variables or {}, operation_name)  # type: ignore[arg-type]
+
+
+def _misfit(name: str, rule: RuleId, message: str, members: Mapping[str, Any]) -> Violation:
+    received = json_text.shape_of(members[name]) if name in members else None
+    return Violation(f"/{name}", rule, message, received=received)
 
 
 class Answer(NamedTuple):
@@ -213,7 +219,7 @@ def _too_dear(document: DocumentNode, operation: OperationDefinitionNode, ask: A
     if cost <= most:
         return None
     told = f"could give {cost:,} objects, and {most:,} is the most; ask for smaller pages"
-    return _refused(InvalidInput([Violation("/query", "cost", told)]), context)
+    return _refused(InvalidInput([Violation("/query", "cost", told, maximum=most)]), context)
 
 
 def _refused(error: GatewayError, context: Context) -> Answer:
