@@ -192,8 +192,8 @@ async def encounters_by_ids(context: Context, ids: Sequence[UUID]) -> list[Encou
 async def visible_encounter(context: Context, patient_id: str, encounter_id: str) -> Encounter:
     """Give an encounter of a patient.
 
-    Raises `EncounterNotFound`, in the same words whether it is another patient's, another brand's or nobody's, or the text is
-    no id at all.
+    Raises `EncounterNotFound`, in the same words whether it is another patient's, another brand's or nobody's, or the
+    text is no id at all.
     """
     context.require(Operation.READ_ENCOUNTERS)
     brand_id = context.acting_brand()

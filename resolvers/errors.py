@@ -33,9 +33,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from resolvers.rules import RuleId
-
 from models import EncounterAction, EncounterStatus
+from resolvers.rules import RuleId
 
 Recorded = Literal["no", "unknown"]
 

@@ -117,7 +117,7 @@ RULES: Mapping[RuleId, Rule] = {
         '{"brand_id": "loop", "encounter_type": "lab", "notes": "Slept well."}',
     ),
     "enum": Rule(
-        "The member is one of the values in `allowed`, spelt alike: in lower case over REST, in upper case over GraphQL.",
+        "The member is one of the values in `allowed`, in lower case over REST, in upper case over GraphQL.",
         "body",
         '{"brand_id": "loop", "encounter_type": "house_call"}',
         '{"brand_id": "loop", "encounter_type": "office_visit"}',
@@ -236,7 +236,7 @@ RULES: Mapping[RuleId, Rule] = {
         "The GraphQL document has no syntax error, fits the schema and is at most 100 levels deep; the message says "
         "what is wrong and `locations` where.",
         "graphql",
-        '{"query": "{ patient }"}',
+        '{"query": "{ colours }"}',
         '{"query": "{ patient(id: \\"demo-patient\\") { id } }"}',
     ),
     "operation": Rule(

@@ -17,7 +17,7 @@ from rest.errors import status_of_kind, summary_of
 async def problem(request: Request) -> Response:
     """Say what a code means, in each case in which it is told."""
     code = request.path_params["code"]
-    kinds = [kind for kind in refusals(GatewayError) if kind.code == code]
+    kinds = [kind for kind in refusals() if kind.code == code]
     if not kinds:
         raise HTTPException(404)
     cases = (f"{summary_of(kind)}\nStatus {status_of_kind(kind)}, recorded: {kind.recorded}." for kind in kinds)
@@ -33,8 +33,8 @@ async def rule(request: Request) -> Response:
     return _page(name, found.means, f"Breaks it:\n{found.breaks}", f"Keeps it:\n{found.keeps}")
 
 
-def refusals(kind: type[GatewayError]) -> Iterator[type[GatewayError]]:
-    """Give every kind of refusal below `kind` that has a code."""
+def refusals(kind: type[GatewayError] = GatewayError) -> Iterator[type[GatewayError]]:
+    """Give every kind of refusal that has a code."""
     for child in kind.__subclasses__():
         if hasattr(child, "code"):
             yield child
