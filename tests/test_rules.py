@@ -9,9 +9,9 @@ from typing import Any, get_args
 
 import pytest
 
-from gateway.importing import RegisterPatient
 from resolvers.commands import DEFAULT_LIMITS
 from resolvers.errors import InvalidInput
+from resolvers.patients import RegisterPatient
 from resolvers.rules import RULES, Place, RuleId
 from tests.cast import Cast
 from tests.doors import Service
