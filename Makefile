@@ -11,7 +11,7 @@ endif
 run: .venv/runtime  ## Serve on http://127.0.0.1:8000, with a private PostgreSQL
 	@exec .venv/bin/gateway serve $(ARGS)
 
-test: .venv/dev .venv/javascript  ## Run every test, or some: make test ARGS="-k patients"
+test: .venv/dev .venv/javascript .venv/clients  ## Run every test, or some: make test ARGS="-k patients"
 	@.venv/bin/pytest $(ARGS)
 
 check: .venv/dev  ## Lint, format, types, and who may import whom
@@ -34,6 +34,7 @@ lock:  ## Write locks/ after a change in pyproject.toml; newer versions: make lo
 	@$(COMPILE) pyproject.toml --group dev --output-file locks/dev.txt
 	@$(COMPILE) pyproject.toml --group build --constraints locks/dev.txt --output-file locks/runtime.txt
 	@$(COMPILE) --group population --constraints locks/dev.txt --output-file locks/population.txt
+	@$(COMPILE) --group clients --output-file locks/clients.txt
 	@echo uv | $(COMPILE) - --output-file locks/uv.txt
 
 clean:  ## Remove what was installed; data stays
@@ -56,6 +57,12 @@ COMPILE = sh .ci/uv pip compile --quiet --universal --python-version 3.11 --gene
 	@echo "Installing $< into .venv" >&2
 	@sh .ci/uv pip install --quiet --python .venv --compile-bytecode --require-hashes --requirement $<
 	@sh .ci/uv pip install --quiet --python .venv --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# A generated client of the REST door lives by itself, with versions of its own.
+.venv/clients: locks/clients.txt .venv/bin/python
+	@sh .ci/uv venv --quiet --clear $@
+	@sh .ci/uv pip install --quiet --python $@ --require-hashes --requirement $<
 	@touch $@
 
 # The clients of the npm registry that tests drive the gateway with. Without Node those tests are left out.

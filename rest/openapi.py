@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from enum import StrEnum
 from typing import Any, get_args
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core.core_schema import WithDefaultSchema
 
-from models import Encounter
+from models import Encounter, EncounterStatus, EncounterType
 from resolvers import errors
 from resolvers.access import DEFAULT_SCOPES, Operation, Scopes, told
 from resolvers.commands import RecordEncounter
@@ -186,6 +187,8 @@ def _described() -> Json:
         },
         "components": {
             "schemas": {
+                "EncounterType": _enum(EncounterType),
+                "EncounterStatus": _enum(EncounterStatus),
                 "RecordEncounter": _command(),
                 "Encounter": _encounter(),
                 "Encounters": _encounters(),
@@ -232,7 +235,7 @@ def _record() -> Json:
             "description": "What happened.",
             "content": {
                 JSON: {
-                    "schema": {"$ref": "#/components/schemas/RecordEncounter"},
+                    "schema": _referring("RecordEncounter"),
                     "examples": {
                         "least": {
                             "summary": "The required members",
@@ -250,7 +253,7 @@ def _record() -> Json:
             "201": {
                 "description": "Encounter recorded",
                 "headers": _headers("Location", "ETag", "Idempotent-Replayed", *SIGNED_IN),
-                "content": _json({"$ref": "#/components/schemas/Encounter"}, EXAMPLE),
+                "content": _json(_referring("Encounter"), EXAMPLE),
             },
             **_refusals(REFUSALS),
         },
@@ -274,7 +277,7 @@ def _list() -> Json:
                 "description": "The encounters, and how many there are in all",
                 "headers": _headers("ETag", *SIGNED_IN),
                 "content": _json(
-                    {"$ref": "#/components/schemas/Encounters"},
+                    _referring("Encounters"),
                     {"patient_id": "demo-patient", "encounters": [EXAMPLE], "total": 1},
                 ),
             },
@@ -295,7 +298,7 @@ def _show() -> Json:
             "200": {
                 "description": "The encounter",
                 "headers": _headers("ETag", *SIGNED_IN),
-                "content": _json({"$ref": "#/components/schemas/Encounter"}, EXAMPLE),
+                "content": _json(_referring("Encounter"), EXAMPLE),
             },
             "304": _not_modified(),
             **_refusals(REFUSALS.keys() - ABOUT_A_BODY - {400}),
@@ -312,6 +315,7 @@ def _not_modified() -> Json:
 
 def _command() -> Json:
     schema: Json = _inlined(RecordEncounter.model_json_schema(schema_generator=_WithoutDefaults))
+    schema["properties"]["encounter_type"] = _referring("EncounterType")
     for name, member in schema["properties"].items():
         member.setdefault("description", ENCOUNTER[name][0])
         member["examples"] = [EXAMPLE[name]]
@@ -321,12 +325,21 @@ def _command() -> Json:
 def _encounter() -> Json:
     columns = _inlined(Encounter.model_json_schema())["properties"]
     columns["metadata"] = {"type": "object", "additionalProperties": True}
+    columns["encounter_type"], columns["status"] = _referring("EncounterType"), _referring("EncounterStatus")
     return {
         "type": "object",
         "description": "One meeting of a patient with the clinic.",
         "required": list(MEMBERS),
         "properties": {name: _nullable(columns[name]) | _told(*ENCOUNTER[name]) for name in MEMBERS},
     }
+
+
+def _enum(words: type[StrEnum]) -> Json:
+    return {"type": "string", "description": words.__doc__, "enum": [word.value for word in words]}
+
+
+def _referring(name: str) -> Json:
+    return {"$ref": f"#/components/schemas/{name}"}
 
 
 def _told(description: str, example: Any) -> Json:
@@ -351,7 +364,7 @@ def _encounters() -> Json:
             "patient_id": {"type": "string"} | _told(*ENCOUNTER["patient_id"]),
             "encounters": {
                 "type": "array",
-                "items": {"$ref": "#/components/schemas/Encounter"},
+                "items": _referring("Encounter"),
                 "description": "The slice asked for.",
             },
             "total": {"type": "integer", "minimum": 0, "description": "How many there are in all.", "examples": [1]},
@@ -419,7 +432,7 @@ def _error() -> Json:
             "retry_after_ms": {"type": "integer", "description": "On 429: when to come back, in milliseconds."},
             "violations": {
                 "type": "array",
-                "items": {"$ref": "#/components/schemas/Violation"},
+                "items": _referring("Violation"),
                 "description": "On 400: every rule that is broken.",
             },
         },
@@ -437,7 +450,7 @@ def _problem() -> Json:
     return {
         "description": "The same, to a client that prefers `application/problem+json` (RFC 9457).",
         "allOf": [
-            {"$ref": "#/components/schemas/Error"},
+            _referring("Error"),
             {
                 "type": "object",
                 "required": list(told),
@@ -457,9 +470,9 @@ def _refusal(status: int) -> Json:
         "description": REFUSALS[status],
         "headers": _headers(*HEADERS_OF.get(status, ()), *(SIGNED_IN if status != 401 else ())),
         "content": {
-            JSON: {"schema": {"$ref": "#/components/schemas/Error"}, "example": plain},
+            JSON: {"schema": _referring("Error"), "example": plain},
             PROBLEM: {
-                "schema": {"$ref": "#/components/schemas/Problem"},
+                "schema": _referring("Problem"),
                 "example": problem_of(error, REQUEST_ID) | plain,
             },
         },
