@@ -228,6 +228,8 @@ def _record() -> Json:
                 "Idempotency-Key",
                 "Names this request, so that it may be sent again safely; kept for at least 24 hours.",
                 "visit-4711",
+                # A key, or one in quotation marks.
+                pattern=r'^([!#-~][!-~]{0,127}|"[!#-\[\]-~]{1,128}")$',
             )
         ],
         "requestBody": {
@@ -254,6 +256,21 @@ def _record() -> Json:
                 "description": "Encounter recorded",
                 "headers": _headers("Location", "ETag", "Idempotent-Replayed", *SIGNED_IN),
                 "content": _json(_referring("Encounter"), EXAMPLE),
+                "links": {
+                    "encounter": {
+                        "operationId": "getEncounter",
+                        "description": "The encounter just recorded, as it stands when it is asked for.",
+                        "parameters": {
+                            "patient_id": "$response.body#/patient_id",
+                            "encounter_id": "$response.body#/id",
+                        },
+                    },
+                    "encounters": {
+                        "operationId": "listEncounters",
+                        "description": "All of the patient's encounters.",
+                        "parameters": {"patient_id": "$response.body#/patient_id"},
+                    },
+                },
             },
             **_refusals(REFUSALS),
         },
@@ -569,11 +586,11 @@ def _if_none_match() -> Json:
     )
 
 
-def _header(name: str, description: str, example: str) -> Json:
+def _header(name: str, description: str, example: str, **string: str) -> Json:
     return {
         "name": name,
         "in": "header",
-        "schema": {"type": "string"},
+        "schema": {"type": "string", **string},
         "description": description,
         "example": example,
     }

@@ -3,9 +3,7 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +11,8 @@ import pytest
 
 from tests import node
 from tests.cast import Cast
+from tests.served import ROOT, served
 
-ROOT = Path(__file__).parents[2]
 DESCRIPTION = ROOT / "rest/openapi.json"
 PYTHON = ROOT / ".venv/clients/bin"
 
@@ -47,20 +45,8 @@ with AuthenticatedClient(base_url=origin, token="dev") as client:
 
 @pytest.fixture(scope="module")
 def origin(database_url: str) -> Iterator[str]:
-    """A gateway in a process of its own, on the tests' database."""
-    settings = {"GATEWAY_DATABASE_URL": database_url, "GATEWAY_DATABASE_UNSAFE": "true", "GATEWAY_PORT": "0"}
-    with subprocess.Popen(
-        [sys.executable, "-m", "gateway", "serve"],
-        cwd=ROOT,
-        env=os.environ | settings,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        yield process.stdout.readline().split()[-1].split("/v1/")[0]
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=20)
+    with served(database_url) as origin:
+        yield origin
 
 
 def run(program: str, *words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -110,7 +96,16 @@ async def test_a_client_in_typescript_is_refused_no_type_and_records(origin: str
 @pytest.mark.skipif(not PYTHON.exists(), reason="openapi-python-client is not installed: make .venv/clients")
 async def test_a_client_in_python_is_made_and_records(origin: str, cast: Cast, tmp_path: Path) -> None:
     patient_id = await cast.patient()
-    generate = ["generate", "--fail-on-warning", "--meta", "none", "--path", DESCRIPTION, "--output-path", "client"]
+    generate: list[str | Path] = [
+        "generate",
+        "--fail-on-warning",
+        "--meta",
+        "none",
+        "--path",
+        DESCRIPTION,
+        "--output-path",
+        "client",
+    ]
 
     made = run("openapi-python-client", *generate, cwd=tmp_path)
     ran = run("python", "-W", "error", "-c", RECORD, origin, patient_id, cwd=tmp_path)
