@@ -1,7 +1,7 @@
 # Needs python3 (3.11 or newer) and make; everything else goes into .venv/ and .tools/.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: run test check format population fuzz crash lock clean help
+.PHONY: run test check format population fuzz land crash lock clean help
 
 # A virtual environment holds the absolute path of its checkout: one that was moved or copied would run the other's code.
 ifneq ($(shell cat .venv/checkout 2>/dev/null),$(CURDIR))
@@ -29,6 +29,9 @@ population: .venv/dev .venv/population  ## Drive a synthetic population through 
 
 fuzz: .venv/dev  ## Throw bytes, documents and requests of every kind at both doors, for a quarter of an hour
 	@.venv/bin/pytest tests/fuzz --hypothesis-profile=fuzz $(ARGS)
+
+land: .venv/dev  ## Promise clients the printed contracts; refuses a break that CHANGELOG.md does not name
+	@.venv/bin/python -m tests.breaking
 
 crash: .venv/dev  ## Kill gateway and PostgreSQL under load a hundred times; nothing acknowledged may be lost
 	@.venv/bin/python -m tests.crash $(ARGS)

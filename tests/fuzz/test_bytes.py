@@ -4,6 +4,7 @@ import asyncio
 import json
 from decimal import Decimal
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 from hypothesis import HealthCheck, example, given, settings
@@ -15,7 +16,7 @@ from tests.cast import Cast
 from tests.doors import RECORD, Service
 
 DEADLINE_SECONDS = 30
-STATUSES = {200, 201, 304, 400, 404, 405, 406, 409, 413, 415, 403}
+STATUSES = {200, 201, 204, 304, 400, 404, 405, 406, 409, 413, 415, 403}
 """What a caller who has signed in may be answered; never a fault of ours."""
 
 bounded = settings(deadline=None, suppress_health_check=list(HealthCheck))
@@ -78,11 +79,11 @@ headers = st.fixed_dictionaries(
 
 async def sent(service: Service, method: str, path: str, headers: dict[str, str], content: bytes) -> httpx2.Response:
     """Send a request and see that the answer is one of ours."""
-    raw = {name: value.strip().encode("latin-1") for name, value in headers.items()}
+    raw: Any = {name: value.strip().encode("latin-1") for name, value in headers.items()}
     async with asyncio.timeout(DEADLINE_SECONDS):
-        answer = await service.rest(method, path, headers=raw, content=content)  # type: ignore[arg-type]
+        answer = await service.rest(method, path, headers=raw, content=content)
     assert answer.status_code in STATUSES, (answer.status_code, content)
-    if answer.status_code >= 400 and path != "/graphql":
+    if answer.status_code >= 400 and answer.content and path != "/graphql":
         assert answer.json()["recorded"] == "no"
     return answer
 
@@ -147,12 +148,9 @@ async def test_any_bytes_at_the_graphql_door(service: Service, cast: Cast, data,
 async def test_any_address_and_any_query(
     service: Service, method: str, segments: list[str], query: str, headers: dict[str, str]
 ) -> None:
-    segments = [*["", "v1", "patients"], *segments] if len(segments) > 2 else ["", *segments]
-    path = httpx2.URL("http://x", path="/".join(segments) or "/", query=query.encode("latin-1")).raw_path.decode()
+    address = "/v1/patients/" if len(segments) > 2 else "/"
+    address += "/".join(quote(segment, safe="") for segment in segments) + "?" + quote(query, safe="&=")
 
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        answer = await service.rest(
-            method, path, headers={name: value.encode("latin-1") for name, value in headers.items()}
-        )  # type: ignore[misc]
+    answer = await sent(service, method, address, headers, b"")
 
-    assert answer.status_code in STATUSES | {204}
+    assert answer.status_code != 201
