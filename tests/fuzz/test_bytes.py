@@ -49,12 +49,17 @@ def spoilt(draw: st.DrawFn, body: bytes) -> bytes:
     return body
 
 
+texts = st.sampled_from(["\x00", "a\x00b", "\ud800", "x\udfff", "", "9999-12-31T23:59:60Z", "é" * 2_001]) | st.text(
+    max_size=20
+)
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    texts | st.none() | st.booleans() | st.integers() | st.floats(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=8,
 )
-members = st.dictionaries(st.sampled_from([*VISIT, "x", ""]), values, max_size=7)
+# Now and then a single member is odd, and everything else would be recorded.
+odd_member = st.sampled_from([*VISIT, "x", ""]).flatmap(lambda name: values.map(lambda value: {name: value}))
+members = odd_member | st.dictionaries(st.sampled_from([*VISIT, "x", ""]), values, max_size=7)
 bodies = st.one_of(
     spoilt(json.dumps(VISIT).encode()),
     spoilt(json.dumps(VISIT, ensure_ascii=False).encode()),

@@ -28,7 +28,7 @@ def test_the_gateway_does_what_the_description_says(database_url: str, tmp_path:
             [
                 *(SCHEMATHESIS, "--config-file", CONFIGURATION, "run", ROOT / "rest/openapi.json", "--url", origin),
                 *("--header", "Authorization: Bearer dev", "--checks", "all", "--no-color"),
-                *("--max-examples", str(examples // 3), *repeatable),
+                *("--max-examples", str(examples // 3), "--max-failures", "3", *repeatable),
             ],
             cwd=tmp_path,
             check=False,
