@@ -1,7 +1,7 @@
 # Needs python3 (3.11 or newer) and make; everything else goes into .venv/ and .tools/.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: run test check format population crash lock clean help
+.PHONY: run test check format population fuzz land crash lock clean help
 
 # A virtual environment holds the absolute path of its checkout: one that was moved or copied would run the other's code.
 ifneq ($(shell cat .venv/checkout 2>/dev/null),$(CURDIR))
@@ -11,7 +11,7 @@ endif
 run: .venv/runtime  ## Serve on http://127.0.0.1:8000, with a private PostgreSQL
 	@exec .venv/bin/gateway serve $(ARGS)
 
-test: .venv/dev .venv/javascript  ## Run every test, or some: make test ARGS="-k patients"
+test: .venv/dev .venv/javascript .venv/clients  ## Run every test, or some: make test ARGS="-k patients"
 	@.venv/bin/pytest $(ARGS)
 
 check: .venv/dev  ## Lint, format, types, and who may import whom
@@ -27,6 +27,12 @@ format: .venv/dev  ## Write the code as `make check` wants it
 population: .venv/dev .venv/population  ## Drive a synthetic population through both doors (350 MB more)
 	@.venv/bin/python -m tests.population $(ARGS)
 
+fuzz: .venv/dev  ## Throw bytes, documents and requests of every kind at both doors, for a quarter of an hour
+	@.venv/bin/pytest tests/fuzz --hypothesis-profile=fuzz $(ARGS)
+
+land: .venv/dev  ## Promise clients the printed contracts; refuses a break that CHANGELOG.md does not name
+	@.venv/bin/python -m tests.breaking
+
 crash: .venv/dev  ## Kill gateway and PostgreSQL under load a hundred times; nothing acknowledged may be lost
 	@.venv/bin/python -m tests.crash $(ARGS)
 
@@ -34,6 +40,7 @@ lock:  ## Write locks/ after a change in pyproject.toml; newer versions: make lo
 	@$(COMPILE) pyproject.toml --group dev --output-file locks/dev.txt
 	@$(COMPILE) pyproject.toml --group build --constraints locks/dev.txt --output-file locks/runtime.txt
 	@$(COMPILE) --group population --constraints locks/dev.txt --output-file locks/population.txt
+	@$(COMPILE) --group clients --output-file locks/clients.txt
 	@echo uv | $(COMPILE) - --output-file locks/uv.txt
 
 clean:  ## Remove what was installed; data stays
@@ -56,6 +63,12 @@ COMPILE = sh .ci/uv pip compile --quiet --universal --python-version 3.11 --gene
 	@echo "Installing $< into .venv" >&2
 	@sh .ci/uv pip install --quiet --python .venv --compile-bytecode --require-hashes --requirement $<
 	@sh .ci/uv pip install --quiet --python .venv --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# A generated client of the REST door lives by itself, with versions of its own.
+.venv/clients: locks/clients.txt .venv/bin/python
+	@sh .ci/uv venv --quiet --clear $@
+	@sh .ci/uv pip install --quiet --python $@ --require-hashes --requirement $<
 	@touch $@
 
 # The clients of the npm registry that tests drive the gateway with. Without Node those tests are left out.

@@ -153,6 +153,9 @@ async def _through_rest(client: httpx2.AsyncClient, _owner_url: str, outputs: Ou
     await post("a query", to=f"{path}?notes={MARK}")
     await post("no such path", to=f"/v1/{MARK}")
     await post("another media type", **{"Content-Type": f"text/{MARK}"})
+    await post("an answer of another type", Accept=f"text/{MARK}")
+    await post("as a problem", content=_with(notes=[MARK]), Accept="application/problem+json")
+    await post("a coded body", **{"Content-Encoding": MARK})
     await post("half a body", content=body[:-20])
     await post("twice a member", content=body[:-1] + f', "notes": "{MARK}"}}')
     await post("too large a body", content=f'"{MARK * 40_000}"')
@@ -164,6 +167,9 @@ async def _through_rest(client: httpx2.AsyncClient, _owner_url: str, outputs: Ou
     listed = await client.get(path, params={"limit": MARK}, headers=DEV)
     _keep(outputs, "REST, a bad limit", listed)
     _keep(outputs, "REST, listed", await client.get(path, headers=DEV))
+    for where in (f"{path}/{MARK}", f"/v1/patients/{MARK}/encounters/{MARK}", f"/rules/{MARK}", f"/problems/{MARK}"):
+        odd = {**DEV, "If-None-Match": MARK}
+        _keep(outputs, "REST, nothing here", await client.get(where, headers=odd))
 
 
 async def _through_graphql(client: httpx2.AsyncClient, _owner_url: str, outputs: Outputs) -> None:

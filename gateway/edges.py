@@ -55,6 +55,7 @@ def cross_origin(app: ASGIApp, origins: list[str]) -> CORSMiddleware:
             "Authorization",
             "Content-Type",
             "Idempotency-Key",
+            "If-None-Match",
             "Last-Event-ID",
             "X-Brand-Id",
             "X-Request-Id",
@@ -62,6 +63,7 @@ def cross_origin(app: ASGIApp, origins: list[str]) -> CORSMiddleware:
         expose_headers=[
             "ETag",
             "Idempotent-Replayed",
+            "Link",
             "Location",
             "RateLimit",
             "RateLimit-Policy",

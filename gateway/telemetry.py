@@ -13,6 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 import structlog
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -95,7 +96,9 @@ class RequestLog:
             report(error, request_id)
             if status is not None:
                 raise
-            await respond(ServerError(), request_id)(scope, receive, send_with_id)
+            await respond(ServerError(), request_id, Headers(scope=scope).get("accept", ""))(
+                scope, receive, send_with_id
+            )
         finally:
             caller = state.get("caller")
             route = scope.get("route")

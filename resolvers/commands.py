@@ -1,6 +1,6 @@
 """What a caller may ask to be recorded: the command models, and the rules their members must keep.
 
-A command is the REST body and the GraphQL input alike. Every rule has a stable word (`PydanticCustomError`'s type)
+A command is the REST body and the GraphQL input alike. Every rule has a stable word (see `resolvers.rules`)
 and a message that states the rule and never repeats the value.
 """
 
@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import EnumType
 from typing import Annotated, Any, Self
 from uuid import UUID
 
@@ -25,7 +26,8 @@ from pydantic_core import PydanticCustomError
 
 from models import EncounterStatus, EncounterType
 from resolvers import json_text
-from resolvers.errors import InvalidInput, Violation
+from resolvers.errors import InvalidInput, Shape, Violation
+from resolvers.rules import RULES, RuleId
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +52,20 @@ _DATE_TIME = re.compile(
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
+def broken(rule: RuleId, message: str, **limits: int) -> PydanticCustomError:
+    """Give the error of a broken rule; `minimum` and `maximum` may stand in the message in braces."""
+    return PydanticCustomError(rule, message, limits)
+
+
 def _text(value: object) -> object:
     if isinstance(value, str) and (problem := json_text.problem_with(value)):
-        raise PydanticCustomError(*problem)
+        raise broken(*problem)
     return value
 
 
 def _not_empty(value: str) -> str:
     if not value:
-        raise PydanticCustomError("too_short", "must have at least 1 character")
+        raise broken("too_short", "must have at least 1 character", minimum=1)
     return value
 
 
@@ -66,9 +73,7 @@ def _at_most(limit: str) -> AfterValidator:
     def check(value: str | None, info: ValidationInfo) -> str | None:
         characters: int = getattr(_limits(info), limit)
         if value is not None and len(value) > characters:
-            raise PydanticCustomError(
-                "too_long", "must have at most {characters} characters", {"characters": characters}
-            )
+            raise broken("too_long", "must have at most {maximum} characters", maximum=characters)
         return value
 
     return AfterValidator(check)
@@ -77,59 +82,63 @@ def _at_most(limit: str) -> AfterValidator:
 def _not_null(value: object) -> object:
     # A member may be left out; null would be a third state that no row can hold apart from absence.
     if value is None:
-        raise PydanticCustomError("null", "must not be null; leave it out instead")
+        raise broken("null", "must not be null; leave it out instead")
     return value
 
 
+def uuid_of(value: object) -> UUID | None:
+    """Give the UUID that a text is in its hyphenated form, or None."""
+    return UUID(value) if isinstance(value, str) and _UUID.fullmatch(value) else None
+
+
 def _uuid(value: object) -> UUID:
-    if not isinstance(value, str) or not _UUID.fullmatch(value):
-        raise PydanticCustomError("uuid", "must be a UUID in its hyphenated form")
-    return UUID(value)
+    uuid = uuid_of(value)
+    if uuid is None:
+        raise broken("uuid", "must be a UUID in its hyphenated form")
+    return uuid
 
 
 def parse_instant(value: object) -> datetime:
     """Read an RFC 3339 date-time as an instant in UTC, to the microsecond (further digits are cut off).
 
-    Raises `PydanticCustomError` with the rule `date_time` or `offset`.
+    Raises the error of the rule `date_time` or `offset`.
     """
     match = _DATE_TIME.fullmatch(value) if isinstance(value, str) else None
     if match is None:
-        raise PydanticCustomError("date_time", "must be an RFC 3339 date-time such as 2026-01-31T09:30:00+01:00")
+        raise broken("date_time", "must be an RFC 3339 date-time such as 2026-01-31T09:30:00+01:00")
     date_and_time, fraction, offset = match.groups()
     if offset is None:
-        raise PydanticCustomError("offset", "must end in an offset such as Z or +01:00")
+        raise broken("offset", "must end in an offset such as Z or +01:00")
     try:
         local = datetime.fromisoformat((date_and_time + (fraction or "")[:7] + offset).upper())
         return local.astimezone(UTC)
     except (ValueError, OverflowError):
         # A day that is not in the calendar, or an instant outside the years 1 to 9999.
-        raise PydanticCustomError("date_time", "must be a date and time that exists") from None
+        raise broken("date_time", "must be a date and time that exists") from None
 
 
 def _metadata(value: object, info: ValidationInfo) -> str:
     limits = _limits(info)
     if not isinstance(value, dict):
-        raise PydanticCustomError("object", "must be an object")
-    _check_tree(value, limits.metadata_levels)
+        raise broken("object", "must be an object")
+    _check_tree(value, limits.metadata_levels, limits.metadata_levels)
     try:
         return json_text.write(value, limits.metadata_bytes)
     except json_text.TooLarge:
-        raise PydanticCustomError(
-            "too_large", "must be at most {bytes} bytes of JSON", {"bytes": limits.metadata_bytes}
-        ) from None
+        raise broken("too_large", "must be at most {maximum} bytes of JSON", maximum=limits.metadata_bytes) from None
 
 
-def _check_tree(value: object, levels: int) -> None:
+def _check_tree(value: object, levels: int, most: int) -> None:
     if isinstance(value, str):
         if problem := json_text.problem_with(value):
-            raise PydanticCustomError(*problem)
+            raise broken(*problem)
     elif isinstance(value, dict | list):
         if levels == 0:
-            raise PydanticCustomError("too_deep", "must not be nested deeper than allowed")
+            raise broken("too_deep", "must not be nested deeper than {maximum} levels", maximum=most)
         for name in value if isinstance(value, dict) else ():
-            _check_tree(name, levels)
+            _check_tree(name, levels, most)
         for item in value.values() if isinstance(value, dict) else value:
-            _check_tree(item, levels - 1)
+            _check_tree(item, levels - 1, most)
 
 
 def _limits(info: ValidationInfo) -> InputLimits:
@@ -188,7 +197,25 @@ class Command(BaseModel):
         try:
             return cls.model_validate(members, context=limits)
         except ValidationError as error:
-            raise InvalidInput([_violation(detail) for detail in error.errors(include_input=False)]) from None
+            raise InvalidInput(
+                [cls._violation(detail, members) for detail in error.errors(include_input=False)]
+            ) from None
+
+    @classmethod
+    def _violation(cls, detail: Any, members: Mapping[str, Any]) -> Violation:
+        rule, message = _RULES.get(detail["type"], (detail["type"], detail["msg"]))
+        limits = detail.get("ctx", {})
+        kind = cls.model_fields[detail["loc"][0]].annotation
+        allowed = [str(member) for member in kind] if rule == "enum" and isinstance(kind, EnumType) else ()
+        return Violation(
+            pointer="".join(f"/{member}" for member in detail["loc"]),
+            rule=rule if rule in RULES else "type",
+            message=message.format_map(limits),
+            allowed=allowed,
+            minimum=limits.get("minimum"),
+            maximum=limits.get("maximum"),
+            received=_received(members, detail["loc"]),
+        )
 
 
 class RecordEncounter(Command):
@@ -257,14 +284,19 @@ EVERYTHING = EncounterFilter()
 
 
 # Pydantic's own error types, said in this project's words.
-_RULES = {
+_RULES: Mapping[str, tuple[RuleId, str]] = {
     "missing": ("required", "is required"),
     "string_type": ("string", "must be a string"),
     "enum": ("enum", "must be one of: {expected}"),
 }
 
 
-def _violation(detail: Any) -> Violation:
-    rule, message = _RULES.get(detail["type"], (detail["type"], detail["msg"]))
-    pointer = "".join(f"/{member}" for member in detail["loc"])
-    return Violation(pointer, rule, message.format_map(detail.get("ctx", {})))
+def _received(members: Mapping[str, Any], place: tuple[str | int, ...]) -> Shape | None:
+    value: Any = members
+    try:
+        for step in place:
+            value = value[step]
+    except (LookupError, TypeError):
+        # It is missing; or it is the name of a member, which is nobody's value.
+        return None
+    return json_text.shape_of(value)

@@ -16,9 +16,9 @@ from sqlmodel import Text
 from models import Encounter, EncounterEventKind, EncounterStatus, IdempotencyKey, Patient
 from resolvers.access import Operation
 from resolvers.audit import append_entry, encounter_event
-from resolvers.commands import EVERYTHING, EncounterFilter, RecordEncounter
+from resolvers.commands import EVERYTHING, EncounterFilter, RecordEncounter, uuid_of
 from resolvers.context import Context
-from resolvers.errors import PatientNotFound, TemporarilyUnavailable
+from resolvers.errors import EncounterNotFound, PatientNotFound, TemporarilyUnavailable
 from resolvers.idempotency import Claim, claim_key, claim_of, find_claimed
 from resolvers.ids import new_id
 from resolvers.outbox import append_event
@@ -187,6 +187,26 @@ async def encounters_by_ids(context: Context, ids: Sequence[UUID]) -> list[Encou
     found = {row["id"]: _encounter(row) for row in rows}
     context.note_read(found.values())
     return [found.get(encounter_id) for encounter_id in ids]
+
+
+async def visible_encounter(context: Context, patient_id: str, encounter_id: str) -> Encounter:
+    """Give an encounter of a patient.
+
+    Raises `EncounterNotFound`, in the same words whether it is another patient's, another brand's or nobody's, or the
+    text is no id at all.
+    """
+    context.require(Operation.READ_ENCOUNTERS)
+    brand_id = context.acting_brand()
+    uuid = uuid_of(encounter_id)
+    if uuid is None or not can_exist(patient_id):
+        raise EncounterNotFound
+    async with context.database.reading(brand_id) as connection:
+        row = await connection.fetch_one(ENCOUNTER_OF_PATIENT, brand_id=brand_id, patient_id=patient_id, id=uuid)
+    if row is None:
+        raise EncounterNotFound
+    encounter = _encounter(row)
+    context.note_read([encounter])
+    return encounter
 
 
 async def list_encounters_by_offset(

@@ -29,11 +29,12 @@ A message never contains anything that was sent: a person's words about a patien
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from models import EncounterAction, EncounterStatus
+from resolvers.rules import RuleId
 
 Recorded = Literal["no", "unknown"]
 
@@ -110,7 +111,7 @@ class MethodNotAllowed(GatewayError):
 
     code = "method_not_allowed"
 
-    def __init__(self, allowed: Sequence[str]) -> None:
+    def __init__(self, allowed: Iterable[str]) -> None:
         super().__init__()
         self.allowed = tuple(sorted(allowed))
 
@@ -119,6 +120,13 @@ class NotAcceptable(GatewayError):
     """The client takes none of the media types that are spoken here."""
 
     code = "not_acceptable"
+
+
+class Shape(NamedTuple):
+    """What kind of value was sent and how long it was: characters, items or members. Nothing of the value itself."""
+
+    type: Literal["string", "number", "boolean", "null", "array", "object"]
+    length: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +138,25 @@ class Violation:
     """
 
     pointer: str
-    rule: str
+    rule: RuleId
     message: str
+    allowed: Sequence[str] = ()
+    """The values of which any one would do, where they can be counted."""
+    minimum: int | None = None
+    maximum: int | None = None
+    """The least and the most that would do, in the unit of the rule."""
+    received: Shape | None = None
+
+    def told(self) -> dict[str, Any]:
+        """Give what is told of it at either door."""
+        told: dict[str, Any] = {"pointer": self.pointer, "rule": self.rule, "message": self.message}
+        if self.allowed:
+            told["allowed"] = list(self.allowed)
+        limits = {"minimum": self.minimum, "maximum": self.maximum}
+        told |= {name: limit for name, limit in limits.items() if limit is not None}
+        if self.received:
+            told["received"] = {name: each for name, each in self.received._asdict().items() if each is not None}
+        return told
 
 
 class InvalidInput(GatewayError):
@@ -147,8 +172,8 @@ class InvalidInput(GatewayError):
 class MalformedBody(InvalidInput):
     """What was sent cannot be read."""
 
-    def __init__(self, rule: str, message: str) -> None:
-        super().__init__([Violation("", rule, message)])
+    def __init__(self, rule: RuleId, message: str, received: Shape | None = None) -> None:
+        super().__init__([Violation("", rule, message, received=received)])
 
 
 class Conflict(GatewayError):
@@ -184,7 +209,7 @@ class IllegalTransition(Conflict):
 
 
 class UnsupportedMediaType(GatewayError):
-    """The body must be application/json in UTF-8."""
+    """The body must be application/json in UTF-8, and not compressed."""
 
     code = "unsupported_media_type"
 

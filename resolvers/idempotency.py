@@ -57,7 +57,10 @@ class Claim:
 def require_key(key: str) -> None:
     """Return if a text can be a key. Raises `InvalidInput`."""
     if not _KEY.fullmatch(key):
-        raise InvalidInput([Violation("/idempotency_key", "idempotency_key", "must be 1 to 128 visible characters")])
+        told, received = "must be 1 to 128 visible characters", json_text.shape_of(key)
+        raise InvalidInput(
+            [Violation("/idempotency_key", "idempotency_key", told, minimum=1, maximum=128, received=received)]
+        )
 
 
 def claim_of(key: str, context: Context, brand_id: str, patient_id: str, command: Command) -> Claim:

@@ -12,7 +12,8 @@ from decimal import Decimal, InvalidOperation
 from json.encoder import encode_basestring
 from typing import Any, Never
 
-from resolvers.errors import MalformedBody
+from resolvers.errors import MalformedBody, Shape
+from resolvers.rules import RuleId
 
 # What `numeric`, and so `jsonb`, can hold: digits before and after the point.
 # Source: PostgreSQL documentation, 8.1.2 "Arbitrary Precision Numbers".
@@ -97,7 +98,24 @@ def instant(value: datetime) -> str:
     return value.isoformat().replace("+00:00", "Z")
 
 
-def problem_with(text: str) -> tuple[str, str] | None:
+def shape_of(value: object) -> Shape:
+    """Say what kind of JSON value it is, and how long, and nothing of what it holds."""
+    match value:
+        case None:
+            return Shape("null")
+        case bool():
+            return Shape("boolean")
+        case str():
+            return Shape("string", len(value))
+        case dict():
+            return Shape("object", len(value))
+        case list() | tuple():
+            return Shape("array", len(value))
+        case _:
+            return Shape("number")
+
+
+def problem_with(text: str) -> tuple[RuleId, str] | None:
     """Say which rule a string breaks, as (rule, message), or None."""
     if "\x00" in text:
         return "nul", "must not contain the NUL character"

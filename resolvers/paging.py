@@ -12,7 +12,7 @@ from uuid import UUID
 
 from models import Encounter
 from resolvers.commands import EncounterFilter
-from resolvers.errors import InvalidInput, Violation
+from resolvers.errors import InvalidInput, Shape, Violation
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,14 @@ def window_of(
         raise InvalidInput([Violation("/last", "first_and_last", "must not be given together with first")])
     for argument, size in (("first", first), ("last", last)):
         if size is not None and not 0 <= size <= limits.maximum:
-            raise InvalidInput([Violation(f"/{argument}", "page_size", f"must be from 0 to {limits.maximum}")])
+            told = f"must be from 0 to {limits.maximum}"
+            raise InvalidInput(
+                [
+                    Violation(
+                        f"/{argument}", "page_size", told, minimum=0, maximum=limits.maximum, received=Shape("number")
+                    )
+                ]
+            )
     return Window(
         size=next((size for size in (first, last) if size is not None), limits.default),
         forward=last is None,

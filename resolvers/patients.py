@@ -6,7 +6,6 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
-from pydantic_core import PydanticCustomError
 from sqlalchemy import Text, any_, bindparam, func
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 from sqlmodel import col, select
@@ -15,7 +14,7 @@ from models import Patient
 from resolvers import json_text
 from resolvers.access import Operation
 from resolvers.audit import PATIENT_REGISTERED, append_entry
-from resolvers.commands import Command
+from resolvers.commands import Command, broken
 from resolvers.commands import Text as CommandText
 from resolvers.context import Context
 from resolvers.sql import Connection, Statement
@@ -94,23 +93,23 @@ MAX_BRAND_CHARACTERS = 63
 
 def _registrable(patient_id: str) -> str:
     if not can_be_registered(patient_id):
-        raise PydanticCustomError("patient_id", ID_RULE)
+        raise broken("patient_id", ID_RULE)
     return patient_id
 
 
 def _slug(brand_id: str) -> str:
     if not (len(brand_id) <= MAX_BRAND_CHARACTERS and _SLUG.fullmatch(brand_id)):
-        raise PydanticCustomError(
+        raise broken(
             "slug",
-            "must have 1 to {characters} lower-case letters and digits, in words joined by - or _",
-            {"characters": MAX_BRAND_CHARACTERS},
+            "must have 1 to {maximum} lower-case letters and digits, in words joined by - or _",
+            maximum=MAX_BRAND_CHARACTERS,
         )
     return brand_id
 
 
 def _object(external_ids: object) -> object:
     if not isinstance(external_ids, dict):
-        raise PydanticCustomError("object", "must be an object")
+        raise broken("object", "must be an object")
     return external_ids
 
 

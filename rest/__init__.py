@@ -2,13 +2,18 @@
 
 from starlette.routing import Route
 
-from rest.encounters import PatientEncounters
+from rest.encounters import PatientEncounter, PatientEncounters
+from rest.explanations import problem, rule
 from rest.health import healthz, readyz
 
 PATIENT_ENCOUNTERS = "/v1/patients/{patient_id}/encounters"
+PATIENT_ENCOUNTER = PATIENT_ENCOUNTERS + "/{encounter_id}"
 
 routes = [
     Route(PATIENT_ENCOUNTERS, PatientEncounters),
+    Route(PATIENT_ENCOUNTER, PatientEncounter),
+    Route("/problems/{code}", problem),
+    Route("/rules/{rule}", rule),
     Route("/healthz", healthz),
     Route("/readyz", readyz),
 ]

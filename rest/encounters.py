@@ -2,6 +2,7 @@
 
 import re
 from typing import Any
+from urllib.parse import quote
 
 import orjson
 from starlette.endpoints import HTTPEndpoint
@@ -11,10 +12,12 @@ from starlette.responses import Response
 from models import Encounter
 from resolvers import json_text
 from resolvers.access import Operation
-from resolvers.encounters import list_encounters_by_offset, record_encounter
+from resolvers.encounters import list_encounters_by_offset, record_encounter, visible_encounter
 from resolvers.errors import InvalidInput, MalformedBody, UnsupportedMediaType, Violation
-from rest.answers import json_answer, json_bytes, write_json
+from rest.answers import json_bytes, write_json
+from rest.media import JSON, require_json_is_accepted
 from rest.signin import admitted
+from rest.tags import is_known, not_modified, tag_of_body, tag_of_version
 
 MEMBERS = (
     "id", "patient_id", "provider_id", "brand_id", "encounter_type", "status", "scheduled_at", "started_at",
@@ -34,22 +37,45 @@ class PatientEncounters(HTTPEndpoint):
     async def post(self, request: Request) -> Response:
         """Record an encounter: 201 and the encounter."""
         context = await admitted(request, Operation.RECORD_ENCOUNTER)
+        require_json_is_accepted(request)
         members = await _members(request)
         recording = await record_encounter(context, request.path_params["patient_id"], members, _key(request))
-        headers = {"Idempotent-Replayed": "true"} if recording.replayed else {}
+        # A replay is the first answer, and so is its tag: whoever asks with it is told what has changed since.
+        headers = {"Location": path_of(recording.encounter), "ETag": tag_of_version(1)}
+        if recording.replayed:
+            headers["Idempotent-Replayed"] = "true"
         return json_bytes(recording.answer, 201, headers)
 
     async def get(self, request: Request) -> Response:
         """List a patient's encounters, newest first: 200, the slice asked for, and how many there are in all."""
         context = await admitted(request, Operation.READ_ENCOUNTERS)
+        require_json_is_accepted(request)
         patient_id = request.path_params["patient_id"]
         page_limits = context.services.page_limits
         limit = _whole_number(request, "limit", page_limits.default, least=1, most=page_limits.maximum)
         offset = _whole_number(request, "offset", 0, least=0, most=MAX_OFFSET)
         encounters, total = await list_encounters_by_offset(context, patient_id, limit, offset)
-        return json_answer(
-            {"patient_id": patient_id, "encounters": [encounter_json(each) for each in encounters], "total": total}
-        )
+        shown = [encounter_json(each) for each in encounters]
+        body = write_json({"patient_id": patient_id, "encounters": shown, "total": total})
+        tag = tag_of_body(body)
+        return not_modified(tag) if is_known(request, tag) else json_bytes(body, 200, {"ETag": tag})
+
+
+class PatientEncounter(HTTPEndpoint):
+    """One encounter of one patient."""
+
+    async def get(self, request: Request) -> Response:
+        """Show an encounter: 200, or 304 where the caller holds it as it is."""
+        context = await admitted(request, Operation.READ_ENCOUNTERS)
+        require_json_is_accepted(request)
+        encounter = await visible_encounter(context, **request.path_params)
+        tag = tag_of_version(encounter.version)
+        return not_modified(tag) if is_known(request, tag) else json_bytes(published(encounter), 200, {"ETag": tag})
+
+
+def path_of(encounter: Encounter) -> str:
+    """Give the path under which the encounter is shown."""
+    return f"/v1/patients/{quote(encounter.patient_id, safe='')}/encounters/{encounter.id}"
 
 
 def encounter_json(encounter: Encounter) -> dict[str, Any]:
@@ -68,7 +94,8 @@ def published(encounter: Encounter) -> bytes:
 def _key(request: Request) -> str | None:
     keys = request.headers.getlist("idempotency-key")
     if len(keys) > 1:
-        raise InvalidInput([Violation("/idempotency_key", "idempotency_key", "must be sent once")])
+        received = json_text.shape_of(keys)
+        raise InvalidInput([Violation("/idempotency_key", "idempotency_key", "must be sent once", received=received)])
     if not keys:
         return None
     # The IETF draft has a quoted string here; most clients send the bare key. Both are the same key.
@@ -79,11 +106,12 @@ def _key(request: Request) -> str | None:
 async def _members(request: Request) -> dict[str, Any]:
     media_type, _, parameters = request.headers.get("content-type", "").lower().partition(";")
     charset = parameters.partition("charset=")[2].partition(";")[0].strip('" ')
-    if media_type.strip() != "application/json" or charset not in {"", "utf-8"}:
+    coding = ",".join(request.headers.getlist("content-encoding")).strip().lower()
+    if media_type.strip() != JSON or charset not in {"", "utf-8"} or coding not in {"", "identity"}:
         raise UnsupportedMediaType
     body = json_text.read(await request.body())
     if not isinstance(body, dict):
-        raise MalformedBody("object", "The body must be a JSON object.")
+        raise MalformedBody("object", "The body must be a JSON object.", json_text.shape_of(body))
     return body
 
 
@@ -100,4 +128,6 @@ def _whole_number(request: Request, name: str, default: int, *, least: int, most
         and least <= int(text) <= most
     ):
         return int(text)
-    raise InvalidInput([Violation(f"/{name}", "whole_number", f"must be a whole number from {least} to {most}")])
+    told = f"must be a whole number from {least} to {most}"
+    received = json_text.shape_of(values if len(values) > 1 else text)
+    raise InvalidInput([Violation(f"/{name}", "whole_number", told, minimum=least, maximum=most, received=received)])

@@ -11,7 +11,8 @@ from starlette.responses import Response
 from resolvers import errors
 from resolvers.context import Context
 from resolvers.errors import GatewayError
-from rest.answers import json_answer
+from rest.answers import LINK, empty_answer, json_answer
+from rest.media import JSON, PROBLEM, accept_of, prefers_problem
 from rest.signin import admitted
 
 STATUS: Mapping[type[GatewayError], int] = {
@@ -37,7 +38,17 @@ STATUS: Mapping[type[GatewayError], int] = {
 
 def status_of(error: GatewayError) -> int:
     """Give the HTTP status of an error."""
-    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    return status_of_kind(type(error))
+
+
+def status_of_kind(kind: type[GatewayError]) -> int:
+    """Give the HTTP status of a kind of error."""
+    return next(STATUS[each] for each in kind.__mro__ if each in STATUS)
+
+
+def summary_of(kind: type[GatewayError]) -> str:
+    """Give the sentence in which a kind of error is told."""
+    return (kind.__doc__ or "").partition("\n")[0]
 
 
 def headers_of(error: GatewayError) -> dict[str, str]:
@@ -51,6 +62,8 @@ def headers_of(error: GatewayError) -> dict[str, str]:
             return {"WWW-Authenticate": f'Bearer error="{error.code}", scope="{" ".join(error.scopes)}"'}
         case errors.MethodNotAllowed():
             return {"Allow": ", ".join(error.allowed)}
+        case errors.UnsupportedMediaType():
+            return {"Accept": JSON, "Accept-Encoding": "identity"}
         case errors.RateLimited():
             return {"Retry-After": str(math.ceil(error.retry_after_ms / 1000))}
         case errors.TemporarilyUnavailable():
@@ -72,16 +85,34 @@ def envelope(error: GatewayError, request_id: str) -> dict[str, Any]:
     if isinstance(error, errors.RateLimited):
         body["retry_after_ms"] = error.retry_after_ms
     if isinstance(error, errors.InvalidInput):
-        body["violations"] = [
-            {"pointer": violation.pointer, "rule": violation.rule, "message": violation.message}
-            for violation in error.violations
-        ]
+        body["violations"] = [violation.told() for violation in error.violations]
     return body
 
 
-def respond(error: GatewayError, request_id: str) -> Response:
-    """Phrase a refusal."""
-    return json_answer(envelope(error, request_id), status_of(error), headers_of(error))
+def problem_of(error: GatewayError, request_id: str) -> dict[str, Any]:
+    """Give what RFC 9457 calls the members of the envelope. None of them is made from the request."""
+    return {
+        "type": f"/problems/{error.code}",
+        "title": summary_of(type(error)),
+        "status": status_of(error),
+        "detail": error.message,
+        "instance": f"urn:encounter-gateway:request:{request_id}",
+    }
+
+
+def links_of(error: GatewayError) -> str:
+    """Say where the refusal is explained: its code, and each rule that was broken."""
+    rules = {each.rule: None for each in error.violations} if isinstance(error, errors.InvalidInput) else {}
+    pages = [f"/problems/{error.code}", *(f"/rules/{rule}" for rule in rules)]
+    return ", ".join([LINK, *(f'<{page}>; rel="describedby"' for page in pages)])
+
+
+def respond(error: GatewayError, request_id: str, accept: str = "") -> Response:
+    """Phrase a refusal; as a problem where `accept`, the header, prefers one."""
+    body, media_type = envelope(error, request_id), JSON
+    if prefers_problem(accept):
+        body, media_type = problem_of(error, request_id) | body, PROBLEM
+    return json_answer(body, status_of(error), headers_of(error) | {"Link": links_of(error)}, media_type)
 
 
 async def phrase(request: Request, error: Exception) -> Response:
@@ -90,7 +121,7 @@ async def phrase(request: Request, error: Exception) -> Response:
     context: Context | None = getattr(request.state, "context", None)
     if context is not None:
         context.note_refusal(error)
-    return respond(error, request.state.request_id)
+    return respond(error, request.state.request_id, accept_of(request))
 
 
 async def phrase_http(request: Request, error: Exception) -> Response:
@@ -101,6 +132,9 @@ async def phrase_http(request: Request, error: Exception) -> Response:
     except GatewayError as refusal:
         return await phrase(request, refusal)
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "").split(", ")
-        return await phrase(request, errors.MethodNotAllowed(allowed))
+        not_allowed = errors.MethodNotAllowed({*(error.headers or {}).get("Allow", "").split(", "), "OPTIONS"})
+        # What no route has of its own: being asked which methods there are.
+        if request.method == "OPTIONS":
+            return empty_answer(204, headers_of(not_allowed))
+        return await phrase(request, not_allowed)
     return await phrase(request, errors.NotFound())

@@ -1,54 +1,147 @@
 """The description of the REST door, built from the models and tables that serve it."""
 
 import json
-from typing import Any
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from typing import Any, get_args
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core.core_schema import WithDefaultSchema
 
-from models import Encounter
+from models import Encounter, EncounterStatus, EncounterType
+from resolvers import errors
 from resolvers.access import DEFAULT_SCOPES, Operation, Scopes, told
 from resolvers.commands import RecordEncounter
+from resolvers.errors import GatewayError, Shape, Violation
 from resolvers.paging import PageLimits
+from resolvers.rules import RULES, RuleId
+from rest.answers import LINK
 from rest.encounters import MAX_OFFSET, MEMBERS
+from rest.errors import envelope, problem_of, status_of
+from rest.explanations import refusals
+from rest.media import JSON, PROBLEM
 
 Json = dict[str, Any]
 
 PATH = "/v1/patients/{patient_id}/encounters"
+ONE = PATH + "/{encounter_id}"
 
-REFUSALS = {
+OPERATIONS = {
+    ("post", PATH): Operation.RECORD_ENCOUNTER,
+    ("get", PATH): Operation.READ_ENCOUNTERS,
+    ("get", ONE): Operation.READ_ENCOUNTERS,
+}
+"""Which right each operation needs; every one that needs a token is listed."""
+
+REFUSALS: Mapping[int, str] = {
     400: "What was sent breaks a rule; `violations` says which member and which rule.",
     401: "No bearer token came, or one that is worth nothing.",
     403: "The caller may not do this, or not for this brand.",
     404: "Patient not found",
     405: "This method is not served here.",
+    406: "The client takes none of the media types that are spoken here.",
     408: "The body did not arrive in time.",
+    409: "The idempotency key stands for another request.",
     413: "The body is larger than this gateway reads.",
-    415: "The body is not JSON in UTF-8.",
+    415: "The body is not JSON in UTF-8, or it is compressed.",
     429: "The caller asks too often.",
     500: "Internal error",
     503: "The gateway cannot answer just now; `recorded` says whether the encounter may have been kept.",
 }
 
-HEADERS: dict[int, Json] = {
-    401: {"WWW-Authenticate": "The challenge, as RFC 6750 has it."},
-    403: {"WWW-Authenticate": "The scopes that would do, where a scope is what is missing."},
-    405: {"Allow": "The methods that are served here."},
-    429: {"Retry-After": "When to come back, in seconds."},
-    503: {"Retry-After": "When to come back, in seconds."},
-}
+ABOUT_A_BODY = {408, 409, 413, 415}
 
-RATE_HEADERS = {
-    "X-RateLimit-Remaining": "How many reads, or writes, the client has left of those it may make in a minute.",
-    "X-RateLimit-Reset": "When there will be more, in seconds since 1970.",
-    "RateLimit-Policy": 'What is allowed: `"writes";q=200;w=60` is 200 writes in any 60 seconds.',
-    "RateLimit": 'What is left: `"writes";r=199;t=60` is 199 now, and more in 60 seconds.',
+EXAMPLES: tuple[GatewayError, ...] = (
+    errors.InvalidInput(
+        [
+            Violation(
+                "/chief_complaint",
+                "too_long",
+                "must have at most 2000 characters",
+                maximum=2000,
+                received=Shape("string", 2001),
+            ),
+            Violation(
+                "/scheduled_at", "offset", "must end in an offset such as Z or +01:00", received=Shape("string", 19)
+            ),
+        ]
+    ),
+    errors.InvalidToken(),
+    errors.InsufficientScope(["write:encounters"]),
+    errors.PatientNotFound(),
+    errors.MethodNotAllowed(["GET", "HEAD", "OPTIONS", "POST"]),
+    errors.NotAcceptable(),
+    errors.RequestTimeout(),
+    errors.IdempotencyKeyReused(),
+    errors.PayloadTooLarge(),
+    errors.UnsupportedMediaType(),
+    errors.RateLimited(1.5),
+    errors.ServerError(),
+    errors.OutcomeUnknown(),
+)
+"""A refusal of each status, to be shown as this door phrases it."""
+
+REQUEST_ID = "0b6c1e0e-8f5e-4a53-9d0a-2f6f1f3f9d11"
+
+HEADERS: Mapping[str, tuple[str, str]] = {
+    "X-Request-Id": ("The request's id: in our log, the audit log and every refusal too.", REQUEST_ID),
+    "Link": ("Where this door is described; on a refusal, also where its code and each rule are explained.", LINK),
+    "Location": ("The path under which the encounter is shown.", f"/v1/patients/demo-patient/encounters/{REQUEST_ID}"),
+    "ETag": ("Names this state of what is shown; good for `If-None-Match`.", '"1"'),
+    "Idempotent-Replayed": ("`true` where the encounter had been recorded earlier, under the same key.", "true"),
+    "WWW-Authenticate": (
+        "The challenge, as RFC 6750 has it; with 403, the scopes that would do.",
+        'Bearer error="insufficient_scope", scope="write:encounters"',
+    ),
+    "Allow": ("The methods that are served here.", "GET, HEAD, OPTIONS, POST"),
+    "Accept": ("The media type that is read here.", JSON),
+    "Accept-Encoding": ("How a body may be coded: not at all.", "identity"),
+    "Retry-After": ("When to come back, in seconds.", "1"),
+    "X-RateLimit-Remaining": (
+        "How many reads, or writes, the client has left of those it may make in a minute.",
+        "199",
+    ),
+    "X-RateLimit-Reset": ("When there will be more, in seconds since 1970.", "1798761600"),
+    "RateLimit-Policy": (
+        'What is allowed: `"writes";q=200;w=60` is 200 writes in any 60 seconds.',
+        '"writes";q=200;w=60',
+    ),
+    "RateLimit": ('What is left: `"writes";r=199;t=60` is 199 now, and more in 60 seconds.', '"writes";r=199;t=60'),
 }
+"""Every header of an answer, with an example."""
+
+ALWAYS = ("X-Request-Id", "Link")
+SIGNED_IN = ("X-RateLimit-Remaining", "X-RateLimit-Reset", "RateLimit-Policy", "RateLimit")
 """On every answer to a caller who has signed in, unless the kind has no limit."""
 
+HEADERS_OF: Mapping[int, tuple[str, ...]] = {
+    401: ("WWW-Authenticate",),
+    403: ("WWW-Authenticate",),
+    405: ("Allow",),
+    415: ("Accept", "Accept-Encoding"),
+    429: ("Retry-After",),
+    503: ("Retry-After",),
+}
 
-OPERATIONS = {("post", PATH): Operation.RECORD_ENCOUNTER, ("get", PATH): Operation.READ_ENCOUNTERS}
-"""Which right each operation needs; every one that needs a token is listed."""
+ENCOUNTER: Mapping[str, tuple[str, Any]] = {
+    "id": ("Made by the gateway: a UUIDv7.", "01936b2e-5f0c-7b4a-8a3e-6f1d2c9b7a10"),
+    "patient_id": ("Whose encounter it is.", "demo-patient"),
+    "provider_id": ("Who met the patient, in the provider directory.", "3f2504e0-4f89-11d3-9a0c-0305e82c3301"),
+    "brand_id": ("The brand the patient belongs to.", "loop"),
+    "encounter_type": ("What kind of meeting it is.", "telehealth"),
+    "status": ("Where the encounter stands in its life.", "scheduled"),
+    "scheduled_at": ("When it is due; in UTC.", "2026-12-01T09:30:00Z"),
+    "started_at": ("When it was started.", None),
+    "ended_at": ("When it was completed, or cancelled after its start.", None),
+    "chief_complaint": ("Why the patient came, in the patient's words.", "Sore throat"),
+    "notes": ("What the clinician wrote.", "Slept well."),
+    "metadata": ("Anything else the recording system kept with it.", {"room": 7}),
+    "created_at": ("When the gateway recorded it.", "2026-11-24T08:00:00.123456Z"),
+    "updated_at": ("When the gateway last changed it.", "2026-11-24T08:00:00.123456Z"),
+}
+"""What each member means, and what it may look like."""
+
+EXAMPLE = {name: example for name, (_, example) in ENCOUNTER.items()}
 
 
 def openapi_json() -> str:
@@ -67,34 +160,56 @@ def openapi(scopes: Scopes = DEFAULT_SCOPES) -> Json:
 
 
 def _described() -> Json:
+    common = [_patient_id(), _brand_header(), _request_id_header()]
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "Encounter gateway",
             "version": "1",
             "description": "Records and serves patient encounters: once, durably, and only to those who may see them.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
+        "servers": [{"url": "/", "description": "The gateway that served this description."}],
+        "tags": [
+            {"name": "encounters", "description": "Recording encounters and reading them."},
+            {"name": "explanations", "description": "What refusals mean. No token is needed."},
+            {"name": "health", "description": "For whoever runs the gateway. No token is needed."},
+        ],
         "paths": {
-            PATH: {
-                "parameters": [_patient_id(), _brand_header(), _request_id_header()],
-                "post": _record(),
-                "get": _list(),
+            PATH: {"parameters": common, "post": _record(), "get": _list()},
+            ONE: {"parameters": [_patient_id(), _encounter_id(), *common[1:]], "get": _show()},
+            "/problems/{code}": {
+                "get": _page("explainProblem", "What a code means", "code", sorted({k.code for k in refusals()}))
             },
-            "/healthz": {"get": _health("healthz", "Whether the process runs", {"200": "It runs."})},
-            "/readyz": {
-                "get": _health("readyz", "Whether it can serve", {"200": "It can.", "503": "It cannot just now."})
-            },
+            "/rules/{rule}": {"get": _page("explainRule", "What a rule asks for", "rule", get_args(RuleId))},
+            "/healthz": {"get": _health("healthz", "Whether the process runs", {200: "It runs."})},
+            "/readyz": {"get": _health("readyz", "Whether it can serve", {200: "It can.", 503: "It cannot just now."})},
         },
         "components": {
             "schemas": {
-                "RecordEncounter": _inlined(RecordEncounter.model_json_schema(schema_generator=_WithoutDefaults)),
+                "EncounterType": _enum(EncounterType),
+                "EncounterStatus": _enum(EncounterStatus),
+                "RecordEncounter": _command(),
                 "Encounter": _encounter(),
+                "Encounters": _encounters(),
+                "Violation": _violation(),
                 "Error": _error(),
+                "Problem": _problem(),
             },
+            "responses": {str(status): _refusal(status) for status in REFUSALS},
             "headers": {
-                name: {"description": text, "schema": {"type": "string"}} for name, text in RATE_HEADERS.items()
+                name: {"description": text, "schema": {"type": "string"}, "example": example}
+                for name, (text, example) in HEADERS.items()
             },
-            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                "bearer": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "An opaque token or a JWT access token (RFC 9068) of the identity provider that the "
+                    "gateway is set up with. Each operation names the scopes of which any one will do; "
+                    "`manage:<resource>` and `admin:*` stand above them.",
+                }
+            },
         },
         "security": [{"bearer": []}],
     }
@@ -103,20 +218,59 @@ def _described() -> Json:
 def _record() -> Json:
     return {
         "operationId": "recordEncounter",
+        "tags": ["encounters"],
         "summary": "Record that an encounter happened",
-        "description": "Answers after the encounter is safe on disk. Members this page does not name are ignored.",
+        "description": "Answers after the encounter is safe on disk. Members this page does not name are ignored. "
+        "Sent again with the same `Idempotency-Key` it is answered with the first answer, byte for byte, and recorded "
+        "once.",
+        "parameters": [
+            _header(
+                "Idempotency-Key",
+                "Names this request, so that it may be sent again safely; kept for at least 24 hours.",
+                "visit-4711",
+                # A key, or one in quotation marks.
+                pattern=r'^([!#-~][!-~]{0,127}|"[!#-\[\]-~]{1,128}")$',
+            )
+        ],
         "requestBody": {
             "required": True,
-            "content": _json(
-                {"$ref": "#/components/schemas/RecordEncounter"},
-                {"brand_id": "loop", "encounter_type": "telehealth", "notes": "Slept well."},
-            ),
+            "description": "What happened.",
+            "content": {
+                JSON: {
+                    "schema": _referring("RecordEncounter"),
+                    "examples": {
+                        "least": {
+                            "summary": "The required members",
+                            "value": {"brand_id": "loop", "encounter_type": "telehealth"},
+                        },
+                        "everything": {
+                            "summary": "All of them",
+                            "value": {name: EXAMPLE[name] for name in RecordEncounter.model_fields},
+                        },
+                    },
+                }
+            },
         },
         "responses": {
             "201": {
                 "description": "Encounter recorded",
-                "headers": _headers({}, signed_in=True),
-                "content": _json({"$ref": "#/components/schemas/Encounter"}),
+                "headers": _headers("Location", "ETag", "Idempotent-Replayed", *SIGNED_IN),
+                "content": _json(_referring("Encounter"), EXAMPLE),
+                "links": {
+                    "encounter": {
+                        "operationId": "getEncounter",
+                        "description": "The encounter just recorded, as it stands when it is asked for.",
+                        "parameters": {
+                            "patient_id": "$response.body#/patient_id",
+                            "encounter_id": "$response.body#/id",
+                        },
+                    },
+                    "encounters": {
+                        "operationId": "listEncounters",
+                        "description": "All of the patient's encounters.",
+                        "parameters": {"patient_id": "$response.body#/patient_id"},
+                    },
+                },
             },
             **_refusals(REFUSALS),
         },
@@ -127,128 +281,337 @@ def _list() -> Json:
     limits = PageLimits()
     return {
         "operationId": "listEncounters",
+        "tags": ["encounters"],
         "summary": "List a patient's encounters, newest first",
         "description": "A long list is better read by cursors, over GraphQL: an offset counts what it skips.",
         "parameters": [
             _query("limit", "How many, at most.", default=limits.default, minimum=1, maximum=limits.maximum),
             _query("offset", "How many to pass over.", default=0, minimum=0, maximum=MAX_OFFSET),
+            _if_none_match(),
         ],
         "responses": {
             "200": {
                 "description": "The encounters, and how many there are in all",
-                "headers": _headers({}, signed_in=True),
+                "headers": _headers("ETag", *SIGNED_IN),
                 "content": _json(
-                    {
-                        "type": "object",
-                        "required": ["patient_id", "encounters", "total"],
-                        "properties": {
-                            "patient_id": {"type": "string"},
-                            "encounters": {"type": "array", "items": {"$ref": "#/components/schemas/Encounter"}},
-                            "total": {"type": "integer", "minimum": 0},
-                        },
-                    }
+                    _referring("Encounters"),
+                    {"patient_id": "demo-patient", "encounters": [EXAMPLE], "total": 1},
                 ),
             },
-            **_refusals({status: said for status, said in REFUSALS.items() if status not in {408, 413, 415}}),
+            "304": _not_modified(),
+            **_refusals(REFUSALS.keys() - ABOUT_A_BODY),
         },
     }
 
 
+def _show() -> Json:
+    return {
+        "operationId": "getEncounter",
+        "tags": ["encounters"],
+        "summary": "Show an encounter",
+        "description": "As it stands now. One that the caller may not see, or of another patient, is 404.",
+        "parameters": [_if_none_match()],
+        "responses": {
+            "200": {
+                "description": "The encounter",
+                "headers": _headers("ETag", *SIGNED_IN),
+                "content": _json(_referring("Encounter"), EXAMPLE),
+            },
+            "304": _not_modified(),
+            **_refusals(REFUSALS.keys() - ABOUT_A_BODY - {400}),
+        },
+    }
+
+
+def _not_modified() -> Json:
+    return {
+        "description": "What the client holds, by its `If-None-Match`, is what is there",
+        "headers": _headers("ETag", *SIGNED_IN),
+    }
+
+
+def _command() -> Json:
+    schema: Json = _inlined(RecordEncounter.model_json_schema(schema_generator=_WithoutDefaults))
+    schema["properties"]["encounter_type"] = _referring("EncounterType")
+    for name, member in schema["properties"].items():
+        member.setdefault("description", ENCOUNTER[name][0])
+        member["examples"] = [EXAMPLE[name]]
+    return schema
+
+
 def _encounter() -> Json:
     columns = _inlined(Encounter.model_json_schema())["properties"]
-    members = {name: columns[name] for name in MEMBERS if name != "metadata"}
-    members = {
-        name: {key: column[key] for key in column if key not in {"title", "default"}}
-        for name, column in members.items()
-    }
-    members["metadata"] = {"type": "object", "additionalProperties": True}
+    columns["metadata"] = {"type": "object", "additionalProperties": True}
+    columns["encounter_type"], columns["status"] = _referring("EncounterType"), _referring("EncounterStatus")
     return {
         "type": "object",
+        "description": "One meeting of a patient with the clinic.",
         "required": list(MEMBERS),
-        "properties": {name: members[name] for name in MEMBERS},
+        "properties": {name: _nullable(columns[name]) | _told(*ENCOUNTER[name]) for name in MEMBERS},
     }
 
 
-def _error() -> Json:
+def _enum(words: type[StrEnum]) -> Json:
+    return {"type": "string", "description": words.__doc__, "enum": [word.value for word in words]}
+
+
+def _referring(name: str) -> Json:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _told(description: str, example: Any) -> Json:
+    return {"description": description} | ({} if example is None else {"examples": [example]})
+
+
+def _nullable(column: Json) -> Json:
+    """Say "or null" as the published page does: as one more type."""
+    column = {key: value for key, value in column.items() if key not in {"title", "default", "description"}}
+    if "anyOf" not in column:
+        return column
+    plain, null = column["anyOf"]
+    return {**plain, "type": [plain["type"], null["type"]]}
+
+
+def _encounters() -> Json:
     return {
         "type": "object",
-        "required": ["error", "message"],
+        "description": "A slice of a patient's encounters, newest first.",
+        "required": ["patient_id", "encounters", "total"],
         "properties": {
-            "error": {"type": "string", "description": "Stable; a program may switch on it."},
-            "message": {"type": "string", "description": "For a person; never repeats what was sent."},
-            "recorded": {"enum": ["no", "unknown"], "description": "Whether it may have been kept all the same."},
-            "request_id": {"type": "string"},
-            "error_description": {"type": "string", "description": "On 401, 403 and 429: `message` again."},
-            "retry_after_ms": {"type": "integer", "description": "On 429: when to come back, in milliseconds."},
-            "violations": {
+            "patient_id": {"type": "string"} | _told(*ENCOUNTER["patient_id"]),
+            "encounters": {
                 "type": "array",
-                "items": {
-                    "type": "object",
-                    "required": ["pointer", "rule", "message"],
-                    "properties": {
-                        "pointer": {"type": "string", "description": "JSON Pointer (RFC 6901) to the member."},
-                        "rule": {"type": "string", "description": "Stable; a program may switch on it."},
-                        "message": {"type": "string"},
-                    },
+                "items": _referring("Encounter"),
+                "description": "The slice asked for.",
+            },
+            "total": {"type": "integer", "minimum": 0, "description": "How many there are in all.", "examples": [1]},
+        },
+    }
+
+
+def _violation() -> Json:
+    lengths = "Characters of a string, items of an array, members of an object."
+    return {
+        "type": "object",
+        "description": "One rule that one member breaks. Nothing of it repeats what was sent.",
+        "required": ["pointer", "rule", "message"],
+        "properties": {
+            "pointer": {
+                "type": "string",
+                "description": "JSON Pointer (RFC 6901) to the member.",
+                "examples": ["/notes"],
+            },
+            "rule": {
+                "type": "string",
+                "description": "Stable; a program may switch on it. Explained under `/rules/{rule}`.",
+                "examples": ["too_long"],
+            },
+            "message": {"type": "string", "description": "The rule, for a person."},
+            "allowed": {
+                "type": "array",
+                "items": {"type": "string"},
+                "description": "The values of which any one would do, where they can be counted.",
+            },
+            "minimum": {"type": "integer", "description": "The least that would do, in the unit of the rule."},
+            "maximum": {"type": "integer", "description": "The most that would do, in the unit of the rule."},
+            "received": {
+                "type": "object",
+                "description": "What kind of value came, and how long it was; left out where nothing came.",
+                "required": ["type"],
+                "properties": {
+                    "type": {"enum": ["string", "number", "boolean", "null", "array", "object"], "type": "string"},
+                    "length": {"type": "integer", "minimum": 0, "description": lengths},
                 },
             },
         },
     }
 
 
-def _refusals(said: dict[int, str]) -> Json:
+def _error() -> Json:
     return {
+        "type": "object",
+        "description": "Why the request was refused.",
+        "required": ["error", "message"],
+        "properties": {
+            "error": {
+                "type": "string",
+                "description": "Stable; a program may switch on it. Explained under `/problems/{code}`.",
+                "examples": ["not_found"],
+            },
+            "message": {"type": "string", "description": "For a person; never repeats what was sent."},
+            "recorded": {
+                "type": "string",
+                "enum": ["no", "unknown"],
+                "description": "Whether it may have been kept all the same.",
+            },
+            "request_id": {"type": "string", "description": "What to tell us when asking.", "examples": [REQUEST_ID]},
+            "error_description": {"type": "string", "description": "On 401, 403 and 429: `message` again."},
+            "retry_after_ms": {"type": "integer", "description": "On 429: when to come back, in milliseconds."},
+            "violations": {
+                "type": "array",
+                "items": _referring("Violation"),
+                "description": "On 400: every rule that is broken.",
+            },
+        },
+    }
+
+
+def _problem() -> Json:
+    told = {
+        "type": "The page that explains the code.",
+        "title": "The code's sentence.",
+        "status": "The status once more.",
+        "detail": "`message` once more.",
+        "instance": "Names this request.",
+    }
+    return {
+        "description": "The same, to a client that prefers `application/problem+json` (RFC 9457).",
+        "allOf": [
+            _referring("Error"),
+            {
+                "type": "object",
+                "required": list(told),
+                "properties": {
+                    name: {"type": "integer" if name == "status" else "string", "description": text}
+                    for name, text in told.items()
+                },
+            },
+        ],
+    }
+
+
+def _refusal(status: int) -> Json:
+    error = next(each for each in EXAMPLES if status_of(each) == status)
+    plain = envelope(error, REQUEST_ID)
+    return {
+        "description": REFUSALS[status],
+        "headers": _headers(*HEADERS_OF.get(status, ()), *(SIGNED_IN if status != 401 else ())),
+        "content": {
+            JSON: {"schema": _referring("Error"), "example": plain},
+            PROBLEM: {
+                "schema": _referring("Problem"),
+                "example": problem_of(error, REQUEST_ID) | plain,
+            },
+        },
+    }
+
+
+def _refusals(statuses: Iterable[int]) -> Json:
+    return {str(status): {"$ref": f"#/components/responses/{status}"} for status in sorted(statuses)}
+
+
+def _page(operation_id: str, summary: str, name: str, known: Iterable[str]) -> Json:
+    known = list(known)
+    return {
+        "operationId": operation_id,
+        "tags": ["explanations"],
+        "summary": summary,
+        "description": "Refusals point here, with `Link` and `type`.",
+        "security": [],
+        "parameters": [
+            {
+                "name": name,
+                "in": "path",
+                "required": True,
+                "description": "As a refusal names it.",
+                "schema": {"type": "string", "enum": known},
+            }
+        ],
+        "responses": {
+            "200": {
+                "description": "The explanation",
+                "headers": _headers(among=("X-Request-Id",)),
+                "content": {"text/plain": {"schema": {"type": "string"}, "example": RULES["required"].means}},
+            },
+            **_refusals([401, 404, 429]),
+        },
+    }
+
+
+def _health(operation_id: str, summary: str, said: Mapping[int, str]) -> Json:
+    body = {"type": "object", "required": ["status"], "properties": {"status": {"type": "string"}}}
+    answers = {
         str(status): {
             "description": description,
-            "headers": _headers(HEADERS.get(status, {}), signed_in=status != 401),
-            "content": _json({"$ref": "#/components/schemas/Error"}),
+            "headers": _headers(),
+            "content": _json(
+                body, {"status": {200: "ok" if operation_id == "healthz" else "ready"}.get(status, "not_ready")}
+            ),
         }
         for status, description in said.items()
     }
-
-
-def _health(operation_id: str, summary: str, said: dict[str, str]) -> Json:
-    answers = {
-        status: {"description": description, "content": _json({"type": "object"})}
-        for status, description in said.items()
+    return {
+        "operationId": operation_id,
+        "tags": ["health"],
+        "summary": summary,
+        "security": [],
+        "responses": answers,
     }
-    return {"operationId": operation_id, "summary": summary, "security": [], "responses": answers}
 
 
 def _patient_id() -> Json:
-    description = "Opaque. One that does not exist, or that the caller may not see, is 404."
     return {
         "name": "patient_id",
         "in": "path",
         "required": True,
         "schema": {"type": "string"},
-        "description": description,
+        "description": "Opaque. One that does not exist, or that the caller may not see, is 404.",
+        "example": "demo-patient",
+    }
+
+
+def _encounter_id() -> Json:
+    return {
+        "name": "encounter_id",
+        "in": "path",
+        "required": True,
+        "schema": {"type": "string"},
+        "description": "The encounter's `id`.",
+        "example": EXAMPLE["id"],
     }
 
 
 def _brand_header() -> Json:
-    description = "For a client whose token names no brand: the brand it acts for."
-    return {"name": "X-Brand-Id", "in": "header", "schema": {"type": "string"}, "description": description}
+    return _header("X-Brand-Id", "For a client whose token names no brand: the brand it acts for.", "loop")
 
 
 def _request_id_header() -> Json:
-    description = "Names the request in the answer and in our log; made up where it is missing or ill-formed."
-    return {"name": "X-Request-Id", "in": "header", "schema": {"type": "string"}, "description": description}
+    text = "Names the request in the answer and in our log; made up where it is missing or ill-formed."
+    return _header("X-Request-Id", text, REQUEST_ID)
+
+
+def _if_none_match() -> Json:
+    return _header(
+        "If-None-Match", "The tags of what the client holds: it is answered 304 if one is still good.", '"1"'
+    )
+
+
+def _header(name: str, description: str, example: str, **string: str) -> Json:
+    return {
+        "name": name,
+        "in": "header",
+        "schema": {"type": "string", **string},
+        "description": description,
+        "example": example,
+    }
 
 
 def _query(name: str, description: str, **whole_number: int) -> Json:
-    return {"name": name, "in": "query", "description": description, "schema": {"type": "integer", **whole_number}}
+    return {
+        "name": name,
+        "in": "query",
+        "description": description,
+        "schema": {"type": "integer", **whole_number},
+        "example": whole_number["default"],
+    }
 
 
-def _headers(described: Json, *, signed_in: bool) -> Json:
-    described = {"X-Request-Id": "The request's id.", **described}
-    headers = {name: {"description": text, "schema": {"type": "string"}} for name, text in described.items()}
-    shared = {name: {"$ref": f"#/components/headers/{name}"} for name in RATE_HEADERS if signed_in}
-    return headers | shared
+def _headers(*names: str, among: tuple[str, ...] = ALWAYS) -> Json:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in (*among, *names)}
 
 
-def _json(schema: Json, example: Any = None) -> Json:
-    return {"application/json": {"schema": schema} | ({} if example is None else {"example": example})}
+def _json(schema: Json, example: Any) -> Json:
+    return {JSON: {"schema": schema, "example": example}}
 
 
 class _WithoutDefaults(GenerateJsonSchema):

@@ -14,7 +14,7 @@ async def admitted(request: Request, operation: Operation | None = None) -> Cont
     """
     context = await signed_in(request)
     # Counted before anything is refused, because refusals count too.
-    kind = Kind.READS if request.method in {"GET", "HEAD"} else Kind.WRITES
+    kind = Kind.READS if request.method in {"GET", "HEAD", "OPTIONS"} else Kind.WRITES
     request.state.allowance = allowance = await context.spend(kind)
     if operation is not None:
         context.require(operation)

@@ -31,8 +31,10 @@ from graphql import (
 from graphql.utilities import validate_input_literal, validate_input_value
 from graphql.validation import UniqueInputFieldNamesRule, ValuesOfCorrectTypeRule
 
+from resolvers import json_text
 from resolvers.access import Exploring
 from resolvers.errors import InvalidInput, Violation
+from resolvers.rules import RuleId
 from schema.limits import MOST_LEVELS, MOST_NESTED, Breach, DocumentLimits, extent_of
 from schema.trusted import DocumentsPolicy, UntrustedManifest, normal_form, sha256_of
 
@@ -148,12 +150,12 @@ def _parsed(text: str, max_tokens: int | None) -> DocumentNode | Document:
         return Document(None, (said,))
 
 
-def refused(message: str, rule: str, explained: str | None = None) -> Document:
+def refused(message: str, rule: RuleId, explained: str | None = None) -> Document:
     """Give a document that cannot be run. `explained` is for a person, where the message is for a program."""
     return Document(None, (_error(message, rule, explained),))
 
 
-def _error(message: str, rule: str, explained: str | None = None) -> GraphQLError:
+def _error(message: str, rule: RuleId, explained: str | None = None) -> GraphQLError:
     return GraphQLError(message, extensions={"rule": rule, "explained": explained or message})
 
 
@@ -227,8 +229,9 @@ def _violation(name: str, path: list[str | int], wanted: Any, variables: Mapping
     wanted = _type_at(path, wanted)
     pointer = "".join(f"/{step}" for step in ("variables", name, *path))
     plain = _nullable(wanted)
+    received = json_text.shape_of(value)
     if value is None:
-        return Violation(pointer, "null", "must not be null")
+        return Violation(pointer, "null", "must not be null", received=received)
     if is_input_object_type(plain) and isinstance(value, dict):
         missing = [
             field_name
@@ -237,8 +240,11 @@ def _violation(name: str, path: list[str | int], wanted: Any, variables: Mapping
         ]
         if missing:
             return Violation(f"{pointer}/{missing[0]}", "required", "is required")
-        return Violation(pointer, "unknown_member", f"must have no member that {plain.name} does not define")
-    return Violation(pointer, "enum" if is_enum_type(plain) else "type", _wanted(wanted))
+        told = f"must have no member that {plain.name} does not define"
+        return Violation(pointer, "unknown_member", told, received=received)
+    if is_enum_type(plain):
+        return Violation(pointer, "enum", _wanted(wanted), allowed=tuple(plain.values), received=received)
+    return Violation(pointer, "type", _wanted(wanted), received=received)
 
 
 def _type_at(path: list[str | int], wanted: Any) -> Any:

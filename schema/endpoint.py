@@ -200,7 +200,8 @@ async def _admit(request: Request, context: Context, price: Price) -> None:
 async def _json_body(request: Request) -> Any:
     media_type, _, parameters = request.headers.get("content-type", "").lower().partition(";")
     charset = parameters.partition("charset=")[2].partition(";")[0].strip('" ')
-    if media_type.strip() != JSON or charset not in {"", "utf-8"}:
+    coding = ",".join(request.headers.getlist("content-encoding")).strip().lower()
+    if media_type.strip() != JSON or charset not in {"", "utf-8"} or coding not in {"", "identity"}:
         raise UnsupportedMediaType
     return json_text.read(await request.body())
 

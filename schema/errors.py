@@ -55,11 +55,33 @@ class IllegalTransition(Problem):
     allowed_actions: list[EncounterAction] = strawberry.field(description="What can be done with it instead.")
 
 
+@strawberry.enum(description="The kinds of values that JSON knows.")
+class JsonType(Enum):
+    STRING = "string"
+    NUMBER = "number"
+    BOOLEAN = "boolean"
+    NULL = "null"
+    ARRAY = "array"
+    OBJECT = "object"
+
+
+@strawberry.type(description="What kind of value was sent, and how long it was; nothing of the value itself.")
+class Shape:
+    type: JsonType
+    length: int | None = strawberry.field(
+        description="Characters of a string, items of an array, members of an object."
+    )
+
+
 @strawberry.type(description="One rule that one member breaks.")
 class Violation:
     path: list[str] = strawberry.field(description="The member, from the argument downwards.")
     rule: str = strawberry.field(description="Stable; a program may switch on it.")
     message: str = strawberry.field(description="The rule, for a person; never repeats what was sent.")
+    allowed: list[str] | None = strawberry.field(description="The values that would do, where they can be counted.")
+    minimum: int | None = strawberry.field(description="The least that would do, in the unit of the rule.")
+    maximum: int | None = strawberry.field(description="The most that would do, in the unit of the rule.")
+    received: Shape | None = strawberry.field(description="What came; null where nothing came.")
 
 
 @strawberry.type(description="What was sent breaks a rule.")
@@ -105,7 +127,16 @@ def _violation(violation: errors.Violation, within: str | None) -> Violation:
     path = [to_camel_case(violation.pointer.split("/")[1])]
     if within is not None and path != ["idempotencyKey"]:
         path.insert(0, within)
-    return Violation(path=path, rule=violation.rule, message=violation.message)
+    received = violation.received and Shape(type=JsonType(violation.received.type), length=violation.received.length)
+    return Violation(
+        path=path,
+        rule=violation.rule,
+        message=violation.message,
+        allowed=list(violation.allowed) or None,
+        minimum=violation.minimum,
+        maximum=violation.maximum,
+        received=received,
+    )
 
 
 def refuse(error: GatewayError, context: Context) -> dict[str, Any]:
@@ -118,9 +149,7 @@ def phrase(error: GatewayError, request_id: str) -> dict[str, Any]:
     """Give the GraphQL error of a refusal. Once it is known who calls, `refuse` is what is wanted."""
     extensions: dict[str, Any] = {"code": error.code, "recorded": error.recorded, "request_id": request_id}
     if isinstance(error, errors.InvalidInput):
-        extensions["violations"] = [
-            {"pointer": each.pointer, "rule": each.rule, "message": each.message} for each in error.violations
-        ]
+        extensions["violations"] = [each.told() for each in error.violations]
     if isinstance(error, errors.InsufficientScope):
         extensions["scopes"] = list(error.scopes)
     if isinstance(error, errors.RateLimited):

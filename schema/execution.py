@@ -25,6 +25,7 @@ from strawberry.execution import optimized_is_awaitable
 from resolvers import json_text
 from resolvers.context import Context
 from resolvers.errors import GatewayError, InvalidInput, MalformedBody, MethodNotAllowed, ServerError, Violation
+from resolvers.rules import RuleId
 from schema.admission import Admission, LogBreach, LogUnknown
 from schema.cost import Cost, cost_of
 from schema.documents import MAX_KEPT_DOCUMENTS, Document, DocumentRules, explain_variables, operation_of
@@ -57,7 +58,7 @@ class Ask(NamedTuple):
 def ask_of(members: Any) -> Ask:
     """Read what a client asks for. Raises `MalformedBody` or `InvalidInput`."""
     if not isinstance(members, dict):
-        raise MalformedBody("object", "The body must be a JSON object.")
+        raise MalformedBody("object", "The body must be a JSON object.", json_text.shape_of(members))
     query = members.get("query")
     variables = members.get("variables")
     operation_name = members.get("operationName")
@@ -67,13 +68,13 @@ def ask_of(members: Any) -> Ask:
     if not isinstance(document_id, str | None) or json_text.problem_with(document_id or ""):
         violations.append(Violation(id_pointer, "string", "must be the id of a document"))
     if (query is not None or document_id is None) and (not isinstance(query, str) or json_text.problem_with(query)):
-        violations.append(Violation("/query", "string", "must be a GraphQL document"))
+        violations.append(_misfit("query", "string", "must be a GraphQL document", members))
     if not isinstance(variables, dict | None):
-        violations.append(Violation("/variables", "object", "must be an object"))
+        violations.append(_misfit("variables", "object", "must be an object", members))
     if not isinstance(operation_name, str | None) or json_text.problem_with(operation_name or ""):
-        violations.append(Violation("/operationName", "string", "must be a name"))
+        violations.append(_misfit("operationName", "string", "must be a name", members))
     if not isinstance(extensions, dict | None):
-        violations.append(Violation("/extensions", "object", "must be an object"))
+        violations.append(_misfit("extensions", "object", "must be an object", members))
     if violations:
         raise InvalidInput(violations)
     tell_cost = (extensions or {}).get("cost") is True
@@ -92,6 +93,11 @@ def _document_id(members: Mapping[str, Any]) -> tuple[str, Any]:
         return APOLLO_ID, persisted["sha256Hash"]
     names = ["documentId"] if members.get("query") is not None else ["documentId", "doc_id", "id"]
     return next(((f"/{name}", members[name]) for name in names if members.get(name) is not None), ("/documentId", None))
+
+
+def _misfit(name: str, rule: RuleId, message: str, members: Mapping[str, Any]) -> Violation:
+    received = json_text.shape_of(members[name]) if name in members else None
+    return Violation(f"/{name}", rule, message, received=received)
 
 
 class Answer(NamedTuple):
@@ -243,7 +249,9 @@ class Runner:
         if cost.requested <= cost.limit or self._admission.log_if_measuring(breach, context):
             return None
         told = f"could give {cost.requested:,} objects, and {cost.limit:,} is the most; ask for smaller pages"
-        return _telling(cost, ask, _refused(InvalidInput([Violation("/query", "cost", told)]), context))
+        return _telling(
+            cost, ask, _refused(InvalidInput([Violation("/query", "cost", told, maximum=cost.limit)]), context)
+        )
 
     def _answer(self, result: ExecutionResult, context: Context, *, changes: bool = False) -> Answer:
         body: dict[str, Any] = {"data": result.data}

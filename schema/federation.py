@@ -120,8 +120,8 @@ async def _resolve_entities(
         info.context.context.require(ENTITIES[name])
     misshapen = [place for place, each in enumerate(asked_for) if each is None]
     if misshapen:
-        rule = f"must be an object with the `__typename` {' or '.join(ENTITIES)} and a string `id`"
-        raise InvalidInput([Violation(f"/representations/{place}", "representation", rule) for place in misshapen])
+        told = f"must be an object with the `__typename` {' or '.join(ENTITIES)} and a string `id`"
+        raise InvalidInput([Violation(f"/representations/{place}", "representation", told) for place in misshapen])
 
     return await asyncio.gather(*(_load(info.context.loaders, *each) for each in asked_for if each))
 

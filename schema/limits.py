@@ -20,6 +20,8 @@ from graphql import (
     SelectionSetNode,
 )
 
+from resolvers.rules import RuleId
+
 # What the process can bear, whatever an operator allows. An answer as deep as its document is still written: each level
 # may be an object in a list, and orjson writes 254. Within selections, the interpreter's stack is the bound.
 MOST_LEVELS = 100
@@ -38,7 +40,7 @@ EXPLORING = frozenset({"__schema", "__type", "_service"})
 class Breach(NamedTuple):
     """A limit that a document passes."""
 
-    rule: str
+    rule: RuleId
     limit: int
     found: int
 

@@ -9,6 +9,7 @@ import strawberry
 from resolvers.access import Operation
 from resolvers.errors import InvalidInput, Violation
 from resolvers.ids import id_or_none
+from resolvers.json_text import shape_of
 from resolvers.submissions import SubmissionState, find_submission
 from schema.types import Encounter, Info, Patient
 
@@ -49,7 +50,8 @@ class Query:
         self, info: Info, ids: Annotated[list[strawberry.ID], strawberry.argument(description="At most 100.")]
     ) -> list[Patient | None]:
         if len(ids) > MAX_IDS:
-            raise InvalidInput([Violation("/ids", "too_many", f"must be at most {MAX_IDS}")])
+            told, came = f"must be at most {MAX_IDS}", shape_of(ids)
+            raise InvalidInput([Violation("/ids", "too_many", told, maximum=MAX_IDS, received=came)])
         return await info.context.loaders.patients.load_many(ids)  # type: ignore[return-value]
 
     @strawberry.field(

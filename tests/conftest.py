@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from hypothesis import HealthCheck, settings
 
 from gateway.migrate import migrate
 from gateway.postgres import PrivatePostgres
@@ -30,6 +31,9 @@ PATIENT: dict[str, Any] = {
     "rate_reads_per_minute": 1_000_000,
     "database_acquire_seconds": 30,
 }
+
+# What `make fuzz` asks for: as many examples as it takes a while to try.
+settings.register_profile("fuzz", max_examples=3_000, deadline=None, suppress_health_check=list(HealthCheck))
 
 SERVER = pytest.StashKey[str]()
 """The URL of a server on which the tests may create databases, as a superuser."""

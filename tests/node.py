@@ -1,8 +1,10 @@
-"""Programs of Node's that drive a gateway: they lie in tests/javascript, and print as JSON what they saw."""
+"""Programs of the npm registry that the tests run, as `make .venv/javascript` installs them."""
 
 import asyncio
 import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ needs_node = pytest.mark.skipif(
 
 
 async def run_node(program: str, *arguments: str) -> Any:
-    """Run a program of tests/javascript, and give what it printed."""
+    """Run a program of tests/javascript, which drives a gateway, and give what it printed as JSON of what it saw."""
     process = await asyncio.create_subprocess_exec(
         "node",
         program,
@@ -37,3 +39,17 @@ async def run_node(program: str, *arguments: str) -> Any:
             await process.wait()
     assert process.returncode == 0, complained.decode()
     return json.loads(printed)
+
+
+def run(program: str, *words: str | Path, cwd: Path = FOLDER) -> subprocess.CompletedProcess[str]:
+    """Run a program that a package brought, or `node` itself."""
+    brought = FOLDER / "node_modules/.bin" / program
+    return subprocess.run(
+        [brought if brought.exists() else program, *words],
+        cwd=cwd,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"REDOCLY_TELEMETRY": "off", "REDOCLY_SUPPRESS_UPDATE_NOTICE": "true"},
+    )

@@ -10,7 +10,7 @@ from resolvers.access import DEFAULT_SCOPES
 from resolvers.errors import GatewayError
 from resolvers.lifecycle import LIFECYCLE
 from rest.errors import status_of
-from rest.openapi import OPERATIONS
+from rest.openapi import HEADERS, OPERATIONS, REFUSALS
 from schema.scopes import ENTITIES, FIELDS
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -30,6 +30,25 @@ def test_the_table_of_who_may_do_what_is_that_of_the_code() -> None:
 
 def test_the_table_of_the_lifecycle_is_that_of_the_code() -> None:
     assert lifecycle_table() in (DOCS / "lifecycle.md").read_text(), lifecycle_table()
+
+
+def test_the_tables_of_statuses_and_headers_are_those_of_the_code() -> None:
+    page = (DOCS / "rest.md").read_text()
+
+    assert statuses_table() in page, statuses_table()
+    assert headers_table() in page, headers_table()
+
+
+def statuses_table() -> str:
+    """Give the table of refusals as docs/rest.md has it."""
+    rows = ["| status | what it says |", "|---|---|"]
+    return "\n".join(rows + [f"| {status} | {said.rstrip('.')} |" for status, said in REFUSALS.items()])
+
+
+def headers_table() -> str:
+    """Give the table of headers as docs/rest.md has it."""
+    rows = ["| header | what it says | for instance |", "|---|---|---|"]
+    return "\n".join(rows + [f"| `{name}` | {said} | `{example}` |" for name, (said, example) in HEADERS.items()])
 
 
 def lifecycle_table() -> str:

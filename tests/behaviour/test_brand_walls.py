@@ -77,6 +77,16 @@ async def test_a_patients_id_over_rest(service: Service, theirs, statements, met
     await both(service, statements, request)
 
 
+async def test_an_encounters_id_over_rest(service: Service, theirs, statements) -> None:
+    async def request(which: str):
+        patient_id = theirs["patient_id"] if which == "theirs" else "patient-" + uuid4().hex[:12]
+        encounter_id = theirs["id"] if which == "theirs" else str(uuid4())
+        return await service.rest("GET", f"/v1/patients/{patient_id}/encounters/{encounter_id}", headers=SAME_ID)
+
+    await both(service, statements, request)
+    assert len(statements) == 1
+
+
 @pytest.mark.parametrize(
     "selection",
     [

@@ -186,6 +186,9 @@ async def test_a_page_of_another_size_than_0_to_100_is_refused(
         "pointer": f"/{argument}",
         "rule": "page_size",
         "message": "must be from 0 to 100",
+        "minimum": 0,
+        "maximum": 100,
+        "received": {"type": "number"},
     }
 
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import unquote
 
 import asyncpg
 import httpx2
@@ -209,9 +210,15 @@ async def test_an_address_that_is_not_there_is_404_and_no_redirect(service: Serv
 
 @pytest.mark.parametrize(
     ("path", "allowed"),
-    [(ENCOUNTERS, "GET, HEAD, POST"), ("/healthz", "GET, HEAD"), ("/readyz", "GET, HEAD")],
+    [
+        (ENCOUNTERS, "GET, HEAD, OPTIONS, POST"),
+        (ENCOUNTERS + "/an-id", "GET, HEAD, OPTIONS"),
+        ("/problems/not_found", "GET, HEAD, OPTIONS"),
+        ("/healthz", "GET, HEAD, OPTIONS"),
+        ("/readyz", "GET, HEAD, OPTIONS"),
+    ],
 )
-@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY"])
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "TRACE", "QUERY"])
 async def test_a_method_that_is_not_served_is_405_and_allow_names_those_that_are(
     service: Service, method: str, path: str, allowed: str
 ) -> None:
@@ -246,11 +253,6 @@ async def test_json_in_utf_8_is_accepted_however_the_media_type_is_spelt(
     answer = await post(service, of(await cast.patient()), content_type=media_type)
 
     assert answer.status_code == 201
-
-
-@pytest.mark.parametrize("accept", ["text/html", "application/json", "image/png", "*/*;q=0"])
-async def test_rest_answers_json_whatever_is_accepted(service: Service, accept: str) -> None:
-    refused(await post(service, accept=accept), 404, "not_found")
 
 
 # How much and how fast: 413 and 408
@@ -621,6 +623,9 @@ async def test_a_limit_that_is_no_whole_number_from_1_to_100_is_400(service: Ser
         "pointer": "/limit",
         "rule": "whole_number",
         "message": "must be a whole number from 1 to 100",
+        "minimum": 1,
+        "maximum": 100,
+        "received": {"type": "string", "length": len(unquote(value, errors="replace"))},
     }
 
 

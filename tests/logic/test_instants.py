@@ -1,5 +1,6 @@
 """Laws of time: the instant that was sent is the instant that is kept, to the microsecond."""
 
+import re
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -20,7 +21,8 @@ def test_the_same_instant_comes_back_whatever_offset_it_was_told_with(naive: dat
     assert parse_instant(told.isoformat()) == told
 
 
-@given(st.text())
+# Hypothesis tries strings it finds in this project too, and some of those are instants.
+@given(st.text().filter(lambda text: not re.match(r"\d{4}-\d\d-\d\d", text)))
 def test_any_other_text_is_refused(text: str) -> None:
     with pytest.raises(PydanticCustomError):
         parse_instant(text)

@@ -1,0 +1,41 @@
+"""Schemathesis against the description of the REST door: every check it has, on a gateway that is served.
+
+It follows links (the encounter just recorded is read back), leaves out the token, sends what is not described and looks
+whether what comes back is. `make fuzz` lets it try more.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from hypothesis import settings
+
+from rest.openapi import openapi
+from tests.served import ROOT, served
+
+SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
+METHODS = {"get", "post", "put", "patch", "delete", "head", "options"}
+CONFIGURATION = Path(__file__).with_name("schemathesis.toml")
+
+
+def test_the_gateway_does_what_the_description_says(database_url: str, tmp_path: Path) -> None:
+    examples = settings().max_examples
+    # The same cases in every run of the tests; others in each fuzzing.
+    repeatable = ["--seed", "1"] if examples <= 100 else []
+
+    with served(database_url) as origin:
+        run = subprocess.run(
+            [
+                *(SCHEMATHESIS, "--config-file", CONFIGURATION, "run", ROOT / "rest/openapi.json", "--url", origin),
+                *("--header", "Authorization: Bearer dev", "--checks", "all", "--no-color"),
+                *("--max-examples", str(examples // 3), "--max-failures", "3", *repeatable),
+            ],
+            cwd=tmp_path,
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+
+    assert run.returncode == 0, run.stdout
+    described = sum(method in METHODS for item in openapi()["paths"].values() for method in item)
+    assert f"{described} selected / {described} total" in run.stdout

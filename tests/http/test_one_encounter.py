@@ -1,0 +1,129 @@
+"""`GET /v1/patients/{patient_id}/encounters/{encounter_id}`: who sees it, who does not, and what is noted of it."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import quote
+from uuid import uuid4
+
+import pytest
+
+from gateway.settings import Settings
+from tests.cast import Cast
+from tests.doors import Service, exact
+from tests.happenings import until
+from tests.http.test_contract import ENCOUNTER, EVERYTHING, broken
+from tests.http.test_errors import refused, verify
+
+VISIT = {"brand_id": "loop", "encounter_type": "lab", "notes": "Not for others."}
+
+
+@pytest.fixture
+async def mine(service: Service, cast: Cast) -> dict[str, Any]:
+    return (await service.rest("POST", of(await cast.patient()), json=VISIT)).json()
+
+
+@pytest.fixture(scope="module")
+async def guarded(database_url: str) -> AsyncIterator[Service]:
+    """The service for callers who may do less than everything."""
+    async with Service.running(Settings(database_url=database_url), verify) as running:
+        yield running
+
+
+def of(patient_id: str, encounter_id: str | None = None) -> str:
+    path = f"/v1/patients/{quote(patient_id, safe='')}/encounters"
+    return path if encounter_id is None else f"{path}/{encounter_id}"
+
+
+async def test_a_stranger_is_told_401_and_who_may_only_record_403(guarded: Service, mine: dict[str, Any]) -> None:
+    path = of(mine["patient_id"], mine["id"])
+
+    refused(await guarded.rest("GET", path, token=None), 401, "unauthenticated")
+    answer = await guarded.rest("GET", path, token="writer")
+
+    refused(answer, 403, "insufficient_scope")
+    assert 'scope="read:encounters"' in answer.headers["www-authenticate"]
+
+
+async def test_who_may_read_sees_the_fourteen_members(service: Service, guarded: Service, cast: Cast) -> None:
+    recorded = await service.rest("POST", of(await cast.patient()), json=EVERYTHING)
+
+    answer = await guarded.rest("GET", recorded.headers["location"], token="reader")
+
+    assert answer.status_code == 200
+    assert broken(ENCOUNTER, answer.json()) == []
+    assert exact(answer) == exact(recorded)
+
+
+async def test_a_machine_acts_for_the_brand_it_states(guarded: Service, mine: dict[str, Any]) -> None:
+    path = of(mine["patient_id"], mine["id"])
+
+    stated, other, unstated = [
+        await guarded.rest("GET", path, token="machine", headers=headers)
+        for headers in ({"x-brand-id": "loop"}, {"x-brand-id": "loopbio"}, {})
+    ]
+
+    assert [answer.status_code for answer in (stated, other, unstated)] == [200, 404, 403]
+
+
+async def test_under_another_patient_of_the_same_brand_it_is_404(
+    service: Service, cast: Cast, mine: dict[str, Any]
+) -> None:
+    refused(await service.rest("GET", of(await cast.patient(), mine["id"])), 404, "not_found")
+
+
+@pytest.mark.parametrize(
+    "encounter_id",
+    ["x", "%00", "%ff", "%ed%a0%80", "1", "null", "..%2f..", "{}", "a" * 5_000, "'; DROP TABLE encounters", "%20",
+     "00000000-0000-0000-0000-000000000000", "3f2504e04f8911d39a0c0305e82c3301", "%E2%80%8B"],
+)  # fmt: skip
+async def test_an_id_that_is_none_is_404(service: Service, mine: dict[str, Any], encounter_id: str) -> None:
+    refused(await service.rest("GET", of(mine["patient_id"], encounter_id)), 404, "not_found")
+
+
+@pytest.mark.parametrize("form", ["{{{}}}", "urn:uuid:{}", " {}", "{}\n", "{}/"])
+async def test_an_id_in_another_form_is_404(service: Service, mine: dict[str, Any], form: str) -> None:
+    path = of(mine["patient_id"], quote(form.format(mine["id"]), safe="/"))
+
+    refused(await service.rest("GET", path), 404, "not_found")
+
+
+async def test_an_id_in_capitals_is_the_same_id(service: Service, mine: dict[str, Any]) -> None:
+    answer = await service.rest("GET", of(mine["patient_id"], mine["id"].upper()))
+
+    assert answer.json() == mine
+
+
+@pytest.mark.parametrize("patient_id", ["\x00", "a" * 201, "é", " ", "null", "nobody"])
+async def test_a_patient_who_cannot_exist_is_404(service: Service, mine: dict[str, Any], patient_id: str) -> None:
+    refused(await service.rest("GET", of(patient_id, mine["id"])), 404, "not_found")
+
+
+@pytest.mark.parametrize("name", ["p 1-{}", "pé-{}", "p%-{}", "p?#-{}", 'p"<>-{}'])
+async def test_the_location_leads_there_whatever_letters_the_patients_id_has(
+    service: Service, cast: Cast, name: str
+) -> None:
+    patient_id = name.format(uuid4().hex[:12])
+    await cast.connection.execute("INSERT INTO patient_graph.patients (id, brand_id) VALUES ($1, 'loop')", patient_id)
+
+    recorded = await service.rest("POST", of(patient_id), json=VISIT)
+    shown = await service.rest("GET", recorded.headers["location"])
+
+    assert shown.json()["patient_id"] == patient_id
+
+
+async def test_reading_it_is_audited_and_not_finding_it_is_a_refusal(
+    service: Service, cast: Cast, mine: dict[str, Any]
+) -> None:
+    found = "SELECT event_type, patient_id, details FROM patient_graph.audit_log WHERE request_id = $1"
+    read, missed = f"read-{uuid4()}", f"missed-{uuid4()}"
+
+    await service.rest("GET", of(mine["patient_id"], mine["id"]), headers={"x-request-id": read})
+    await service.rest("GET", of(mine["patient_id"], str(uuid4())), headers={"x-request-id": missed})
+
+    async def both_noted() -> bool:
+        return all([await cast.connection.fetchrow(found, each) for each in (read, missed)])
+
+    await until(both_noted)
+    noted, refusal = [await cast.connection.fetchrow(found, each) for each in (read, missed)]
+    assert (noted["event_type"], noted["patient_id"]) == ("patient_graph.encounters.read", mine["patient_id"])
+    assert (refusal["event_type"], refusal["patient_id"]) == ("patient_graph.request.refused", "")

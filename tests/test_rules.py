@@ -1,0 +1,210 @@
+"""The table of rules is whole, its page is printed from it, and its examples are true at the doors."""
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from resolvers.commands import DEFAULT_LIMITS
+from resolvers.errors import InvalidInput
+from resolvers.patients import RegisterPatient
+from resolvers.rules import RULES, Place, RuleId
+from tests.cast import Cast
+from tests.doors import Service
+
+ROOT = Path(__file__).parent.parent
+MARKER = "tuberculosis"
+
+
+def test_every_rule_has_its_entry_and_its_section_on_the_page() -> None:
+    page = (ROOT / "docs/rules.md").read_text()
+
+    assert set(RULES) == set(get_args(RuleId))
+    assert rules_page() in page, rules_page()
+    assert re.findall(r"^### `(.*)`$", page, re.MULTILINE) == list(RULES)
+
+
+def test_every_rule_that_the_code_names_is_in_the_table_and_every_rule_in_it_is_named() -> None:
+    """The type checker refuses a name that is not in the table; here, one that nobody can break any more."""
+    named = set(names_in_the_code())
+
+    assert named == set(RULES)
+
+
+def names_in_the_code() -> Iterator[str]:
+    """Give every string in the code that is a rule's name, or stands where one should."""
+    for room in ("resolvers", "schema", "rest", "gateway"):
+        for source in sorted((ROOT / room).glob("*.py")):
+            if source.name in {"rules.py", "openapi.py"}:
+                continue
+            for node in ast.walk(ast.parse(source.read_text())):
+                if isinstance(node, ast.Call):
+                    yield from _named_by(node)
+                elif isinstance(node, ast.Tuple) and len(node.elts) in {2, 3}:
+                    # `problem_with` and `_RULES` give a rule with its message, limits of documents with their numbers.
+                    name = getattr(node.elts[0], "value", None)
+                    yield from {str(name)} & set(RULES)
+
+
+def _named_by(call: ast.Call) -> Iterator[str]:
+    position = {"broken": 0, "MalformedBody": 0, "Violation": 1, "_misfit": 1, "Breach": 0, "refused": 1}.get(
+        getattr(call.func, "id", "")
+    )
+    if position is not None and len(call.args) > position:
+        yield from (
+            str(each.value)
+            for each in ast.walk(call.args[position])
+            if isinstance(each, ast.Constant) and isinstance(each.value, str)
+        )
+
+
+def rules_page() -> str:
+    """Give the sections of the rules as docs/rules.md has them."""
+    sections = []
+    for name, rule in RULES.items():
+        if rule.place == "words":
+            sides = f"Breaks it: {rule.breaks}\n\nKeeps it: {rule.keeps}"
+        else:
+            language = "json" if rule.breaks.startswith("{") else "text"
+            sides = f"Breaks it:\n\n```{language}\n{rule.breaks}\n```\n\nKeeps it:\n\n```{language}\n{rule.keeps}\n```"
+        sections.append(f"### `{name}`\n\n{rule.means}\n\n{sides}")
+    return "\n\n".join(sections) + "\n"
+
+
+def in_place(place: Place) -> pytest.MarkDecorator:
+    """Run a test with both examples of each rule that stand in a place."""
+    cases = [
+        pytest.param(example, name, broken, id=f"{name}-{'breaks' if broken else 'keeps'}")
+        for name, rule in RULES.items()
+        if rule.place == place
+        for example, broken in ((rule.breaks, True), (rule.keeps, False))
+    ]
+    return pytest.mark.parametrize(("example", "name", "broken"), cases)
+
+
+@in_place("body")
+async def test_an_example_of_a_body(service: Service, cast: Cast, example: str, name: str, broken: bool) -> None:
+    answer = await service.rest(
+        "POST",
+        f"/v1/patients/{await cast.patient()}/encounters",
+        headers={"content-type": "application/json"},
+        content=example,
+    )
+
+    assert answer.status_code == (400 if broken else 201)
+    assert [each["rule"] for each in answer.json().get("violations", [])] == [name] * broken
+
+
+@in_place("key")
+async def test_an_example_of_a_key(service: Service, cast: Cast, example: str, name: str, broken: bool) -> None:
+    answer = await service.rest(
+        "POST",
+        f"/v1/patients/{await cast.patient()}/encounters",
+        headers={"idempotency-key": example},
+        json={"brand_id": "loop", "encounter_type": "lab"},
+    )
+
+    assert answer.status_code == (400 if broken else 201)
+    assert [each["rule"] for each in answer.json().get("violations", [])] == [name] * broken
+
+
+@in_place("query")
+async def test_an_example_of_a_query(service: Service, cast: Cast, example: str, name: str, broken: bool) -> None:
+    answer = await service.rest("GET", f"/v1/patients/{await cast.patient()}/encounters?{example}")
+
+    assert answer.status_code == (400 if broken else 200)
+    assert [each["rule"] for each in answer.json().get("violations", [])] == [name] * broken
+
+
+@in_place("graphql")
+async def test_an_example_of_a_document(service: Service, cast: Cast, example: str, name: str, broken: bool) -> None:
+    asked = example.replace("demo-patient", await cast.patient())
+
+    answer = await service.rest("POST", "/graphql", headers={"content-type": "application/json"}, content=asked)
+
+    rules = [each["extensions"]["violations"][0]["rule"] for each in answer.json().get("errors", [])]
+    assert rules == [name] * broken
+
+
+@in_place("import")
+def test_an_example_of_a_line(example: str, name: str, broken: bool) -> None:
+    try:
+        RegisterPatient.read(json.loads(example), DEFAULT_LIMITS)
+        rules = []
+    except InvalidInput as error:
+        rules = [violation.rule for violation in error.violations]
+
+    assert rules == [name] * broken
+
+
+@pytest.mark.parametrize(
+    ("member", "value", "told"),
+    [
+        ("encounter_type", "house_call", {"allowed": ["office_visit", "telehealth", "lab", "pharmacy", "other"],
+                                          "received": {"type": "string", "length": 10}}),
+        ("encounter_type", None, {"allowed": ["office_visit", "telehealth", "lab", "pharmacy", "other"],
+                                  "received": {"type": "null"}}),
+        ("brand_id", "", {"minimum": 1, "received": {"type": "string", "length": 0}}),
+        ("notes", MARKER * 5_000, {"maximum": 50_000, "received": {"type": "string", "length": 60_000}}),
+        ("notes", [MARKER, MARKER], {"received": {"type": "array", "length": 2}}),
+        ("notes", 12.5, {"received": {"type": "number"}}),
+        ("notes", True, {"received": {"type": "boolean"}}),
+        ("chief_complaint", {MARKER: MARKER}, {"received": {"type": "object", "length": 1}}),
+        ("metadata", {"a": MARKER * 9_000}, {"maximum": 65_536, "received": {"type": "object", "length": 1}}),
+        ("scheduled_at", MARKER, {"received": {"type": "string", "length": len(MARKER)}}),
+    ],
+)  # fmt: skip
+async def test_a_violation_teaches_what_would_do_and_what_kind_of_value_came(
+    service: Service, cast: Cast, member: str, value: Any, told: dict[str, Any]
+) -> None:
+    body = {"brand_id": "loop", "encounter_type": "lab"} | {member: value}
+
+    answer = await service.rest("POST", f"/v1/patients/{await cast.patient()}/encounters", json=body)
+
+    (violation,) = answer.json()["violations"]
+    assert violation == {name: violation[name] for name in ("rule", "message")} | {"pointer": f"/{member}"} | told
+    assert MARKER not in answer.text + str(answer.headers)
+
+
+async def test_a_member_that_is_missing_has_no_shape(service: Service, cast: Cast) -> None:
+    answer = await service.rest("POST", f"/v1/patients/{await cast.patient()}/encounters", json={"brand_id": "loop"})
+
+    (violation,) = answer.json()["violations"]
+    assert violation == {"pointer": "/encounter_type", "rule": "required", "message": "is required"}
+
+
+RECORD = """mutation ($patient: ID!, $input: RecordEncounterInput!) {
+  recordEncounter(patientId: $patient, input: $input) {
+    ... on InvalidInput { violations { path rule allowed minimum maximum received { type length } } } } }"""
+
+
+async def test_the_union_of_the_other_door_teaches_the_same(service: Service, cast: Cast) -> None:
+    variables = {
+        "patient": await cast.patient(),
+        "input": {"brandId": "loop", "encounterType": "LAB", "notes": MARKER * 5_000, "metadata": [MARKER]},
+    }
+
+    answer = await service.graphql(RECORD, variables)
+
+    nothing = {"allowed": None, "minimum": None, "maximum": None}
+    assert answer["data"]["recordEncounter"]["violations"] == [
+        nothing
+        | {"path": ["input", "notes"], "rule": "too_long", "maximum": 50_000}
+        | {"received": {"type": "STRING", "length": 60_000}},
+        nothing | {"path": ["input", "metadata"], "rule": "object", "received": {"type": "ARRAY", "length": 1}},
+    ]
+    assert MARKER not in json.dumps(answer)
+
+
+async def test_a_variable_that_does_not_fit_is_told_with_its_shape(service: Service, cast: Cast) -> None:
+    variables = {"patient": await cast.patient(), "input": {"brandId": "loop", "encounterType": "HOUSE_CALL"}}
+
+    (error,) = (await service.graphql(RECORD, variables))["errors"]
+
+    (violation,) = error["extensions"]["violations"]
+    assert violation["allowed"] == ["OFFICE_VISIT", "TELEHEALTH", "LAB", "PHARMACY", "OTHER"]
+    assert violation["received"] == {"type": "string", "length": 10}
