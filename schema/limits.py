@@ -67,17 +67,14 @@ class DocumentLimits:
 
     def passed_by(self, extent: "Extent") -> tuple[Breach, ...]:
         """Give each limit that a document passes."""
-        breaches = [
-            Breach(rule, limit, found)
-            for rule, limit, found in (
-                ("tokens", self.tokens, extent.tokens),
-                ("depth", self.depth, extent.depth),
-                ("aliases", self.aliases, extent.aliases),
-                ("directives", self.directives, extent.directives),
-                ("root_fields", self.root_fields, extent.root_fields),
-            )
-            if found > limit
-        ]
+        every = (
+            Breach("tokens", self.tokens, extent.tokens),
+            Breach("depth", self.depth, extent.depth),
+            Breach("aliases", self.aliases, extent.aliases),
+            Breach("directives", self.directives, extent.directives),
+            Breach("root_fields", self.root_fields, extent.root_fields),
+        )
+        breaches = [each for each in every if each.found > each.limit]
         if extent.directives_at_one_place > DIRECTIVES_AT_ONE_PLACE and extent.directives <= self.directives:
             breaches.append(Breach("directives", DIRECTIVES_AT_ONE_PLACE, extent.directives_at_one_place))
         return tuple(breaches)
