@@ -7,7 +7,7 @@ https://github.com/enisdenjo/graphql-sse/blob/master/PROTOCOL.md
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -131,8 +131,10 @@ class EventStream:
 
 
 async def _until_gone(receive: Receive) -> bytes:
-    while (await receive())["type"] != "http.disconnect":
-        pass  # a body that came with a GET
+    # A body that came with a GET is nobody's; but one that is too large or too slow ends what it came with.
+    with suppress(GatewayError):
+        while (await receive())["type"] != "http.disconnect":
+            pass
     return b""
 
 

@@ -192,6 +192,21 @@ async def test_a_client_that_goes_ends_its_subscription_and_its_source(sockets: 
     ]
 
 
+async def test_a_body_beyond_measure_that_comes_with_a_get_is_no_fault_of_ours(sockets: Sockets) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", sockets.port)
+    with structlog.testing.capture_logs() as lines:
+        writer.write(
+            b"GET /graphql?query=subscription%7Bwait%7D HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer dev\r\n"
+            b"Accept: text/event-stream\r\nContent-Length: 999999999\r\n\r\n"
+        )
+        assert b" 200 " in await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+        await until(lambda: any(line["event"] == "operation" for line in lines))
+
+    assert {line["event"] for line in lines} <= {"operation", "request"}
+
+
 @pytest.mark.parametrize(("name", "code"), [("breaks", "server_error"), ("away", "temporarily_unavailable")])
 async def test_a_source_that_breaks_ends_its_stream_with_the_reason(sockets: Sockets, name: str, code: str) -> None:
     async with listen(sockets, f"subscription {{ {name} }}") as stream:
