@@ -6,7 +6,6 @@ Source: the Apollo Federation subgraph specification, https://www.apollographql.
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
-from uuid import UUID
 
 import strawberry
 from graphql import (
@@ -26,6 +25,7 @@ from graphql import (
 import models
 from resolvers.access import Scopes, told
 from resolvers.errors import InvalidInput, Violation
+from resolvers.ids import id_or_none
 from schema.loaders import Loaders
 from schema.scopes import ENTITIES
 from schema.types import Operation
@@ -137,10 +137,8 @@ def _read(representation: Any) -> tuple[str, str] | None:
 def _load(loaders: Loaders, name: str, entity_id: str) -> Awaitable[models.Encounter | models.Patient | None]:
     if name == "Patient":
         return loaders.patients.load(entity_id)
-    try:
-        return loaders.encounters.load(UUID(entity_id))
-    except ValueError:
-        return _nothing()
+    encounter_id = id_or_none(entity_id)
+    return _nothing() if encounter_id is None else loaders.encounters.load(encounter_id)
 
 
 async def _nothing() -> None:

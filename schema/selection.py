@@ -194,7 +194,8 @@ class Reader:
             name = below[0].name.value
             if name == "patient":
                 fields.append((key, self._patient(below, None)))
-            elif name == "history":
+            elif below[0].selection_set:
+                # Another record: its history, or the provider that a federation knows.
                 raise Declined
             else:
                 fields.append((key, Member(to_snake_case(name) if name != "__typename" else name)))

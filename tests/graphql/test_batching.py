@@ -133,6 +133,13 @@ async def test_the_answers_come_in_the_order_of_the_operations(batching: Service
     assert answer.headers["content-type"] == f"{accept}; charset=utf-8"
 
 
+async def test_a_client_that_would_rather_have_events_is_answered_at_once(batching: Service) -> None:
+    answer = await post(batching, [HELLO], accept=f"text/event-stream, {RESPONSE}")
+
+    assert bodies(answer) == [HELLO_BACK]
+    assert answer.headers["content-type"] == f"{JSON}; charset=utf-8"
+
+
 async def test_a_batch_of_one_is_answered_by_an_array_of_one(batching: Service) -> None:
     assert bodies(await post(batching, [HELLO])) == [HELLO_BACK]
 
@@ -148,7 +155,7 @@ async def test_a_batch_of_one_is_answered_by_an_array_of_one(batching: Service) 
         {"query": COUNT, "variables": {"id": [MARKER]}},
         {"query": "query a { __typename } query b { __typename }", "operationName": MARKER},
         {"query": f"{{ patients(ids: {json.dumps([MARKER] * 101)}) {{ id }} }}"},
-        {"query": "subscription { nothing }"},
+        {"query": "subscription { encounterEvents { cursor } }"},
     ],
     ids=lambda wrong: str(wrong)[:40],
 )

@@ -1,7 +1,8 @@
 """The client `gql` of PyPI at a gateway that listens, over HTTP and over a socket: what whoever writes with it sees."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -24,6 +25,9 @@ RECORD = """mutation ($patientId: ID!, $input: RecordEncounterInput!, $key: Stri
 }"""
 PAGE = """query ($patientId: ID!, $after: String) {
   patient(id: $patientId) { encounters(first: 2, after: $after) { nodes { id } pageInfo { hasNextPage endCursor } } }
+}"""
+EVENTS = """subscription ($patientId: ID!) {
+  encounterEvents(patientId: $patientId) { kind encounter { id } }
 }"""
 DEV = {"authorization": "Bearer dev"}
 NOBODY = {"authorization": "Bearer nobody"}
@@ -151,3 +155,23 @@ async def test_a_batch_is_answered_in_its_order(gateway_url: str, cast: Cast) ->
         recorded, page = await clinic.execute_batch(requests)
 
     assert page["patient"]["encounters"]["nodes"] == [{"id": recorded["recordEncounter"]["encounter"]["id"]}]
+
+
+async def test_over_a_socket_what_is_recorded_is_heard(gateway_url: str, cast: Cast) -> None:
+    patient_id = await cast.patient()
+    events = GraphQLRequest(EVENTS, variable_values={"patientId": patient_id})
+    recorded: list[str] = []
+
+    async with (
+        asyncio.timeout(30),
+        Client(transport=over_a_socket(gateway_url, DEV)) as clinic,
+        aclosing(clinic.subscribe(events)) as heard,
+    ):
+        first = asyncio.create_task(anext(heard))
+        # Nobody says that a subscription has begun.
+        while not first.done():
+            recorded.append((await record(clinic, patient_id))["encounter"]["id"])
+
+    event = first.result()["encounterEvents"]
+    assert event["kind"] == "RECORDED"
+    assert event["encounter"]["id"] in recorded

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.cast import Cast
+from tests.doors import Service
 from tests.node import FOLDER, SECONDS, needs_node
 
 PAGE = (Path(__file__).parent.parent.parent / "docs/graphql.md").read_text()
 SNIPPETS = re.findall(r"```(js|python)\n(.*?)```", PAGE, re.DOTALL)
-PRINTED = ["EncounterRecorded", "demo-patient", "demo-patient", "demo-patient"]
+VISIT = {"brand_id": "loop", "encounter_type": "lab"}
+PRINTED = ["EncounterRecorded", "demo-patient", "demo-patient", "RECORDED", "demo-patient"]
 COMMANDS = {"js": ["node", "--input-type=module", "-"], "python": [sys.executable, "-"]}
 
 
@@ -31,9 +33,11 @@ async def demo_patient(cast: Cast) -> None:
         pytest.param(language, snippet, printed, marks=[needs_node] if language == "js" else [])
         for (language, snippet), printed in zip(SNIPPETS, PRINTED, strict=True)
     ],
-    ids=["urql", "apollo", "graphql-ws", "gql"],
+    ids=["urql", "apollo", "graphql-ws", "graphql-sse", "gql"],
 )
-async def test_the_snippet_works_when_pasted(gateway_url: str, language: str, snippet: str, printed: str) -> None:
+async def test_the_snippet_works_when_pasted(
+    gateway_url: str, service: Service, language: str, snippet: str, printed: str
+) -> None:
     pasted = snippet.replace("//127.0.0.1:8000", gateway_url.removeprefix("http:"))
     process = await asyncio.create_subprocess_exec(
         *COMMANDS[language],
@@ -43,7 +47,12 @@ async def test_the_snippet_works_when_pasted(gateway_url: str, language: str, sn
         stderr=asyncio.subprocess.PIPE,
     )
 
+    running = asyncio.create_task(process.communicate(pasted.encode()))
     async with asyncio.timeout(SECONDS):
-        said, complained = await process.communicate(pasted.encode())
+        while not running.done():
+            # Something happens meanwhile, for those who listen.
+            await service.rest("POST", "/v1/patients/demo-patient/encounters", json=VISIT)
+            await asyncio.wait({running}, timeout=0.2)
 
+    said, complained = running.result()
     assert said.decode().strip() == printed, complained.decode()

@@ -1,0 +1,58 @@
+// Hears what happens to a patient's encounters, by graphql-ws or graphql-sse: node events.mjs CLIENT URL PATIENT
+import { createClient as createSseClient } from 'graphql-sse';
+import { createClient as createSocketClient } from 'graphql-ws';
+import WebSocket from 'ws';
+import { RECORD, VISIT, tell } from './documents.mjs';
+
+const [kind, url, patientId] = process.argv.slice(2);
+const headers = { authorization: 'Bearer dev' };
+const socket = () =>
+  createSocketClient({ url: url.replace('http', 'ws'), webSocketImpl: WebSocket, connectionParams: headers, retryAttempts: 0 });
+const client = kind === 'graphql-ws' ? socket() : createSseClient({ url, headers, retryAttempts: 0 });
+const EVENTS = `subscription ($patientId: ID!, $after: String) {
+  encounterEvents(patientId: $patientId, after: $after) { cursor kind encounter { id notes } }
+}`;
+
+const once = async (query, variables) => (await client.iterate({ query, variables }).next()).value;
+const recorded = [];
+async function record() {
+  const { data } = await once(RECORD, { patientId, input: VISIT });
+  recorded.push(data.recordEncounter.encounter.id);
+}
+
+// So many events, from now or from a cursor on. Nobody says that a subscription has begun, so `meanwhile` goes on.
+async function hear(count, after, meanwhile = () => {}) {
+  const events = client.iterate({ query: EVENTS, variables: { patientId, after } });
+  const heard = [];
+  const listening = (async () => {
+    for await (const { data } of events) if (heard.push(data.encounterEvents) === count) return;
+  })();
+  let over = false;
+  listening.finally(() => (over = true));
+  while (!over) {
+    await meanwhile();
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+  await listening;
+  return heard;
+}
+
+const live = await hear(3, null, record);
+for (const _ of [1, 2]) await record();
+const place = recorded.indexOf(live[0].encounter.id);
+const missed = await hear(recorded.length - place - 1, live[0].cursor);
+
+async function refusal(query, variables) {
+  try {
+    return await once(query, variables); // as graphql-sse has it
+  } catch (errors) {
+    return { errors }; // and graphql-ws
+  }
+}
+tell({
+  recorded,
+  live: live.map((each) => [each.kind, each.encounter.id, each.encounter.notes]),
+  missed: missed.map((each) => each.encounter.id),
+  nobody: await refusal(EVENTS, { patientId: 'nobody' }),
+});
+process.exit();
