@@ -272,7 +272,7 @@ RULES: Mapping[RuleId, Rule] = {
         "Two queries of fifty.",
     ),
     "introspection": Rule(
-        "The schema is told to those who may know it: to all, to callers with a scope, or to nobody (`GATEWAY_EXPLORER`).",
+        "The schema is told to those who may know it: to all, to callers with a scope, or nobody (`GATEWAY_EXPLORER`).",
         "words",
         "`{ __schema { types { name } } }` where the explorer is off.",
         "The printed `schema.graphql`.",
