@@ -15,6 +15,7 @@ from rest.encounters import MAX_OFFSET, MEMBERS
 Json = dict[str, Any]
 
 PATH = "/v1/patients/{patient_id}/encounters"
+METRICS = "/metrics"
 
 REFUSALS = {
     400: "What was sent breaks a rule; `violations` says which member and which rule.",
@@ -47,7 +48,11 @@ RATE_HEADERS = {
 """On every answer to a caller who has signed in, unless the kind has no limit."""
 
 
-OPERATIONS = {("post", PATH): Operation.RECORD_ENCOUNTER, ("get", PATH): Operation.READ_ENCOUNTERS}
+OPERATIONS = {
+    ("post", PATH): Operation.RECORD_ENCOUNTER,
+    ("get", PATH): Operation.READ_ENCOUNTERS,
+    ("get", METRICS): Operation.READ_METRICS,
+}
 """Which right each operation needs; every one that needs a token is listed."""
 
 
@@ -84,6 +89,7 @@ def _described() -> Json:
             "/readyz": {
                 "get": _health("readyz", "Whether it can serve", {"200": "It can.", "503": "It cannot just now."})
             },
+            METRICS: {"parameters": [_request_id_header()], "get": _metrics()},
         },
         "components": {
             "schemas": {
@@ -150,6 +156,22 @@ def _list() -> Json:
                 ),
             },
             **_refusals({status: said for status, said in REFUSALS.items() if status not in {408, 413, 415}}),
+        },
+    }
+
+
+def _metrics() -> Json:
+    return {
+        "operationId": "metrics",
+        "summary": "What is counted, in the text format of Prometheus",
+        "description": "For machines that watch over the gateway; a client of no brand may ask.",
+        "responses": {
+            "200": {
+                "description": "The metrics",
+                "headers": _headers({}, signed_in=True),
+                "content": {"text/plain": {"schema": {"type": "string"}}},
+            },
+            **_refusals({status: REFUSALS[status] for status in (401, 403, 405, 429, 500, 503)}),
         },
     }
 
