@@ -212,8 +212,10 @@ class Database:
             raise TemporarilyUnavailable from error
         finally:
             self._in_use.dec()
-            # Shielded, because a caller that goes away must not take the connection with it.
-            await asyncio.shield(self._pool.release(connection))
+            # Shielded, because a caller that goes away must not take the connection with it. And what goes wrong in
+            # giving back a connection that was lost changes nothing about what came of the request.
+            with suppress(*UNAVAILABLE):
+                await asyncio.shield(self._pool.release(connection))
 
 
 @contextmanager

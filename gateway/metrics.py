@@ -26,17 +26,21 @@ def _histogram(name: str, told: str, *labels: str) -> Histogram:
     return Histogram(f"gateway_{name}", told, labels, registry=REGISTRY)
 
 
-REQUESTS = _counter("requests", "HTTP requests, by the status that was answered.", "door", "route", "method", "status")
-REQUEST_SECONDS = _histogram("request_seconds", "How long HTTP requests took.", "door", "route", "method")
+REQUESTS = _counter(
+    "requests", "HTTP requests, by door, route, method and status.", "door", "route", "method", "status"
+)
+REQUEST_SECONDS = _histogram(
+    "request_seconds", "How long HTTP requests took, by door, route and method.", "door", "route", "method"
+)
 SOCKETS_OPEN = _gauge("sockets_open", "WebSockets that are open.")
-SOCKET_OPERATIONS = _counter("socket_operations", "Operations on WebSockets, by what became of them.", "outcome")
+SOCKET_OPERATIONS = _counter("socket_operations", "Operations on WebSockets, by outcome.", "outcome")
 SOCKET_OPERATION_SECONDS = _histogram("socket_operation_seconds", "How long operations on WebSockets took.")
-REFUSALS = _counter("refusals", "Refusals through both doors, by their code.", "code")
+REFUSALS = _counter("refusals", "Refusals through both doors, by code.", "code")
 ENCOUNTERS_RECORDED = _counter("encounters_recorded", "Encounters recorded.")
 ENCOUNTERS_REPLAYED = _counter("encounters_replayed", "Recordings that were found to be done already, by their key.")
-POOL_CONNECTIONS = _gauge("pool_connections", "Connections to the database that may be open.", "pool")
-POOL_IN_USE = _gauge("pool_in_use", "Connections to the database in use.", "pool")
-POOL_REFUSED = _counter("pool_refused", "Waits for a free connection that were given up.", "pool")
+POOL_CONNECTIONS = _gauge("pool_connections", "Connections to the database that may be open, by pool.", "pool")
+POOL_IN_USE = _gauge("pool_in_use", "Connections to the database in use, by pool.", "pool")
+POOL_REFUSED = _counter("pool_refused", "Waits for a free connection that were given up, by pool.", "pool")
 AUDIT_WAITING = _gauge("audit_waiting", "Notes of refusals and reads that wait to be audited.")
 AUDIT_DROPPED = _counter("audit_dropped", "Notes of refusals and reads that were dropped.")
 DRAINING = _gauge("draining", "Processes that were told to stop and still serve.")

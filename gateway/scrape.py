@@ -62,18 +62,24 @@ def from_database(numbers: EventNumbers | None) -> Iterable[Metric]:
     yield _gauge("events_position", "The watermark: events up to here may be read.", numbers.position)
     yield _gauge("events_unsettled", "Events beyond the watermark; more than a moment is a fault.", numbers.unsettled)
     sinks: dict[str, tuple[str, dict[str, Any]]] = {
-        "sink_behind": ("Events a sink has not been told of yet.", {each.name: each.behind for each in numbers.sinks}),
+        "sink_behind": (
+            "Events that have not been told yet, by sink.",
+            {each.name: each.behind for each in numbers.sinks},
+        ),
         "sink_oldest_seconds": (
-            "How long the first of these has waited.",
+            "How long the first of these has waited, by sink.",
             {each.name: each.oldest_seconds for each in numbers.sinks},
         ),
-        "sink_failures": ("Deliveries that failed in a row.", {each.name: each.failures for each in numbers.sinks}),
+        "sink_failures": (
+            "Deliveries that failed in a row, by sink.",
+            {each.name: each.failures for each in numbers.sinks},
+        ),
         "sink_dead_letters": (
-            "Events a sink was given up on.",
+            "Dead letters, by sink.",
             {each.name: each.dead_letters for each in numbers.sinks},
         ),
         "sink_disabled": (
-            "Whether a sink is told nothing any more.",
+            "Whether nothing is told any more, by sink.",
             {each.name: each.disabled_at is not None for each in numbers.sinks},
         ),
     }

@@ -22,6 +22,7 @@ import pytest
 from gateway.migrate import migrate
 from tests.gateways import (
     DOORS,
+    Gateway,
     Load,
     client,
     contradictions,
@@ -80,7 +81,7 @@ class Server:
 
     async def lose_a_backend(self) -> None:
         """Kill the process of one connection: the server ends all the others too, and recovers by itself."""
-        backends = [each for each in self.processes() if "gateway" in " ".join(each.cmdline())]
+        backends = [each for each in self.processes() if "[local]" in " ".join(each.cmdline())]
         backends[-1].kill()
 
     async def stop(self) -> None:
@@ -115,6 +116,7 @@ async def test_a_server_that_fails_under_load_is_told_as_it_is_and_found_again(s
             # The same process, and it was not started again.
             await until(lambda: load.recorded(so_far) >= 20)
         assert gateway.process.poll() is None
+        assert unexpected(gateway) == []
         async with looking_into(server.url) as connection:
             kept = await kept_under(connection)
 
@@ -122,6 +124,11 @@ async def test_a_server_that_fails_under_load_is_told_as_it_is_and_found_again(s
     assert {told.status for told in load.told} <= {200, 201, 503}
     assert {told.code for told in load.told if not told.encounter_id} == {"temporarily_unavailable"}
     assert {told.recorded for told in load.told if not told.encounter_id} <= {"no", "unknown"}
+
+
+def unexpected(gateway: Gateway) -> list[str]:
+    """Give the log lines of exceptions nobody expected."""
+    return [line for line in gateway.errors().splitlines() if '"event": "unexpected"' in line]
 
 
 def recorded_since(load: Load, since: int) -> bool:
@@ -190,6 +197,7 @@ async def test_a_full_disk_is_503_and_nothing_recorded_and_over_when_there_is_ro
             free = len(load.told)
             await until(lambda: load.recorded(free) >= 10, 60)
         assert gateway.process.poll() is None
+        assert unexpected(gateway) == []
         async with looking_into(cramped.url) as connection:
             kept = await kept_under(connection)
 
