@@ -7,9 +7,7 @@ import asyncio
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
@@ -33,65 +31,14 @@ from tests.gateways import (
     until,
 )
 from tests.happenings import fresh_database
+from tests.servers import Server
 
-OWNER = Path(__file__).with_name("own_a_server.py")
 IMPATIENT = {"GATEWAY_DATABASE_ACQUIRE_SECONDS": "1"}
 
 
 @pytest.fixture
 async def url(server_url: str) -> str:
     return await fresh_database(server_url)
-
-
-class Server:
-    """A PostgreSQL of the test's own, which may be killed."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.url = ""
-
-    async def start(self) -> None:
-        """Start it, or start it again on what is in its folder."""
-        self._owner = await asyncio.create_subprocess_exec(
-            sys.executable, OWNER, self.folder, cwd=OWNER.parent.parent.parent, stdout=asyncio.subprocess.PIPE
-        )
-        assert self._owner.stdout is not None
-        self.url = (await asyncio.wait_for(self._owner.stdout.readline(), 60)).decode().strip()
-        assert self.url
-
-    def processes(self) -> list[psutil.Process]:
-        """Give the server's processes, the first one first."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            family = psutil.Process(self._owner.pid).children(recursive=True)
-            return [each for each in family if each.name() == "postgres" and each.status() != psutil.STATUS_ZOMBIE]
-        return []
-
-    async def restart(self) -> None:
-        """Stop it as an administrator would, and start it again."""
-        await self.stop()
-        await self.start()
-
-    async def die(self) -> None:
-        """Kill it as a machine without memory would, and start it again."""
-        for each in self.processes()[:1]:
-            each.kill()
-        self._owner.kill()
-        await self._owner.wait()
-        await self.start()
-
-    async def lose_a_backend(self) -> None:
-        """Kill the process of one connection: the server ends all the others too, and recovers by itself."""
-        backends = [each for each in self.processes() if "[local]" in " ".join(each.cmdline())]
-        backends[-1].kill()
-
-    async def stop(self) -> None:
-        """Stop it: its sessions are ended, and it ends in order."""
-        for each in self.processes()[:1]:
-            each.send_signal(signal.SIGINT)
-        await until(lambda: not self.processes())
-        if self._owner.returncode is None:
-            self._owner.kill()
-            await self._owner.wait()
 
 
 @pytest.fixture
