@@ -17,7 +17,7 @@ import structlog
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.metrics import SOCKETS_OPEN, count_operation, count_request
+from gateway.metrics import REFUSALS, SOCKETS_OPEN, count_operation, count_request
 from resolvers.access import Caller
 from resolvers.context import Context
 from resolvers.errors import ServerError, Stopped
@@ -97,9 +97,11 @@ class RequestLog:
             # The server stops, and waits no longer. Whoever is told so need not guess from a connection that broke.
             if status is not None:
                 raise
+            REFUSALS.labels(Stopped.code).inc()
             await respond(Stopped(), request_id)(scope, receive, send_with_id)
         except Exception as error:
             report(error, request_id)
+            REFUSALS.labels(ServerError.code).inc()
             if status is not None:
                 raise
             await respond(ServerError(), request_id)(scope, receive, send_with_id)

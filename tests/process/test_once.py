@@ -9,7 +9,8 @@ from tests.gateways import DOORS, WAITING, Told, client, gateways, kept_under, l
 from tests.happenings import fresh_database
 
 CALLERS = 200
-POOL = 10
+STATEMENTS = 2
+"""That a gateway has under way at once, in each of which many callers share."""
 
 
 @pytest.fixture
@@ -33,11 +34,10 @@ async def test_duplicates_at_once_are_one_encounter_although_a_gateway_dies_in_t
             raise AssertionError
 
         async with connection.transaction():
-            # Everyone is in the middle of it when the first gateway dies: at the table of keys, or waiting for a
-            # connection to get there.
+            # Everyone is in the middle of it when the first gateway dies.
             await connection.execute("LOCK TABLE patient_graph.idempotency_keys IN ACCESS EXCLUSIVE MODE")
             calls = [asyncio.create_task(call(number)) for number in range(CALLERS)]
-            await until(lambda: all_wait(connection, 4 * POOL))
+            await until(lambda: all_wait(connection, 4 * STATEMENTS))
             running[0].process.kill()
             await until(lambda: any(told.status is None for told in tries))
         answers = await asyncio.gather(*calls)

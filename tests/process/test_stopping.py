@@ -5,6 +5,7 @@ import json
 import signal
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,6 +21,7 @@ from tests.gateways import (
     WAITING,
     Gateway,
     Load,
+    Told,
     client,
     contradictions,
     gateways,
@@ -104,8 +106,7 @@ async def test_what_is_being_written_when_the_port_closes_is_finished_and_answer
     async with gateways(url, **workers) as (gateway,), looking_into(url) as connection, client() as ours:
         async with connection.transaction():
             await connection.execute(LOCK)
-            writes = [asyncio.create_task(DOORS[n % 2](ours, gateway.origin, f"key-{n}")) for n in range(8)]
-            await until(lambda: waiting(connection, 8))
+            writes = await begun_writing(ours, gateway, connection)
             gateway.process.send_signal(signal.SIGTERM)
             await until(lambda: nobody_listens(gateway.origin))
         told = await asyncio.gather(*writes)
@@ -114,6 +115,15 @@ async def test_what_is_being_written_when_the_port_closes_is_finished_and_answer
         kept = await kept_under(connection)
     assert all(each.encounter_id for each in told), told
     assert kept == {each.key: each.encounter_id for each in told}
+
+
+async def begun_writing(ours, gateway: Gateway, connection) -> list[asyncio.Task[Told]]:
+    """Give two writes, one through each door, each of which waits for the locked table in a statement of its own."""
+    writes = []
+    for number, door in enumerate(DOORS, 1):
+        writes.append(asyncio.create_task(door(ours, gateway.origin, door.__name__)))
+        await until(partial(waiting, connection, number))
+    return writes
 
 
 async def waiting(connection, number: int) -> bool:
@@ -131,8 +141,7 @@ async def test_a_write_that_hangs_holds_the_end_up_no_longer_than_the_setting_sa
     async with gateways(url, **workers, **patient) as (gateway,), looking_into(url) as connection, client() as ours:
         async with connection.transaction():
             await connection.execute(LOCK)
-            writes = [asyncio.create_task(door(ours, gateway.origin, door.__name__)) for door in DOORS]
-            await until(lambda: waiting(connection, 2))
+            writes = await begun_writing(ours, gateway, connection)
             gateway.process.send_signal(signal.SIGTERM)
             # The table stays locked: nothing but the setting ends this.
             exit_code = await ended(gateway)
@@ -145,7 +154,7 @@ async def test_a_write_that_hangs_holds_the_end_up_no_longer_than_the_setting_sa
         (503, "temporarily_unavailable", "unknown"),
     ]
     assert {each.retry_after for each in told} == {"1"}
-    assert kept == {}
+    assert contradictions(told, kept) == []
 
 
 @pytest.mark.parametrize("door", ["rest", "graphql"])
