@@ -21,9 +21,12 @@ from gateway.duties import Duty, prune_keys
 from gateway.edges import SecurityHeaders, cross_origin
 from gateway.events import passing_on
 from gateway.limits import BodyLimits
+from gateway.metrics import Metered
 from gateway.rates import RateHeaders, RateLimits
 from gateway.recorder import Recorder
+from gateway.scrape import metrics
 from gateway.settings import Settings
+from gateway.stopping import Stop
 from gateway.telemetry import RequestLog, SocketLog, log_breach, log_operation, log_unknown_document, report
 from gateway.trail import QueuedTrail
 from resolvers.access import scopes_from
@@ -34,6 +37,7 @@ from resolvers.outbox import Feed
 from resolvers.paging import PageLimits
 from resolvers.trail import Trail
 from rest.encounters import published
+from rest.openapi import METRICS
 from schema import build_schema
 from schema.endpoint import GraphQLEndpoint
 from schema.event_stream import StreamLimits
@@ -42,11 +46,12 @@ from schema.socket import GraphQLSocket, SocketLimits
 from schema.staying import Places
 
 
-def create_app(settings: Settings, verify: Verify | None = None) -> Starlette:
+def create_app(settings: Settings, verify: Verify | None = None, stop: Stop | None = None) -> Starlette:
     """Build the service; `verify` in place of what the settings say. Nothing is connected until it starts.
 
-    Raises `SettingsError` for trusted documents that cannot be run.
+    `stop` is told by whoever hears the signals. Raises `SettingsError` for trusted documents that cannot be run.
     """
+    stopping = stop or Stop()
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[Mapping[str, Any]]:
@@ -57,7 +62,7 @@ def create_app(settings: Settings, verify: Verify | None = None) -> Starlette:
             "statement_seconds": settings.database_statement_seconds,
         }
         database = await Database.connect(url, role=APP_ROLE, size=settings.database_pool_size, **patience)
-        relay = await Database.connect(url, role=RELAY_ROLE, size=4, **patience)
+        relay = await Database.connect(url, "relay", role=RELAY_ROLE, size=4, **patience)
         key = settings.audit_key.get_secret_value().encode() if settings.audit_key else b""
         duties = [
             Duty("prune keys", prune_keys, pause_seconds=60),
@@ -70,8 +75,14 @@ def create_app(settings: Settings, verify: Verify | None = None) -> Starlette:
                 passing_on(settings, url, relay, duties) as feed,
                 nullcontext(verify) if verify else verifying(settings) as known,
             ):
-                lent = services(settings, database, trail=trail, feed=feed, verify=known, rates=rates)
-                yield {"services": lent, "started": time.monotonic()}
+                let_in = stopping.letting_in(known)
+                lent = services(settings, database, trail=trail, feed=feed, verify=let_in, rates=rates)
+                yield {
+                    "services": lent,
+                    "started": time.monotonic(),
+                    "draining": stopping.draining,
+                    "relay": relay,
+                }
         finally:
             await rates.close()
             await relay.close()
@@ -96,6 +107,7 @@ def create_app(settings: Settings, verify: Verify | None = None) -> Starlette:
             ),
             WebSocketRoute("/graphql", GraphQLSocket(runner, socket_limits(settings), places, log_operation)),
             *rest.routes,
+            Route(METRICS, metrics),
         ],
         middleware=[
             Middleware(RateHeaders),
@@ -129,6 +141,7 @@ def services(
         feed=feed,
         scopes=scopes_from(settings.scopes),
         rates=rates,
+        tally=Metered(),
         origins=settings.origins,
         input_limits=InputLimits(
             chief_complaint_characters=settings.chief_complaint_characters,

@@ -91,6 +91,7 @@ async def canary() -> int:
         async with _running(Path(folder), outputs) as (client, owner_url):
             for attempt in ATTEMPTS:
                 await attempt(client, owner_url, outputs)
+            await _look_at_metrics(client, outputs)
             await _look_into_tables(owner_url, outputs)
             _look_at_processes(outputs)
     leaks = list(outputs.leaks())
@@ -336,6 +337,13 @@ async def _through_the_database(client: httpx2.AsyncClient, owner_url: str, outp
 
 
 ATTEMPTS = (_through_rest, _through_graphql, _through_sockets, _through_streams, _through_the_database)
+
+
+async def _look_at_metrics(client: httpx2.AsyncClient, outputs: Outputs) -> None:
+    """Search what is counted: a label may have been made of what was sent."""
+    response = await client.get("/metrics", headers=DEV)
+    response.raise_for_status()
+    outputs.add("the metrics", response.text)
 
 
 async def _look_into_tables(owner_url: str, outputs: Outputs) -> None:

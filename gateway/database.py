@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Self
 
 import asyncpg
 
+from gateway.metrics import POOL_CONNECTIONS, POOL_IN_USE, POOL_REFUSED
 from resolvers.errors import Locked, OutcomeUnknown, TemporarilyUnavailable
 from resolvers.sql import Row, Statement
 
@@ -18,6 +19,13 @@ APP_ROLE = "gateway_app"
 
 RELAY_ROLE = "gateway_relay"
 """May do what passing on events needs, for all brands, and sees no encounter."""
+
+SILENCE_SECONDS = 2.0
+"""How much longer than a statement may take its answer is waited for. The server gives up first, and says so; where not
+even that is heard, the network is gone, and only the kernel would notice, after many minutes."""
+
+CLOSE_SECONDS = 5.0
+"""How long the end of the process waits for connections in use."""
 
 # The connection, the server or its resources are gone for now: the statement did not happen, and may be tried again.
 UNAVAILABLE = (
@@ -75,20 +83,31 @@ def _told_of_locks() -> Iterator[None]:
 class Database:
     """PostgreSQL, as the resolvers use it (`resolvers.sql.Database`)."""
 
-    def __init__(self, pool: asyncpg.Pool[Row], acquire_seconds: float) -> None:
+    def __init__(self, pool: asyncpg.Pool[Row], acquire_seconds: float, name: str) -> None:
         self._pool = pool
         self._acquire_seconds = acquire_seconds
+        self._in_use = POOL_IN_USE.labels(name)
+        self._refused = POOL_REFUSED.labels(name)
+        POOL_CONNECTIONS.labels(name).set(pool.get_max_size())
 
     @classmethod
     async def connect(
-        cls, url: str, *, role: str | None, size: int, acquire_seconds: float, statement_seconds: float
+        cls,
+        url: str,
+        pool: str = "requests",
+        /,
+        *,
+        role: str | None,
+        size: int,
+        acquire_seconds: float,
+        statement_seconds: float,
     ) -> Self:
         """Open the pool. Raises `OSError` or `asyncpg.PostgresError` when the server does not let us in.
 
         Whoever the URL logs in as, the connections act as `role`, which owns no table and cannot pass by row-level
-        security. Only what the owner of the tables does names none.
+        security. Only what the owner of the tables does names none. `pool` is what the metrics call it.
         """
-        pool = await asyncpg.create_pool(
+        opened = await asyncpg.create_pool(
             url,
             min_size=min(2, size),
             max_size=size,
@@ -98,6 +117,7 @@ class Database:
             init=_exact_instants,
             connection_class=BrandConnection,
             max_cached_statement_lifetime=0,
+            command_timeout=statement_seconds + SILENCE_SECONDS,
             server_settings={
                 "application_name": "encounter-gateway",
                 "timezone": "UTC",
@@ -108,11 +128,13 @@ class Database:
                 "idle_in_transaction_session_timeout": f"{statement_seconds * 1000:.0f}",
             },
         )
-        return cls(pool, acquire_seconds)
+        return cls(opened, acquire_seconds, pool)
 
     async def close(self) -> None:
-        """Close every connection, waiting for those in use."""
-        await self._pool.close()
+        """Close every connection, waiting for those in use, but not for ever."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._pool.close()
 
     async def ping(self) -> None:
         """Return when a statement came back. Raises `TemporarilyUnavailable`."""
@@ -133,7 +155,8 @@ class Database:
         """
         async with self._acquired(brand_id) as connection:
             try:
-                yield PoolConnection(connection)
+                with _hanging_up(connection):
+                    yield PoolConnection(connection)
             except UNAVAILABLE as error:
                 # Only an ERROR of the server's says that nothing was committed. What ends the connection, and be it
                 # the server's own goodbye, may come after the commit.
@@ -157,14 +180,16 @@ class Database:
             transaction = connection.transaction()
             await transaction.start()
             try:
-                yield PoolConnection(connection)
+                with _hanging_up(connection):
+                    yield PoolConnection(connection)
             except BaseException:
                 # A lost connection has rolled back by itself; the first error is the one to tell.
                 if not connection.is_closed():
                     await transaction.rollback()
                 raise
             try:
-                await transaction.commit()
+                with _hanging_up(connection):
+                    await transaction.commit()
             except UNAVAILABLE as error:
                 # The commit was sent and its answer never came: only the database knows.
                 raise OutcomeUnknown from error
@@ -174,16 +199,33 @@ class Database:
         try:
             connection = await self._pool.acquire(timeout=self._acquire_seconds)
         except (*UNAVAILABLE, asyncpg.PostgresError) as error:  # it lets nobody in, for whatever reason
+            if isinstance(error, TimeoutError):
+                self._refused.inc()
             raise TemporarilyUnavailable from error
+        self._in_use.inc()
         try:
-            if brand_id is not None:
-                await connection.act_for(brand_id)  # type: ignore[attr-defined]  # the proxy forwards it
-            yield connection
+            with _hanging_up(connection):
+                if brand_id is not None:
+                    await connection.act_for(brand_id)  # type: ignore[attr-defined]  # the proxy forwards it
+                yield connection
         except UNAVAILABLE as error:
             raise TemporarilyUnavailable from error
         finally:
-            # Shielded, because a caller that goes away must not take the connection with it.
-            await asyncio.shield(self._pool.release(connection))
+            self._in_use.dec()
+            # Shielded, because a caller that goes away must not take the connection with it. And what goes wrong in
+            # giving back a connection that was lost changes nothing about what came of the request.
+            with suppress(*UNAVAILABLE):
+                await asyncio.shield(self._pool.release(connection))
+
+
+@contextmanager
+def _hanging_up(connection: asyncpg.pool.PoolConnectionProxy[Row]) -> Iterator[None]:
+    """End a connection on which an answer did not come in time: a rollback would be waited for as long, or longer."""
+    try:
+        yield
+    except TimeoutError:
+        connection.terminate()
+        raise
 
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)

@@ -77,6 +77,9 @@ class GuardedProtocol(HttpToolsProtocol):
         """The head is here."""
         self._end_head()
         super().on_headers_complete()
+        if self.cycle is not None and "draining" in self.app_state and self.app_state["draining"].is_set():
+            # This answer is the connection's last: the client's next request finds another process.
+            self.cycle.keep_alive = False
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no request, or too much of one, in the shape of every refusal, and close."""

@@ -38,6 +38,8 @@ class Recorder:
         self._patience_seconds = patience_seconds
         self._waiting: dict[str, list[_Waiting]] = {}
         self._under_way: dict[str, set[asyncio.Task[None]]] = {}
+        self._watched: set[str] = set()
+        """The brands at whose waiting somebody will look again."""
 
     async def keep(self, brand_id: str, new: NewEncounter) -> Kept:
         """Keep one, with those that come at the same time. Raises `TemporarilyUnavailable` or `OutcomeUnknown`.
@@ -51,7 +53,7 @@ class Recorder:
             if len(self._under_way.get(brand_id, ())) < UNDER_WAY:
                 loop.call_soon(self._send, brand_id)
             else:
-                loop.call_later(self._patience_seconds, self._lose_patience, brand_id)
+                self._watch(brand_id)
         return await one.kept
 
     def _send(self, brand_id: str) -> None:
@@ -67,20 +69,31 @@ class Recorder:
                 task.add_done_callback(partial(self._sent, brand_id))
         if not under_way:
             del self._under_way[brand_id]
+        if brand_id in self._waiting:
+            # More came at once than are sent at once.
+            self._watch(brand_id)
 
     def _sent(self, brand_id: str, task: asyncio.Task[None]) -> None:
         self._under_way[brand_id].discard(task)
         self._send(brand_id)
 
+    def _watch(self, brand_id: str) -> None:
+        """Look again when the first of those who wait has waited too long."""
+        if brand_id not in self._watched:
+            self._watched.add(brand_id)
+            too_long_at = self._waiting[brand_id][0].since + self._patience_seconds
+            asyncio.get_running_loop().call_at(too_long_at, self._lose_patience, brand_id)
+
     def _lose_patience(self, brand_id: str) -> None:
         """Refuse who has waited too long, of whom nothing was sent; look again when the next one has."""
         loop = asyncio.get_running_loop()
+        self._watched.discard(brand_id)
         waiting = self._waiting.get(brand_id, [])
         patient = [one for one in waiting if loop.time() < one.since + self._patience_seconds]
         _refuse(waiting[: len(waiting) - len(patient)], TemporarilyUnavailable())
         if patient:
             self._waiting[brand_id] = patient
-            loop.call_at(patient[0].since + self._patience_seconds, self._lose_patience, brand_id)
+            self._watch(brand_id)
         else:
             self._waiting.pop(brand_id, None)
 

@@ -2,12 +2,15 @@
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Mapping
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import asyncpg
 import uvicorn
+from prometheus_client.multiprocess import mark_process_dead
 from starlette.applications import Starlette
 from uvicorn.supervisors import Multiprocess
 
@@ -18,6 +21,7 @@ from gateway.protocol import GuardedProtocol
 from gateway.safety import examine, told_plainly
 from gateway.settings import PREFIX, Settings, SettingsError
 from gateway.socket import GuardedSocket
+from gateway.stopping import Stop
 from gateway.telemetry import configure_logging
 
 PROTOCOLS: Mapping[str, Any] = {
@@ -59,7 +63,9 @@ def serve(settings: Settings) -> None:
     # The workers are processes of their own, and settings travel as they came: by the environment.
     os.environ[PREFIX + "DATABASE_URL"] = settings.database_url.get_secret_value()
     if settings.workers > 1:
-        Multiprocess(config, sockets=[socket]).run()
+        with TemporaryDirectory(prefix="gateway-metrics-") as folder:
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+            Workers(config, sockets=[socket]).run()
     else:
         uvicorn.Server(config).run(sockets=[socket])
 
@@ -70,7 +76,38 @@ def worker() -> Starlette:
     settings = Settings.from_environment()
     GuardedProtocol.head_seconds = settings.head_seconds
     GuardedProtocol.send_seconds = settings.socket_send_seconds
-    return create_app(settings)
+    stop = Stop(settings.drain_pause_seconds)
+    stop.catch_signals()
+    return create_app(settings, stop=stop)
+
+
+class Workers(Multiprocess):
+    """uvicorn's supervisor, which lets go of the port when it stops, passes on a second Ctrl-C and buries the dead."""
+
+    def keep_subprocess_alive(self) -> None:
+        """Replace the workers that died, and count no more what they had in hand."""
+        before = {process.pid for process in self.processes}
+        super().keep_subprocess_alive()
+        for pid in before - {process.pid for process in self.processes}:
+            mark_process_dead(pid)  # type: ignore[no-untyped-call]
+
+    def terminate_all(self) -> None:
+        """Tell every worker to stop."""
+        # Held open here, the port would take connections on after the last worker has closed it, and answer none.
+        for socket in self.sockets:
+            socket.close()
+        super().terminate_all()
+
+    def join_all(self) -> None:
+        """Wait until every worker has stopped; after another Ctrl-C they are not to finish."""
+        while any(process.exitcode is None for process in self.processes):
+            for process in self.processes:
+                process.process.join(0.05)
+            while self.signal_queue:
+                if self.signal_queue.pop() == signal.SIGINT:
+                    for process in self.processes:
+                        if process.exitcode is None and process.pid is not None:
+                            os.kill(process.pid, signal.SIGINT)
 
 
 async def prepare(settings: Settings) -> None:

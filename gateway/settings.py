@@ -215,7 +215,14 @@ class Settings(BaseSettings):
         description="How often a stream of server-sent events shows that it is alive, in seconds: what lies between "
         "closes a connection on which nothing moves, often after 60 s.",
     )
-    drain_seconds: int = Field(10, ge=0, description="How long requests in flight may take at shutdown.")
+    drain_pause_seconds: float = Field(
+        0.0,
+        ge=0,
+        le=300,
+        description="How long the gateway serves on, saying that it is not ready, after it is told to stop: as long as "
+        "whoever balances load takes to notice, in seconds.",
+    )
+    drain_seconds: int = Field(10, ge=0, description="How long requests in flight may take after that.")
     chief_complaint_characters: int = Field(2_000, ge=1, description="Longest `chief_complaint`, in characters.")
     notes_characters: int = Field(50_000, ge=1, description="Longest `notes`, in characters.")
     reason_characters: int = Field(2_000, ge=1, description="Longest `reason` of a change, in characters.")

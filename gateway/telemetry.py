@@ -4,6 +4,7 @@ The log is an allow-list: an event has the fields named below and no others, and
 place, never by its words, because a driver's words repeat values.
 """
 
+import asyncio
 import logging
 import re
 import sys
@@ -17,9 +18,10 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.metrics import REFUSALS, SOCKETS_OPEN, count_operation, count_request
 from resolvers.access import Caller
 from resolvers.context import Context
-from resolvers.errors import ServerError
+from resolvers.errors import ServerError, Stopped
 from rest.errors import respond
 from schema.limits import Breach
 
@@ -92,26 +94,32 @@ class RequestLog:
             await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
             pass  # nobody is left to answer
+        except asyncio.CancelledError:
+            # The server stops, and waits no longer. Whoever is told so need not guess from a connection that broke.
+            if status is not None:
+                raise
+            REFUSALS.labels(Stopped.code).inc()
+            await respond(Stopped(), request_id)(scope, receive, send_with_id)
         except Exception as error:
             report(error, request_id)
+            REFUSALS.labels(ServerError.code).inc()
             if status is not None:
                 raise
             await respond(ServerError(), request_id, Headers(scope=scope).get("accept", ""))(
                 scope, receive, send_with_id
             )
         finally:
-            caller = state.get("caller")
-            route = scope.get("route")
+            seconds = time.perf_counter() - started
+            route = getattr(scope.get("route"), "path", None)
+            count_request(route, scope["method"], status, seconds)
             log.info(
                 "request",
                 request_id=request_id,
-                route=getattr(route, "path", None),
+                route=route,
                 method=scope["method"],
                 status=status,
-                duration_ms=round((time.perf_counter() - started) * 1000, 3),
-                client_id=getattr(caller, "client_id", None),
-                user_id=getattr(caller, "user_id", None),
-                brand_id=getattr(caller, "brand_id", None),
+                duration_ms=round(seconds * 1000, 3),
+                **_who(state.get("caller")),
             )
 
 
@@ -147,9 +155,11 @@ class SocketLog:
                 code = message.get("code")
             await send(message)
 
+        SOCKETS_OPEN.inc()
         try:
             await self._app(scope, receive_watched, send_watched)
         finally:
+            SOCKETS_OPEN.dec()
             log.info(
                 "socket",
                 request_id=state[REQUEST_ID],
@@ -163,7 +173,8 @@ class SocketLog:
 
 
 def log_operation(context: Context, outcome: str, seconds: float) -> None:
-    """Write the log line of an operation on a socket: `complete`, the code of what refused it, or `stopped`."""
+    """Count an operation on a socket, and write its log line: `complete`, the code of what refused it, or `stopped`."""
+    count_operation(outcome, seconds)
     log.info(
         "operation",
         request_id=context.request_id,

@@ -16,6 +16,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from gateway.database import APP_ROLE, Database
+from gateway.metrics import AUDIT_DROPPED, AUDIT_WAITING
 from gateway.telemetry import describe, log
 from resolvers import json_text
 from resolvers.errors import GatewayError
@@ -95,7 +96,7 @@ class QueuedTrail:
     ) -> AsyncIterator[Self]:
         """Give a trail that is written down for as long as the block lasts, and to its end afterwards."""
         database = await Database.connect(
-            url, role=APP_ROLE, size=1, acquire_seconds=acquire_seconds, statement_seconds=statement_seconds
+            url, "audit", role=APP_ROLE, size=1, acquire_seconds=acquire_seconds, statement_seconds=statement_seconds
         )
         trail = cls(database, capacity)
         writing = asyncio.create_task(trail.write(), name="trail")
@@ -115,6 +116,7 @@ class QueuedTrail:
             self._queue.append(Kept(note, new_id(), time.monotonic()))
         else:
             self._drop(note.brand_id, 1)
+        self._tell_waiting()
         self._bell.set()
 
     async def write(self) -> None:
@@ -154,6 +156,7 @@ class QueuedTrail:
             except GatewayError:
                 return False
             self._batch = [kept for kept in self._batch if kept.note.brand_id != brand_id]
+            self._tell_waiting()
         return True
 
     async def _insert(self, brand_id: str, notes: Sequence[Kept]) -> None:
@@ -175,6 +178,10 @@ class QueuedTrail:
     def _drop(self, brand_id: str, number: int) -> None:
         self._dropped[brand_id] += number
         self._untold += number
+        AUDIT_DROPPED.inc(number)
+
+    def _tell_waiting(self) -> None:
+        AUDIT_WAITING.set(len(self._queue) + len(self._batch))
 
     def _tell_dropped(self) -> None:
         if self._untold:

@@ -25,6 +25,7 @@ class Operation(StrEnum):
     READ_PATIENTS = "read_patients"
     REGISTER_PATIENT = "register_patient"
     EXPLORE = "explore"
+    READ_METRICS = "read_metrics"
 
 
 Scopes = Mapping[Operation, tuple[str, ...]]
@@ -37,6 +38,7 @@ DEFAULT_SCOPES: Scopes = {
     Operation.READ_PATIENTS: ("read:patients", "read:encounters", "write:encounters"),
     Operation.REGISTER_PATIENT: ("write:patients",),
     Operation.EXPLORE: ("read:schema",),
+    Operation.READ_METRICS: ("read:metrics",),
 }
 """Which scopes allow an operation: any one of them will do. The published page names none, so these are ours."""
 

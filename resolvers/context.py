@@ -14,6 +14,7 @@ from resolvers.paging import PageLimits
 from resolvers.rates import Allowance, Kind, Rates, Unlimited
 from resolvers.recording import Recorder
 from resolvers.sql import Database
+from resolvers.tally import Tally, Uncounted
 from resolvers.trail import NOT_A_REFUSAL, Trail, reads, refusal
 
 Verify = Callable[[str], Awaitable[Caller]]
@@ -33,6 +34,7 @@ class Services:
     recorder: Recorder | None = None
     """Puts recordings that come at the same time into one statement; None where the database is a cluster."""
     rates: Rates = field(default_factory=Unlimited)
+    tally: Tally = field(default_factory=Uncounted)
     origins: Mapping[str, Collection[str]] = field(default_factory=dict)
     """From which pages a client may call out of a browser, by client id."""
     scopes: Scopes = field(default_factory=lambda: DEFAULT_SCOPES)
@@ -89,7 +91,11 @@ class Context:
             self.services.trail.note(note)
 
     def note_refusal(self, error: GatewayError) -> None:
-        """Leave on the trail that the caller is refused; once a request, however many fields are refused alike."""
+        """Leave on the trail that the caller is refused; once a request, however many fields are refused alike.
+
+        Counted is each of them, and what is no fault of the caller's too.
+        """
+        self.services.tally.refused(error.code)
         if isinstance(error, NOT_A_REFUSAL):
             return
         note = refusal(self.caller, self.request_id, error)
@@ -126,11 +132,11 @@ async def sign_in(
     brand fits is not asked yet. Raises `Unauthenticated`, `RateLimited` for an address that tried too many tokens,
     `InvalidToken`, or `Forbidden` for a page that this client does not call from.
     """
-    scheme, _, token = (authorization or "").partition(" ")
-    if scheme.lower() != "bearer" or not token.strip():
-        raise Unauthenticated
-    async with services.rates.attempt(address, token.strip()):
-        caller = await services.verify(token.strip())
+    try:
+        caller = await _caller(services, authorization, address)
+    except GatewayError as error:
+        services.tally.refused(error.code)
+        raise
     context = Context(caller, stated_brand_id, request_id, services)
     if origin is not None and origin not in services.origins.get(caller.client_id, ()):
         forbidden = Forbidden("This client does not call from that page.")
@@ -138,3 +144,11 @@ async def sign_in(
         context.note_refusal(forbidden)
         raise forbidden
     return context
+
+
+async def _caller(services: Services, authorization: str | None, address: str | None) -> Caller:
+    scheme, _, token = (authorization or "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise Unauthenticated
+    async with services.rates.attempt(address, token.strip()):
+        return await services.verify(token.strip())

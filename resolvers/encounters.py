@@ -70,6 +70,7 @@ async def record_encounter(
     if kept.created_at is None:
         return await _replay(context, claim, kept)
     context.services.feed.ring()
+    context.services.tally.recorded(replayed=False)
     return Recording(_recorded(columns, kept.created_at), answer.at(kept.created_at))
 
 
@@ -141,6 +142,7 @@ async def _replay(context: Context, claim: Claim | None, kept: Kept) -> Recordin
         async with context.database.reading(claim.brand_id) as connection:
             if earlier := await find_claimed(connection, claim):
                 encounter = await encounter_of_key(context, connection, earlier)
+                context.services.tally.recorded(replayed=True)
                 return Recording(encounter, earlier.answer, replayed=True)
     if kept.patient_is_known:
         # The key was there a moment ago and has just expired: the caller's next try will claim it.

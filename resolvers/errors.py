@@ -22,7 +22,8 @@ GatewayError
 ├── RequestTimeout             what was sent did not arrive in time
 ├── TemporarilyUnavailable     the gateway cannot answer now
 │   ├── Locked                 somebody else is at work on the same thing, and was not waited for
-│   └── OutcomeUnknown         the connection was lost at the commit: it may have been kept
+│   ├── OutcomeUnknown         the connection was lost at the commit: it may have been kept
+│   └── Stopped                the gateway stopped in the middle: it may have been kept
 └── ServerError                a fault of ours
 
 A message never contains anything that was sent: a person's words about a patient must not travel in errors.
@@ -239,6 +240,12 @@ class Locked(TemporarilyUnavailable):
 
 class OutcomeUnknown(TemporarilyUnavailable):
     """The database was lost while the record was being committed; ask again before you send again."""
+
+    recorded = "unknown"
+
+
+class Stopped(TemporarilyUnavailable):
+    """The gateway stopped before this was done; ask again before you send again."""
 
     recorded = "unknown"
 

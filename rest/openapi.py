@@ -25,11 +25,13 @@ Json = dict[str, Any]
 
 PATH = "/v1/patients/{patient_id}/encounters"
 ONE = PATH + "/{encounter_id}"
+METRICS = "/metrics"
 
 OPERATIONS = {
     ("post", PATH): Operation.RECORD_ENCOUNTER,
     ("get", PATH): Operation.READ_ENCOUNTERS,
     ("get", ONE): Operation.READ_ENCOUNTERS,
+    ("get", METRICS): Operation.READ_METRICS,
 }
 """Which right each operation needs; every one that needs a token is listed."""
 
@@ -184,6 +186,7 @@ def _described() -> Json:
             "/rules/{rule}": {"get": _page("explainRule", "What a rule asks for", "rule", get_args(RuleId))},
             "/healthz": {"get": _health("healthz", "Whether the process runs", {200: "It runs."})},
             "/readyz": {"get": _health("readyz", "Whether it can serve", {200: "It can.", 503: "It cannot just now."})},
+            METRICS: {"parameters": [_request_id_header()], "get": _metrics()},
         },
         "components": {
             "schemas": {
@@ -319,6 +322,23 @@ def _show() -> Json:
             },
             "304": _not_modified(),
             **_refusals(REFUSALS.keys() - ABOUT_A_BODY - {400}),
+        },
+    }
+
+
+def _metrics() -> Json:
+    return {
+        "operationId": "metrics",
+        "tags": ["health"],
+        "summary": "What is counted, in the text format of Prometheus",
+        "description": "For machines that watch over the gateway; a client of no brand may ask.",
+        "responses": {
+            "200": {
+                "description": "The metrics",
+                "headers": _headers(*SIGNED_IN),
+                "content": {"text/plain": {"schema": {"type": "string"}}},
+            },
+            **_refusals({401, 403, 405, 429, 500, 503}),
         },
     }
 

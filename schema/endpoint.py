@@ -5,6 +5,7 @@ outcome by its status too; `application/json` is for older clients, which take a
 there, whatever was understood as GraphQL is answered with 200. A third, `text/event-stream`, is for subscriptions.
 """
 
+import asyncio
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -87,7 +88,7 @@ class GraphQLEndpoint:
             understood, body, _ = await self._runner.run(ask, document, context, read_only=request.method == "GET")
         except ClientDisconnect:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer in GraphQL's shape
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - whatever it is, the client gets an answer
             refusal = self._runner.known(error, request.state.request_id)
             status, headers = self._http_form(refusal)
             known: Context | None = getattr(request.state, "context", None)

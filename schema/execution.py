@@ -1,5 +1,6 @@
 """One operation, from what a client asks for to the body of its answer: the same over HTTP and over a socket."""
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
 from contextlib import aclosing
 from functools import lru_cache
@@ -24,7 +25,15 @@ from strawberry.execution import optimized_is_awaitable
 
 from resolvers import json_text
 from resolvers.context import Context
-from resolvers.errors import GatewayError, InvalidInput, MalformedBody, MethodNotAllowed, ServerError, Violation
+from resolvers.errors import (
+    GatewayError,
+    InvalidInput,
+    MalformedBody,
+    MethodNotAllowed,
+    ServerError,
+    Stopped,
+    Violation,
+)
 from resolvers.rules import RuleId
 from schema.admission import Admission, LogBreach, LogUnknown
 from schema.cost import Cost, cost_of
@@ -241,6 +250,9 @@ class Runner:
         """Give the error itself if it is one of ours; else write it down and give `ServerError`."""
         if isinstance(error, GatewayError):
             return error
+        if isinstance(error, asyncio.CancelledError):
+            # The server stops, and waits no longer. Whoever is told so need not guess from a connection that broke.
+            return Stopped()
         self._report(error, request_id)
         return ServerError()
 

@@ -13,7 +13,8 @@ class Wire:
     """Passes bytes between a gateway and a server; cuts every connection when told to.
 
     `before` is called with what the gateway says before it is passed on, `after` with what the server answered before
-    that is passed on; either may say True, and the connection is cut there and then.
+    that is passed on; either may say True, and the connection is cut there and then. Where `silenced` names directions
+    (`onward`, `back`), it is not cut, but what is said on it in these stays on the way: as with a network that is down.
     """
 
     def __init__(self, socket_path: Path) -> None:
@@ -22,6 +23,8 @@ class Wire:
         self.before: Callable[[bytes], bool] = _never
         self.after: Callable[[bytes], bool] = _never
         self.refusing = False
+        self.silenced: frozenset[str] = frozenset()
+        self._ways: list[asyncio.Event] = []
 
     @classmethod
     @asynccontextmanager
@@ -39,9 +42,11 @@ class Wire:
             await asyncio.gather(*wire._tasks, return_exceptions=True)
 
     def mend(self) -> None:
-        """Cut no more."""
+        """Cut no more, and pass on what was held back."""
         self.before = self.after = _never
         self.refusing = False
+        for way in self._ways:
+            way.set()
 
     async def _accept(self, near_reader: asyncio.StreamReader, near_writer: asyncio.StreamWriter) -> None:
         if self.refusing:
@@ -54,22 +59,37 @@ class Wire:
             near_writer.transport.abort()
             far_writer.transport.abort()
 
-        for reader, writer, watch in (
-            (near_reader, far_writer, lambda said: self.before(said)),  # noqa: PLW0108 - looked up each time
-            (far_reader, near_writer, lambda said: self.after(said)),  # noqa: PLW0108
+        ways = {"onward": asyncio.Event(), "back": asyncio.Event()}
+        self._ways += ways.values()
+        for way in ways.values():
+            way.set()
+
+        def ended(told: bool) -> bool:
+            for direction in self.silenced if told else ():
+                ways[direction].clear()
+            return told and not self.silenced
+
+        for reader, writer, watch, way in (
+            (near_reader, far_writer, lambda said: ended(self.before(said)), ways["onward"]),
+            (far_reader, near_writer, lambda said: ended(self.after(said)), ways["back"]),
         ):
-            task = asyncio.create_task(_pass_on(reader, writer, watch, cut))
+            task = asyncio.create_task(_pass_on(reader, writer, watch, way, cut))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
 
 async def _pass_on(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, watch: Callable[[bytes], bool], cut: Callable[[], None]
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    watch: Callable[[bytes], bool],
+    way: asyncio.Event,
+    cut: Callable[[], None],
 ) -> None:
     with contextlib.suppress(OSError):
         while said := await reader.read(65_536):
             if watch(said):
                 break
+            await way.wait()
             writer.write(said)
             await writer.drain()
     cut()

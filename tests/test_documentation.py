@@ -4,6 +4,9 @@ from pathlib import Path
 
 from pydantic_core import PydanticUndefined
 
+from gateway.events import EventNumbers
+from gateway.metrics import REGISTRY
+from gateway.scrape import from_database
 from gateway.settings import PREFIX, Settings
 from models import EncounterStatus
 from resolvers.access import DEFAULT_SCOPES
@@ -66,6 +69,20 @@ def test_the_clients_in_the_documentation_are_those_that_are_tested() -> None:
     loop = tested[tested.index("const query") : tested.index("\n\nawait follow")]
 
     assert loop in (DOCS / "live.md").read_text(), loop
+
+
+def test_the_table_of_metrics_is_that_of_the_code() -> None:
+    assert metrics_table() in (DOCS / "operators.md").read_text(), metrics_table()
+
+
+def metrics_table() -> str:
+    """Give the table of metrics as docs/operators.md has it."""
+    nothing = EventNumbers(waiting=0, oldest_seconds=0, position=0, unsettled=0, pruned=0, sinks=())
+    rows = ["| metric | kind | what it tells |", "|---|---|---|"]
+    for family in [*REGISTRY.collect(), *from_database(nothing)]:
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        rows.append(f"| `{name}` | {family.type} | {family.documentation} |")
+    return "\n".join(rows)
 
 
 def access_table() -> str:

@@ -185,6 +185,45 @@ async def has(cast: Cast, query: str, number: int) -> bool:
     return await cast.connection.fetchval(query) == number
 
 
+SILENT = [
+    ("step by step", "at the encounter"),
+    ("step by step", "before the commit arrives"),
+    ("step by step", KEPT),
+    ("at once", "before it arrives"),
+    ("at once", KEPT),
+]
+
+
+@pytest.mark.parametrize("direction", ["one way", "both ways"])
+@pytest.mark.parametrize("silence", SILENT, ids=", ".join)
+@pytest.mark.parametrize("kind", [RestDoor, GraphQLDoor], ids=["rest", "graphql"])
+async def test_a_network_that_swallows_what_is_said_is_told_in_time_and_as_it_is(
+    database_url: str, cast: Cast, kind: type[Door], silence: tuple[str, str], direction: str
+) -> None:
+    """Nobody closes the connection. One way, the server may notice that we are idle in the transaction, and says so."""
+    patient_id = await cast.patient()
+    form, step = silence
+    async with Wire.to(database_url) as (wire, near_url):
+        cluster = form == "step by step"
+        settings = Settings(database_url=near_url, database_statement_seconds=1, database_cluster=cluster)
+        async with Service.running(settings) as service:
+            one_way = "onward" if STEPS[form][step][0] == "before" else "back"
+            wire.silenced = frozenset({one_way} if direction == "one way" else {"onward", "back"})
+            recorded = arm(wire, form, step)
+
+            async with asyncio.timeout(60):
+                outcome = await kind(service).record(patient_id, VISIT)
+
+            assert (outcome.code, outcome.recorded) == ("temporarily_unavailable", recorded)
+            wire.mend()
+            async with asyncio.timeout(30):
+                while (await kind(service).record(patient_id, VISIT)).code is not None:  # noqa: ASYNC110 - it says so itself
+                    await asyncio.sleep(0.05)
+        # What was swallowed may still arrive, late. What was said to be lost stays lost all the same.
+        kept = await cast.count("encounters", patient_id) - 1
+        assert kept == 1 if step == KEPT else kept in ({0} if recorded == "no" else {0, 1})
+
+
 async def test_a_client_that_goes_away_frees_its_connection_and_leaves_a_whole_record_or_none(
     wired: Wired, cast: Cast
 ) -> None:

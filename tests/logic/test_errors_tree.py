@@ -156,4 +156,4 @@ def test_every_error_says_in_graphql_what_it_says_over_rest(kind: type[GatewayEr
 def test_an_error_that_may_have_been_recorded_says_so() -> None:
     unknown = {kind.__name__ for kind in KINDS if kind.recorded != "no"}
 
-    assert unknown == {"OutcomeUnknown", "ServerError"}
+    assert unknown == {"OutcomeUnknown", "ServerError", "Stopped"}

@@ -16,61 +16,8 @@ import pytest
 
 from tests.conftest import create_database
 from tests.doors import RECORD
+from tests.gateways import ROOT, VISIT, WAITING, Gateway
 from tests.sockets import talk_to
-
-ROOT = Path(__file__).parent.parent.parent
-VISIT = {"brand_id": "loop", "encounter_type": "lab", "notes": "Slept well."}
-DEV = {"authorization": "Bearer dev"}
-WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-
-
-class Gateway:
-    """A gateway in a process of its own, on a port of its own."""
-
-    def __init__(self, data_dir: Path, **settings: str) -> None:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
-        environment |= {"GATEWAY_DATA_DIR": str(data_dir), "GATEWAY_PORT": "0", **settings}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "gateway", "serve"],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def welcome(self) -> str:
-        """Read what it says first: up to the empty line that ends it, or the end."""
-        assert self.process.stdout is not None
-        lines = []
-        for line in self.process.stdout:
-            lines.append(line)
-            if '\'{"brand_id"' in line:
-                break
-        said = "".join(lines)
-        if found := re.search(r"http://127\.0\.0\.1:\d+", said):
-            self.origin = found[0]
-        return said
-
-    def started(self) -> "Gateway":
-        """Wait until it has said where it listens."""
-        assert "GraphQL" in self.welcome()
-        return self
-
-    def record(self) -> httpx2.Response:
-        """Record an encounter of the demo patient."""
-        return httpx2.post(f"{self.origin}/v1/patients/demo-patient/encounters", json=VISIT, headers=DEV, timeout=10)
-
-    def total(self) -> int:
-        """Count the demo patient's encounters."""
-        answer = httpx2.get(f"{self.origin}/v1/patients/demo-patient/encounters", headers=DEV, timeout=10)
-        total: int = answer.json()["total"]
-        return total
-
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Send a signal and give the exit code."""
-        self.process.send_signal(number)
-        return self.process.wait(20)
 
 
 @pytest.fixture
@@ -83,11 +30,7 @@ def gateway(tmp_path: Path) -> Iterator[Callable[..., Gateway]]:
 
     yield start
     for each in running:
-        if each.process.poll() is None:
-            each.stop()
-        for stream in (each.process.stdout, each.process.stderr):
-            assert stream is not None
-            stream.close()
+        each.end()
 
 
 def test_the_first_lines_are_the_addresses_and_a_call_that_works_when_pasted(gateway) -> None:
@@ -138,7 +81,7 @@ def test_a_second_gateway_on_the_same_folder_is_refused_with_a_clear_sentence(ga
     second = gateway()
 
     assert second.process.wait(20) != 0
-    said = second.process.stderr.read()
+    said = second.errors()
     assert "Another gateway is using the data folder" in said
     assert "Traceback" not in said
 
@@ -156,14 +99,14 @@ def test_a_mistake_in_the_settings_is_a_sentence_not_a_traceback(gateway) -> Non
     one = gateway(GATEWAY_PROT="80")
 
     assert one.process.wait(20) != 0
-    assert one.process.stderr.read() == "gateway: GATEWAY_PROT: no such setting; the nearest is GATEWAY_PORT\n"
+    assert one.errors() == "gateway: GATEWAY_PROT: no such setting; the nearest is GATEWAY_PORT\n"
 
 
 def test_development_mode_refuses_an_open_address(gateway) -> None:
     one = gateway(GATEWAY_HOST="0.0.0.0")
 
     assert one.process.wait(20) != 0
-    assert "loopback only" in one.process.stderr.read()
+    assert "loopback only" in one.errors()
 
 
 async def test_ten_processes_may_migrate_one_database_at_once(server_url: str) -> None:
