@@ -420,7 +420,7 @@ async def test_a_statement_that_takes_too_long_is_503_and_records_nothing(
     assert (await post(small, of(patient_id))).status_code == 201
 
 
-async def test_a_connection_lost_in_the_middle_is_503_and_records_nothing(
+async def test_a_connection_lost_in_the_middle_is_503_and_never_claimed_to_be_recorded(
     small: Service, cast: Cast, database_url: str
 ) -> None:
     patient_id = await cast.patient()
@@ -431,7 +431,8 @@ async def test_a_connection_lost_in_the_middle_is_503_and_records_nothing(
         await cast.connection.execute("SELECT pg_terminate_backend($1)", pid)
         answer = await lost
 
-    refused(answer, 503, "temporarily_unavailable")
+    # A goodbye of the server's may come after the commit: it was not, but the gateway cannot know.
+    refused(answer, 503, "temporarily_unavailable", recorded="unknown")
     assert await cast.rows(patient_id) == []
     assert (await post(small, of(patient_id))).status_code == 201
 

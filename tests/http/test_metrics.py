@@ -58,7 +58,7 @@ async def test_who_may_is_asked_in_the_usual_order(watched: Service) -> None:
     assert [answer.status_code for answer in answers] == [401, 401, 403, 200]
     assert 'scope="read:metrics"' in answers[2].headers["www-authenticate"]
     assert (too_often.status_code, too_often.json()["error"]) == (429, "rate_limited")
-    assert (posted.status_code, posted.headers["allow"]) == (405, "GET, HEAD")
+    assert (posted.status_code, posted.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
 
 
 async def test_a_scrape_is_no_read_of_anybodys_record(watched: Service, cast: Cast) -> None:

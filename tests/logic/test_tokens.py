@@ -221,10 +221,11 @@ async def test_two_hundred_requests_at_once_hear_of_one_trouble(
     assert provider.introspections == 1
 
 
-async def test_different_tokens_are_asked_about_apart(provider: IdentityProvider, introspected: Verify) -> None:
+async def test_different_tokens_are_asked_about_apart(provider: IdentityProvider, clock: Hands) -> None:
     provider.tokens |= {f"token-{number}": {"client_id": f"client-{number}"} for number in range(100)}
 
-    callers = await asyncio.gather(*(introspected(f"token-{number}") for number in range(100)))
+    async with verifying(provider.settings(introspection=True, identity_provider_seconds=30), clock) as verify:
+        callers = await asyncio.gather(*(verify(f"token-{number}") for number in range(100)))
 
     assert [caller.client_id for caller in callers] == [f"client-{number}" for number in range(100)]
 
