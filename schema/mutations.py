@@ -12,12 +12,14 @@ from resolvers.encounters import record_encounter
 from resolvers.errors import GatewayError
 from resolvers.lifecycle import change_encounter
 from resolvers.patients import register_patient
+from resolvers.validation import validate_encounter
 from schema.errors import (
     EncounterNotFound,
     IdempotencyKeyReused,
     IllegalTransition,
     InvalidInput,
     PatientNotFound,
+    Recorded,
     StaleVersion,
     outcome,
 )
@@ -52,8 +54,14 @@ class EncounterRecorded:
     )
 
 
+@strawberry.type(description="It would be recorded. Nothing was, because the request asked for that.")
+class EncounterValid:
+    recorded: Recorded = strawberry.field(description="Always `no`.")
+
+
 RecordEncounterResult = Annotated[
-    EncounterRecorded | PatientNotFound | InvalidInput | IdempotencyKeyReused, strawberry.union("RecordEncounterResult")
+    EncounterRecorded | PatientNotFound | InvalidInput | IdempotencyKeyReused | EncounterValid,
+    strawberry.union("RecordEncounterResult"),
 ]
 
 
@@ -127,12 +135,22 @@ class Mutation:
                 "through whichever door it comes again."
             ),
         ] = UNSET,
+        validate_only: Annotated[
+            bool | None,
+            strawberry.argument(
+                description="Only say what would come of it: `EncounterValid`, or whatever the same call without this "
+                "would give. Nothing is written, and the key stays free."
+            ),
+        ] = UNSET,
     ) -> RecordEncounterResult:
         try:
             key = None if idempotency_key is UNSET else idempotency_key
-            recording = await record_encounter(info.context.context, patient_id, given(input), key)
+            asked = (info.context.context, patient_id, given(input), key)
+            recording = await (validate_encounter if validate_only is True else record_encounter)(*asked)
         except GatewayError as error:
             return outcome(error, info.context.context)  # type: ignore[no-any-return]
+        if recording is None:
+            return EncounterValid(recorded=Recorded.NO)
         return EncounterRecorded(encounter=recording.encounter, replayed=recording.replayed)  # type: ignore[arg-type]
 
     @strawberry.mutation(description="Make a patient known, so that encounters can be recorded. Safe to send again.")
