@@ -153,6 +153,7 @@ def services(
         page_limits=PageLimits(settings.page_size, settings.page_size_max),
         max_cost=settings.max_cost,
         keys_kept_for=keys_kept_for,
+        duplicate_window=timedelta(minutes=settings.duplicate_window_minutes),
     )
 
 

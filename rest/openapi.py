@@ -268,7 +268,7 @@ def _record() -> Json:
             "200": {
                 "description": "With `validate_only=true`: it would be recorded",
                 "headers": _headers(*SIGNED_IN),
-                "content": _json({"$ref": "#/components/schemas/Valid"}, VALID),
+                "content": _json(_referring("Valid"), VALID),
             },
             "201": {
                 "description": "Encounter recorded",

@@ -53,6 +53,15 @@ class EncounterRecorded:
         description="Whether the same request under the same key had recorded it earlier. It is shown as it stands now."
     )
 
+    @strawberry.field(
+        description="The newest 10 encounters of the same patient, type and provider that were recorded shortly before "
+        "this one and not entered in error: a warning, nothing is merged. Null, with an error, where they cannot be "
+        "read; the encounter is recorded all the same."
+    )
+    async def possible_duplicates(self, info: Info) -> list[Encounter] | None:
+        of = (self.encounter.patient_id, self.encounter.id)
+        return await info.context.loaders.duplicates.load(of)  # type: ignore[arg-type, return-value]
+
 
 @strawberry.type(description="It would be recorded. Nothing was, because the request asked for that.")
 class EncounterValid:

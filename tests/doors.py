@@ -181,10 +181,13 @@ class GraphQLDoor:
         key: str | None = None,
         validate_only: bool = False,
     ) -> Outcome:
-        variables = {"patientId": patient_id, "input": {camel(name): value for name, value in members.items()}}
+        variables: dict[str, Any] = {
+            "patientId": patient_id,
+            "input": {camel(name): value for name, value in members.items()},
+        }
         if key is not None:
             variables["key"] = key
-        kind = variables["input"].get("encounterType")  # type: ignore[attr-defined]
+        kind = sent.get("encounterType")
         if isinstance(kind, str):
             variables["input"]["encounterType"] = kind.upper()
         if validate_only:
