@@ -27,9 +27,11 @@ class Service:
 
     @classmethod
     @asynccontextmanager
-    async def running(cls, settings: Settings, verify: Verify | None = None) -> AsyncIterator[Self]:
+    async def running(
+        cls, settings: Settings, verify: Verify | None = None, faults: int | None = None
+    ) -> AsyncIterator[Self]:
         """Start the service, and stop it at the end."""
-        app = create_app(settings, verify)
+        app = create_app(settings, verify, faults)
         async with app.router.lifespan_context(app) as state:
 
             async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
@@ -187,7 +189,7 @@ class GraphQLDoor:
         }
         if key is not None:
             variables["key"] = key
-        kind = sent.get("encounterType")
+        kind = variables["input"].get("encounterType")
         if isinstance(kind, str):
             variables["input"]["encounterType"] = kind.upper()
         if validate_only:
