@@ -57,8 +57,10 @@ class Rehearsal:
                     break
             assert lines, log.read_text()
             connection = await asyncpg.connect(url)
-            yield cls("".join(lines), log, connection)
-            await connection.close()
+            try:
+                yield cls("".join(lines), log, connection)
+            finally:
+                await connection.close()
         finally:
             process.send_signal(signal.SIGTERM)
             process.stdout.close()
