@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,12 +13,11 @@ from uuid import uuid4
 
 import pytest
 
+from tests import node
 from tests.happenings import until
 from tests.rehearsal import ROOT, Rehearsal
 
 CLIENTS = ROOT / "docs/clients"
-TYPES = ROOT / "tests/javascript/node_modules/@types"
-TSC = ROOT / "tests/javascript/node_modules/.bin/tsc"
 ENCOUNTERS = 30
 # Every kind of fault is among the first thirty that it draws.
 SEED = 7
@@ -64,11 +62,19 @@ def python(_folder: Path) -> Sequence[str]:
 
 def typescript(folder: Path) -> Sequence[str]:
     """Check the types of the client as strictly as can be, and compile it."""
-    if shutil.which("node") is None or not TSC.exists():
-        pytest.skip("node or its packages are not installed: apt-get install nodejs npm, then make .venv/javascript")
-    options = ["--strict", "--noUncheckedIndexedAccess", "--target", "es2022", "--module", "nodenext"]
-    types = ["--typeRoots", str(TYPES), "--types", "node", "--outDir", str(folder)]
-    subprocess.run([TSC, *options, *types, CLIENTS / "encounters.mts"], check=True)
+    strictly = [
+        "--strict",
+        "--noUncheckedIndexedAccess",
+        "--target",
+        "es2022",
+        "--module",
+        "nodenext",
+        "--types",
+        "node",
+    ]
+    typed: list[str | Path] = ["--typeRoots", node.FOLDER / "node_modules/@types", "--outDir", folder]
+    compiled = node.run("tsc", *strictly, *typed, CLIENTS / "encounters.mts")
+    assert compiled.returncode == 0, compiled.stdout
     return ["node", str(folder / "encounters.mjs")]
 
 
@@ -76,7 +82,9 @@ def shell(_folder: Path) -> Sequence[str]:
     return ["sh", str(CLIENTS / "encounters.sh")]
 
 
-@pytest.mark.parametrize("language", [python, typescript, shell], ids=lambda language: language.__name__)
+@pytest.mark.parametrize(
+    "language", [python, pytest.param(typescript, marks=node.needs_node), shell], ids=lambda language: language.__name__
+)
 async def test_each_encounter_is_recorded_once_whatever_goes_wrong(language, server_url: str, tmp_path: Path) -> None:
     command = language(tmp_path)
     async with Rehearsal.running(server_url, tmp_path, SEED) as rehearsal:
