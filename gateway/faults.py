@@ -1,9 +1,9 @@
 """Faults to rehearse with: what a network and a busy service do to a client, done on purpose and in a seeded order.
 
 Only for `gateway serve --faults SEED`, so only where no real patient is. A fault is drawn for each POST to a door, in
-the order they come; the same seed and the same requests make the same faults. Pure ASGI, next to the doors: a refusal
-is raised where a body would be read, so the door phrases it, after it has found out who calls, and it is true that
-nothing was recorded.
+the order they come, but for streams; the same seed and the same requests make the same faults. Pure ASGI, next to the
+doors: a refusal is raised where a body would be read, so the door phrases it, after it has found out who calls, and it
+is true that nothing was recorded.
 """
 
 import asyncio
@@ -123,6 +123,8 @@ class Faults:
 def _is_sent_to_a_door(scope: Scope) -> bool:
     if scope["type"] != "http" or scope["method"] != "POST":
         return False
+    if b"text/event-stream" in dict(scope["headers"]).get(b"accept", b""):
+        return False  # a stream has no one answer that could be lost, and its end may never come
     path: str = scope["path"]
     return path == "/graphql" or path.startswith("/v1/")
 

@@ -137,6 +137,15 @@ async def test_nothing_else_goes_wrong(rehearsal: Service, fault: Fault, method:
     assert "x-rehearsed-fault" not in answer.headers
 
 
+@goes_wrong(Fault.UNAVAILABLE)
+async def test_a_stream_is_let_through(rehearsal: Service, fault: Fault) -> None:
+    headers = {"accept": "text/event-stream, application/json"}
+
+    answer = await rehearsal.rest("POST", "/graphql", json={"query": "{ __typename }"}, headers=headers)
+
+    assert (answer.status_code, answer.headers.get("x-rehearsed-fault")) == (200, None)
+
+
 async def test_without_a_rehearsal_nothing_goes_wrong(service: Service, cast: Cast) -> None:
     patient_id = await cast.patient()
 
