@@ -31,7 +31,7 @@ class Service:
         cls, settings: Settings, verify: Verify | None = None, faults: int | None = None
     ) -> AsyncIterator[Self]:
         """Start the service, and stop it at the end."""
-        app = create_app(settings, verify, faults)
+        app = create_app(settings, verify, faults=faults)
         async with app.router.lifespan_context(app) as state:
 
             async def with_state(scope: Scope, receive: Receive, send: Send) -> None:

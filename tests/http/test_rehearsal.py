@@ -1,4 +1,4 @@
-"""What a rehearsal does to a request, fault by fault. What only a connection shows is in `process/test_faults.py`."""
+"""What a rehearsal does to a request, fault by fault. What a connection shows is in `process/test_rehearsal.py`."""
 
 from collections.abc import AsyncIterator
 from typing import Any
