@@ -20,6 +20,7 @@ from gateway.documents import document_rules, trusted_plainly
 from gateway.duties import Duty, prune_keys
 from gateway.edges import SecurityHeaders, cross_origin
 from gateway.events import passing_on
+from gateway.faults import Faults
 from gateway.limits import BodyLimits
 from gateway.metrics import Metered
 from gateway.rates import RateHeaders, RateLimits
@@ -46,10 +47,13 @@ from schema.socket import GraphQLSocket, SocketLimits
 from schema.staying import Places
 
 
-def create_app(settings: Settings, verify: Verify | None = None, stop: Stop | None = None) -> Starlette:
+def create_app(
+    settings: Settings, verify: Verify | None = None, stop: Stop | None = None, faults: int | None = None
+) -> Starlette:
     """Build the service; `verify` in place of what the settings say. Nothing is connected until it starts.
 
-    `stop` is told by whoever hears the signals. Raises `SettingsError` for trusted documents that cannot be run.
+    `stop` is told by whoever hears the signals. With `faults`, a seed, requests to the doors meet the faults of a
+    rehearsal. Raises `SettingsError` for trusted documents that cannot be run.
     """
     stopping = stop or Stop()
 
@@ -116,6 +120,7 @@ def create_app(settings: Settings, verify: Verify | None = None, stop: Stop | No
             Middleware(SecurityHeaders),
             *([Middleware(cross_origin, origins=settings.browser_origins)] if settings.browser_origins else []),
             Middleware(BodyLimits, max_bytes=settings.max_body_bytes, seconds=settings.body_seconds),
+            *([Middleware(Faults, seed=faults)] if faults is not None else []),
         ],
         exception_handlers={GatewayError: rest.errors.phrase, HTTPException: rest.errors.phrase_http},
         lifespan=lifespan,
@@ -153,6 +158,7 @@ def services(
         page_limits=PageLimits(settings.page_size, settings.page_size_max),
         max_cost=settings.max_cost,
         keys_kept_for=keys_kept_for,
+        duplicate_window=timedelta(minutes=settings.duplicate_window_minutes),
     )
 
 

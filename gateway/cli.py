@@ -36,12 +36,17 @@ def main() -> None:
 
 
 @app.command()
-def serve() -> None:
+def serve(
+    faults: Annotated[
+        int | None,
+        typer.Option(metavar="SEED", help="Let requests go wrong, to rehearse with; in development mode only."),
+    ] = None,
+) -> None:
     """Serve both doors; with no database configured, on a private PostgreSQL of its own."""
     from gateway.serve import serve
 
     with _database() as settings:
-        serve(settings)
+        serve(settings, faults)
 
 
 @app.command()

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -16,6 +17,7 @@ from uvicorn.supervisors import Multiprocess
 
 from gateway.app import create_app
 from gateway.auth import DEVELOPMENT_PATIENTS
+from gateway.faults import CuttingProtocol
 from gateway.migrate import migrate
 from gateway.protocol import GuardedProtocol
 from gateway.safety import examine, told_plainly
@@ -36,19 +38,25 @@ PROTOCOLS: Mapping[str, Any] = {
 }
 
 
-def serve(settings: Settings) -> None:
-    """Prepare the database, say where we listen, and serve until a signal."""
+def serve(settings: Settings, faults: int | None = None) -> None:
+    """Prepare the database, say where we listen, and serve until a signal.
+
+    With `faults`, a seed, as a rehearsal. Raises `SettingsError` where it must not be one.
+    """
     assert settings.database_url is not None
+    if faults is not None:
+        refuse_a_rehearsal(settings)
     if settings.documents:
         # What is wrong with them is told here, once, and not by each worker.
         create_app(settings)
     config = uvicorn.Config(
-        "gateway.serve:worker",
+        # Other workers are told by name what to serve. A rehearsal has none, so what it serves may hold the seed.
+        "gateway.serve:worker" if faults is None else partial(worker, faults),
         factory=True,
         host=settings.host,
         port=settings.port,
         workers=settings.workers,
-        **PROTOCOLS,
+        **{**PROTOCOLS, "http": GuardedProtocol if faults is None else CuttingProtocol},
         log_config=None,
         access_log=False,
         server_header=False,
@@ -58,7 +66,7 @@ def serve(settings: Settings) -> None:
     asyncio.run(prepare(settings))
     # Listening before saying so: who follows the first line at once waits in the queue instead of being refused.
     socket.listen(config.backlog)
-    print(welcome(settings, socket.getsockname()[1]), flush=True)
+    print(welcome(settings, socket.getsockname()[1], faults), flush=True)
 
     # The workers are processes of their own, and settings travel as they came: by the environment.
     os.environ[PREFIX + "DATABASE_URL"] = settings.database_url.get_secret_value()
@@ -70,7 +78,21 @@ def serve(settings: Settings) -> None:
         uvicorn.Server(config).run(sockets=[socket])
 
 
-def worker() -> Starlette:
+def refuse_a_rehearsal(settings: Settings) -> None:
+    """Return if faults may be rehearsed here. Raises `SettingsError` where they would meet real callers, or differ."""
+    if not settings.development:
+        raise SettingsError(
+            "--faults lets requests go wrong on purpose, so it is for development mode only: "
+            f"leave out {PREFIX}INTROSPECTION_URL and {PREFIX}JWKS_URL, or leave out --faults"
+        )
+    if settings.workers > 1:
+        raise SettingsError(
+            "--faults gives the same faults to the same requests, which several processes would share out by chance: "
+            f"set {PREFIX}WORKERS=1"
+        )
+
+
+def worker(faults: int | None = None) -> Starlette:
     """Build the service in the process that serves it."""
     configure_logging()
     settings = Settings.from_environment()
@@ -78,7 +100,7 @@ def worker() -> Starlette:
     GuardedProtocol.send_seconds = settings.socket_send_seconds
     stop = Stop(settings.drain_pause_seconds)
     stop.catch_signals()
-    return create_app(settings, stop=stop)
+    return create_app(settings, stop=stop, faults=faults)
 
 
 class Workers(Multiprocess):
@@ -143,7 +165,7 @@ async def register_demo_patients(owner_url: str) -> None:
         await connection.close()
 
 
-def welcome(settings: Settings, port: int) -> str:
+def welcome(settings: Settings, port: int, faults: int | None = None) -> str:
     """Say where the doors are and, in development mode, give one call that works when pasted."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     origin = f"http://{host}:{port}"
@@ -151,6 +173,10 @@ def welcome(settings: Settings, port: int) -> str:
         f"REST     {origin}/v1/patients/{{patient_id}}/encounters",
         f"GraphQL  {origin}/graphql",
     ]
+    if faults is not None:
+        lines.append(
+            f"Rehearsal: faults are on, seed {faults}. Requests go wrong on purpose, as docs/integrators.md tells."
+        )
     if settings.development:
         lines += [
             "",

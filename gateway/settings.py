@@ -231,6 +231,13 @@ class Settings(BaseSettings):
     idempotency_hours: int = Field(
         7 * 24, ge=24, description="How long an idempotency key is kept, in hours. Clinics that were offline send late."
     )
+    duplicate_window_minutes: int = Field(
+        60,
+        ge=0,
+        le=7 * 24 * 60,
+        description="How long before another, in minutes, an encounter of the same patient, type and provider may have "
+        "been recorded to be named in `possibleDuplicates`. 0: none ever is.",
+    )
     audit_queue: int = Field(
         10_000,
         ge=1,

@@ -43,6 +43,8 @@ class Services:
     max_cost: int = 25_000
     """How many objects one GraphQL operation may give at most."""
     keys_kept_for: timedelta = timedelta(days=7)
+    duplicate_window: timedelta = timedelta(hours=1)
+    """How long before another an encounter may lie to be called its possible duplicate; 0 is never."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from resolvers import json_text
 from resolvers.access import Operation
 from resolvers.encounters import list_encounters_by_offset, record_encounter, visible_encounter
 from resolvers.errors import InvalidInput, MalformedBody, UnsupportedMediaType, Violation
-from rest.answers import json_bytes, write_json
+from resolvers.validation import validate_encounter
+from rest.answers import json_answer, json_bytes, write_json
 from rest.media import JSON, require_json_is_accepted
 from rest.signin import admitted
 from rest.tags import is_known, not_modified, tag_of_body, tag_of_version
@@ -30,16 +31,21 @@ COLUMN = {"metadata": "metadata_"}
 
 MAX_OFFSET = 2**63 - 1
 
+VALID = {"recorded": "no", "message": "It would be recorded; nothing was, because the request asked for that."}
+"""What is answered to a valid request with `validate_only=true`."""
+
 
 class PatientEncounters(HTTPEndpoint):
     """The encounters of one patient."""
 
     async def post(self, request: Request) -> Response:
-        """Record an encounter: 201 and the encounter."""
+        """Record an encounter: 201 and the encounter. Or only say that it would be: 200."""
         context = await admitted(request, Operation.RECORD_ENCOUNTER)
         require_json_is_accepted(request)
-        members = await _members(request)
-        recording = await record_encounter(context, request.path_params["patient_id"], members, _key(request))
+        asked = (context, request.path_params["patient_id"], await _members(request), _key(request))
+        recording = await (validate_encounter if _validate_only(request) else record_encounter)(*asked)
+        if recording is None:
+            return json_answer(VALID)
         # A replay is the first answer, and so is its tag: whoever asks with it is told what has changed since.
         headers = {"Location": path_of(recording.encounter), "ETag": tag_of_version(1)}
         if recording.replayed:
@@ -101,6 +107,16 @@ def _key(request: Request) -> str | None:
     # The IETF draft has a quoted string here; most clients send the bare key. Both are the same key.
     quoted = re.fullmatch(r'"((?:[^"\\]|\\["\\])*)"', keys[0])
     return re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else keys[0]
+
+
+def _validate_only(request: Request) -> bool:
+    values = request.query_params.getlist("validate_only")
+    if values in ([], ["false"], ["true"]):
+        return values == ["true"]
+    # Taken for false, a misspelt true would record what was only to be tried.
+    allowed, received = ("true", "false"), json_text.shape_of(values if len(values) > 1 else values[0])
+    told = "must be true or false, and be sent once"
+    raise InvalidInput([Violation("/validate_only", "enum", told, allowed=allowed, received=received)])
 
 
 async def _members(request: Request) -> dict[str, Any]:

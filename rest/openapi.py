@@ -16,7 +16,7 @@ from resolvers.errors import GatewayError, Shape, Violation
 from resolvers.paging import PageLimits
 from resolvers.rules import RULES, RuleId
 from rest.answers import LINK
-from rest.encounters import MAX_OFFSET, MEMBERS
+from rest.encounters import MAX_OFFSET, MEMBERS, VALID
 from rest.errors import envelope, problem_of, status_of
 from rest.explanations import refusals
 from rest.media import JSON, PROBLEM
@@ -195,6 +195,7 @@ def _described() -> Json:
                 "RecordEncounter": _command(),
                 "Encounter": _encounter(),
                 "Encounters": _encounters(),
+                "Valid": _valid(),
                 "Violation": _violation(),
                 "Error": _error(),
                 "Problem": _problem(),
@@ -233,7 +234,16 @@ def _record() -> Json:
                 "visit-4711",
                 # A key, or one in quotation marks.
                 pattern=r'^([!#-~][!-~]{0,127}|"[!#-\[\]-~]{1,128}")$',
-            )
+            ),
+            {
+                "name": "validate_only",
+                "in": "query",
+                "description": "With `true`, only say what would come of the same request without it: 200 where it "
+                "would be recorded, else the same refusal, or the first answer under the same key. Nothing is written, "
+                "and the key stays free.",
+                "schema": {"type": "boolean", "default": False},
+                "example": False,
+            },
         ],
         "requestBody": {
             "required": True,
@@ -255,6 +265,11 @@ def _record() -> Json:
             },
         },
         "responses": {
+            "200": {
+                "description": "With `validate_only=true`: it would be recorded",
+                "headers": _headers(*SIGNED_IN),
+                "content": _json(_referring("Valid"), VALID),
+            },
             "201": {
                 "description": "Encounter recorded",
                 "headers": _headers("Location", "ETag", "Idempotent-Replayed", *SIGNED_IN),
@@ -405,6 +420,18 @@ def _encounters() -> Json:
                 "description": "The slice asked for.",
             },
             "total": {"type": "integer", "minimum": 0, "description": "How many there are in all.", "examples": [1]},
+        },
+    }
+
+
+def _valid() -> Json:
+    return {
+        "type": "object",
+        "description": "What was sent would be recorded, and was not.",
+        "required": list(VALID),
+        "properties": {
+            "recorded": {"type": "string", "enum": ["no"], "description": "Nothing was kept."},
+            "message": {"type": "string", "description": "For a person."},
         },
     }
 

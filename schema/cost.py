@@ -21,6 +21,7 @@ from graphql import (
     VariableNode,
 )
 
+from resolvers.duplicates import MOST
 from resolvers.paging import PageLimits
 from schema.limits import COUNTLESS
 
@@ -67,6 +68,8 @@ def cost_of(
             sizes = [value(arguments[name]) for name in ("first", "last") if name in arguments]
             given = [each for each in sizes if isinstance(each, int)]
             return min(max(given[0], 0), pages.maximum) if given else pages.default
+        if field.name.value == "possibleDuplicates":
+            return MOST
         asked_for = value(arguments.get(ASKED_FOR_BY.get(field.name.value, "")))
         return len(asked_for) if isinstance(asked_for, list) else 1
 

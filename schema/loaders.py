@@ -9,6 +9,7 @@ from strawberry.dataloader import DataLoader
 from models import Encounter, Patient
 from resolvers.commands import EncounterFilter
 from resolvers.context import Context
+from resolvers.duplicates import possible_duplicates_of
 from resolvers.encounters import count_encounters, encounters_by_ids, list_encounters
 from resolvers.errors import GatewayError
 from resolvers.paging import Page, Window
@@ -41,6 +42,7 @@ class Loaders:
         self.encounters = DataLoader[UUID, Encounter | None](self._load_encounters)
         self.pages = DataLoader[PageKey, Page](self._load_pages)
         self.counts = DataLoader[CountKey, int](self._load_counts)
+        self.duplicates = DataLoader[tuple[str, UUID], list[Encounter]](self._load_duplicates)
         self.histories = DataLoader[tuple[str, UUID], list[Version]](self._load_histories)
 
     async def _load_patients(self, ids: list[str]) -> list[Patient | None]:
@@ -54,6 +56,9 @@ class Loaders:
     async def _load_histories(self, encounters: list[tuple[str, UUID]]) -> list[list[Version]]:
         self._tell()
         return await histories_of(self._context, encounters)
+
+    async def _load_duplicates(self, encounters: list[tuple[str, UUID]]) -> list[list[Encounter]]:
+        return await possible_duplicates_of(self._context, encounters)
 
     async def _load_pages(self, keys: list[PageKey]) -> list[Page]:
         self._tell()

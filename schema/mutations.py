@@ -12,12 +12,14 @@ from resolvers.encounters import record_encounter
 from resolvers.errors import GatewayError
 from resolvers.lifecycle import change_encounter
 from resolvers.patients import register_patient
+from resolvers.validation import validate_encounter
 from schema.errors import (
     EncounterNotFound,
     IdempotencyKeyReused,
     IllegalTransition,
     InvalidInput,
     PatientNotFound,
+    Recorded,
     StaleVersion,
     outcome,
 )
@@ -51,9 +53,24 @@ class EncounterRecorded:
         description="Whether the same request under the same key had recorded it earlier. It is shown as it stands now."
     )
 
+    @strawberry.field(
+        description="The newest 10 encounters of the same patient, type and provider that were recorded shortly before "
+        "this one and not entered in error: a warning, nothing is merged. Null, with an error, where they cannot be "
+        "read; the encounter is recorded all the same."
+    )
+    async def possible_duplicates(self, info: Info) -> list[Encounter] | None:
+        of = (self.encounter.patient_id, self.encounter.id)
+        return await info.context.loaders.duplicates.load(of)  # type: ignore[arg-type, return-value]
+
+
+@strawberry.type(description="It would be recorded. Nothing was, because the request asked for that.")
+class EncounterValid:
+    recorded: Recorded = strawberry.field(description="Always `no`.")
+
 
 RecordEncounterResult = Annotated[
-    EncounterRecorded | PatientNotFound | InvalidInput | IdempotencyKeyReused, strawberry.union("RecordEncounterResult")
+    EncounterRecorded | PatientNotFound | InvalidInput | IdempotencyKeyReused | EncounterValid,
+    strawberry.union("RecordEncounterResult"),
 ]
 
 
@@ -127,12 +144,22 @@ class Mutation:
                 "through whichever door it comes again."
             ),
         ] = UNSET,
+        validate_only: Annotated[
+            bool | None,
+            strawberry.argument(
+                description="Only say what would come of it: `EncounterValid`, or whatever the same call without this "
+                "would give. Nothing is written, and the key stays free."
+            ),
+        ] = UNSET,
     ) -> RecordEncounterResult:
         try:
             key = None if idempotency_key is UNSET else idempotency_key
-            recording = await record_encounter(info.context.context, patient_id, given(input), key)
+            asked = (info.context.context, patient_id, given(input), key)
+            recording = await (validate_encounter if validate_only is True else record_encounter)(*asked)
         except GatewayError as error:
             return outcome(error, info.context.context)  # type: ignore[no-any-return]
+        if recording is None:
+            return EncounterValid(recorded=Recorded.NO)
         return EncounterRecorded(encounter=recording.encounter, replayed=recording.replayed)  # type: ignore[arg-type]
 
     @strawberry.mutation(description="Make a patient known, so that encounters can be recorded. Safe to send again.")

@@ -13,6 +13,7 @@ FIELDS: Mapping[str, Operation] = {
     "Query.submission": Operation.FIND_SUBMISSION,
     "Patient.encounters": Operation.READ_ENCOUNTERS,
     "Encounter.history": Operation.READ_ENCOUNTERS,
+    "EncounterRecorded.possibleDuplicates": Operation.READ_ENCOUNTERS,
     "Mutation.recordEncounter": Operation.RECORD_ENCOUNTER,
     "Mutation.registerPatient": Operation.REGISTER_PATIENT,
     "Mutation.startEncounter": Operation.CHANGE_ENCOUNTER,

@@ -27,9 +27,11 @@ class Service:
 
     @classmethod
     @asynccontextmanager
-    async def running(cls, settings: Settings, verify: Verify | None = None) -> AsyncIterator[Self]:
+    async def running(
+        cls, settings: Settings, verify: Verify | None = None, faults: int | None = None
+    ) -> AsyncIterator[Self]:
         """Start the service, and stop it at the end."""
-        app = create_app(settings, verify)
+        app = create_app(settings, verify, faults=faults)
         async with app.router.lifespan_context(app) as state:
 
             async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,6 +99,7 @@ class Door(Protocol):
         token: str | None = TOKEN,
         brand_header: str | None = None,
         key: str | None = None,
+        validate_only: bool = False,
     ) -> Outcome:
         """Ask for an encounter to be recorded. `members` in REST's names."""
 
@@ -118,15 +121,18 @@ class RestDoor:
         token: str | None = TOKEN,
         brand_header: str | None = None,
         key: str | None = None,
+        validate_only: bool = False,
     ) -> Outcome:
         response = await self.service.rest(
             "POST",
-            f"/v1/patients/{patient_id}/encounters",
+            f"/v1/patients/{patient_id}/encounters{'?validate_only=true' if validate_only else ''}",
             token=token,
             headers={"content-type": "application/json", **_brand(brand_header), **_key(key)},
             content=wire(dict(members)),
         )
         body = response.json()
+        if response.status_code == 200:
+            return Outcome(recorded=body["recorded"])
         if response.status_code == 201:
             replayed = response.headers.get("idempotent-replayed") == "true"
             return Outcome(encounter=exact(response), replayed=replayed)
@@ -154,6 +160,10 @@ RECORD = f"""mutation ($patientId: ID!, $input: RecordEncounterInput!, $key: Str
   }}
 }}"""
 
+VALIDATE = RECORD.replace("$key: String", "$key: String, $only: Boolean").replace(
+    "idempotencyKey: $key) {", "idempotencyKey: $key, validateOnly: $only) { ... on EncounterValid { recorded }"
+)
+
 LIST = f"""query ($id: ID!) {{ patient(id: $id) {{ encounters {{ totalCount nodes {ENCOUNTER} }} }} }}"""
 
 
@@ -171,14 +181,22 @@ class GraphQLDoor:
         token: str | None = TOKEN,
         brand_header: str | None = None,
         key: str | None = None,
+        validate_only: bool = False,
     ) -> Outcome:
-        variables = {"patientId": patient_id, "input": {camel(name): value for name, value in members.items()}}
+        variables: dict[str, Any] = {
+            "patientId": patient_id,
+            "input": {camel(name): value for name, value in members.items()},
+        }
         if key is not None:
             variables["key"] = key
-        kind = variables["input"].get("encounterType")  # type: ignore[attr-defined]
+        kind = variables["input"].get("encounterType")
         if isinstance(kind, str):
             variables["input"]["encounterType"] = kind.upper()
-        body = await self.service.graphql(RECORD, variables, token=token, headers=_brand(brand_header))
+        if validate_only:
+            variables["only"] = True
+        body = await self.service.graphql(
+            VALIDATE if validate_only else RECORD, variables, token=token, headers=_brand(brand_header)
+        )
         if "errors" in body:
             extensions = body["errors"][0]["extensions"]
             rules = frozenset(
@@ -189,6 +207,8 @@ class GraphQLDoor:
         result = body["data"]["recordEncounter"]
         if "encounter" in result:
             return Outcome(encounter=rest_names(result["encounter"]), replayed=result["replayed"])
+        if "code" not in result:
+            return Outcome(recorded=result["recorded"].lower())
         rules = frozenset((snake(each["path"][-1]), each["rule"]) for each in result.get("violations", []))
         return Outcome(result["code"], recorded=result["recorded"].lower(), rules=rules)
 

@@ -66,13 +66,13 @@ async def both(service: Service, statements: list[str], request) -> None:
     assert work[0] == work[1]
 
 
-@pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_a_patients_id_over_rest(service: Service, theirs, statements, method: str) -> None:
+@pytest.mark.parametrize(("method", "query"), [("GET", ""), ("POST", ""), ("POST", "?validate_only=true")])
+async def test_a_patients_id_over_rest(service: Service, theirs, statements, method: str, query: str) -> None:
     async def request(which: str):
         # Of equal length, so that no header differs either.
         patient_id = theirs["patient_id"] if which == "theirs" else "patient-" + uuid4().hex[:12]
         body = VISIT if method == "POST" else None
-        return await service.rest(method, f"/v1/patients/{patient_id}/encounters", headers=SAME_ID, json=body)
+        return await service.rest(method, f"/v1/patients/{patient_id}/encounters{query}", headers=SAME_ID, json=body)
 
     await both(service, statements, request)
 
@@ -105,6 +105,7 @@ async def test_ids_through_every_path_that_reads(service: Service, theirs, state
     "field",
     [
         'recordEncounter(patientId: $patient, input: {brandId: "loop", encounterType: LAB})',
+        'recordEncounter(patientId: $patient, input: {brandId: "loop", encounterType: LAB}, validateOnly: true)',
         "startEncounter(id: $id)",
         "startEncounter(id: $id, expectedVersion: 7)",
         "completeEncounter(id: $id)",
@@ -240,6 +241,20 @@ async def test_registering_an_id_of_theirs_says_nothing_of_them(service: Service
     await both(service, statements, request)
 
 
+async def test_what_they_recorded_of_a_patient_of_the_same_name_is_no_duplicate_of_ours(
+    service: Service, cast: Cast, theirs
+) -> None:
+    patient_id = theirs["patient_id"]
+    await cast.connection.execute("INSERT INTO patient_graph.patients (id, brand_id) VALUES ($1, 'loop')", patient_id)
+    query = """mutation ($id: ID!) { recordEncounter(patientId: $id, input: {brandId: "loop", encounterType: LAB}) {
+      ... on EncounterRecorded { possibleDuplicates { id brandId } } } }"""
+
+    first, second = [(await service.graphql(query, {"id": patient_id}))["data"]["recordEncounter"] for _ in range(2)]
+
+    assert first == {"possibleDuplicates": []}
+    assert [each["brandId"] for each in second["possibleDuplicates"]] == ["loop"]
+
+
 @pytest.mark.parametrize("path", ["/v1/patients/{}/encounters", "/graphql"])
 async def test_stating_their_brand_is_forbidden_whether_the_patient_exists_or_not(
     service: Service, theirs, path: str
@@ -301,6 +316,7 @@ def test_every_path_of_the_graph_that_leads_to_a_record_is_attacked_above() -> N
         "EncounterConnection.nodes",
         "EncounterEdge.node",
         "EncounterRecorded.encounter",
+        "EncounterRecorded.possibleDuplicates",
         "EncounterChanged.encounter",
         "PatientRegistered.patient",
         "Submission.encounter",

@@ -1,0 +1,91 @@
+"""Keep encounters in a folder until each is recorded: once, whatever the network does. Python 3.11, standard library.
+
+python3 encounters.py keep PATIENT_ID < encounter.json    keeps an encounter, under a key that is made here, once
+python3 encounters.py send                                sends what is kept; run it as often as you like
+
+ENCOUNTERS_URL, ENCOUNTERS_TOKEN and ENCOUNTERS_OUTBOX say where to, as whom, and which folder.
+"""
+
+import os
+import random
+import sys
+import time
+import uuid
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.parse import quote
+from urllib.request import Request, urlopen
+
+OUTBOX = Path(os.environ.get("ENCOUNTERS_OUTBOX", "outbox"))
+TRY_AGAIN = {0, 408, 429, 500, 502, 503, 504}  # 0: no answer came
+TRIES = 10
+
+
+def keep(patient_id: str, encounter: bytes) -> None:
+    """Keep an encounter: its file's name is its key, the first line is the patient, the rest is the body."""
+    key = str(uuid.uuid4())
+    with (OUTBOX / key).open("wb") as file:
+        file.write(patient_id.encode() + b"\n" + encounter)
+        file.flush()
+        os.fsync(file.fileno())
+    # Whole, or not there at all.
+    (OUTBOX / key).rename(OUTBOX / "waiting" / key)
+
+
+def send(key: str) -> int:
+    """Send an encounter until another try would change nothing, and give the last status."""
+    patient_id, _, encounter = (OUTBOX / "waiting" / key).read_bytes().partition(b"\n")
+    request = Request(
+        f"{os.environ['ENCOUNTERS_URL']}/v1/patients/{quote(patient_id, safe='')}/encounters",
+        encounter,
+        {
+            "Authorization": f"Bearer {os.environ['ENCOUNTERS_TOKEN']}",
+            "Content-Type": "application/json",
+            "Idempotency-Key": key,
+        },
+    )
+    for number in range(TRIES):
+        status, retry_after, answer = try_once(request)
+        if status not in TRY_AGAIN:
+            break
+        # Later each time, and not all clients at once; but never sooner than we were told.
+        time.sleep(max(retry_after, random.uniform(0, min(60, 2**number / 2))))
+    if status != 201:
+        print(key, status, answer.decode(errors="replace"), file=sys.stderr)
+    return status
+
+
+def try_once(request: Request) -> tuple[int, int, bytes]:
+    """Give the status, how many seconds to wait at least, and the body. Status 0: whether it arrived is not known."""
+    try:
+        try:
+            answer = urlopen(request, timeout=30)
+        except HTTPError as refusal:
+            answer = refusal
+        with answer:
+            seconds = answer.headers.get("Retry-After", "")
+            return answer.status, int(seconds) if seconds.isdigit() else 0, answer.read()
+    except (OSError, HTTPException) as error:
+        return 0, 0, type(error).__name__.encode()
+
+
+def send_all() -> bool:
+    """Send everything that waits. Whether all of it is recorded now."""
+    all_recorded = True
+    for key in sorted(path.name for path in (OUTBOX / "waiting").iterdir()):
+        status = send(key)
+        all_recorded &= status == 201
+        if status in {401, 403}:
+            break  # the token's fault, not the encounter's: the others would fare no better
+        if status not in TRY_AGAIN:
+            (OUTBOX / "waiting" / key).rename(OUTBOX / ("recorded" if status == 201 else "refused") / key)
+    return all_recorded
+
+
+for folder in ("waiting", "recorded", "refused"):
+    (OUTBOX / folder).mkdir(parents=True, exist_ok=True)
+if sys.argv[1] == "keep":
+    keep(sys.argv[2], sys.stdin.buffer.read())
+else:
+    sys.exit(0 if send_all() else 1)

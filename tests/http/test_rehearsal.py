@@ -1,0 +1,172 @@
+"""What a rehearsal does to a request, fault by fault. What a connection shows is in `process/test_rehearsal.py`."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx2
+import pytest
+
+from gateway import faults
+from gateway.faults import Fault, Faults
+from gateway.settings import Settings
+from tests.cast import Cast
+from tests.doors import ENCOUNTER, Service
+
+VISIT = {"brand_id": "loop", "encounter_type": "lab"}
+RECORD = f"""mutation ($id: ID!, $key: String) {{
+  recordEncounter(patientId: $id, input: {{brandId: "loop", encounterType: LAB}}, idempotencyKey: $key) {{
+    ... on EncounterRecorded {{ replayed encounter {ENCOUNTER} }} }} }}"""
+DOORS = pytest.mark.parametrize("door", ["rest", "graphql"])
+
+
+@pytest.fixture
+async def rehearsal(database_url: str) -> AsyncIterator[Service]:
+    async with Service.running(Settings(database_url=database_url, database_acquire_seconds=30), faults=7) as service:
+        yield service
+
+
+@pytest.fixture
+def fault(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Fault:
+    """The one thing that goes wrong, each time."""
+    monkeypatch.setattr(faults, "WEIGHTS", {request.param: 1})
+    monkeypatch.setattr(faults, "MAX_DELAY_SECONDS", 0.01)
+    return request.param
+
+
+def goes_wrong(*which: Fault) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("fault", which, indirect=True)
+
+
+async def send(service: Service, door: str, patient_id: str, key: str | None = None, **more: Any) -> httpx2.Response:
+    """Record through a door."""
+    if door == "rest":
+        headers = {} if key is None else {"idempotency-key": key}
+        return await service.rest("POST", f"/v1/patients/{patient_id}/encounters", json=VISIT, headers=headers, **more)
+    asked = {"query": RECORD, "variables": {"id": patient_id, "key": key}}
+    return await service.rest("POST", "/graphql", json=asked, **more)
+
+
+@DOORS
+@goes_wrong(Fault.RATE_LIMITED, Fault.UNAVAILABLE)
+async def test_a_rehearsed_refusal_is_the_doors_own_and_true_that_nothing_was_recorded(
+    rehearsal: Service, cast: Cast, fault: Fault, door: str
+) -> None:
+    patient_id = await cast.patient()
+
+    answer = await send(rehearsal, door, patient_id)
+
+    status, code = {
+        Fault.RATE_LIMITED: (429, "rate_limited"),
+        Fault.UNAVAILABLE: (503, "temporarily_unavailable"),
+    }[fault]
+    body = answer.json()
+    told = body if door == "rest" else body["errors"][0]["extensions"] | body["errors"][0]
+    assert answer.status_code == status
+    assert (told.get("error", told.get("code")), told["recorded"]) == (code, "no")
+    assert told["request_id"] == answer.headers["x-request-id"]
+    assert (answer.headers["retry-after"], answer.headers["x-rehearsed-fault"]) == ("1", fault)
+    assert await cast.count("encounters", patient_id) == 0
+
+
+@DOORS
+@goes_wrong(Fault.RATE_LIMITED)
+async def test_a_refusal_that_is_the_callers_own_comes_first_and_is_not_called_a_rehearsal(
+    rehearsal: Service, fault: Fault, door: str
+) -> None:
+    answer = await send(rehearsal, door, "nobody", token=None)
+
+    assert answer.status_code == 401
+    assert "x-rehearsed-fault" not in answer.headers
+
+
+@DOORS
+@goes_wrong(Fault.DELAY)
+async def test_what_is_late_is_answered_as_ever(rehearsal: Service, cast: Cast, fault: Fault, door: str) -> None:
+    patient_id = await cast.patient()
+
+    answer = await send(rehearsal, door, patient_id)
+
+    assert answer.is_success
+    assert answer.headers["x-rehearsed-fault"] == "delay"
+    assert await cast.count("encounters", patient_id) == 1
+
+
+@DOORS
+@goes_wrong(Fault.DELIVERED_TWICE)
+async def test_what_is_delivered_twice_is_recorded_twice_unless_it_has_a_key(
+    rehearsal: Service, cast: Cast, fault: Fault, door: str
+) -> None:
+    careless, careful = await cast.patient(), await cast.patient()
+
+    without, with_key = await send(rehearsal, door, careless), await send(rehearsal, door, careful, f"key-{careful}")
+
+    assert without.is_success
+    assert await cast.count("encounters", careless) == 2
+    assert await cast.count("encounters", careful) == 1
+    replayed = with_key.headers.get("idempotent-replayed") == "true" or '"replayed":true' in with_key.text
+    assert (replayed, with_key.headers["x-rehearsed-fault"]) == (True, "delivered_twice")
+
+
+@goes_wrong(Fault.DELIVERED_TWICE)
+async def test_a_body_that_is_too_large_is_refused_as_ever_when_it_comes_twice(
+    rehearsal: Service, cast: Cast, fault: Fault
+) -> None:
+    body = VISIT | {"notes": "x" * 400_000}
+
+    answer = await rehearsal.rest("POST", f"/v1/patients/{await cast.patient()}/encounters", json=body)
+
+    assert (answer.status_code, answer.json()["recorded"]) == (413, "no")
+
+
+@goes_wrong(Fault.UNAVAILABLE)
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/healthz"),
+        ("GET", "/readyz"),
+        ("POST", "/healthz"),
+        ("GET", "/rules/required"),
+        ("GET", "/v1/patients/demo-patient/encounters"),
+        ("GET", "/graphql?query={__typename}"),
+    ],
+)
+async def test_nothing_else_goes_wrong(rehearsal: Service, fault: Fault, method: str, path: str) -> None:
+    answer = await rehearsal.rest(method, path)
+
+    assert answer.status_code != 503
+    assert "x-rehearsed-fault" not in answer.headers
+
+
+@goes_wrong(Fault.UNAVAILABLE)
+async def test_a_stream_is_let_through(rehearsal: Service, fault: Fault) -> None:
+    headers = {"accept": "text/event-stream, application/json"}
+
+    answer = await rehearsal.rest("POST", "/graphql", json={"query": "{ __typename }"}, headers=headers)
+
+    assert (answer.status_code, answer.headers.get("x-rehearsed-fault")) == (200, None)
+
+
+async def test_without_a_rehearsal_nothing_goes_wrong(service: Service, cast: Cast) -> None:
+    patient_id = await cast.patient()
+
+    answers = [await send(service, "rest", patient_id) for _ in range(50)]
+
+    assert {(each.status_code, each.headers.get("x-rehearsed-fault")) for each in answers} == {(201, None)}
+
+
+def test_a_seed_gives_one_order_of_faults_and_another_seed_another() -> None:
+    seven, seven_again, eight = [order(seed) for seed in (7, 7, 8)]
+
+    assert seven == seven_again
+    assert seven != eight
+    assert set(seven) == set(eight) == set(Fault)
+
+
+def order(seed: int) -> list[Fault]:
+    """Draw for two hundred requests."""
+    drawing = Faults(no_app, seed=seed)
+    return [drawing._draw()[0] for _ in range(200)]
+
+
+async def no_app(*_: Any) -> None:
+    raise AssertionError("nobody is served")

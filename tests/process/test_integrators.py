@@ -1,0 +1,144 @@
+"""The clients of docs/integrators.md, against a gateway that goes wrong on purpose: each encounter is recorded once."""
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from tests import node
+from tests.happenings import until
+from tests.rehearsal import ROOT, Rehearsal
+
+CLIENTS = ROOT / "docs/clients"
+ENCOUNTERS = 30
+# Every kind of fault is among the first thirty that it draws.
+SEED = 7
+
+
+@dataclass
+class Client:
+    """A client with an outbox of its own."""
+
+    command: Sequence[str]
+    outbox: Path
+    origin: str
+
+    def start(self, *arguments: str, token: str = "dev", stdin: int | None = None) -> subprocess.Popen[bytes]:
+        environment = {
+            "ENCOUNTERS_URL": self.origin,
+            "ENCOUNTERS_TOKEN": token,
+            "ENCOUNTERS_OUTBOX": str(self.outbox),
+        }
+        command = [*self.command, *arguments]
+        return subprocess.Popen(command, env=os.environ | environment, stdin=stdin, stderr=subprocess.PIPE)
+
+    async def keep(self, patient_id: str, **members: str) -> None:
+        encounter = {"brand_id": "loop", "encounter_type": "lab"} | members
+        process = self.start("keep", patient_id, stdin=subprocess.PIPE)
+        _, said = await asyncio.to_thread(process.communicate, json.dumps(encounter).encode(), 60)
+        assert (process.returncode, said) == (0, b"")
+
+    async def send(self, token: str = "dev") -> tuple[int, str]:
+        """Send what is kept, and give the exit code and what was said."""
+        process = self.start("send", token=token)
+        _, said = await asyncio.to_thread(process.communicate, None, 300)
+        return process.returncode, said.decode()
+
+    def count(self, folder: str) -> int:
+        return len(list((self.outbox / folder).iterdir()))
+
+
+def python(_folder: Path) -> Sequence[str]:
+    return [sys.executable, str(CLIENTS / "encounters.py")]
+
+
+def typescript(folder: Path) -> Sequence[str]:
+    """Check the types of the client as strictly as can be, and compile it."""
+    strictly = [
+        "--strict",
+        "--noUncheckedIndexedAccess",
+        "--target",
+        "es2022",
+        "--module",
+        "nodenext",
+        "--types",
+        "node",
+    ]
+    typed: list[str | Path] = ["--typeRoots", node.FOLDER / "node_modules/@types", "--outDir", folder]
+    compiled = node.run("tsc", *strictly, *typed, CLIENTS / "encounters.mts")
+    assert compiled.returncode == 0, compiled.stdout
+    return ["node", str(folder / "encounters.mjs")]
+
+
+def shell(_folder: Path) -> Sequence[str]:
+    return ["sh", str(CLIENTS / "encounters.sh")]
+
+
+@pytest.mark.parametrize(
+    "language", [python, pytest.param(typescript, marks=node.needs_node), shell], ids=lambda language: language.__name__
+)
+async def test_each_encounter_is_recorded_once_whatever_goes_wrong(language, server_url: str, tmp_path: Path) -> None:
+    command = language(tmp_path)
+    async with Rehearsal.running(server_url, tmp_path, SEED) as rehearsal:
+        client = Client(command, tmp_path / "outbox", rehearsal.origin)
+        visits = [f"visit {number:02}" for number in range(ENCOUNTERS)]
+        await client.keep("demo-patient", notes=visits[0])
+        (kept,) = (client.outbox / "waiting").iterdir()
+        for visit in visits[1:]:
+            # As it kept the first: a program started for each would make this test the slowest of all.
+            (client.outbox / "waiting" / str(uuid4())).write_text(kept.read_text().replace(visits[0], visit))
+
+        # It is killed in the middle, too: whatever it was at, the next run goes on from there.
+        killed = client.start("send")
+
+        async def some_are_recorded() -> bool:
+            return len(await rehearsal.recorded()) >= ENCOUNTERS // 3
+
+        await until(some_are_recorded)
+        killed.kill()
+        await asyncio.to_thread(killed.communicate)
+        exit_code, _ = await client.send()
+
+        assert exit_code == 0
+        assert await rehearsal.recorded() == visits
+        assert (client.count("waiting"), client.count("recorded")) == (0, ENCOUNTERS)
+        assert set(rehearsal.faults) == {"delay", "rate_limited", "unavailable", "lost_answer", "delivered_twice"}
+
+        await what_is_refused_is_put_aside_and_a_bad_token_puts_nothing_aside(client, rehearsal)
+
+
+async def what_is_refused_is_put_aside_and_a_bad_token_puts_nothing_aside(client: Client, rehearsal: Rehearsal) -> None:
+    strange = "no/body ?#%41 ü"
+    await client.keep(strange)
+    await client.keep("demo-patient", encounter_type="house_call")
+
+    before = rehearsal.faults.total()
+    exit_code, said = await client.send(token="no-token")
+    assert (exit_code, client.count("waiting"), client.count("refused")) == (1, 2, 0)
+    assert "401" in said
+
+    exit_code, said = await client.send()
+    assert (exit_code, client.count("waiting"), client.count("refused")) == (1, 0, 2)
+    assert {"not_found", "validation_error"} == set(re.findall(r'"error":"(\w+)"', said))
+    assert before <= rehearsal.faults.total()
+    assert len(await rehearsal.recorded()) == ENCOUNTERS
+
+
+def test_the_page_shows_the_clients_as_they_are() -> None:
+    page = (ROOT / "docs/integrators.md").read_text()
+
+    shown = dict(re.findall(r"```(python|typescript|sh)\n(.*?)```", page, re.DOTALL))
+
+    assert shown == {
+        "python": (CLIENTS / "encounters.py").read_text(),
+        "typescript": (CLIENTS / "encounters.mts").read_text(),
+        "sh": (CLIENTS / "encounters.sh").read_text(),
+    }
