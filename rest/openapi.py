@@ -1,15 +1,19 @@
 """The description of the REST door, built from the models and tables that serve it."""
 
 import json
+from functools import lru_cache
 from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core.core_schema import WithDefaultSchema
+from starlette.requests import Request
+from starlette.responses import Response
 
 from models import Encounter
 from resolvers.access import DEFAULT_SCOPES, Operation, Scopes, told
 from resolvers.commands import RecordEncounter
 from resolvers.paging import PageLimits
+from rest.answers import json_bytes
 from rest.encounters import MAX_OFFSET, MEMBERS
 
 Json = dict[str, Any]
@@ -49,6 +53,16 @@ RATE_HEADERS = {
 
 OPERATIONS = {("post", PATH): Operation.RECORD_ENCOUNTER, ("get", PATH): Operation.READ_ENCOUNTERS}
 """Which right each operation needs; every one that needs a token is listed."""
+
+
+async def openapi_document(request: Request) -> Response:
+    """Answer with the description, as this gateway's scopes have it. Needs no token: it is the published contract."""
+    return json_bytes(_written(frozenset(request.state.services.scopes.items())), 200)
+
+
+@lru_cache(maxsize=1)
+def _written(scopes: frozenset[tuple[Operation, tuple[str, ...]]]) -> bytes:
+    return json.dumps(openapi(dict(scopes)), ensure_ascii=False).encode()
 
 
 def openapi_json() -> str:
