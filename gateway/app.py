@@ -21,6 +21,7 @@ from gateway.duties import Duty, prune_keys
 from gateway.edges import SecurityHeaders, cross_origin
 from gateway.events import passing_on
 from gateway.limits import BodyLimits
+from gateway.pages import explorer_for_browsers, page_routes
 from gateway.rates import RateHeaders, RateLimits
 from gateway.recorder import Recorder
 from gateway.settings import Settings
@@ -81,21 +82,20 @@ def create_app(settings: Settings, verify: Verify | None = None) -> Starlette:
         schema = build_schema(scopes_from(settings.scopes), federated=settings.federation)
         runner = Runner(schema, report, document_rules(settings), log_breach, log_unknown_document)
     places = Places(settings.sockets_max)
+    door = GraphQLEndpoint(
+        runner,
+        http_form,
+        limits=stream_limits(settings),
+        places=places,
+        log_operation=log_operation,
+        batch_operations=settings.batch_operations,
+    )
     app = Starlette(
         routes=[
-            Route(
-                "/graphql",
-                GraphQLEndpoint(
-                    runner,
-                    http_form,
-                    limits=stream_limits(settings),
-                    places=places,
-                    log_operation=log_operation,
-                    batch_operations=settings.batch_operations,
-                ),
-            ),
+            Route("/graphql", explorer_for_browsers(settings, door)),
             WebSocketRoute("/graphql", GraphQLSocket(runner, socket_limits(settings), places, log_operation)),
             *rest.routes,
+            *page_routes(settings),
         ],
         middleware=[
             Middleware(RateHeaders),
