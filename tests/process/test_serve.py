@@ -72,6 +72,14 @@ class Gateway:
         self.process.send_signal(number)
         return self.process.wait(20)
 
+    def close(self) -> None:
+        """Stop it if it runs, and let go of what it says."""
+        if self.process.poll() is None:
+            self.stop()
+        for stream in (self.process.stdout, self.process.stderr):
+            assert stream is not None
+            stream.close()
+
 
 @pytest.fixture
 def gateway(tmp_path: Path) -> Iterator[Callable[..., Gateway]]:
@@ -83,11 +91,7 @@ def gateway(tmp_path: Path) -> Iterator[Callable[..., Gateway]]:
 
     yield start
     for each in running:
-        if each.process.poll() is None:
-            each.stop()
-        for stream in (each.process.stdout, each.process.stderr):
-            assert stream is not None
-            stream.close()
+        each.close()
 
 
 def test_the_first_lines_are_the_addresses_and_a_call_that_works_when_pasted(gateway) -> None:
