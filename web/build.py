@@ -52,6 +52,7 @@ def digest() -> str:
 
 def build() -> None:
     """Build the pages. Raises `OSError` or `CalledProcessError`, and then leaves what was there."""
+    built_from = digest()
     with tempfile.TemporaryDirectory(prefix="gateway-web-") as folder:
         scratch = Path(folder)
         for path in _sources():
@@ -65,7 +66,7 @@ def build() -> None:
         _run([*npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", *patience], scratch / "web")
         _run([node, "node_modules/vite/bin/vite.js", "build", "--logLevel", "error"], scratch / "web")
         made = scratch / "web" / "dist"
-        (made / DIGEST.name).write_text(digest())
+        (made / DIGEST.name).write_text(built_from)
         shutil.rmtree(BUILT, ignore_errors=True)
         shutil.copytree(made, BUILT)
 

@@ -248,3 +248,23 @@ test("the start page's two calls work when pasted", async () => {
 
   await waitForAnswer(page, /"__typename": "EncounterRecorded"/);
 });
+
+test("what is recorded in one window arrives in the subscription of another", async () => {
+  const [watching, recording] = [await openExplorer(), await openExplorer()];
+  await watching.getByRole("tab", { name: "EncounterEvents" }).click();
+  await run(watching);
+  // Without a key each run records another.
+  await pasteRest(recording, 'POST /v1/patients/demo-patient/encounters {"brand_id": "loop", "encounter_type": "lab"}');
+  const deadline = Date.now() + PATIENCE;
+
+  // Nobody says when a subscription has begun, and it tells what happens from then on: so once more until it does.
+  let told = "";
+  do {
+    assert.ok(Date.now() < deadline, `nothing arrived: ${told}`);
+    await run(recording);
+    await waitForAnswer(recording, /"replayed": false/);
+    told = await shown(watching);
+  } while (!/"kind": "RECORDED"/.test(told));
+
+  assert.match(told, /"encounterType": "LAB"/);
+});
