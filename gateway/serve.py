@@ -19,6 +19,7 @@ from gateway.app import create_app
 from gateway.auth import DEVELOPMENT_PATIENTS
 from gateway.faults import CuttingProtocol
 from gateway.migrate import migrate
+from gateway.pages import built
 from gateway.protocol import GuardedProtocol
 from gateway.safety import examine, told_plainly
 from gateway.settings import PREFIX, Settings, SettingsError
@@ -143,6 +144,8 @@ async def prepare(settings: Settings) -> None:
         if settings.development:
             await register_demo_patients(settings.owner_url)
         dangers, warnings = await examine(settings.database_url.get_secret_value())
+    if settings.explorer_pages and not built():
+        warnings = [*warnings, "the pages were not built when this was installed: make pages"]
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if dangers and not settings.database_unsafe:
@@ -172,6 +175,7 @@ def welcome(settings: Settings, port: int, faults: int | None = None) -> str:
     lines = [
         f"REST     {origin}/v1/patients/{{patient_id}}/encounters",
         f"GraphQL  {origin}/graphql",
+        *([f"Pages    {origin}/"] if settings.explorer_pages else []),
     ]
     if faults is not None:
         lines.append(

@@ -5,6 +5,7 @@ from starlette.routing import Route
 from rest.encounters import PatientEncounter, PatientEncounters
 from rest.explanations import problem, rule
 from rest.health import healthz, readyz
+from rest.openapi import openapi_document
 
 PATIENT_ENCOUNTERS = "/v1/patients/{patient_id}/encounters"
 PATIENT_ENCOUNTER = PATIENT_ENCOUNTERS + "/{encounter_id}"
@@ -14,6 +15,7 @@ routes = [
     Route(PATIENT_ENCOUNTER, PatientEncounter),
     Route("/problems/{code}", problem),
     Route("/rules/{rule}", rule),
+    Route("/openapi.json", openapi_document),
     Route("/healthz", healthz),
     Route("/readyz", readyz),
 ]

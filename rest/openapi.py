@@ -3,10 +3,13 @@
 import json
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, get_args
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core.core_schema import WithDefaultSchema
+from starlette.requests import Request
+from starlette.responses import Response
 
 from models import Encounter, EncounterStatus, EncounterType
 from resolvers import errors
@@ -15,7 +18,7 @@ from resolvers.commands import RecordEncounter
 from resolvers.errors import GatewayError, Shape, Violation
 from resolvers.paging import PageLimits
 from resolvers.rules import RULES, RuleId
-from rest.answers import LINK
+from rest.answers import LINK, json_bytes
 from rest.encounters import MAX_OFFSET, MEMBERS, VALID
 from rest.errors import envelope, problem_of, status_of
 from rest.explanations import refusals
@@ -144,6 +147,16 @@ ENCOUNTER: Mapping[str, tuple[str, Any]] = {
 """What each member means, and what it may look like."""
 
 EXAMPLE = {name: example for name, (_, example) in ENCOUNTER.items()}
+
+
+async def openapi_document(request: Request) -> Response:
+    """Answer with the description, as this gateway's scopes have it. Needs no token: it is the published contract."""
+    return json_bytes(_written(frozenset(request.state.services.scopes.items())), 200)
+
+
+@lru_cache(maxsize=1)
+def _written(scopes: frozenset[tuple[Operation, tuple[str, ...]]]) -> bytes:
+    return json.dumps(openapi(dict(scopes)), ensure_ascii=False).encode()
 
 
 def openapi_json() -> str:

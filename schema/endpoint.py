@@ -168,13 +168,19 @@ def _who_calls(request: Request) -> WhoCalls:
     )
 
 
-def _accepted(accept: str) -> list[str]:
-    """Give the media types of ours that the client takes, the one liked best first."""
+def liked_media_types(accept: str) -> dict[str, float]:
+    """Read from an Accept header which media types a client takes, and how much it likes each: 0 to 1."""
     liked: dict[str, float] = {}
     for part in filter(str.strip, accept.split(",")):
         media_type, *parameters = (piece.strip().lower() for piece in part.split(";"))
         quality = next((each[2:] for each in parameters if re.fullmatch(r"q=[01](\.[0-9]{0,3})?", each)), "1")
         liked[media_type] = float(quality)
+    return liked
+
+
+def _accepted(accept: str) -> list[str]:
+    """Give the media types of ours that the client takes, the one liked best first."""
+    liked = liked_media_types(accept)
     if not liked:
         return [JSON]
     accepted: list[str] = []

@@ -1,0 +1,145 @@
+"""The pages for people: the start page, the explorer and the REST page, as `web/build.py` built them.
+
+They hold nothing and need no token: what they show is asked for by the browser, with the token its user gives it. They
+load nothing from anywhere else, so they work where no cable leads out of the building.
+"""
+
+import json
+from hashlib import sha256
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway.auth import DEVELOPMENT_BRANDS, DEVELOPMENT_PATIENTS
+from gateway.settings import Settings
+from schema.endpoint import liked_media_types
+
+FOLDER = Path(__file__).parent / "web"
+ASSETS = FOLDER / "assets"
+
+# Everything from here and nothing from elsewhere. The editor, Monaco, writes styles of its own.
+POLICY = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; font-src 'self' data:; connect-src 'self'; worker-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
+}
+
+# What the GraphQL door answers in.
+DATA = ("application/graphql-response+json", "application/json", "text/event-stream", "application/*", "*/*")
+
+# Not the machine's own table: where that calls a script something else, no browser would run it.
+MEDIA_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".ttf": "font/ttf",
+}
+
+NOT_BUILT = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Encounter gateway</title>
+<style>
+:root { color-scheme: light dark }
+body { font: 17px/1.6 system-ui, sans-serif; max-width: 38rem; margin: 4rem auto; padding: 0 1rem }
+</style>
+<h1>The gateway runs. This page was not built.</h1>
+<p>Both doors serve: REST at <code>/v1/patients/{patient_id}/encounters</code>, described at
+<a href="/openapi.json"><code>/openapi.json</code></a>, and GraphQL at <code>/graphql</code>.</p>
+<p>The pages for people are built when the gateway is installed, with packages from the npm registry, which could not be
+had then. To try again: <code>make pages</code>, and start the gateway anew.</p>
+</html>
+"""
+
+
+class Page:
+    """One HTML page, held in memory."""
+
+    def __init__(self, html: str) -> None:
+        self._body = html.encode()
+        self._etag = f'"{sha256(self._body).hexdigest()[:32]}"'
+
+    async def answer(self, request: Request) -> Response:
+        """Answer with the page, or with 304 to a browser that has it."""
+        # The same address answers programs in JSON.
+        headers = {**POLICY, "ETag": self._etag, "Cache-Control": "no-cache", "Vary": "Accept"}
+        known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
+        if known & {self._etag, "*"}:
+            return Response(None, 304, headers)
+        return Response(self._body, 200, headers, "text/html")
+
+
+class Assets(StaticFiles):
+    """Files whose names hold a digest of what is in them, so that a browser may keep them for good."""
+
+    def file_response(self, full_path: Any, *args: Any, **kwargs: Any) -> Response:
+        """Answer with a file, or with 304."""
+        response = super().file_response(full_path, *args, **kwargs)
+        response.headers.update({**POLICY, "Cache-Control": "public, max-age=31536000, immutable"})
+        if response.status_code == 200:
+            response.headers["Content-Type"] = MEDIA_TYPES[Path(full_path).suffix]
+        return response
+
+
+def built() -> bool:
+    """Whether there are pages to serve."""
+    return ASSETS.is_dir()
+
+
+def page(name: str, settings: Settings) -> Page:
+    """Give a page, told who one can be in development mode; or the one that says why there is none."""
+    if not built():
+        return Page(NOT_BUILT)
+    told = escape(json.dumps(_development() if settings.development else []))
+    return Page((FOLDER / f"{name}.html").read_text().replace('content="[]"', f'content="{told}"'))
+
+
+def explorer_for_browsers(settings: Settings, door: ASGIApp) -> ASGIApp:
+    """Give the GraphQL door, with the explorer before it where the pages are served."""
+    return ExplorerForBrowsers(page("explorer", settings), door) if settings.explorer_pages else door
+
+
+class ExplorerForBrowsers:
+    """The GraphQL door, where a browser that asks for a page is given the explorer."""
+
+    def __init__(self, explorer: Page, door: ASGIApp) -> None:
+        self._explorer = explorer
+        self._door = door
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one HTTP request."""
+        request = Request(scope)
+        asked = request.method in {"GET", "HEAD"} and _likes_pages(request.headers.get("accept", ""))
+        answer = await self._explorer.answer(request) if asked else self._door
+        await answer(scope, receive, send)
+
+
+def _likes_pages(accept: str) -> bool:
+    """Whether a client likes HTML better than anything a program would ask for, as browsers do."""
+    liked = liked_media_types(accept)
+    page = liked.pop("text/html", 0)
+    return page > max(liked.get(each, 0) for each in DATA)
+
+
+def page_routes(settings: Settings) -> list[BaseRoute]:
+    """Give the routes of the pages but the explorer's, whose address is the GraphQL door's."""
+    if not settings.explorer_pages:
+        return []
+    return [
+        Route("/", page("index", settings).answer, methods=["GET"]),
+        Route("/docs", page("docs", settings).answer, methods=["GET"]),
+        *([Mount("/assets", Assets(directory=ASSETS))] if built() else []),
+    ]
+
+
+def _development() -> list[dict[str, str]]:
+    patients = {brand_id: patient_id for patient_id, brand_id in DEVELOPMENT_PATIENTS.items()}
+    return [
+        {"token": token, "brand": brand_id, "patient": patients[brand_id]}
+        for token, brand_id in DEVELOPMENT_BRANDS.items()
+    ]

@@ -1,0 +1,270 @@
+// Run by tests/browser/test_pages.py, one test at a time: ORIGIN is a gateway in development mode, CHROMIUM a browser.
+
+import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
+import { createRequire } from "node:module";
+import { after, afterEach, before, beforeEach, test } from "node:test";
+
+const { chromium } = createRequire(new URL("../javascript/package.json", import.meta.url))("playwright-core");
+const { ORIGIN, CHROMIUM } = process.env;
+
+const PATIENCE = 30_000;
+const FLAGS =
+  "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync";
+
+let browser;
+let context;
+let seen;
+
+before(async () => {
+  browser = await chromium.launch({ executablePath: CHROMIUM, args: FLAGS.split(" ") });
+});
+
+after(() => browser.close());
+
+beforeEach(async () => {
+  context = await browser.newContext({ permissions: ["clipboard-read", "clipboard-write"] });
+  context.setDefaultTimeout(PATIENCE);
+  seen = { urls: [], complaints: [] };
+  context.on("request", (request) => seen.urls.push(request.url()));
+  context.on("weberror", (error) => seen.complaints.push(error.error().message));
+  context.on("console", (message) => message.type() === "error" && seen.complaints.push(message.text()));
+  // Also what a worker or a style would break is told to the page.
+  await context.addInitScript(() => {
+    addEventListener("securitypolicyviolation", (event) => console.error(`violates ${event.violatedDirective}`));
+  });
+});
+
+// Whatever a test does: nothing comes from elsewhere, nothing breaks the policy, nothing is left behind.
+afterEach(async () => {
+  const left = [];
+  for (const page of context.pages()) {
+    left.push(await page.evaluate(async () => [
+      { ...localStorage }, { ...sessionStorage }, document.cookie, (await indexedDB.databases()).length, location.href,
+    ]));
+  }
+  await context.close();
+  const elsewhere = seen.urls.filter((url) => !new RegExp(`^(${ORIGIN}/|data:|blob:${ORIGIN}/)`).test(url));
+  assert.deepEqual(elsewhere, []);
+  assert.deepEqual(seen.urls.filter((url) => /dev\b|token|bearer/i.test(url) && !url.includes("/assets/")), []);
+  assert.deepEqual(seen.complaints, []);
+  for (const [local, session, cookies, databases, address] of left) {
+    assert.deepEqual([local, session, cookies, databases], [{}, {}, "", 0]);
+    assert.ok([`${ORIGIN}/`, `${ORIGIN}/graphql`, `${ORIGIN}/docs`].includes(address), address);
+  }
+});
+
+async function open(path) {
+  const page = await context.newPage();
+  page.on("websocket", (socket) => seen.urls.push(socket.url().replace(/^ws/, "http")));
+  await page.goto(ORIGIN + path);
+  return page;
+}
+
+async function openExplorer({ token = "dev" } = {}) {
+  const page = await open("/graphql");
+  await page.locator(".graphiql-query-editor .view-line").first().waitFor();
+  if (token) {
+    await page.getByRole("button", { name: `${token} brand` }).click();
+    await page.locator("#signed-in", { hasText: token }).waitFor();
+  }
+  return page;
+}
+
+/** Give what the editor of responses shows, line by line. */
+const shown = (page) =>
+  page.locator(".result-window .view-lines").evaluate((lines) =>
+    [...lines.querySelectorAll(".view-line")]
+      .sort((one, other) => Number.parseFloat(one.style.top) - Number.parseFloat(other.style.top))
+      .map((line) => line.textContent.replaceAll("\u00a0", " "))
+      .join("\n"),
+  );
+
+async function waitForAnswer(page, pattern) {
+  const deadline = Date.now() + PATIENCE;
+  for (;;) {
+    const text = await shown(page);
+    if (pattern.test(text)) return text;
+    assert.ok(Date.now() < deadline, `not answered: ${text}`);
+    await page.waitForTimeout(50);
+  }
+}
+
+const run = (page) => page.locator(".graphiql-execute-button").click();
+
+async function type(page, editor, text) {
+  await page.locator(`.${editor} .monaco-editor`).click();
+  await page.keyboard.press("ControlOrMeta+A");
+  await page.evaluate((copied) => navigator.clipboard.writeText(copied), text);
+  await page.keyboard.press("ControlOrMeta+V");
+}
+
+async function copyAsRest(page) {
+  await page.getByRole("button", { name: "Copy as REST" }).click();
+  await page.getByRole("status").filter({ hasText: "Copied" }).waitFor();
+  const copied = await page.evaluate(() => navigator.clipboard.readText());
+  await page.getByRole("dialog").getByRole("button", { name: "Close" }).click();
+  return copied;
+}
+
+async function pasteRest(page, text) {
+  await page.getByRole("button", { name: "Paste REST as GraphQL" }).click();
+  await page.getByLabel("REST call", { exact: true }).fill(text);
+  await page.getByRole("button", { name: "Open in a new tab" }).click();
+}
+
+const sh = (command) => JSON.parse(execFileSync("sh", ["-ec", command], { env: { ...process.env, TOKEN: "dev" }, stdio: ["ignore", "pipe", "ignore"] }));
+
+test("before a token is given the explorer asks for one and shows no error", async () => {
+  const page = await openExplorer({ token: null });
+
+  assert.ok(await page.locator("#authorize").isVisible());
+  assert.equal(await shown(page).catch(() => ""), "");
+
+  await run(page);
+  await waitForAnswer(page, /Authorize first/);
+});
+
+test("a token that is not good is refused in words, and not kept", async () => {
+  const page = await openExplorer({ token: null });
+
+  await page.getByLabel("Bearer token").fill("nonsense");
+  await page.getByLabel("Bearer token").press("Enter");
+
+  await page.locator("#authorize .said", { hasText: /token/i }).waitFor();
+  assert.ok(await page.locator("#authorize").isVisible());
+  seen.complaints = seen.complaints.filter((text) => !text.includes("401"));
+});
+
+test("an encounter is recorded through the explorer, under its key once, and read back", async () => {
+  const page = await openExplorer();
+
+  await run(page);
+  const first = await waitForAnswer(page, /"replayed": false/);
+  await run(page);
+  const again = await waitForAnswer(page, /"replayed": true/);
+  const id = /"id": "([0-9a-f-]{36})"/;
+  assert.equal(again.match(id)[1], first.match(id)[1]);
+
+  await page.getByRole("tab", { name: "ReadBack" }).click();
+  await run(page);
+  const read = await waitForAnswer(page, /"encounterType": "TELEHEALTH"/);
+  assert.equal(read.match(id)[1], first.match(id)[1]);
+});
+
+test("the schema is there to be read once there is a token", async () => {
+  const page = await openExplorer();
+
+  await page.getByRole("button", { name: "Show Documentation Explorer" }).click();
+
+  await page.locator(".graphiql-doc-explorer-content", { hasText: "Mutation" }).waitFor();
+});
+
+test("a forgotten token is gone, and a reload forgets it", async () => {
+  const page = await openExplorer();
+
+  await page.getByRole("button", { name: "Forget token" }).click();
+  await run(page);
+  await waitForAnswer(page, /Authorize first/);
+  await page.getByRole("button", { name: "dev brand" }).click();
+  await page.locator("#signed-in", { hasText: "dev" }).waitFor();
+  await page.reload();
+
+  await page.locator("#authorize").waitFor();
+});
+
+test("what is copied as REST records the encounter of the tab when pasted into a shell", async () => {
+  const page = await openExplorer();
+  await run(page);
+  const answer = await waitForAnswer(page, /"replayed": false/);
+
+  const copied = await copyAsRest(page);
+
+  assert.match(copied, /-H "Authorization: Bearer \$TOKEN"/);
+  assert.equal(sh(copied).id, answer.match(/"id": "([0-9a-f-]{36})"/)[1]);
+});
+
+test("what is pasted as REST becomes a tab, and is copied as it came", async () => {
+  const page = await openExplorer();
+  const notes = String.raw`It's "fine" \ 5 > 3`;
+  const command = [
+    `curl ${ORIGIN}/v1/patients/demo-patient/encounters`,
+    `-H "Authorization: Bearer $TOKEN"`,
+    `-H 'Content-Type: application/json'`,
+    `-H 'Idempotency-Key: ${crypto.randomUUID()}'`,
+    `-d '${JSON.stringify({ brand_id: "loop", encounter_type: "lab", notes }).replaceAll("'", String.raw`'\''`)}'`,
+  ].join(" \\\n  ");
+
+  await pasteRest(page, command);
+
+  await run(page);
+  const answer = await waitForAnswer(page, /"replayed": false/);
+  assert.equal(await copyAsRest(page), command);
+  const recorded = sh(command);
+  assert.equal(recorded.id, answer.match(/"id": "([0-9a-f-]{36})"/)[1]);
+  assert.equal(recorded.notes, notes);
+});
+
+test("what cannot be converted is told in words, both ways", async () => {
+  const page = await openExplorer();
+  await page.getByRole("tab", { name: "LatestEncounters" }).click();
+
+  await page.getByRole("button", { name: "Copy as REST" }).click();
+  await page.getByRole("status").filter({ hasText: "no recordEncounter" }).waitFor();
+  await page.getByRole("dialog").getByRole("button", { name: "Close" }).click();
+  await pasteRest(page, "curl http://elsewhere/v2");
+  await page.getByRole("status").filter({ hasText: "The path" }).waitFor();
+});
+
+test("the REST page's `try it out` records an encounter", async () => {
+  const page = await open("/docs");
+  await page.getByRole("button", { name: "dev brand loop" }).click();
+  const operation = page.locator(".opblock-post");
+  await operation.getByPlaceholder("patient_id").fill("demo-patient");
+
+  await operation.getByRole("button", { name: "Execute" }).click();
+
+  await operation.locator(".live-responses-table .response-col_status", { hasText: "201" }).waitFor();
+  assert.match(await operation.locator(".live-responses-table").innerText(), /"status": "scheduled"/);
+});
+
+test("the start page's two calls work when pasted", async () => {
+  const page = await open("/");
+  const copy = async (name) => {
+    await page.locator(`[data-copies=${name}]`).click();
+    await page.locator(`[data-copies=${name}]`, { hasText: "Copied" }).waitFor();
+    return page.evaluate(() => navigator.clipboard.readText());
+  };
+  assert.equal(sh(await copy("curl")).status, "scheduled");
+  const mutation = await copy("mutation");
+
+  await page.getByRole("link", { name: "Open the explorer" }).click();
+  await page.locator(".graphiql-query-editor .view-line").first().waitFor();
+  await page.getByRole("button", { name: "dev brand" }).click();
+  await page.locator("#signed-in", { hasText: "dev" }).waitFor();
+  await page.getByRole("button", { name: "New tab" }).click();
+  await type(page, "graphiql-query-editor", mutation);
+  await run(page);
+
+  await waitForAnswer(page, /"__typename": "EncounterRecorded"/);
+});
+
+test("what is recorded in one window arrives in the subscription of another", async () => {
+  const [watching, recording] = [await openExplorer(), await openExplorer()];
+  await watching.getByRole("tab", { name: "EncounterEvents" }).click();
+  await run(watching);
+  // Without a key each run records another.
+  await pasteRest(recording, 'POST /v1/patients/demo-patient/encounters {"brand_id": "loop", "encounter_type": "lab"}');
+  const deadline = Date.now() + PATIENCE;
+
+  // Nobody says when a subscription has begun, and it tells what happens from then on: so once more until it does.
+  let told = "";
+  do {
+    assert.ok(Date.now() < deadline, `nothing arrived: ${told}`);
+    await run(recording);
+    await waitForAnswer(recording, /"replayed": false/);
+    told = await shown(watching);
+  } while (!/"kind": "RECORDED"/.test(told));
+
+  assert.match(told, /"encounterType": "LAB"/);
+});

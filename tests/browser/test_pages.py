@@ -1,0 +1,49 @@
+"""The pages in a real browser: Debian's Chromium, driven by Playwright, on a gateway in a process of its own.
+
+After each of them: nothing was asked of another host, no policy was broken, and no token is in a URL or a storage.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from gateway.pages import built
+from tests.gateways import Gateway
+
+CHROMIUM = shutil.which("chromium")
+NODE = shutil.which("node")
+SCRIPT = Path(__file__).parent / "pages.test.js"
+PLAYWRIGHT = SCRIPT.parent.parent / "javascript" / "node_modules" / "playwright-core"
+TESTS = re.findall(r'^test\("(.+?)", ', SCRIPT.read_text(), re.MULTILINE)
+
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium"),
+    pytest.mark.skipif(NODE is None or not PLAYWRIGHT.is_dir(), reason="needs Node 20 and then: make .venv/javascript"),
+    pytest.mark.skipif(not built(), reason="the pages are not built: make pages"),
+]
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What came of the tests, in the Test Anything Protocol: all of them in one browser, on one gateway."""
+    gateway = Gateway(tmp_path_factory.mktemp("gateway"), GATEWAY_RATE_WRITES_PER_MINUTE="0").started()
+    try:
+        return subprocess.run(
+            [str(NODE), "--test", "--test-reporter=tap", str(SCRIPT)],
+            env={**os.environ, "ORIGIN": gateway.origin, "CHROMIUM": str(CHROMIUM)},
+            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ).stdout
+    finally:
+        gateway.end()
+
+
+@pytest.mark.parametrize("name", TESTS)
+def test_in_a_browser(name: str, told: str) -> None:
+    assert re.search(rf"^ *ok \d+ - {re.escape(name)}$", told, re.MULTILINE), told

@@ -1,0 +1,34 @@
+"""The explorer's ready-made operations can be run on the schema that is served, with the variables they come with."""
+
+import json
+from pathlib import Path
+
+import pytest
+from graphql import OperationDefinitionNode, parse, validate
+
+from schema import build_schema
+from tests.cast import Cast
+from tests.doors import Service
+
+FOLDER = Path(__file__).parent.parent.parent / "web" / "src" / "examples"
+EXAMPLES = {
+    path.stem: (path.read_text(), path.with_suffix(".json").read_text()) for path in sorted(FOLDER.glob("*.graphql"))
+}
+
+
+@pytest.mark.parametrize(("query", "written"), EXAMPLES.values(), ids=EXAMPLES)
+async def test_an_example_can_be_run_as_it_is(service: Service, cast: Cast, query: str, written: str) -> None:
+    document = parse(query)
+    variables = json.loads(written)
+    if "patientId" in variables:
+        variables["patientId"] = await cast.patient()
+
+    assert validate(build_schema()._schema, document) == []
+    for operation in document.definitions:
+        if isinstance(operation, OperationDefinitionNode):
+            assert {each.variable.name.value for each in operation.variable_definitions or ()} >= variables.keys()
+            if operation.operation.value != "subscription":
+                body = {"query": query, "variables": variables, "operationName": operation.name.value}
+                answer = (await service.rest("POST", "/graphql", json=body)).json()
+                assert "errors" not in answer
+                assert all(answer["data"].values())

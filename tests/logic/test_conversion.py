@@ -1,0 +1,34 @@
+"""A call from door to door, as the explorer's two buttons convert it: tests/javascript/conversion.test.js, by Node."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+JAVASCRIPT = ROOT / "tests" / "javascript"
+NODE = shutil.which("node")
+
+
+@pytest.mark.skipif(
+    NODE is None or not (JAVASCRIPT / "node_modules" / "graphql").is_dir(),
+    reason="needs Node 20 and then: make .venv/javascript",
+)
+def test_a_call_is_converted_from_door_to_door_and_back(tmp_path: Path) -> None:
+    # Node looks for packages beside a file and above it, and web/ keeps none.
+    shutil.copytree(ROOT / "web" / "src", tmp_path / "pages")
+    shutil.copy(JAVASCRIPT / "conversion.test.js", tmp_path)
+    (tmp_path / "package.json").write_text('{"type": "module"}')
+    (tmp_path / "node_modules").symlink_to(JAVASCRIPT / "node_modules")
+
+    ran = subprocess.run(
+        [str(NODE), "--test", "--test-reporter=tap", "conversion.test.js"],
+        cwd=tmp_path,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+    assert ran.returncode == 0, ran.stdout
+    assert "# pass 63\n" in ran.stdout

@@ -1,0 +1,112 @@
+"""How the pages come about: once for what web/ holds, in every wheel, and not at all where npm is out of reach."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gateway.pages import built
+
+ROOT = Path(__file__).parent.parent.parent
+
+# They stand for Node and npm: a page "built" holds the names of its sources, so that these tests need no registry.
+NODE = """#!/bin/sh
+[ "$1" = --version ] && echo v24.1.0 && exit
+echo "$@" >> "$0.log"
+mkdir -p dist/assets && ls src > dist/index.html
+"""
+NPM = """#!/bin/sh
+mkdir node_modules
+"""
+BROKEN_NPM = """#!/bin/sh
+echo "no way to the registry" >&2
+exit 1
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of what the pages are built from."""
+    shutil.copytree(ROOT / "web", tmp_path / "web", ignore=shutil.ignore_patterns("node_modules", "dist"))
+    (tmp_path / "gateway").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def build(checkout: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    def run(npm: str = NPM) -> subprocess.CompletedProcess[str]:
+        programs = checkout / "bin"
+        programs.mkdir(exist_ok=True)
+        for name, script in {"npm": npm, "node": NODE}.items():
+            (programs / name).write_text(script)
+            (programs / name).chmod(0o755)
+        return subprocess.run(
+            [sys.executable, checkout / "web" / "build.py"],
+            env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"},
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+
+    return run
+
+
+def builds(checkout: Path) -> int:
+    return len((checkout / "bin" / "node.log").read_text().splitlines())
+
+
+def test_they_are_built_again_only_when_what_they_are_built_from_has_changed(checkout: Path, build) -> None:
+    for _ in range(2):
+        assert build().returncode == 0
+        assert builds(checkout) == 1
+
+    (checkout / "web" / "src" / "new.js").write_text("// new")
+    build()
+
+    assert builds(checkout) == 2
+    assert "new.js" in (checkout / "gateway" / "web" / "index.html").read_text()
+    assert not (checkout / "web" / "node_modules").exists()
+
+
+def test_without_npm_the_installation_goes_on_and_says_so(checkout: Path, build) -> None:
+    ran = build(BROKEN_NPM)
+
+    assert ran.returncode == 0
+    assert "the gateway runs without them" in ran.stderr
+    assert "no way to the registry" in ran.stderr
+    assert not (checkout / "gateway" / "web").exists()
+
+
+def test_pages_that_are_stale_and_cannot_be_built_again_are_not_served(checkout: Path, build) -> None:
+    build()
+    (checkout / "web" / "src" / "new.js").write_text("// new")
+
+    build(BROKEN_NPM)
+
+    assert not (checkout / "gateway" / "web").exists()
+
+
+@pytest.mark.skipif(not built(), reason="the pages are not built: make pages")
+def test_a_wheel_holds_the_pages_and_the_licences_of_what_is_in_them(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", tmp_path],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {f"gateway/web/{name}" for name in ("index.html", "explorer.html", "docs.html", "licences.md")} <= set(names)
+    assert {f"gateway/web/assets/{path.name}" for path in (ROOT / "gateway/web/assets").iterdir()} <= set(names)
+    assert not [name for name in names if name.startswith(("web/", "tests/"))]
+
+
+def test_no_lock_of_npm_names_a_host() -> None:
+    for lock in (ROOT / "web", ROOT / "tests" / "javascript"):
+        assert '"resolved"' not in (lock / "package-lock.json").read_text()

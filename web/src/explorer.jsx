@@ -1,0 +1,76 @@
+import { explorerPlugin } from "@graphiql/plugin-explorer";
+import { HISTORY_PLUGIN } from "@graphiql/plugin-history";
+import { createGraphiQLFetcher } from "@graphiql/toolkit";
+import { GraphiQL } from "graphiql";
+import { useMemo, useSyncExternalStore } from "react";
+import { createRoot } from "react-dom/client";
+import "graphiql/setup-workers/vite";
+import "graphiql/style.css";
+import "@graphiql/plugin-explorer/style.css";
+import "./explorer.css";
+import { askForToken } from "./authorize.js";
+import { examples } from "./examples.js";
+import { memoryStorage } from "./memory.js";
+import { RestButtons } from "./rest_buttons.jsx";
+import { bearer, currentToken, whenTokenChanges } from "./token.js";
+
+const url = new URL("/graphql", location.href).href;
+const plugins = [HISTORY_PLUGIN, explorerPlugin()];
+const storage = memoryStorage();
+// Any JSON goes there, which the editor of variables cannot know.
+const scalars = { JSON: {} };
+
+// Headers go with a subscription only where the socket is opened by its address: then they are what it says first.
+const fetcher = createGraphiQLFetcher({
+  url,
+  subscriptionUrl: url.replace(/^http/, "ws"),
+  enableIncrementalDelivery: false,
+});
+
+/** Give a fetcher that sends the token with every call; without one it asks for it. */
+function withToken(token) {
+  return (params, options) => {
+    if (token) return fetcher(params, { ...options, headers: { ...bearer(token), ...options?.headers } });
+    askForToken();
+    return { errors: [{ message: "Authorize first: a call needs a bearer token." }] };
+  };
+}
+
+function Explorer() {
+  const token = useSyncExternalStore(whenTokenChanges, currentToken);
+  const authorized = useMemo(() => withToken(token), [token]);
+  return (
+    <GraphiQL
+      fetcher={authorized}
+      // Without a token nothing is asked; with one the schema is.
+      schema={token ? undefined : null}
+      plugins={plugins}
+      storage={storage}
+      shouldPersistHeaders={false}
+      showPersistHeadersSettings={false}
+      forcedTheme="system"
+      defaultTabs={examples}
+      // Of the first tab only the document is shown by itself.
+      initialVariables={examples[0].variables}
+      defaultEditorToolsVisibility="variables"
+      customScalarSchemas={scalars}
+      inputValueDeprecation
+    >
+      <GraphiQL.Logo>
+        <></>
+      </GraphiQL.Logo>
+      <GraphiQL.Toolbar>
+        {({ prettify, merge, copy }) => (
+          <>
+            {prettify}
+            {merge}
+            {copy}
+            <RestButtons />
+          </>
+        )}
+      </GraphiQL.Toolbar>
+    </GraphiQL>
+  );
+}
+
+createRoot(document.querySelector("#graphiql")).render(<Explorer />);
