@@ -282,7 +282,8 @@ async def test_a_fault_of_ours_is_answered_500_in_the_published_shape(
     service: Service, cast: Cast, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
     patient_id = await cast.patient()
-    monkeypatch.setattr("gateway.database.PoolConnection.fetch_one", None)  # calling it is a TypeError
+    for name in ("fetch", "fetch_one"):
+        monkeypatch.setattr(f"gateway.database.PoolConnection.{name}", None)  # calling it is a TypeError
 
     answer = await service.rest(verb, f"/v1/patients/{patient_id}/encounters", json=VISIT)
 
