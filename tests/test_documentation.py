@@ -1,5 +1,6 @@
 """The tables in the documentation are those of the code."""
 
+import re
 from pathlib import Path
 
 from pydantic_core import PydanticUndefined
@@ -83,6 +84,14 @@ def metrics_table() -> str:
         name = f"{family.name}_total" if family.type == "counter" else family.name
         rows.append(f"| `{name}` | {family.type} | {family.documentation} |")
     return "\n".join(rows)
+
+
+def test_every_proof_of_a_promise_is_a_test_that_exists() -> None:
+    named = re.findall(r"`(tests/\S+?\.py)::(\w+)`", (DOCS / "guarantees.md").read_text())
+
+    assert len(named) > 30
+    missing = [f"{path}::{name}" for path, name in named if f"def {name}(" not in (DOCS.parent / path).read_text()]
+    assert not missing
 
 
 def access_table() -> str:
