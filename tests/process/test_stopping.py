@@ -242,3 +242,18 @@ def workers_of(gateway: Gateway):
     return [
         each for each in family if each.status() != psutil.STATUS_ZOMBIE and "spawn_main" in " ".join(each.cmdline())
     ]
+
+
+async def test_an_open_stream_is_told_goodbye_and_does_not_hold_the_end_up(url: str, workers: dict[str, str]) -> None:
+    subscription = {"query": "subscription { encounterEvents { cursor } }"}
+    async with gateways(url, GATEWAY_DRAIN_SECONDS=LONG, **workers) as (gateway,), client() as asking:
+        headers = {**DEV, "accept": "text/event-stream"}
+        async with asking.stream("POST", f"{gateway.origin}/graphql", json=subscription, headers=headers) as stream:
+            said = stream.aiter_text()
+            gateway.process.send_signal(signal.SIGTERM)
+            heard = "".join([text async for text in said])
+        assert await ended(gateway) == 0
+
+    assert stream.status_code == 200
+    assert "temporarily_unavailable" in heard
+    assert heard.rstrip().endswith(("event: complete\ndata:", "event: complete"))
