@@ -41,7 +41,7 @@ from schema.documents import MAX_KEPT_DOCUMENTS, Document, DocumentRules, explai
 from schema.errors import refuse
 from schema.limits import Breach
 from schema.loaders import Loaders
-from schema.plan import plan_of
+from schema.plan import Plan, plan_of
 from schema.selection import Declined
 from schema.types import Operation
 
@@ -163,19 +163,23 @@ class Runner:
         cost = _cost(document.ast, operation, ask, context)
         if too_dear := self._too_dear(cost, ask, context):
             return too_dear
-        met: GatewayError | None = None
+        met: Exception | None = None
         if plan := self._plan_of(document.ast, operation):
             try:
                 data = orjson.Fragment(await plan.run(ask.variables, context))
                 return _telling(cost, ask, Answer(True, {"data": data}))
             except Declined:
                 pass
-            except GatewayError as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the ordinary way tells it
                 met = error
+                if isinstance(plan, Plan) and not isinstance(error, GatewayError):
+                    # A fault of the plan's own harms nobody: reading may be tried another way.
+                    self._report(error, context.request_id)
+                    met = None
         result = execute(
             self._schema,
             document.ast,
-            context_value=Operation(context, Loaders(context, met)),
+            context_value=Operation(context, Loaders(context, met), met),
             variable_values=dict(ask.variables),
             operation_name=ask.operation_name,
             is_awaitable=optimized_is_awaitable,  # type: ignore[arg-type]
@@ -216,7 +220,7 @@ class Runner:
         executor = Executor.build(
             self._schema,
             document.ast,
-            context_value=Operation(context, Loaders(context), last_event_id),
+            context_value=Operation(context, Loaders(context), last_event_id=last_event_id),
             raw_variable_values=dict(ask.variables),
             operation_name=ask.operation_name,
             is_awaitable=optimized_is_awaitable,  # type: ignore[arg-type]

@@ -11,7 +11,6 @@ from resolvers.commands import EncounterFilter
 from resolvers.context import Context
 from resolvers.duplicates import possible_duplicates_of
 from resolvers.encounters import count_encounters, encounters_by_ids, list_encounters
-from resolvers.errors import GatewayError
 from resolvers.paging import Page, Window
 from resolvers.patients import patients_by_ids
 from resolvers.versions import Version, histories_of
@@ -35,7 +34,7 @@ class CountKey(NamedTuple):
 class Loaders:
     """The loaders of one operation. What a plan has `met` when it asked the database, each of them meets too."""
 
-    def __init__(self, context: Context, met: GatewayError | None = None) -> None:
+    def __init__(self, context: Context, met: Exception | None = None) -> None:
         self._context = context
         self._met = met
         self.patients = DataLoader[str, Patient | None](self._load_patients)

@@ -153,6 +153,8 @@ class Mutation:
         ] = UNSET,
     ) -> RecordEncounterResult:
         try:
+            if info.context.met is not None:
+                raise info.context.met
             key = None if idempotency_key is UNSET else idempotency_key
             asked = (info.context.context, patient_id, given(input), key)
             recording = await (validate_encounter if validate_only is True else record_encounter)(*asked)

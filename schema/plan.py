@@ -16,7 +16,6 @@ from typing import Any
 from graphql import (
     DocumentNode,
     FragmentDefinitionNode,
-    NonNullTypeNode,
     OperationDefinitionNode,
     OperationType,
 )
@@ -29,18 +28,22 @@ from resolvers.ids import id_or_none
 from resolvers.paging import list_of, window_of
 from resolvers.patients import can_exist
 from resolvers.sql import Statement
-from schema.selection import Declined, Page, Reader, Root, Variables, conditions_of, filter_members, fits, value_of
+from schema.record_plan import RecordPlan
+from schema.selection import Declined, Page, Reader, Root, Variables, coerced, conditions_of, filter_members
 from schema.statement import Bound, arguments_of, statement_of
 
 MAX_IDS = 100
 KEPT_STATEMENTS = 64
 
 
-def plan_of(document: DocumentNode, operation: OperationDefinitionNode) -> "Plan | None":
+def plan_of(document: DocumentNode, operation: OperationDefinitionNode) -> "Plan | RecordPlan | None":
     """Make the plan of a valid operation, or None where no plan will ever serve it."""
-    if operation.operation is not OperationType.QUERY:
+    try:
+        if operation.operation is OperationType.MUTATION:
+            return RecordPlan(document, operation)
+    except Declined:
         return None
-    return Plan(document, operation)
+    return Plan(document, operation) if operation.operation is OperationType.QUERY else None
 
 
 class Plan:
@@ -51,13 +54,13 @@ class Plan:
             each.name.value: each for each in document.definitions if isinstance(each, FragmentDefinitionNode)
         }
         self._operation = operation
-        self._definitions = {each.variable.name.value: each for each in operation.variable_definitions or ()}
+        self._definitions = operation.variable_definitions or ()
         self._conditions = sorted(conditions_of(document))
         self._variants: dict[tuple[bool, ...], Variant | None] = {}
 
     async def run(self, sent: Variables, context: Context) -> bytes:
         """Answer the query: the JSON of `data`. Raises `Declined`, or what kept the database from answering."""
-        variables = self._coerced(sent)
+        variables = coerced(self._definitions, sent)
         outcome = tuple(variables[name] for name in self._conditions)
         if outcome not in self._variants:
             self._variants[outcome] = self._variant(variables)
@@ -65,19 +68,6 @@ class Plan:
         if variant is None:
             raise Declined
         return await variant.run(variables, context)
-
-    def _coerced(self, sent: Variables) -> dict[str, Any]:
-        variables: dict[str, Any] = {}
-        for name, definition in self._definitions.items():
-            if name in sent:
-                if not fits(definition.type, sent[name]):
-                    raise Declined
-                variables[name] = sent[name]
-            elif definition.default_value is not None:
-                variables[name] = value_of(definition.default_value)({})
-            elif isinstance(definition.type, NonNullTypeNode):
-                raise Declined
-        return variables
 
     def _variant(self, variables: Variables) -> "Variant | None":
         try:

@@ -28,6 +28,7 @@ from graphql import (
     StringValueNode,
     TypeNode,
     ValueNode,
+    VariableDefinitionNode,
     VariableNode,
 )
 from strawberry.utils.str_converters import to_snake_case
@@ -80,6 +81,8 @@ class Root:
 
 # Variables and values
 
+RECORDED = "EncounterRecorded"
+
 SCALARS = {"ID", "String", "UUID", "DateTime"}
 FILTER: Mapping[str, str | None] = {
     "encounterType": "EncounterType", "status": "EncounterStatus",
@@ -110,7 +113,38 @@ def fits(type_: TypeNode, value: Any) -> bool:
         return isinstance(value, bool)
     if name in ENUMS:
         return isinstance(value, str) and value in ENUMS[name]
+    if name == "RecordEncounterInput":
+        return fits_recording(value)
     return name == "EncounterFilter" and _fits_filter(value)
+
+
+RECORDING = {"brandId", "encounterType", "providerId", "scheduledAt", "chiefComplaint", "notes", "metadata"}
+
+
+def fits_recording(members: Any) -> bool:
+    """Say whether these are the members of a recording, each of the kind that it should be."""
+    if not isinstance(members, dict) or not members.keys() <= RECORDING or "encounterType" not in members:
+        return False
+    if not isinstance(members.get("brandId"), str) or not _fits_part("EncounterType", [members["encounterType"]]):
+        return False
+    texts = (members.get(name) for name in ("providerId", "scheduledAt", "chiefComplaint", "notes"))
+    return all(isinstance(each, str | None) for each in texts)
+
+
+def coerced(definitions: Sequence[VariableDefinitionNode], sent: Variables) -> dict[str, Any]:
+    """Give the variables of an operation, defaults put in. Raises `Declined` for one that would have to be coerced."""
+    variables: dict[str, Any] = {}
+    for definition in definitions:
+        name = definition.variable.name.value
+        if name in sent:
+            if not fits(definition.type, sent[name]):
+                raise Declined
+            variables[name] = sent[name]
+        elif definition.default_value is not None:
+            variables[name] = value_of(definition.default_value)({})
+        elif isinstance(definition.type, NonNullTypeNode):
+            raise Declined
+    return variables
 
 
 def _fits_filter(where: Any) -> bool:
@@ -171,7 +205,7 @@ class Reader:
     def roots(self, selections: SelectionSetNode) -> list[Root]:
         """Read what is asked for at the root."""
         roots = []
-        for key, nodes in self._collected([selections], "Query"):
+        for key, nodes in self.collected([selections], "Query"):
             name = nodes[0].name.value
             match name:
                 case "__typename":
@@ -188,9 +222,22 @@ class Reader:
                     raise Declined
         return roots
 
+    def recorded(self, nodes: Sequence[FieldNode]) -> list[tuple[str, Any]]:
+        """Read what is asked for of an encounter that was recorded."""
+        fields: list[tuple[str, Any]] = []
+        for key, below in self.collected(_below(nodes), RECORDED):
+            match below[0].name.value:
+                case "encounter":
+                    fields.append((key, self._encounter(below)))
+                case "__typename" | "replayed" as name:
+                    fields.append((key, Member(name)))
+                case _:
+                    raise Declined
+        return fields
+
     def _encounter(self, nodes: Sequence[FieldNode]) -> list[tuple[str, Any]]:
         fields: list[tuple[str, Any]] = []
-        for key, below in self._collected(_below(nodes), "Encounter"):
+        for key, below in self.collected(_below(nodes), "Encounter"):
             name = below[0].name.value
             if name == "patient":
                 fields.append((key, self._patient(below, None)))
@@ -204,7 +251,7 @@ class Reader:
     def _patient(self, nodes: Sequence[FieldNode], pages: list[Page] | None) -> list[tuple[str, Any]]:
         """Read a patient; `pages` gathers its pages, None where a page would be one within another."""
         fields: list[tuple[str, Any]] = []
-        for key, below in self._collected(_below(nodes), "Patient"):
+        for key, below in self.collected(_below(nodes), "Patient"):
             name = below[0].name.value
             if name != "encounters":
                 fields.append((key, Member(to_snake_case(name) if name != "__typename" else name)))
@@ -217,14 +264,14 @@ class Reader:
 
     def _page(self, nodes: Sequence[FieldNode]) -> Page:
         fields: list[tuple[str, str, Sequence[Any]]] = []
-        for key, below in self._collected(_below(nodes), "EncounterConnection"):
+        for key, below in self.collected(_below(nodes), "EncounterConnection"):
             match below[0].name.value:
                 case "nodes":
                     fields.append((key, "nodes", self._encounter(below)))
                 case "edges":
                     fields.append((key, "edges", self._edge(below)))
                 case "pageInfo":
-                    inner = [(each, of[0].name.value) for each, of in self._collected(_below(below), "PageInfo")]
+                    inner = [(each, of[0].name.value) for each, of in self.collected(_below(below), "PageInfo")]
                     fields.append((key, "page_info", inner))
                 case "totalCount":
                     fields.append((key, "total_count", ()))
@@ -238,7 +285,7 @@ class Reader:
 
     def _edge(self, nodes: Sequence[FieldNode]) -> list[tuple[str, str, Sequence[Any]]]:
         fields: list[tuple[str, str, Sequence[Any]]] = []
-        for key, below in self._collected(_below(nodes), "EncounterEdge"):
+        for key, below in self.collected(_below(nodes), "EncounterEdge"):
             name = below[0].name.value
             fields.append((key, name, self._encounter(below) if name == "node" else ()))
         return fields
@@ -246,7 +293,7 @@ class Reader:
     def _argument(self, node: FieldNode, name: str) -> Value:
         return next(value_of(each.value) for each in node.arguments or () if each.name.value == name)
 
-    def _collected(self, sets: Sequence[SelectionSetNode], type_name: str) -> list[tuple[str, list[FieldNode]]]:
+    def collected(self, sets: Sequence[SelectionSetNode], type_name: str) -> list[tuple[str, list[FieldNode]]]:
         """Give the fields of some selections by their response keys, as the specification merges them (6.3.2)."""
         fields: dict[str, list[FieldNode]] = {}
         seen: set[str] = set()
@@ -259,21 +306,17 @@ class Reader:
                     case FieldNode():
                         fields.setdefault((selection.alias or selection.name).value, []).append(selection)
                     case InlineFragmentNode():
-                        self._same(selection.type_condition, type_name)
-                        collect(selection.selection_set.selections)
+                        if _applies(selection.type_condition, type_name):
+                            collect(selection.selection_set.selections)
                     case FragmentSpreadNode() if selection.name.value not in seen:
                         seen.add(selection.name.value)
                         fragment = self._fragments[selection.name.value]
-                        self._same(fragment.type_condition, type_name)
-                        collect(fragment.selection_set.selections)
+                        if _applies(fragment.type_condition, type_name):
+                            collect(fragment.selection_set.selections)
 
         for each in sets:
             collect(each.selections)
         return list(fields.items())
-
-    def _same(self, condition: NamedTypeNode | None, type_name: str) -> None:
-        if condition is not None and condition.name.value != type_name:
-            raise Declined
 
     def _included(self, selection: SelectionNode) -> bool:
         for directive in selection.directives or ():
@@ -283,6 +326,15 @@ class Reader:
             if applies is (directive.name.value == "skip"):
                 return False
         return True
+
+
+def _applies(condition: NamedTypeNode | None, type_name: str) -> bool:
+    if condition is None or condition.name.value == type_name:
+        return True
+    if type_name != RECORDED:
+        raise Declined
+    # The other members of the union are what did not come of it.
+    return condition.name.value == "RecordEncounterResult"
 
 
 def _below(nodes: Sequence[FieldNode]) -> list[SelectionSetNode]:

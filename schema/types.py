@@ -32,6 +32,8 @@ class Operation:
 
     context: Context
     loaders: Loaders
+    met: Exception | None = None
+    """What a plan of this operation has met after it began: it is told, and nothing is tried again."""
     last_event_id: str | None = None
     """The cursor a client names beside the operation, not in it: one that comes back to server-sent events."""
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,12 +15,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis_graphql import nodes, queries
 
+import schema.mutations
+import schema.record_plan
 from gateway.database import PoolConnection
 from gateway.settings import Settings
 from resolvers.access import Caller
 from resolvers.errors import TemporarilyUnavailable
 from schema import build_schema
 from schema.plan import Plan
+from schema.record_plan import RecordPlan
 from schema.selection import Declined
 from tests.cast import Cast
 from tests.doors import Service
@@ -91,16 +95,14 @@ async def known(clinic: Service, cast: Cast) -> Known:
 @contextmanager
 def without_plans() -> Iterator[None]:
     """Let the ordinary way answer everything."""
-    run = Plan.run
 
     async def decline(*_: object) -> bytes:
         raise Declined
 
-    Plan.run = decline  # type: ignore[method-assign,assignment]
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Plan, "run", decline)
+        patch.setattr(RecordPlan, "run", decline)
         yield
-    finally:
-        Plan.run = run  # type: ignore[method-assign]
 
 
 async def both(
@@ -345,3 +347,89 @@ async def test_what_a_plan_meets_at_the_database_is_told_and_not_asked_for_again
     assert [error["extensions"]["code"] for error in body["errors"]] == ["temporarily_unavailable"] * 2
     assert body["data"] == {"encounter": None, "patient": None}
     assert len(asked) == 1
+
+
+# Recording
+
+
+@st.composite
+def recordings(draw: st.DrawFn, known: Known) -> tuple[str, dict[str, Any]]:
+    """Draw a recording, and what is asked for of it."""
+    texts = st.sampled_from([None, "", 'Quotes " \\ \u0001 🩺', "a\x00b", "x" * 2_001])
+    needed = {
+        "brandId": st.sampled_from(["loop", "loop", "loopbio", ""]),
+        "encounterType": st.sampled_from(["LAB", "OTHER"]),
+    }
+    optional = {
+        "providerId": st.sampled_from([str(uuid4()).upper(), "nobody", None]),
+        "scheduledAt": st.sampled_from(["2026-03-29T02:30:00.120+01:00", "0001-01-01T00:00:00Z", "soon", None]),
+        "chiefComplaint": texts,
+        "notes": texts,
+        "metadata": st.sampled_from([{}, {"b": 1.5, "ä": [None, "\u0001"]}, [], None, {"a": "\x00"}]),
+    }
+    members: dict[str, Any] = draw(st.fixed_dictionaries(needed, optional=optional))
+    plain = [
+        "id", "patientId", "providerId", "brandId", "encounterType", "status", "scheduledAt", "startedAt", "endedAt",
+        "chiefComplaint", "notes", "metadata", "version", "allowedActions", "__typename", "patient { id brandId }",
+    ]  # fmt: skip
+    encounter = " ".join(draw(st.lists(st.sampled_from(plain), min_size=1, unique=True)))
+    outcomes = [
+        "__typename", "...f", "... on EncounterRecorded { replayed }", "... on Problem { code message recorded }",
+        "... on InvalidInput { violations { path rule message } }",
+        f"... on EncounterRecorded {{ e: encounter {{ {encounter} }} }}",
+    ]  # fmt: skip
+    asked = " ".join(draw(st.lists(st.sampled_from(outcomes), min_size=1)))
+    fragment = f"fragment f on EncounterRecorded {{ encounter {{ {encounter} }} }}" if "...f" in asked else ""
+    query = f"""mutation ($patient: ID!, $input: RecordEncounterInput!, $key: String) {{
+      r: recordEncounter(patientId: $patient, input: $input, idempotencyKey: $key) {{ {asked} }} }} {fragment}"""
+    key = draw(st.sampled_from([None, "two words", "fresh"]))
+    key = f"{uuid4()}" if key == "fresh" else key
+    return query, {"patient": draw(st.sampled_from(known.patients)), "input": members, "key": key}
+
+
+async def test_any_recording_has_the_same_answer_both_ways(clinic: Service, known: Known) -> None:
+    loop = asyncio.get_running_loop()
+    own = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f-]{22}")
+
+    async def both_ways(query: str, variables: dict[str, Any], token: str) -> None:
+        body = json.dumps({"query": query, "variables": variables})
+        headers = SAME_ID | {"content-type": "application/json"}
+        planned = await clinic.rest("POST", "/graphql", token=token, content=body, headers=headers)
+        with without_plans():
+            ordinary = await clinic.rest(
+                "POST",
+                "/graphql",
+                token=token,
+                content=body.replace(str(variables["key"]), str(uuid4())),
+                headers=headers,
+            )
+        assert planned.status_code == ordinary.status_code
+        assert own.sub(b"id", planned.content) == own.sub(b"id", ordinary.content), query
+
+    @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(recordings(known), st.sampled_from(ASKING))
+    def ask(document: tuple[str, dict[str, Any]], token: str) -> None:
+        asyncio.run_coroutine_threadsafe(both_ways(*document, token=token), loop).result(60)
+
+    await asyncio.to_thread(ask)
+
+
+async def test_a_refused_recording_is_tried_once(
+    clinic: Service, known: Known, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    async def refuse(*_: object) -> Any:
+        tried.append(1)
+        raise TemporarilyUnavailable
+
+    monkeypatch.setattr(schema.record_plan, "record_encounter", refuse)
+    monkeypatch.setattr(schema.mutations, "record_encounter", refuse)
+    query = """mutation ($patient: ID!, $input: RecordEncounterInput!) {
+      recordEncounter(patientId: $patient, input: $input) { __typename } }"""
+    variables = {"patient": known.patients[0], "input": {"brandId": "loop", "encounterType": "LAB"}}
+
+    body = await clinic.graphql(query, variables, token="recorder")
+
+    assert body["errors"][0]["extensions"]["code"] == "temporarily_unavailable"
+    assert tried == [1]
