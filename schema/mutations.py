@@ -19,6 +19,7 @@ from schema.errors import (
     IllegalTransition,
     InvalidInput,
     PatientNotFound,
+    Problem,
     Recorded,
     StaleVersion,
     outcome,
@@ -64,8 +65,8 @@ class EncounterRecorded:
 
 
 @strawberry.type(description="It would be recorded. Nothing was, because the request asked for that.")
-class EncounterValid:
-    recorded: Recorded = strawberry.field(description="Always `no`.")
+class EncounterValid(Problem):
+    """A `Problem` as every outcome but the first: whoever does not ask by name is told that nothing was recorded."""
 
 
 RecordEncounterResult = Annotated[
@@ -161,7 +162,8 @@ class Mutation:
         except GatewayError as error:
             return outcome(error, info.context.context)  # type: ignore[no-any-return]
         if recording is None:
-            return EncounterValid(recorded=Recorded.NO)
+            told = "It would be recorded. Nothing was, because the request asked for that."
+            return EncounterValid(code="valid", message=told, recorded=Recorded.NO)
         return EncounterRecorded(encounter=recording.encounter, replayed=recording.replayed)  # type: ignore[arg-type]
 
     @strawberry.mutation(description="Make a patient known, so that encounters can be recorded. Safe to send again.")

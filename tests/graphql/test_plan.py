@@ -360,7 +360,7 @@ def recordings(draw: st.DrawFn, known: Known) -> tuple[str, dict[str, Any]]:
         "brandId": st.sampled_from(["loop", "loop", "loopbio", ""]),
         "encounterType": st.sampled_from(["LAB", "OTHER"]),
     }
-    optional = {
+    optional: dict[str, st.SearchStrategy[Any]] = {
         "providerId": st.sampled_from([str(uuid4()).upper(), "nobody", None]),
         "scheduledAt": st.sampled_from(["2026-03-29T02:30:00.120+01:00", "0001-01-01T00:00:00Z", "soon", None]),
         "chiefComplaint": texts,
