@@ -199,3 +199,15 @@ test("JSON is written as it was read", () => {
   }
   for (const text of ["01", "1.", "-", "{", '{"a":1,}', "1 2", "'a'"]) assert.throws(() => read(text), SyntaxError, text);
 });
+
+test("a call that is only to be validated stays one, both ways", () => {
+  const literal = 'recordEncounter(patientId: "p", input: {brandId: "loop", encounterType: LAB}, validateOnly: true)';
+  const command = inline(literal);
+
+  assert.ok(command.startsWith(`curl '${ORIGIN.origin}/v1/patients/p/encounters?validate_only=true'`));
+  const back = toGraphql(command);
+  assert.equal(toRest(back.query, back.variables, ORIGIN), command);
+  assert.ok(!inline(literal.replace("true", "false")).includes("validate_only"));
+  assert.throws(() => toGraphql(command.replace("=true", "=yes")), NotConvertible);
+  assert.throws(() => inline(literal.replace("validateOnly", "other")), NotConvertible);
+});

@@ -31,4 +31,4 @@ def test_a_call_is_converted_from_door_to_door_and_back(tmp_path: Path) -> None:
     )
 
     assert ran.returncode == 0, ran.stdout
-    assert "# pass 63\n" in ran.stdout
+    assert "# pass 64\n" in ran.stdout

@@ -16,7 +16,7 @@ const MEMBERS = {
 
 const FIELDS = Object.fromEntries(Object.entries(MEMBERS).map(([field, member]) => [member, field]));
 
-const RECORD = `mutation RecordEncounter(
+const record = (validateOnly) => `mutation RecordEncounter(
   $patientId: ID!
   $input: RecordEncounterInput!
   $key: String
@@ -24,7 +24,7 @@ const RECORD = `mutation RecordEncounter(
   recordEncounter(
     patientId: $patientId
     input: $input
-    idempotencyKey: $key
+    idempotencyKey: $key${validateOnly ? "\n    validateOnly: true" : ""}
   ) {
     __typename
     ... on EncounterRecorded {
@@ -53,12 +53,12 @@ export class NotConvertible extends Error {}
  * Throws NotConvertible.
  */
 export function toRest(query, variables, { origin, operationName } = {}) {
-  const { patientId, input, idempotencyKey } = call(query, variables, operationName);
+  const { patientId, input, idempotencyKey, validateOnly } = call(query, variables, operationName);
   const body = renamed(input, MEMBERS, (field) => {
     throw new NotConvertible(`RecordEncounterInput has no member ${field}.`);
   });
   if (typeof body.encounter_type === "string") body.encounter_type = body.encounter_type.toLowerCase();
-  const path = `/v1/patients/${encodeURIComponent(patientId)}/encounters`;
+  const path = `/v1/patients/${encodeURIComponent(patientId)}/encounters${validateOnly ? "?validate_only=true" : ""}`;
   const lines = [
     `curl ${quote(origin + path)}`,
     `-H "Authorization: Bearer $TOKEN"`,
@@ -79,12 +79,14 @@ export function toGraphql(text) {
   const path = /\/v1\/patients\/([^/?#\s]+)\/encounters\/?(?:[?#]|$)/.exec(url ?? "");
   if (!path) throw new NotConvertible("The path /v1/patients/{patient_id}/encounters is missing.");
   if (method !== "POST") throw new NotConvertible("Only the call that records (POST) has a twin over GraphQL.");
+  const [, validateOnly = "false"] = /[?&]validate_only=([^&#\s]*)/.exec(url) ?? [];
+  if (!["true", "false"].includes(validateOnly)) throw new NotConvertible("validate_only is true or false.");
   const members = objectOf(body, "The body");
   const ignored = [];
   const input = renamed(members, FIELDS, (member) => ignored.push(member));
   if (typeof input.encounterType === "string") input.encounterType = input.encounterType.toUpperCase();
   const variables = { patientId: string(decoded(path[1])), input, ...(key === undefined ? {} : { key: received(key) }) };
-  return { query: RECORD, variables: write(variables, 2), ignored };
+  return { query: record(validateOnly === "true"), variables: write(variables, 2), ignored };
 }
 
 // GraphQL
@@ -111,12 +113,15 @@ function call(query, variables, operationName) {
     .filter((each) => each.defaultValue)
     .map((each) => [each.variable.name.value, valueOf(each.defaultValue, {})]);
   const values = { ...Object.fromEntries(defaults), ...given };
-  const { patientId, input, idempotencyKey } = members(field.arguments, values);
+  const { patientId, input, idempotencyKey, validateOnly, ...others } = members(field.arguments, values);
+  // What would be left out might be what keeps a rehearsal from being recorded.
+  const [other] = Object.keys(others);
+  if (other) throw new NotConvertible(`The argument ${other} has no twin over REST.`);
   if (typeof patientId !== "string" || !patientId) throw new NotConvertible("patientId is missing.");
   if (!isObject(input)) throw new NotConvertible("input is missing.");
   if (idempotencyKey != null && !/^[^\0]/.test(idempotencyKey)) throw new NotConvertible("A key is a text.");
   // An ID may be written as a number.
-  return { patientId: patientId.replace(/^\0/, ""), input, idempotencyKey };
+  return { patientId: patientId.replace(/^\0/, ""), input, idempotencyKey, validateOnly };
 }
 
 function valueOf(node, values) {

@@ -14,7 +14,9 @@ const ui = SwaggerUI({
   persistAuthorization: false,
   validatorUrl: null,
   onComplete() {
-    ui.layoutActions.show(["operations", "default", "recordEncounter"], true);
+    const operations = Object.values(ui.specSelectors.specJson().toJS().paths).map((path) => path.post);
+    const { tags = ["default"] } = operations.find((each) => each?.operationId === "recordEncounter");
+    ui.layoutActions.show(["operations", tags[0], "recordEncounter"], true);
     let known = "";
     whenTokenChanges((token) => {
       if (token) ui.preauthorizeApiKey("bearer", token);
