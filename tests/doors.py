@@ -161,7 +161,7 @@ RECORD = f"""mutation ($patientId: ID!, $input: RecordEncounterInput!, $key: Str
 }}"""
 
 VALIDATE = RECORD.replace("$key: String", "$key: String, $only: Boolean").replace(
-    "idempotencyKey: $key) {", "idempotencyKey: $key, validateOnly: $only) { ... on EncounterValid { recorded }"
+    "idempotencyKey: $key)", "idempotencyKey: $key, validateOnly: $only)"
 )
 
 LIST = f"""query ($id: ID!) {{ patient(id: $id) {{ encounters {{ totalCount nodes {ENCOUNTER} }} }} }}"""
@@ -210,7 +210,9 @@ class GraphQLDoor:
         if "code" not in result:
             return Outcome(recorded=result["recorded"].lower())
         rules = frozenset((snake(each["path"][-1]), each["rule"]) for each in result.get("violations", []))
-        return Outcome(result["code"], recorded=result["recorded"].lower(), rules=rules)
+        # What would be recorded is a problem only to whoever asks for one, and over REST none.
+        code = None if result["code"] == "valid" else result["code"]
+        return Outcome(code, recorded=result["recorded"].lower(), rules=rules)
 
     async def listed(self, patient_id: str, *, token: str | None = TOKEN) -> tuple[list[dict[str, Any]], int] | None:
         body = await self.service.graphql(LIST, {"id": patient_id}, token=token)
