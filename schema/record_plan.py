@@ -146,7 +146,8 @@ def _joined(parts: Sequence[Part]) -> list[Part]:
 
 
 def _of(write: Callable[[Encounter], Any]) -> Callable[[Recording], bytes]:
-    return lambda recording: orjson.dumps(write(recording.encounter))
+    # The driver has a UUID of its own.
+    return lambda recording: orjson.dumps(write(recording.encounter), default=str)
 
 
 def _instant(name: str) -> Callable[[Recording], bytes]:
