@@ -408,7 +408,7 @@ async def test_any_recording_has_the_same_answer_both_ways(clinic: Service, know
         if variables["key"]:
             assert again.content == replayed.content
         assert planned.status_code == ordinary.status_code
-        assert own.sub(b"id", planned.content) == own.sub(b"id", ordinary.content), query
+        assert own.sub(b"id", planned.content) == own.sub(b"id", ordinary.content), (query, variables)
 
     @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
     @given(recordings(known), st.sampled_from(ASKING))
