@@ -70,14 +70,15 @@ class RecordPlan:
         if not isinstance(patient_id, str) or not isinstance(key, str | None) or not fits_recording(members):
             raise Declined
         if self._shows_patient:
-            _require(context, Operation.READ_PATIENTS)
+            _require_patients(context)
         recording = await record_encounter(context, patient_id, _command(members), key)
         return b"".join(part if isinstance(part, bytes) else part(recording) for part in self._parts)
 
 
-def _require(context: Context, operation: Operation) -> None:
+def _require_patients(context: Context) -> None:
     try:
-        context.require(operation)
+        context.require(Operation.READ_PATIENTS)
+        context.acting_brand()
     except GatewayError:
         raise Declined from None
 
