@@ -3,7 +3,6 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,12 +84,11 @@ def memory_bytes(server: Server) -> int:
     return sum(each.memory_info().rss for each in (process, *process.children(recursive=True)))
 
 
-def postmaster_of(children: Iterator[psutil.Process] | None = None) -> int:
-    """Find our own PostgreSQL among our children."""
-    for child in children or iter(psutil.Process().children(recursive=True)):
-        if child.name() == "postgres" and any(each.name() == "postgres" for each in child.children()):
-            return child.pid
-    raise RuntimeError("there is no PostgreSQL of ours")
+def our_postmaster() -> int:
+    """Find the number of the PostgreSQL that this process started."""
+    ours = psutil.Process().children()
+    # In a disguise it is not our child's name that tells, but what it has become.
+    return next(int(each.pid) for each in ours if each.name() == "postgres")
 
 
 def _cpu(pid: int) -> float:

@@ -1,4 +1,4 @@
-"""What asks: requests over HTTP/1.1 on connections that stay open, as many at once as there are connections, or at a rate.
+"""What asks: requests over HTTP/1.1 on connections that stay open, as many at once as there are of those, or at a rate.
 
 At a rate each request has its time. When no connection is free it waits, and its latency counts from when it was due,
 not from when it was sent: a server that stalls is charged for everyone who would have come meanwhile.
@@ -26,8 +26,11 @@ from typing import Any
 KEY = b"@key@"
 """Where a request holds this, each that is sent has a UUID of its own."""
 
-PATIENCE_SECONDS = 30.0
-"""How long an answer may take at the end before it is given up."""
+PATIENCE_SECONDS = 10.0
+"""How long answers may take at the end before they are given up; their latency is then what they have waited so far."""
+
+
+_clock = time.perf_counter
 
 
 @dataclass(frozen=True)
@@ -113,67 +116,84 @@ def _missing(answer: bytes) -> int | None:
     return 0 if answer.endswith(b"\r\n0\r\n\r\n") else None
 
 
-def drive(plan: Plan) -> Outcome:
-    """Ask as planned, and say what came of it."""
-    requests = _requests(plan)
-    connections = {each.socket.fileno(): each for each in (Connection(plan) for _ in range(plan.connections))}
-    poll = select.epoll()
-    for number in connections:
-        poll.register(number, select.EPOLLIN)
-    outcome, latencies, lateness = Outcome(), [], []
-    clock = time.perf_counter
+class Drive:
+    """One run. Connections that are free wait in `_free`; a request's due time is the connection's while it lasts."""
 
-    print("begin", flush=True)
-    before = os.times()
-    start = clock()
-    end = start + plan.seconds
-    free = deque(connections.values())
-    asked, under_way = 0, 0
-    while True:
-        now = clock()
-        if plan.rate is None:
-            while free and now < end:
-                free.popleft().send(next(requests), now)
-                under_way += 1
-            due = end
-        else:
-            due = start + asked / plan.rate
-            while free and due <= now and due < end:
-                free.popleft().send(next(requests), due)
-                if under_way < plan.connections - 1:
-                    lateness.append(now - due)
-                asked, under_way = asked + 1, under_way + 1
-                due = start + asked / plan.rate
-                now = clock()
-        waiting = plan.rate is not None and due < end
-        if (not under_way and not waiting) or now > end + PATIENCE_SECONDS:
-            break
-        # epoll counts in milliseconds, select in microseconds; and an epoll is itself a file one can wait for.
-        select.select([poll], [], [], max(0.0, due - now) if free and waiting else 1.0)
-        for number, _ in poll.poll(0):
-            connection = connections[number]
-            answer = connection.receive()
-            if answer is None:
-                continue
-            arrived = clock()
-            latencies.append(arrived - connection.due)
-            under_way -= 1
-            free.append(connection)
-            if answer[9:11] != b"20" or b'"errors"' in answer[:600]:
-                outcome.failures += 1
-                outcome.first_failure = outcome.first_failure or answer[:2000].decode(errors="replace")
-    finished = clock()
-    print("end", flush=True)
-    after = os.times()
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._requests = _requests(plan)
+        self._connections = {each.socket.fileno(): each for each in (Connection(plan) for _ in range(plan.connections))}
+        self._free = deque(self._connections.values())
+        self._poll = select.epoll()
+        for number in self._connections:
+            self._poll.register(number, select.EPOLLIN)
+        self._asked = 0
+        self._latencies: list[float] = []
+        self._lateness: list[float] = []
+        self._outcome = Outcome()
 
-    for connection in connections.values():
-        connection.socket.close()
-    outcome.requests, outcome.seconds, outcome.unanswered = len(latencies), finished - start, under_way
-    outcome.driver_cpu = after.user + after.system - before.user - before.system
-    latencies.sort()
-    outcome.p50, outcome.p90, outcome.p99, outcome.most = (_percentile(latencies, p) for p in (50, 90, 99, 100))
-    outcome.late_p99 = _percentile(sorted(lateness), 99)
-    return outcome
+    def run(self) -> Outcome:
+        """Ask as planned, and say what came of it."""
+        print("begin", flush=True)
+        before = os.times()
+        self._start = _clock()
+        self._end = self._start + self._plan.seconds
+        while True:
+            now, due = self._send()
+            waiting = due < self._end
+            if not (waiting or len(self._free) < len(self._connections)) or now > self._end + PATIENCE_SECONDS:
+                break
+            # epoll counts in milliseconds, select in microseconds; and an epoll is itself a file one can wait for.
+            select.select([self._poll], [], [], max(0.0, due - now) if self._free and waiting else 1.0)
+            for number, _ in self._poll.poll(0):
+                self._receive(self._connections[number])
+        finished = _clock()
+        after = os.times()
+        print("end", flush=True)
+        self._outcome.driver_cpu = after.user + after.system - before.user - before.system
+        return self._summed_up(finished)
+
+    def _send(self) -> tuple[float, float]:
+        """Send what is due while a connection is free; give the time, and when the next is due."""
+        now, rate = _clock(), self._plan.rate
+        if rate is None:
+            while self._free and now < self._end:
+                self._free.popleft().send(next(self._requests), now)
+            return now, self._end
+        while (due := self._start + self._asked / rate) <= now and due < self._end and self._free:
+            if len(self._free) > 1:
+                # Not for want of a connection: so late is the driver itself.
+                self._lateness.append(now - due)
+            self._free.popleft().send(next(self._requests), due)
+            self._asked += 1
+            now = _clock()
+        return now, due
+
+    def _receive(self, connection: Connection) -> None:
+        answer = connection.receive()
+        if answer is None:
+            return
+        self._latencies.append(_clock() - connection.due)
+        self._free.append(connection)
+        # A refusal that is a member of the answer says whether anything was recorded, and nothing else does.
+        if answer[9:11] != b"20" or b'"errors":' in answer[:1000] or b'"recorded":' in answer[:1000]:
+            self._outcome.failures += 1
+            self._outcome.first_failure = self._outcome.first_failure or answer[:2000].decode(errors="replace")
+
+    def _summed_up(self, finished: float) -> Outcome:
+        plan, outcome = self._plan, self._outcome
+        outcome.requests, outcome.seconds = len(self._latencies), finished - self._start
+        abandoned = [each.due for each in self._connections.values() if each not in self._free]
+        if plan.rate is not None:
+            never_sent = range(self._asked, math.ceil(plan.rate * plan.seconds))
+            abandoned += [self._start + number / plan.rate for number in never_sent]
+        outcome.unanswered = len(abandoned)
+        latencies = sorted([*self._latencies, *(finished - due for due in abandoned)])
+        outcome.p50, outcome.p90, outcome.p99, outcome.most = (_percentile(latencies, p) for p in (50, 90, 99, 100))
+        outcome.late_p99 = _percentile(sorted(self._lateness), 99)
+        for connection in self._connections.values():
+            connection.socket.close()
+        return outcome
 
 
 def _requests(plan: Plan) -> Iterator[bytes]:
@@ -193,7 +213,7 @@ def _percentile(ordered: Sequence[float], percent: float) -> float:
 def main() -> None:
     """Read a plan, follow it, print what came of it."""
     plan: dict[str, Any] = json.load(sys.stdin)
-    print(json.dumps(asdict(drive(Plan(**plan)))))
+    print(json.dumps(asdict(Drive(Plan(**plan)).run())))
 
 
 if __name__ == "__main__":

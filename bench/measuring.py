@@ -3,9 +3,9 @@
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from bench.clocks import Clocks, memory_bytes
 from bench.driver import Outcome, Plan
@@ -13,7 +13,7 @@ from bench.servers import ROOT, Server
 from bench.workloads import Question, Workload
 
 AT_REST_SECONDS = 0.5
-"""So long a server that has rested after the last measurement must be seen to rest before the next."""
+"""So long a server without duties must be seen to rest."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,48 @@ class Measurement:
         """How many requests were answered in a second."""
         return self.outcome.answered / self.outcome.seconds
 
-    def as_json(self) -> dict[str, Any]:
-        """Give everything, for whoever wants to reckon anew."""
-        return asdict(self)
-
 
 class Measure:
-    """Measures. Each run of the driver has a number of its own, so that no key comes twice."""
+    """Measures. Each run of the driver has a number of its own, so that no key comes twice.
 
-    def __init__(self, clocks: Clocks) -> None:
+    A server with duties has done them all when it has had nothing to do for `rest_seconds`.
+    """
+
+    def __init__(self, clocks: Clocks, rest_seconds: float) -> None:
         self._clocks = clocks
+        self._rest_seconds = rest_seconds
         self._runs = 0
+
+    def warm_up(
+        self, server: Server, workload: Workload, questions: Sequence[Question], connections: int, seconds: float
+    ) -> None:
+        """Ask, and measure nothing."""
+        with self._asking(server, workload, questions, connections, seconds) as driver:
+            driver.communicate()
+
+    @contextmanager
+    def _asking(
+        self,
+        server: Server,
+        workload: Workload,
+        questions: Sequence[Question],
+        connections: int,
+        seconds: float,
+        rate: float | None = None,
+    ) -> Iterator[subprocess.Popen[str]]:
+        """Start a driver, and wait for it at the end of the block."""
+        self._runs += 1
+        requests = workload.requests(server, questions)
+        plan = Plan(server.host, server.port, requests, connections, seconds, self._runs, rate)
+        with subprocess.Popen(
+            [sys.executable, "-m", "bench.driver"],
+            cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        ) as driver:  # fmt: skip
+            assert driver.stdin is not None
+            json.dump(asdict(plan), driver.stdin)
+            driver.stdin.close()
+            driver.stdin = None
+            yield driver
 
     def __call__(
         self,
@@ -77,37 +108,41 @@ class Measure:
 
         A server that is too busy may say so; what it turned away is counted, and shared out over what it answered.
         """
-        requests = workload.requests(server, questions)
-        self._runs += 1
-        plan = Plan(server.host, server.port, requests, connections, seconds, self._runs, rate)
         self._clocks.wait_until_quiet(server, AT_REST_SECONDS)
-        with subprocess.Popen(
-            [sys.executable, "-m", "bench.driver"],
-            cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        ) as driver:  # fmt: skip
-            assert driver.stdin is not None and driver.stdout is not None  # noqa: PT018
-            json.dump(asdict(plan), driver.stdin)
-            driver.stdin.close()
+        with self._asking(server, workload, questions, connections, seconds, rate) as driver:
             _wait_for(driver, "begin")
             before, helpers = self._clocks.spent(server), self._clocks.database()[""]
             _wait_for(driver, "end")
             during = self._clocks.spent(server) - before
             memory = memory_bytes(server)
+            assert driver.stdout is not None
             outcome = Outcome(**json.loads(driver.stdout.read()))
         if not outcome.answered or (outcome.failures and "temporarily_unavailable" not in outcome.first_failure):
             raise RuntimeError(
                 f"{server.kind.name}, {workload.name}: {outcome.failures} wrong answers of {outcome.requests}; "
                 f"the first was\n{outcome.first_failure}"
             )
-        self._clocks.wait_until_quiet(server, server.kind.quiet_seconds)
+        self._clocks.wait_until_quiet(server, self._rest_seconds if server.kind.has_duties else AT_REST_SECONDS)
         after = self._clocks.spent(server) - before - during
         helpers = self._clocks.database()[""] - helpers
-        each = [
-            1000 * cpu / outcome.answered
-            for cpu in (during.server, during.database, after.server, after.database, helpers)
-        ]
+
+        def ms(seconds: float) -> float:
+            return 1000 * seconds / outcome.answered
+
         return Measurement(
-            part, round_, server.kind.name, workload.name, connections, rate, outcome, *each, memory / 2**20
+            part=part,
+            round=round_,
+            server=server.kind.name,
+            workload=workload.name,
+            connections=connections,
+            rate=rate,
+            outcome=outcome,
+            server_ms=ms(during.server),
+            database_ms=ms(during.database),
+            server_after_ms=ms(after.server),
+            database_after_ms=ms(after.database),
+            helpers_ms=ms(helpers),
+            memory_mib=memory / 2**20,
         )
 
 

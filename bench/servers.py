@@ -34,14 +34,14 @@ STARTUP_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Kind:
-    """A server that can be started. `quiet_seconds`: after so long without work, none of a request's is left."""
+    """A server that can be started. One with duties works for a request after it was answered."""
 
     name: str
     command: Sequence[str | Path]
     login: str
     dialects: frozenset[Dialect]
     cold_question: str
-    quiet_seconds: float = 0.5
+    has_duties: bool = False
     is_node: bool = False
 
     @property
@@ -58,8 +58,7 @@ GATEWAY = Kind(
     LOGIN,
     frozenset({"gateway", "rest"}),
     "W3",
-    # The slowest of its duties looks every 5 seconds whether there is something to do.
-    quiet_seconds=5.5,
+    has_duties=True,
 )
 
 
@@ -106,7 +105,6 @@ async def admit_peers(postgres: PrivatePostgres) -> None:
     """Give each peer a login that reads and records encounters; row-level security stands open for it."""
     connection = await asyncpg.connect(postgres.url(database=DATABASE))
     try:
-        # Comments on the schema for PostGraphile alone: it would publish every table it sees.
         await connection.execute("CREATE ROLE bench_peer NOLOGIN BYPASSRLS")
         await connection.execute("GRANT USAGE ON SCHEMA patient_graph TO bench_peer")
         await connection.execute("GRANT SELECT ON patient_graph.patients TO bench_peer")
@@ -117,7 +115,8 @@ async def admit_peers(postgres: PrivatePostgres) -> None:
         await connection.execute("CREATE SCHEMA bench")
         await connection.execute(
             "CREATE FUNCTION bench.patients_by_ids(ids text[]) RETURNS SETOF patient_graph.patients"
-            " LANGUAGE sql STABLE AS 'SELECT * FROM patient_graph.patients WHERE id = ANY (ids)'"
+            " LANGUAGE sql STABLE AS 'SELECT p.* FROM unnest(ids) WITH ORDINALITY AS wanted (id, nth)"
+            " JOIN patient_graph.patients p USING (id) ORDER BY nth'"
         )
         await connection.execute("GRANT USAGE ON SCHEMA bench TO bench_peer")
     finally:

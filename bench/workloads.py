@@ -9,10 +9,10 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from bench.driver import KEY
-from bench.seed import BRAND, LARGE, OF_LARGE, OF_SMALL, SMALL, WRITTEN
+from bench.seed import BRAND, OF_LARGE, OF_SMALL, WRITTEN, Population
 from bench.servers import GATEWAY, Dialect, Server
 
 Row = Mapping[str, Any]
@@ -38,14 +38,18 @@ class Ask(Protocol):
         """Put one question."""
 
 
+Words = Mapping[Dialect, Ask]
+Questions = Callable[[random.Random, Population], list[Question]]
+
+
 @dataclass(frozen=True)
 class Workload:
     """A kind of question. `ask` in each dialect that has words for it; `rows` finds the encounters in an answer."""
 
     name: str
     title: str
-    questions: Callable[[random.Random, Sequence[str]], list[Question]]
-    ask: Mapping[Dialect, Ask]
+    questions: Questions
+    ask: Words
     truth: str | None
     """What PostgreSQL itself answers, $1 being the question's `truth`; of a write, nothing."""
     is_write: bool = False
@@ -76,19 +80,24 @@ def _http(server: Server, method: str, path: str, body: Mapping[str, Any] | None
 # The words
 
 
-def _graphql(document: str, variables: Callable[[Question], Mapping[str, Any]] = dict) -> Ask:
+OTHERS_BUSINESS = {"truth", "offset"}
+"""What a question holds that GraphQL is not asked."""
+
+
+def graphql(document: str, variables: Callable[[Question], Mapping[str, Any]] = dict) -> Ask:
+    """Give a document's words, on one line as clients send it."""
     one_line = " ".join(document.split())
 
     def ask(question: Question) -> tuple[str, str, Mapping[str, Any]]:
-        told = {name: value for name, value in variables(question).items() if name != "truth"}
+        told = {name: value for name, value in variables(question).items() if name not in OTHERS_BUSINESS}
         return "POST", "/graphql", {"query": one_line, "variables": told}
 
     return ask
 
 
 RECORDED_ALIKE = "{ id status createdAt }"
-RECORD = {
-    "gateway": _graphql(
+RECORD: Words = {
+    "gateway": graphql(
         """mutation ($patientId: ID!, $input: RecordEncounterInput!, $key: String) {
              recordEncounter(patientId: $patientId, input: $input, idempotencyKey: $key) {
                __typename
@@ -97,21 +106,21 @@ RECORD = {
              } }""",
         lambda q: {"patientId": q["patientId"], "input": _upper(q["input"]), "key": KEY.decode()},
     ),
-    "sdl": _graphql(
+    "sdl": graphql(
         f"""mutation ($patientId: ID!, $input: RecordEncounterInput!) {{
               recordEncounter(patientId: $patientId, input: $input) {RECORDED_ALIKE} }}"""
     ),
-    "postgraphile": _graphql(
+    "postgraphile": graphql(
         """mutation ($encounter: EncounterInput!) {
              createEncounter(input: {encounter: $encounter}) { encounter { rowId status createdAt } } }""",
         lambda q: {"encounter": {"rowId": KEY.decode(), "patientId": q["patientId"], **q["input"]}},
     ),
 }
 
-ONE = {
-    "gateway": _graphql(f"query ($id: ID!) {{ encounter(id: $id) {{ {ALL} }} }}"),
-    "sdl": _graphql(f"query ($id: ID!) {{ encounter(id: $id) {{ {ALL} }} }}"),
-    "postgraphile": _graphql(
+ONE: Words = {
+    "gateway": graphql(f"query ($id: ID!) {{ encounter(id: $id) {{ {ALL} }} }}"),
+    "sdl": graphql(f"query ($id: ID!) {{ encounter(id: $id) {{ {ALL} }} }}"),
+    "postgraphile": graphql(
         f"""query ($id: UUID!) {{
               allEncounters(condition: {{rowId: $id}}, first: 1) {{ nodes {{ {ALL_OF_POSTGRAPHILE} }} }} }}"""
     ),
@@ -120,22 +129,23 @@ ONE = {
 LATEST_ALIKE = (
     f"query ($id: ID!, $first: Int!) {{ patient(id: $id) {{ encounters(first: $first) {{ nodes {{ {ALL} }} }} }} }}"
 )
-LATEST = {
-    "gateway": _graphql(LATEST_ALIKE),
-    "sdl": _graphql(LATEST_ALIKE),
-    "postgraphile": _graphql(
+LATEST: Words = {
+    "gateway": graphql(LATEST_ALIKE),
+    "sdl": graphql(LATEST_ALIKE),
+    "postgraphile": graphql(
         f"""query ($id: String!, $first: Int!) {{
-              allEncounters(condition: {{patientId: $id}}, first: $first, orderBy: [CREATED_AT_DESC, PRIMARY_KEY_DESC]) {{
+              allEncounters(
+                condition: {{patientId: $id}}, first: $first, orderBy: [CREATED_AT_DESC, PRIMARY_KEY_DESC]) {{
                 nodes {{ {ALL_OF_POSTGRAPHILE} }} }} }}"""
     ),
 }
 
 OF_SEVERAL_ALIKE = f"""query ($ids: [ID!]!, $first: Int!) {{
   patients(ids: $ids) {{ id encounters(first: $first) {{ nodes {{ {ALL} }} }} }} }}"""
-OF_SEVERAL = {
-    "gateway": _graphql(OF_SEVERAL_ALIKE),
-    "sdl": _graphql(OF_SEVERAL_ALIKE),
-    "postgraphile": _graphql(
+OF_SEVERAL: Words = {
+    "gateway": graphql(OF_SEVERAL_ALIKE),
+    "sdl": graphql(OF_SEVERAL_ALIKE),
+    "postgraphile": graphql(
         f"""query ($ids: [String!]!, $first: Int!) {{
               benchPatientsByIds(ids: $ids) {{ nodes {{ rowId encountersByPatientIdAndBrandId(
                 first: $first, orderBy: [CREATED_AT_DESC, PRIMARY_KEY_DESC]) {{
@@ -147,15 +157,21 @@ OF_SEVERAL = {
 UNPLANNED = f"""query ($id: ID!, $first: Int!, $yes: Boolean!) {{
   patient(id: $id) {{ encounters(first: $first) {{ nodes {{ ...Row }} }} }} }}
 fragment Row on Encounter {{ {ALL.replace("notes", "notes @include(if: $yes)")} }}"""
-LATEST_UNPLANNED = {dialect: _graphql(UNPLANNED, lambda q: {**q, "yes": True}) for dialect in ("gateway", "sdl")}
+ASK_UNPLANNED = graphql(UNPLANNED, lambda question: {**question, "yes": True})
+LATEST_UNPLANNED: Words = {"gateway": ASK_UNPLANNED, "sdl": ASK_UNPLANNED}
 
 
 def _record_over_rest(question: Question) -> tuple[str, str, Mapping[str, Any]]:
     return "POST", f"/v1/patients/{question['patientId']}/encounters", _snake(question["input"])
 
 
-def _list_over_rest(question: Question) -> tuple[str, str, None]:
-    return "GET", f"/v1/patients/{question['id']}/encounters?limit={question['first']}", None
+def list_over_rest(question: Question) -> tuple[str, str, None]:
+    """Put a question for a page of a patient's encounters."""
+    return (
+        "GET",
+        f"/v1/patients/{question['id']}/encounters?limit={question['first']}&offset={question['offset']}",
+        None,
+    )
 
 
 def _upper(sent: Row) -> Row:
@@ -170,10 +186,13 @@ def _snake_case(name: str) -> str:
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
 
 
+OVER_REST: Words = {"rest": list_over_rest}
+
 # The questions
 
 
-def _encounters_to_record(chance: random.Random, _ids: Sequence[str]) -> list[Question]:
+def encounters_to_record(chance: random.Random, _population: Population) -> list[Question]:
+    """Make up what is recorded."""
     return [
         {
             "patientId": f"written-{chance.randrange(WRITTEN)}",
@@ -191,54 +210,47 @@ def _encounters_to_record(chance: random.Random, _ids: Sequence[str]) -> list[Qu
     ]
 
 
-def _any_encounter(chance: random.Random, ids: Sequence[str]) -> list[Question]:
-    return [{"id": each, "truth": each} for each in chance.sample(ids, min(QUESTIONS, len(ids)))]
+def _any_encounter(chance: random.Random, population: Population) -> list[Question]:
+    return [{"id": each, "truth": each} for each in chance.sample(population.ids, min(QUESTIONS, len(population.ids)))]
 
 
-def _latest_of(kind: str, patients: int, first: int) -> Callable[[random.Random, Sequence[str]], list[Question]]:
-    def questions(chance: random.Random, _ids: Sequence[str]) -> list[Question]:
-        names = [f"{kind}-{chance.randrange(patients)}" for _ in range(QUESTIONS)]
-        return [{"id": name, "first": first, "truth": [name]} for name in names]
+def _latest_of(kind: Literal["small", "large"], first: int) -> Questions:
+    def questions(chance: random.Random, population: Population) -> list[Question]:
+        names = [f"{kind}-{chance.randrange(getattr(population, kind))}" for _ in range(QUESTIONS)]
+        return [{"id": name, "first": first, "offset": 0, "truth": [name]} for name in names]
 
     return questions
 
 
-def _latest_of_twenty(chance: random.Random, _ids: Sequence[str]) -> list[Question]:
-    groups = [[f"small-{number}" for number in chance.sample(range(SMALL), 20)] for _ in range(QUESTIONS)]
+def _latest_of_twenty(chance: random.Random, population: Population) -> list[Question]:
+    groups = [[f"small-{number}" for number in chance.sample(range(population.small), 20)] for _ in range(QUESTIONS)]
     return [{"ids": names, "first": 5, "truth": names} for names in groups]
 
 
 def _truth_of_latest(first: int) -> str:
-    return (
-        "SELECT e.* FROM unnest($1::text[]) WITH ORDINALITY AS wanted (id, nth) CROSS JOIN LATERAL ("
-        " SELECT * FROM patient_graph.encounters WHERE patient_id = wanted.id"
-        f" ORDER BY created_at DESC, id DESC LIMIT {first}) AS e ORDER BY nth, e.created_at DESC, e.id DESC"
-    )
+    return f"""
+        SELECT e.* FROM unnest($1::text[]) WITH ORDINALITY AS wanted (id, nth) CROSS JOIN LATERAL (
+            SELECT * FROM patient_graph.encounters WHERE patient_id = wanted.id
+            ORDER BY created_at DESC, id DESC LIMIT {first}
+        ) AS e ORDER BY nth, e.created_at DESC, e.id DESC"""  # noqa: S608
 
 
 TRUTH_OF_ONE = "SELECT * FROM patient_graph.encounters WHERE id = $1"
-assert OF_SMALL >= 50, OF_LARGE >= 500
+assert OF_SMALL >= 50
+assert OF_LARGE >= 500
 
 WORKLOADS = {
     each.name: each
     for each in (
-        Workload("W1", "record over GraphQL", _encounters_to_record, RECORD, None, is_write=True),
-        Workload("W2", "record over REST", _encounters_to_record, {"rest": _record_over_rest}, None, is_write=True),
+        Workload("W1", "record over GraphQL", encounters_to_record, RECORD, None, is_write=True),
+        Workload("W2", "record over REST", encounters_to_record, {"rest": _record_over_rest}, None, is_write=True),
         Workload("W3", "one encounter by id", _any_encounter, ONE, TRUTH_OF_ONE),
-        Workload("W4", "a patient's latest 50", _latest_of("small", SMALL, 50), LATEST, _truth_of_latest(50)),
-        Workload("W5", "a patient's latest 500", _latest_of("large", LARGE, 500), LATEST, _truth_of_latest(500)),
+        Workload("W4", "a patient's latest 50", _latest_of("small", 50), LATEST, _truth_of_latest(50)),
+        Workload("W5", "a patient's latest 500", _latest_of("large", 500), LATEST, _truth_of_latest(500)),
         Workload("W6", "20 patients' latest 5", _latest_of_twenty, OF_SEVERAL, _truth_of_latest(5)),
-        Workload("W7", "latest 50, unplanned", _latest_of("small", SMALL, 50), LATEST_UNPLANNED, _truth_of_latest(50)),
-        Workload(
-            "R4", "latest 50 over REST", _latest_of("small", SMALL, 50), {"rest": _list_over_rest}, _truth_of_latest(50)
-        ),
-        Workload(
-            "R5",
-            "latest 500 over REST",
-            _latest_of("large", LARGE, 500),
-            {"rest": _list_over_rest},
-            _truth_of_latest(500),
-        ),  # fmt: skip
+        Workload("W7", "latest 50, unplanned", _latest_of("small", 50), LATEST_UNPLANNED, _truth_of_latest(50)),
+        Workload("R4", "over REST, latest 50", _latest_of("small", 50), OVER_REST, _truth_of_latest(50)),
+        Workload("R5", "over REST, latest 500", _latest_of("large", 500), OVER_REST, _truth_of_latest(500)),
     )
 }
 
