@@ -1,6 +1,7 @@
 """The benchmark runs from end to end: for a moment, on few encounters. How long anything takes is not looked at."""
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from bench.servers import KINDS, MERCURIUS, ROOT
 from bench.targets import TARGETS
 from bench.workloads import WORKLOADS
 
-BRIEFLY = "--rounds 1 --seconds 0.3 --warm-up 0.1 --connections 2 --share 0.01 --rest 0.3 --seed 1".split()
+BRIEFLY = ["--rounds=1", "--seconds=0.3", "--warm-up=0.1", "--connections=2", "--share=0.01", "--rest=0.3", "--seed=1"]
 
 
 def run(output: Path, *arguments: str) -> dict[str, Any]:
@@ -61,8 +62,6 @@ def test_every_target_is_something_that_can_be_measured() -> None:
 
 
 def test_what_is_never_answered_counts_with_all_its_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    import socket
-
     monkeypatch.setattr("bench.driver.PATIENCE_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
