@@ -25,6 +25,7 @@ const server = new ApolloServer({
       patient: (_, { id }) => patientById(id),
       patients: (_, { ids }) => patientsByIds(ids),
     },
+    Encounter: { patient: ({ patientId }) => patientById(patientId) },
     Mutation: { recordEncounter: (_, { patientId, input }) => record(GRAPHQL, patientId, input) },
     Patient: {
       encounters: async ({ id }, { first }, { latestOf }) => ({ nodes: await latestOf(first).load(id) }),

@@ -17,6 +17,7 @@ app.register(mercurius, {
       patient: (_, { id }) => patientById(id),
       patients: (_, { ids }) => patientsByIds(ids),
     },
+    Encounter: { patient: ({ patientId }) => patientById(patientId) },
     Mutation: { recordEncounter: (_, { patientId, input }) => record(GRAPHQL, patientId, input) },
   },
   loaders: {

@@ -8,7 +8,7 @@ export const typeDefs = `
   type Encounter {
     id: ID! patientId: ID! providerId: ID brandId: String! encounterType: EncounterType! status: EncounterStatus!
     scheduledAt: String startedAt: String endedAt: String chiefComplaint: String notes: String metadata: JSON!
-    createdAt: String! updatedAt: String!
+    createdAt: String! updatedAt: String! patient: Patient!
   }
   type EncounterConnection { nodes: [Encounter!]! }
   type Patient { id: ID! brandId: String! encounters(first: Int!): EncounterConnection! }
