@@ -59,7 +59,9 @@ def _measure(arguments: argparse.Namespace, run: Run) -> None:
     print(f"seed {run.seed}; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; {names}", flush=True)
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="data-", dir=arguments.output))
-        postgres = stack.enter_context(PrivatePostgres(Path(folder)))
+        # Everybody's pool, and pgbench beside them.
+        connections = 100 + arguments.connections
+        postgres = stack.enter_context(PrivatePostgres(Path(folder), connections=connections))
         began = time.monotonic()
         population = asyncio.run(prepare(postgres, Population.share(arguments.share)))
         print(f"{population.encounters:,} encounters seeded in {time.monotonic() - began:.0f} s", flush=True)
