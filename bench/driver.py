@@ -7,8 +7,8 @@ A process of its own, so that what it costs is known and is not the server's:
 
     python -m bench.driver < plan.json
 
-Says `begin` and `end` for whoever reads the clocks, then a line of JSON. Sockets and epoll without a framework: 15 us a
-request, and less of the machine is taken from what is measured.
+Says `begin` and `end` for whoever reads the clocks, then a line of JSON. Sockets and epoll without a framework, so that
+little of the machine is taken from what is measured.
 """
 
 import json
