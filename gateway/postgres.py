@@ -55,7 +55,6 @@ _ENVIRONMENT = _INHERITED | {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 
 _SETTINGS = {
     "listen_addresses": "",
-    "max_connections": "100",
     "TimeZone": "UTC",
     "log_timezone": "UTC",
     # The default lives in /dev/shm, where a crash leaves it behind and a container has 64 MB.
@@ -125,16 +124,18 @@ class _Account:
 class PrivatePostgres:
     """A PostgreSQL server of our own, on a private socket, that lives no longer than this process.
 
-    `data_dir` is made if need be. `durable=False` is for tests: a power cut may then destroy the cluster.
+    `data_dir` is made if need be. `durable=False` is for tests: a power cut may then destroy the cluster. `connections`
+    is how many it lets in at once.
     """
 
-    def __init__(self, data_dir: Path, *, durable: bool = True) -> None:
+    def __init__(self, data_dir: Path, *, durable: bool = True, connections: int = 100) -> None:
         # Resolved, because that is how the kernel names the working folders of processes.
         self._data_dir = data_dir.expanduser().resolve()
         self._home = self._data_dir / "postgres"
         self._log = self._home / "postgres.log"
         self._socket_folder = self._home / "socket"
         self._durable = durable
+        self._connections = connections
         self._lock: IO[bytes] | None = None
         self._server: subprocess.Popen[bytes] | None = None
 
@@ -232,7 +233,8 @@ class PrivatePostgres:
             shutil.rmtree(half_made, ignore_errors=True)
 
     def _launch(self, cluster: Path, account: _Account, postgres: Path) -> subprocess.Popen[bytes]:
-        settings = _SETTINGS | ({} if self._durable else _FORGETFUL_SETTINGS)
+        settings = _SETTINGS | {"max_connections": str(self._connections)}
+        settings |= {} if self._durable else _FORGETFUL_SETTINGS
         options = [_socket_option(self._socket_folder), *(f"--{name}={settings[name]}" for name in settings)]
         command = account.command(postgres, cluster, *options)
         if self._log.exists() and self._log.stat().st_size > MAX_LOG_BYTES:

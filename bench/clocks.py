@@ -1,0 +1,97 @@
+"""How much CPU each server has had, and how much PostgreSQL had on its behalf: read from /proc, not guessed."""
+
+import os
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from bench.servers import Server
+
+TICKS = os.sysconf("SC_CLK_TCK")
+SLICE_SECONDS = 0.25
+IDLE_SHARE = 0.1
+PATIENCE_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Spent:
+    """CPU seconds: the server's processes, and the backends of PostgreSQL that serve its login."""
+
+    server: float
+    database: float
+
+    def __sub__(self, earlier: "Spent") -> "Spent":
+        return Spent(self.server - earlier.server, self.database - earlier.database)
+
+    def __add__(self, more: "Spent") -> "Spent":
+        return Spent(self.server + more.server, self.database + more.database)
+
+    @property
+    def total(self) -> float:
+        """Both together."""
+        return self.server + self.database
+
+
+class Clocks:
+    """Reads what was spent. A backend that has ended keeps counting with what it had when it was last seen."""
+
+    def __init__(self, postmaster: int) -> None:
+        self._postmaster = psutil.Process(postmaster)
+        self._backends: dict[tuple[int, float], tuple[str, float]] = {}
+
+    def spent(self, server: Server) -> Spent:
+        """Say what a server has had since it began, to 10 ms."""
+        process = psutil.Process(server.process.pid)
+        own = sum(_cpu(each.pid) for each in (process, *process.children(recursive=True)))
+        return Spent(own, self.database()[server.kind.login])
+
+    def database(self) -> Counter[str]:
+        """Say what PostgreSQL has had for each login, and under "" what its helpers had for all."""
+        for process in self._postmaster.children():
+            try:
+                title = Path(f"/proc/{process.pid}/cmdline").read_bytes().decode().rstrip("\0")
+                # postgres: login database [local] what it does
+                words = title.split()
+                login = words[1] if "[local]" in words else ""
+                self._backends[process.pid, process.create_time()] = login, _cpu(process.pid)
+            except (OSError, psutil.NoSuchProcess):
+                continue
+        spent: Counter[str] = Counter()
+        for login, seconds in self._backends.values():
+            spent[login] += seconds  # type: ignore[assignment]
+        return spent
+
+    def wait_until_quiet(self, server: Server, quiet_seconds: float) -> None:
+        """Return when a server has had nothing to do for so long."""
+        began = quiet_since = time.monotonic()
+        before = self.spent(server)
+        while (now := time.monotonic()) - quiet_since < quiet_seconds:
+            if now - began > PATIENCE_SECONDS:
+                return
+            time.sleep(SLICE_SECONDS)
+            after = self.spent(server)
+            if (after - before).total > IDLE_SHARE * SLICE_SECONDS:
+                quiet_since = time.monotonic()
+            before = after
+
+
+def memory_bytes(server: Server) -> int:
+    """Say how much of the machine's memory a server holds, its children's with it."""
+    process = psutil.Process(server.process.pid)
+    return sum(each.memory_info().rss for each in (process, *process.children(recursive=True)))
+
+
+def our_postmaster() -> int:
+    """Find the number of the PostgreSQL that this process started."""
+    ours = psutil.Process().children()
+    # In a disguise it is not our child's name that tells, but what it has become.
+    return next(int(each.pid) for each in ours if each.name() == "postgres")
+
+
+def _cpu(pid: int) -> float:
+    # After the program's name, which may hold anything, in brackets. Source: proc(5), fields 14 and 15.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS

@@ -1,0 +1,153 @@
+"""One measurement: a server is asked for a while, and what that cost is read from the clocks until it rests again."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+from bench.clocks import Clocks, memory_bytes
+from bench.driver import Outcome, Plan
+from bench.servers import ROOT, Server
+from bench.workloads import Question, Workload
+
+AT_REST_SECONDS = 0.5
+"""So long a server without duties must be seen to rest."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured. CPU in ms a request: while it was answered, and afterwards until the server rested."""
+
+    part: str
+    round: int
+    server: str
+    workload: str
+    connections: int
+    rate: float | None
+    outcome: Outcome
+    server_ms: float
+    database_ms: float
+    server_after_ms: float
+    database_after_ms: float
+    helpers_ms: float
+    memory_mib: float
+
+    @property
+    def cpu(self) -> float:
+        """The server's CPU a request, with what it does afterwards."""
+        return self.server_ms + self.server_after_ms
+
+    @property
+    def cpu_with_database(self) -> float:
+        """The same, and PostgreSQL's backends for it."""
+        return self.cpu + self.database_ms + self.database_after_ms
+
+    @property
+    def per_second(self) -> float:
+        """How many requests were answered in a second."""
+        return self.outcome.answered / self.outcome.seconds
+
+
+class Measure:
+    """Measures. Each run of the driver has a number of its own, so that no key comes twice.
+
+    A server with duties has done them all when it has had nothing to do for `rest_seconds`.
+    """
+
+    def __init__(self, clocks: Clocks, rest_seconds: float) -> None:
+        self._clocks = clocks
+        self._rest_seconds = rest_seconds
+        self._runs = 0
+
+    def warm_up(
+        self, server: Server, workload: Workload, questions: Sequence[Question], connections: int, seconds: float
+    ) -> None:
+        """Ask, and measure nothing."""
+        with self._asking(server, workload, questions, connections, seconds) as driver:
+            driver.communicate()
+
+    @contextmanager
+    def _asking(
+        self,
+        server: Server,
+        workload: Workload,
+        questions: Sequence[Question],
+        connections: int,
+        seconds: float,
+        rate: float | None = None,
+    ) -> Iterator[subprocess.Popen[str]]:
+        """Start a driver, and wait for it at the end of the block."""
+        self._runs += 1
+        requests = workload.requests(server, questions)
+        plan = Plan(server.host, server.port, requests, connections, seconds, self._runs, rate)
+        with subprocess.Popen(
+            [sys.executable, "-m", "bench.driver"],
+            cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        ) as driver:  # fmt: skip
+            assert driver.stdin is not None
+            json.dump(asdict(plan), driver.stdin)
+            driver.stdin.close()
+            driver.stdin = None
+            yield driver
+
+    def __call__(
+        self,
+        part: str,
+        round_: int,
+        server: Server,
+        workload: Workload,
+        questions: Sequence[Question],
+        *,
+        connections: int,
+        seconds: float,
+        rate: float | None = None,
+    ) -> Measurement:
+        """Ask a server for some seconds. Raises `RuntimeError` on a wrong answer.
+
+        A server that is too busy may say so; what it turned away is counted, and shared out over what it answered.
+        """
+        self._clocks.wait_until_quiet(server, AT_REST_SECONDS)
+        with self._asking(server, workload, questions, connections, seconds, rate) as driver:
+            _wait_for(driver, "begin")
+            before, helpers = self._clocks.spent(server), self._clocks.database()[""]
+            _wait_for(driver, "end")
+            during = self._clocks.spent(server) - before
+            memory = memory_bytes(server)
+            assert driver.stdout is not None
+            outcome = Outcome(**json.loads(driver.stdout.read()))
+        if not outcome.answered or (outcome.failures and "temporarily_unavailable" not in outcome.first_failure):
+            raise RuntimeError(
+                f"{server.kind.name}, {workload.name}: {outcome.failures} wrong answers of {outcome.requests}; "
+                f"the first was\n{outcome.first_failure}"
+            )
+        self._clocks.wait_until_quiet(server, self._rest_seconds if server.kind.has_duties else AT_REST_SECONDS)
+        after = self._clocks.spent(server) - before - during
+        helpers = self._clocks.database()[""] - helpers
+
+        def ms(seconds: float) -> float:
+            return 1000 * seconds / outcome.answered
+
+        return Measurement(
+            part=part,
+            round=round_,
+            server=server.kind.name,
+            workload=workload.name,
+            connections=connections,
+            rate=rate,
+            outcome=outcome,
+            server_ms=ms(during.server),
+            database_ms=ms(during.database),
+            server_after_ms=ms(after.server),
+            database_after_ms=ms(after.database),
+            helpers_ms=ms(helpers),
+            memory_mib=memory / 2**20,
+        )
+
+
+def _wait_for(driver: subprocess.Popen[str], word: str) -> None:
+    assert driver.stdout is not None
+    line = driver.stdout.readline().strip()
+    if line != word:
+        raise RuntimeError(f"the driver ended: {line}")

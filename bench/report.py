@@ -1,0 +1,87 @@
+"""What the numbers say, for the terminal and for a page."""
+
+import math
+from statistics import median
+from typing import TYPE_CHECKING
+
+from bench.measuring import Measurement
+from bench.targets import spread, verdicts
+
+if TYPE_CHECKING:
+    from bench.running import Run
+
+
+def line(each: Measurement) -> str:
+    """Say one measurement in one line."""
+    came = each.outcome
+    refused = f"  {came.failures} turned away, {came.unanswered} unanswered" if came.failures + came.unanswered else ""
+    pace = f"at {each.rate:.0f}/s" if each.rate else f"{each.per_second:.0f}/s"
+    return (
+        f"{each.part:6} {each.round} {each.workload} {each.server:12} c={each.connections:<3} {pace:>10}"
+        f"  server {each.server_ms:7.3f} +{each.server_after_ms:6.3f} ms"
+        f"  PostgreSQL {each.database_ms:6.3f} +{each.database_after_ms:6.3f} ms"
+        f"  p50 {came.p50:7.2f}  p99 {came.p99:7.2f} ms"
+        f"  driver {1000 * came.driver_cpu / max(1, came.requests):.3f} ms{refused}"
+    )
+
+
+def tables(run: "Run") -> str:
+    """Give everything measured, as ratios and as medians, in Markdown that reads well in a terminal too."""
+    return "\n".join(["", *_targets(run), "", *_medians(run), "", *_starts(run)])
+
+
+def _targets(run: "Run") -> list[str]:
+    rows = [["what", "workload", "gateway against", "of", "ratio (least to greatest)", "target", ""]]
+    for target, found in verdicts(run):
+        ratio = median(found)
+        aim = "" if math.isinf(target.limit) else f"{'>=' if target.at_least else '<='} {target.limit:.2f}"
+        verdict = "" if not aim else "met" if target.met(ratio) else "missed"
+        rows.append([target.part, target.workload, target.peer, target.of, spread(found), aim, verdict])
+    return aligned(rows)
+
+
+def _medians(run: "Run") -> list[str]:
+    rows = [["what", "workload", "server", "requests/s", "server ms", "afterwards", "PostgreSQL ms", "afterwards",
+             "p50 ms", "p99 ms", "turned away", "driver ms", "driver late p99 ms"]]  # fmt: skip
+    for key in sorted({(each.part, each.workload, each.server) for each in run.measurements}):
+        found = [each for each in run.measurements if (each.part, each.workload, each.server) == key]
+
+        def mid(values: list[float], digits: int) -> str:
+            return f"{median(values):.{digits}f}"
+
+        rows.append([
+            *key,
+            mid([each.per_second for each in found], 0),
+            mid([each.server_ms for each in found], 3),
+            mid([each.server_after_ms for each in found], 3),
+            mid([each.database_ms for each in found], 3),
+            mid([each.database_after_ms for each in found], 3),
+            mid([each.outcome.p50 for each in found], 2),
+            mid([each.outcome.p99 for each in found], 2),
+            str(sum(each.outcome.failures + each.outcome.unanswered for each in found)),
+            mid([1000 * each.outcome.driver_cpu / max(1, each.outcome.requests) for each in found], 3),
+            mid([each.outcome.late_p99 for each in found], 2),
+        ])  # fmt: skip
+    return aligned(rows)
+
+
+def _starts(run: "Run") -> list[str]:
+    rows = [["server", "cold start to first answer, s", "idle MiB", "after load MiB"]]
+    for name in run.idle_mib:
+        cold = run.cold_seconds.get(name)
+        rows.append([
+            name,
+            f"{median(cold):.2f}" if cold else "",
+            f"{run.idle_mib[name]:.0f}",
+            f"{run.loaded_mib[name]:.0f}" if name in run.loaded_mib else "",
+        ])  # fmt: skip
+    return aligned(rows)
+
+
+def aligned(rows: list[list[str]]) -> list[str]:
+    """Write a table, in Markdown."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    ruled = [rows[0], ["-" * width for width in widths], *rows[1:]]
+    return [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in ruled
+    ]

@@ -1,0 +1,179 @@
+"""A run: who is asked what, in which order, and everything that came of it."""
+
+import argparse
+import asyncio
+import random
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import asyncpg
+
+from bench import report
+from bench.checking import ask, check
+from bench.clocks import Clocks, memory_bytes, our_postmaster
+from bench.limit import pgbench_per_second
+from bench.measuring import Measure, Measurement
+from bench.seed import Population, seed
+from bench.servers import GATEWAY, MERCURIUS, Kind, Server, admit_peers, seconds_to_first_answer
+from bench.workloads import WORKLOADS, Question, Workload
+from gateway.migrate import migrate
+from gateway.postgres import PrivatePostgres
+from gateway.roles import DATABASE, OWNER, create_database
+
+SHARE_OF_HIGHEST = 0.7
+"""At a fixed rate nobody is near what it can do at most, or only queues would be measured."""
+
+
+@dataclass
+class Run:
+    """Everything that was measured in one run, and where."""
+
+    seed: int
+    arguments: dict[str, Any]
+    machine: dict[str, Any]
+    measurements: list[Measurement] = field(default_factory=list)
+    idle_mib: dict[str, float] = field(default_factory=dict)
+    loaded_mib: dict[str, float] = field(default_factory=dict)
+    cold_seconds: dict[str, list[float]] = field(default_factory=dict)
+    pgbench_per_second: list[float] = field(default_factory=list)
+
+
+async def prepare(postgres: PrivatePostgres, population: Population) -> Population:
+    """Make the database, the encounters and the peers' logins; give the population with its encounters' ids."""
+    await create_database(postgres)
+    owner_url = postgres.url(OWNER, DATABASE)
+    await migrate(owner_url)
+    await seed(owner_url, population)
+    await admit_peers(postgres)
+    connection = await asyncpg.connect(owner_url)
+    try:
+        rows = await connection.fetch("SELECT id FROM patient_graph.encounters ORDER BY id")
+        return replace(population, ids=[str(row["id"]) for row in rows])
+    finally:
+        await connection.close()
+
+
+class Bench:
+    """The servers that run, the questions they are asked, and the run that is written down."""
+
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        run: Run,
+        postgres: PrivatePostgres,
+        servers: Sequence[Server],
+        population: Population,
+    ) -> None:
+        self._arguments, self._run, self._postgres, self._servers = arguments, run, postgres, servers
+        self._population = population
+        self._chance = random.Random(run.seed)  # noqa: S311 - the same seed asks the same
+        self._questions: dict[str, list[Question]] = {}
+        self._measure = Measure(Clocks(our_postmaster()), arguments.rest)
+
+    def choose_questions(self) -> None:
+        """Choose what is asked."""
+        for name in self._arguments.workloads:
+            self._questions[name] = WORKLOADS[name].questions(self._chance, self._population)
+
+    async def refuse_unlike(self) -> None:
+        """End the program unless all servers answer alike."""
+        connection = await asyncpg.connect(self._postgres.url(OWNER, DATABASE))
+        wrong = []
+        for name, questions in self._questions.items():
+            wrong += await check(connection, self._servers, WORKLOADS[name], questions)
+        await connection.close()
+        if wrong:
+            sys.exit("They do not answer alike:\n" + "\n".join(wrong))
+        print(f"all answer alike: {', '.join(self._questions)}", flush=True)
+
+    def warm_up(self) -> None:
+        """Let everything be compiled, cached and prepared that will be."""
+        self._run.idle_mib = self._memory()
+        for server, name in self._pairs(self._arguments.workloads):
+            self._measure.warm_up(
+                server, WORKLOADS[name], self._questions[name], self._arguments.connections, self._arguments.warm_up
+            )
+
+    def closed(self, round_: int) -> None:
+        """Ask everyone everything, as fast as it is answered, in random order."""
+        for server, name in self._pairs(self._arguments.workloads):
+            self._note("closed", round_, server, name, self._arguments.connections)
+
+    def lone(self, round_: int) -> None:
+        """Record one after the other: what batching must not make worse."""
+        for server, name in self._pairs([name for name in self._arguments.workloads if WORKLOADS[name].is_write]):
+            self._note("lone", round_, server, name, 1)
+
+    def limit(self, _round: int) -> None:
+        """Let pgbench insert what W2 records."""
+        asyncio.run(self._checkpoint())
+        found = pgbench_per_second(self._postgres, self._arguments.connections, self._arguments.seconds)
+        self._run.pgbench_per_second.append(found)
+        print(f"pgbench {found:.0f}/s", flush=True)
+
+    def rate(self, round_: int) -> None:
+        """Ask the gateway and Mercurius at 0.7 of what Mercurius has done at most."""
+        for server, name in self._pairs(self._arguments.workloads):
+            highest = [
+                each.per_second
+                for each in self._run.measurements
+                if (each.part, each.server, each.workload) == ("closed", MERCURIUS.name, name)
+            ]
+            if highest and server.kind in (GATEWAY, MERCURIUS):
+                rate = SHARE_OF_HIGHEST * median(highest)
+                self._note("rate", round_, server, name, self._arguments.connections, rate)
+
+    def read_memory(self) -> None:
+        """Note what everyone holds after the load, unless that was noted."""
+        self._run.loaded_mib = self._run.loaded_mib or self._memory()
+
+    def cold(self, kinds: Sequence[Kind], introspection_url: str, logs: Path) -> None:
+        """Start one more of each, and note how long it takes until it answers."""
+        for kind in self._chance.sample(kinds, len(kinds)):
+            workload = WORKLOADS[kind.cold_question]
+            found = seconds_to_first_answer(kind, self._postgres, introspection_url, logs, self._first(workload))
+            self._run.cold_seconds.setdefault(kind.name, []).append(found)
+            print(f"cold   {kind.name:12} {found:.2f} s", flush=True)
+
+    def _memory(self) -> dict[str, float]:
+        return {server.kind.name: memory_bytes(server) / 2**20 for server in self._servers}
+
+    def _first(self, workload: Workload) -> Callable[[Server], None]:
+        question = workload.questions(self._chance, self._population)[0]
+
+        def first(server: Server) -> None:
+            status, answer = ask(server, workload.requests(server, [question])[0])
+            assert status == 200, answer
+
+        return first
+
+    def _pairs(self, names: Sequence[str]) -> list[tuple[Server, str]]:
+        pairs = [
+            (server, name)
+            for server in self._servers
+            for name in names
+            if WORKLOADS[name].dialect_of(server) is not None
+        ]
+        self._chance.shuffle(pairs)
+        return pairs
+
+    def _note(
+        self, part: str, round_: int, server: Server, name: str, connections: int, rate: float | None = None
+    ) -> None:
+        asyncio.run(self._checkpoint())
+        measured = self._measure(
+            part, round_, server, WORKLOADS[name], self._questions[name],
+            connections=connections, seconds=self._arguments.seconds, rate=rate,
+        )  # fmt: skip
+        self._run.measurements.append(measured)
+        print(report.line(measured), flush=True)
+
+    async def _checkpoint(self) -> None:
+        # So that none pays for pages another has written: after a checkpoint each costs its first change alike.
+        connection = await asyncpg.connect(self._postgres.url(database=DATABASE))
+        await connection.execute("CHECKPOINT")
+        await connection.close()

@@ -1,0 +1,176 @@
+"""The gateway alone, on larger and larger tables: what the size of a table, of a patient and of an offset costs."""
+
+import asyncio
+import json
+import random
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import asyncpg
+
+from bench import figures, report
+from bench.checking import ask
+from bench.clocks import Clocks, our_postmaster
+from bench.measuring import Measure, Measurement
+from bench.seed import BRAND, Population, strew
+from bench.servers import GATEWAY, Server, running, token_server
+from bench.workloads import (
+    ALL,
+    OVER_REST,
+    RECORD,
+    WORKLOADS,
+    Question,
+    Workload,
+    encounters_to_record,
+    graphql,
+)
+from gateway.migrate import migrate
+from gateway.postgres import PrivatePostgres
+from gateway.roles import DATABASE, OWNER, create_database
+
+OF_ONE_PATIENT = (1, 10, 100, 1_000, 10_000)
+"""How many encounters a patient has; the largest not in the smallest table, which it would fill."""
+
+OF_THE_OTHERS = 50
+PAGE = 50
+DEPTH = 9_000
+"""So many are passed over before a deep page."""
+
+AFTER = graphql(
+    f"""query ($id: ID!, $first: Int!, $after: String) {{
+          patient(id: $id) {{ encounters(first: $first, after: $after) {{
+            nodes {{ {ALL} }} pageInfo {{ endCursor }} }} }} }}"""
+)
+
+
+def scale(sizes: Sequence[int], seconds: float, rest: float, output: Path) -> None:
+    """Measure each size of table, each question for patients of each size, one after the other."""
+    found: dict[int, dict[str, Measurement]] = {}
+    for size in sizes:
+        print(f"making {size:,} encounters", flush=True)
+        with ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="data-", dir=output))
+            postgres = stack.enter_context(PrivatePostgres(Path(folder)))
+            population = asyncio.run(_prepare(postgres, size))
+            url = stack.enter_context(token_server())
+            server = stack.enter_context(running(GATEWAY, postgres, url, output))
+            found[size] = dict(_measured(server, size, population, seconds, rest))
+    name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-scale"
+    raw = {size: {question: asdict(each) for question, each in of.items()} for size, of in found.items()}
+    (output / f"{name}.json").write_text(json.dumps(raw, indent=1))
+    table = _table(found)
+    (output / f"{name}.md").write_text(table + "\n")
+    (output / f"{name}.svg").write_text(_drawing(found))
+    print(f"\n{table}\n\nraw numbers, table and drawing: {output / name}*")
+
+
+async def _prepare(postgres: PrivatePostgres, size: int) -> Population:
+    await create_database(postgres)
+    url = postgres.url(OWNER, DATABASE)
+    await migrate(url)
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(
+            "INSERT INTO patient_graph.patients (id, brand_id) SELECT 'has-' || unnest($2::text[]), $1"
+            " UNION ALL SELECT 'other-' || generate_series(0, $3::int), $1",
+            BRAND, [str(number) for number in _patients(size)], size // OF_THE_OTHERS,
+        )  # fmt: skip
+        await strew(connection, size, _whose(size))
+        rows = await connection.fetch("SELECT id FROM patient_graph.encounters ORDER BY md5(id::text) LIMIT 2000")
+        return Population(ids=[str(row["id"]) for row in rows])
+    finally:
+        await connection.close()
+
+
+def _patients(size: int) -> list[int]:
+    return [number for number in OF_ONE_PATIENT if 2 * sum(OF_ONE_PATIENT[: OF_ONE_PATIENT.index(number) + 1]) <= size]
+
+
+def _whose(size: int) -> str:
+    """Say in SQL whose the nth encounter is: first those of the patients with a known number, then the others'."""
+    cases, end = [], 0
+    for number in _patients(size):
+        end += number
+        cases.append(f"WHEN n < {end} THEN 'has-{number}'")
+    return f"CASE {' '.join(cases)} ELSE 'other-' || n % {size // OF_THE_OTHERS} END"
+
+
+def _measured(
+    server: Server, size: int, population: Population, seconds: float, rest: float
+) -> Iterator[tuple[str, Measurement]]:
+    measure = Measure(Clocks(our_postmaster()), rest)
+    for name, (workload, questions) in _asked(server, size, population).items():
+        measure.warm_up(server, workload, questions, 1, 0.5)
+        measured = measure("scale", 1, server, workload, questions, connections=1, seconds=seconds)
+        print(f"{size:>11,} {name:36} {report.line(measured)}", flush=True)
+        yield name, measured
+
+
+def _asked(server: Server, size: int, population: Population) -> Mapping[str, tuple[Workload, list[Question]]]:
+    """Give the questions by name: of any encounter, and of each patient with a known number."""
+    chance = random.Random(0)  # noqa: S311 - the same at each run
+    asked = {"one by id": (WORKLOADS["W3"], WORKLOADS["W3"].questions(chance, population))}
+    over_graphql = Workload("G", "latest over GraphQL", encounters_to_record, {"gateway": AFTER}, None)
+    over_rest = Workload("R", "latest over REST", encounters_to_record, OVER_REST, None)
+    recording = Workload("W", "record", encounters_to_record, RECORD, None, is_write=True)
+    for number in _patients(size):
+        whose = f"has-{number}"
+        asked[f"first 50 of {number}, GraphQL"] = over_graphql, [{"id": whose, "first": PAGE, "after": None}]
+        asked[f"first 50 of {number}, REST"] = over_rest, [{"id": whose, "first": PAGE, "offset": 0}]
+        if number > DEPTH:
+            deep = _cursor(server, over_graphql, whose)
+            asked[f"50 after {DEPTH} of {number}, GraphQL"] = (
+                over_graphql,
+                [{"id": whose, "first": PAGE, "after": deep}],
+            )
+            asked[f"50 after {DEPTH} of {number}, REST"] = over_rest, [{"id": whose, "first": PAGE, "offset": DEPTH}]
+    # Last, because they make the patients larger than their names say.
+    for number in _patients(size):
+        sent: list[Question] = [
+            {**each, "patientId": f"has-{number}"} for each in encounters_to_record(chance, population)
+        ]
+        asked[f"record, {number} there"] = recording, sent
+    return asked
+
+
+def _cursor(server: Server, workload: Workload, whose: str) -> str:
+    """Turn pages until the deep one."""
+    cursor, pages = None, 500
+    for _ in range(DEPTH // pages):
+        request = workload.requests(server, [{"id": whose, "first": pages, "after": cursor}])[0]
+        _, answer = ask(server, request)
+        cursor = answer["data"]["patient"]["encounters"]["pageInfo"]["endCursor"]
+    assert cursor is not None
+    return str(cursor)
+
+
+def _table(found: Mapping[int, Mapping[str, Measurement]]) -> str:
+    rows = [["one connection; p50 / p99 ms; server + PostgreSQL CPU ms", *(f"{size:,}" for size in found)]]
+    for question in dict.fromkeys(question for of in found.values() for question in of):
+        cells = []
+        for of in found.values():
+            each = of.get(question)
+            cells.append(
+                f"{each.outcome.p50:.2f} / {each.outcome.p99:.2f}; {each.cpu:.2f} + "
+                f"{each.cpu_with_database - each.cpu:.2f}"
+                if each
+                else ""
+            )
+        rows.append([question, *cells])
+    return "\n".join(report.aligned(rows))
+
+
+def _drawing(found: Mapping[int, Mapping[str, Measurement]]) -> str:
+    """Draw the first page over the size of the patient, a line for each size of table and door."""
+    series = {}
+    for size, of in found.items():
+        for what in ("first 50 of {}, GraphQL", "first 50 of {}, REST", "record, {} there"):
+            named = [(number, of.get(what.format(number))) for number in OF_ONE_PATIENT]
+            series[f"{what.format('them')}, {size:,} in all"] = [
+                (float(number), each.outcome.p50) for number, each in named if each
+            ]
+    return figures.curves("One after the other", "encounters of the patient", "p50 in ms", series)

@@ -1,0 +1,301 @@
+"""What is asked, in each server's words, and what its answers say in nobody's: the rows of the tables.
+
+A question is the same for all: which patients, which members, how many. Names in a schema and the case of its enums are
+a server's own, and are taken away before answers are compared.
+"""
+
+import json
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, Protocol
+
+from bench.driver import KEY
+from bench.seed import BRAND, OF_LARGE, OF_SMALL, WRITTEN, Population
+from bench.servers import GATEWAY, Dialect, Server
+
+Row = Mapping[str, Any]
+Question = Mapping[str, Any]
+
+QUESTIONS = 500
+"""So many different questions are asked in turn."""
+
+MEMBERS = (
+    "id", "patientId", "providerId", "brandId", "encounterType", "status", "scheduledAt", "startedAt", "endedAt",
+    "chiefComplaint", "notes", "metadata", "createdAt", "updatedAt",
+)  # fmt: skip
+INSTANTS = {"scheduled_at", "started_at", "ended_at", "created_at", "updated_at"}
+ALL = " ".join(MEMBERS)
+# PostGraphile calls the column `rowId`, because its `id` is the one of Relay.
+ALL_OF_POSTGRAPHILE = ALL.replace("id ", "rowId ", 1)
+
+
+class Ask(Protocol):
+    """How a question is put: method, path and, for a POST, the JSON body."""
+
+    def __call__(self, question: Question) -> tuple[str, str, Mapping[str, Any] | None]:
+        """Put one question."""
+
+
+Words = Mapping[Dialect, Ask]
+Questions = Callable[[random.Random, Population], list[Question]]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A kind of question. `ask` in each dialect that has words for it; `rows` finds the encounters in an answer."""
+
+    name: str
+    title: str
+    questions: Questions
+    ask: Words
+    truth: str | None
+    """What PostgreSQL itself answers, $1 being the question's `truth`; of a write, nothing."""
+    is_write: bool = False
+
+    def dialect_of(self, server: Server) -> Dialect | None:
+        """Say in which words the server is asked, None where it has none."""
+        return next((dialect for dialect in self.ask if dialect in server.kind.dialects), None)
+
+    def requests(self, server: Server, questions: Sequence[Question]) -> list[str]:
+        """Give the bytes of each question, as text."""
+        dialect = self.dialect_of(server)
+        assert dialect is not None
+        return [_http(server, *self.ask[dialect](question), keyed=self.is_write) for question in questions]
+
+
+def _http(server: Server, method: str, path: str, body: Mapping[str, Any] | None, *, keyed: bool) -> str:
+    head = server.head(method, path)
+    if body is None:
+        return head + "\r\n"
+    text = json.dumps(body)
+    # Every key is a UUID's 36 characters.
+    length = len(text) + text.count(KEY.decode()) * (36 - len(KEY))
+    if keyed and path != "/graphql" and server.kind is GATEWAY:
+        head += f"Idempotency-Key: {KEY.decode()}\r\n"
+    return f"{head}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{text}"
+
+
+# The words
+
+
+OTHERS_BUSINESS = {"truth", "offset"}
+"""What a question holds that GraphQL is not asked."""
+
+
+def graphql(document: str, variables: Callable[[Question], Mapping[str, Any]] = dict) -> Ask:
+    """Give a document's words, on one line as clients send it."""
+    one_line = " ".join(document.split())
+
+    def ask(question: Question) -> tuple[str, str, Mapping[str, Any]]:
+        told = {name: value for name, value in variables(question).items() if name not in OTHERS_BUSINESS}
+        return "POST", "/graphql", {"query": one_line, "variables": told}
+
+    return ask
+
+
+RECORDED_ALIKE = "{ id status createdAt }"
+RECORD: Words = {
+    "gateway": graphql(
+        """mutation ($patientId: ID!, $input: RecordEncounterInput!, $key: String) {
+             recordEncounter(patientId: $patientId, input: $input, idempotencyKey: $key) {
+               __typename
+               ... on EncounterRecorded { replayed encounter { id status createdAt } }
+               ... on Problem { code message recorded }
+             } }""",
+        lambda q: {"patientId": q["patientId"], "input": _upper(q["input"]), "key": KEY.decode()},
+    ),
+    "sdl": graphql(
+        f"""mutation ($patientId: ID!, $input: RecordEncounterInput!) {{
+              recordEncounter(patientId: $patientId, input: $input) {RECORDED_ALIKE} }}"""
+    ),
+    "postgraphile": graphql(
+        """mutation ($encounter: EncounterInput!) {
+             createEncounter(input: {encounter: $encounter}) { encounter { rowId status createdAt } } }""",
+        lambda q: {"encounter": {"rowId": KEY.decode(), "patientId": q["patientId"], **q["input"]}},
+    ),
+}
+
+ONE: Words = {
+    "gateway": graphql(f"query ($id: ID!) {{ encounter(id: $id) {{ {ALL} }} }}"),
+    "sdl": graphql(f"query ($id: ID!) {{ encounter(id: $id) {{ {ALL} }} }}"),
+    "postgraphile": graphql(
+        f"""query ($id: UUID!) {{
+              allEncounters(condition: {{rowId: $id}}, first: 1) {{ nodes {{ {ALL_OF_POSTGRAPHILE} }} }} }}"""
+    ),
+}
+
+LATEST_ALIKE = (
+    f"query ($id: ID!, $first: Int!) {{ patient(id: $id) {{ encounters(first: $first) {{ nodes {{ {ALL} }} }} }} }}"
+)
+LATEST: Words = {
+    "gateway": graphql(LATEST_ALIKE),
+    "sdl": graphql(LATEST_ALIKE),
+    "postgraphile": graphql(
+        f"""query ($id: String!, $first: Int!) {{
+              allEncounters(
+                condition: {{patientId: $id}}, first: $first, orderBy: [CREATED_AT_DESC, PRIMARY_KEY_DESC]) {{
+                nodes {{ {ALL_OF_POSTGRAPHILE} }} }} }}"""
+    ),
+}
+
+OF_SEVERAL_ALIKE = f"""query ($ids: [ID!]!, $first: Int!) {{
+  patients(ids: $ids) {{ id encounters(first: $first) {{ nodes {{ {ALL} }} }} }} }}"""
+OF_SEVERAL: Words = {
+    "gateway": graphql(OF_SEVERAL_ALIKE),
+    "sdl": graphql(OF_SEVERAL_ALIKE),
+    "postgraphile": graphql(
+        f"""query ($ids: [String!]!, $first: Int!) {{
+              benchPatientsByIds(ids: $ids) {{ nodes {{ rowId encountersByPatientIdAndBrandId(
+                first: $first, orderBy: [CREATED_AT_DESC, PRIMARY_KEY_DESC]) {{
+                  nodes {{ {ALL_OF_POSTGRAPHILE} }} }} }} }} }}"""
+    ),
+}
+
+# A page within another thing than its patient: no plan serves it, so the gateway goes the ordinary way, field by field.
+UNPLANNED = graphql(
+    f"""query ($id: ID!, $first: Int!) {{
+          encounter(id: $id) {{ patient {{ encounters(first: $first) {{ nodes {{ {ALL} }} }} }} }} }}"""
+)
+LATEST_UNPLANNED: Words = {"gateway": UNPLANNED, "sdl": UNPLANNED}
+
+
+def _record_over_rest(question: Question) -> tuple[str, str, Mapping[str, Any]]:
+    return "POST", f"/v1/patients/{question['patientId']}/encounters", _snake(question["input"])
+
+
+def list_over_rest(question: Question) -> tuple[str, str, None]:
+    """Put a question for a page of a patient's encounters."""
+    return (
+        "GET",
+        f"/v1/patients/{question['id']}/encounters?limit={question['first']}&offset={question['offset']}",
+        None,
+    )
+
+
+def _upper(sent: Row) -> Row:
+    return {**sent, "encounterType": sent["encounterType"].upper()}
+
+
+def _snake(members: Row) -> Row:
+    return {_snake_case(name): value for name, value in members.items()}
+
+
+def _snake_case(name: str) -> str:
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
+
+
+OVER_REST: Words = {"rest": list_over_rest}
+
+# The questions
+
+
+def encounters_to_record(chance: random.Random, _population: Population) -> list[Question]:
+    """Make up what is recorded."""
+    return [
+        {
+            "patientId": f"written-{chance.randrange(WRITTEN)}",
+            "input": {
+                "brandId": BRAND,
+                "encounterType": chance.choice(["office_visit", "telehealth", "lab", "pharmacy", "other"]),
+                "providerId": f"00000000-0000-4000-8000-{chance.randrange(50):012}",
+                "scheduledAt": f"2026-12-{chance.randrange(1, 29):02}T09:30:00.000000Z",
+                "chiefComplaint": f"Complaint {number}: a cough that will not go",
+                "notes": f"Made up, number {number}. " + 5 * "Slept well, ate little, walks again. ",
+                "metadata": {"room": number % 30, "source": "clinic", "weight_kg": 61.5, "flags": ["a", "b"]},
+            },
+        }
+        for number in range(QUESTIONS)
+    ]
+
+
+def _any_encounter(chance: random.Random, population: Population) -> list[Question]:
+    return [{"id": each, "truth": each} for each in chance.sample(population.ids, min(QUESTIONS, len(population.ids)))]
+
+
+def _latest_of(kind: Literal["small", "large"], first: int) -> Questions:
+    def questions(chance: random.Random, population: Population) -> list[Question]:
+        names = [f"{kind}-{chance.randrange(getattr(population, kind))}" for _ in range(QUESTIONS)]
+        return [{"id": name, "first": first, "offset": 0, "truth": [name]} for name in names]
+
+    return questions
+
+
+def _latest_of_twenty(chance: random.Random, population: Population) -> list[Question]:
+    groups = [[f"small-{number}" for number in chance.sample(range(population.small), 20)] for _ in range(QUESTIONS)]
+    return [{"ids": names, "first": 5, "truth": names} for names in groups]
+
+
+def _latest_beside(chance: random.Random, population: Population) -> list[Question]:
+    return [{**each, "first": 50} for each in _any_encounter(chance, population)]
+
+
+def _truth_of_latest(first: int) -> str:
+    return f"""
+        SELECT e.* FROM unnest($1::text[]) WITH ORDINALITY AS wanted (id, nth) CROSS JOIN LATERAL (
+            SELECT * FROM patient_graph.encounters WHERE patient_id = wanted.id
+            ORDER BY created_at DESC, id DESC LIMIT {first}
+        ) AS e ORDER BY nth, e.created_at DESC, e.id DESC"""  # noqa: S608
+
+
+TRUTH_BESIDE = """
+    SELECT * FROM patient_graph.encounters
+    WHERE patient_id = (SELECT patient_id FROM patient_graph.encounters WHERE id = $1)
+    ORDER BY created_at DESC, id DESC LIMIT 50"""
+TRUTH_OF_ONE = "SELECT * FROM patient_graph.encounters WHERE id = $1"
+assert OF_SMALL >= 50
+assert OF_LARGE >= 500
+
+WORKLOADS = {
+    each.name: each
+    for each in (
+        Workload("W1", "record over GraphQL", encounters_to_record, RECORD, None, is_write=True),
+        Workload("W2", "record over REST", encounters_to_record, {"rest": _record_over_rest}, None, is_write=True),
+        Workload("W3", "one encounter by id", _any_encounter, ONE, TRUTH_OF_ONE),
+        Workload("W4", "a patient's latest 50", _latest_of("small", 50), LATEST, _truth_of_latest(50)),
+        Workload("W5", "a patient's latest 500", _latest_of("large", 500), LATEST, _truth_of_latest(500)),
+        Workload("W6", "20 patients' latest 5", _latest_of_twenty, OF_SEVERAL, _truth_of_latest(5)),
+        Workload("W7", "latest 50 of an encounter's patient", _latest_beside, LATEST_UNPLANNED, TRUTH_BESIDE),
+        Workload("R4", "over REST, latest 50", _latest_of("small", 50), OVER_REST, _truth_of_latest(50)),
+        Workload("R5", "over REST, latest 500", _latest_of("large", 500), OVER_REST, _truth_of_latest(500)),
+    )
+}
+
+
+# What an answer says
+
+
+def rows_in(answer: Any) -> list[Row]:
+    """Find the encounters in an answer, in their order, and take away whose words they are in."""
+    return [_alike(each) for each in _encounters_in(answer)]
+
+
+def _encounters_in(value: Any) -> Iterable[Row]:
+    if isinstance(value, dict):
+        if "createdAt" in value or "created_at" in value:
+            yield value
+        else:
+            for inner in value.values():
+                yield from _encounters_in(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _encounters_in(inner)
+
+
+def _alike(row: Row) -> Row:
+    named = {_snake_case(name): value for name, value in row.items()}
+    named["id"] = named.pop("row_id", named.get("id"))
+    for name in named.keys() & INSTANTS:
+        named[name] = named[name] and datetime.fromisoformat(named[name])
+    for name in named.keys() & {"encounter_type", "status"}:
+        named[name] = named[name].lower()
+    return named
+
+
+def row_of(record: Mapping[str, Any]) -> Row:
+    """Give a row of the table as `rows_in` would give it."""
+    row = {_snake_case(name): record[_snake_case(name)] for name in MEMBERS}
+    row["id"], row["provider_id"] = str(row["id"]), row["provider_id"] and str(row["provider_id"])
+    row["metadata"] = json.loads(row["metadata"])
+    return row

@@ -1,0 +1,72 @@
+"""The benchmark runs from end to end: for a moment, on few encounters. How long anything takes is not looked at."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.driver import Drive, Plan
+from bench.servers import KINDS, MERCURIUS, ROOT
+from bench.targets import TARGETS
+from bench.workloads import WORKLOADS
+
+BRIEFLY = ["--rounds=1", "--seconds=0.3", "--warm-up=0.1", "--connections=2", "--share=0.01", "--rest=0.3", "--seed=1"]
+
+
+def run(output: Path, *arguments: str) -> dict[str, Any]:
+    """Run the benchmark and give its raw numbers."""
+    command = [sys.executable, "-m", "bench", *BRIEFLY, f"--output={output}", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (raw,) = output.glob("*.json")
+    found: dict[str, Any] = json.loads(raw.read_text())
+    return found
+
+
+def test_the_gateway_alone_is_measured_through_both_doors(tmp_path: Path) -> None:
+    found = run(tmp_path, "--servers=gateway", "--workloads=W1,W2,W3,R4", "--parts=closed,limit")
+
+    measured = {each["workload"]: each for each in found["measurements"]}
+    assert measured.keys() == {"W1", "W2", "W3", "R4"}
+    for each in measured.values():
+        assert each["outcome"]["requests"] > 0
+        assert each["outcome"]["unanswered"] == 0
+    assert found["pgbench_per_second"][0] > 0
+    assert (tmp_path / "gateway.log").read_text().count('"route"') > 0
+    assert not list(tmp_path.glob("data-*"))
+
+
+@pytest.mark.skipif(
+    not MERCURIUS.installed, reason="the peers are not installed: make .venv/bench, which needs Node.js"
+)
+def test_the_gateway_is_compared_with_a_peer_that_answers_alike(tmp_path: Path) -> None:
+    run(tmp_path, "--servers=gateway,mercurius", "--workloads=W4", "--parts=closed,rate,cold")
+
+    (table,) = tmp_path.glob("*.md")
+    comparisons = [line for line in table.read_text().splitlines() if "| mercurius" in line]
+    for part in ("closed", "rate", "memory", "cold"):
+        assert any(line.startswith(f"| {part}") for line in comparisons), part
+    for drawing in ("cpu", "p99"):
+        (figure,) = tmp_path.glob(f"*-{drawing}.svg")
+        assert "W4" in figure.read_text()
+
+
+def test_every_target_is_something_that_can_be_measured() -> None:
+    for target in TARGETS:
+        assert target.peer in {*KINDS, "pgbench"}
+        assert target.workload in {*WORKLOADS, ""}
+
+
+def test_what_is_never_answered_counts_with_all_its_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.driver.PATIENCE_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        outcome = Drive(Plan("127.0.0.1", port, ["GET / HTTP/1.1\r\n\r\n"], 1, 0.5, 1, rate=20)).run()
+
+    assert outcome.requests == 0
+    assert outcome.unanswered == 10
+    assert outcome.most > 500
