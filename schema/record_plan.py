@@ -118,7 +118,7 @@ def _object(fields: Sequence[tuple[str, Any]]) -> list[Part]:
             parts += _encounter(each)
         else:
             parts.append(OUTCOME[each.name])
-    return [*parts, b"}"]
+    return [*parts, b"}"] if parts else [b"{}"]
 
 
 def _encounter(fields: Sequence[tuple[str, Any]]) -> list[Part]:
