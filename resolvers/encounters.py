@@ -24,7 +24,7 @@ from resolvers.ids import new_id
 from resolvers.outbox import append_event
 from resolvers.paging import Page, Window, page_of
 from resolvers.patients import can_exist, find_patient, time_at
-from resolvers.recording import OF_THE_ENCOUNTER, TO_COME, Answer, Kept, NewEncounter
+from resolvers.recording import NO_ANSWER, OF_THE_ENCOUNTER, TO_COME, Answer, Kept, NewEncounter
 from resolvers.sql import Connection, Row, Statement
 from resolvers.versions import append_version
 
@@ -44,10 +44,13 @@ class Recording(NamedTuple):
 
     encounter: Encounter
     """As it stands now."""
-    answer: bytes
-    """As it was first answered, in the form of the published page."""
-    replayed: bool = False
-    """Whether it was recorded earlier, under the same key."""
+    first_answer: bytes | None = None
+    """As it was answered when it was recorded earlier under the same key; None where this is the first time."""
+
+    @property
+    def replayed(self) -> bool:
+        """Whether it was recorded earlier, under the same key."""
+        return self.first_answer is not None
 
 
 async def record_encounter(
@@ -65,13 +68,12 @@ async def record_encounter(
     claim = None if key is None else claim_of(key, context, brand_id, patient_id, command)
 
     columns = _columns(command, patient_id)
-    answer = Answer.of(context.services.published(_recorded(columns, TO_COME)))
-    kept = await _keep(context, brand_id, columns, answer, claim)
+    kept = await _keep(context, brand_id, columns, claim)
     if kept.created_at is None:
         return await _replay(context, claim, kept)
     context.services.feed.ring()
     context.services.tally.recorded(replayed=False)
-    return Recording(_recorded(columns, kept.created_at), answer.at(kept.created_at))
+    return Recording(_recorded(columns, kept.created_at))
 
 
 def _columns(command: RecordEncounter, patient_id: str) -> dict[str, Any]:
@@ -91,14 +93,13 @@ def _recorded(columns: Mapping[str, Any], at: datetime) -> Encounter:
     return Encounter.model_construct(**columns, created_at=at, updated_at=at)
 
 
-async def _keep(
-    context: Context, brand_id: str, columns: Mapping[str, Any], answer: Answer, claim: Claim | None
-) -> Kept:
+async def _keep(context: Context, brand_id: str, columns: Mapping[str, Any], claim: Claim | None) -> Kept:
     if not can_exist(columns["patient_id"]):
         return Kept(patient_is_known=False, created_at=None)
     if context.services.recorder is None:
-        return await _keep_step_by_step(context, brand_id, columns, answer, claim)
+        return await _keep_step_by_step(context, brand_id, columns, claim)
     caller = context.caller
+    answer = Answer.of(context.services.published(_recorded(columns, TO_COME))) if claim else NO_ANSWER
     new = NewEncounter(
         **{name: columns[name] for name in OF_THE_ENCOUNTER},
         entry_id=new_id(),
@@ -110,16 +111,14 @@ async def _keep(
         client_id=caller.client_id,
         key=claim.key if claim else None,
         request_hash=claim.request_hash if claim else None,
-        answer_head=answer.head if claim else None,
-        answer_middle=answer.middle if claim else None,
-        answer_tail=answer.tail if claim else None,
+        answer_head=answer.head,
+        answer_middle=answer.middle,
+        answer_tail=answer.tail,
     )
     return await context.services.recorder.keep(brand_id, new)
 
 
-async def _keep_step_by_step(
-    context: Context, brand_id: str, columns: Mapping[str, Any], answer: Answer, claim: Claim | None
-) -> Kept:
+async def _keep_step_by_step(context: Context, brand_id: str, columns: Mapping[str, Any], claim: Claim | None) -> Kept:
     """Keep an encounter by one statement after the other: the form that a cluster likes, each of one patient."""
     async with context.database.transaction(brand_id) as connection:
         now = await time_at(connection, brand_id, columns["patient_id"])
@@ -127,7 +126,8 @@ async def _keep_step_by_step(
             return Kept(patient_is_known=False, created_at=None)
         encounter = _recorded(columns, now)
         kept_until = now + context.services.keys_kept_for
-        if claim and not await claim_key(connection, claim, encounter, answer.at(now), kept_until):
+        answer = context.services.published(encounter) if claim else b""
+        if claim and not await claim_key(connection, claim, encounter, answer, kept_until):
             return Kept(patient_is_known=True, created_at=None)
         await connection.fetch(INSERT_ENCOUNTER, **columns, created_at=now, updated_at=now)
         await append_version(connection, context, encounter, RECORDED)
@@ -143,7 +143,7 @@ async def _replay(context: Context, claim: Claim | None, kept: Kept) -> Recordin
             if earlier := await find_claimed(connection, claim):
                 encounter = await encounter_of_key(context, connection, earlier)
                 context.services.tally.recorded(replayed=True)
-                return Recording(encounter, earlier.answer, replayed=True)
+                return Recording(encounter, first_answer=earlier.answer)
     if kept.patient_is_known:
         # The key was there a moment ago and has just expired: the caller's next try will claim it.
         raise TemporarilyUnavailable

@@ -67,11 +67,11 @@ TO_COME = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
 
 
 class Answer(NamedTuple):
-    """An answer in the published form in which nothing is missing but the time of recording, twice."""
+    """An answer in the published form, in which nothing is missing but the time of recording, twice."""
 
-    head: str
-    middle: str
-    tail: str
+    head: str | None
+    middle: str | None
+    tail: str | None
 
     @classmethod
     def of(cls, published: bytes) -> Self:
@@ -79,9 +79,9 @@ class Answer(NamedTuple):
         # They are its last two members: nothing that a person wrote can be taken for them.
         return cls(*published.decode().rsplit(json_text.instant(TO_COME), 2))
 
-    def at(self, created_at: datetime) -> bytes:
-        """Give the whole of it."""
-        return json_text.instant(created_at).join(self).encode()
+
+NO_ANSWER = Answer(None, None, None)
+"""Where there is no key to keep it for."""
 
 
 # The statement

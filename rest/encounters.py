@@ -50,7 +50,7 @@ class PatientEncounters(HTTPEndpoint):
         headers = {"Location": path_of(recording.encounter), "ETag": tag_of_version(1)}
         if recording.replayed:
             headers["Idempotent-Replayed"] = "true"
-        return json_bytes(recording.answer, 201, headers)
+        return json_bytes(recording.first_answer or published(recording.encounter), 201, headers)
 
     async def get(self, request: Request) -> Response:
         """List a patient's encounters, newest first: 200, the slice asked for, and how many there are in all."""

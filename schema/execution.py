@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
 from contextlib import aclosing
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import orjson
@@ -41,7 +40,7 @@ from schema.documents import MAX_KEPT_DOCUMENTS, Document, DocumentRules, explai
 from schema.errors import refuse
 from schema.limits import Breach
 from schema.loaders import Loaders
-from schema.plan import Plan, plan_of
+from schema.plan import AnyPlan, Plan, plan_of
 from schema.selection import Declined
 from schema.types import Operation
 
@@ -136,7 +135,7 @@ class Runner:
     ) -> None:
         self._schema = schema._schema  # noqa: SLF001 - Strawberry builds graphql-core's schema; we run it ourselves
         self._admission = Admission(self._schema, rules, log_breach, log_unknown)
-        self._plan_of = lru_cache(MAX_KEPT_DOCUMENTS)(plan_of)
+        self._plans: dict[int, tuple[OperationDefinitionNode, AnyPlan | None]] = {}
         self._report = report
 
     def read(self, ask: Ask, context: Context) -> Document:
@@ -164,7 +163,7 @@ class Runner:
         if too_dear := self._too_dear(cost, ask, context):
             return too_dear
         met: Exception | None = None
-        if plan := self._plan_of(document.ast, operation):
+        if plan := self._plan(document.ast, operation):
             try:
                 data = orjson.Fragment(await plan.run(ask.variables, context))
                 return _telling(cost, ask, Answer(True, {"data": data}))
@@ -195,6 +194,15 @@ class Runner:
             for told in answer.body["errors"]:
                 told["extensions"]["recorded"] = "unknown"
         return answer
+
+    def _plan(self, ast: DocumentNode, operation: OperationDefinitionNode) -> AnyPlan | None:
+        # By its identity: to hash or compare a document is to walk through all of it.
+        kept = self._plans.get(id(operation))
+        if kept is None or kept[0] is not operation:
+            if len(self._plans) >= MAX_KEPT_DOCUMENTS:
+                self._plans.clear()
+            self._plans[id(operation)] = kept = (operation, plan_of(ast, operation))
+        return kept[1]
 
     async def start(
         self,

@@ -36,7 +36,7 @@ MAX_IDS = 100
 KEPT_STATEMENTS = 64
 
 
-def plan_of(document: DocumentNode, operation: OperationDefinitionNode) -> "Plan | RecordPlan | None":
+def plan_of(document: DocumentNode, operation: OperationDefinitionNode) -> "AnyPlan | None":
     """Make the plan of a valid operation, or None where no plan will ever serve it."""
     try:
         if operation.operation is OperationType.MUTATION:
@@ -195,3 +195,6 @@ def _bind(page: Page, list_owner: tuple[str, str] | None, variables: Variables, 
         return Bound(window_of(context.services.page_limits, in_list, **relay), narrow)
     except GatewayError:
         raise Declined from None
+
+
+AnyPlan = Plan | RecordPlan
