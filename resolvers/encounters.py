@@ -23,7 +23,7 @@ from resolvers.idempotency import Claim, claim_key, claim_of, find_claimed
 from resolvers.ids import new_id
 from resolvers.outbox import append_event
 from resolvers.paging import Page, Window, page_of
-from resolvers.patients import can_exist, find_patient, time_at
+from resolvers.patients import can_exist, time_at
 from resolvers.recording import NO_ANSWER, OF_THE_ENCOUNTER, TO_COME, Answer, Kept, NewEncounter
 from resolvers.sql import Connection, Row, Statement
 from resolvers.versions import append_version
@@ -170,14 +170,6 @@ ENCOUNTERS_BY_IDS = Statement(
 ENCOUNTER_OF_PATIENT = Statement(
     select(TABLE).where(OF_PATIENT, TABLE.c.id == bindparam("id", type_=TABLE.c.id.type), OF_BRAND)
 )
-ENCOUNTERS_BY_OFFSET = Statement(
-    select(TABLE)
-    .where(OF_PATIENT, OF_BRAND)
-    .order_by(TABLE.c.created_at.desc(), TABLE.c.id.desc())
-    .limit(bindparam("limit", type_=BigInteger))
-    .offset(bindparam("offset", type_=BigInteger))
-)
-COUNT_OF_PATIENT = Statement(select(func.count()).select_from(TABLE).where(OF_PATIENT, OF_BRAND))
 
 
 async def encounters_by_ids(context: Context, ids: Sequence[UUID]) -> list[Encounter | None]:
@@ -209,27 +201,6 @@ async def visible_encounter(context: Context, patient_id: str, encounter_id: str
     encounter = _encounter(row)
     context.note_read([encounter])
     return encounter
-
-
-async def list_encounters_by_offset(
-    context: Context, patient_id: str, limit: int, offset: int
-) -> tuple[list[Encounter], int]:
-    """Give a slice of a patient's encounters, newest first, and how many there are in all.
-
-    Raises `PatientNotFound`. A long list is better read by `list_encounters`: an offset counts what it skips.
-    """
-    context.require(Operation.READ_ENCOUNTERS)
-    brand_id = context.acting_brand()
-    of_patient = {"brand_id": brand_id, "patient_id": patient_id}
-    async with context.database.reading(brand_id) as connection:
-        if await find_patient(connection, brand_id, patient_id) is None:
-            raise PatientNotFound
-        rows = await connection.fetch(ENCOUNTERS_BY_OFFSET, **of_patient, limit=limit, offset=offset)
-        total = await connection.fetch_one(COUNT_OF_PATIENT, **of_patient)
-    assert total is not None
-    encounters = [_encounter(row) for row in rows]
-    context.note_read(encounters)
-    return encounters, total[0]
 
 
 async def list_encounters(

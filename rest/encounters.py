@@ -12,8 +12,9 @@ from starlette.responses import Response
 from models import Encounter
 from resolvers import json_text
 from resolvers.access import Operation
-from resolvers.encounters import list_encounters_by_offset, record_encounter, visible_encounter
+from resolvers.encounters import record_encounter, visible_encounter
 from resolvers.errors import InvalidInput, MalformedBody, UnsupportedMediaType, Violation
+from resolvers.slices import list_encounters_by_offset
 from resolvers.validation import validate_encounter
 from rest.answers import json_answer, json_bytes, write_json
 from rest.media import JSON, require_json_is_accepted
@@ -60,9 +61,8 @@ class PatientEncounters(HTTPEndpoint):
         page_limits = context.services.page_limits
         limit = _whole_number(request, "limit", page_limits.default, least=1, most=page_limits.maximum)
         offset = _whole_number(request, "offset", 0, least=0, most=MAX_OFFSET)
-        encounters, total = await list_encounters_by_offset(context, patient_id, limit, offset)
-        shown = [encounter_json(each) for each in encounters]
-        body = write_json({"patient_id": patient_id, "encounters": shown, "total": total})
+        encounters, total = await list_encounters_by_offset(context, patient_id, limit, offset, MEMBERS)
+        body = write_json({"patient_id": patient_id, "encounters": orjson.Fragment(encounters), "total": total})
         tag = tag_of_body(body)
         return not_modified(tag) if is_known(request, tag) else json_bytes(body, 200, {"ETag": tag})
 

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -127,3 +127,35 @@ async def test_reading_it_is_audited_and_not_finding_it_is_a_refusal(
     noted, refusal = [await cast.connection.fetchrow(found, each) for each in (read, missed)]
     assert (noted["event_type"], noted["patient_id"]) == ("patient_graph.encounters.read", mine["patient_id"])
     assert (refusal["event_type"], refusal["patient_id"]) == ("patient_graph.request.refused", "")
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {},
+        EVERYTHING,
+        {
+            "notes": 'Quotes " and \\ and /, \u0001\u0008\u000b\u000c\u001f\u007f\u2028 and 🩺\r\n\t',
+            "chief_complaint": "",
+        },
+        {"scheduled_at": "0001-01-01T00:00:00Z", "metadata": {"b": [1.50, 1e3, None, True], "ä": {"x": "y"}}},
+        {"scheduled_at": "9999-12-31T23:59:59.999999Z", "metadata": {"0": 12345678901234567890.123456789}},
+        {"scheduled_at": "0033-02-01T10:00:00.120000+01:00", "provider_id": str(UUID(int=7)).upper()},
+        {"scheduled_at": "2026-12-01T10:00:00.000001Z"},
+    ],
+)
+async def test_in_a_list_an_encounter_is_to_the_letter_what_it_is_alone(
+    service: Service, cast: Cast, members: dict[str, Any]
+) -> None:
+    """PostgreSQL writes the list, and Python the one."""
+    patient_id = await cast.patient()
+    paths = [(await service.rest("POST", of(patient_id), json=VISIT | members)).headers["location"] for _ in range(2)]
+    first, second = [(await service.rest("GET", path)).content for path in paths]
+
+    listed = await service.rest("GET", of(patient_id))
+
+    assert listed.content == b'{"patient_id":"%b","encounters":[%b,%b],"total":2}' % (
+        patient_id.encode(),
+        second,
+        first,
+    )

@@ -1,0 +1,66 @@
+"""A slice of a patient's encounters by offset, newest first, as JSON that PostgreSQL writes: the REST door's list."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+from resolvers.access import Operation
+from resolvers.context import Context
+from resolvers.errors import PatientNotFound
+from resolvers.patients import can_exist
+from resolvers.rendering import array_of, joined, members_of, object_of
+from resolvers.sql import Statement
+
+
+class Slice(NamedTuple):
+    """A slice, written already, and how many encounters there are in all."""
+
+    encounters: bytes
+    total: int
+
+
+async def list_encounters_by_offset(
+    context: Context, patient_id: str, limit: int, offset: int, members: Sequence[str]
+) -> Slice:
+    """Give a slice of a patient's encounters with these members, by their columns.
+
+    Raises `PatientNotFound`. A long list is better read by cursor: an offset counts what it skips.
+    """
+    context.require(Operation.READ_ENCOUNTERS)
+    brand_id = context.acting_brand()
+    if not can_exist(patient_id):
+        raise PatientNotFound
+    of = {"brand_id": brand_id, "patient_id": patient_id, "limit": limit, "offset": offset}
+    async with context.database.reading(brand_id) as connection:
+        row = await connection.fetch_one(_slice(tuple(members)), **of)
+    if row is None:
+        raise PatientNotFound
+    if row["given"]:
+        context.note_given({(brand_id, patient_id): row["given"]})
+    return Slice(row["encounters"], row["total"])
+
+
+@cache
+def _slice(members: tuple[str, ...]) -> Statement:
+    columns = members_of("e", upper=False)
+    item = object_of([(name, columns[name]) for name in members])
+    return Statement(
+        f"""
+SELECT convert_to(slice.json, 'UTF8') AS encounters, slice.given,
+    (SELECT count(*) FROM patient_graph.encounters e WHERE e.patient_id = p.id AND e.brand_id = p.brand_id) AS total
+FROM patient_graph.patients p
+CROSS JOIN LATERAL (
+    SELECT {joined(array_of(item, "e.place", "true"))} AS json, count(*) AS given
+    FROM (
+        SELECT e.*, row_number() OVER (ORDER BY e.created_at DESC, e.id DESC) AS place
+        FROM (
+            SELECT * FROM patient_graph.encounters e
+            WHERE e.patient_id = p.id AND e.brand_id = p.brand_id
+            ORDER BY e.created_at DESC, e.id DESC LIMIT $3::bigint OFFSET $4::bigint
+        ) e
+    ) e
+) slice
+WHERE p.id = $1::text AND p.brand_id = $2::text
+""",
+        ("patient_id", "brand_id", "limit", "offset"),
+    )
