@@ -26,6 +26,8 @@ const recorded = await client.POST("/v1/patients/{patient_id}/encounters", {
   body,
 });
 if (!recorded.data) throw new Error(recorded.error.error);
+// A 200 is the answer to `validate_only`, which was not asked for and holds no encounter.
+if (!("id" in recorded.data)) throw new Error("nothing was recorded");
 const encounter = recorded.data;
 const status: "scheduled" | "in_progress" | "completed" | "cancelled" | "no_show" | "entered_in_error" = encounter.status;
 const notes: string | null = encounter.notes;
