@@ -117,6 +117,7 @@ async def _last_round(folder: Path, ledger: Ledger) -> list[str]:
             " JOIN patient_graph.audit_log a ON a.entity_id = e.id::text"
             " AND a.event_type = 'patient_graph.encounter.recorded'"
             " JOIN patient_graph.outbox o ON o.payload ->> 'encounter_id' = e.id::text"
+            " JOIN patient_graph.encounter_versions v ON v.encounter_id = e.id AND v.version = 1"
             " GROUP BY e.id HAVING count(*) = 1"
         )
     }
@@ -127,7 +128,7 @@ async def _last_round(folder: Path, ledger: Ledger) -> list[str]:
     wrong = [f"{key} was never answered" for key in ledger.unanswered]
     wrong += [f"{each} was acknowledged and is not there" for each in acknowledged - kept.keys()]
     wrong += [f"{each} is there {times} times" for each, times in kept.items() if times > 1]
-    wrong += [f"{each} is there without its event or audit entry" for each in kept.keys() - whole]
+    wrong += [f"{each} is there without its event, audit entry or first version, or with two" for each in kept.keys() - whole]
     wrong += [f"{each} is there and no key stands for it" for each in kept.keys() - set(keys.values())]
     wrong += [f"{key} stands for another" for key, each in ledger.acknowledged.items() if keys.get(key) != each]
     print(f"{len(acknowledged)} acknowledged, {sum(kept.values())} kept, {len(wrong)} wrong")
