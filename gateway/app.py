@@ -37,6 +37,7 @@ from resolvers.context import Services, Verify
 from resolvers.errors import GatewayError
 from resolvers.outbox import Feed
 from resolvers.paging import PageLimits
+from resolvers.rates import Rates
 from resolvers.trail import Trail
 from rest.encounters import published
 from rest.openapi import METRICS
@@ -131,7 +132,7 @@ def create_app(
 
 
 def services(
-    settings: Settings, database: Database, *, trail: Trail, feed: Feed, verify: Verify, rates: RateLimits
+    settings: Settings, database: Database, *, trail: Trail, feed: Feed, verify: Verify, rates: Rates
 ) -> Services:
     """Put together what every request is lent."""
     keys_kept_for = timedelta(hours=settings.idempotency_hours)

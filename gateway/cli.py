@@ -18,6 +18,8 @@ from gateway.settings import Settings, SettingsError
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="The encounter gateway.")
 patients = typer.Typer(no_args_is_help=True, help="Patients.")
 app.add_typer(patients, name="patients")
+encounters = typer.Typer(no_args_is_help=True, help="Encounters.")
+app.add_typer(encounters, name="encounters")
 audit = typer.Typer(no_args_is_help=True, help="The audit log.")
 app.add_typer(audit, name="audit")
 events = typer.Typer(no_args_is_help=True, help="Events on their way out.")
@@ -75,23 +77,93 @@ def canary() -> None:
     sys.exit(asyncio.run(canary()))
 
 
+Rejects = Annotated[
+    Path | None,
+    typer.Option(
+        help="Where refused lines are named, by number, rules and reason, as JSON Lines. Left out: FILE.rejects.jsonl.",
+        show_default=False,
+    ),
+]
+
+
 @patients.command("import")
 def import_patients(
     file: Annotated[Path, typer.Argument(help="CSV or JSON Lines with `id` and `brand_id`; - for standard input.")],
+    rejects: Rejects = None,
 ) -> None:
     """Make patients known; those known already are left as they are. Exit code 1 if a line was refused."""
-    from gateway.importing import ImportStopped, import_patients
+    from gateway.importing import import_patients
+
+    with _importing() as settings:
+        imported = asyncio.run(import_patients(settings.owner_url, file, rejects))
+    typer.echo(imported)
+    raise typer.Exit(1 if imported.refused else 0)
+
+
+@encounters.command("import")
+def import_encounters(  # noqa: PLR0917 - they are given by name at the command line
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="CSV or JSON Lines with `patient_id`, `brand_id`, `encounter_type` and the other members; "
+            "- for standard input."
+        ),
+    ],
+    rejects: Rejects = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="Which import it is: lines without a `key` are recorded once under the same name. "
+            "Left out: the file's name without its folder.",
+            show_default=False,
+        ),
+    ] = None,
+    client: Annotated[
+        str, typer.Option(help="Whose keys they are, and who is named in the audit log; 1 to 128 visible characters.")
+    ] = "import",
+    keep_keys_days: Annotated[
+        int, typer.Option(min=1, max=3650, help="How long the keys are kept. Run again later, all is recorded again.")
+    ] = 90,
+    patience_seconds: Annotated[
+        float, typer.Option(min=0, help="How long the database may be away before the import gives up.")
+    ] = 300.0,
+) -> None:
+    """Record encounters, each line once, however often it is run. Exit code 1 if a line was refused."""
+    if not client.isprintable() or not 0 < len(client) <= 128:
+        raise typer.BadParameter("1 to 128 visible characters", param_hint="--client")
+    from gateway.backfilling import import_encounters
+    from gateway.telemetry import configure_logging
+
+    configure_logging()
+    with _importing() as settings:
+        done = asyncio.run(
+            import_encounters(
+                settings,
+                file,
+                rejects=rejects,
+                name=name,
+                client=client,
+                keep_keys_days=keep_keys_days,
+                patience_seconds=patience_seconds,
+            )
+        )
+    typer.echo(done)
+    raise typer.Exit(1 if done.refused else 0)
+
+
+@contextmanager
+def _importing() -> Iterator[Settings]:
+    """Give settings for as long as an import runs; say in one sentence why it stopped."""
+    from gateway.lines import ImportStopped
 
     # Unlike a server that is told to stop, an import that is has not done its work: it must not end with 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     with _database() as settings:
         try:
-            imported = asyncio.run(import_patients(settings.owner_url, file))
+            yield settings
         except ImportStopped as error:
             sys.exit(f"gateway: {error}")
-    typer.echo(imported)
-    raise typer.Exit(1 if imported.refused else 0)
 
 
 @audit.command("verify")

@@ -1,6 +1,6 @@
 """Is this database ready, and is it safe? What is dangerous is told before anything is served."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ import asyncpg
 from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.database import APP_ROLE
-from gateway.settings import PREFIX, SettingsError
+from gateway.settings import PREFIX, Settings, SettingsError
 
 # PostgreSQL versions the tests run on, the oldest and the newest.
 OLDEST, NEWEST = 15, 18
@@ -84,3 +84,13 @@ async def examine(database_url: str) -> Findings:
     if not OLDEST <= version <= NEWEST:
         warnings.append(f"PostgreSQL {version} is not one we test on ({OLDEST} to {NEWEST})")
     return Findings(dangers, warnings)
+
+
+def refuse_dangers(dangers: Sequence[str], settings: Settings) -> None:
+    """Return if it is safe to record, or said to be a rehearsal. Raises `SettingsError`."""
+    if dangers and not settings.database_unsafe:
+        told = "\n".join(f"  {danger}" for danger in dangers)
+        raise SettingsError(
+            f"the database is not safe to record in:\n{told}\n"
+            f"Mend it, or set {PREFIX}DATABASE_UNSAFE=true to rehearse on it."
+        )

@@ -21,7 +21,7 @@ from gateway.faults import CuttingProtocol
 from gateway.migrate import migrate
 from gateway.pages import built
 from gateway.protocol import GuardedProtocol
-from gateway.safety import examine, told_plainly
+from gateway.safety import examine, refuse_dangers, told_plainly
 from gateway.settings import PREFIX, Settings, SettingsError
 from gateway.socket import GuardedSocket
 from gateway.stopping import Stop
@@ -148,12 +148,7 @@ async def prepare(settings: Settings) -> None:
         warnings = [*warnings, "the pages were not built when this was installed: make pages"]
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    if dangers and not settings.database_unsafe:
-        told = "\n".join(f"  {danger}" for danger in dangers)
-        raise SettingsError(
-            f"the database is not safe to record in:\n{told}\n"
-            f"Mend it, or set {PREFIX}DATABASE_UNSAFE=true to rehearse on it."
-        )
+    refuse_dangers(dangers, settings)
 
 
 async def register_demo_patients(owner_url: str) -> None:

@@ -79,7 +79,8 @@ def _at_most(limit: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _not_null(value: object) -> object:
+def refuse_null(value: object) -> object:
+    """Give the value of an optional member back; null is refused."""
     # A member may be left out; null would be a third state that no row can hold apart from absence.
     if value is None:
         raise broken("null", "must not be null; leave it out instead")
@@ -156,31 +157,31 @@ def _schema(**keywords: object) -> WithJsonSchema:
 
 Text = Annotated[str, BeforeValidator(_text)]
 ProviderId = Annotated[
-    UUID | None, BeforeValidator(_uuid), BeforeValidator(_not_null), _schema(type="string", format="uuid")
+    UUID | None, BeforeValidator(_uuid), BeforeValidator(refuse_null), _schema(type="string", format="uuid")
 ]
 Instant = Annotated[
     datetime | None,
     BeforeValidator(parse_instant),
-    BeforeValidator(_not_null),
+    BeforeValidator(refuse_null),
     _schema(type="string", format="date-time"),
 ]
 ChiefComplaint = Annotated[
     Text | None,
     _at_most("chief_complaint_characters"),
-    BeforeValidator(_not_null),
+    BeforeValidator(refuse_null),
     _schema(type="string", maxLength=DEFAULT_LIMITS.chief_complaint_characters),
 ]
 Notes = Annotated[
     Text | None,
     _at_most("notes_characters"),
-    BeforeValidator(_not_null),
+    BeforeValidator(refuse_null),
     _schema(type="string", maxLength=DEFAULT_LIMITS.notes_characters),
 ]
 Reason = Annotated[Text | None, _at_most("reason_characters")]
 MetadataText = Annotated[
     str,
     BeforeValidator(_metadata),
-    BeforeValidator(_not_null),
+    BeforeValidator(refuse_null),
     _schema(type="object", additionalProperties=True, default={}),
 ]
 """A JSON object as its own text (see `json_text.write`), so that no number is ever rounded."""
@@ -259,7 +260,7 @@ class Reschedule(Change):
 class AmendEncounter(Change):
     """What was recorded wrongly or has to be added. A member left out stays; null clears it, where it may be empty."""
 
-    encounter_type: Annotated[EncounterType | None, Field(strict=False), BeforeValidator(_not_null)] = None
+    encounter_type: Annotated[EncounterType | None, Field(strict=False), BeforeValidator(refuse_null)] = None
     provider_id: Annotated[UUID | None, _or_none(_uuid)] = None
     chief_complaint: Annotated[Text | None, _at_most("chief_complaint_characters")] = None
     notes: Annotated[Text | None, _at_most("notes_characters")] = None

@@ -14,7 +14,8 @@ from uuid import uuid4
 import pytest
 
 from gateway import importing
-from gateway.importing import ImportStopped, import_patients
+from gateway.importing import import_patients
+from gateway.lines import ImportStopped
 from tests.cast import Cast
 
 ROOT = Path(__file__).parents[2]
