@@ -67,16 +67,16 @@ async def record_encounter(
     command = RecordEncounter.read(members, context.services.input_limits)
     claim = None if key is None else claim_of(key, context, brand_id, patient_id, command)
 
-    columns = _columns(command, patient_id)
+    columns = columns_of(command, patient_id)
     kept = await _keep(context, brand_id, columns, claim)
     if kept.created_at is None:
         return await _replay(context, claim, kept)
     context.services.feed.ring()
     context.services.tally.recorded(replayed=False)
-    return Recording(_recorded(columns, kept.created_at))
+    return Recording(recorded(columns, kept.created_at))
 
 
-def _columns(command: RecordEncounter, patient_id: str) -> dict[str, Any]:
+def columns_of(command: RecordEncounter, patient_id: str) -> dict[str, Any]:
     """Give the row of a new encounter: scheduled, at version 1. Only the times of recording are still to come."""
     return {
         "patient_id": patient_id,
@@ -89,7 +89,8 @@ def _columns(command: RecordEncounter, patient_id: str) -> dict[str, Any]:
     }
 
 
-def _recorded(columns: Mapping[str, Any], at: datetime) -> Encounter:
+def recorded(columns: Mapping[str, Any], at: datetime) -> Encounter:
+    """Give the encounter of a row, as it is when it is recorded."""
     return Encounter.model_construct(**columns, created_at=at, updated_at=at)
 
 
@@ -99,7 +100,7 @@ async def _keep(context: Context, brand_id: str, columns: Mapping[str, Any], cla
     if context.services.recorder is None:
         return await _keep_step_by_step(context, brand_id, columns, claim)
     caller = context.caller
-    answer = Answer.of(context.services.published(_recorded(columns, TO_COME))) if claim else NO_ANSWER
+    answer = Answer.of(context.services.published(recorded(columns, TO_COME))) if claim else NO_ANSWER
     new = NewEncounter(
         **{name: columns[name] for name in OF_THE_ENCOUNTER},
         entry_id=new_id(),
@@ -121,19 +122,37 @@ async def _keep(context: Context, brand_id: str, columns: Mapping[str, Any], cla
 async def _keep_step_by_step(context: Context, brand_id: str, columns: Mapping[str, Any], claim: Claim | None) -> Kept:
     """Keep an encounter by one statement after the other: the form that a cluster likes, each of one patient."""
     async with context.database.transaction(brand_id) as connection:
-        now = await time_at(connection, brand_id, columns["patient_id"])
-        if now is None:
-            return Kept(patient_is_known=False, created_at=None)
-        encounter = _recorded(columns, now)
+        kept = await claim_place(context, connection, columns, claim)
+        if kept.created_at is not None:
+            await insert_encounter(context, connection, columns, kept.created_at)
+    return kept
+
+
+async def claim_place(
+    context: Context, connection: Connection, columns: Mapping[str, Any], claim: Claim | None
+) -> Kept:
+    """Claim the key, if there is one, for an encounter whose patient is known, and say when it is recorded."""
+    now = await time_at(connection, columns["brand_id"], columns["patient_id"])
+    if now is None:
+        return Kept(patient_is_known=False, created_at=None)
+    if claim:
+        encounter = recorded(columns, now)
         kept_until = now + context.services.keys_kept_for
-        answer = context.services.published(encounter) if claim else b""
-        if claim and not await claim_key(connection, claim, encounter, answer, kept_until):
+        if not await claim_key(connection, claim, encounter, context.services.published(encounter), kept_until):
             return Kept(patient_is_known=True, created_at=None)
-        await connection.fetch(INSERT_ENCOUNTER, **columns, created_at=now, updated_at=now)
-        await append_version(connection, context, encounter, RECORDED)
-        await append_entry(connection, context, encounter_event(RECORDED), encounter)
-        await append_event(connection, encounter, RECORDED)
     return Kept(patient_is_known=True, created_at=now)
+
+
+async def insert_encounter(
+    context: Context, connection: Connection, columns: Mapping[str, Any], now: datetime
+) -> Encounter:
+    """Insert an encounter with its version, its audit entry and its event; its key is claimed already."""
+    encounter = recorded(columns, now)
+    await connection.fetch(INSERT_ENCOUNTER, **columns, created_at=now, updated_at=now)
+    await append_version(connection, context, encounter, RECORDED)
+    await append_entry(connection, context, encounter_event(RECORDED), encounter)
+    await append_event(connection, encounter, RECORDED)
+    return encounter
 
 
 async def _replay(context: Context, claim: Claim | None, kept: Kept) -> Recording:

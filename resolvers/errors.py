@@ -15,6 +15,7 @@ GatewayError
 │   └── MalformedBody          what was sent cannot be read at all
 ├── Conflict                   what is there contradicts what was asked for
 │   ├── IdempotencyKeyReused   the key stands for another request
+│   ├── HeldBack               it belongs to a request that is kept as a whole or not at all, and is not
 │   ├── StaleVersion           somebody has changed it since the caller looked
 │   └── IllegalTransition      its status does not allow the change
 ├── UnsupportedMediaType       what was sent is not of a type this door reads
@@ -187,6 +188,12 @@ class IdempotencyKeyReused(Conflict):
     """This idempotency key stands for another request."""
 
     code = "idempotency_key_payload_mismatch"
+
+
+class HeldBack(Conflict):
+    """Another encounter of this request was refused, so none of them was recorded."""
+
+    code = "held_back"
 
 
 class StaleVersion(Conflict):

@@ -57,7 +57,7 @@ async def _run_alone(operation: Mapping[str, Any], runner: Runner, context: Cont
         except GatewayError:
             await admit(context, ONE_READ)
             raise
-        await admit(context, price_of(document, ask.operation_name))
+        await admit(context, price_of(document, ask.operation_name, ask.variables))
         return (await runner.run(ask, document, context)).body
     except Exception as error:  # noqa: BLE001 - whatever it is, it stays with this operation
         return {"errors": [refuse(runner.known(error, context.request_id), context)]}

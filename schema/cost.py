@@ -33,8 +33,34 @@ class Cost(NamedTuple):
     limit: int
 
 
-ASKED_FOR_BY: Mapping[str, str] = {"patients": "ids", "_entities": "representations"}
+ASKED_FOR_BY: Mapping[str, str] = {"patients": "ids", "_entities": "representations", "recordEncounters": "input"}
 """The argument that lists what a field gives, one for one."""
+
+
+class Sent:
+    """The arguments of an operation's fields, as they were sent."""
+
+    def __init__(self, operation: OperationDefinitionNode, variables: Mapping[str, Any]) -> None:
+        self._variables = variables
+        self._defaults = {each.variable.name.value: each.default_value for each in operation.variable_definitions or ()}
+
+    def asked_for(self, field: FieldNode) -> int:
+        """Say how many objects a field lists that it is to give; 1 where it lists none."""
+        arguments = {each.name.value: each.value for each in field.arguments or ()}
+        listed = self.value(arguments.get(ASKED_FOR_BY.get(field.name.value, "")))
+        return len(listed) if isinstance(listed, list) else 1
+
+    def value(self, node: ValueNode | None) -> Any:
+        """Give what stands for a number or a list, or None; of a list only the length can be relied on."""
+        match node:
+            case VariableNode():
+                name = node.name.value
+                return self._variables[name] if name in self._variables else self.value(self._defaults.get(name))
+            case IntValueNode():
+                return int(node.value)
+            case ListValueNode():
+                return list(node.values)
+        return None
 
 
 def cost_of(
@@ -42,7 +68,7 @@ def cost_of(
 ) -> int:
     """Count the objects that a valid operation could give at most. Capped, so that counting itself costs little."""
     fragments = {each.name.value: each for each in document.definitions if isinstance(each, FragmentDefinitionNode)}
-    defaults = {each.variable.name.value: each.default_value for each in operation.variable_definitions or ()}
+    sent = Sent(operation, variables)
     known: dict[str, int] = {}
 
     def of(selections: SelectionSetNode | None) -> int:
@@ -65,23 +91,11 @@ def cost_of(
     def size(field: FieldNode) -> int:
         arguments = {each.name.value: each.value for each in field.arguments or ()}
         if field.name.value == "encounters":
-            sizes = [value(arguments[name]) for name in ("first", "last") if name in arguments]
+            sizes = [sent.value(arguments[name]) for name in ("first", "last") if name in arguments]
             given = [each for each in sizes if isinstance(each, int)]
             return min(max(given[0], 0), pages.maximum) if given else pages.default
         if field.name.value == "possibleDuplicates":
             return MOST
-        asked_for = value(arguments.get(ASKED_FOR_BY.get(field.name.value, "")))
-        return len(asked_for) if isinstance(asked_for, list) else 1
-
-    def value(node: ValueNode | None) -> Any:
-        match node:
-            case VariableNode():
-                name = node.name.value
-                return variables[name] if name in variables else value(defaults.get(name))
-            case IntValueNode():
-                return int(node.value)
-            case ListValueNode():
-                return list(node.values)
-        return None
+        return sent.asked_for(field)
 
     return min(of(operation.selection_set), COUNTLESS)

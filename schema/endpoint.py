@@ -82,7 +82,7 @@ class GraphQLEndpoint:
             if not isinstance(ask, Ask):
                 return await self._batch(request, ask, context, media_type)
             assert document is not None, "whoever asks for one operation names its document"
-            await _admit(request, context, price_of(document, ask.operation_name))
+            await _admit(request, context, price_of(document, ask.operation_name, ask.variables))
             if media_type == EVENT_STREAM or (EVENT_STREAM in accepted and subscription_of(document, ask)):
                 return await self._stream(request, ask, document, context, who_calls)
             understood, body, _ = await self._runner.run(ask, document, context, read_only=request.method == "GET")

@@ -39,6 +39,14 @@ class IdempotencyKeyReused(Problem):
     pass
 
 
+@strawberry.type(
+    description="Another encounter of the same request was refused, so this one was not recorded either. Sent without "
+    "that one it may be."
+)
+class EncounterHeldBack(Problem):
+    pass
+
+
 @strawberry.type(description="The caller sees no such encounter.")
 class EncounterNotFound(Problem):
     pass
@@ -103,6 +111,8 @@ def outcome(error: GatewayError, context: Context, within: str | None = "input")
             return EncounterNotFound(**said)
         case errors.IdempotencyKeyReused():
             return IdempotencyKeyReused(**said)
+        case errors.HeldBack():
+            return EncounterHeldBack(**said)
         case errors.StaleVersion():
             return StaleVersion(**said, current_version=error.current_version)
         case errors.IllegalTransition():

@@ -294,8 +294,10 @@ class Runner:
         argument = InvalidInput([Violation("", "type", "An argument does not fit its type.")])
         refusal = self.known(error.original_error or argument, context.request_id)
         told = refuse(refusal, context)
-        if changes and len(error.path or ()) > 1:
-            # The change itself is done: what was refused is to read on from what it gave.
+        path = error.path or ()
+        if changes and len(path) > 1 and not isinstance(path[-1], int):
+            # The change itself is done: what was refused is to read on from what it gave. Only one of many changes,
+            # which has a number for a name, speaks for itself.
             told["extensions"]["recorded"] = "unknown"
         return told | {"path": error.path} | _located(error)
 

@@ -8,12 +8,15 @@ import strawberry
 from strawberry import UNSET
 
 from models import EncounterAction, EncounterType
-from resolvers.encounters import record_encounter
+from resolvers.batches import MAX_ITEMS, Item, Outcome, record_all_or_none, record_encounters
+from resolvers.context import Context
+from resolvers.encounters import Recording, record_encounter
 from resolvers.errors import GatewayError
 from resolvers.lifecycle import change_encounter
 from resolvers.patients import register_patient
 from resolvers.validation import validate_encounter
 from schema.errors import (
+    EncounterHeldBack,
     EncounterNotFound,
     IdempotencyKeyReused,
     IllegalTransition,
@@ -70,9 +73,26 @@ class EncounterValid(Problem):
 
 
 RecordEncounterResult = Annotated[
-    EncounterRecorded | PatientNotFound | InvalidInput | IdempotencyKeyReused | EncounterValid,
+    EncounterRecorded | PatientNotFound | InvalidInput | IdempotencyKeyReused | EncounterValid | EncounterHeldBack,
     strawberry.union("RecordEncounterResult"),
 ]
+
+
+@strawberry.input(description="One of many encounters to record: the arguments of `recordEncounter`.")
+class RecordEncountersItem:
+    patient_id: strawberry.ID
+    input: RecordEncounterInput
+    idempotency_key: str | None = strawberry.field(
+        default=UNSET, description="1 to 128 visible characters. Each item has its own."
+    )
+
+
+@strawberry.type(description="What came of many encounters.")
+class RecordEncountersResult:
+    results: list[RecordEncounterResult | None] = strawberry.field(
+        description="What came of each, in the order of the items. Null where it was refused for a reason that "
+        "`recordEncounter` would give as an error; then that stands among the errors, with its place."
+    )
 
 
 @strawberry.input(description="A patient, as far as this gateway needs to know one.")
@@ -166,6 +186,31 @@ class Mutation:
             return EncounterValid(code="valid", message=told, recorded=Recorded.NO)
         return EncounterRecorded(encounter=recording.encounter, replayed=recording.replayed)  # type: ignore[arg-type]
 
+    @strawberry.mutation(
+        description=f"Record at most {MAX_ITEMS} encounters, each for itself unless `allOrNothing` says otherwise. "
+        "Counts as many times as it has items."
+    )
+    async def record_encounters(
+        self,
+        info: Info,
+        input: list[RecordEncountersItem],
+        all_or_nothing: Annotated[
+            bool | None,
+            strawberry.argument(
+                description="Where one is refused, record none: the others are `EncounterHeldBack`. All must be of one "
+                "brand. What was recorded earlier under its key is no reason to refuse."
+            ),
+        ] = False,
+    ) -> RecordEncountersResult:
+        context = info.context.context
+        items = [
+            Item(each.patient_id, given(each.input), None if each.idempotency_key is UNSET else each.idempotency_key)
+            for each in input
+        ]
+        outcomes = await (record_all_or_none if all_or_nothing else record_encounters)(context, items)
+        results = [_result(outcome, number, context) for number, outcome in enumerate(outcomes)]
+        return RecordEncountersResult(results=results)  # type: ignore[arg-type]
+
     @strawberry.mutation(description="Make a patient known, so that encounters can be recorded. Safe to send again.")
     async def register_patient(self, info: Info, input: RegisterPatientInput) -> RegisterPatientResult:
         try:
@@ -242,6 +287,22 @@ class Mutation:
         expected_version: ExpectedVersion = UNSET,
     ) -> ChangeEncounterResult:
         return await _change(info, id, EncounterAction.AMEND, expected_version, "input", **given(input))
+
+
+def _result(came: Outcome, number: int, context: Context) -> object:
+    """Give the union member of one of many; or an exception, which graphql-core tells as an error at its place."""
+    if isinstance(came, Recording):
+        return EncounterRecorded(encounter=came.encounter, replayed=came.replayed)  # type: ignore[arg-type]
+    if not isinstance(came, GatewayError):
+        return came
+    try:
+        problem = outcome(came, context)
+    except GatewayError as error:
+        return error
+    if isinstance(problem, InvalidInput):
+        for violation in problem.violations:
+            violation.path[:0] = ["input", str(number)]
+    return problem
 
 
 async def _change(

@@ -15,6 +15,7 @@ FIELDS: Mapping[str, Operation] = {
     "Encounter.history": Operation.READ_ENCOUNTERS,
     "EncounterRecorded.possibleDuplicates": Operation.READ_ENCOUNTERS,
     "Mutation.recordEncounter": Operation.RECORD_ENCOUNTER,
+    "Mutation.recordEncounters": Operation.RECORD_ENCOUNTER,
     "Mutation.registerPatient": Operation.REGISTER_PATIENT,
     "Mutation.startEncounter": Operation.CHANGE_ENCOUNTER,
     "Mutation.completeEncounter": Operation.CHANGE_ENCOUNTER,

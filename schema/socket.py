@@ -383,7 +383,7 @@ class Conversation:
         except GatewayError:
             await _spend(operation.context, ONE_READ)
             raise
-        price = price_of(document, ask.operation_name)
+        price = price_of(document, ask.operation_name, ask.variables)
         operation.changes = price.kind is Kind.WRITES
         await _spend(operation.context, price)
         return ask, document

@@ -106,6 +106,8 @@ async def test_ids_through_every_path_that_reads(service: Service, theirs, state
     [
         'recordEncounter(patientId: $patient, input: {brandId: "loop", encounterType: LAB})',
         'recordEncounter(patientId: $patient, input: {brandId: "loop", encounterType: LAB}, validateOnly: true)',
+        'recordEncounters(input: [{patientId: $patient, input: {brandId: "loop", encounterType: LAB}}])',
+        'recordEncounters(allOrNothing: true, input: {patientId: $patient, input: {brandId: "loop", encounterType: LAB}})',
         "startEncounter(id: $id)",
         "startEncounter(id: $id, expectedVersion: 7)",
         "completeEncounter(id: $id)",
@@ -119,6 +121,7 @@ async def test_ids_through_every_path_that_reads(service: Service, theirs, state
 async def test_ids_through_every_path_that_changes(service: Service, theirs, statements, field: str) -> None:
     shown = "{ __typename ... on Problem { code message } ... on EncounterChanged { encounter { notes } } }"
     shown = shown if "record" not in field else "{ __typename ... on Problem { code message } }"
+    shown = shown if "Encounters" not in field else f"{{ results {shown} }}"
     await both(service, statements, asking(service, theirs, "mutation", f"{field} {shown}"))
 
 

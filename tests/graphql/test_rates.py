@@ -39,12 +39,31 @@ POWERS_OF_TWO = (
     ],
 )
 def test_an_operation_counts_for_its_root_fields_and_what_cannot_be_run_for_one_read(text: str, price: Price) -> None:
-    assert price_of(DOCUMENTS.read(text), None) == price
+    assert price_of(DOCUMENTS.read(text), None, {}) == price
 
 
 def test_of_several_operations_the_one_that_is_named_counts() -> None:
     document = DOCUMENTS.read(f"query look {{ __typename }} mutation record {{ a: {RECORD} b: {RECORD} }}")
 
-    assert price_of(document, "look") == Price(Kind.READS, 1)
-    assert price_of(document, "record") == Price(Kind.WRITES, 2)
-    assert price_of(document, "nobody") == ONE_READ
+    assert price_of(document, "look", {}) == Price(Kind.READS, 1)
+    assert price_of(document, "record", {}) == Price(Kind.WRITES, 2)
+    assert price_of(document, "nobody", {}) == ONE_READ
+
+
+ITEM = '{patientId: "p", input: {brandId: "loop", encounterType: LAB}}'
+MANY = "mutation ($many: [RecordEncountersItem!]!) { recordEncounters(input: $many) { __typename } }"
+
+
+@pytest.mark.parametrize(
+    ("text", "many", "units"),
+    [
+        (f"mutation {{ recordEncounters(input: [{ITEM}, {ITEM}, {ITEM}]) {{ __typename }} {RECORD} }}", None, 4),
+        (f"mutation {{ recordEncounters(input: {ITEM}) {{ __typename }} }}", None, 1),
+        ("mutation { recordEncounters(input: []) { __typename } }", None, 1),
+        (MANY, [{}] * 7, 7),
+        # More than are recorded at once are refused, and nobody has to save up for that.
+        (MANY, [{}] * 5_000, 100),
+    ],
+)
+def test_many_encounters_count_for_as_many_writes(text: str, many: list[object] | None, units: int) -> None:
+    assert price_of(DOCUMENTS.read(text), None, {"many": many}) == Price(Kind.WRITES, units)
