@@ -10,6 +10,7 @@ import hashlib
 import os
 import sqlite3
 import threading
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import asynccontextmanager, closing, suppress
@@ -46,6 +47,7 @@ from resolvers.errors import (
     TemporarilyUnavailable,
     Violation,
 )
+from resolvers.idempotency import kept_keys
 from resolvers.ids import new_id
 from resolvers.rates import Unlimited
 from resolvers.trail import ENCOUNTERS_READ, Note, Trail
@@ -125,6 +127,8 @@ class _Line(NamedTuple):
     patient_id: str
     members: Mapping[str, Any]
     key: str
+    derived: bool
+    """Whether the key was made of what the line means: then whoever has the key means the same."""
 
 
 def _members(values: dict[str, str]) -> dict[str, Any]:
@@ -158,7 +162,7 @@ def _encounters(records: Iterator[Record | Refusal], limits: InputLimits, name: 
             if key is None:
                 meaning = json_text.write(line.model_dump(mode="json", exclude_none=True))
                 key = derived_key(name, meaning, alike.count(meaning))
-            yield _Line(record.lines, line.patient_id, record.members, key)
+            yield _Line(record.lines, line.patient_id, record.members, key, derived=line.key is None)
 
 
 def derived_key(name: str, meaning: str, place: int) -> str:
@@ -240,8 +244,25 @@ class _Backfilling:
                 hand_on([error])
 
     async def _put(self, together: Sequence[_Line | Refusal | Exception | None]) -> None:
+        """Queue what is left to do: a second run passes quickly by what the first has recorded."""
+        done = await self._recorded_already([each for each in together if isinstance(each, _Line) and each.derived])
+        self._done.already += len(done)
         for each in together:
-            await self._queue.put(each)
+            if not (isinstance(each, _Line) and each.key in done):
+                await self._queue.put(each)
+        self._progress.tell(self._done)
+
+    async def _recorded_already(self, lines: Sequence[_Line]) -> set[str]:
+        """Give the keys under which lines are recorded already; none where the database is away."""
+        keys_of_brand = defaultdict[str, list[str]](list)
+        for line in lines:
+            keys_of_brand[line.members["brand_id"]].append(line.key)
+        done: set[str] = set()
+        with suppress(TemporarilyUnavailable):
+            for brand_id, keys in keys_of_brand.items():
+                async with self._context.database.reading(brand_id) as connection:
+                    done |= await kept_keys(connection, brand_id, self._context.caller.client_id, keys)
+        return done
 
     async def _work(self) -> None:
         while (each := await self._queue.get()) is not None:

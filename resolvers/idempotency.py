@@ -7,12 +7,13 @@ end, and then either finds the row, and with it the encounter, or claims the key
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
 
-from sqlalchemy import Table, bindparam, select
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Table, Text, any_, bindparam, select
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from models import Encounter, IdempotencyKey
 from resolvers import json_text
@@ -40,6 +41,13 @@ FIND_KEY = Statement(
         TABLE.c.brand_id == bindparam("brand_id"),
         TABLE.c.client_id == bindparam("client_id"),
         TABLE.c.key == bindparam("key"),
+    )
+)
+KEPT_KEYS = Statement(
+    select(TABLE.c.key).where(
+        TABLE.c.brand_id == bindparam("brand_id"),
+        TABLE.c.client_id == bindparam("client_id"),
+        TABLE.c.key == any_(bindparam("keys", type_=ARRAY(Text))),
     )
 )
 
@@ -107,6 +115,12 @@ async def find_key(connection: Connection, brand_id: str, client_id: str, key: s
     """Find what a key stands for, or None."""
     row = await connection.fetch_one(FIND_KEY, brand_id=brand_id, client_id=client_id, key=key)
     return None if row is None else IdempotencyKey.model_construct(**row)
+
+
+async def kept_keys(connection: Connection, brand_id: str, client_id: str, keys: Sequence[str]) -> set[str]:
+    """Give those of the keys that stand for something already."""
+    rows = await connection.fetch(KEPT_KEYS, brand_id=brand_id, client_id=client_id, keys=keys)
+    return {row["key"] for row in rows}
 
 
 async def find_claimed(connection: Connection, claim: Claim) -> IdempotencyKey | None:

@@ -232,8 +232,8 @@ RULES: Mapping[RuleId, Rule] = {
     "too_many": Rule(
         "A list in the arguments has at most `maximum` items.",
         "words",
-        "`patients(ids: …)` with 101 ids.",
-        "`patients(ids: …)` with 100 ids.",
+        "`patients(ids: …)` with 101 ids, or `recordEncounters(input: …)` with as many items.",
+        "A hundred of either.",
     ),
     "cost": Rule(
         "An operation could give at most `maximum` objects, page sizes multiplied with what lies below them.",
@@ -340,7 +340,7 @@ RULES: Mapping[RuleId, Rule] = {
         "Under `id,brand_id`, the line `p-1,loop`.",
     ),
     "line_break": Rule(
-        "In an import, a quoted value ends on the line it began on.",
+        "In an import of patients, a quoted value ends on the line it began on.",
         "words",
         "A quotation mark that is never closed.",
         "One that is.",

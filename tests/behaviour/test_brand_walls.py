@@ -16,6 +16,7 @@ from tests.cast import Cast
 from tests.doors import Service
 
 VISIT = {"brand_id": "loop", "encounter_type": "lab", "notes": "Not for others."}
+ITEM = '{patientId: $patient, input: {brandId: "loop", encounterType: LAB}}'
 SAME_ID = {"x-request-id": "the-same"}
 EVENT_STREAM = SAME_ID | {"accept": "text/event-stream"}
 
@@ -106,8 +107,8 @@ async def test_ids_through_every_path_that_reads(service: Service, theirs, state
     [
         'recordEncounter(patientId: $patient, input: {brandId: "loop", encounterType: LAB})',
         'recordEncounter(patientId: $patient, input: {brandId: "loop", encounterType: LAB}, validateOnly: true)',
-        'recordEncounters(input: [{patientId: $patient, input: {brandId: "loop", encounterType: LAB}}])',
-        'recordEncounters(allOrNothing: true, input: {patientId: $patient, input: {brandId: "loop", encounterType: LAB}})',
+        f"recordEncounters(input: [{ITEM}, {ITEM}])",
+        f"recordEncounters(input: [{ITEM}, {ITEM}], allOrNothing: true)",
         "startEncounter(id: $id)",
         "startEncounter(id: $id, expectedVersion: 7)",
         "completeEncounter(id: $id)",
