@@ -210,7 +210,7 @@ class _Backfilling:
         self._progress = progress
         self._patience_seconds = patience_seconds
         self._away_since: float | None = None
-        """When the database was found to be away, as long as no line has been recorded since."""
+        """When the database was found to be away, as long as no line has got through since."""
         self._queue: asyncio.Queue[_Line | Refusal | Exception | None] = asyncio.Queue(READ_TOGETHER)
         self._done = Backfilled()
 
@@ -286,6 +286,7 @@ class _Backfilling:
                 await self._wait_for_the_database()
                 continue
             except GatewayError as error:
+                self._away_since = None
                 self._context.note_refusal(error)
                 return Refusal.of(line.lines, error)
             except Exception as error:  # noqa: BLE001 - one line must not stand in the way of all that follow

@@ -243,7 +243,7 @@ async def test_what_was_recorded_already_is_read_by_nobody(imported: Import, cas
     patient_id = await cast.patient()
 
     for _ in range(2):
-        await imported("e.jsonl", json_lines([visit(patient_id)]))
+        await imported("e.jsonl", json_lines([visit(patient_id, key=patient_id)]))
 
     events = await cast.connection.fetch(
         "SELECT event_type FROM patient_graph.audit_log WHERE patient_id = $1", patient_id

@@ -198,6 +198,22 @@ async def test_a_line_that_is_no_row_is_named_without_its_content_and_the_others
     assert "secret" not in error
 
 
+async def test_refused_lines_are_written_beside_the_file_and_taken_away_when_there_are_none(
+    imported: Import, prefix: str, tmp_path: Path
+) -> None:
+    await imported("p.csv", f'id,brand_id,mrn\n{prefix}a,Loop,1\n{prefix}b,loop,"2\n{prefix}c,loop,3"\n')
+
+    rejected = [json.loads(line) for line in (tmp_path / "p.csv.rejects.jsonl").read_text().splitlines()]
+    assert [(each["line"], each.get("last_line"), each["rules"]) for each in rejected] == [
+        (2, None, ["slug"]),
+        (3, 4, ["line_break"]),
+    ]
+    assert prefix not in json.dumps(rejected)
+
+    await imported("p.csv", f"id,brand_id,mrn\n{prefix}a,loop,1\n")
+    assert not (tmp_path / "p.csv.rejects.jsonl").exists()
+
+
 async def test_an_open_quotation_mark_never_makes_patients_of_what_it_swallows(
     imported: Import, cast: Cast, prefix: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -286,7 +302,9 @@ async def test_an_import_that_was_cut_short_is_simply_run_again(
     process.send_signal(number)
     # Its input is still open: it ends because of the signal, not for want of lines.
     assert await process.wait() == code
-    assert await process.communicate() == (b"", b"")
+    out, err = await process.communicate()
+    assert out == b""
+    assert b"Traceback" not in err
     assert len(await known(cast, prefix)) == importing.BATCH_LINES
 
     again = run(database_url, "-", text=csv_of(prefix, range(2 * importing.BATCH_LINES)))
