@@ -148,19 +148,19 @@ class Database:
             yield PoolConnection(connection)
 
     @asynccontextmanager
-    async def at_once(self, brand_id: str) -> AsyncIterator[PoolConnection]:
-        """Borrow a connection for one statement that commits by itself.
+    async def at_once(self, brand_id: str, within_seconds: float) -> AsyncIterator[PoolConnection]:
+        """Borrow a connection for one statement that commits by itself, if one is free within that time.
 
         Raises `TemporarilyUnavailable` or `OutcomeUnknown`.
         """
-        async with self._acquired(brand_id) as connection:
+        async with self._acquired(brand_id, within_seconds) as connection:
             try:
                 with _hanging_up(connection):
                     yield PoolConnection(connection)
             except UNAVAILABLE as error:
                 # Only an ERROR of the server's says that nothing was committed. What ends the connection, and be it
                 # the server's own goodbye, may come after the commit.
-                if getattr(error, "severity_en", None) == "ERROR" or isinstance(error, asyncpg.DataError):
+                if getattr(error, "severity_en", None) == "ERROR":
                     raise
                 raise OutcomeUnknown from error
 
@@ -195,9 +195,11 @@ class Database:
                 raise OutcomeUnknown from error
 
     @asynccontextmanager
-    async def _acquired(self, brand_id: str | None = None) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy[Row]]:
+    async def _acquired(
+        self, brand_id: str | None = None, within_seconds: float | None = None
+    ) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy[Row]]:
         try:
-            connection = await self._pool.acquire(timeout=self._acquire_seconds)
+            connection = await self._pool.acquire(timeout=within_seconds or self._acquire_seconds)
         except (*UNAVAILABLE, asyncpg.PostgresError) as error:  # it lets nobody in, for whatever reason
             if isinstance(error, TimeoutError):
                 self._refused.inc()

@@ -6,6 +6,7 @@ complete. So this is a protocol, not a middleware. Bodies are `gateway.limits`' 
 
 import asyncio
 from typing import Any, ClassVar
+from uuid import uuid4
 
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -13,9 +14,11 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 def refusal(status: int, code: str, message: str) -> bytes:
     """Write the last answer of a connection."""
-    body = orjson.dumps({"error": code, "message": message, "recorded": "no"})
+    request_id = str(uuid4())
+    body = orjson.dumps({"error": code, "message": message, "recorded": "no", "request_id": request_id})
     head = (
-        STATUS_LINE[status] + b"content-type: application/json\r\ncache-control: no-store\r\nconnection: close\r\n"
+        STATUS_LINE[status] + b"x-request-id: " + request_id.encode() + b"\r\n"
+        b"content-type: application/json\r\ncache-control: no-store\r\nconnection: close\r\n"
         b"content-length: " + str(len(body)).encode() + b"\r\n\r\n"
     )
     return head + body

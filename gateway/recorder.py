@@ -19,6 +19,9 @@ from resolvers.sql import Database
 UNDER_WAY = 2
 """Statements of a brand at once: while one waits for the disk the next is made."""
 
+LEAST_SECONDS = 0.1
+"""How long recordings that have waited long may still wait for a connection: a free one is taken by then."""
+
 TOGETHER_AT_MOST = 64
 """Recordings in one statement: enough that the commit is cheap, few enough that nobody waits for many."""
 
@@ -98,9 +101,16 @@ class Recorder:
             self._waiting.pop(brand_id, None)
 
     async def _keep(self, brand_id: str, together: list[_Waiting]) -> None:
+        waited_seconds = asyncio.get_running_loop().time() - together[0].since
         try:
-            kept = await keep_at_once(self._database, brand_id, [one.new for one in together], self._kept_for)
-        except (asyncpg.PostgresError, asyncpg.DataError) as error:
+            kept = await keep_at_once(
+                self._database,
+                brand_id,
+                [one.new for one in together],
+                kept_for=self._kept_for,
+                within_seconds=max(self._patience_seconds - waited_seconds, LEAST_SECONDS),
+            )
+        except asyncpg.PostgresError as error:
             if len(together) == 1:
                 _refuse(together, error)
                 return

@@ -18,7 +18,7 @@ from resolvers.access import Operation
 from resolvers.audit import append_entry, encounter_event
 from resolvers.commands import EVERYTHING, EncounterFilter, RecordEncounter, uuid_of
 from resolvers.context import Context
-from resolvers.errors import EncounterNotFound, PatientNotFound, TemporarilyUnavailable
+from resolvers.errors import EncounterNotFound, OutcomeUnknown, PatientNotFound, TemporarilyUnavailable
 from resolvers.idempotency import Claim, claim_key, claim_of, find_claimed
 from resolvers.ids import new_id
 from resolvers.outbox import append_event
@@ -155,14 +155,21 @@ async def insert_encounter(
     return encounter
 
 
+KEY_UNREAD = "The database was lost while it was asked what the key stands for; ask again before you send again."
+
+
 async def _replay(context: Context, claim: Claim | None, kept: Kept) -> Recording:
     """Give what was recorded under the key earlier. Raises what else an encounter that was not kept means."""
     if claim is not None:
-        async with context.database.reading(claim.brand_id) as connection:
-            if earlier := await find_claimed(connection, claim):
-                encounter = await encounter_of_key(context, connection, earlier)
-                context.services.tally.recorded(replayed=True)
-                return Recording(encounter, first_answer=earlier.answer)
+        try:
+            async with context.database.reading(claim.brand_id) as connection:
+                if earlier := await find_claimed(connection, claim):
+                    encounter = await encounter_of_key(context, connection, earlier)
+                    context.services.tally.recorded(replayed=True)
+                    return Recording(encounter, first_answer=earlier.answer)
+        except TemporarilyUnavailable as error:
+            # The key is taken, and perhaps by this very encounter: "no" would be a guess.
+            raise OutcomeUnknown(KEY_UNREAD) from error
     if kept.patient_is_known:
         # The key was there a moment ago and has just expired: the caller's next try will claim it.
         raise TemporarilyUnavailable

@@ -94,7 +94,9 @@ async def change_encounter(
     members: Mapping[str, Any] | None = None,
     expected_version: int | None = None,
 ) -> Encounter:
-    """Do something with an encounter, and give it as it is afterwards. What changes nothing makes no new version.
+    """Do something with an encounter, and give it as it is afterwards.
+
+    What changes nothing makes no new version. It only shows the encounter, and so needs the right to read.
 
     `members` are those of the action's command, unchecked. Raises `InsufficientScope`, `Forbidden`, `InvalidInput`,
     `EncounterNotFound`, `StaleVersion`, `IllegalTransition`, `TemporarilyUnavailable` or `OutcomeUnknown`, in this
@@ -119,6 +121,8 @@ async def change_encounter(
             encounter = Encounter.model_construct(**after)
             await _keep(connection, context, encounter, transition.kind, changes=changes, reason=command.reason)
     if not changes:
+        # Nothing was done that would give a right to see it.
+        context.require(Operation.READ_ENCOUNTERS)
         encounter = Encounter.model_construct(**before)
         context.note_read([encounter])
         return encounter

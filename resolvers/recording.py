@@ -96,8 +96,8 @@ COLUMNS = {
 OF_THE_ENCOUNTER = tuple(COLUMNS)[:8]
 """Those that are the encounter's own."""
 
-# Keys are claimed in their own order, so that two statements at once cannot wait for each other. Events are appended in
-# the order of the encounters: the relay goes by that.
+# Keys are claimed in one order, whoever's they are, so that two statements at once cannot wait for each other. Events
+# are appended in the order of the encounters: the relay goes by that.
 KEEP = """
 known AS (
     SELECT sent.*, now() AS at, replace(
@@ -113,7 +113,7 @@ claimed AS (
         CAST(:brand_id AS text), client_id, key, request_hash, patient_id, id,
         convert_to(answer_head || instant || answer_middle || instant || answer_tail, 'UTF8'),
         at + CAST(:kept_for AS interval)
-    FROM known WHERE key IS NOT NULL ORDER BY key, id
+    FROM known WHERE key IS NOT NULL ORDER BY client_id COLLATE "C", key COLLATE "C", id
     ON CONFLICT DO NOTHING
     RETURNING claim.encounter_id
 ),
@@ -172,18 +172,19 @@ def _keep(many: bool) -> Statement:
 
 
 async def keep_at_once(
-    database: Database, brand_id: str, news: Sequence[NewEncounter], kept_for: timedelta
+    database: Database, brand_id: str, news: Sequence[NewEncounter], *, kept_for: timedelta, within_seconds: float
 ) -> list[Kept]:
     """Keep recordings of one brand in one statement, and say what came of each, in their order.
 
-    Raises `TemporarilyUnavailable` where none was kept, `OutcomeUnknown` where the connection was lost, and what the
-    driver raises where a row breaks a rule of the database's: then none was kept either.
+    A connection must be free `within_seconds`. Raises `TemporarilyUnavailable` where none was kept, `OutcomeUnknown`
+    where the connection was lost, and what the driver raises where a row breaks a rule of the database's: then none
+    was kept either.
     """
     if many := len(news) > 1:
         sent = dict(zip(COLUMNS, map(list, zip(*news, strict=True)), strict=True))
     else:
         sent = news[0]._asdict()
-    async with database.at_once(brand_id) as connection:
+    async with database.at_once(brand_id, within_seconds) as connection:
         rows = await connection.fetch(
             _keep(many), **sent, brand_id=brand_id, kept_for=kept_for, event_type=ENCOUNTER_RECORDED
         )

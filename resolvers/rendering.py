@@ -80,7 +80,7 @@ def instant_of(column: str, *, nullable: bool = True) -> list[Piece]:
 
 def word_of(column: str, *, upper: bool) -> list[Piece]:
     """One of an enum's words."""
-    return [Said('"'), Asked(f"upper({column})" if upper else column), Said('"')]
+    return [Said('"'), Asked(f'upper({column} COLLATE "C")' if upper else column), Said('"')]
 
 
 def members_of(row: str, *, upper: bool) -> dict[str, list[Piece]]:

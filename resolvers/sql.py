@@ -49,11 +49,11 @@ class Database(Protocol):
     def reading(self, brand_id: str) -> AbstractAsyncContextManager[Connection]:
         """Borrow a connection for one statement or a few that need not agree with each other."""
 
-    def at_once(self, brand_id: str) -> AbstractAsyncContextManager[Connection]:
+    def at_once(self, brand_id: str, within_seconds: float) -> AbstractAsyncContextManager[Connection]:
         """Borrow a connection for one statement that changes something, and commits by itself.
 
         Raises `OutcomeUnknown` when the connection is lost on the way, `TemporarilyUnavailable` when the server says
-        that it did not happen, or none is free.
+        that it did not happen, or none is free within that time.
         """
 
     def transaction(self, brand_id: str) -> AbstractAsyncContextManager[Connection]:

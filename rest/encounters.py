@@ -59,8 +59,11 @@ class PatientEncounters(HTTPEndpoint):
         require_json_is_accepted(request)
         patient_id = request.path_params["patient_id"]
         page_limits = context.services.page_limits
-        limit = _whole_number(request, "limit", page_limits.default, least=1, most=page_limits.maximum)
-        offset = _whole_number(request, "offset", 0, least=0, most=MAX_OFFSET)
+        broken: list[Violation] = []
+        limit = _whole_number(request, "limit", page_limits.default, broken, least=1, most=page_limits.maximum)
+        offset = _whole_number(request, "offset", 0, broken, least=0, most=MAX_OFFSET)
+        if broken:
+            raise InvalidInput(broken)
         encounters, total = await list_encounters_by_offset(context, patient_id, limit, offset, MEMBERS)
         body = write_json({"patient_id": patient_id, "encounters": orjson.Fragment(encounters), "total": total})
         tag = tag_of_body(body)
@@ -131,7 +134,7 @@ async def _members(request: Request) -> dict[str, Any]:
     return body
 
 
-def _whole_number(request: Request, name: str, default: int, *, least: int, most: int) -> int:
+def _whole_number(request: Request, name: str, default: int, broken: list[Violation], *, least: int, most: int) -> int:
     values = request.query_params.getlist(name)
     if not values:
         return default
@@ -146,4 +149,5 @@ def _whole_number(request: Request, name: str, default: int, *, least: int, most
         return int(text)
     told = f"must be a whole number from {least} to {most}"
     received = json_text.shape_of(values if len(values) > 1 else text)
-    raise InvalidInput([Violation(f"/{name}", "whole_number", told, minimum=least, maximum=most, received=received)])
+    broken.append(Violation(f"/{name}", "whole_number", told, minimum=least, maximum=most, received=received))
+    return default

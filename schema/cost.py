@@ -22,6 +22,7 @@ from graphql import (
 )
 
 from resolvers.duplicates import MOST
+from resolvers.json_text import INT_DIGITS
 from resolvers.paging import PageLimits
 from schema.limits import COUNTLESS
 
@@ -57,7 +58,8 @@ class Sent:
                 name = node.name.value
                 return self._variables[name] if name in self._variables else self.value(self._defaults.get(name))
             case IntValueNode():
-                return int(node.value)
+                # So many objects that no number of digits makes a difference; and Python reads only so many.
+                return int(node.value) if len(node.value) <= INT_DIGITS else COUNTLESS
             case ListValueNode():
                 return list(node.values)
         return None

@@ -36,6 +36,7 @@ from resolvers.access import Exploring
 from resolvers.errors import InvalidInput, Violation
 from resolvers.rules import RuleId
 from schema.limits import MOST_LEVELS, MOST_NESTED, Breach, DocumentLimits, extent_of
+from schema.plan import AnyPlan
 from schema.trusted import DocumentsPolicy, UntrustedManifest, normal_form, sha256_of
 
 # Longer texts are not kept: nobody sends them twice, and a thousand of them would be a lot of memory.
@@ -63,6 +64,8 @@ class Document(NamedTuple):
     only_explores: bool = False
     trusted: bool = False
     """Whether it is in the manifest, however it is laid out."""
+    plans: dict[str | None, AnyPlan | None] | None = None
+    """The plans of its operations, by their names, made when they are first run; None where there is nothing to run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +130,7 @@ class Documents:
             return refused(TOO_DEEP, "depth")
         trusted = limits is None or (bool(self._normal_forms) and normal_form(ast) in self._normal_forms)
         breaches = limits.passed_by(extent) if limits and not trusted else ()
-        document = Document(ast, (), (), breaches, extent.explores, extent.only_explores, trusted)
+        document = Document(ast, (), (), breaches, extent.explores, extent.only_explores, trusted, {})
         if limits and limits.enforced and breaches:
             return document._replace(errors=tuple(_error(each.message, each.rule) for each in breaches))
         errors = tuple(validate(self._schema, ast, RULES, hide_suggestions=True))

@@ -36,7 +36,7 @@ from resolvers.errors import (
 from resolvers.rules import RuleId
 from schema.admission import Admission, LogBreach, LogUnknown
 from schema.cost import Cost, cost_of
-from schema.documents import MAX_KEPT_DOCUMENTS, Document, DocumentRules, explain_variables, operation_of
+from schema.documents import Document, DocumentRules, explain_variables, operation_of
 from schema.errors import refuse
 from schema.limits import Breach
 from schema.loaders import Loaders
@@ -135,7 +135,6 @@ class Runner:
     ) -> None:
         self._schema = schema._schema  # noqa: SLF001 - Strawberry builds graphql-core's schema; we run it ourselves
         self._admission = Admission(self._schema, rules, log_breach, log_unknown)
-        self._plans: dict[int, tuple[OperationDefinitionNode, AnyPlan | None]] = {}
         self._report = report
 
     def read(self, ask: Ask, context: Context) -> Document:
@@ -163,7 +162,7 @@ class Runner:
         if too_dear := self._too_dear(cost, ask, context):
             return too_dear
         met: Exception | None = None
-        if plan := self._plan(document.ast, operation):
+        if plan := self._plan(document, operation, context):
             try:
                 data = orjson.Fragment(await plan.run(ask.variables, context))
                 return _telling(cost, ask, Answer(True, {"data": data}))
@@ -195,14 +194,17 @@ class Runner:
                 told["extensions"]["recorded"] = "unknown"
         return answer
 
-    def _plan(self, ast: DocumentNode, operation: OperationDefinitionNode) -> AnyPlan | None:
-        # By its identity: to hash or compare a document is to walk through all of it.
-        kept = self._plans.get(id(operation))
-        if kept is None or kept[0] is not operation:
-            if len(self._plans) >= MAX_KEPT_DOCUMENTS:
-                self._plans.clear()
-            self._plans[id(operation)] = kept = (operation, plan_of(ast, operation))
-        return kept[1]
+    def _plan(self, document: Document, operation: OperationDefinitionNode, context: Context) -> AnyPlan | None:
+        assert document.ast is not None, "it has an operation"
+        assert document.plans is not None, "it has an operation"
+        name = operation.name.value if operation.name else None
+        if name not in document.plans:
+            document.plans[name] = None
+            try:
+                document.plans[name] = plan_of(document.ast, operation)
+            except Exception as error:  # noqa: BLE001 - a fault of planning harms nobody: there is another way
+                self._report(error, context.request_id)
+        return document.plans[name]
 
     async def start(
         self,
@@ -290,9 +292,11 @@ class Runner:
         )
 
     def _field_error(self, error: GraphQLError, context: Context, *, changes: bool) -> dict[str, Any]:
-        # With nothing behind it, graphql-core itself refused an argument, in words that may quote it.
-        argument = InvalidInput([Violation("", "type", "An argument does not fit its type.")])
-        refusal = self.known(error.original_error or argument, context.request_id)
+        met = error.original_error
+        if met is None or isinstance(met, GraphQLError):
+            # Nothing of ours: graphql-core itself refused an argument, in words that may quote it.
+            met = InvalidInput([Violation("", "type", "An argument does not fit its type.")])
+        refusal = self.known(met, context.request_id)
         told = refuse(refusal, context)
         path = error.path or ()
         if changes and len(path) > 1 and not isinstance(path[-1], int):

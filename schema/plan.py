@@ -33,35 +33,47 @@ from schema.selection import Declined, Page, Reader, Root, Variables, coerced, c
 from schema.statement import Bound, arguments_of, statement_of
 
 MAX_IDS = 100
-KEPT_STATEMENTS = 64
+KEPT_STATEMENTS = 16
+MOST_CONDITIONS = 4
+"""Variables that `@skip` and `@include` depend on: each doubles what there is to keep."""
 
 
 def plan_of(document: DocumentNode, operation: OperationDefinitionNode) -> "AnyPlan | None":
     """Make the plan of a valid operation, or None where no plan will ever serve it."""
     try:
-        if operation.operation is OperationType.MUTATION:
-            return RecordPlan(document, operation)
+        match operation.operation:
+            case OperationType.MUTATION:
+                return RecordPlan(document, operation)
+            case OperationType.QUERY:
+                return Plan(document, operation)
     except Declined:
-        return None
-    return Plan(document, operation) if operation.operation is OperationType.QUERY else None
+        pass
+    return None
 
 
 class Plan:
     """The plan of one query. What `@skip` and `@include` leave of it is worked out once for each of their outcomes."""
 
     def __init__(self, document: DocumentNode, operation: OperationDefinitionNode) -> None:
+        """Read the document. Raises `Declined` where no plan will ever serve it."""
         self._fragments = {
             each.name.value: each for each in document.definitions if isinstance(each, FragmentDefinitionNode)
         }
         self._operation = operation
         self._definitions = operation.variable_definitions or ()
-        self._conditions = sorted(conditions_of(document))
-        self._variants: dict[tuple[bool, ...], Variant | None] = {}
+        # Those of the document's other operations are not this one's.
+        own = {each.variable.name.value for each in self._definitions}
+        self._conditions = sorted(conditions_of(document) & own)
+        if len(self._conditions) > MOST_CONDITIONS:
+            raise Declined
+        self._variants: dict[tuple[bool | None, ...], Variant | None] = {}
 
     async def run(self, sent: Variables, context: Context) -> bytes:
         """Answer the query: the JSON of `data`. Raises `Declined`, or what kept the database from answering."""
         variables = coerced(self._definitions, sent)
-        outcome = tuple(variables[name] for name in self._conditions)
+        outcome = tuple(variables.get(name) for name in self._conditions)
+        if None in outcome:
+            raise Declined
         if outcome not in self._variants:
             self._variants[outcome] = self._variant(variables)
         variant = self._variants[outcome]
@@ -183,7 +195,7 @@ def _shows_patients(root: Root) -> bool:
 
 def _bind(page: Page, list_owner: tuple[str, str] | None, variables: Variables, context: Context) -> Bound:
     """Settle a page's arguments. `list_owner` is the brand and patient whose list it is, None for several."""
-    given = {name: value(variables) for name, value in page.arguments.items()}
+    given = page.arguments(variables)
     where = given.pop("where", None)
     relay = {name: value for name, value in given.items() if value is not None}
     has_cursor = not relay.keys().isdisjoint({"after", "before"})

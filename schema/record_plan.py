@@ -35,7 +35,7 @@ from schema.selection import (
     coerced,
     conditions_of,
     fits_recording,
-    value_of,
+    members_of,
 )
 
 Part = bytes | Callable[[Recording], bytes]
@@ -52,8 +52,11 @@ class RecordPlan:
         fragments = {each.name.value: each for each in document.definitions if isinstance(each, FragmentDefinitionNode)}
         self._definitions = operation.variable_definitions or ()
         reader = Reader(fragments, {})
-        ((key, nodes), *others) = reader.collected([operation.selection_set], "Mutation")
-        if others or nodes[0].name.value != "recordEncounter":
+        roots = reader.collected([operation.selection_set], "Mutation")
+        if len(roots) != 1:
+            raise Declined
+        ((key, nodes),) = roots
+        if nodes[0].name.value != "recordEncounter":
             raise Declined
         self._arguments = _arguments(nodes[0])
         fields = reader.recorded(nodes)
@@ -65,8 +68,8 @@ class RecordPlan:
     async def run(self, sent: Variables, context: Context) -> bytes:
         """Record, and give the JSON of `data`. Raises `Declined` before it begins, and then what recording raises."""
         variables = coerced(self._definitions, sent)
-        given = {name: value(variables) for name, value in self._arguments.items()}
-        patient_id, members, key = given["patientId"], given["input"], given.get("idempotencyKey")
+        given = self._arguments(variables)
+        patient_id, members, key = given.get("patientId"), given.get("input"), given.get("idempotencyKey")
         if not isinstance(patient_id, str) or not isinstance(key, str | None) or not fits_recording(members):
             raise Declined
         if self._shows_patient:
@@ -83,7 +86,7 @@ def _require_patients(context: Context) -> None:
         raise Declined from None
 
 
-def _arguments(node: FieldNode) -> dict[str, Value]:
+def _arguments(node: FieldNode) -> Value:
     nodes = {each.name.value: each.value for each in node.arguments or ()}
     given = nodes["input"]
     if "validateOnly" in nodes:
@@ -93,7 +96,7 @@ def _arguments(node: FieldNode) -> dict[str, Value]:
         metadata = [each.value for each in given.fields if each.name.value == "metadata"]
         if not all(isinstance(each, VariableNode) for each in metadata):
             raise Declined
-    return {name: value_of(value) for name, value in nodes.items()}
+    return members_of(node.arguments or ())
 
 
 def _command(members: dict[str, Any]) -> dict[str, Any]:

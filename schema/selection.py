@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from graphql import (
+    ArgumentNode,
     BooleanValueNode,
     DocumentNode,
     EnumValueNode,
@@ -21,6 +22,7 @@ from graphql import (
     NamedTypeNode,
     NonNullTypeNode,
     NullValueNode,
+    ObjectFieldNode,
     ObjectValueNode,
     OperationDefinitionNode,
     SelectionNode,
@@ -34,6 +36,7 @@ from graphql import (
 from strawberry.utils.str_converters import to_snake_case
 
 from models import EncounterStatus, EncounterType
+from resolvers.json_text import INT_DIGITS
 
 Variables = Mapping[str, Any]
 Value = Callable[[Variables], Any]
@@ -58,7 +61,7 @@ class Page:
     """A page of a patient's encounters."""
 
     number: int
-    arguments: Mapping[str, Value]
+    arguments: Value
     fields: Sequence[tuple[str, str, Sequence[Any]]]
     """Response key, name, and what is asked for below."""
 
@@ -142,6 +145,8 @@ def coerced(definitions: Sequence[VariableDefinitionNode], sent: Variables) -> d
             variables[name] = sent[name]
         elif definition.default_value is not None:
             variables[name] = value_of(definition.default_value)({})
+            if isinstance(definition.default_value, ObjectValueNode) or not fits(definition.type, variables[name]):
+                raise Declined
         elif isinstance(definition.type, NonNullTypeNode):
             raise Declined
     return variables
@@ -179,7 +184,7 @@ def value_of(node: ValueNode) -> Value:
             return lambda variables: variables.get(name)
         case StringValueNode() | BooleanValueNode() | EnumValueNode():
             constant: Any = node.value
-        case IntValueNode():
+        case IntValueNode() if len(node.value) <= INT_DIGITS:
             constant = int(node.value)
         case NullValueNode():
             constant = None
@@ -187,11 +192,22 @@ def value_of(node: ValueNode) -> Value:
             items = [value_of(item) for item in node.values]
             return lambda variables: [item(variables) for item in items]
         case ObjectValueNode():
-            members = {each.name.value: value_of(each.value) for each in node.fields}
-            return lambda variables: {name: value(variables) for name, value in members.items()}
+            return members_of(node.fields)
         case _:
             raise Declined
     return lambda _: constant
+
+
+def members_of(nodes: Sequence[ArgumentNode | ObjectFieldNode]) -> Value:
+    """Give how arguments, or the members of an object, are found. One whose variable was not sent is not there."""
+    members = [(each.name.value, _variable_of(each.value), value_of(each.value)) for each in nodes]
+    return lambda variables: {
+        name: value(variables) for name, variable, value in members if variable is None or variable in variables
+    }
+
+
+def _variable_of(node: ValueNode) -> str | None:
+    return node.name.value if isinstance(node, VariableNode) else None
 
 
 class Reader:
@@ -280,8 +296,7 @@ class Reader:
                 case _:
                     raise Declined
         self._pages += 1
-        arguments = {each.name.value: value_of(each.value) for each in nodes[0].arguments or ()}
-        return Page(self._pages - 1, arguments, fields)
+        return Page(self._pages - 1, members_of(nodes[0].arguments or ()), fields)
 
     def _edge(self, nodes: Sequence[FieldNode]) -> list[tuple[str, str, Sequence[Any]]]:
         fields: list[tuple[str, str, Sequence[Any]]] = []

@@ -128,7 +128,7 @@ async def _last_round(folder: Path, ledger: Ledger) -> list[str]:
     wrong = [f"{key} was never answered" for key in ledger.unanswered]
     wrong += [f"{each} was acknowledged and is not there" for each in acknowledged - kept.keys()]
     wrong += [f"{each} is there {times} times" for each, times in kept.items() if times > 1]
-    wrong += [f"{each} is there without its event, audit entry or first version, or with two" for each in kept.keys() - whole]
+    wrong += [f"{each} is there without its event, entry or first version, or with two" for each in kept.keys() - whole]
     wrong += [f"{each} is there and no key stands for it" for each in kept.keys() - set(keys.values())]
     wrong += [f"{key} stands for another" for key, each in ledger.acknowledged.items() if keys.get(key) != each]
     print(f"{len(acknowledged)} acknowledged, {sum(kept.values())} kept, {len(wrong)} wrong")

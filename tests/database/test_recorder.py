@@ -194,6 +194,69 @@ async def test_who_waits_too_long_for_a_turn_is_refused_and_nothing_of_theirs_is
     assert (await recorder.keep("loop", new(patient_id))).created_at is not None
 
 
+async def test_who_has_waited_for_a_turn_waits_so_much_less_for_a_connection(
+    database_url: str, cast: Cast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = await Database.connect(database_url, role=APP_ROLE, size=1, acquire_seconds=30, statement_seconds=30)
+    recorder = Recorder(database, timedelta(days=7), patience_seconds=1)
+    patient_id, patience = await cast.patient(), []
+    at_once = Database.at_once
+
+    def noted(self: Database, brand_id: str, within_seconds: float) -> Any:
+        patience.append(within_seconds)
+        return at_once(self, brand_id, within_seconds)
+
+    monkeypatch.setattr(Database, "at_once", noted)
+    async with database.reading("loop"):
+        tasks = []
+        # One statement after the other, until all that may be under way wait for the one connection; then some more.
+        for number in range(2 * UNDER_WAY):
+            tasks.append(asyncio.create_task(recorder.keep("loop", new(patient_id))))
+            await until(partial(has_sent, patience, min(number + 1, UNDER_WAY)))
+        refused = await asyncio.gather(*tasks, return_exceptions=True)
+    await database.close()
+
+    assert [type(each) for each in refused] == [TemporarilyUnavailable] * 2 * UNDER_WAY
+    assert all(each > 0.9 for each in patience[:UNDER_WAY])
+    assert all(each < 0.5 for each in patience[UNDER_WAY:])
+
+
+async def has_sent(patience: list[float], number: int) -> bool:
+    return len(patience) >= number
+
+
+async def test_statements_that_claim_the_same_words_for_several_clients_do_not_lock_each_other_out(
+    database_url: str, database: Database, cast: Cast
+) -> None:
+    # Two that claim (one, k) and (other, k) in opposite order, each held up between its two claims by another key.
+    patient_id, key = await cast.patient(), str(uuid4())
+    recorders = [Recorder(database, timedelta(days=7), patience_seconds=30) for _ in range(2)]
+    orders = (("client-1", "client-2"), ("client-2", "client-1"))
+    blockers = []
+    for client in ("middle-1", "middle-2"):
+        blocker = await asyncpg.connect(database_url)
+        blockers.append((blocker, transaction := blocker.transaction()))
+        await transaction.start()
+        await blocker.execute(
+            "INSERT INTO patient_graph.idempotency_keys (brand_id, client_id, key, request_hash, patient_id,"
+            " encounter_id, answer, expires_at) VALUES ('loop', $1, $2, '', $3, $4, '', now())",
+            client, key, patient_id, uuid4(),
+        )  # fmt: skip
+    tasks = [
+        asyncio.create_task(recorder.keep("loop", new(patient_id, key=key, client_id=client)))
+        for recorder, (first, second), middle in zip(recorders, orders, ("middle-1", "middle-2"), strict=True)
+        for client in (first, middle, second)
+    ]
+    await until(partial(waiting, cast, 2))
+    for blocker, transaction in blockers:
+        await transaction.rollback()
+        await blocker.close()
+
+    kept = await asyncio.gather(*tasks)
+
+    assert sum(each.created_at is not None for each in kept) == 4
+
+
 async def waiting(cast: Cast, number: int) -> bool:
     query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     return await cast.connection.fetchval(query) == number

@@ -291,6 +291,21 @@ async def test_what_changes_nothing_makes_no_version_and_no_event(service: Servi
 # Who comes too late
 
 
+async def test_what_changes_nothing_shows_nothing_to_whoever_may_not_read(
+    database_url: str, cast: Cast, service: Service
+) -> None:
+    encounter_id = await recorded(service, cast, notes="Fasting.")
+
+    async def verify(token: str) -> Caller:
+        return Caller(token, frozenset({"write:encounters"}), brand_id="loop")
+
+    async with Service.running(Settings(database_url=database_url), verify=verify) as strict:
+        outcome = await act(strict, encounter_id, EncounterAction.AMEND, token="writer", input={})
+
+    assert outcome["code"] == "insufficient_scope"
+    assert "Fasting." not in str(outcome)
+
+
 async def test_of_changes_at_once_that_saw_the_same_version_one_is_made_and_none_is_lost(
     service: Service, cast: Cast
 ) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from graphql import print_schema
+from graphql import OperationDefinitionNode, parse, print_schema
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis_graphql import nodes, queries
+from structlog.testing import capture_logs
 
 import schema.mutations
 import schema.record_plan
@@ -22,7 +23,7 @@ from gateway.settings import Settings
 from resolvers.access import Caller
 from resolvers.errors import TemporarilyUnavailable
 from schema import build_schema
-from schema.plan import Plan
+from schema.plan import MOST_CONDITIONS, Plan, plan_of
 from schema.record_plan import RecordPlan
 from schema.selection import Declined
 from tests.cast import Cast
@@ -288,6 +289,50 @@ async def test_what_the_printed_schema_lets_anybody_ask_has_the_same_answer_both
 # What is particular
 
 
+@pytest.mark.parametrize(
+    ("query", "variables"),
+    [
+        ("{ patients(ids: %s) { id } }" % ("9" * 5_000), {}),
+        ('{ patient(id: "x") { encounters(first: %s) { totalCount } } }' % ("9" * 5_000), {}),
+        ("{ patient(id: %s) { id } }" % ("9" * 5_000), {}),
+        ("query ($x: Boolean = true) { a: __typename @skip(if: $x) b: __typename }", {"x": None}),
+        ("query ($x: Boolean = true) { a: __typename @include(if: $x) b: __typename }", {"x": None}),
+        ('query ($i: ID = "x") { patient(id: $i) { id } }', {"i": None}),
+        ("query ($i: ID) { patients(ids: [$i]) { id } }", {"i": None}),
+        ("query A { a: __typename } query B($x: Boolean!) { b: __typename @skip(if: $x) }", {"x": True}),
+        (('mutation { recordEncounter(patientId: "nobody", input: {brandId: "loop", encounterType: LAB})'
+         " @skip(if: true) { __typename } }"), {}),
+        ('mutation { recordEncounter(patientId: %s, input: {brandId: "loop", encounterType: LAB}) { __typename } }'
+         % ("9" * 5_000), {}),
+        ('mutation ($m: JSON = {a: %s}) { recordEncounter(patientId: "nobody", input: {brandId: "loop",'
+         " encounterType: LAB, metadata: $m}) { __typename } }" % ("9" * 5_000), {}),
+        (('mutation ($b: String = "loop") { recordEncounter(patientId: "nobody", input: {brandId: $b,'
+         " encounterType: LAB}) { __typename } }"), {"b": None}),
+    ],
+)  # fmt: skip
+async def test_what_is_odd_is_no_fault_of_ours_and_has_the_same_answer_both_ways(
+    clinic: Service, query: str, variables: dict[str, Any]
+) -> None:
+    with capture_logs() as lines:
+        answer = await both(clinic, query, variables, "recorder")
+
+    assert b"server_error" not in answer
+    assert not [line for line in lines if line["log_level"] == "error"]
+
+
+async def test_a_document_of_many_conditions_is_not_kept_in_all_its_forms(clinic: Service) -> None:
+    names = [f"c{number}" for number in range(MOST_CONDITIONS + 1)]
+    declared = " ".join(f"${name}: Boolean!" for name in names)
+    query = (
+        f"query ({declared}) {{ {' '.join(f'{name}: __typename @skip(if: ${name})' for name in names)} z: __typename }}"
+    )
+    operation = parse(query).definitions[0]
+    assert isinstance(operation, OperationDefinitionNode)
+
+    assert plan_of(parse(query), operation) is None
+    assert b'"z":"Query"' in await both(clinic, query, dict.fromkeys(names, True))
+
+
 async def test_a_plan_is_one_statement(clinic: Service, known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[str] = []
     original = PoolConnection.fetch
@@ -384,7 +429,19 @@ def recordings(draw: st.DrawFn, known: Known) -> tuple[str, dict[str, Any]]:
       r: recordEncounter(patientId: $patient, input: $input, idempotencyKey: $key) {{ {asked} }} }} {fragment}"""
     key = draw(st.sampled_from([None, "two words", "fresh"]))
     key = f"{uuid4()}" if key == "fresh" else key
-    return query, {"patient": draw(st.sampled_from(known.patients)), "input": members, "key": key}
+    variables = {"patient": draw(st.sampled_from(known.patients)), "key": key}
+    if draw(st.booleans()):
+        return query, variables | {"input": members}
+    # Each member in a variable of its own; of the optional ones not every one is sent.
+    kinds = {
+        "brandId": "String!", "encounterType": "EncounterType!", "providerId": "UUID", "scheduledAt": "DateTime",
+        "chiefComplaint": "String", "notes": "String", "metadata": "JSON",
+    }  # fmt: skip
+    written = {name for name in optional if draw(st.booleans())} | needed.keys() | members.keys()
+    declared = " ".join(f"${name}: {kinds[name]}" for name in sorted(written))
+    given = " ".join(f"{name}: ${name}" for name in sorted(written))
+    query = query.replace("$input: RecordEncounterInput!", declared).replace("input: $input", f"input: {{ {given} }}")
+    return query, variables | members
 
 
 async def test_any_recording_has_the_same_answer_both_ways(clinic: Service, known: Known) -> None:

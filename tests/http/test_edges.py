@@ -1,6 +1,7 @@
 """The outermost layer: heads that never end, pages of other sites, and what a browser is told about every answer."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -88,6 +89,8 @@ def test_what_is_no_http_is_refused_in_the_shape_of_every_refusal(port: int) -> 
 
     assert received.startswith(b"HTTP/1.1 400 ")
     assert b'"error":"bad_request"' in received
+    (request_id,) = re.findall(rb'"request_id":"([0-9a-f-]{36})"', received)
+    assert b"x-request-id: " + request_id in received
     assert b"patient" not in received
 
 

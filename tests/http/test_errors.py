@@ -635,6 +635,13 @@ async def test_a_number_that_is_nothing_or_given_twice_is_400(service: Service, 
     refused(await service.rest("GET", f"{of(await cast.patient())}?{query}"), 400, "validation_error")
 
 
+async def test_both_numbers_are_told_of_at_once(service: Service, cast: Cast) -> None:
+    answer = await service.rest("GET", f"{of(await cast.patient())}?offset=-1&limit=x")
+
+    violations = refused(answer, 400, "validation_error")["violations"]
+    assert [each["pointer"] for each in violations] == ["/limit", "/offset"]
+
+
 @pytest.mark.parametrize("value", ["-1", "abc", "٣", "1.5", str(2**63), "9" * 5_000])
 async def test_an_offset_that_is_no_whole_number_is_400(service: Service, cast: Cast, value: str) -> None:
     answer = await service.rest("GET", f"{of(await cast.patient())}?offset={value}")
