@@ -277,7 +277,7 @@ test("whoever is chosen, the first thing to run is allowed, and what was edited 
   await waitForAnswer(page, /"replayed": false/);
   await page.getByRole("tab", { name: "LatestEncounters" }).click();
   assert.match(await page.locator(".graphiql-editor-tool .view-lines").first().innerText(), /demo-patient-loopbio/);
-  await type(page, "graphiql-editor-tool", '{"patientId": "mine"}');
+  await type(page, "graphiql-editor-tool .graphiql-editor:not(.hidden)", '{"patientId": "mine"}');
 
   await page.getByRole("button", { name: "Forget token" }).click();
   await page.getByRole("button", { name: "dev brand" }).click();
