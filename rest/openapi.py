@@ -243,8 +243,8 @@ def _record() -> Json:
         "parameters": [
             _header(
                 "Idempotency-Key",
-                "Names this request, so that it may be sent again safely; kept for at least 24 hours.",
-                "visit-4711",
+                "Names this request, such as `visit-4711`, so that it may be sent again safely; "
+                "kept for at least 24 hours. Each request has one of its own.",
                 # A key, or one in quotation marks.
                 pattern=r'^([!#-~][!-~]{0,127}|"[!#-\[\]-~]{1,128}")$',
             ),
@@ -632,27 +632,27 @@ def _encounter_id() -> Json:
 
 
 def _brand_header() -> Json:
-    return _header("X-Brand-Id", "For a client whose token names no brand: the brand it acts for.", "loop")
+    return _header("X-Brand-Id", "For a client whose token names no brand: the brand it acts for, such as `loop`.")
 
 
 def _request_id_header() -> Json:
     text = "Names the request in the answer and in our log; made up where it is missing or ill-formed."
-    return _header("X-Request-Id", text, REQUEST_ID)
+    return _header("X-Request-Id", text)
 
 
 def _if_none_match() -> Json:
     return _header(
-        "If-None-Match", "The tags of what the client holds: it is answered 304 if one is still good.", '"1"'
+        "If-None-Match", 'The tags of what the client holds, such as `"1"`: it is answered 304 if one is still good.'
     )
 
 
-def _header(name: str, description: str, example: str, **string: str) -> Json:
+def _header(name: str, description: str, **string: str) -> Json:
+    """Give a header that may be left out. It has no example: pages fill it in for everybody, and all would send it."""
     return {
         "name": name,
         "in": "header",
         "schema": {"type": "string", **string},
         "description": description,
-        "example": example,
     }
 
 

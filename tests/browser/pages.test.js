@@ -270,3 +270,43 @@ test("what is recorded in one window arrives in the subscription of another", as
 
   assert.match(told, /"encounterType": "LAB"/);
 });
+
+test("whoever is chosen, the first thing to run is allowed, and what was edited stays", async () => {
+  const page = await openExplorer({ token: "dev-loopbio" });
+  await run(page);
+  await waitForAnswer(page, /"replayed": false/);
+  await page.getByRole("tab", { name: "LatestEncounters" }).click();
+  assert.match(await page.locator(".graphiql-editor-tool .view-lines").first().innerText(), /demo-patient-loopbio/);
+  await type(page, "graphiql-editor-tool .graphiql-editor:not(.hidden)", '{"patientId": "mine"}');
+
+  await page.getByRole("button", { name: "Forget token" }).click();
+  await page.getByRole("button", { name: "dev brand" }).click();
+  await page.locator("#signed-in", { hasText: "dev" }).waitFor();
+
+  assert.match(await page.locator(".graphiql-editor-tool .view-lines").first().innerText(), /mine/);
+});
+
+test("the REST page records for whoever is chosen, and names no request for everybody", async () => {
+  const page = await open("/docs");
+  const operation = page.locator(".opblock-post");
+  await operation.getByPlaceholder("patient_id").waitFor();
+  for (const header of ["Idempotency-Key", "X-Request-Id", "X-Brand-Id"])
+    assert.equal(await operation.getByPlaceholder(header).inputValue(), "");
+
+  await page.getByRole("button", { name: "dev-loopbio brand" }).click();
+  await page.locator("#signed-in", { hasText: "dev-loopbio" }).waitFor();
+  await operation.getByRole("button", { name: "Execute" }).click();
+
+  await operation.locator(".live-responses-table .response-col_status", { hasText: "201" }).waitFor();
+  assert.match(await operation.locator(".live-responses-table").innerText(), /"brand_id": "loopbio"/);
+});
+
+test("no page is wider than a small screen", async () => {
+  for (const [path, there] of [["/", "#mutation"], ["/docs", ".opblock-post .responses-table"], ["/graphql", ".view-line"]]) {
+    const page = await open(path);
+    await page.setViewportSize({ width: 400, height: 800 });
+    await page.locator(there).first().waitFor();
+    const width = await page.evaluate(() => document.documentElement.scrollWidth);
+    assert.ok(width <= 400, `${path} is ${width} wide`);
+  }
+});

@@ -1,5 +1,7 @@
 // The tabs a new explorer opens with: examples/*.graphql in the order of their names, variables beside them as .json.
 
+import { development } from "./development.js";
+
 const documents = import.meta.glob("./examples/*.graphql", { query: "?raw", import: "default", eager: true });
 const variables = import.meta.glob("./examples/*.json", { query: "?raw", import: "default", eager: true });
 
@@ -7,7 +9,18 @@ const variables = import.meta.glob("./examples/*.json", { query: "?raw", import:
 // another machine has none.
 const key = Array.from(crypto.getRandomValues(new Uint8Array(8)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 
+const anybody = development[0] ?? { brand: "loop", patient: "demo-patient" };
+
+const filledIn = (template, { brand, patient }) =>
+  template.replace("A_FRESH_KEY", key).replace("A_BRAND", brand).replace("A_PATIENT", patient);
+
 export const examples = Object.entries(documents).map(([path, query]) => ({
   query,
-  variables: variables[path.replace(/graphql$/, "json")]?.replace("A_FRESH_KEY", key) ?? "",
+  variables: filledIn(variables[path.replace(/graphql$/, "json")] ?? "", anybody),
 }));
+
+/** Give a tab's variables as they are for this one; what a person has written is given back as it is. */
+export function variablesFor(who, text) {
+  const untouched = Object.values(variables).find((template) => development.some((each) => filledIn(template, each) === text));
+  return untouched ? filledIn(untouched, who) : text;
+}

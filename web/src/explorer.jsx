@@ -1,15 +1,17 @@
 import { explorerPlugin } from "@graphiql/plugin-explorer";
 import { HISTORY_PLUGIN } from "@graphiql/plugin-history";
 import { createGraphiQLFetcher } from "@graphiql/toolkit";
+import { pick, useGraphiQL } from "@graphiql/react";
 import { GraphiQL } from "graphiql";
-import { useMemo, useSyncExternalStore } from "react";
+import { useEffect, useMemo, useSyncExternalStore } from "react";
 import { createRoot } from "react-dom/client";
 import "graphiql/setup-workers/vite";
 import "graphiql/style.css";
 import "@graphiql/plugin-explorer/style.css";
 import "./explorer.css";
 import { askForToken } from "./authorize.js";
-import { examples } from "./examples.js";
+import { development } from "./development.js";
+import { examples, variablesFor } from "./examples.js";
 import { memoryStorage } from "./memory.js";
 import { RestButtons } from "./rest_buttons.jsx";
 import { bearer, currentToken, whenTokenChanges } from "./token.js";
@@ -34,6 +36,22 @@ function withToken(token) {
     askForToken();
     return { errors: [{ message: "Authorize first: a call needs a bearer token." }] };
   };
+}
+
+/** Shows nothing: has the tabs that nobody has edited ask about the patient of the development token just chosen. */
+function OwnPatient({ token }) {
+  const { tabs, variableEditor } = useGraphiQL(pick("tabs", "variableEditor"));
+  useEffect(() => {
+    const who = development.find((each) => each.token === token);
+    if (!who || !variableEditor) return;
+    // There is no action for a tab in the background: it is read again when it is chosen.
+    for (const tab of tabs) tab.variables = variablesFor(who, tab.variables);
+    const shown = variableEditor.getValue();
+    const own = variablesFor(who, shown);
+    if (own !== shown) variableEditor.setValue(own);
+    // When the token changes, and not with each key that is typed.
+  }, [token, variableEditor]);
+  return null;
 }
 
 function Explorer() {
@@ -66,6 +84,7 @@ function Explorer() {
             {merge}
             {copy}
             <RestButtons />
+            <OwnPatient token={token} />
           </>
         )}
       </GraphiQL.Toolbar>
