@@ -3,6 +3,7 @@ import { HISTORY_PLUGIN } from "@graphiql/plugin-history";
 import { createGraphiQLFetcher } from "@graphiql/toolkit";
 import { pick, useGraphiQL } from "@graphiql/react";
 import { GraphiQL } from "graphiql";
+import { getOperationAST, parse } from "graphql";
 import { useEffect, useMemo, useSyncExternalStore } from "react";
 import { createRoot } from "react-dom/client";
 import "graphiql/setup-workers/vite";
@@ -29,9 +30,24 @@ const fetcher = createGraphiQLFetcher({
   enableIncrementalDelivery: false,
 });
 
+/**
+ * Name the operation as its document does. The explorer learns what a tab's only operation is called a moment after the
+ * tab is chosen, and would ask for the last one's until then.
+ */
+function named(params, options) {
+  try {
+    const documentAST = parse(params.query);
+    const only = getOperationAST(documentAST);
+    return only ? [{ ...params, operationName: only.name?.value }, { ...options, documentAST }] : [params, options];
+  } catch {
+    return [params, options]; // The gateway says what is wrong with it.
+  }
+}
+
 /** Give a fetcher that sends the token with every call; without one it asks for it. */
 function withToken(token) {
-  return (params, options) => {
+  return (...asked) => {
+    const [params, options] = named(...asked);
     if (token) return fetcher(params, { ...options, headers: { ...bearer(token), ...options?.headers } });
     askForToken();
     return { errors: [{ message: "Authorize first: a call needs a bearer token." }] };
