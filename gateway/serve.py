@@ -63,7 +63,13 @@ def serve(settings: Settings, faults: int | None = None) -> None:
         server_header=False,
         timeout_graceful_shutdown=settings.drain_seconds,
     )
-    socket = config.bind_socket()
+    try:
+        socket = config.bind_socket()
+    except SystemExit as error:
+        raise SettingsError(
+            f"{PREFIX}PORT: cannot listen on {settings.host}:{settings.port}; "
+            "stop what listens there, or set another port"
+        ) from error
     asyncio.run(prepare(settings))
     # Listening before saying so: who follows the first line at once waits in the queue instead of being refused.
     socket.listen(config.backlog)

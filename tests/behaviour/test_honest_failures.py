@@ -122,6 +122,21 @@ async def test_after_a_cut_the_same_key_finds_out_and_records_once(
     assert await cast.count("encounters", patient_id) == 1
 
 
+@pytest.mark.parametrize("form", STEPS)
+async def test_a_key_that_is_taken_and_cannot_be_read_is_not_told_to_be_free(
+    wired: Wired, door: Door, cast: Cast
+) -> None:
+    patient_id, key = await cast.patient(), str(uuid4())
+    assert (await door.record(patient_id, VISIT, key=key)).code is None
+    wired.wire.before = says(b"SELECT patient_graph.idempotency_keys")
+
+    again = await door.record(patient_id, VISIT, key=key)
+    wired.wire.mend()
+
+    assert (again.code, again.recorded) == ("temporarily_unavailable", "unknown")
+    assert (await door.record(patient_id, VISIT, key=key)).replayed
+
+
 async def test_an_answer_of_success_leaves_only_after_the_commit_was_confirmed(
     wired: Wired, door: Door, cast: Cast
 ) -> None:

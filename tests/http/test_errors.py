@@ -80,6 +80,24 @@ async def test_a_worthless_token_is_401_and_the_challenge_says_invalid_token(ser
     assert challenge.count('"') == 4
 
 
+@pytest.mark.parametrize(
+    ("lines", "code"),
+    [
+        ([("authorization", "Bearer dev"), ("authorization", "Bearer dev-loopbio")], "invalid_token"),
+        ([("authorization", "Bearer dev"), ("x-brand-id", "loop"), ("x-brand-id", "loop")], "forbidden"),
+    ],
+)
+@pytest.mark.parametrize("path", [ENCOUNTERS, "/graphql?query={patient(id:%22nobody%22){id}}"])
+async def test_a_header_sent_twice_is_not_taken_for_its_first_line(
+    service: Service, path: str, lines: list[tuple[str, str]], code: str
+) -> None:
+    accept = ("accept", "application/graphql-response+json" if "graphql" in path else "application/json")
+
+    answer = await service.client.get(path, headers=[*lines, accept])
+
+    assert f'"{code}"' in answer.text
+
+
 @pytest.mark.parametrize("scheme", ["bearer", "BEARER"])
 async def test_the_scheme_is_read_without_regard_to_case(service: Service, scheme: str) -> None:
     answer = await service.rest("GET", ENCOUNTERS, token=None, headers={"authorization": f"{scheme}  dev"})

@@ -86,6 +86,18 @@ def test_a_second_gateway_on_the_same_folder_is_refused_with_a_clear_sentence(ga
     assert "Traceback" not in said
 
 
+def test_a_port_that_is_taken_is_told_by_its_setting(gateway, tmp_path) -> None:
+    first = gateway().started()
+    port = first.origin.rpartition(":")[2]
+
+    second = gateway(GATEWAY_PORT=port, GATEWAY_DATA_DIR=str(tmp_path / "another"))
+
+    assert second.process.wait(60) == 1
+    said = second.errors()
+    assert f"gateway: GATEWAY_PORT: cannot listen on 127.0.0.1:{port}" in said
+    assert "Traceback" not in said
+
+
 def test_workers_share_the_port_and_stop_together(gateway) -> None:
     one = gateway(GATEWAY_WORKERS="2").started()
     family = psutil.Process(one.process.pid).children(recursive=True)
