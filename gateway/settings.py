@@ -372,6 +372,13 @@ class Settings(BaseSettings):
             signing_key(secret)
         return secrets
 
+    @field_validator("database_url", "database_owner_url")
+    @classmethod
+    def _is_of_postgresql(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not url.get_secret_value().startswith(("postgresql://", "postgres://")):
+            raise ValueError("must begin with postgresql://")
+        return url
+
     @field_validator("nats_url")
     @classmethod
     def _nats_can_be_reached(cls, url: SecretStr | None) -> SecretStr | None:

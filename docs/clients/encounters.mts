@@ -79,7 +79,12 @@ async function sendAll(): Promise<boolean> {
   return allRecorded;
 }
 
+const [command, patientId, ...more] = process.argv.slice(2);
+const understood = command === "send" ? patientId === undefined : command === "keep" && patientId !== undefined;
+if (!understood || more.length > 0) {
+  console.error("usage: encounters.mjs keep PATIENT_ID < encounter.json | encounters.mjs send");
+  process.exit(2);
+}
 for (const folder of ["waiting", "recorded", "refused"]) mkdirSync(join(outbox, folder), { recursive: true });
-const [command, patientId = ""] = process.argv.slice(2);
-if (command === "keep") keep(patientId, readFileSync(0, "utf8"));
+if (patientId !== undefined) keep(patientId, readFileSync(0, "utf8"));
 else process.exitCode = (await sendAll()) ? 0 : 1;

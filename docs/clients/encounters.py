@@ -83,9 +83,17 @@ def send_all() -> bool:
     return all_recorded
 
 
-for folder in ("waiting", "recorded", "refused"):
-    (OUTBOX / folder).mkdir(parents=True, exist_ok=True)
-if sys.argv[1] == "keep":
-    keep(sys.argv[2], sys.stdin.buffer.read())
-else:
-    sys.exit(0 if send_all() else 1)
+def main(*arguments: str) -> int:
+    """Do what is asked, and give the exit code."""
+    if arguments != ("send",) and (len(arguments), *arguments[:1]) != (2, "keep"):
+        print("usage: encounters.py keep PATIENT_ID < encounter.json | encounters.py send", file=sys.stderr)
+        return 2
+    for folder in ("waiting", "recorded", "refused"):
+        (OUTBOX / folder).mkdir(parents=True, exist_ok=True)
+    if arguments == ("send",):
+        return 0 if send_all() else 1
+    keep(arguments[1], sys.stdin.buffer.read())
+    return 0
+
+
+sys.exit(main(*sys.argv[1:]))

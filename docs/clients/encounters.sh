@@ -6,6 +6,10 @@
 #
 # ENCOUNTERS_URL, ENCOUNTERS_TOKEN and ENCOUNTERS_OUTBOX say where to, as whom, and which folder.
 set -eu
+case "$# ${1:-}" in
+  "1 send" | "2 keep") ;;
+  *) echo "usage: encounters.sh keep PATIENT_ID < encounter.json | encounters.sh send" >&2 && exit 2 ;;
+esac
 outbox=${ENCOUNTERS_OUTBOX:-outbox}
 mkdir -p "$outbox/waiting" "$outbox/recorded" "$outbox/refused"
 
@@ -46,7 +50,7 @@ send_all() {
   return $result
 }
 
-case ${1:-} in
+case $1 in
   keep) keep "$2" ;;
-  *) send_all ;;
+  send) send_all ;;
 esac

@@ -142,3 +142,18 @@ def test_the_page_shows_the_clients_as_they_are() -> None:
         "typescript": (CLIENTS / "encounters.mts").read_text(),
         "sh": (CLIENTS / "encounters.sh").read_text(),
     }
+
+
+@pytest.mark.parametrize(
+    "language", [python, pytest.param(typescript, marks=node.needs_node), shell], ids=lambda language: language.__name__
+)
+async def test_what_is_not_understood_is_told_and_sends_nothing(language, tmp_path: Path) -> None:
+    client = Client(language(tmp_path / "built"), tmp_path / "outbox", "http://127.0.0.1:9")
+
+    for arguments in ((), ("kepe", "p-1"), ("keep",), ("send", "p-1"), ("--help",)):
+        process = client.start(*arguments, stdin=subprocess.DEVNULL)
+        _, said = await asyncio.to_thread(process.communicate, None, 60)
+        assert process.returncode == 2
+        assert said.startswith(b"usage: ")
+
+    assert not client.outbox.exists()

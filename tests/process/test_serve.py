@@ -114,6 +114,16 @@ def test_a_mistake_in_the_settings_is_a_sentence_not_a_traceback(gateway) -> Non
     assert one.errors() == "gateway: GATEWAY_PROT: no such setting; the nearest is GATEWAY_PORT\n"
 
 
+def test_another_database_is_refused_and_its_password_is_not_told(gateway) -> None:
+    one = gateway(GATEWAY_DATABASE_URL="mysql://me:hunter2@db.test/clinic")
+
+    assert one.process.wait(20) != 0
+    said = one.errors()
+    assert "GATEWAY_DATABASE_URL" in said
+    assert "must begin with postgresql://" in said
+    assert "hunter2" not in said
+
+
 def test_development_mode_refuses_an_open_address(gateway) -> None:
     one = gateway(GATEWAY_HOST="0.0.0.0")
 
