@@ -1,23 +1,36 @@
 """Each index serves the statement it was made for: PostgreSQL's own plan says so."""
 
 import json
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
+import asyncpg
 import pytest
 
+from gateway.migrate import migrate
 from gateway.relay import OLDEST_KEPT, UNSTAMPED
 from resolvers.encounters import ENCOUNTERS_BY_IDS, _pages
 from resolvers.outbox import _events
 from resolvers.slices import _slice
 from resolvers.sql import Statement
-from tests.cast import Cast
+from tests.conftest import create_database
 
 OF_PATIENT = {"brand_id": "loop", "patient_id": "somebody"}
 PAGE = {"brand_id": "loop", "patient_ids": ["somebody"], "limit": 21}
 AFTER = {"after_created_at": datetime(2026, 1, 1, tzinfo=UTC), "after_id": uuid4()}
 EVENTS = {"after": 1_000_000, "until": 1_001_000, "limit": 500}
 PRUNED = {"pruned": 1_000_000, "until": 1_001_000, "keep": timedelta(days=30), "limit": 500}
+
+
+@pytest.fixture
+async def untouched(server_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A database of which nothing is known: what other tests leave in theirs, PostgreSQL counts, and chooses by."""
+    url = await create_database(server_url)
+    await migrate(url)
+    connection = await asyncpg.connect(url)
+    yield connection
+    await connection.close()
 
 
 @pytest.mark.parametrize(
@@ -33,13 +46,13 @@ PRUNED = {"pruned": 1_000_000, "until": 1_001_000, "keep": timedelta(days=30), "
         (OLDEST_KEPT, PRUNED, "ix_outbox_position"),
     ],
 )
-async def test_a_read_uses_its_index_and_sorts_nothing(cast: Cast, statement: Statement, values, index: str) -> None:
-    async with cast.connection.transaction():
+async def test_a_read_uses_its_index_and_sorts_nothing(
+    untouched: asyncpg.Connection, statement: Statement, values, index: str
+) -> None:
+    async with untouched.transaction():
         # An empty table is read whole whatever the indexes: ask what would be done on a large one.
-        await cast.connection.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off")
-        explained = await cast.connection.fetchval(
-            f"EXPLAIN (FORMAT JSON) {statement.text}", *statement.arguments(values)
-        )
+        await untouched.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off")
+        explained = await untouched.fetchval(f"EXPLAIN (FORMAT JSON) {statement.text}", *statement.arguments(values))
 
     nodes = list(_nodes(json.loads(explained)[0]["Plan"]))
     scans = [node for node in nodes if node.get("Relation Name") in {"encounters", "outbox"}]
