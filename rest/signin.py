@@ -27,9 +27,8 @@ async def signed_in(request: Request) -> Context:
     """Give the context of this request. Raises `Unauthenticated`, `RateLimited`, `InvalidToken` or `Forbidden`."""
     context = await sign_in(
         request.state.services,
-        # Sent twice, a header is what its lines make together (RFC 9110, 5.3): two tokens are none, nor two brands one.
-        authorization=", ".join(request.headers.getlist("authorization")),
-        stated_brand_id=", ".join(brands) if (brands := request.headers.getlist("x-brand-id")) else None,
+        authorization=request.headers.getlist("authorization"),
+        stated_brand_ids=request.headers.getlist("x-brand-id"),
         request_id=request.state.request_id,
         origin=request.state.foreign_origin,
         address=request.client.host if request.client else None,

@@ -299,8 +299,12 @@ class Conversation:
             sign_in,
             self._state["services"],
             # Programs can send headers with the upgrade, and some can send nothing else; browsers cannot.
-            authorization=introduction.authorization or ", ".join(headers.getlist("authorization")),
-            stated_brand_id=introduction.stated_brand_id or ", ".join(headers.getlist("x-brand-id")) or None,
+            authorization=[introduction.authorization]
+            if introduction.authorization
+            else headers.getlist("authorization"),
+            stated_brand_ids=[introduction.stated_brand_id]
+            if introduction.stated_brand_id
+            else headers.getlist("x-brand-id"),
             request_id=self._state["request_id"],
             origin=self._state["foreign_origin"],
             address=client[0] if client else None,
