@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Self
 
 import asyncpg
 
 from gateway.metrics import POOL_CONNECTIONS, POOL_IN_USE, POOL_REFUSED
+from gateway.pool import Pool
 from resolvers.errors import Locked, OutcomeUnknown, TemporarilyUnavailable
 from resolvers.sql import Row, Statement
 
@@ -58,37 +58,33 @@ class BrandConnection(asyncpg.Connection):
 class PoolConnection:
     """One borrowed connection: compiled statements go out by their text, which asyncpg keeps prepared."""
 
-    def __init__(self, connection: asyncpg.pool.PoolConnectionProxy[Row]) -> None:
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: BrandConnection) -> None:
         self._connection = connection
 
     async def fetch(self, statement: Statement, **values: object) -> list[Row]:
         """Run the statement and give its rows. Raises `Locked`."""
-        with _told_of_locks():
+        try:
             return await self._connection.fetch(statement.text, *statement.arguments(values))
+        except asyncpg.LockNotAvailableError as error:
+            raise Locked from error
 
     async def fetch_one(self, statement: Statement, **values: object) -> Row | None:
         """Run the statement and give its first row, or None. Raises `Locked`."""
-        with _told_of_locks():
-            return await self._connection.fetchrow(statement.text, *statement.arguments(values))
-
-
-@contextmanager
-def _told_of_locks() -> Iterator[None]:
-    try:
-        yield
-    except asyncpg.LockNotAvailableError as error:
-        raise Locked from error
+        rows = await self.fetch(statement, **values)
+        return rows[0] if rows else None
 
 
 class Database:
     """PostgreSQL, as the resolvers use it (`resolvers.sql.Database`)."""
 
-    def __init__(self, pool: asyncpg.Pool[Row], acquire_seconds: float, name: str) -> None:
+    def __init__(self, pool: Pool[BrandConnection], acquire_seconds: float, name: str) -> None:
         self._pool = pool
         self._acquire_seconds = acquire_seconds
         self._in_use = POOL_IN_USE.labels(name)
         self._refused = POOL_REFUSED.labels(name)
-        POOL_CONNECTIONS.labels(name).set(pool.get_max_size())
+        POOL_CONNECTIONS.labels(name).set(pool.size)
 
     @classmethod
     async def connect(
@@ -107,44 +103,43 @@ class Database:
         Whoever the URL logs in as, the connections act as `role`, which owns no table and cannot pass by row-level
         security. Only what the owner of the tables does names none. `pool` is what the metrics call it.
         """
-        opened = await asyncpg.create_pool(
-            url,
-            min_size=min(2, size),
-            max_size=size,
-            max_inactive_connection_lifetime=0,
-            # A request's statements leave no session state behind, so the round trip that would reset it is saved.
-            reset=_no_reset,
-            init=_exact_instants,
-            connection_class=BrandConnection,
-            max_cached_statement_lifetime=0,
-            command_timeout=statement_seconds + SILENCE_SECONDS,
-            server_settings={
-                "application_name": "encounter-gateway",
-                "timezone": "UTC",
-                # Who waited for a key or a lease must see what the one before did, whatever the server's default is.
-                "default_transaction_isolation": "read committed",
-                **({} if role is None else {"role": role}),
-                "statement_timeout": f"{statement_seconds * 1000:.0f}",
-                "idle_in_transaction_session_timeout": f"{statement_seconds * 1000:.0f}",
-            },
-        )
-        return cls(opened, acquire_seconds, pool)
+
+        async def opened() -> BrandConnection:
+            connection: BrandConnection = await asyncpg.connect(
+                url,
+                connection_class=BrandConnection,
+                max_cached_statement_lifetime=0,
+                command_timeout=statement_seconds + SILENCE_SECONDS,
+                server_settings={
+                    "application_name": "encounter-gateway",
+                    "timezone": "UTC",
+                    # Who waited for a key or a lease must see what the one before did, whatever the default is.
+                    "default_transaction_isolation": "read committed",
+                    **({} if role is None else {"role": role}),
+                    "statement_timeout": f"{statement_seconds * 1000:.0f}",
+                    "idle_in_transaction_session_timeout": f"{statement_seconds * 1000:.0f}",
+                },
+            )
+            await _exact_instants(connection)
+            return connection
+
+        connections = Pool(opened, size)
+        await connections.open(min(2, size))
+        return cls(connections, acquire_seconds, pool)
 
     async def close(self) -> None:
         """Close every connection, waiting for those in use, but not for ever."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_SECONDS):
-                await self._pool.close()
+        await self._pool.close(CLOSE_SECONDS)
 
     async def ping(self) -> None:
         """Return when a statement came back. Raises `TemporarilyUnavailable`."""
-        async with self._acquired() as connection:
+        async with self._borrowed() as connection:
             await connection.execute("SELECT 1")
 
     @asynccontextmanager
     async def reading(self, brand_id: str) -> AsyncIterator[PoolConnection]:
         """Borrow a connection outside a transaction. Raises `TemporarilyUnavailable`."""
-        async with self._acquired(brand_id) as connection:
+        async with self._borrowed(brand_id) as connection:
             yield PoolConnection(connection)
 
     @asynccontextmanager
@@ -153,21 +148,21 @@ class Database:
 
         Raises `TemporarilyUnavailable` or `OutcomeUnknown`.
         """
-        async with self._acquired(brand_id, within_seconds) as connection:
+        async with self._borrowed(brand_id, within_seconds) as connection:
             try:
-                with _hanging_up(connection):
-                    yield PoolConnection(connection)
+                yield PoolConnection(connection)
             except UNAVAILABLE as error:
                 # Only an ERROR of the server's says that nothing was committed. What ends the connection, and be it
                 # the server's own goodbye, may come after the commit.
                 if getattr(error, "severity_en", None) == "ERROR":
                     raise
+                _hang_up(connection, error)
                 raise OutcomeUnknown from error
 
     @asynccontextmanager
     async def across_brands(self) -> AsyncIterator[PoolConnection]:
         """Borrow a connection for no brand: for a role whose policies need none. Raises `TemporarilyUnavailable`."""
-        async with self._acquired() as connection:
+        async with self._borrowed() as connection:
             yield PoolConnection(connection)
 
     @asynccontextmanager
@@ -176,58 +171,51 @@ class Database:
 
         Raises `TemporarilyUnavailable` or `OutcomeUnknown`.
         """
-        async with self._acquired(brand_id) as connection:
+        async with self._borrowed(brand_id) as connection:
             transaction = connection.transaction()
             await transaction.start()
             try:
-                with _hanging_up(connection):
-                    yield PoolConnection(connection)
-            except BaseException:
+                yield PoolConnection(connection)
+            except BaseException as error:
+                _hang_up(connection, error)
                 # A lost connection has rolled back by itself; the first error is the one to tell.
                 if not connection.is_closed():
                     await transaction.rollback()
                 raise
             try:
-                with _hanging_up(connection):
-                    await transaction.commit()
+                await transaction.commit()
             except UNAVAILABLE as error:
+                _hang_up(connection, error)
                 # The commit was sent and its answer never came: only the database knows.
                 raise OutcomeUnknown from error
 
     @asynccontextmanager
-    async def _acquired(
+    async def _borrowed(
         self, brand_id: str | None = None, within_seconds: float | None = None
-    ) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy[Row]]:
+    ) -> AsyncIterator[BrandConnection]:
         try:
-            connection = await self._pool.acquire(timeout=within_seconds or self._acquire_seconds)
+            connection = await self._pool.take(within_seconds or self._acquire_seconds)
         except (*UNAVAILABLE, asyncpg.PostgresError) as error:  # it lets nobody in, for whatever reason
             if isinstance(error, TimeoutError):
                 self._refused.inc()
             raise TemporarilyUnavailable from error
         self._in_use.inc()
         try:
-            with _hanging_up(connection):
-                if brand_id is not None:
-                    await connection.act_for(brand_id)  # type: ignore[attr-defined]  # the proxy forwards it
-                yield connection
+            if brand_id is not None:
+                await connection.act_for(brand_id)
+            yield connection
         except UNAVAILABLE as error:
+            _hang_up(connection, error)
             raise TemporarilyUnavailable from error
         finally:
             self._in_use.dec()
-            # Shielded, because a caller that goes away must not take the connection with it. And what goes wrong in
-            # giving back a connection that was lost changes nothing about what came of the request.
-            with suppress(*UNAVAILABLE):
-                await asyncio.shield(self._pool.release(connection))
+            self._pool.give_back(connection)
 
 
-@contextmanager
-def _hanging_up(connection: asyncpg.pool.PoolConnectionProxy[Row]) -> Iterator[None]:
+def _hang_up(connection: BrandConnection, error: BaseException) -> None:
     """End a connection on which an answer did not come in time: a rollback would be waited for as long, or longer."""
-    try:
-        yield
-    except TimeoutError:
+    if isinstance(error, TimeoutError):
         connection.terminate()
-        raise
 
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
@@ -244,6 +232,3 @@ async def _exact_instants(connection: asyncpg.Connection[Row]) -> None:
         decoder=lambda microseconds: _EPOCH + timedelta(microseconds=microseconds[0]),
     )
 
-
-async def _no_reset(_connection: asyncpg.Connection[Row]) -> None:
-    pass

@@ -456,12 +456,12 @@ async def test_the_end_does_not_wait_forever(
 ) -> None:
     monkeypatch.setattr(trail, "FLUSH_SECONDS", 0.2)
     async with Clinic.open(database_url) as clinic:
-        stolen = await clinic.service.services.trail._database._pool.acquire()
+        stolen = await clinic.service.services.trail._database._pool.take(1)
         await clinic.service.rest("GET", "/v1/nothing", token=token)
         stopping = asyncio.create_task(clinic.service.services.trail.flush())
         async with asyncio.timeout(3):
             await stopping
-        await clinic.service.services.trail._database._pool.release(stolen)
+        clinic.service.services.trail._database._pool.give_back(stolen)
 
 
 # The queue itself
