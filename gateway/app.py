@@ -18,18 +18,18 @@ from gateway.chain import CHAIN_AUDIT, chaining
 from gateway.database import APP_ROLE, RELAY_ROLE, Database
 from gateway.documents import document_rules, trusted_plainly
 from gateway.duties import Duty, prune_keys
-from gateway.edges import SecurityHeaders, cross_origin
+from gateway.edges import Edge, SocketEdge, cross_origin
 from gateway.events import passing_on
 from gateway.faults import Faults
 from gateway.limits import BodyLimits
 from gateway.metrics import Metered
 from gateway.pages import explorer_for_browsers, page_routes
-from gateway.rates import RateHeaders, RateLimits
+from gateway.rates import RateLimits
 from gateway.recorder import Recorder
 from gateway.scrape import metrics
 from gateway.settings import Settings
 from gateway.stopping import Stop
-from gateway.telemetry import RequestLog, SocketLog, log_breach, log_operation, log_unknown_document, report
+from gateway.telemetry import log_breach, log_operation, log_unknown_document, report
 from gateway.trail import QueuedTrail
 from resolvers.access import scopes_from
 from resolvers.commands import InputLimits
@@ -115,10 +115,8 @@ def create_app(
             *page_routes(settings),
         ],
         middleware=[
-            Middleware(RateHeaders),
-            Middleware(RequestLog),
-            Middleware(SocketLog),
-            Middleware(SecurityHeaders),
+            Middleware(Edge),
+            Middleware(SocketEdge),
             *([Middleware(cross_origin, origins=settings.browser_origins)] if settings.browser_origins else []),
             Middleware(BodyLimits, max_bytes=settings.max_body_bytes, seconds=settings.body_seconds),
             *([Middleware(Faults, seed=faults)] if faults is not None else []),

@@ -231,4 +231,3 @@ async def _exact_instants(connection: asyncpg.Connection[Row]) -> None:
         encoder=lambda instant: ((instant - _EPOCH) // _MICROSECOND,),
         decoder=lambda microseconds: _EPOCH + timedelta(microseconds=microseconds[0]),
     )
-

@@ -1,9 +1,26 @@
-"""The outermost layer: what a browser is told about every answer, and which pages elsewhere may call us."""
+"""The outermost layer: what all requests and all answers have in common, and which pages elsewhere may call us."""
 
+import asyncio
+import re
+import time
 from collections.abc import Mapping
+from typing import Any
+from uuid import uuid4
 
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.metrics import REFUSALS, SOCKETS_OPEN
+from gateway.rates import headers_of
+from gateway.telemetry import log_request, log_socket, report
+from resolvers.errors import ServerError, Stopped
+from resolvers.rates import Allowance
+from rest.errors import respond
+
+# Letters that can do no harm in a header, a log line or a URL.
+REQUEST_ID = re.compile(r"[A-Za-z0-9._~:-]{1,128}")
 
 # An answer is data: nothing in it may run, be framed, be guessed at or be read by another site.
 SECURITY_HEADERS = {
@@ -14,27 +31,114 @@ SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
 }
+_ON_EVERY_ANSWER = [(name.encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
+"""Unless it brought its own."""
 
 
-class SecurityHeaders:
-    """Adds the headers every answer carries, unless it brought its own; notes which site's page is calling."""
+class Edge:
+    """What all requests have in common.
 
-    def __init__(self, app: ASGIApp, headers: Mapping[str, str] = SECURITY_HEADERS) -> None:
+    Each is given an id and one log line; each answer, whoever gives it, carries the headers that every answer does, and
+    what the caller has left where that is known; and what nobody caught is answered here.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._headers = [(name.encode(), value.encode()) for name, value in headers.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request."""
-        if scope["type"] in {"http", "websocket"}:
-            scope.setdefault("state", {})["foreign_origin"] = _foreign_origin(scope)
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        state: dict[str, Any] = scope.setdefault("state", {})
+        state["request_id"] = request_id = _request_id(scope)
+        state["foreign_origin"] = _foreign_origin(scope)
+        status: int | None = None
 
         async def send_with_headers(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
+                status = message["status"]
                 own = {name for name, _ in message["headers"]}
-                message["headers"] = [*message["headers"], *(each for each in self._headers if each[0] not in own)]
+                message["headers"] = [
+                    *message["headers"],
+                    *(each for each in _ON_EVERY_ANSWER if each[0] not in own),
+                    (b"x-request-id", request_id.encode()),
+                    *_allowance_of(state),
+                ]
             await send(message)
 
-        await self._app(scope, receive, send_with_headers if scope["type"] == "http" else send)
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            pass  # nobody is left to answer
+        except asyncio.CancelledError:
+            # The server stops, and waits no longer. Whoever is told so need not guess from a connection that broke.
+            if status is not None:
+                raise
+            REFUSALS.labels(Stopped.code).inc()
+            await respond(Stopped(), request_id)(scope, receive, send_with_headers)
+        except Exception as error:
+            report(error, request_id)
+            REFUSALS.labels(ServerError.code).inc()
+            if status is not None:
+                raise
+            refusal = respond(ServerError(), request_id, Headers(scope=scope).get("accept", ""))
+            await refusal(scope, receive, send_with_headers)
+        finally:
+            log_request(scope, status, time.perf_counter() - started)
+
+
+class SocketEdge:
+    """What all sockets have in common: an id, and one log line when it is over."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the socket."""
+        if scope["type"] != "websocket":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        state: dict[str, Any] = scope.setdefault("state", {})
+        state["request_id"] = _request_id(scope)
+        state["foreign_origin"] = _foreign_origin(scope)
+        status = 403
+        code: int | None = None
+
+        async def receive_watched() -> Message:
+            nonlocal code
+            message = await receive()
+            if message["type"] == "websocket.disconnect":
+                code = message.get("code")
+            return message
+
+        async def send_watched(message: Message) -> None:
+            nonlocal status, code
+            if message["type"] == "websocket.accept":
+                status = 101
+            elif message["type"] == "websocket.close":
+                code = message.get("code")
+            await send(message)
+
+        SOCKETS_OPEN.inc()
+        try:
+            await self._app(scope, receive_watched, send_watched)
+        finally:
+            SOCKETS_OPEN.dec()
+            log_socket(scope, status, code, time.perf_counter() - started)
+
+
+def _request_id(scope: Scope) -> str:
+    sent = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), "")
+    return sent if REQUEST_ID.fullmatch(sent) else str(uuid4())
+
+
+def _allowance_of(state: Mapping[str, Any]) -> list[tuple[bytes, bytes]]:
+    allowance: Allowance | None = state.get("allowance")
+    return headers_of(allowance) if allowance is not None and allowance.limit else []
 
 
 def _foreign_origin(scope: Scope) -> str | None:

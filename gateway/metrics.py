@@ -4,6 +4,8 @@
 named to prometheus_client before they started, and whichever is asked adds them up.
 """
 
+from functools import cache
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -48,13 +50,16 @@ DRAINING = _gauge("draining", "Processes that were told to stop and still serve.
 
 def count_request(route: str | None, method: str, status: int | None, seconds: float) -> None:
     """Count an HTTP request. `route` is the template; a request that was not answered has no status."""
-    told = (
-        "graphql" if route == "/graphql" else "rest",
-        route or "unknown",
-        method if method in METHODS else "other",
-    )
-    REQUESTS.labels(*told, status or "none").inc()
-    REQUEST_SECONDS.labels(*told).observe(seconds)
+    counted, timed = _of_requests(route, method if method in METHODS else "other", status)
+    counted.inc()
+    timed.observe(seconds)
+
+
+@cache
+def _of_requests(route: str | None, method: str, status: int | None) -> tuple[Counter, Histogram]:
+    # Found again for each request, they would cost more than they do.
+    told = ("graphql" if route == "/graphql" else "rest", route or "unknown", method)
+    return REQUESTS.labels(*told, status or "none"), REQUEST_SECONDS.labels(*told)
 
 
 def count_operation(outcome: str, seconds: float) -> None:

@@ -7,9 +7,7 @@ from functools import lru_cache
 from hashlib import sha256
 from ipaddress import IPv6Address, IPv6Network, ip_address
 from math import ceil
-from typing import Any, Self
-
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from typing import Self
 
 from gateway.settings import Settings
 from gateway.windows import Clock, LocalWindow, SharedWindow, Window
@@ -117,28 +115,6 @@ def network_of(address: str | None) -> str | None:
     if ip.is_loopback:
         return None
     return str(IPv6Network((ip, 64), strict=False)) if isinstance(ip, IPv6Address) else str(ip)
-
-
-class RateHeaders:
-    """Tells each client that has signed in what it has left, on whatever answer it gets. Pure ASGI."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve the request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        state: dict[str, Any] = scope.setdefault("state", {})
-
-        async def send_with_allowance(message: Message) -> None:
-            allowance: Allowance | None = state.get("allowance")
-            if message["type"] == "http.response.start" and allowance is not None and allowance.limit:
-                message["headers"] = [*message["headers"], *headers_of(allowance)]
-            await send(message)
-
-        await self._app(scope, receive, send_with_allowance)
 
 
 def headers_of(allowance: Allowance) -> list[tuple[bytes, bytes]]:
