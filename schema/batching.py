@@ -12,7 +12,7 @@ from resolvers.context import Context
 from resolvers.errors import GatewayError, InvalidInput, MalformedBody, Violation
 from schema.errors import refuse
 from schema.execution import Runner, ask_of
-from schema.rates import ONE_READ, Price, price_of
+from schema.rates import ONE_READ, Price
 
 Operations = Sequence[Mapping[str, Any]]
 
@@ -57,7 +57,7 @@ async def _run_alone(operation: Mapping[str, Any], runner: Runner, context: Cont
         except GatewayError:
             await admit(context, ONE_READ)
             raise
-        await admit(context, price_of(document, ask.operation_name, ask.variables))
+        await admit(context, document.price(ask.operation_name, ask.variables))
         return (await runner.run(ask, document, context)).body
     except Exception as error:  # noqa: BLE001 - whatever it is, it stays with this operation
         return {"errors": [refuse(runner.known(error, context.request_id), context)]}

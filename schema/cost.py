@@ -4,7 +4,7 @@ A page of 100 in each of a page of 100 is ten thousand objects from a few words.
 anything is read, from the arguments as they were sent.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from graphql import (
@@ -41,9 +41,11 @@ ASKED_FOR_BY: Mapping[str, str] = {"patients": "ids", "_entities": "representati
 class Sent:
     """The arguments of an operation's fields, as they were sent."""
 
-    def __init__(self, operation: OperationDefinitionNode, variables: Mapping[str, Any]) -> None:
+    def __init__(self, defaults: Mapping[str, ValueNode | None], variables: Mapping[str, Any]) -> None:
+        self._defaults = defaults
         self._variables = variables
-        self._defaults = {each.variable.name.value: each.default_value for each in operation.variable_definitions or ()}
+        self.looked_at: set[str] = set()
+        """The variables that were asked for."""
 
     def asked_for(self, field: FieldNode) -> int:
         """Say how many objects a field lists that it is to give; 1 where it lists none."""
@@ -55,8 +57,8 @@ class Sent:
         """Give what stands for a number or a list, or None; of a list only the length can be relied on."""
         match node:
             case VariableNode():
-                name = node.name.value
-                return self._variables[name] if name in self._variables else self.value(self._defaults.get(name))
+                self.looked_at.add(node.name.value)
+                return self.variable(node.name.value)
             case IntValueNode():
                 # So many objects that no number of digits makes a difference; and Python reads only so many.
                 return int(node.value) if len(node.value) <= INT_DIGITS else COUNTLESS
@@ -64,13 +66,52 @@ class Sent:
                 return list(node.values)
         return None
 
+    def variable(self, name: str) -> Any:
+        """The same of a variable."""
+        return self._variables[name] if name in self._variables else self.value(self._defaults.get(name))
 
-def cost_of(
-    document: DocumentNode, operation: OperationDefinitionNode, variables: Mapping[str, Any], pages: PageLimits
-) -> int:
+
+def defaults_of(operation: OperationDefinitionNode) -> Mapping[str, ValueNode | None]:
+    """Give what stands for the variables that are not sent."""
+    return {each.variable.name.value: each.default_value for each in operation.variable_definitions or ()}
+
+
+MOST_KNOWN = 64
+
+
+class Costing:
+    """What a valid operation could give: counted once for each size that its variables ask for."""
+
+    def __init__(self, document: DocumentNode, operation: OperationDefinitionNode) -> None:
+        self._document = document
+        self._operation = operation
+        self._defaults = defaults_of(operation)
+        self._sizing: Sequence[str] | None = None
+        """The variables that a size depends on, once they are known."""
+        self._known: dict[tuple[Any, ...], int] = {}
+
+    def cost(self, variables: Mapping[str, Any], pages: PageLimits) -> int:
+        """Count the objects that it could give at most."""
+        sent = Sent(self._defaults, variables)
+        if self._sizing is None:
+            cost_of(self._document, self._operation, sent, pages)
+            self._sizing = sorted(sent.looked_at)
+        key = (pages, *(_size(sent.variable(name)) for name in self._sizing))
+        if key not in self._known:
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            self._known[key] = cost_of(self._document, self._operation, sent, pages)
+        return self._known[key]
+
+
+def _size(value: Any) -> object:
+    # Of a list only its length counts, which must not be taken for a number.
+    return (len(value),) if isinstance(value, list) else value if isinstance(value, int) else None
+
+
+def cost_of(document: DocumentNode, operation: OperationDefinitionNode, sent: Sent, pages: PageLimits) -> int:
     """Count the objects that a valid operation could give at most. Capped, so that counting itself costs little."""
     fragments = {each.name.value: each for each in document.definitions if isinstance(each, FragmentDefinitionNode)}
-    sent = Sent(operation, variables)
     known: dict[str, int] = {}
 
     def of(selections: SelectionSetNode | None) -> int:

@@ -36,7 +36,8 @@ from resolvers.access import Exploring
 from resolvers.errors import InvalidInput, Violation
 from resolvers.rules import RuleId
 from schema.limits import MOST_LEVELS, MOST_NESTED, Breach, DocumentLimits, extent_of
-from schema.plan import AnyPlan
+from schema.prepared import Prepared
+from schema.rates import ONE_READ, Price
 from schema.trusted import DocumentsPolicy, UntrustedManifest, normal_form, sha256_of
 
 # Longer texts are not kept: nobody sends them twice, and a thousand of them would be a lot of memory.
@@ -64,8 +65,30 @@ class Document(NamedTuple):
     only_explores: bool = False
     trusted: bool = False
     """Whether it is in the manifest, however it is laid out."""
-    plans: dict[str | None, AnyPlan | None] | None = None
-    """The plans of its operations, by their names, made when they are first run; None where there is nothing to run."""
+    prepared: dict[str | None, Prepared] | None = None
+    """Its operations by the names they were asked for by; None where there is nothing to run."""
+
+    def operation(self, name: str | None) -> Prepared:
+        """Choose the operation to run. Raises `InvalidInput` where there is none, or several and none is named."""
+        assert self.ast is not None, "it can be run"
+        assert self.prepared is not None, "it can be run"
+        if name not in self.prepared:
+            node = get_operation_ast(self.ast, name)
+            if node is None:
+                raise InvalidInput(
+                    [Violation("/operationName", "operation", "must name one of the document's operations")]
+                )
+            self.prepared[name] = Prepared(self.ast, node)
+        return self.prepared[name]
+
+    def price(self, operation_name: str | None, variables: Mapping[str, Any]) -> Price:
+        """Price the operation that is asked for. A document that cannot be run is one read."""
+        if self.ast is None or self.errors:
+            return ONE_READ
+        try:
+            return self.operation(operation_name).pricing.price(variables)
+        except InvalidInput:
+            return ONE_READ
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,14 +218,6 @@ OURS: dict[type[ASTValidationRule], type[ASTValidationRule]] = {
 RULES: tuple[type[ASTValidationRule], ...] = tuple(
     OURS.get(rule, rule) for rule in (*specified_rules, *recommended_rules)
 )
-
-
-def operation_of(document: DocumentNode, name: str | None) -> OperationDefinitionNode:
-    """Choose the operation to run. Raises `InvalidInput` where there is none, or several and none is named."""
-    operation = get_operation_ast(document, name)
-    if operation is None:
-        raise InvalidInput([Violation("/operationName", "operation", "must name one of the document's operations")])
-    return operation
 
 
 def explain_variables(

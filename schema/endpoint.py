@@ -30,7 +30,7 @@ from schema.documents import Document
 from schema.errors import phrase, refuse
 from schema.event_stream import EVENT_STREAM, HEADERS, EventStream, StreamLimits, at_once
 from schema.execution import Answer, Ask, Runner, ask_of, subscription_of, written
-from schema.rates import ONE_READ, Price, price_of
+from schema.rates import ONE_READ, Price
 from schema.staying import LogOperation, Places, WhoCalls
 
 GRAPHQL_RESPONSE = "application/graphql-response+json"
@@ -82,7 +82,7 @@ class GraphQLEndpoint:
             if not isinstance(ask, Ask):
                 return await self._batch(request, ask, context, media_type)
             assert document is not None, "whoever asks for one operation names its document"
-            await _admit(request, context, price_of(document, ask.operation_name, ask.variables))
+            await _admit(request, context, document.price(ask.operation_name, ask.variables))
             if media_type == EVENT_STREAM or (EVENT_STREAM in accepted and subscription_of(document, ask)):
                 return await self._stream(request, ask, document, context, who_calls)
             understood, body, _ = await self._runner.run(ask, document, context, read_only=request.method == "GET")

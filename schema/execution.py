@@ -35,12 +35,13 @@ from resolvers.errors import (
 )
 from resolvers.rules import RuleId
 from schema.admission import Admission, LogBreach, LogUnknown
-from schema.cost import Cost, cost_of
-from schema.documents import Document, DocumentRules, explain_variables, operation_of
+from schema.cost import Cost
+from schema.documents import Document, DocumentRules, explain_variables
 from schema.errors import refuse
 from schema.limits import Breach
 from schema.loaders import Loaders
 from schema.plan import AnyPlan, Plan, plan_of
+from schema.prepared import Prepared
 from schema.selection import Declined
 from schema.types import Operation
 
@@ -149,20 +150,21 @@ class Runner:
         if document.ast is None or document.errors:
             return Answer(False, {"errors": [_document_error(error, context) for error in document.errors]})
         try:
-            operation = operation_of(document.ast, ask.operation_name)
+            prepared = document.operation(ask.operation_name)
         except InvalidInput as error:
             return _refused(error, context)
+        operation = prepared.node
         if operation.operation is OperationType.SUBSCRIPTION:
             return _refused(
                 InvalidInput([Violation("/query", "subscription", "needs a WebSocket or server-sent events")]), context
             )
         if read_only and operation.operation is not OperationType.QUERY:
             raise MethodNotAllowed(["POST"])
-        cost = _cost(document.ast, operation, ask, context)
+        cost = _cost(prepared, ask, context)
         if too_dear := self._too_dear(cost, ask, context):
             return too_dear
         met: Exception | None = None
-        if plan := self._plan(document, operation, context):
+        if plan := self._plan(document.ast, prepared, context):
             try:
                 data = orjson.Fragment(await plan.run(ask.variables, context))
                 return _telling(cost, ask, Answer(True, {"data": data}))
@@ -194,17 +196,14 @@ class Runner:
                 told["extensions"]["recorded"] = "unknown"
         return answer
 
-    def _plan(self, document: Document, operation: OperationDefinitionNode, context: Context) -> AnyPlan | None:
-        assert document.ast is not None, "it has an operation"
-        assert document.plans is not None, "it has an operation"
-        name = operation.name.value if operation.name else None
-        if name not in document.plans:
-            document.plans[name] = None
+    def _plan(self, document: DocumentNode, prepared: Prepared, context: Context) -> AnyPlan | None:
+        if not prepared.planned:
+            prepared.planned = True
             try:
-                document.plans[name] = plan_of(document.ast, operation)
+                prepared.plan = plan_of(document, prepared.node)
             except Exception as error:  # noqa: BLE001 - a fault of planning harms nobody: there is another way
                 self._report(error, context.request_id)
-        return document.plans[name]
+        return prepared.plan
 
     async def start(
         self,
@@ -220,11 +219,11 @@ class Runner:
         A subscription that is refused is an answer too. `last_event_id` is where a client goes on that says so beside
         the operation. Raises what `run` raises; the answers raise what the source of the events raises.
         """
-        operation = subscription_of(document, ask)
-        if operation is None:
+        prepared = subscription_of(document, ask)
+        if prepared is None:
             return await self.run(ask, document, context, read_only=read_only)
         assert document.ast is not None, "a document that has a subscription was read"
-        cost = _cost(document.ast, operation, ask, context)
+        cost = _cost(prepared, ask, context)
         if too_dear := self._too_dear(cost, ask, context):
             return too_dear
         executor = Executor.build(
@@ -236,7 +235,7 @@ class Runner:
             is_awaitable=optimized_is_awaitable,  # type: ignore[arg-type]
         )
         if not isinstance(executor, Executor):
-            return self._variables_refused(operation, ask, context)
+            return self._variables_refused(prepared.node, ask, context)
         source = create_source_event_stream(executor)
         if executor.is_awaitable(source):
             source = await source
@@ -271,8 +270,9 @@ class Runner:
         return ServerError()
 
     def _too_dear(self, cost: Cost, ask: Ask, context: Context) -> Answer | None:
-        breach = Breach("cost", cost.limit, cost.requested)
-        if cost.requested <= cost.limit or self._admission.log_if_measuring(breach, context):
+        if cost.requested <= cost.limit:
+            return None
+        if self._admission.log_if_measuring(Breach("cost", cost.limit, cost.requested), context):
             return None
         told = f"could give {cost.requested:,} objects, and {cost.limit:,} is the most; ask for smaller pages"
         return _telling(
@@ -311,20 +311,21 @@ def _is_one_field(operation: OperationDefinitionNode) -> bool:
     return len(selections) == 1 and isinstance(selections[0], FieldNode)
 
 
-def subscription_of(document: Document, ask: Ask) -> OperationDefinitionNode | None:
+def subscription_of(document: Document, ask: Ask) -> Prepared | None:
     """Give the operation that is asked for if it is a subscription that can be run."""
     if document.ast is None or document.errors:
         return None
     try:
-        operation = operation_of(document.ast, ask.operation_name)
+        prepared = document.operation(ask.operation_name)
     except InvalidInput:
         return None
-    return operation if operation.operation is OperationType.SUBSCRIPTION else None
+    return prepared if prepared.node.operation is OperationType.SUBSCRIPTION else None
 
 
-def _cost(document: DocumentNode, operation: OperationDefinitionNode, ask: Ask, context: Context) -> Cost:
+def _cost(prepared: Prepared, ask: Ask, context: Context) -> Cost:
     """Say what an operation could give; of a subscription, for one event."""
-    return Cost(cost_of(document, operation, ask.variables, context.services.page_limits), context.services.max_cost)
+    services = context.services
+    return Cost(prepared.costing.cost(ask.variables, services.page_limits), services.max_cost)
 
 
 def _telling(cost: Cost, ask: Ask, answer: Answer) -> Answer:

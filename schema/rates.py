@@ -9,15 +9,14 @@ from graphql import (
     FragmentDefinitionNode,
     FragmentSpreadNode,
     InlineFragmentNode,
+    OperationDefinitionNode,
     OperationType,
     SelectionSetNode,
-    get_operation_ast,
 )
 
 from resolvers.batches import MAX_ITEMS
 from resolvers.rates import Kind
-from schema.cost import Sent
-from schema.documents import Document
+from schema.cost import Sent, defaults_of
 
 
 class Price(NamedTuple):
@@ -31,24 +30,22 @@ ONE_READ = Price(Kind.READS, 1)
 """What everything counts for that does not get as far as an operation."""
 
 
-def price_of(document: Document, operation_name: str | None, variables: Mapping[str, Any]) -> Price:
-    """Price the operation that is asked for. A document that cannot be run is one read."""
-    if document.ast is None or document.errors:
-        return ONE_READ
-    operation = get_operation_ast(document.ast, operation_name)
-    if operation is None:
-        return ONE_READ
-    kind = Kind.WRITES if operation.operation is OperationType.MUTATION else Kind.READS
-    fields = _root_fields(document.ast, operation.selection_set)
-    sent = Sent(operation, variables)
-    return Price(kind, sum(_units(field, sent) for field in fields.values()))
+class Pricing:
+    """What a valid operation counts for."""
 
+    def __init__(self, document: DocumentNode, operation: OperationDefinitionNode) -> None:
+        fields = _root_fields(document, operation.selection_set).values()
+        self._kind = Kind.WRITES if operation.operation is OperationType.MUTATION else Kind.READS
+        self._many = [each for each in fields if each.name.value == "recordEncounters"]
+        self._units_of_others = len(fields) - len(self._many)
+        self._defaults = defaults_of(operation)
 
-def _units(field: FieldNode, sent: Sent) -> int:
-    if field.name.value != "recordEncounters":
-        return 1
-    # More are refused, and nobody should wait until they can afford that.
-    return min(max(sent.asked_for(field), 1), MAX_ITEMS)
+    def price(self, variables: Mapping[str, Any]) -> Price:
+        """Price it."""
+        sent = Sent(self._defaults, variables)
+        # More items are refused, and nobody should wait until they can afford that.
+        units = (min(max(sent.asked_for(field), 1), MAX_ITEMS) for field in self._many)
+        return Price(self._kind, self._units_of_others + sum(units))
 
 
 def _root_fields(document: DocumentNode, selections: SelectionSetNode) -> dict[str, FieldNode]:

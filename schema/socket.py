@@ -31,7 +31,7 @@ from schema.documents import Document
 from schema.errors import refuse
 from schema.execution import Answer, Ask, Runner, ask_of, written
 from schema.messages import Complete, ConnectionInit, Message, NotAMessage, Ping, Subscribe, read
-from schema.rates import ONE_READ, Price, price_of
+from schema.rates import ONE_READ, Price
 from schema.staying import LogOperation, Places, TokenEnd, WhoCalls, end_of_token, seconds_left
 
 SUBPROTOCOL = "graphql-transport-ws"
@@ -387,7 +387,7 @@ class Conversation:
         except GatewayError:
             await _spend(operation.context, ONE_READ)
             raise
-        price = price_of(document, ask.operation_name, ask.variables)
+        price = document.price(ask.operation_name, ask.variables)
         operation.changes = price.kind is Kind.WRITES
         await _spend(operation.context, price)
         return ask, document

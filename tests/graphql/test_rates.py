@@ -5,7 +5,7 @@ import pytest
 from resolvers.rates import Kind
 from schema import build_schema
 from schema.documents import DocumentRules, Documents
-from schema.rates import ONE_READ, Price, price_of
+from schema.rates import ONE_READ, Price
 
 DOCUMENTS = Documents(build_schema()._schema, DocumentRules())
 
@@ -39,15 +39,15 @@ POWERS_OF_TWO = (
     ],
 )
 def test_an_operation_counts_for_its_root_fields_and_what_cannot_be_run_for_one_read(text: str, price: Price) -> None:
-    assert price_of(DOCUMENTS.read(text), None, {}) == price
+    assert DOCUMENTS.read(text).price(None, {}) == price
 
 
 def test_of_several_operations_the_one_that_is_named_counts() -> None:
     document = DOCUMENTS.read(f"query look {{ __typename }} mutation record {{ a: {RECORD} b: {RECORD} }}")
 
-    assert price_of(document, "look", {}) == Price(Kind.READS, 1)
-    assert price_of(document, "record", {}) == Price(Kind.WRITES, 2)
-    assert price_of(document, "nobody", {}) == ONE_READ
+    assert document.price("look", {}) == Price(Kind.READS, 1)
+    assert document.price("record", {}) == Price(Kind.WRITES, 2)
+    assert document.price("nobody", {}) == ONE_READ
 
 
 ITEM = '{patientId: "p", input: {brandId: "loop", encounterType: LAB}}'
@@ -66,4 +66,4 @@ MANY = "mutation ($many: [RecordEncountersItem!]!) { recordEncounters(input: $ma
     ],
 )
 def test_many_encounters_count_for_as_many_writes(text: str, many: list[object] | None, units: int) -> None:
-    assert price_of(DOCUMENTS.read(text), None, {"many": many}) == Price(Kind.WRITES, units)
+    assert DOCUMENTS.read(text).price(None, {"many": many}) == Price(Kind.WRITES, units)

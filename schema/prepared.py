@@ -1,0 +1,19 @@
+"""An operation of a document, with all that is worked out of it once and used each time it is asked for."""
+
+from graphql import DocumentNode, OperationDefinitionNode
+
+from schema.cost import Costing
+from schema.plan import AnyPlan
+from schema.rates import Pricing
+
+
+class Prepared:
+    """An operation that is known to be valid."""
+
+    def __init__(self, document: DocumentNode, node: OperationDefinitionNode) -> None:
+        self.node = node
+        self.pricing = Pricing(document, node)
+        self.costing = Costing(document, node)
+        self.plan: AnyPlan | None = None
+        self.planned = False
+        """Whether `plan` says what it is to say: it is made when the operation is first run."""
