@@ -31,9 +31,9 @@ from gateway.settings import Settings
 from gateway.stopping import Stop
 from gateway.telemetry import log_breach, log_operation, log_unknown_document, report
 from gateway.trail import QueuedTrail
-from resolvers.access import scopes_from
+from resolvers.access import Verify, scopes_from
 from resolvers.commands import InputLimits
-from resolvers.context import Services, Verify
+from resolvers.context import Services
 from resolvers.errors import GatewayError
 from resolvers.outbox import Feed
 from resolvers.paging import PageLimits

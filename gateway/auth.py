@@ -15,8 +15,7 @@ from gateway.jwks import KeySet
 from gateway.jwt import AccessTokens
 from gateway.provider import Flights, Provider
 from gateway.settings import Settings
-from resolvers.access import Caller
-from resolvers.context import Verify
+from resolvers.access import Caller, Verify
 from resolvers.errors import InvalidToken
 
 # The tokens of development mode, published in the contract: worthless wherever a verifier is configured.

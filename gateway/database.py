@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Self
+from typing import NamedTuple, Self
 
 import asyncpg
 
 from gateway.metrics import POOL_CONNECTIONS, POOL_IN_USE, POOL_REFUSED
 from gateway.pool import Pool
+from gateway.together import Together
 from resolvers.errors import Locked, OutcomeUnknown, TemporarilyUnavailable
 from resolvers.sql import Row, Statement
 
@@ -76,12 +77,21 @@ class PoolConnection:
         return rows[0] if rows else None
 
 
+class Finding(NamedTuple):
+    """What those have in common who may be served together."""
+
+    brand_id: str
+    statement: Statement
+    by: str
+
+
 class Database:
     """PostgreSQL, as the resolvers use it (`resolvers.sql.Database`)."""
 
     def __init__(self, pool: Pool[BrandConnection], acquire_seconds: float, name: str) -> None:
         self._pool = pool
         self._acquire_seconds = acquire_seconds
+        self._finding: Together[Finding, object, Row | None] = Together(self._find, acquire_seconds)
         self._in_use = POOL_IN_USE.labels(name)
         self._refused = POOL_REFUSED.labels(name)
         POOL_CONNECTIONS.labels(name).set(pool.size)
@@ -141,6 +151,21 @@ class Database:
         """Borrow a connection outside a transaction. Raises `TemporarilyUnavailable`."""
         async with self._borrowed(brand_id) as connection:
             yield PoolConnection(connection)
+
+    async def find(self, brand_id: str, statement: Statement, by: str, value: object) -> Row | None:
+        """Find the row whose `key` is a value, together with those who look at the same time.
+
+        Raises `TemporarilyUnavailable`.
+        """
+        return await self._finding.do(Finding(brand_id, statement, by), value)
+
+    async def _find(self, finding: Finding, values: Sequence[object], within_seconds: float) -> list[Row | None]:
+        async with self._borrowed(finding.brand_id, within_seconds) as connection:
+            rows = await PoolConnection(connection).fetch(
+                finding.statement, **{"brand_id": finding.brand_id, finding.by: values}
+            )
+        found = {row["key"]: row for row in rows}
+        return [found.get(str(value)) for value in values]
 
     @asynccontextmanager
     async def at_once(self, brand_id: str, within_seconds: float) -> AsyncIterator[PoolConnection]:

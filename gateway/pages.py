@@ -113,9 +113,11 @@ class ExplorerForBrowsers:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
-        request = Request(scope)
-        asked = request.method in {"GET", "HEAD"} and _likes_pages(request.headers.get("accept", ""))
-        answer = await self._explorer.answer(request) if asked else self._door
+        answer = self._door
+        if scope["method"] in {"GET", "HEAD"}:
+            request = Request(scope)
+            if _likes_pages(request.headers.get("accept", "")):
+                answer = await self._explorer.answer(request)
         await answer(scope, receive, send)
 
 

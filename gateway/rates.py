@@ -1,8 +1,7 @@
 """How often: what a client may ask in a minute, and what an address may try before we know who it is."""
 
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from functools import lru_cache
 from hashlib import sha256
 from ipaddress import IPv6Address, IPv6Network, ip_address
@@ -11,6 +10,7 @@ from typing import Self
 
 from gateway.settings import Settings
 from gateway.windows import Clock, LocalWindow, SharedWindow, Window
+from resolvers.access import Caller, Verify
 from resolvers.errors import InvalidToken, RateLimited
 from resolvers.rates import Allowance, Kind
 
@@ -70,18 +70,16 @@ class RateLimits:
         taken = await self._window.take(f"{kind}/{client_id}", limit, units)
         return Allowance(kind, limit, self._seconds, taken.remaining, taken.more_in_seconds, taken.granted)
 
-    @asynccontextmanager
-    async def attempt(self, address: str | None, token: str) -> AsyncIterator[None]:
-        """Watch a token being verified. Raises `RateLimited` where the address has tried, or failed, too often."""
+    async def verified(self, token: str, address: str | None, verify: Verify) -> Caller:
+        """Verify a token. Raises `RateLimited` where the address has tried or failed too often, or as `verify` does."""
         network = network_of(address)
         if network is None:
-            yield
-            return
+            return await verify(token)
         proof = sha256(token.encode()).digest()
         if proof not in self._proven:
             await self._try_from(network)
         try:
-            yield
+            caller = await verify(token)
         except InvalidToken:
             self._proven.pop(proof, None)
             await self._failed.take(network, self._failure_limit, 1)
@@ -89,6 +87,7 @@ class RateLimits:
         self._proven[proof] = None
         if len(self._proven) > MAX_PROVEN_TOKENS:
             del self._proven[next(iter(self._proven))]
+        return caller
 
     async def _try_from(self, network: str) -> None:
         if self._failure_limit and (seconds := self._failed.wait_seconds(network, self._failure_limit)):

@@ -10,8 +10,7 @@ from functools import partial
 from typing import Any
 
 from gateway.metrics import DRAINING
-from resolvers.access import Caller
-from resolvers.context import Verify
+from resolvers.access import Caller, Verify
 from resolvers.errors import TemporarilyUnavailable
 
 Handler = Callable[[int, Any], Any]

@@ -1,7 +1,7 @@
 """Who calls, what they may do, and for which brand."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -87,6 +87,10 @@ class Caller:
     def actor_type(self) -> ActorType:
         """A person acts through a client; a client without a person is a service."""
         return "user" if self.user_id else "service"
+
+
+Verify = Callable[[str], Awaitable[Caller]]
+"""Turns a token into who it stands for, or raises `InvalidToken`."""
 
 
 def require(caller: Caller, needed: Iterable[str]) -> None:

@@ -1,12 +1,12 @@
 """What every resolver is given: who calls, for which brand, and what it may use. Both doors make it the same way."""
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 from models import Encounter
-from resolvers.access import DEFAULT_SCOPES, Caller, Operation, Scopes, require, resolve_brand
+from resolvers.access import DEFAULT_SCOPES, Caller, Operation, Scopes, Verify, require, resolve_brand
 from resolvers.commands import DEFAULT_LIMITS, InputLimits
 from resolvers.errors import Forbidden, GatewayError, InsufficientScope, Unauthenticated
 from resolvers.outbox import Feed
@@ -16,9 +16,6 @@ from resolvers.recording import Recorder
 from resolvers.sql import Database
 from resolvers.tally import Tally, Uncounted
 from resolvers.trail import NOT_A_REFUSAL, Trail, reads, refusal
-
-Verify = Callable[[str], Awaitable[Caller]]
-"""Turns a token into who it stands for, or raises `InvalidToken`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,5 +151,4 @@ async def _caller(services: Services, authorization: str, address: str | None) -
     scheme, _, token = authorization.partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
         raise Unauthenticated
-    async with services.rates.attempt(address, token.strip()):
-        return await services.verify(token.strip())
+    return await services.rates.verified(token.strip(), address, services.verify)

@@ -1,11 +1,10 @@
 """How often a caller may ask: what is counted, and the seam to whatever counts it."""
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from resolvers.access import Caller, Verify
 from resolvers.errors import RateLimited
 
 
@@ -41,10 +40,10 @@ class Rates(Protocol):
     async def spend(self, client_id: str, kind: Kind, units: int = 1) -> Allowance:
         """Count a request of a client; one that is too many is not granted, and not counted either. Never raises."""
 
-    def attempt(self, address: str | None, token: str) -> AbstractAsyncContextManager[None]:
-        """Watch a token being verified that came from this address; None where the address tells nobody from another.
+    async def verified(self, token: str, address: str | None, verify: Verify) -> Caller:
+        """Verify a token that came from this address; None where the address tells nobody from another.
 
-        Raises `RateLimited` before the block where the address has tried too many tokens.
+        Raises `RateLimited` before it is verified where the address has tried too many, and what `verify` raises.
         """
 
 
@@ -55,7 +54,6 @@ class Unlimited:
         """Grant it."""
         return Allowance(kind, limit=0, window_seconds=0, remaining=0, more_in_seconds=0)
 
-    @asynccontextmanager
-    async def attempt(self, address: str | None, token: str) -> AsyncIterator[None]:  # noqa: ARG002
-        """Let it be tried."""
-        yield
+    async def verified(self, token: str, address: str | None, verify: Verify) -> Caller:  # noqa: ARG002
+        """Verify it."""
+        return await verify(token)

@@ -7,8 +7,8 @@ there, whatever was understood as GraphQL is answered with 200. A third, `text/e
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -178,7 +178,8 @@ def liked_media_types(accept: str) -> dict[str, float]:
     return liked
 
 
-def _accepted(accept: str) -> list[str]:
+@lru_cache(256)
+def _accepted(accept: str) -> Sequence[str]:
     """Give the media types of ours that the client takes, the one liked best first."""
     liked = liked_media_types(accept)
     if not liked:
@@ -205,12 +206,17 @@ async def _admit(request: Request, context: Context, price: Price) -> None:
 
 
 async def _json_body(request: Request) -> Any:
-    media_type, _, parameters = request.headers.get("content-type", "").lower().partition(";")
-    charset = parameters.partition("charset=")[2].partition(";")[0].strip('" ')
-    coding = ",".join(request.headers.getlist("content-encoding")).strip().lower()
-    if media_type.strip() != JSON or charset not in {"", "utf-8"} or coding not in {"", "identity"}:
+    coding = ",".join(request.headers.getlist("content-encoding"))
+    if not _is_json(request.headers.get("content-type", ""), coding):
         raise UnsupportedMediaType
     return json_text.read(await request.body())
+
+
+@lru_cache(256)
+def _is_json(content_type: str, coding: str) -> bool:
+    media_type, _, parameters = content_type.lower().partition(";")
+    charset = parameters.partition("charset=")[2].partition(";")[0].strip('" ')
+    return media_type.strip() == JSON and charset in {"", "utf-8"} and coding.strip().lower() in {"", "identity"}
 
 
 def _ask_of_url(request: Request) -> Ask:

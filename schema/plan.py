@@ -8,9 +8,7 @@ What plans know: `encounter`, `patient` and `patients` at the root, any number o
 and pages of a patient's encounters; fragments, aliases, variables, `@skip` and `@include`.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from graphql import (
@@ -27,7 +25,7 @@ from resolvers.errors import GatewayError
 from resolvers.ids import id_or_none
 from resolvers.paging import list_of, window_of
 from resolvers.patients import can_exist
-from resolvers.sql import Statement
+from resolvers.sql import Row, Statement
 from schema.record_plan import RecordPlan
 from schema.selection import Declined, Page, Reader, Root, Variables, coerced, conditions_of, filter_members
 from schema.statement import Bound, arguments_of, statement_of
@@ -88,46 +86,57 @@ class Plan:
             return None
 
 
-@dataclass
 class Variant:
     """A tree of what is asked for, and its statements: one for each shape that its pages have had."""
 
-    roots: Sequence[Root]
-    statements: dict[tuple[Any, ...], Statement | None] = field(default_factory=dict)
+    def __init__(self, roots: Sequence[Root]) -> None:
+        self._roots = roots
+        self._needed = _needed(roots)
+        self._is_one_encounter = [root.name for root in roots] == ["encounter"]
+        self._statements: dict[tuple[Any, ...], Statement | None] = {}
 
     async def run(self, variables: Variables, context: Context) -> bytes:
         """Answer it. Raises `Declined`, or what kept the database from answering."""
         brand_id = self._admitted(context)
-        asked = [self._ids(root, variables) for root in self.roots]
+        asked = [self._ids(root, variables) for root in self._roots]
         bound: dict[int, Bound] = {}
-        for root, ids in zip(self.roots, asked, strict=True):
+        for root, ids in zip(self._roots, asked, strict=True):
             for page in root.pages:
                 list_owner = (brand_id, ids[0]) if root.name == "patient" else None
                 bound[page.number] = _bind(page, list_owner, variables, context)
+        rows = await self._rows(brand_id, asked, bound, context)
+        found: dict[tuple[int, Any], bytes] = {}
+        given: dict[tuple[str, str], int] = {}
+        for row in rows:
+            found[row["root"], row["key"]] = row["json"]
+            if row["given"]:
+                owner = (brand_id, row["patient_id"])
+                given[owner] = given.get(owner, 0) + row["given"]
+        context.note_given(given)
+        return self._written(asked, found)
+
+    async def _rows(
+        self, brand_id: str, asked: Sequence[list[Any]], bound: Mapping[int, Bound], context: Context
+    ) -> Sequence[Row]:
+        statement = self._statement(bound)
+        if statement is None:
+            return ()
+        if self._is_one_encounter:
+            # Many ask for one encounter at a time: those of one moment share the way to the database and back.
+            row = await context.database.find(brand_id, statement, "ids_0", asked[0][0]) if asked[0] else None
+            return () if row is None else (row,)
         arguments: dict[str, Any] = {"brand_id": brand_id}
-        for number, (root, ids) in enumerate(zip(self.roots, asked, strict=True)):
+        for number, (root, ids) in enumerate(zip(self._roots, asked, strict=True)):
             arguments[f"ids_{number}"] = ids if root.name == "encounter" else [i for i in ids if can_exist(i)]
         for number, each in bound.items():
             arguments |= arguments_of(number, each)
-        statement = self._statement(bound)
-        rows: list[Any] = []
-        if statement is not None:
-            async with context.database.reading(brand_id) as connection:
-                rows = await connection.fetch(statement, **arguments)
-        found: dict[tuple[int, Any], bytes] = {(row["root"], row["key"]): row["json"] for row in rows}
-        given: Counter[tuple[str, str]] = Counter()
-        for row in rows:
-            given[brand_id, row["patient_id"]] += row["given"]
-        context.note_given(+given)
-        return self._written(asked, found)
+        async with context.database.reading(brand_id) as connection:
+            return await connection.fetch(statement, **arguments)
 
     def _admitted(self, context: Context) -> str:
         try:
-            names = {root.name for root in self.roots}
-            if names & {"patient", "patients"} or any(_shows_patients(root) for root in self.roots):
-                context.require(Operation.READ_PATIENTS)
-            if "encounter" in names or any(root.pages for root in self.roots):
-                context.require(Operation.READ_ENCOUNTERS)
+            for operation in self._needed:
+                context.require(operation)
             return context.acting_brand()
         except GatewayError:
             raise Declined from None
@@ -151,15 +160,15 @@ class Variant:
 
     def _statement(self, bound: Mapping[int, Bound]) -> Statement | None:
         shape = tuple(each.shape for each in bound.values())
-        if shape not in self.statements:
-            if len(self.statements) >= KEPT_STATEMENTS:
-                self.statements.clear()
-            self.statements[shape] = statement_of(self.roots, bound)
-        return self.statements[shape]
+        if shape not in self._statements:
+            if len(self._statements) >= KEPT_STATEMENTS:
+                self._statements.clear()
+            self._statements[shape] = statement_of(self._roots, bound)
+        return self._statements[shape]
 
     def _written(self, asked: Sequence[list[Any]], found: Mapping[tuple[int, Any], bytes]) -> bytes:
         values = []
-        for number, (root, ids) in enumerate(zip(self.roots, asked, strict=True)):
+        for number, (root, ids) in enumerate(zip(self._roots, asked, strict=True)):
             items = [found.get((number, str(each)), b"null") for each in ids]
             match root.name:
                 case "__typename":
@@ -170,6 +179,17 @@ class Variant:
                     value = items[0] if items else b"null"
             values.append(b'"' + root.key.encode() + b'":' + value)
         return b"{" + b",".join(values) + b"}"
+
+
+def _needed(roots: Sequence[Root]) -> list[Operation]:
+    """Give what the caller must be allowed to do."""
+    names = {root.name for root in roots}
+    needed = []
+    if names & {"patient", "patients"} or any(_shows_patients(root) for root in roots):
+        needed.append(Operation.READ_PATIENTS)
+    if "encounter" in names or any(root.pages for root in roots):
+        needed.append(Operation.READ_ENCOUNTERS)
+    return needed
 
 
 def _shows_patients(root: Root) -> bool:

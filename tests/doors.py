@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.app import create_app
 from gateway.settings import Settings
 from resolvers import json_text
-from resolvers.context import Verify
+from resolvers.access import Verify
 
 TOKEN = "dev"  # of the brand `loop`
 

@@ -15,7 +15,7 @@ from websockets.typing import Subprotocol
 from gateway.app import create_app
 from gateway.serve import PROTOCOLS
 from gateway.settings import Settings
-from resolvers.context import Verify
+from resolvers.access import Verify
 
 SUBPROTOCOL = "graphql-transport-ws"
 SECONDS = 5.0

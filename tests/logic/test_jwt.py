@@ -16,8 +16,7 @@ from structlog.testing import capture_logs
 
 from gateway.auth import verifying
 from gateway.jwt import REGISTRY
-from resolvers.access import Caller
-from resolvers.context import Verify
+from resolvers.access import Caller, Verify
 from resolvers.errors import InvalidToken, TemporarilyUnavailable
 from tests.provider import AUDIENCE, ISSUER, Hands, IdentityProvider, claims, drip, encoded, jwt, signing_key
 

@@ -12,8 +12,7 @@ from structlog.testing import capture_logs
 
 from gateway.auth import Kept, verifying
 from gateway.settings import Settings, SettingsError
-from resolvers.access import Caller, resolve_brand
-from resolvers.context import Verify
+from resolvers.access import Caller, Verify, resolve_brand
 from resolvers.errors import Forbidden, InvalidToken, TemporarilyUnavailable
 from tests.provider import AUDIENCE, ISSUER, Hands, IdentityProvider, drip
 

@@ -1,0 +1,133 @@
+"""What comes at the same time is done together: one statement, one commit, one wait for the disk.
+
+Nobody waits on a timer. What comes in one turn of the loop goes out at its end, as long as fewer than `UNDER_WAY`
+statements of its group are under way; what comes meanwhile goes out with the next. So a lone one goes alone and at
+once, and the busier the gateway is, the more share a statement. Who waits longer than for a free connection is refused.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic, TypeVar
+
+import asyncpg
+
+from resolvers.errors import TemporarilyUnavailable
+
+UNDER_WAY = 2
+"""Statements of a group at once: while one waits for the disk the next is made."""
+
+LEAST_SECONDS = 0.1
+"""How long those that have waited long may still wait for a connection: a free one is taken by then."""
+
+TOGETHER_AT_MOST = 64
+"""Items in one statement: enough that what they share is cheap, few enough that nobody waits for many."""
+
+Group = TypeVar("Group", bound=Hashable)
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
+
+Work = Callable[[Group, Sequence[Item], float], Awaitable[Sequence[Outcome]]]
+"""Does some items of a group and gives their outcomes, in their order. It may wait so many seconds for a connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting(Generic[Item, Outcome]):
+    item: Item
+    outcome: asyncio.Future[Outcome]
+    since: float
+
+
+class Together(Generic[Group, Item, Outcome]):
+    """Does the items of each group, those that come at the same time by one call of `work`."""
+
+    def __init__(self, work: Work[Group, Item, Outcome], patience_seconds: float) -> None:
+        self._work = work
+        self._patience_seconds = patience_seconds
+        self._waiting: dict[Group, list[_Waiting[Item, Outcome]]] = {}
+        self._under_way: dict[Group, set[asyncio.Task[None]]] = {}
+        self._watched: set[Group] = set()
+        """The groups at whose waiting somebody will look again."""
+
+    async def do(self, group: Group, item: Item) -> Outcome:
+        """Do one, with those that come at the same time. Raises `TemporarilyUnavailable`, or what `work` raises.
+
+        Whoever is cancelled waits no longer; what was sent is done all the same.
+        """
+        loop = asyncio.get_running_loop()
+        waiting = self._waiting.setdefault(group, [])
+        outcome: asyncio.Future[Outcome] = loop.create_future()
+        waiting.append(_Waiting(item, outcome, loop.time()))
+        if len(waiting) == 1:
+            if len(self._under_way.get(group, ())) < UNDER_WAY:
+                loop.call_soon(self._send, group)
+            else:
+                self._watch(group)
+        return await outcome
+
+    def _send(self, group: Group) -> None:
+        under_way = self._under_way.setdefault(group, set())
+        while len(under_way) < UNDER_WAY and (waiting := self._waiting.pop(group, None)):
+            # Whoever has gone meanwhile was not sent, and is not.
+            together = [one for one in waiting[:TOGETHER_AT_MOST] if not one.outcome.done()]
+            if rest := waiting[TOGETHER_AT_MOST:]:
+                self._waiting[group] = rest
+            if together:
+                task = asyncio.create_task(self._do(group, together))
+                under_way.add(task)
+                task.add_done_callback(partial(self._sent, group))
+        if not under_way:
+            del self._under_way[group]
+        if group in self._waiting:
+            # More came at once than are sent at once.
+            self._watch(group)
+
+    def _sent(self, group: Group, task: asyncio.Task[None]) -> None:
+        self._under_way[group].discard(task)
+        self._send(group)
+
+    def _watch(self, group: Group) -> None:
+        """Look again when the first of those who wait has waited too long."""
+        if group not in self._watched:
+            self._watched.add(group)
+            too_long_at = self._waiting[group][0].since + self._patience_seconds
+            asyncio.get_running_loop().call_at(too_long_at, self._lose_patience, group)
+
+    def _lose_patience(self, group: Group) -> None:
+        """Refuse who has waited too long, of whom nothing was sent; look again when the next one has."""
+        now = asyncio.get_running_loop().time()
+        self._watched.discard(group)
+        waiting = self._waiting.get(group, [])
+        patient = [one for one in waiting if now < one.since + self._patience_seconds]
+        _refuse(waiting[: len(waiting) - len(patient)], TemporarilyUnavailable())
+        if patient:
+            self._waiting[group] = patient
+            self._watch(group)
+        else:
+            self._waiting.pop(group, None)
+
+    async def _do(self, group: Group, together: list[_Waiting[Item, Outcome]]) -> None:
+        waited_seconds = asyncio.get_running_loop().time() - together[0].since
+        within_seconds = max(self._patience_seconds - waited_seconds, LEAST_SECONDS)
+        try:
+            outcomes = await self._work(group, [one.item for one in together], within_seconds)
+        except asyncpg.PostgresError as error:
+            if len(together) == 1:
+                _refuse(together, error)
+                return
+            # One row breaks a rule of the database's, and so nothing was done. Alone, each is judged for itself.
+            for one in together:
+                await self._do(group, [one])
+        except Exception as error:  # noqa: BLE001 - whoever waits must be told, whatever it is
+            _refuse(together, error)
+        else:
+            for one, outcome in zip(together, outcomes, strict=True):
+                if not one.outcome.done():
+                    one.outcome.set_result(outcome)
+
+
+def _refuse(together: Sequence[_Waiting[Item, Outcome]], error: Exception) -> None:
+    for one in together:
+        if not one.outcome.done():
+            one.outcome.set_exception(error)
