@@ -14,12 +14,12 @@ from uuid import UUID
 import asyncpg
 from sqlalchemy import BigInteger, ColumnElement, Table, Text, and_, cast, exists, extract, func, select
 
-from models import Encounter, EncounterEventKind
+from models import EncounterEventKind, Encounters
 from resolvers.audit import encounter_event
 from resolvers.chain import BEFORE_THE_FIRST, CHAIN, HASHED, LOG, LOOK_BACK, hash_entry, hash_link
 from resolvers.sql import Row, Statement
 
-ENCOUNTERS: Table = Encounter.__table__  # type: ignore[attr-defined]
+ENCOUNTERS: Table = Encounters.__table__  # type: ignore[attr-defined]
 
 ROWS_AT_ONCE = 1_000
 """How many rows are held in memory, however long the log is."""

@@ -66,15 +66,18 @@ class PoolConnection:
 
     async def fetch(self, statement: Statement, **values: object) -> list[Row]:
         """Run the statement and give its rows. Raises `Locked`."""
+        return await self._rows(statement, values)
+
+    async def fetch_one(self, statement: Statement, **values: object) -> Row | None:
+        """Run the statement and give its first row, or None. Raises `Locked`."""
+        rows = await self._rows(statement, values)
+        return rows[0] if rows else None
+
+    async def _rows(self, statement: Statement, values: dict[str, object]) -> list[Row]:
         try:
             return await self._connection.fetch(statement.text, *statement.arguments(values))
         except asyncpg.LockNotAvailableError as error:
             raise Locked from error
-
-    async def fetch_one(self, statement: Statement, **values: object) -> Row | None:
-        """Run the statement and give its first row, or None. Raises `Locked`."""
-        rows = await self.fetch(statement, **values)
-        return rows[0] if rows else None
 
 
 class Finding(NamedTuple):

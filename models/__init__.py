@@ -6,7 +6,14 @@ from models.audit import AuditEntry
 from models.base import Table
 from models.chain import ChainLink
 from models.dead_letter import DeadLetter
-from models.encounter import Encounter, EncounterAction, EncounterEventKind, EncounterStatus, EncounterType
+from models.encounter import (
+    Encounter,
+    EncounterAction,
+    EncounterEventKind,
+    Encounters,
+    EncounterStatus,
+    EncounterType,
+)
 from models.encounter_version import EncounterVersion
 from models.idempotency import IdempotencyKey
 from models.lease import Lease
@@ -28,6 +35,7 @@ __all__ = [
     "EncounterStatus",
     "EncounterType",
     "EncounterVersion",
+    "Encounters",
     "IdempotencyKey",
     "Lease",
     "OutboxEvent",

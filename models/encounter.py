@@ -1,5 +1,6 @@
 """An encounter: one meeting of a patient with the clinic, as it was told to us."""
 
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
@@ -57,8 +58,33 @@ class EncounterEventKind(StrEnum):
     AMENDED = "amended"
 
 
-class Encounter(Table, table=True):
-    """One encounter: the fourteen published members, and the version that guards changes.
+@dataclass(slots=True)
+class Encounter:
+    """One encounter: the fourteen published members, when it was held, and the version that guards changes.
+
+    A plain object with the columns of `Encounters`: of a class that SQLAlchemy watches, each would cost a statement.
+    """
+
+    patient_id: str
+    id: UUID
+    brand_id: str
+    provider_id: UUID | None
+    encounter_type: EncounterType
+    status: EncounterStatus
+    scheduled_at: datetime | None
+    started_at: datetime | None
+    ended_at: datetime | None
+    chief_complaint: str | None
+    notes: str | None
+    metadata: str
+    """A JSON object, as text."""
+    version: int
+    created_at: datetime
+    updated_at: datetime
+
+
+class Encounters(Table, table=True):
+    """The table of encounters.
 
     `id` is a UUIDv7 made by the gateway; `patient_id` comes first in the key because a cluster distributes by it.
     """

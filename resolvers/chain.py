@@ -48,6 +48,7 @@ def _as_text(column: ColumnElement[Any]) -> ColumnElement[Any]:
 
 HASHED = tuple(_as_text(column).label(f"hashed_{name}") for name, column in LOG.c.items())
 """Every column of an entry as PostgreSQL writes it, so that nothing of a value is lost on the way into a hash."""
+_LABELS = [(name, f"hashed_{name}") for name in LOG.c.keys()]  # noqa: SIM118 - it is no dict
 
 
 def hash_entry(row: Mapping[str, Any]) -> bytes:
@@ -56,8 +57,7 @@ def hash_entry(row: Mapping[str, Any]) -> bytes:
     Members in order, no white space, every value a string. A column that is null is left out, so that a column which
     is added to the log one day changes no hash.
     """
-    columns = {name: row[f"hashed_{name}"] for name in LOG.c.keys()}  # noqa: SIM118 - it is no dict
-    present = {name: value for name, value in columns.items() if value is not None}
+    present = {name: value for name, label in _LABELS if (value := row[label]) is not None}
     return hashlib.sha256(json_text.write(present).encode()).digest()
 
 

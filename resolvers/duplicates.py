@@ -12,13 +12,13 @@ from sqlalchemy import BigInteger, Interval, Table, any_, bindparam, select, tru
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlmodel import Text
 
-from models import Encounter, EncounterStatus
+from models import Encounter, Encounters, EncounterStatus
 from resolvers.access import Operation
 from resolvers.context import Context
 from resolvers.sql import Statement
 
-RECORDED: Table = Encounter.__table__.alias("recorded")  # type: ignore[attr-defined]
-EARLIER: Table = Encounter.__table__.alias("earlier")  # type: ignore[attr-defined]
+RECORDED: Table = Encounters.__table__.alias("recorded")  # type: ignore[attr-defined]
+EARLIER: Table = Encounters.__table__.alias("earlier")  # type: ignore[attr-defined]
 
 MOST = 10
 """How many are named at most: the warning is the same, and its cost bounded."""
@@ -75,6 +75,6 @@ async def possible_duplicates_of(context: Context, encounters: Sequence[tuple[st
     found: dict[UUID, list[Encounter]] = {}
     for row in rows:
         columns = dict(row)
-        found.setdefault(columns.pop("of_id"), []).append(Encounter.model_construct(**columns))
+        found.setdefault(columns.pop("of_id"), []).append(Encounter(**columns))
     context.note_read(each for alike in found.values() for each in alike)
     return [found.get(encounter_id, []) for _, encounter_id in encounters]

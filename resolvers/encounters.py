@@ -13,7 +13,7 @@ from sqlalchemy import BigInteger, ColumnElement, FromClause, Table, any_, bindp
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlmodel import Text
 
-from models import Encounter, EncounterEventKind, EncounterStatus, IdempotencyKey, Patient
+from models import Encounter, EncounterEventKind, Encounters, EncounterStatus, IdempotencyKey, Patient
 from resolvers.access import Operation
 from resolvers.audit import append_entry, encounter_event
 from resolvers.commands import EVERYTHING, EncounterFilter, RecordEncounter, uuid_of
@@ -28,7 +28,7 @@ from resolvers.recording import NO_ANSWER, OF_THE_ENCOUNTER, TO_COME, Answer, Ke
 from resolvers.sql import Connection, Row, Statement
 from resolvers.versions import append_version
 
-TABLE: Table = Encounter.__table__  # type: ignore[attr-defined]
+TABLE: Table = Encounters.__table__  # type: ignore[attr-defined]
 RECORDED = EncounterEventKind.RECORDED
 
 
@@ -91,7 +91,7 @@ def columns_of(command: RecordEncounter, patient_id: str) -> dict[str, Any]:
 
 def recorded(columns: Mapping[str, Any], at: datetime) -> Encounter:
     """Give the encounter of a row, as it is when it is recorded."""
-    return Encounter.model_construct(**columns, created_at=at, updated_at=at)
+    return Encounter(**columns, created_at=at, updated_at=at)
 
 
 async def _keep(context: Context, brand_id: str, columns: Mapping[str, Any], claim: Claim | None) -> Kept:
@@ -328,4 +328,4 @@ def _order(table: FromClause, newest_first: bool) -> list[ColumnElement[Any]]:
 
 
 def _encounter(row: Row) -> Encounter:
-    return Encounter.model_construct(**row)
+    return Encounter(**row)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
 
+import orjson
 from sqlalchemy import Table, Text, any_, bindparam, select
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 
@@ -78,8 +79,9 @@ def claim_of(key: str, context: Context, brand_id: str, patient_id: str, command
     and none that was left out, so that a member added to the command one day changes no hash.
     """
     require_key(key)
-    meaning = json_text.write(command.model_dump(mode="json", exclude_none=True))
-    asked = f"{patient_id}\n{meaning}".encode("utf-8", "surrogatepass")
+    members = {name: value for name, value in command if value is not None}
+    meaning = orjson.dumps(members, option=orjson.OPT_SORT_KEYS | orjson.OPT_UTC_Z)
+    asked = patient_id.encode("utf-8", "surrogatepass") + b"\n" + meaning
     return Claim(brand_id, context.caller.client_id, key, hashlib.sha256(asked).digest())
 
 

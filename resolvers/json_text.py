@@ -12,6 +12,8 @@ from decimal import Decimal, InvalidOperation
 from json.encoder import encode_basestring
 from typing import Any, Never
 
+import orjson
+
 from resolvers.errors import MalformedBody, Shape
 from resolvers.rules import RuleId
 
@@ -52,6 +54,16 @@ def write(value: Any, max_bytes: int | None = None) -> str:
     Raises `TooLarge` as soon as the text passes `max_bytes`: nine characters such as `1e131071` are 128 KiB in full,
     so the size is checked while writing, not after.
     """
+    try:
+        text = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except TypeError:
+        return _written(value, max_bytes)  # numbers that a machine's words do not hold
+    if max_bytes is not None and len(text) > max_bytes:
+        raise TooLarge
+    return text.decode()
+
+
+def _written(value: Any, max_bytes: int | None) -> str:
     pieces, size = [], 0
     for piece in _pieces(value):
         size += len(piece) if piece.isascii() else len(piece.encode())

@@ -118,12 +118,12 @@ async def change_encounter(
         changes = {name: (before[name], after[name]) for name in CHANGED_COLUMNS if before[name] != after[name]}
         if changes:
             after |= {"version": before["version"] + 1, "updated_at": max(now, before["updated_at"])}
-            encounter = Encounter.model_construct(**after)
+            encounter = Encounter(**after)
             await _keep(connection, context, encounter, transition.kind, changes=changes, reason=command.reason)
     if not changes:
         # Nothing was done that would give a right to see it.
         context.require(Operation.READ_ENCOUNTERS)
-        encounter = Encounter.model_construct(**before)
+        encounter = Encounter(**before)
         context.note_read([encounter])
         return encounter
     context.services.feed.ring()
@@ -174,7 +174,7 @@ async def _keep(
     changes: Mapping[str, tuple[Any, Any]],
     reason: str | None,
 ) -> None:
-    columns = {name: getattr(encounter, "metadata_" if name == "metadata" else name) for name in CHANGED_COLUMNS}
+    columns = {name: getattr(encounter, name) for name in CHANGED_COLUMNS}
     of = {"brand_id": encounter.brand_id, "patient_id": encounter.patient_id, "encounter_id": encounter.id}
     await connection.fetch(CHANGE_ENCOUNTER, **of, **columns)
     await append_version(connection, context, encounter, kind, changes=changes, reason=reason)

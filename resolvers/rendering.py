@@ -50,13 +50,15 @@ def object_of(members: Sequence[tuple[str, Sequence[Piece]]]) -> list[Piece]:
     return [*pieces, Said("}" if members else "{}")]
 
 
-def array_of(item: Sequence[Piece], order_by: str, only: str) -> list[Piece]:
-    """Give the pieces of a JSON array: an item for each row that `only` lets through."""
-    return [
-        Said("["),
-        Asked(f"coalesce(string_agg({joined(item)}, ',' ORDER BY {order_by}) FILTER (WHERE {only}), '')"),
-        Said("]"),
-    ]
+def array_of(item: Sequence[Piece], *, order_by: str | None = None, only: str | None = None) -> list[Piece]:
+    """Give the pieces of a JSON array: an item for each row that `only` lets through.
+
+    With no `order_by` in the order of the rows, which a subquery alone has to give. Source: PostgreSQL documentation,
+    9.21 "Aggregate Functions".
+    """
+    ordered = f" ORDER BY {order_by}" if order_by else ""
+    filtered = f" FILTER (WHERE {only})" if only else ""
+    return [Said("["), Asked(f"coalesce(string_agg({joined(item)}, ','{ordered}){filtered}, '')"), Said("]")]
 
 
 # The members of an encounter, by their columns

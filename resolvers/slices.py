@@ -50,14 +50,11 @@ SELECT convert_to(slice.json, 'UTF8') AS encounters, slice.given,
     (SELECT count(*) FROM patient_graph.encounters e WHERE e.patient_id = p.id AND e.brand_id = p.brand_id) AS total
 FROM patient_graph.patients p
 CROSS JOIN LATERAL (
-    SELECT {joined(array_of(item, "e.place", "true"))} AS json, count(*) AS given
+    SELECT {joined(array_of(item))} AS json, count(*) AS given
     FROM (
-        SELECT e.*, row_number() OVER (ORDER BY e.created_at DESC, e.id DESC) AS place
-        FROM (
-            SELECT * FROM patient_graph.encounters e
-            WHERE e.patient_id = p.id AND e.brand_id = p.brand_id
-            ORDER BY e.created_at DESC, e.id DESC LIMIT $3::bigint OFFSET $4::bigint
-        ) e
+        SELECT * FROM patient_graph.encounters e
+        WHERE e.patient_id = p.id AND e.brand_id = p.brand_id
+        ORDER BY e.created_at DESC, e.id DESC LIMIT $3::bigint OFFSET $4::bigint
     ) e
 ) slice
 WHERE p.id = $1::text AND p.brand_id = $2::text

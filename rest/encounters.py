@@ -27,9 +27,6 @@ MEMBERS = (
 )  # fmt: skip
 """The fourteen published members, in the published order. Source: the endpoint's public page."""
 
-COLUMN = {"metadata": "metadata_"}
-"""Where the row calls a member otherwise: `metadata` is taken on a table class."""
-
 MAX_OFFSET = 2**63 - 1
 
 VALID = {"recorded": "no", "message": "It would be recorded; nothing was, because the request asked for that."}
@@ -89,7 +86,7 @@ def path_of(encounter: Encounter) -> str:
 
 def encounter_json(encounter: Encounter) -> dict[str, Any]:
     """Give the published object of an encounter."""
-    members = {name: getattr(encounter, COLUMN.get(name, name)) for name in MEMBERS}
+    members = {name: getattr(encounter, name) for name in MEMBERS}
     # Already JSON, checked when it came in: it goes out as PostgreSQL holds it, every digit of every number.
     members["metadata"] = orjson.Fragment(members["metadata"])
     return members

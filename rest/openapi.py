@@ -11,7 +11,7 @@ from pydantic_core.core_schema import WithDefaultSchema
 from starlette.requests import Request
 from starlette.responses import Response
 
-from models import Encounter, EncounterStatus, EncounterType
+from models import Encounters, EncounterStatus, EncounterType
 from resolvers import errors
 from resolvers.access import DEFAULT_SCOPES, Operation, Scopes, told
 from resolvers.commands import RecordEncounter
@@ -388,7 +388,7 @@ def _command() -> Json:
 
 
 def _encounter() -> Json:
-    columns = _inlined(Encounter.model_json_schema())["properties"]
+    columns = _inlined(Encounters.model_json_schema())["properties"]
     columns["metadata"] = {"type": "object", "additionalProperties": True}
     columns["encounter_type"], columns["status"] = _referring("EncounterType"), _referring("EncounterStatus")
     return {

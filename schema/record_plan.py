@@ -28,6 +28,7 @@ from resolvers.errors import GatewayError
 from resolvers.lifecycle import allowed_actions
 from schema.selection import (
     RECORDED,
+    RECORDING,
     Declined,
     Reader,
     Value,
@@ -99,8 +100,11 @@ def _arguments(node: FieldNode) -> Value:
     return members_of(node.arguments or ())
 
 
+MEMBERS = {name: to_snake_case(name) for name in RECORDING}
+
+
 def _command(members: dict[str, Any]) -> dict[str, Any]:
-    command = {to_snake_case(name): value for name, value in members.items()}
+    command = {MEMBERS[name]: value for name, value in members.items()}
     command["encounter_type"] = EncounterType[command["encounter_type"]]
     return command
 
@@ -184,7 +188,7 @@ ENCOUNTER: dict[str, Part] = {
     "ended_at": _instant("ended_at"),
     "chief_complaint": _of(lambda encounter: encounter.chief_complaint),
     "notes": _of(lambda encounter: encounter.notes),
-    "metadata": lambda recording: recording.encounter.metadata_.encode(),
+    "metadata": lambda recording: recording.encounter.metadata.encode(),
     "created_at": _instant("created_at"),
     "updated_at": _instant("updated_at"),
     "version": _of(lambda encounter: encounter.version),

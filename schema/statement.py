@@ -97,13 +97,14 @@ def _page(page: Page, bound: Bound, arguments: Arguments) -> str:
             case "page_info":
                 shown.append((key, _page_info(put, bound, below)))
             case "nodes":
-                shown.append((key, _rows(put, bound, _encounter_pieces("e", below))))
+                shown.append((key, _rows(page, put, bound, _encounter_pieces("e", below))))
             case "edges":
-                shown.append((key, _rows(put, bound, _edge_pieces(put, below))))
+                shown.append((key, _rows(page, put, bound, _edge_pieces(put, below))))
     json = joined(object_of(shown))
     if not page.reads:
         return f"SELECT {json} AS json"
     order = "DESC" if bound.window.forward else "ASC"
+    numbered = _is_numbered(page, bound)
     places = [
         f"(e.created_at, e.id) {sign} ({put(f'{side}_at', 'timestamptz')}, {put(f'{side}_id', 'uuid')})"
         for side, sign in (("after", "<"), ("before", ">"))
@@ -112,11 +113,18 @@ def _page(page: Page, bound: Bound, arguments: Arguments) -> str:
     within = " AND ".join([conditions, *places])
     rows = (
         f"SELECT * FROM patient_graph.encounters e WHERE {within}"
-        f" ORDER BY e.created_at {order}, e.id {order} LIMIT {put('limit', 'bigint')}"
+        f" ORDER BY e.created_at {order}, e.id {order} LIMIT {put('limit' if numbered else 'size', 'bigint')}"
     )
+    if not numbered:
+        return f"SELECT {json} AS json, count(*) AS given FROM ({rows}) e"
     place = f"row_number() OVER (ORDER BY e.created_at {order}, e.id {order}) AS place"
-    numbered = f"SELECT e.*, {place}, count(*) OVER () AS found FROM ({rows}) e"
-    return f"SELECT {json} AS json, least(count(*), {put('size', 'bigint')}) AS given FROM ({numbered}) e"
+    rows = f"SELECT e.*, {place}, count(*) OVER () AS found FROM ({rows}) e"
+    return f"SELECT {json} AS json, least(count(*), {put('size', 'bigint')}) AS given FROM ({rows}) e"
+
+
+def _is_numbered(page: Page, bound: Bound) -> bool:
+    """Whether it matters which row is which: where they are shown the other way round, or something is told of them."""
+    return not bound.window.forward or any(name == "page_info" for _, name, _ in page.fields)
 
 
 def _where(put: Put, bound: Bound) -> str:
@@ -131,10 +139,13 @@ def _where(put: Put, bound: Bound) -> str:
     return " AND ".join(["e.patient_id = p.id", "e.brand_id = p.brand_id", *parts])
 
 
-def _rows(put: Put, bound: Bound, item: Sequence[Piece]) -> list[Piece]:
-    # Read from the oldest, they are shown from the newest all the same.
+def _rows(page: Page, put: Put, bound: Bound, item: Sequence[Piece]) -> list[Piece]:
+    if not _is_numbered(page, bound):
+        return array_of(item)
+    # Read from the oldest, they are shown from the newest all the same. One more than asked for tells whether the list
+    # goes on.
     order_by = "e.place" if bound.window.forward else "e.place DESC"
-    return array_of(item, order_by, f"e.place <= {put('size', 'bigint')}")
+    return array_of(item, order_by=order_by, only=f"e.place <= {put('size', 'bigint')}")
 
 
 def _page_info(put: Put, bound: Bound, fields: Sequence[Any]) -> list[Piece]:

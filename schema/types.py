@@ -86,7 +86,7 @@ class Encounter:
     ended_at: datetime | None = strawberry.field(description="When it was completed, or cancelled after its start.")
     chief_complaint: str | None = strawberry.field(description="Why the patient came, in the patient's words.")
     notes: str | None = strawberry.field(description="What the clinician wrote.")
-    metadata_: JSON = strawberry.field(name="metadata", description="Anything else the recording system kept with it.")
+    metadata: JSON = strawberry.field(description="Anything else the recording system kept with it.")
     created_at: datetime = strawberry.field(description="When the gateway recorded it.")
     updated_at: datetime = strawberry.field(description="When the gateway last changed it.")
     version: int = strawberry.field(description="Counts its changes, from 1.")

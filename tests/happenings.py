@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import partial
 from inspect import isawaitable
@@ -55,13 +55,14 @@ async def until(condition: Callable[[], Any]) -> None:
 
 async def append(connection: Connection, patient_id: str, brand_id: str = "loop") -> UUID:
     """Append that an encounter was recorded, and give its id."""
-    encounter = Encounter.model_construct(
-        id=new_id(),
-        patient_id=patient_id,
-        brand_id=brand_id,
-        encounter_type=EncounterType.LAB,
-        created_at=datetime.now(UTC),
-    )
+    columns: dict[str, Any] = dict.fromkeys(each.name for each in fields(Encounter)) | {
+        "id": new_id(),
+        "patient_id": patient_id,
+        "brand_id": brand_id,
+        "encounter_type": EncounterType.LAB,
+        "created_at": datetime.now(UTC),
+    }
+    encounter = Encounter(**columns)
     await append_event(connection, encounter, EncounterEventKind.RECORDED)
     return encounter.id
 
