@@ -38,6 +38,7 @@ from schema.admission import Admission, LogBreach, LogUnknown
 from schema.cost import Cost
 from schema.documents import Document, DocumentRules, explain_variables
 from schema.errors import refuse
+from schema.executor import QuickExecutor
 from schema.limits import Breach
 from schema.loaders import Loaders
 from schema.plan import AnyPlan, Plan, plan_of
@@ -182,6 +183,7 @@ class Runner:
             context_value=Operation(context, Loaders(context, met), met),
             variable_values=dict(ask.variables),
             operation_name=ask.operation_name,
+            executor_class=QuickExecutor,
             is_awaitable=optimized_is_awaitable,  # type: ignore[arg-type]
         )
         if not isinstance(result, ExecutionResult):
@@ -226,7 +228,7 @@ class Runner:
         cost = _cost(prepared, ask, context)
         if too_dear := self._too_dear(cost, ask, context):
             return too_dear
-        executor = Executor.build(
+        executor = QuickExecutor.build(
             self._schema,
             document.ast,
             context_value=Operation(context, Loaders(context), last_event_id=last_event_id),
