@@ -31,6 +31,23 @@ def test_writing_what_was_read_changes_nothing(value: Any) -> None:
 
 
 @given(values)
+def test_both_ways_of_writing_write_the_same(value: Any) -> None:
+    # The quick one is not asked for what it cannot write; what both can must not differ in a byte.
+    assert json_text.write(value) == json_text._written(value, None)
+
+
+@given(values, st.integers(0, 60))
+def test_a_text_that_is_too_large_is_refused_whichever_way_it_is_written(value: Any, most: int) -> None:
+    too_large = len(json_text._written(value, None).encode()) > most
+    for write in (json_text.write, json_text._written):
+        if too_large:
+            with pytest.raises(json_text.TooLarge):
+                write(value, most)
+        else:
+            write(value, most)
+
+
+@given(values)
 def test_what_is_written_is_json_to_anybody_else(value: Any) -> None:
     assert json.loads(json_text.write(value), parse_int=Decimal, parse_float=Decimal) == value
 

@@ -1,0 +1,64 @@
+"""A key's hash is of what is meant, and stays what it was: keys that clients hold were hashed by earlier versions."""
+
+import hashlib
+from datetime import UTC, datetime, timedelta, timezone
+from types import SimpleNamespace
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models import EncounterType
+from resolvers import json_text
+from resolvers.commands import DEFAULT_LIMITS, RecordEncounter
+from resolvers.idempotency import claim_of
+
+CONTEXT: Any = SimpleNamespace(caller=SimpleNamespace(client_id="lab"))
+
+text = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=40)
+offsets = st.timedeltas(timedelta(hours=-14), timedelta(hours=14)).map(
+    lambda of: timezone(timedelta(minutes=of // timedelta(minutes=1)))
+)
+instants = st.datetimes(datetime(1, 1, 3), datetime(9999, 12, 29), timezones=offsets)  # noqa: DTZ001
+members = st.fixed_dictionaries(
+    {"brand_id": text, "encounter_type": st.sampled_from(EncounterType)},
+    optional={
+        "provider_id": st.uuids().map(str),
+        "scheduled_at": instants.map(datetime.isoformat),
+        "chief_complaint": text,
+        "notes": text,
+        "metadata": st.dictionaries(text, st.integers() | st.decimals(allow_nan=False, allow_infinity=False) | text),
+    },
+)
+
+
+def as_it_was(patient_id: str, command: RecordEncounter) -> bytes:
+    """Hash a command as the first version did."""
+    meaning = json_text._written(command.model_dump(mode="json", exclude_none=True), None)
+    return hashlib.sha256(f"{patient_id}\n{meaning}".encode("utf-8", "surrogatepass")).digest()
+
+
+@given(members, text)
+def test_the_hash_is_what_it_was(members: dict[str, Any], patient_id: str) -> None:
+    command = RecordEncounter.read(members, DEFAULT_LIMITS)
+
+    assert claim_of("k", CONTEXT, "loop", patient_id, command).request_hash == as_it_was(patient_id, command)
+
+
+def test_a_hash_that_was_kept_by_the_first_version() -> None:
+    sent = {
+        "brand_id": "loop",
+        "encounter_type": "lab",
+        "provider_id": "0198C0DE-0000-7000-8000-00000000000A",
+        "scheduled_at": "2026-01-31T09:30:00.5+01:00",
+        "notes": 'Slept "well".\nRésumé 🩺',
+        "metadata": {"room": 7, "dose": 0.10},
+    }
+    command = RecordEncounter.read(
+        json_text.read(json_text.write({**sent, "metadata": {}}))
+        | {"metadata": json_text.read('{"room": 7, "dose": 0.10}')},
+        DEFAULT_LIMITS,
+    )
+
+    assert command.scheduled_at == datetime(2026, 1, 31, 8, 30, 0, 500_000, UTC)
+    assert claim_of("k", CONTEXT, "loop", "p-1", command).request_hash.hex() == "HASH"
