@@ -96,7 +96,14 @@ def create_app(
 
     with trusted_plainly():
         schema = build_schema(scopes_from(settings.scopes), federated=settings.federation)
-        runner = Runner(schema, report, document_rules(settings), log_breach, log_unknown_document)
+        runner = Runner(
+            schema,
+            report,
+            document_rules(settings),
+            log_breach,
+            log_unknown_document,
+            explains=settings.development,
+        )
     places = Places(settings.sockets_max)
     door = GraphQLEndpoint(
         runner,

@@ -7,16 +7,17 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from hashlib import sha256
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from gateway.claims import MAX_TOKEN_CHARACTERS, Clock
 from gateway.introspection import Introspection
-from gateway.jwks import KeySet
-from gateway.jwt import AccessTokens
 from gateway.provider import Flights, Provider
 from gateway.settings import Settings
 from resolvers.access import Caller, Verify
 from resolvers.errors import InvalidToken
+
+if TYPE_CHECKING:
+    from gateway.jwt import AccessTokens
 
 # The tokens of development mode, published in the contract: worthless wherever a verifier is configured.
 DEVELOPMENT_BRANDS = {"dev": "loop", "dev-loopbio": "loopbio"}
@@ -60,7 +61,7 @@ async def verifying(settings: Settings, clock: Clock = time) -> AsyncIterator[Ve
         yield memory.verify
 
 
-def _judge(introspection: Introspection | None, access_tokens: AccessTokens | None) -> Verify:
+def _judge(introspection: Introspection | None, access_tokens: "AccessTokens | None") -> Verify:
     """Decide who verifies a token, so that each has one judge.
 
     What says that it is a JWT of our issuer must prove it by its signature, and is not sent on if it cannot.
@@ -94,9 +95,13 @@ def _introspection(settings: Settings, provider: Provider, clock: Clock) -> Intr
     )
 
 
-def _access_tokens(settings: Settings, provider: Provider, clock: Clock) -> AccessTokens | None:
+def _access_tokens(settings: Settings, provider: Provider, clock: Clock) -> "AccessTokens | None":
     if settings.jwks_url is None:
         return None
+    # Imported here: whoever has no JWTs need not wait for what verifies them.
+    from gateway.jwks import KeySet
+    from gateway.jwt import AccessTokens
+
     assert settings.jwt_issuer is not None
     assert settings.jwt_audience is not None
     return AccessTokens(

@@ -78,6 +78,7 @@ def serve(settings: Settings, faults: int | None = None) -> None:
 
     # The workers are processes of their own, and settings travel as they came: by the environment.
     os.environ[PREFIX + "DATABASE_URL"] = settings.database_url.get_secret_value()
+    gc.enable()
     if settings.workers > 1:
         with TemporaryDirectory(prefix="gateway-metrics-") as folder:
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
@@ -110,7 +111,6 @@ def worker(faults: int | None = None) -> Starlette:
     stop.catch_signals()
     app = create_app(settings, stop=stop, faults=faults)
     # What is here now stays: the collector need not look at a schema's hundred thousand objects again and again.
-    gc.collect()
     gc.freeze()
     return app
 

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Literal
 
 from resolvers.errors import Forbidden, InsufficientScope
@@ -100,6 +101,7 @@ def require(caller: Caller, needed: Iterable[str]) -> None:
         raise InsufficientScope(needed)
 
 
+@lru_cache(4096)
 def _satisfied(needed: str, granted: frozenset[str]) -> bool:
     verb, _, resource = needed.partition(":")
     above = {f"manage:{resource}"} if verb in {"read", "write"} else set()

@@ -1,8 +1,9 @@
 """A SQLAlchemy statement compiled once, to be sent to PostgreSQL many times."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol
+from functools import cached_property
+from typing import Any, Protocol, Self
 
 from sqlalchemy import ClauseElement
 from sqlalchemy.dialects.postgresql.asyncpg import dialect
@@ -14,23 +15,38 @@ Row = Any
 class Statement:
     """The text of a statement and the order of its arguments.
 
-    Building and hashing a SQLAlchemy statement costs fourteen times what sending its text costs, so each is made when
-    its module is imported; a request only fills in the arguments.
+    Building and hashing a SQLAlchemy statement costs fourteen times what sending its text costs, so each is built when
+    its module is imported and compiled when it is first sent; after that a request only fills in the arguments.
     """
 
     def __init__(self, clause: ClauseElement | str, names: Sequence[str] = ()) -> None:
-        """Compile a statement; or take a text whose placeholders `$1`, `$2` … stand for what is named."""
-        if isinstance(clause, str):
-            self.text, self._names, self._fixed = clause, names, {}
-            return
-        compiled = clause.compile(dialect=dialect())  # type: ignore[no-untyped-call]
-        self.text = str(compiled)
-        self._names = compiled.positiontup or ()  # type: ignore[attr-defined]
-        self._fixed = {name: value for name, value in compiled.params.items() if value is not None}
+        """Take a statement to compile; or a text whose placeholders `$1`, `$2` … stand for what is named."""
+        self._clause = clause
+        self._text_names = names
+
+    @cached_property
+    def text(self) -> str:
+        """What is sent."""
+        return self._compiled[0]
+
+    @cached_property
+    def _compiled(self) -> tuple[str, Sequence[str], Mapping[str, object]]:
+        """The text, the names of its placeholders, and the arguments that are always the same."""
+        if isinstance(self._clause, str):
+            return self._clause, self._text_names, {}
+        compiled = self._clause.compile(dialect=dialect())  # type: ignore[no-untyped-call]
+        fixed = {name: value for name, value in compiled.params.items() if value is not None}
+        return str(compiled), compiled.positiontup or (), fixed  # type: ignore[attr-defined]
+
+    def explaining(self) -> Self:
+        """Give the statement that says how PostgreSQL goes about this one."""
+        _, names, _ = self._compiled
+        return type(self)(f"EXPLAIN {self.text}", names)
 
     def arguments(self, values: dict[str, object]) -> list[object]:
         """Order the values by the statement's placeholders. Raises `KeyError` when one is missing."""
-        return [values[name] if name in values else self._fixed[name] for name in self._names]
+        _, names, fixed = self._compiled
+        return [values[name] if name in values else fixed[name] for name in names]
 
 
 class Connection(Protocol):

@@ -63,6 +63,8 @@ class Ask(NamedTuple):
     apollo: bool = False
     """Whether the id came in Apollo's form, whose clients wait for answers in Apollo's words."""
     tell_cost: bool = False
+    explain: bool = False
+    """Whether it is to be told how the database goes about it: where that may be asked."""
 
 
 def ask_of(members: Any) -> Ask:
@@ -88,7 +90,8 @@ def ask_of(members: Any) -> Ask:
     if violations:
         raise InvalidInput(violations)
     tell_cost = (extensions or {}).get("cost") is True
-    return Ask(query, variables or {}, operation_name, document_id, id_pointer == APOLLO_ID, tell_cost)
+    explain = (extensions or {}).get("explain") is True
+    return Ask(query, variables or {}, operation_name, document_id, id_pointer == APOLLO_ID, tell_cost, explain)
 
 
 def _document_id(members: Mapping[str, Any]) -> tuple[str, Any]:
@@ -134,10 +137,13 @@ class Runner:
         rules: DocumentRules,
         log_breach: LogBreach,
         log_unknown: LogUnknown,
+        *,
+        explains: bool = False,
     ) -> None:
         self._schema = schema._schema  # noqa: SLF001 - Strawberry builds graphql-core's schema; we run it ourselves
         self._admission = Admission(self._schema, rules, log_breach, log_unknown)
         self._report = report
+        self._explains = explains
 
     def read(self, ask: Ask, context: Context) -> Document:
         """Find the document that is asked for, with all that is wrong with it for this caller.
@@ -167,8 +173,11 @@ class Runner:
         met: Exception | None = None
         if plan := self._plan(document.ast, prepared, context):
             try:
-                data = orjson.Fragment(await plan.run(ask.variables, context))
-                return _telling(cost, ask, Answer(True, {"data": data}))
+                answer = Answer(True, {"data": orjson.Fragment(await plan.run(ask.variables, context))})
+                if ask.explain and self._explains and isinstance(plan, Plan):
+                    explained = await plan.explain(ask.variables, context)
+                    answer.body["extensions"] = {"explain": explained._asdict()}
+                return _telling(cost, ask, answer)
             except Declined:
                 pass
             except Exception as error:  # noqa: BLE001 - whatever it is, the ordinary way tells it
@@ -333,7 +342,7 @@ def _cost(prepared: Prepared, ask: Ask, context: Context) -> Cost:
 def _telling(cost: Cost, ask: Ask, answer: Answer) -> Answer:
     """Tell the client the cost, if it asked for that."""
     if ask.tell_cost:
-        answer.body["extensions"] = {"cost": cost._asdict()}
+        answer.body["extensions"] = answer.body.get("extensions", {}) | {"cost": cost._asdict()}
     return answer
 
 

@@ -9,7 +9,7 @@ and pages of a patient's encounters; fragments, aliases, variables, `@skip` and 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from graphql import (
     DocumentNode,
@@ -34,6 +34,13 @@ MAX_IDS = 100
 KEPT_STATEMENTS = 16
 MOST_CONDITIONS = 4
 """Variables that `@skip` and `@include` depend on: each doubles what there is to keep."""
+
+
+class Explained(NamedTuple):
+    """How a query is answered: the statement, and the lines of PostgreSQL's `EXPLAIN` for these arguments."""
+
+    statement: str
+    plan: Sequence[str]
 
 
 def plan_of(document: DocumentNode, operation: OperationDefinitionNode) -> "AnyPlan | None":
@@ -68,6 +75,15 @@ class Plan:
 
     async def run(self, sent: Variables, context: Context) -> bytes:
         """Answer the query: the JSON of `data`. Raises `Declined`, or what kept the database from answering."""
+        variant, variables = self._settled(sent)
+        return await variant.run(variables, context)
+
+    async def explain(self, sent: Variables, context: Context) -> Explained:
+        """Say how PostgreSQL goes about the query. Raises what `run` raises."""
+        variant, variables = self._settled(sent)
+        return await variant.explain(variables, context)
+
+    def _settled(self, sent: Variables) -> "tuple[Variant, dict[str, Any]]":
         variables = coerced(self._definitions, sent)
         outcome = tuple(variables.get(name) for name in self._conditions)
         if None in outcome:
@@ -77,7 +93,7 @@ class Plan:
         variant = self._variants[outcome]
         if variant is None:
             raise Declined
-        return await variant.run(variables, context)
+        return variant, variables
 
     def _variant(self, variables: Variables) -> "Variant | None":
         try:
@@ -99,12 +115,7 @@ class Variant:
         """Answer it. Raises `Declined`, or what kept the database from answering."""
         brand_id = self._admitted(context)
         asked = [self._ids(root, variables) for root in self._roots]
-        bound: dict[int, Bound] = {}
-        for root, ids in zip(self._roots, asked, strict=True):
-            for page in root.pages:
-                list_owner = (brand_id, ids[0]) if root.name == "patient" else None
-                bound[page.number] = _bind(page, list_owner, variables, context)
-        rows = await self._rows(brand_id, asked, bound, context)
+        rows = await self._rows(brand_id, asked, variables, context)
         found: dict[tuple[int, Any], bytes] = {}
         given: dict[tuple[str, str], int] = {}
         for row in rows:
@@ -115,23 +126,45 @@ class Variant:
         context.note_given(given)
         return self._written(asked, found)
 
+    async def explain(self, variables: Variables, context: Context) -> Explained:
+        """Say how PostgreSQL goes about it. Raises what `run` raises."""
+        brand_id = self._admitted(context)
+        asked = [self._ids(root, variables) for root in self._roots]
+        statement, arguments = self._asking(brand_id, asked, variables, context)
+        if statement is None:
+            return Explained("", [])
+        async with context.database.reading(brand_id) as connection:
+            lines = await connection.fetch(statement.explaining(), **arguments)
+        return Explained(statement.text, [line[0] for line in lines])
+
     async def _rows(
-        self, brand_id: str, asked: Sequence[list[Any]], bound: Mapping[int, Bound], context: Context
+        self, brand_id: str, asked: Sequence[list[Any]], variables: Variables, context: Context
     ) -> Sequence[Row]:
-        statement = self._statement(bound)
+        statement, arguments = self._asking(brand_id, asked, variables, context)
         if statement is None:
             return ()
         if self._is_one_encounter:
             # Many ask for one encounter at a time: those of one moment share the way to the database and back.
             row = await context.database.find(brand_id, statement, "ids_0", asked[0][0]) if asked[0] else None
             return () if row is None else (row,)
+        async with context.database.reading(brand_id) as connection:
+            return await connection.fetch(statement, **arguments)
+
+    def _asking(
+        self, brand_id: str, asked: Sequence[list[Any]], variables: Variables, context: Context
+    ) -> tuple[Statement | None, dict[str, Any]]:
+        """Give the statement, None where there is nothing to ask the database, and its arguments."""
+        bound: dict[int, Bound] = {}
+        for root, ids in zip(self._roots, asked, strict=True):
+            for page in root.pages:
+                list_owner = (brand_id, ids[0]) if root.name == "patient" else None
+                bound[page.number] = _bind(page, list_owner, variables, context)
         arguments: dict[str, Any] = {"brand_id": brand_id}
         for number, (root, ids) in enumerate(zip(self._roots, asked, strict=True)):
             arguments[f"ids_{number}"] = ids if root.name == "encounter" else [i for i in ids if can_exist(i)]
         for number, each in bound.items():
             arguments |= arguments_of(number, each)
-        async with context.database.reading(brand_id) as connection:
-            return await connection.fetch(statement, **arguments)
+        return self._statement(bound), arguments
 
     def _admitted(self, context: Context) -> str:
         try:

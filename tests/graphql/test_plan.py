@@ -490,3 +490,41 @@ async def test_a_refused_recording_is_tried_once(
 
     assert body["errors"][0]["extensions"]["code"] == "temporarily_unavailable"
     assert tried == [1]
+
+
+# EXPLAIN
+
+PAGE = "query ($id: ID!) { patient(id: $id) { encounters(first: 5) { nodes { id notes } } } }"
+
+
+async def explained(service: Service, query: str, variables: dict[str, Any], token: str) -> Any:
+    """Ask for the answer and how it came about."""
+    sent = {"query": query, "variables": variables, "extensions": {"explain": True}}
+    answer = await service.rest("POST", "/graphql", token=token, json=sent)
+    assert answer.json()["data"]
+    return answer.json().get("extensions")
+
+
+async def test_in_development_mode_a_plan_says_how_the_database_goes_about_it(service: Service, cast: Cast) -> None:
+    told = await explained(service, PAGE, {"id": await cast.patient()}, "dev")
+
+    assert told["explain"]["statement"].startswith("SELECT 0 AS root")
+    assert any("ix_encounters_patient_id_created_at_id" in line for line in told["explain"]["plan"])
+
+
+async def test_what_no_plan_serves_is_not_explained(service: Service) -> None:
+    assert await explained(service, "{ __schema { queryType { name } } }", {}, "dev") is None
+
+
+async def test_elsewhere_nothing_is_explained(database_url: str, cast: Cast) -> None:
+    async def verify(token: str) -> Caller:
+        return CALLERS[token]
+
+    production = Settings(
+        database_url=database_url,
+        introspection_url="https://provider.example/introspect",
+        introspection_client_id="gateway",
+        introspection_client_secret=uuid4().hex,
+    )
+    async with Service.running(production, verify=verify) as running:
+        assert await explained(running, PAGE, {"id": await cast.patient()}, "reader") is None
