@@ -22,6 +22,9 @@ from resolvers.rules import RuleId
 MAX_WHOLE_DIGITS = 131_072
 MAX_FRACTION_DIGITS = 16_383
 
+# A number that is no longer than this in full is written without looking how much there is already.
+SHORT_DIGITS = 40
+
 # A whole number longer than this is kept as a Decimal: Python's own int() is slow, and limited, far beyond it.
 INT_DIGITS = 18
 
@@ -55,12 +58,18 @@ def write(value: Any, max_bytes: int | None = None) -> str:
     so the size is checked while writing, not after.
     """
     try:
-        text = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+        text = orjson.dumps(value, default=_short_number, option=orjson.OPT_SORT_KEYS)
     except TypeError:
-        return _written(value, max_bytes)  # numbers that a machine's words do not hold
+        return _written(value, max_bytes)
     if max_bytes is not None and len(text) > max_bytes:
         raise TooLarge
     return text.decode()
+
+
+def _short_number(value: object) -> orjson.Fragment:
+    if isinstance(value, Decimal) and len(text := format(value, "f")) <= SHORT_DIGITS:
+        return orjson.Fragment(text)
+    raise TypeError  # a long one, of which a few may be too many: piece by piece
 
 
 def _written(value: Any, max_bytes: int | None) -> str:
