@@ -1,10 +1,12 @@
 """What `gateway check` says: the settings in force, and whether the database can and should be served from."""
 
 import asyncio
+from pathlib import Path
 
 import asyncpg
 
 from gateway.app import create_app
+from gateway.postgres import PostgresUnavailable, refuse_folder
 from gateway.safety import examine
 from gateway.settings import PREFIX, Settings, SettingsError
 
@@ -16,8 +18,7 @@ def check(settings: Settings) -> int:
         print("\nDevelopment mode: well-known tokens, loopback only.")
     documents = _check_documents(settings) if settings.documents else 0
     if settings.database_url is None:
-        print(f"\nNo {PREFIX}DATABASE_URL: a private PostgreSQL will be started under {settings.data_dir}.")
-        return documents
+        return _check_folder(settings.data_dir) or documents
     return _check_database(settings.database_url.get_secret_value()) or documents
 
 
@@ -28,6 +29,16 @@ def _check_documents(settings: Settings) -> int:
         print(f"\n{error}")
         return 1
     print(f"\nThe trusted documents can be served (policy: {settings.documents_policy}).")
+    return 0
+
+
+def _check_folder(data_dir: Path) -> int:
+    try:
+        refuse_folder(data_dir)
+    except (PostgresUnavailable, OSError) as error:
+        print(f"\nNo {PREFIX}DATABASE_URL, and no private PostgreSQL can be started: {error}")
+        return 1
+    print(f"\nNo {PREFIX}DATABASE_URL: a private PostgreSQL will be started under {data_dir}.")
     return 0
 
 

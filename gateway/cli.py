@@ -48,10 +48,13 @@ def serve(
     """Serve both doors; with no database configured, on a private PostgreSQL of its own."""
     # Nothing that is imported is garbage, and looking for some takes a tenth of the start. From then on it is done.
     gc.disable()
-    from gateway.serve import serve
+    from gateway.serve import refuse_what_cannot_be_served, serve, take_port
 
-    with _database() as settings:
-        serve(settings, faults)
+    settings = Settings.from_environment()
+    refuse_what_cannot_be_served(settings, faults)
+    # The port comes before the database: where another gateway has it, none is started in vain.
+    with take_port(settings) as port, _database() as settings:
+        serve(settings, port, faults)
 
 
 @app.command()

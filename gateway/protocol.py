@@ -36,6 +36,7 @@ class GuardedProtocol(HttpToolsProtocol):
     _next_look: asyncio.TimerHandle | None = None
     _head_bytes = 0
     _unparsed_bytes = 0
+    _hosts = 0
     _refusal: tuple[int, str, str] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -72,6 +73,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Count the bytes of a field, and the fields."""
         self._count(len(name) + len(value))
+        if len(name) == 4 and name.lower() == b"host":
+            self._hosts += 1
         if len(self.headers) >= self.max_head_fields:
             self._refuse(431, "headers_too_large", "There are too many header fields.")
         super().on_header(name, value)
@@ -79,6 +82,9 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is here."""
         self._end_head()
+        if self._hosts != 1 and self.parser.get_http_version() == "1.1":
+            # Source: RFC 9112, 3.2. Whoever stands before us may have taken another for it.
+            self._refuse(400, "bad_request", "A request names its Host once.")
         super().on_headers_complete()
         if self.cycle is not None and "draining" in self.app_state and self.app_state["draining"].is_set():
             # This answer is the connection's last: the client's next request finds another process.
@@ -117,7 +123,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._next_look = None
 
     def _start_head(self) -> None:
-        self._head_bytes = self._unparsed_bytes = 0
+        self._head_bytes = self._unparsed_bytes = self._hosts = 0
         self._deadline = self.loop.call_later(self.head_seconds, self._too_late)
 
     def _end_head(self) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import os
 import signal
+import socket
 import sys
 from collections.abc import Mapping
 from functools import partial
@@ -40,23 +41,38 @@ PROTOCOLS: Mapping[str, Any] = {
 }
 
 
-def serve(settings: Settings, faults: int | None = None) -> None:
-    """Prepare the database, say where we listen, and serve until a signal.
-
-    With `faults`, a seed, as a rehearsal. Raises `SettingsError` where it must not be one.
-    """
-    assert settings.database_url is not None
+def refuse_what_cannot_be_served(settings: Settings, faults: int | None = None) -> None:
+    """Return if these settings can be served. Raises `SettingsError`."""
     if faults is not None:
         refuse_a_rehearsal(settings)
     if settings.documents:
         # What is wrong with them is told here, once, and not by each worker.
         create_app(settings)
+
+
+def take_port(settings: Settings) -> socket.socket:
+    """Take the port; nobody is listened to yet. Raises `SettingsError` where it cannot be had."""
+    port = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
+    port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        port.bind((settings.host, settings.port))
+    except OSError as error:
+        port.close()
+        raise SettingsError(
+            f"{PREFIX}PORT: cannot listen on {settings.host}:{settings.port}; "
+            "stop what listens there, or set another port"
+        ) from error
+    port.set_inheritable(True)
+    return port
+
+
+def serve(settings: Settings, port: socket.socket, faults: int | None = None) -> None:
+    """Prepare the database, say where we listen, and serve until a signal. With `faults`, a seed, as a rehearsal."""
+    assert settings.database_url is not None
     config = uvicorn.Config(
         # Other workers are told by name what to serve. A rehearsal has none, so what it serves may hold the seed.
         "gateway.serve:worker" if faults is None else partial(worker, faults),
         factory=True,
-        host=settings.host,
-        port=settings.port,
         workers=settings.workers,
         **{**PROTOCOLS, "http": GuardedProtocol if faults is None else CuttingProtocol},
         log_config=None,
@@ -64,17 +80,10 @@ def serve(settings: Settings, faults: int | None = None) -> None:
         server_header=False,
         timeout_graceful_shutdown=settings.drain_seconds,
     )
-    try:
-        socket = config.bind_socket()
-    except SystemExit as error:
-        raise SettingsError(
-            f"{PREFIX}PORT: cannot listen on {settings.host}:{settings.port}; "
-            "stop what listens there, or set another port"
-        ) from error
     asyncio.run(prepare(settings))
     # Listening before saying so: who follows the first line at once waits in the queue instead of being refused.
-    socket.listen(config.backlog)
-    print(welcome(settings, socket.getsockname()[1], faults), flush=True)
+    port.listen(config.backlog)
+    print(welcome(settings, port.getsockname()[1], faults), flush=True)
 
     # The workers are processes of their own, and settings travel as they came: by the environment.
     os.environ[PREFIX + "DATABASE_URL"] = settings.database_url.get_secret_value()
@@ -82,9 +91,9 @@ def serve(settings: Settings, faults: int | None = None) -> None:
     if settings.workers > 1:
         with TemporaryDirectory(prefix="gateway-metrics-") as folder:
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-            Workers(config, sockets=[socket]).run()
+            Workers(config, sockets=[port]).run()
     else:
-        uvicorn.Server(config).run(sockets=[socket])
+        uvicorn.Server(config).run(sockets=[port])
 
 
 def refuse_a_rehearsal(settings: Settings) -> None:
@@ -128,8 +137,8 @@ class Workers(Multiprocess):
     def terminate_all(self) -> None:
         """Tell every worker to stop."""
         # Held open here, the port would take connections on after the last worker has closed it, and answer none.
-        for socket in self.sockets:
-            socket.close()
+        for port in self.sockets:
+            port.close()
         super().terminate_all()
 
     def join_all(self) -> None:

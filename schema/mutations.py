@@ -28,7 +28,7 @@ from schema.errors import (
     outcome,
 )
 from schema.scalars import JSON
-from schema.types import Encounter, Info, Patient, given
+from schema.types import Encounter, Info, Patient, given, none_if_left_out
 
 
 @strawberry.input(
@@ -176,8 +176,7 @@ class Mutation:
         try:
             if info.context.met is not None:
                 raise info.context.met
-            key = None if idempotency_key is UNSET else idempotency_key
-            asked = (info.context.context, patient_id, given(input), key)
+            asked = (info.context.context, patient_id, given(input), none_if_left_out(idempotency_key))
             recording = await (validate_encounter if validate_only is True else record_encounter)(*asked)
         except GatewayError as error:
             return outcome(error, info.context.context)  # type: ignore[no-any-return]
@@ -203,10 +202,7 @@ class Mutation:
         ] = False,
     ) -> RecordEncountersResult:
         context = info.context.context
-        items = [
-            Item(each.patient_id, given(each.input), None if each.idempotency_key is UNSET else each.idempotency_key)
-            for each in input
-        ]
+        items = [Item(each.patient_id, given(each.input), none_if_left_out(each.idempotency_key)) for each in input]
         outcomes = await (record_all_or_none if all_or_nothing else record_encounters)(context, items)
         results = [_result(outcome, number, context) for number, outcome in enumerate(outcomes)]
         return RecordEncountersResult(results=results)  # type: ignore[arg-type]
@@ -315,9 +311,8 @@ async def _change(
 ) -> ChangeEncounterResult:
     context = info.context.context
     sent = {name: value for name, value in members.items() if value is not UNSET}
-    version = None if expected_version is UNSET else expected_version
     try:
-        encounter = await change_encounter(context, encounter_id, action, sent, version)
+        encounter = await change_encounter(context, encounter_id, action, sent, none_if_left_out(expected_version))
     except GatewayError as error:
         return outcome(error, context, within)  # type: ignore[no-any-return]
     return EncounterChanged(encounter=encounter)  # type: ignore[arg-type]

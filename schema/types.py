@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
 import strawberry
@@ -39,6 +39,8 @@ class Operation:
 
 
 Info = StrawberryInfo[Operation, None]
+
+T = TypeVar("T")
 
 
 @strawberry.type(description="One member of an encounter that was changed.")
@@ -212,3 +214,8 @@ class Patient:
 def given(an_input: object | None) -> dict[str, object]:
     """Give the members of an input that the client sent, null or not, by their Python names."""
     return {name: value for name, value in vars(an_input).items() if value is not UNSET} if an_input else {}
+
+
+def none_if_left_out(argument: T | None) -> T | None:
+    """Give an optional argument, None where it was not sent."""
+    return None if argument is UNSET else argument

@@ -13,8 +13,9 @@ from models import EncounterStatus
 from resolvers.access import DEFAULT_SCOPES
 from resolvers.errors import GatewayError
 from resolvers.lifecycle import LIFECYCLE
+from rest.descriptions import HEADERS, REFUSALS
 from rest.errors import status_of
-from rest.openapi import HEADERS, OPERATIONS, REFUSALS
+from rest.openapi import OPERATIONS
 from schema.scopes import ENTITIES, FIELDS
 
 DOCS = Path(__file__).parent.parent / "docs"

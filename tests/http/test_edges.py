@@ -58,6 +58,16 @@ def answer(port: int, *sent: bytes) -> bytes:
     return received
 
 
+@pytest.mark.parametrize("hosts", [b"", b"Host: one\r\nHost: two\r\n"])
+def test_a_request_that_does_not_name_its_host_once_is_400(port: int, hosts: bytes) -> None:
+    received = answer(port, b"GET /healthz HTTP/1.1\r\n" + hosts + b"\r\n")
+
+    assert received.startswith(b"HTTP/1.1 400 ")
+    assert b'"error":"bad_request"' in received
+    # HTTP/1.0 knows no Host.
+    assert answer(port, b"GET /healthz HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+
+
 @pytest.mark.parametrize("half", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n", b"G", b"GET /healthz HTTP/1.1\r\nX: "])
 def test_a_head_that_stops_arriving_is_408_after_the_configured_seconds(port: int, half: bytes) -> None:
     received = answer(port, half)

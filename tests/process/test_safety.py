@@ -1,6 +1,7 @@
 """What could lose an acknowledged record keeps the gateway from serving, and `gateway check` says so."""
 
 import asyncio
+import fcntl
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -76,3 +77,21 @@ async def test_each_setting_that_may_lose_what_was_acknowledged_is_a_danger_that
         assert "REST" not in refused[1]
     code, said = await run("check", server.url)
     assert "danger" not in said
+
+
+async def test_with_no_database_it_says_whether_a_private_one_could_be_started_and_starts_none(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    assert (await run("check", "", GATEWAY_DATA_DIR=str(folder)))[0] == 0
+    assert not folder.exists()
+
+    folder.mkdir()
+    with (folder / "postgres.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code, said = await run("check", "", GATEWAY_DATA_DIR=str(folder))
+    assert code == 1
+    assert f"Another gateway is using the data folder {folder}" in said
+
+    (tmp_path / "a-file").touch()
+    code, said = await run("check", "", GATEWAY_DATA_DIR=str(tmp_path / "a-file" / "data"))
+    assert code == 1
+    assert "cannot be written to" in said

@@ -94,8 +94,10 @@ def test_a_port_that_is_taken_is_told_by_its_setting(gateway, tmp_path) -> None:
 
     assert second.process.wait(60) == 1
     said = second.errors()
-    assert f"gateway: GATEWAY_PORT: cannot listen on 127.0.0.1:{port}" in said
-    assert "Traceback" not in said
+    assert said.splitlines() == [
+        f"gateway: GATEWAY_PORT: cannot listen on 127.0.0.1:{port}; stop what listens there, or set another port"
+    ]
+    assert not (tmp_path / "another").exists()
 
 
 def test_workers_share_the_port_and_stop_together(gateway) -> None:
