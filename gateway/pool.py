@@ -60,7 +60,9 @@ class Pool(Generic[Connection]):
                 while self._free or self._lent:
                     connection = self._free.pop() if self._free else await self._turn_at_the_end()
                     if connection is not None:
-                        await connection.close()
+                        # One that broke meanwhile is as good as closed.
+                        with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                            await connection.close()
 
     async def _turn_at_the_end(self) -> Connection | None:
         connection = await self._turn()
