@@ -8,9 +8,11 @@ import pytest
 
 from gateway.pool import Pool
 
+Connections = Pool[asyncpg.Connection]
+
 
 @pytest.fixture
-async def pool(database_url: str) -> AsyncIterator[Pool]:
+async def pool(database_url: str) -> AsyncIterator[Connections]:
     """A pool of two, with one connection open."""
     opened = Pool(lambda: asyncpg.connect(database_url), 2)
     await opened.open(1)
@@ -18,12 +20,12 @@ async def pool(database_url: str) -> AsyncIterator[Pool]:
     await opened.close(5)
 
 
-async def borrowed(pool: Pool) -> list[asyncpg.Connection]:
+async def borrowed(pool: Connections) -> list[asyncpg.Connection]:
     """Borrow all there are."""
     return [await pool.take(5) for _ in range(pool.size)]
 
 
-async def test_the_connection_used_last_is_lent_first(pool: Pool) -> None:
+async def test_the_connection_used_last_is_lent_first(pool: Connections) -> None:
     one, other = await borrowed(pool)
     pool.give_back(one)
     pool.give_back(other)
@@ -34,7 +36,7 @@ async def test_the_connection_used_last_is_lent_first(pool: Pool) -> None:
     pool.give_back(other)
 
 
-async def test_whoever_finds_none_gets_the_next_one_in_the_order_of_coming(pool: Pool) -> None:
+async def test_whoever_finds_none_gets_the_next_one_in_the_order_of_coming(pool: Connections) -> None:
     one, other = await borrowed(pool)
     first, second = (asyncio.create_task(pool.take(5)) for _ in range(2))
     await asyncio.sleep(0)
@@ -47,7 +49,7 @@ async def test_whoever_finds_none_gets_the_next_one_in_the_order_of_coming(pool:
     pool.give_back(other)
 
 
-async def test_whoever_waits_too_long_is_told_and_takes_nobodys_place(pool: Pool) -> None:
+async def test_whoever_waits_too_long_is_told_and_takes_nobodys_place(pool: Connections) -> None:
     connections = await borrowed(pool)
     with pytest.raises(TimeoutError):
         await pool.take(0.05)
@@ -59,7 +61,7 @@ async def test_whoever_waits_too_long_is_told_and_takes_nobodys_place(pool: Pool
         pool.give_back(each)
 
 
-async def test_a_connection_that_comes_when_nobody_waits_any_more_is_lent_to_the_next(pool: Pool) -> None:
+async def test_a_connection_that_comes_when_nobody_waits_any_more_is_lent_to_the_next(pool: Connections) -> None:
     one, other = await borrowed(pool)
     waiting = asyncio.create_task(pool.take(5))
     await asyncio.sleep(0)
@@ -74,7 +76,7 @@ async def test_a_connection_that_comes_when_nobody_waits_any_more_is_lent_to_the
 
 
 @pytest.mark.parametrize("lost", ["in use", "idle"])
-async def test_a_lost_connection_makes_room_for_another(pool: Pool, lost: str) -> None:
+async def test_a_lost_connection_makes_room_for_another(pool: Connections, lost: str) -> None:
     connections = await borrowed(pool)
     if lost == "in use":
         connections[0].terminate()
@@ -91,7 +93,7 @@ async def test_a_lost_connection_makes_room_for_another(pool: Pool, lost: str) -
         pool.give_back(each)
 
 
-async def test_a_connection_left_in_a_transaction_is_not_lent_again(pool: Pool) -> None:
+async def test_a_connection_left_in_a_transaction_is_not_lent_again(pool: Connections) -> None:
     connection = await pool.take(5)
     await connection.execute("BEGIN")
     pool.give_back(connection)
@@ -103,7 +105,7 @@ async def test_a_connection_left_in_a_transaction_is_not_lent_again(pool: Pool) 
     pool.give_back(again)
 
 
-async def test_a_connection_whose_statement_was_called_off_serves_the_next_one(pool: Pool) -> None:
+async def test_a_connection_whose_statement_was_called_off_serves_the_next_one(pool: Connections) -> None:
     connection = await pool.take(5)
     task = asyncio.create_task(connection.fetchval("SELECT pg_sleep(30)"))
     await asyncio.sleep(0.1)
@@ -137,7 +139,7 @@ async def test_what_cannot_be_opened_takes_no_place(database_url: str) -> None:
     assert connection.is_closed()
 
 
-async def test_closing_waits_for_what_is_in_use_but_not_for_ever(pool: Pool) -> None:
+async def test_closing_waits_for_what_is_in_use_but_not_for_ever(pool: Connections) -> None:
     one, other = await borrowed(pool)
     closing = asyncio.create_task(pool.close(5))
     await asyncio.sleep(0.05)

@@ -30,10 +30,11 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
     await server.stop()
 
 
-async def run(command: str, url: str, **settings: str) -> tuple[int, str]:
+async def run(command: str, url: str | None, **settings: str) -> tuple[int, str]:
     """Run a command of the gateway, and give its exit code and all it says."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
-    environment |= {"GATEWAY_DATABASE_URL": url, "GATEWAY_PORT": "0", **settings}
+    environment |= {} if url is None else {"GATEWAY_DATABASE_URL": url}
+    environment |= {"GATEWAY_PORT": "0", **settings}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "gateway", command, cwd=ROOT, env=environment,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
@@ -81,17 +82,17 @@ async def test_each_setting_that_may_lose_what_was_acknowledged_is_a_danger_that
 
 async def test_with_no_database_it_says_whether_a_private_one_could_be_started_and_starts_none(tmp_path: Path) -> None:
     folder = tmp_path / "data"
-    assert (await run("check", "", GATEWAY_DATA_DIR=str(folder)))[0] == 0
+    assert (await run("check", None, GATEWAY_DATA_DIR=str(folder)))[0] == 0
     assert not folder.exists()
 
     folder.mkdir()
     with (folder / "postgres.lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        code, said = await run("check", "", GATEWAY_DATA_DIR=str(folder))
+        code, said = await run("check", None, GATEWAY_DATA_DIR=str(folder))
     assert code == 1
     assert f"Another gateway is using the data folder {folder}" in said
 
     (tmp_path / "a-file").touch()
-    code, said = await run("check", "", GATEWAY_DATA_DIR=str(tmp_path / "a-file" / "data"))
+    code, said = await run("check", None, GATEWAY_DATA_DIR=str(tmp_path / "a-file" / "data"))
     assert code == 1
     assert "cannot be written to" in said
