@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -54,6 +55,11 @@ class BrandConnection(asyncpg.Connection):
             self._brand_id = None
             await self.execute("SELECT set_config('app.brand_id', $1, false)", brand_id)
             self._brand_id = brand_id
+
+    async def reset(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's own name
+        """Come to itself after a statement was called off: no transaction, no brand."""
+        self._brand_id = None
+        await super().reset(timeout=timeout)
 
 
 class PoolConnection:
@@ -133,7 +139,11 @@ class Database:
                     "idle_in_transaction_session_timeout": f"{statement_seconds * 1000:.0f}",
                 },
             )
-            await _exact_instants(connection)
+            try:
+                await _exact_instants(connection)
+            except BaseException:
+                connection.terminate()
+                raise
             return connection
 
         connections = Pool(opened, size)
@@ -160,7 +170,13 @@ class Database:
 
         Raises `TemporarilyUnavailable`.
         """
-        return await self._finding.do(Finding(brand_id, statement, by), value)
+        finding = Finding(brand_id, statement, by)
+        try:
+            return await self._finding.do(finding, value)
+        except TimeoutError:
+            # The statements under way hang, and perhaps nothing else does.
+            (row,) = await self._find(finding, [value], self._acquire_seconds)
+            return row
 
     async def _find(self, finding: Finding, values: Sequence[object], within_seconds: float) -> list[Row | None]:
         async with self._borrowed(finding.brand_id, within_seconds) as connection:
@@ -201,7 +217,12 @@ class Database:
         """
         async with self._borrowed(brand_id) as connection:
             transaction = connection.transaction()
-            await transaction.start()
+            try:
+                await transaction.start()
+            except Exception:
+                # asyncpg takes the next transaction on this connection for one within this one.
+                connection.terminate()
+                raise
             try:
                 yield PoolConnection(connection)
             except BaseException as error:
@@ -228,6 +249,7 @@ class Database:
                 self._refused.inc()
             raise TemporarilyUnavailable from error
         self._in_use.inc()
+        called_off = False
         try:
             if brand_id is not None:
                 await connection.act_for(brand_id)
@@ -235,9 +257,12 @@ class Database:
         except UNAVAILABLE as error:
             _hang_up(connection, error)
             raise TemporarilyUnavailable from error
+        except asyncio.CancelledError:
+            called_off = True
+            raise
         finally:
             self._in_use.dec()
-            self._pool.give_back(connection)
+            self._pool.give_back(connection, called_off=called_off)
 
 
 def _hang_up(connection: BrandConnection, error: BaseException) -> None:

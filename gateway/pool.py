@@ -14,17 +14,23 @@ import asyncpg
 
 Connection = TypeVar("Connection", bound=asyncpg.Connection)
 
+RESET_SECONDS = 5.0
+"""How long a connection may take to come to itself after a statement was called off."""
+
 
 class Pool(Generic[Connection]):
     """At most `size` connections. Whoever finds none waits for a turn, the first come first."""
 
     def __init__(self, connect: Callable[[], Awaitable[Connection]], size: int) -> None:
-        self._connect = connect
         self.size = size
+        self._connect = connect
         self._free: list[Connection] = []
-        self._lent = 0
-        """Connections in use, and those that are being opened for someone."""
+        self._lent: set[Connection] = set()
+        self._places = 0
+        """How many of `size` are taken: by a connection in use, or one that is being opened or reset."""
         self._waiting: deque[asyncio.Future[Connection | None]] = deque()
+        self._resetting: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     async def open(self, number: int) -> None:
         """Open so many connections at once, to be lent. Raises what keeps one from being opened."""
@@ -32,42 +38,79 @@ class Pool(Generic[Connection]):
             self._free.append(await self._connect())
 
     async def take(self, within_seconds: float) -> Connection:
-        """Borrow a connection. Raises `TimeoutError`, or what keeps one from being opened."""
+        """Borrow a connection. Raises `TimeoutError`, what keeps one from being opened, or that the pool is closed."""
+        if self._closed:
+            raise asyncpg.InterfaceError("the pool is closed")
         while self._free:
             connection = self._free.pop()
             if not connection.is_closed():
-                self._lent += 1
+                self._places += 1
+                self._lent.add(connection)
                 return connection
             connection.terminate()
         async with asyncio.timeout(within_seconds):
-            if self._lent < self.size:
-                self._lent += 1
-                return await self._opened()
-            return await self._turn() or await self._opened()
+            if self._places < self.size:
+                self._places += 1
+                connection = await self._opened()
+            else:
+                connection = await self._turn() or await self._opened()
+        self._lent.add(connection)
+        return connection
 
-    def give_back(self, connection: Connection) -> None:
-        """Return what was borrowed. A lost connection, or one left in a transaction, makes room for another."""
-        if connection.is_closed() or connection.is_in_transaction():
-            connection.terminate()
-            self._pass_on(None)
+    def give_back(self, connection: Connection, *, called_off: bool = False) -> None:
+        """Return what was borrowed. What is lost, or left in a transaction, makes room for another.
+
+        `called_off` says that a statement may still be under way: the connection comes to itself before it is lent
+        again.
+        """
+        self._lent.discard(connection)
+        if called_off and not self._closed and not connection.is_closed():
+            task = asyncio.create_task(self._reset(connection))
+            self._resetting.add(task)
+            task.add_done_callback(self._resetting.discard)
         else:
-            self._pass_on(connection)
+            self._returned(connection)
 
     async def close(self, within_seconds: float) -> None:
         """Close every connection, waiting for those in use, but not for ever."""
         with suppress(TimeoutError):
             async with asyncio.timeout(within_seconds):
-                while self._free or self._lent:
-                    connection = self._free.pop() if self._free else await self._turn_at_the_end()
-                    if connection is not None:
-                        # One that broke meanwhile is as good as closed.
-                        with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                            await connection.close()
+                while self._places:
+                    self._free += [each for each in [await self._turn()] if each is not None]
+                    self._places -= 1
+        self._closed = True
+        for task in self._resetting:
+            task.cancel()
+        for connection in self._lent:
+            connection.terminate()
+        for connection in self._free:
+            # One that broke meanwhile is as good as closed.
+            with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                await connection.close(timeout=RESET_SECONDS)
+        self._free.clear()
 
-    async def _turn_at_the_end(self) -> Connection | None:
-        connection = await self._turn()
-        self._lent -= 1
-        return connection
+    async def _reset(self, connection: Connection) -> None:
+        # asyncpg waits here until the server has let go of the statement, and ends a transaction that was begun.
+        try:
+            await connection.reset(timeout=RESET_SECONDS)
+        except (Exception, asyncio.CancelledError):  # noqa: BLE001 - whatever it is, another connection is opened
+            connection.terminate()
+        finally:
+            self._returned(connection)
+
+    def _returned(self, connection: Connection) -> None:
+        if self._closed or connection.is_closed() or connection.is_in_transaction():
+            connection.terminate()
+            self._pass_on(None)
+        else:
+            self._pass_on(connection)
+
+    async def _opened(self) -> Connection:
+        try:
+            return await self._connect()
+        except BaseException:
+            self._pass_on(None)
+            raise
 
     async def _turn(self) -> Connection | None:
         """Wait for a place: with a connection in it, or None where it was lost."""
@@ -81,19 +124,12 @@ class Pool(Generic[Connection]):
                 self._pass_on(turn.result())
             raise
 
-    async def _opened(self) -> Connection:
-        try:
-            return await self._connect()
-        except BaseException:
-            self._pass_on(None)
-            raise
-
     def _pass_on(self, connection: Connection | None) -> None:
         while self._waiting:
             turn = self._waiting.popleft()
             if not turn.done():
                 turn.set_result(connection)
                 return
-        self._lent -= 1
+        self._places -= 1
         if connection is not None:
             self._free.append(connection)

@@ -270,21 +270,30 @@ def _claim(data_dir: Path) -> IO[bytes]:
     path.touch(mode=0o600)
     lock = path.open("ab")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        _lock(lock, fcntl.LOCK_EX, data_dir)
+    except DataFolderInUse:
         lock.close()
+        raise
+    return lock
+
+
+def _lock(lock: IO[bytes], kind: int, data_dir: Path) -> None:
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
         raise DataFolderInUse(
             f"Another gateway is using the data folder {data_dir}. Stop it, or give this one another folder "
             "(GATEWAY_DATA_DIR) or a database of its own (GATEWAY_DATABASE_URL)."
         ) from None
-    return lock
 
 
 def refuse_folder(data_dir: Path) -> None:
     """Return if a server may be started on the folder; nothing is made or changed. Raises `PostgresUnavailable`."""
     folder = data_dir.expanduser().resolve()
-    if (folder / "postgres.lock").exists():
-        _claim(folder).close()
+    lock = folder / "postgres.lock"
+    if lock.exists():
+        with lock.open("rb") as held:
+            _lock(held, fcntl.LOCK_SH, folder)
     nearest = next(each for each in (folder, *folder.parents) if each.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise PostgresUnavailable(

@@ -93,6 +93,11 @@ class GuardedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no request, or too much of one, in the shape of every refusal, and close."""
         del msg  # the parser's words
+        if self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body:
+            # It came behind a request that is here whole: what is said now would be taken for that one's answer.
+            self.cycle.keep_alive = False
+            self._end_head()
+            return
         self.transport.write(refusal(*(self._refusal or (400, "bad_request", "This is not an HTTP request."))))
         self.transport.close()
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from gateway.together import Together
+from resolvers.errors import TemporarilyUnavailable
 from resolvers.recording import Kept, NewEncounter, keep_at_once
 from resolvers.sql import Database
 
@@ -21,7 +22,10 @@ class Recorder:
 
         Whoever is cancelled waits no longer; what was sent is kept all the same.
         """
-        return await self._together.do(brand_id, new)
+        try:
+            return await self._together.do(brand_id, new)
+        except TimeoutError:
+            raise TemporarilyUnavailable from None
 
     async def _keep(self, brand_id: str, news: Sequence[NewEncounter], within_seconds: float) -> list[Kept]:
         return await keep_at_once(

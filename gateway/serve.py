@@ -58,12 +58,14 @@ def take_port(settings: Settings) -> socket.socket:
         port.bind((settings.host, settings.port))
     except OSError as error:
         port.close()
-        raise SettingsError(
-            f"{PREFIX}PORT: cannot listen on {settings.host}:{settings.port}; "
-            "stop what listens there, or set another port"
-        ) from error
+        raise _taken(settings) from error
     port.set_inheritable(True)
     return port
+
+
+def _taken(settings: Settings) -> SettingsError:
+    where = f"{settings.host}:{settings.port}"
+    return SettingsError(f"{PREFIX}PORT: cannot listen on {where}; stop what listens there, or set another port")
 
 
 def serve(settings: Settings, port: socket.socket, faults: int | None = None) -> None:
@@ -82,7 +84,11 @@ def serve(settings: Settings, port: socket.socket, faults: int | None = None) ->
     )
     asyncio.run(prepare(settings))
     # Listening before saying so: who follows the first line at once waits in the queue instead of being refused.
-    port.listen(config.backlog)
+    try:
+        port.listen(config.backlog)
+    except OSError as error:
+        # Two may take a port at once, until one of them listens.
+        raise _taken(settings) from error
     print(welcome(settings, port.getsockname()[1], faults), flush=True)
 
     # The workers are processes of their own, and settings travel as they came: by the environment.

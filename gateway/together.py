@@ -2,7 +2,7 @@
 
 Nobody waits on a timer. What comes in one turn of the loop goes out at its end, as long as fewer than `UNDER_WAY`
 statements of its group are under way; what comes meanwhile goes out with the next. So a lone one goes alone and at
-once, and the busier the gateway is, the more share a statement. Who waits longer than for a free connection is refused.
+once, and the busier the gateway is, the more share a statement. Who waits longer than for a free connection is let go.
 """
 
 import asyncio
@@ -12,8 +12,6 @@ from functools import partial
 from typing import Generic, TypeVar
 
 import asyncpg
-
-from resolvers.errors import TemporarilyUnavailable
 
 UNDER_WAY = 2
 """Statements of a group at once: while one waits for the disk the next is made."""
@@ -51,7 +49,7 @@ class Together(Generic[Group, Item, Outcome]):
         """The groups at whose waiting somebody will look again."""
 
     async def do(self, group: Group, item: Item) -> Outcome:
-        """Do one, with those that come at the same time. Raises `TemporarilyUnavailable`, or what `work` raises.
+        """Do one, with those that come at the same time. Raises what `work` raises; `TimeoutError`: nothing was done.
 
         Whoever is cancelled waits no longer; what was sent is done all the same.
         """
@@ -95,12 +93,12 @@ class Together(Generic[Group, Item, Outcome]):
             asyncio.get_running_loop().call_at(too_long_at, self._lose_patience, group)
 
     def _lose_patience(self, group: Group) -> None:
-        """Refuse who has waited too long, of whom nothing was sent; look again when the next one has."""
+        """Let go who has waited too long, of whom nothing was sent; look again when the next one has."""
         now = asyncio.get_running_loop().time()
         self._watched.discard(group)
         waiting = self._waiting.get(group, [])
         patient = [one for one in waiting if now < one.since + self._patience_seconds]
-        _refuse(waiting[: len(waiting) - len(patient)], TemporarilyUnavailable())
+        _refuse(waiting[: len(waiting) - len(patient)], TimeoutError())
         if patient:
             self._waiting[group] = patient
             self._watch(group)

@@ -58,12 +58,16 @@ def write(value: Any, max_bytes: int | None = None) -> str:
     so the size is checked while writing, not after.
     """
     try:
-        text = orjson.dumps(value, default=_short_number, option=orjson.OPT_SORT_KEYS)
+        text = orjson.dumps(value, default=_short_number, option=AS_WRITTEN)
     except TypeError:
         return _written(value, max_bytes)
     if max_bytes is not None and len(text) > max_bytes:
         raise TooLarge
     return text.decode()
+
+
+# What is no JSON value is not written by chance: only floats and tuples, which `read` never gives, would be.
+AS_WRITTEN = orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS
 
 
 def _short_number(value: object) -> orjson.Fragment:

@@ -173,11 +173,11 @@ class Runner:
         met: Exception | None = None
         if plan := self._plan(document.ast, prepared, context):
             try:
-                answer = Answer(True, {"data": orjson.Fragment(await plan.run(ask.variables, context))})
+                body: dict[str, Any] = {}
                 if ask.explain and self._explains and isinstance(plan, Plan):
-                    explained = await plan.explain(ask.variables, context)
-                    answer.body["extensions"] = {"explain": explained._asdict()}
-                return _telling(cost, ask, answer)
+                    body["extensions"] = {"explain": (await plan.explain(ask.variables, context))._asdict()}
+                body = {"data": orjson.Fragment(await plan.run(ask.variables, context))} | body
+                return _telling(cost, ask, Answer(True, body))
             except Declined:
                 pass
             except Exception as error:  # noqa: BLE001 - whatever it is, the ordinary way tells it

@@ -49,6 +49,13 @@ class QuickExecutor(Executor[Operation]):
             return _joined_later(grouped_field_set, ready, given)
         return _joined(grouped_field_set, ready, cast("dict[str, Any]", given))
 
+    def build_per_event_executor(self, payload: Any) -> "QuickExecutor":
+        """Give the executor of one event, which keeps nothing of it for the next."""
+        executor = cast("QuickExecutor", super().build_per_event_executor(payload))
+        # A copy shares what was collected by the ids of lists that each event has anew: it would only ever grow.
+        executor._relevant_sub_fields = {}  # noqa: SLF001 - our own, and another's only by its variable
+        return executor
+
     def _plain_of(self, parent_type: GraphQLObjectType, fields: Fields) -> dict[str, _Plain]:
         """Say which fields are plain: worked out once for all objects of a list, whose fields are the same mapping."""
         known = self.__dict__.setdefault("_plain", {})

@@ -69,7 +69,7 @@ class Rehearsal:
     @property
     def faults(self) -> Counter[str]:
         """Count what went wrong so far, by what the gateway logged."""
-        return Counter(re.findall(r'"fault": "(\w+)"', self._log.read_text()))
+        return Counter(re.findall(r'"fault":"(\w+)"', self._log.read_text()))
 
     async def recorded(self) -> list[str]:
         """Give the notes of every encounter that was recorded, in order."""

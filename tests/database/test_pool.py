@@ -2,11 +2,18 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
+from uuid import uuid4
 
 import asyncpg
 import pytest
 
+from gateway.database import APP_ROLE, Database, PoolConnection
 from gateway.pool import Pool
+from gateway.together import UNDER_WAY
+from resolvers.sql import Row, Statement
+from tests.cast import Cast
+from tests.happenings import until
 
 Connections = Pool[asyncpg.Connection]
 
@@ -105,18 +112,83 @@ async def test_a_connection_left_in_a_transaction_is_not_lent_again(pool: Connec
     pool.give_back(again)
 
 
-async def test_a_connection_whose_statement_was_called_off_serves_the_next_one(pool: Connections) -> None:
-    connection = await pool.take(5)
+async def test_a_connection_whose_statement_was_called_off_comes_to_itself_before_it_is_lent(pool: Connections) -> None:
+    other, connection = await borrowed(pool)
     task = asyncio.create_task(connection.fetchval("SELECT pg_sleep(30)"))
     await asyncio.sleep(0.1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    pool.give_back(connection)
+    pool.give_back(connection, called_off=True)
 
     again = await pool.take(5)
-    assert await again.fetchval("SELECT 1", timeout=5) == 1
+    assert again is connection
+    assert await again.fetchval("SELECT 1", timeout=0.5) == 1
     pool.give_back(again)
+    pool.give_back(other)
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_transaction_that_was_called_off_while_it_began_poisons_nobody(
+    database_url: str, cast: Cast, turns: int
+) -> None:
+    database = await Database.connect(database_url, role=APP_ROLE, size=1, acquire_seconds=5, statement_seconds=5)
+
+    async def begin() -> None:
+        async with database.transaction("loop"):
+            await asyncio.sleep(30)
+
+    for number in range(10):
+        task = asyncio.create_task(begin())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+        patient_id = f"called-off-{uuid4()}"
+        insert = Statement("INSERT INTO patient_graph.patients (id, brand_id) VALUES ($1, 'loop')", ["id"])
+        lend = database.at_once("loop", 5) if number % 2 else database.transaction("loop")
+        async with lend as connection:
+            await connection.fetch(insert, id=patient_id)
+        known = "SELECT count(*) FROM patient_graph.patients WHERE id = $1"
+        assert await cast.connection.fetchval(known, patient_id) == 1
+    await database.close()
+
+
+def has_more(hanging: list[int], number: int) -> bool:
+    return len(hanging) > number
+
+
+async def test_whoever_looks_while_others_statements_hang_is_served_all_the_same(
+    database_url: str, cast: Cast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = await Database.connect(database_url, role=APP_ROLE, size=4, acquire_seconds=0.3, statement_seconds=5)
+    patient_id = await cast.patient()
+    text = "SELECT id AS key FROM patient_graph.patients WHERE id = ANY($1::text[]) AND brand_id = $2"
+    find, ours = Statement(text, ["ids", "brand_id"]), PoolConnection.fetch
+    hanging: list[int] = []
+
+    async def hang(self: PoolConnection, statement: Statement, **values: object) -> list[Row]:
+        if len(hanging) < UNDER_WAY:
+            hanging.append(1)
+            await asyncio.sleep(3)
+        return await ours(self, statement, **values)
+
+    monkeypatch.setattr(PoolConnection, "fetch", hang)
+    slow = []
+    for number in range(UNDER_WAY):
+        slow.append(asyncio.create_task(database.find("loop", find, "ids", patient_id)))
+        await until(partial(has_more, hanging, number))
+
+    async with asyncio.timeout(2):
+        row = await database.find("loop", find, "ids", patient_id)
+
+    assert row is not None
+    assert row["key"] == patient_id
+    assert await database.find("loop", find, "ids", "nobody") is None
+    for task in slow:
+        task.cancel()
+    await database.close()
 
 
 async def test_what_cannot_be_opened_takes_no_place(database_url: str) -> None:
@@ -150,7 +222,15 @@ async def test_closing_waits_for_what_is_in_use_but_not_for_ever(pool: Connectio
     assert one.is_closed()
     assert other.is_closed()
 
+    with pytest.raises(asyncpg.InterfaceError):
+        await pool.take(5)
+
+
+async def test_closing_ends_what_does_not_come_back(database_url: str) -> None:
+    pool: Connections = Pool(lambda: asyncpg.connect(database_url), 2)
     never = await pool.take(5)
     async with asyncio.timeout(3):
         await pool.close(0.05)
+
+    assert never.is_closed()
     pool.give_back(never)

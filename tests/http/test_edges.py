@@ -68,6 +68,14 @@ def test_a_request_that_does_not_name_its_host_once_is_400(port: int, hosts: byt
     assert answer(port, b"GET /healthz HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200 ")
 
 
+def test_what_is_wrong_with_a_request_is_not_told_as_the_answer_to_the_one_before(port: int) -> None:
+    received = answer(port, b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.1\r\n\r\n")
+
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert received.count(b"HTTP/1.1 ") == 1
+    assert b"connection: close" in received
+
+
 @pytest.mark.parametrize("half", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n", b"G", b"GET /healthz HTTP/1.1\r\nX: "])
 def test_a_head_that_stops_arriving_is_408_after_the_configured_seconds(port: int, half: bytes) -> None:
     received = answer(port, half)
