@@ -1,0 +1,54 @@
+"""The ordinary way's executor: the same answers as graphql-core's own, and nothing kept of an event for the next."""
+
+from typing import Any
+
+from graphql import Executor, execute, parse
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schema import build_schema
+from schema.executor import QuickExecutor
+
+SCHEMA = build_schema()._schema
+DOCUMENT = parse("""
+query ($id: ID!) { encounter(id: $id) { a: id patientId encounterType ...more notes scheduledAt metadata version } }
+fragment more on Encounter { status notes b: id }
+""")
+
+
+class Odd:
+    """An encounter of which a member may be anything."""
+
+    def __init__(self, **members: Any) -> None:
+        self.__dict__ |= members
+
+
+anything = st.none() | st.integers() | st.text(max_size=3) | st.floats() | st.lists(st.integers(), max_size=1)
+members = ("id", "patient_id", "encounter_type", "status", "notes", "scheduled_at", "metadata", "version")
+
+
+@given(st.lists(st.fixed_dictionaries({}, optional=dict.fromkeys(members, anything)), max_size=3))
+def test_whatever_an_object_holds_both_executors_say_the_same_of_it(rows: list[dict[str, Any]]) -> None:
+    field = SCHEMA.query_type.fields["encounter"]
+    ours = field.resolve
+    for row in rows:
+        field.resolve = lambda *_args, row=row, **_: Odd(**row)
+        try:
+            quick, stock = (
+                execute(SCHEMA, DOCUMENT, variable_values={"id": "x"}, executor_class=kind)
+                for kind in (QuickExecutor, Executor)
+            )
+        finally:
+            field.resolve = ours
+        assert quick.data == stock.data
+        assert list(quick.data["encounter"] or ()) == list(stock.data["encounter"] or ())
+        assert [each.formatted for each in quick.errors or ()] == [each.formatted for each in stock.errors or ()]
+
+
+def test_what_was_collected_for_one_event_is_not_kept_for_the_next() -> None:
+    executor = QuickExecutor.build(SCHEMA, parse("subscription { encounterEvents { __typename } }"))
+    assert isinstance(executor, QuickExecutor)
+
+    events = [executor.build_per_event_executor(number) for number in range(2)]
+
+    assert len({id(each._relevant_sub_fields) for each in (executor, *events)}) == 3
