@@ -134,6 +134,9 @@ class Database:
                     "timezone": "UTC",
                     # Who waited for a key or a lease must see what the one before did, whatever the default is.
                     "default_transaction_isolation": "read committed",
+                    # A page is read along its index: gathered first and sorted then, it would cost what the whole list
+                    # of the patient costs.
+                    "enable_bitmapscan": "off",
                     **({} if role is None else {"role": role}),
                     "statement_timeout": f"{statement_seconds * 1000:.0f}",
                     "idle_in_transaction_session_timeout": f"{statement_seconds * 1000:.0f}",
