@@ -8,6 +8,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
+from gateway.database import APP_ROLE, Database
 from gateway.migrate import migrate
 from gateway.relay import OLDEST_KEPT, UNSTAMPED
 from resolvers.encounters import ENCOUNTERS_BY_IDS, _pages
@@ -65,3 +66,14 @@ def _nodes(plan):
     yield plan
     for child in plan.get("Plans", []):
         yield from _nodes(child)
+
+
+async def test_the_gateway_gathers_nothing_that_it_can_read_in_order(database_url: str) -> None:
+    # PostgreSQL expects of each patient what is usual, and would gather and sort all that an unusual one has.
+    database = await Database.connect(database_url, role=APP_ROLE, size=1, acquire_seconds=5, statement_seconds=5)
+    async with database.reading("loop") as connection:
+        told = await connection.fetch_one(Statement("SHOW enable_bitmapscan"))
+    await database.close()
+
+    assert told is not None
+    assert told["enable_bitmapscan"] == "off"
