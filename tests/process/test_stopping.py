@@ -238,10 +238,14 @@ async def test_a_worker_that_is_killed_is_replaced_and_takes_nobodys_record_with
 
 
 def workers_of(gateway: Gateway):
-    family = psutil.Process(gateway.process.pid).children()
-    return [
-        each for each in family if each.status() != psutil.STATUS_ZOMBIE and "spawn_main" in " ".join(each.cmdline())
-    ]
+    return [each for each in psutil.Process(gateway.process.pid).children() if serves(each)]
+
+
+def serves(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and "spawn_main" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return False  # it was buried between being listed and being looked at
 
 
 async def test_an_open_stream_is_told_goodbye_and_does_not_hold_the_end_up(url: str, workers: dict[str, str]) -> None:
