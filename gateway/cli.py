@@ -53,7 +53,7 @@ def serve(
     settings = Settings.from_environment()
     refuse_what_cannot_be_served(settings, faults)
     # The port comes before the database: where another gateway has it, none is started in vain.
-    with take_port(settings) as port, _database() as settings:
+    with take_port(settings) as port, _database(settings) as settings:
         serve(settings, port, faults)
 
 
@@ -250,9 +250,9 @@ def export(
 
 
 @contextmanager
-def _database() -> Iterator[Settings]:
+def _database(settings: Settings | None = None) -> Iterator[Settings]:
     """Give settings whose database is there: the configured one, or a private one for as long as we run."""
-    settings = Settings.from_environment()
+    settings = settings or Settings.from_environment()
     if settings.database_url is not None:
         yield settings
         return

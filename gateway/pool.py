@@ -26,6 +26,7 @@ class Pool(Generic[Connection]):
         self._connect = connect
         self._free: list[Connection] = []
         self._lent: set[Connection] = set()
+        """Those in use, and those that are being reset."""
         self._places = 0
         """How many of `size` are taken: by a connection in use, or one that is being opened or reset."""
         self._waiting: deque[asyncio.Future[Connection | None]] = deque()
@@ -63,7 +64,6 @@ class Pool(Generic[Connection]):
         `called_off` says that a statement may still be under way: the connection comes to itself before it is lent
         again.
         """
-        self._lent.discard(connection)
         if called_off and not self._closed and not connection.is_closed():
             task = asyncio.create_task(self._reset(connection))
             self._resetting.add(task)
@@ -76,17 +76,17 @@ class Pool(Generic[Connection]):
         with suppress(TimeoutError):
             async with asyncio.timeout(within_seconds):
                 while self._places:
-                    self._free += [each for each in [await self._turn()] if each is not None]
+                    connection = await self._turn()
                     self._places -= 1
+                    if connection is not None:
+                        self._free.append(connection)
         self._closed = True
-        for task in self._resetting:
-            task.cancel()
-        for connection in self._lent:
-            connection.terminate()
-        for connection in self._free:
+        for each in self._lent:
+            each.terminate()
+        for each in self._free:
             # One that broke meanwhile is as good as closed.
             with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                await connection.close(timeout=RESET_SECONDS)
+                await each.close(timeout=RESET_SECONDS)
         self._free.clear()
 
     async def _reset(self, connection: Connection) -> None:
@@ -99,6 +99,7 @@ class Pool(Generic[Connection]):
             self._returned(connection)
 
     def _returned(self, connection: Connection) -> None:
+        self._lent.discard(connection)
         if self._closed or connection.is_closed() or connection.is_in_transaction():
             connection.terminate()
             self._pass_on(None)
