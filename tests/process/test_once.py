@@ -9,8 +9,7 @@ from tests.gateways import DOORS, WAITING, Told, client, gateways, kept_under, l
 from tests.happenings import fresh_database
 
 CALLERS = 200
-STATEMENTS = 2
-"""That a gateway has under way at once, in each of which many callers share."""
+GATEWAYS = 4
 
 
 @pytest.fixture
@@ -19,14 +18,14 @@ async def url(server_url: str) -> str:
 
 
 async def test_duplicates_at_once_are_one_encounter_although_a_gateway_dies_in_the_middle(url: str) -> None:
-    async with gateways(url, 4) as running, looking_into(url) as connection, client() as ours:
+    async with gateways(url, GATEWAYS) as running, looking_into(url) as connection, client() as ours:
         origins = [each.origin for each in running]
         tries: list[Told] = []
 
         async def call(number: int) -> Told:
             """Send, and where nobody answers send again, to the next gateway, as a careful client does."""
             for again in count():
-                told = await DOORS[number % 2](ours, origins[(number // 2 + again) % 4], "the-key")
+                told = await DOORS[number // GATEWAYS % 2](ours, origins[(number + again) % GATEWAYS], "the-key")
                 tries.append(told)
                 if told.encounter_id:
                     return told
@@ -34,10 +33,13 @@ async def test_duplicates_at_once_are_one_encounter_although_a_gateway_dies_in_t
             raise AssertionError
 
         async with connection.transaction():
-            # Everyone is in the middle of it when the first gateway dies.
+            # Everyone is in the middle of it when the first gateway dies: at each, one statement has a single caller,
+            # and of all that come after the first of them share another.
             await connection.execute("LOCK TABLE patient_graph.idempotency_keys IN ACCESS EXCLUSIVE MODE")
-            calls = [asyncio.create_task(call(number)) for number in range(CALLERS)]
-            await until(lambda: all_wait(connection, 4 * STATEMENTS))
+            calls = [asyncio.create_task(call(number)) for number in range(GATEWAYS)]
+            await until(lambda: all_wait(connection, GATEWAYS))
+            calls += [asyncio.create_task(call(number)) for number in range(GATEWAYS, CALLERS)]
+            await until(lambda: all_wait(connection, 2 * GATEWAYS))
             running[0].process.kill()
             await until(lambda: any(told.status is None for told in tries))
         answers = await asyncio.gather(*calls)
