@@ -137,13 +137,15 @@ class Database:
                     # A page is read along its index: gathered first and sorted then, it would cost what the whole list
                     # of the patient costs.
                     "enable_bitmapscan": "off",
+                    # And so there is nothing to find out from the arguments: each statement is planned once.
+                    "plan_cache_mode": "force_generic_plan",
                     **({} if role is None else {"role": role}),
                     "statement_timeout": f"{statement_seconds * 1000:.0f}",
                     "idle_in_transaction_session_timeout": f"{statement_seconds * 1000:.0f}",
                 },
             )
             try:
-                await _exact_instants(connection)
+                await _set_codecs(connection)
             except BaseException:
                 connection.terminate()
                 raise
@@ -278,7 +280,7 @@ _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
-async def _exact_instants(connection: asyncpg.Connection[Row]) -> None:
+async def _set_codecs(connection: asyncpg.Connection[Row]) -> None:
     # asyncpg takes the first and the last instant of Python's calendar for the infinities. They are instants here.
     await connection.set_type_codec(
         "timestamptz",
@@ -286,4 +288,8 @@ async def _exact_instants(connection: asyncpg.Connection[Row]) -> None:
         format="tuple",
         encoder=lambda instant: ((instant - _EPOCH) // _MICROSECOND,),
         decoder=lambda microseconds: _EPOCH + timedelta(microseconds=microseconds[0]),
+    )
+    # JSON that goes to the client as it is comes as the one type of text that nothing else has, and stays bytes.
+    await connection.set_type_codec(
+        "bpchar", schema="pg_catalog", format="binary", encoder=str.encode, decoder=lambda written: written
     )

@@ -23,7 +23,13 @@ class Asked(NamedTuple):
     sql: str
 
 
-Piece = Said | Asked
+class Listed(NamedTuple):
+    """SQL that gives the rows of a list as one text, never null: it may be long, and each `||` would copy it."""
+
+    sql: str
+
+
+Piece = Said | Asked | Listed
 
 
 def joined(pieces: Iterable[Piece]) -> str:
@@ -42,6 +48,24 @@ def joined(pieces: Iterable[Piece]) -> str:
     return " || ".join(parts)
 
 
+def apart(pieces: Iterable[Piece]) -> list[Piece]:
+    """Join what lies between the lists, so that each list can be a column to itself; what is only said stays said."""
+    parts: list[Piece] = []
+    between: list[Piece] = []
+    for piece in (*pieces, Listed("")):
+        if not isinstance(piece, Listed):
+            between.append(piece)
+            continue
+        if any(isinstance(each, Asked) for each in between):
+            parts.append(Asked(joined(between)))
+        elif said := "".join(each.text for each in between if isinstance(each, Said)):
+            parts.append(Said(said))
+        between = []
+        if piece.sql:
+            parts.append(piece)
+    return parts
+
+
 def object_of(members: Sequence[tuple[str, Sequence[Piece]]]) -> list[Piece]:
     """Give the pieces of a JSON object. The names are plain: nothing in them needs an escape."""
     pieces: list[Piece] = []
@@ -50,15 +74,15 @@ def object_of(members: Sequence[tuple[str, Sequence[Piece]]]) -> list[Piece]:
     return [*pieces, Said("}" if members else "{}")]
 
 
-def array_of(item: Sequence[Piece], *, order_by: str | None = None, only: str | None = None) -> list[Piece]:
-    """Give the pieces of a JSON array: an item for each row that `only` lets through.
+def items_of(item: Sequence[Piece], *, order_by: str | None = None, only: str | None = None) -> str:
+    """Give the SQL of a list's items with commas between them: one for each row that `only` lets through.
 
     With no `order_by` in the order of the rows, which a subquery alone has to give. Source: PostgreSQL documentation,
     9.21 "Aggregate Functions".
     """
     ordered = f" ORDER BY {order_by}" if order_by else ""
     filtered = f" FILTER (WHERE {only})" if only else ""
-    return [Said("["), Asked(f"coalesce(string_agg({joined(item)}, ','{ordered}){filtered}, '')"), Said("]")]
+    return f"coalesce(string_agg({joined(item)}, ','{ordered}){filtered}, '')"
 
 
 # The members of an encounter, by their columns

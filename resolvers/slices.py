@@ -8,7 +8,7 @@ from resolvers.access import Operation
 from resolvers.context import Context
 from resolvers.errors import PatientNotFound
 from resolvers.patients import can_exist
-from resolvers.rendering import array_of, joined, members_of, object_of
+from resolvers.rendering import items_of, members_of, object_of
 from resolvers.sql import Statement
 
 
@@ -37,7 +37,7 @@ async def list_encounters_by_offset(
         raise PatientNotFound
     if row["given"]:
         context.note_given({(brand_id, patient_id): row["given"]})
-    return Slice(row["encounters"], row["total"])
+    return Slice(b"[%b]" % row["items"], row["total"])
 
 
 @cache
@@ -46,11 +46,11 @@ def _slice(members: tuple[str, ...]) -> Statement:
     item = object_of([(name, columns[name]) for name in members])
     return Statement(
         f"""
-SELECT convert_to(slice.json, 'UTF8') AS encounters, slice.given,
+SELECT slice.items, slice.given,
     (SELECT count(*) FROM patient_graph.encounters e WHERE e.patient_id = p.id AND e.brand_id = p.brand_id) AS total
 FROM patient_graph.patients p
 CROSS JOIN LATERAL (
-    SELECT {joined(array_of(item))} AS json, count(*) AS given
+    SELECT {items_of(item)}::bpchar AS items, count(*) AS given
     FROM (
         SELECT * FROM patient_graph.encounters e
         WHERE e.patient_id = p.id AND e.brand_id = p.brand_id

@@ -25,13 +25,14 @@ from resolvers.errors import GatewayError
 from resolvers.ids import id_or_none
 from resolvers.paging import list_of, window_of
 from resolvers.patients import can_exist
-from resolvers.sql import Row, Statement
+from resolvers.sql import Row
 from schema.record_plan import RecordPlan
 from schema.selection import Declined, Page, Reader, Root, Variables, coerced, conditions_of, filter_members
-from schema.statement import Bound, arguments_of, statement_of
+from schema.statement import Bound, Question, arguments_of, question_of
 
 MAX_IDS = 100
-KEPT_STATEMENTS = 16
+KEPT_QUESTIONS = 16
+NULL = [b"null"]
 MOST_CONDITIONS = 4
 """Variables that `@skip` and `@include` depend on: each doubles what there is to keep."""
 
@@ -103,26 +104,28 @@ class Plan:
 
 
 class Variant:
-    """A tree of what is asked for, and its statements: one for each shape that its pages have had."""
+    """A tree of what is asked for, and its questions: one for each shape that its pages have had."""
 
     def __init__(self, roots: Sequence[Root]) -> None:
         self._roots = roots
         self._needed = _needed(roots)
         self._is_one_encounter = [root.name for root in roots] == ["encounter"]
-        self._statements: dict[tuple[Any, ...], Statement | None] = {}
+        self._questions: dict[tuple[Any, ...], Question | None] = {}
 
     async def run(self, variables: Variables, context: Context) -> bytes:
         """Answer it. Raises `Declined`, or what kept the database from answering."""
         brand_id = self._admitted(context)
         asked = [self._ids(root, variables) for root in self._roots]
-        rows = await self._rows(brand_id, asked, variables, context)
-        found: dict[tuple[int, Any], bytes] = {}
+        question, arguments = self._asking(brand_id, asked, variables, context)
+        found: dict[tuple[int, Any], list[bytes]] = {}
         given: dict[tuple[str, str], int] = {}
-        for row in rows:
-            found[row["root"], row["key"]] = row["json"]
-            if row["given"]:
-                owner = (brand_id, row["patient_id"])
-                given[owner] = given.get(owner, 0) + row["given"]
+        if question is not None:
+            for row in await self._rows(question, arguments, context):
+                form = question.forms[row["root"]]
+                found[row["root"], row["key"]] = [part if isinstance(part, bytes) else row[part] for part in form]
+                if row["given"]:
+                    owner = (brand_id, row["patient_id"])
+                    given[owner] = given.get(owner, 0) + row["given"]
         context.note_given(given)
         return self._written(asked, found)
 
@@ -130,30 +133,27 @@ class Variant:
         """Say how PostgreSQL goes about it. Raises what `run` raises."""
         brand_id = self._admitted(context)
         asked = [self._ids(root, variables) for root in self._roots]
-        statement, arguments = self._asking(brand_id, asked, variables, context)
-        if statement is None:
+        question, arguments = self._asking(brand_id, asked, variables, context)
+        if question is None:
             return Explained("", [])
         async with context.database.reading(brand_id) as connection:
-            lines = await connection.fetch(statement.explaining(), **arguments)
-        return Explained(statement.text, [line[0] for line in lines])
+            lines = await connection.fetch(question.statement.explaining(), **arguments)
+        return Explained(question.statement.text, [line[0] for line in lines])
 
-    async def _rows(
-        self, brand_id: str, asked: Sequence[list[Any]], variables: Variables, context: Context
-    ) -> Sequence[Row]:
-        statement, arguments = self._asking(brand_id, asked, variables, context)
-        if statement is None:
-            return ()
+    async def _rows(self, question: Question, arguments: Mapping[str, Any], context: Context) -> Sequence[Row]:
+        brand_id = arguments["brand_id"]
         if self._is_one_encounter:
             # Many ask for one encounter at a time: those of one moment share the way to the database and back.
-            row = await context.database.find(brand_id, statement, "ids_0", asked[0][0]) if asked[0] else None
+            ids = arguments["ids_0"]
+            row = await context.database.find(brand_id, question.statement, "ids_0", ids[0]) if ids else None
             return () if row is None else (row,)
         async with context.database.reading(brand_id) as connection:
-            return await connection.fetch(statement, **arguments)
+            return await connection.fetch(question.statement, **arguments)
 
     def _asking(
         self, brand_id: str, asked: Sequence[list[Any]], variables: Variables, context: Context
-    ) -> tuple[Statement | None, dict[str, Any]]:
-        """Give the statement, None where there is nothing to ask the database, and its arguments."""
+    ) -> tuple[Question | None, dict[str, Any]]:
+        """Give what the database is asked, None where that is nothing, and the arguments."""
         bound: dict[int, Bound] = {}
         for root, ids in zip(self._roots, asked, strict=True):
             for page in root.pages:
@@ -164,7 +164,7 @@ class Variant:
             arguments[f"ids_{number}"] = ids if root.name == "encounter" else [i for i in ids if can_exist(i)]
         for number, each in bound.items():
             arguments |= arguments_of(number, each)
-        return self._statement(bound), arguments
+        return self._question(bound), arguments
 
     def _admitted(self, context: Context) -> str:
         try:
@@ -191,27 +191,30 @@ class Variant:
             raise Declined
         return ids
 
-    def _statement(self, bound: Mapping[int, Bound]) -> Statement | None:
+    def _question(self, bound: Mapping[int, Bound]) -> Question | None:
         shape = tuple(each.shape for each in bound.values())
-        if shape not in self._statements:
-            if len(self._statements) >= KEPT_STATEMENTS:
-                self._statements.clear()
-            self._statements[shape] = statement_of(self._roots, bound)
-        return self._statements[shape]
+        if shape not in self._questions:
+            if len(self._questions) >= KEPT_QUESTIONS:
+                self._questions.clear()
+            self._questions[shape] = question_of(self._roots, bound)
+        return self._questions[shape]
 
-    def _written(self, asked: Sequence[list[Any]], found: Mapping[tuple[int, Any], bytes]) -> bytes:
-        values = []
+    def _written(self, asked: Sequence[list[Any]], found: Mapping[tuple[int, Any], list[bytes]]) -> bytes:
+        # Put together once: a list may be long.
+        parts = [b"{"]
         for number, (root, ids) in enumerate(zip(self._roots, asked, strict=True)):
-            items = [found.get((number, str(each)), b"null") for each in ids]
+            items = [found.get((number, str(each)), NULL) for each in ids]
+            parts += [b"," if number else b"", b'"' + root.key.encode() + b'":']
             match root.name:
                 case "__typename":
-                    value = b'"Query"'
+                    parts.append(b'"Query"')
                 case "patients":
-                    value = b"[" + b",".join(items) + b"]"
+                    for place, item in enumerate(items):
+                        parts += [b"," if place else b"[", *item]
+                    parts.append(b"]" if items else b"[]")
                 case _:
-                    value = items[0] if items else b"null"
-            values.append(b'"' + root.key.encode() + b'":' + value)
-        return b"{" + b",".join(values) + b"}"
+                    parts += items[0] if items else NULL
+        return b"".join([*parts, b"}"])
 
 
 def _needed(roots: Sequence[Root]) -> list[Operation]:

@@ -1,11 +1,12 @@
 """The SQL statement of a tree: a row for each encounter or patient at the root, with its JSON."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from typing import Any, NamedTuple
 
 from resolvers.commands import EncounterFilter
 from resolvers.paging import Window, sql_cursor
-from resolvers.rendering import Asked, Piece, Said, array_of, joined, members_of, object_of, string_of
+from resolvers.rendering import Asked, Listed, Piece, Said, apart, items_of, members_of, object_of, string_of
 from resolvers.sql import Statement
 from schema.selection import Member, Page, Root
 
@@ -39,11 +40,42 @@ Put = Callable[[str, str], str]
 """Gives the placeholder of an argument, by its name and its type."""
 
 
-def statement_of(roots: Sequence[Root], bound: Mapping[int, Bound]) -> Statement | None:
+class Question(NamedTuple):
+    """What the database is asked, and how a row of its answer becomes the JSON of a root."""
+
+    statement: Statement
+    forms: Mapping[int, Sequence[bytes | int]]
+    """By the number of the root: texts, and the places of columns, one behind the other."""
+
+
+FIRST_JSON = 4
+"""The place of a row's first column of JSON: behind the root's number, the key, the patient and how many are given."""
+
+
+def question_of(roots: Sequence[Root], bound: Mapping[int, Bound]) -> Question | None:
     """Make the statement that answers for all the roots, or None where there is nothing to ask the database."""
     put = Arguments()
-    selects = [_select(number, root, bound, put) for number, root in enumerate(roots) if root.name != "__typename"]
-    return Statement(" UNION ALL ".join(selects), put.names) if selects else None
+    selects = {
+        number: _select(number, root, bound, put) for number, root in enumerate(roots) if root.name != "__typename"
+    }
+    if not selects:
+        return None
+    columns = {
+        number: [part.sql for part in parts if not isinstance(part, Said)] for number, (_, parts, _) in selects.items()
+    }
+    most = max(map(len, columns.values()))
+    texts = []
+    for number, (head, _, tail) in selects.items():
+        # As many for each root: no row is wider than another.
+        json = [*columns[number], *["NULL"] * (most - len(columns[number]))]
+        texts.append(head + "".join(f", ({sql})::bpchar AS json_{place}" for place, sql in enumerate(json)) + tail)
+    forms = {number: _form(parts) for number, (_, parts, _) in selects.items()}
+    return Question(Statement(" UNION ALL ".join(texts), put.names), forms)
+
+
+def _form(parts: Sequence[Piece]) -> list[bytes | int]:
+    places = count(FIRST_JSON)
+    return [part.text.encode() if isinstance(part, Said) else next(places) for part in parts]
 
 
 class Arguments:
@@ -59,29 +91,40 @@ class Arguments:
         return f"${self.names.index(name) + 1}::{kind}"
 
 
-def _select(number: int, root: Root, bound: Mapping[int, Bound], put: Arguments) -> str:
+def _select(number: int, root: Root, bound: Mapping[int, Bound], put: Put) -> tuple[str, list[Piece], str]:
+    """Give the statement of a root: what comes before its JSON, the parts of that, and what comes behind it."""
     if root.name == "encounter":
-        pieces = _encounter_pieces("e", root.fields)
         return (
-            f"SELECT {number} AS root, e.id::text AS key, e.patient_id, 1 AS given,"
-            f" convert_to({joined(pieces)}, 'UTF8') AS json FROM patient_graph.encounters e"
-            f" WHERE e.id = ANY({put(f'ids_{number}', 'uuid[]')}) AND e.brand_id = {put('brand_id', 'text')}"
+            f"SELECT {number} AS root, e.id::text AS key, e.patient_id, 1 AS given",
+            apart(_encounter_pieces("e", root.fields)),
+            (
+                f" FROM patient_graph.encounters e"
+                f" WHERE e.id = ANY({put(f'ids_{number}', 'uuid[]')}) AND e.brand_id = {put('brand_id', 'text')}"
+            ),
         )
     members: list[tuple[str, Sequence[Piece]]] = []
+    pages = ""
     for key, each in root.fields:
-        members.append((key, [Asked(f"page_{each.number}.json")] if isinstance(each, Page) else _of_patient("p", each)))
+        if isinstance(each, Page):
+            select, pieces = _page(each, bound[each.number], put)
+            pages += f" LEFT JOIN LATERAL ({select}) page_{each.number} ON true"
+            members.append((key, pieces))
+        else:
+            members.append((key, _of_patient("p", each)))
     given = " + ".join(f"page_{page.number}.given" for page in root.pages if page.reads) or "0"
-    pages = "".join(
-        f" LEFT JOIN LATERAL ({_page(page, bound[page.number], put)}) page_{page.number} ON true" for page in root.pages
-    )
     return (
-        f"SELECT {number} AS root, p.id AS key, p.id AS patient_id, ({given})::integer AS given,"
-        f" convert_to({joined(object_of(members))}, 'UTF8') AS json FROM patient_graph.patients p{pages}"
-        f" WHERE p.id = ANY({put(f'ids_{number}', 'text[]')}) AND p.brand_id = {put('brand_id', 'text')}"
+        f"SELECT {number} AS root, p.id AS key, p.id AS patient_id, ({given})::integer AS given",
+        apart(object_of(members)),
+        (
+            f" FROM patient_graph.patients p{pages}"
+            f" WHERE p.id = ANY({put(f'ids_{number}', 'text[]')}) AND p.brand_id = {put('brand_id', 'text')}"
+        ),
     )
 
 
-def _page(page: Page, bound: Bound, arguments: Arguments) -> str:
+def _page(page: Page, bound: Bound, arguments: Put) -> tuple[str, list[Piece]]:
+    """Give the statement of a page and, of its columns, the pieces of its JSON."""
+
     def put(name: str, kind: str) -> str:
         return arguments(f"page_{page.number}_{name}", kind)
 
@@ -100,9 +143,9 @@ def _page(page: Page, bound: Bound, arguments: Arguments) -> str:
                 shown.append((key, _rows(page, put, bound, _encounter_pieces("e", below))))
             case "edges":
                 shown.append((key, _rows(page, put, bound, _edge_pieces(put, below))))
-    json = joined(object_of(shown))
+    columns, pieces = _named(f"page_{page.number}", apart(object_of(shown)))
     if not page.reads:
-        return f"SELECT {json} AS json"
+        return f"SELECT {columns}", pieces
     order = "DESC" if bound.window.forward else "ASC"
     numbered = _is_numbered(page, bound)
     places = [
@@ -116,10 +159,24 @@ def _page(page: Page, bound: Bound, arguments: Arguments) -> str:
         f" ORDER BY e.created_at {order}, e.id {order} LIMIT {put('limit' if numbered else 'size', 'bigint')}"
     )
     if not numbered:
-        return f"SELECT {json} AS json, count(*) AS given FROM ({rows}) e"
+        return f"SELECT {columns}, count(*) AS given FROM ({rows}) e", pieces
     place = f"row_number() OVER (ORDER BY e.created_at {order}, e.id {order}) AS place"
     rows = f"SELECT e.*, {place}, count(*) OVER () AS found FROM ({rows}) e"
-    return f"SELECT {json} AS json, least(count(*), {put('size', 'bigint')}) AS given FROM ({rows}) e"
+    return f"SELECT {columns}, least(count(*), {put('size', 'bigint')}) AS given FROM ({rows}) e", pieces
+
+
+def _named(table: str, parts: Sequence[Piece]) -> tuple[str, list[Piece]]:
+    """Make a column of each part that is not said already. Gives the columns, and the same parts by their names."""
+    columns: list[str] = []
+    pieces: list[Piece] = []
+    for part in parts:
+        if isinstance(part, Said):
+            pieces.append(part)
+        else:
+            name = f"json_{len(columns)}"
+            columns.append(f"{part.sql} AS {name}")
+            pieces.append(part._replace(sql=f"{table}.{name}"))
+    return ", ".join(columns), pieces
 
 
 def _is_numbered(page: Page, bound: Bound) -> bool:
@@ -141,11 +198,15 @@ def _where(put: Put, bound: Bound) -> str:
 
 def _rows(page: Page, put: Put, bound: Bound, item: Sequence[Piece]) -> list[Piece]:
     if not _is_numbered(page, bound):
-        return array_of(item)
+        return _array(items_of(item))
     # Read from the oldest, they are shown from the newest all the same. One more than asked for tells whether the list
     # goes on.
     order_by = "e.place" if bound.window.forward else "e.place DESC"
-    return array_of(item, order_by=order_by, only=f"e.place <= {put('size', 'bigint')}")
+    return _array(items_of(item, order_by=order_by, only=f"e.place <= {put('size', 'bigint')}"))
+
+
+def _array(items: str) -> list[Piece]:
+    return [Said("["), Listed(items), Said("]")]
 
 
 def _page_info(put: Put, bound: Bound, fields: Sequence[Any]) -> list[Piece]:
