@@ -40,6 +40,9 @@ PROTOCOLS: Mapping[str, Any] = {
     "ws_ping_timeout": 20.0,
 }
 
+YOUNG_OBJECTS = 20_000
+"""How many more objects there are than the collector saw last when it looks again: some hundred requests at once."""
+
 
 def refuse_what_cannot_be_served(settings: Settings, faults: int | None = None) -> None:
     """Return if these settings can be served. Raises `SettingsError`."""
@@ -125,8 +128,10 @@ def worker(faults: int | None = None) -> Starlette:
     stop = Stop(settings.drain_pause_seconds)
     stop.catch_signals()
     app = create_app(settings, stop=stop, faults=faults)
-    # What is here now stays: the collector need not look at a schema's hundred thousand objects again and again.
+    # What is here now stays: the collector need not look at a schema's hundred thousand objects again and again. Nor
+    # need it look whenever some more requests are under way than before: hardly anything that they leave needs it.
     gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS)
     return app
 
 
