@@ -5,6 +5,7 @@ never null.
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 from models import EncounterStatus
@@ -51,18 +52,15 @@ def joined(pieces: Iterable[Piece]) -> str:
 def apart(pieces: Iterable[Piece]) -> list[Piece]:
     """Join what lies between the lists, so that each list can be a column to itself; what is only said stays said."""
     parts: list[Piece] = []
-    between: list[Piece] = []
-    for piece in (*pieces, Listed("")):
-        if not isinstance(piece, Listed):
-            between.append(piece)
-            continue
-        if any(isinstance(each, Asked) for each in between):
-            parts.append(Asked(joined(between)))
-        elif said := "".join(each.text for each in between if isinstance(each, Said)):
-            parts.append(Said(said))
-        between = []
-        if piece.sql:
-            parts.append(piece)
+    for are_lists, each in groupby(pieces, key=lambda piece: isinstance(piece, Listed)):
+        together = list(each)
+        said = [piece.text for piece in together if isinstance(piece, Said)]
+        if are_lists:
+            parts += together
+        elif len(said) == len(together):
+            parts.append(Said("".join(said)))
+        else:
+            parts.append(Asked(joined(together)))
     return parts
 
 

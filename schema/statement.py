@@ -52,6 +52,30 @@ FIRST_JSON = 4
 """The place of a row's first column of JSON: behind the root's number, the key, the patient and how many are given."""
 
 
+class Select(NamedTuple):
+    """The statement of one root: what comes before its JSON, the parts of that, and what comes behind it."""
+
+    head: str
+    parts: Sequence[Piece]
+    tail: str
+
+    @property
+    def columns(self) -> list[str]:
+        """The SQL of each part that is not said already."""
+        return [part.sql for part in self.parts if not isinstance(part, Said)]
+
+    @property
+    def form(self) -> list[bytes | int]:
+        """Its form in a `Question`."""
+        places = count(FIRST_JSON)
+        return [part.text.encode() if isinstance(part, Said) else next(places) for part in self.parts]
+
+    def text(self, width: int) -> str:
+        """Give the statement with so many columns of JSON."""
+        padded = [*self.columns, *["NULL"] * (width - len(self.columns))]
+        return self.head + "".join(f", ({sql})::bpchar AS json_{place}" for place, sql in enumerate(padded)) + self.tail
+
+
 def question_of(roots: Sequence[Root], bound: Mapping[int, Bound]) -> Question | None:
     """Make the statement that answers for all the roots, or None where there is nothing to ask the database."""
     put = Arguments()
@@ -60,22 +84,10 @@ def question_of(roots: Sequence[Root], bound: Mapping[int, Bound]) -> Question |
     }
     if not selects:
         return None
-    columns = {
-        number: [part.sql for part in parts if not isinstance(part, Said)] for number, (_, parts, _) in selects.items()
-    }
-    most = max(map(len, columns.values()))
-    texts = []
-    for number, (head, _, tail) in selects.items():
-        # As many for each root: no row is wider than another.
-        json = [*columns[number], *["NULL"] * (most - len(columns[number]))]
-        texts.append(head + "".join(f", ({sql})::bpchar AS json_{place}" for place, sql in enumerate(json)) + tail)
-    forms = {number: _form(parts) for number, (_, parts, _) in selects.items()}
-    return Question(Statement(" UNION ALL ".join(texts), put.names), forms)
-
-
-def _form(parts: Sequence[Piece]) -> list[bytes | int]:
-    places = count(FIRST_JSON)
-    return [part.text.encode() if isinstance(part, Said) else next(places) for part in parts]
+    # As many columns for each root: that is what a union is.
+    width = max(len(select.columns) for select in selects.values())
+    text = " UNION ALL ".join(select.text(width) for select in selects.values())
+    return Question(Statement(text, put.names), {number: select.form for number, select in selects.items()})
 
 
 class Arguments:
@@ -91,16 +103,13 @@ class Arguments:
         return f"${self.names.index(name) + 1}::{kind}"
 
 
-def _select(number: int, root: Root, bound: Mapping[int, Bound], put: Put) -> tuple[str, list[Piece], str]:
-    """Give the statement of a root: what comes before its JSON, the parts of that, and what comes behind it."""
+def _select(number: int, root: Root, bound: Mapping[int, Bound], put: Put) -> Select:
     if root.name == "encounter":
-        return (
-            f"SELECT {number} AS root, e.id::text AS key, e.patient_id, 1 AS given",
-            apart(_encounter_pieces("e", root.fields)),
-            (
-                f" FROM patient_graph.encounters e"
-                f" WHERE e.id = ANY({put(f'ids_{number}', 'uuid[]')}) AND e.brand_id = {put('brand_id', 'text')}"
-            ),
+        return Select(
+            head=f"SELECT {number} AS root, e.id::text AS key, e.patient_id, 1 AS given",
+            parts=apart(_encounter_pieces("e", root.fields)),
+            tail=" FROM patient_graph.encounters e"
+            f" WHERE e.id = ANY({put(f'ids_{number}', 'uuid[]')}) AND e.brand_id = {put('brand_id', 'text')}",
         )
     members: list[tuple[str, Sequence[Piece]]] = []
     pages = ""
@@ -112,13 +121,11 @@ def _select(number: int, root: Root, bound: Mapping[int, Bound], put: Put) -> tu
         else:
             members.append((key, _of_patient("p", each)))
     given = " + ".join(f"page_{page.number}.given" for page in root.pages if page.reads) or "0"
-    return (
-        f"SELECT {number} AS root, p.id AS key, p.id AS patient_id, ({given})::integer AS given",
-        apart(object_of(members)),
-        (
-            f" FROM patient_graph.patients p{pages}"
-            f" WHERE p.id = ANY({put(f'ids_{number}', 'text[]')}) AND p.brand_id = {put('brand_id', 'text')}"
-        ),
+    return Select(
+        head=f"SELECT {number} AS root, p.id AS key, p.id AS patient_id, ({given})::integer AS given",
+        parts=apart(object_of(members)),
+        tail=f" FROM patient_graph.patients p{pages}"
+        f" WHERE p.id = ANY({put(f'ids_{number}', 'text[]')}) AND p.brand_id = {put('brand_id', 'text')}",
     )
 
 
@@ -197,16 +204,13 @@ def _where(put: Put, bound: Bound) -> str:
 
 
 def _rows(page: Page, put: Put, bound: Bound, item: Sequence[Piece]) -> list[Piece]:
-    if not _is_numbered(page, bound):
-        return _array(items_of(item))
-    # Read from the oldest, they are shown from the newest all the same. One more than asked for tells whether the list
-    # goes on.
-    order_by = "e.place" if bound.window.forward else "e.place DESC"
-    return _array(items_of(item, order_by=order_by, only=f"e.place <= {put('size', 'bigint')}"))
-
-
-def _array(items: str) -> list[Piece]:
-    return [Said("["), Listed(items), Said("]")]
+    order_by = only = None
+    if _is_numbered(page, bound):
+        # Read from the oldest, they are shown from the newest all the same. One more than asked for tells whether the
+        # list goes on.
+        order_by = "e.place" if bound.window.forward else "e.place DESC"
+        only = f"e.place <= {put('size', 'bigint')}"
+    return [Said("["), Listed(items_of(item, order_by=order_by, only=only)), Said("]")]
 
 
 def _page_info(put: Put, bound: Bound, fields: Sequence[Any]) -> list[Piece]:
