@@ -162,6 +162,10 @@ class _Server(uvicorn.Server):
         yield
 
 
+PATIENCE_SECONDS = 2.0
+"""How long a provider that never ends its answer is waited for: longer than one that answers takes anywhere."""
+
+
 def drip() -> Response:
     """Give an answer that never ends."""
 

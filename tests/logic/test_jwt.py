@@ -18,7 +18,18 @@ from gateway.auth import verifying
 from gateway.jwt import REGISTRY
 from resolvers.access import Caller, Verify
 from resolvers.errors import InvalidToken, TemporarilyUnavailable
-from tests.provider import AUDIENCE, ISSUER, Hands, IdentityProvider, claims, drip, encoded, jwt, signing_key
+from tests.provider import (
+    AUDIENCE,
+    ISSUER,
+    PATIENCE_SECONDS,
+    Hands,
+    IdentityProvider,
+    claims,
+    drip,
+    encoded,
+    jwt,
+    signing_key,
+)
 
 MACHINE = {"client_id": "lab", "scope": "write:encounters"}
 
@@ -26,7 +37,7 @@ MACHINE = {"client_id": "lab", "scope": "write:encounters"}
 @pytest.fixture
 async def proven(provider: IdentityProvider, clock: Hands) -> AsyncIterator[Verify]:
     """A gateway's way to verify: by the provider's keys."""
-    async with verifying(provider.settings(jwt=True, identity_provider_seconds=0.25), clock) as verify:
+    async with verifying(provider.settings(jwt=True, identity_provider_seconds=PATIENCE_SECONDS), clock) as verify:
         yield verify
 
 

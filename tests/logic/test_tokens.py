@@ -14,7 +14,7 @@ from gateway.auth import Kept, verifying
 from gateway.settings import Settings, SettingsError
 from resolvers.access import Caller, Verify, resolve_brand
 from resolvers.errors import Forbidden, InvalidToken, TemporarilyUnavailable
-from tests.provider import AUDIENCE, ISSUER, Hands, IdentityProvider, drip
+from tests.provider import AUDIENCE, ISSUER, PATIENCE_SECONDS, Hands, IdentityProvider, drip
 
 NURSE = {"client_id": "app", "sub": "nurse-1", "brand": "loop", "scope": "write:encounters read:encounters"}
 MACHINE = {"client_id": "lab", "scope": "write:encounters"}
@@ -23,7 +23,9 @@ MACHINE = {"client_id": "lab", "scope": "write:encounters"}
 @pytest.fixture
 async def introspected(provider: IdentityProvider, clock: Hands) -> AsyncIterator[Verify]:
     """A gateway's way to verify: by asking the provider, which may take a quarter of a second."""
-    async with verifying(provider.settings(introspection=True, identity_provider_seconds=0.25), clock) as verify:
+    async with verifying(
+        provider.settings(introspection=True, identity_provider_seconds=PATIENCE_SECONDS), clock
+    ) as verify:
         yield verify
 
 
@@ -177,16 +179,17 @@ async def test_whatever_else_the_provider_says_is_its_trouble(
 
 
 async def test_a_provider_that_is_slow_or_down_is_trouble_and_is_asked_again_when_it_is_back(
-    provider: IdentityProvider, introspected: Verify, clock: Hands
+    provider: IdentityProvider, clock: Hands
 ) -> None:
     provider.tokens["opaque"] = MACHINE
-    for trouble in ("slow", "down"):
-        async with provider.in_trouble(trouble), asyncio.timeout(1):
-            with pytest.raises(TemporarilyUnavailable):
-                await introspected("opaque")
+    async with verifying(provider.settings(introspection=True, identity_provider_seconds=0.25), clock) as introspected:
+        for trouble in ("slow", "down"):
+            async with provider.in_trouble(trouble), asyncio.timeout(1):
+                with pytest.raises(TemporarilyUnavailable):
+                    await introspected("opaque")
 
-        assert (await introspected("opaque")).client_id == "lab"
-        clock.pass_by(60)
+            assert (await introspected("opaque")).client_id == "lab"
+            clock.pass_by(60)
 
 
 async def test_a_provider_that_does_not_know_us_is_trouble(provider: IdentityProvider) -> None:
