@@ -18,7 +18,7 @@ from gateway.chain import CHAIN_AUDIT, chaining
 from gateway.database import APP_ROLE, RELAY_ROLE, Database
 from gateway.documents import document_rules, trusted_plainly
 from gateway.duties import Duty, prune_keys
-from gateway.edges import Edge, SocketEdge, cross_origin
+from gateway.edges import Edge, cross_origin
 from gateway.events import passing_on
 from gateway.faults import Faults
 from gateway.limits import BodyLimits
@@ -123,7 +123,6 @@ def create_app(
         ],
         middleware=[
             Middleware(Edge),
-            Middleware(SocketEdge),
             *([Middleware(cross_origin, origins=settings.browser_origins)] if settings.browser_origins else []),
             Middleware(BodyLimits, max_bytes=settings.max_body_bytes, seconds=settings.body_seconds),
             *([Middleware(Faults, seed=faults)] if faults is not None else []),

@@ -44,16 +44,16 @@ class Edge:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._sockets = SocketEdge(app)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await (self._sockets if scope["type"] == "websocket" else self._app)(scope, receive, send)
             return
         started = time.perf_counter()
-        state: dict[str, Any] = scope.setdefault("state", {})
-        state["request_id"] = request_id = _request_id(scope)
-        state["foreign_origin"] = _foreign_origin(scope)
+        state = _noted(scope)
+        request_id: str = state["request_id"]
         status: int | None = None
 
         async def send_with_headers(message: Message) -> None:
@@ -63,7 +63,7 @@ class Edge:
                 own = {name for name, _ in message["headers"]}
                 message["headers"] = [
                     *message["headers"],
-                    *(each for each in _ON_EVERY_ANSWER if each[0] not in own),
+                    *[each for each in _ON_EVERY_ANSWER if each[0] not in own],
                     (b"x-request-id", request_id.encode()),
                     *_allowance_of(state),
                 ]
@@ -98,13 +98,8 @@ class SocketEdge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the socket."""
-        if scope["type"] != "websocket":
-            await self._app(scope, receive, send)
-            return
         started = time.perf_counter()
-        state: dict[str, Any] = scope.setdefault("state", {})
-        state["request_id"] = _request_id(scope)
-        state["foreign_origin"] = _foreign_origin(scope)
+        _noted(scope)
         status = 403
         code: int | None = None
 
@@ -131,22 +126,22 @@ class SocketEdge:
             log_socket(scope, status, code, time.perf_counter() - started)
 
 
-def _request_id(scope: Scope) -> str:
-    sent = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), "")
-    return sent if REQUEST_ID.fullmatch(sent) else str(uuid4())
+def _noted(scope: Scope) -> dict[str, Any]:
+    """Note on the state what the head tells and all who serve it ask for: its id, and which other site's page calls."""
+    headers = dict(scope["headers"])
+    sent = headers.get(b"x-request-id", b"").decode("latin-1")
+    origin = headers.get(b"origin", b"").decode("latin-1") or None
+    if origin is not None and origin.partition("://")[2] == headers.get(b"host", b"").decode("latin-1"):
+        origin = None  # a page of ours
+    state: dict[str, Any] = scope.setdefault("state", {})
+    state["request_id"] = sent if REQUEST_ID.fullmatch(sent) else str(uuid4())
+    state["foreign_origin"] = origin
+    return state
 
 
 def _allowance_of(state: Mapping[str, Any]) -> list[tuple[bytes, bytes]]:
     allowance: Allowance | None = state.get("allowance")
     return headers_of(allowance) if allowance is not None and allowance.limit else []
-
-
-def _foreign_origin(scope: Scope) -> str | None:
-    """Give the origin of the page that calls, unless it is a page of ours."""
-    headers = dict(scope["headers"])
-    origin: str | None = headers.get(b"origin", b"").decode("latin-1") or None
-    ours = headers.get(b"host", b"").decode("latin-1")
-    return None if origin is not None and origin.partition("://")[2] == ours else origin
 
 
 def cross_origin(app: ASGIApp, origins: list[str]) -> CORSMiddleware:

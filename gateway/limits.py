@@ -9,6 +9,9 @@ from resolvers.errors import PayloadTooLarge, RequestTimeout
 # How much of a body nobody wants is read all the same, so that its sender gets to see the answer.
 MAX_IGNORED_BYTES = 64 * 1024 * 1024
 
+WHOLE_BODY_BYTES = "whole_body_bytes"
+"""Under this name the state of a request says how long its body is, where that was here before the request was served."""
+
 
 class BodyLimits:
     """Refuses a body that is too large, or too slow to arrive: its sender costs one slot for seconds, not minutes."""
@@ -19,8 +22,11 @@ class BodyLimits:
         self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve the request, its body watched."""
-        headers = dict(scope["headers"]) if scope["type"] == "http" else {}
+        """Serve the request, its body watched unless it is here and small enough."""
+        if scope["type"] != "http" or scope["state"].get(WHOLE_BODY_BYTES, self._max_bytes + 1) <= self._max_bytes:
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
         announced_bytes = int(headers.get(b"content-length", b"0"))
         if announced_bytes or b"transfer-encoding" in headers:
             expects_continue = headers.get(b"expect", b"").lower() == b"100-continue"

@@ -9,7 +9,10 @@ from typing import Any, ClassVar
 from uuid import uuid4
 
 import orjson
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from gateway.answering import Answering
 
 
 def refusal(status: int, code: str, message: str) -> bytes:
@@ -32,6 +35,7 @@ class GuardedProtocol(HttpToolsProtocol):
     max_head_fields: ClassVar[int] = 100
     send_seconds: ClassVar[float] = 20.0
 
+    _in_head = False
     _deadline: asyncio.TimerHandle | None = None
     _next_look: asyncio.TimerHandle | None = None
     _head_bytes = 0
@@ -43,11 +47,13 @@ class GuardedProtocol(HttpToolsProtocol):
         """Give the first head its time."""
         super().connection_made(transport)
         self._start_head()
+        self._time_head()
 
     def data_received(self, data: bytes) -> None:
         """Read on, but not for ever in one head: the parser keeps a field to itself until it is whole."""
         super().data_received(data)
-        if self._deadline is not None and not self.transport.is_closing():
+        if self._in_head and not self.transport.is_closing():
+            self._time_head()
             self._unparsed_bytes += len(data)
             if self._unparsed_bytes > self.max_head_bytes:
                 self._refusal = (431, "headers_too_large", "The request's head is too large.")
@@ -60,7 +66,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
-        """Give each further head on the connection its time."""
+        """Give each further head on the connection its time, unless all of it has come by the end of what came now."""
         super().on_message_begin()
         self._end_head()
         self._start_head()
@@ -127,11 +133,19 @@ class GuardedProtocol(HttpToolsProtocol):
             self._next_look.cancel()
             self._next_look = None
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGIApp) -> None:  # type: ignore[override]
+        super()._start_asgi_task(cycle, Answering(app, cycle))  # type: ignore[arg-type]
+
     def _start_head(self) -> None:
+        self._in_head = True
         self._head_bytes = self._unparsed_bytes = self._hosts = 0
-        self._deadline = self.loop.call_later(self.head_seconds, self._too_late)
+
+    def _time_head(self) -> None:
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(self.head_seconds, self._too_late)
 
     def _end_head(self) -> None:
+        self._in_head = False
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None

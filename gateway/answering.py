@@ -1,0 +1,76 @@
+"""One request between uvicorn's protocol and the application: what is known of its body, and the head of its answer.
+
+uvicorn looks for what is forbidden in each field of each head, by two patterns a field. Most of an answer's fields are
+those of the answer before, so here a field is looked at when it is new.
+"""
+
+from functools import lru_cache
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, STATUS_LINE, RequestResponseCycle
+
+from gateway.limits import WHOLE_BODY_BYTES
+
+FRAMING = frozenset({b"content-length", b"transfer-encoding", b"connection"})
+"""The fields that say where an answer ends, and whether the connection ends with it."""
+
+REMEMBERED_FIELDS = 512
+
+
+class Answering:
+    """Serves one request on uvicorn's cycle, as the application that the cycle runs."""
+
+    __slots__ = ("_app", "_cycle")
+
+    def __init__(self, app: ASGIApp, cycle: RequestResponseCycle) -> None:
+        self._app = app
+        self._cycle = cycle
+
+    async def __call__(self, scope: Scope, receive: Receive, _send: Send) -> None:
+        """Serve the request."""
+        if not self._cycle.more_body:
+            scope["state"][WHOLE_BODY_BYTES] = len(self._cycle.body)
+        await self._app(scope, receive, self._send)
+
+    async def _send(self, message: Message) -> None:
+        cycle = self._cycle
+        if message["type"] != "http.response.start" or cycle.response_started:
+            await cycle.send(message)  # type: ignore[arg-type]
+            return
+        if cycle.flow.write_paused and not cycle.disconnected:
+            await cycle.flow.drain()
+        if not cycle.disconnected:
+            cycle.response_started = True
+            cycle.waiting_for_100_continue = False
+            cycle.transport.write(self._head(message))
+
+    def _head(self, message: Message) -> bytes:
+        cycle = self._cycle
+        head = [STATUS_LINE[message["status"]]]
+        closes = False
+        for name, value in [*cycle.default_headers, *message["headers"]]:
+            head.append(_line(name, value))
+            if name in FRAMING:
+                if name == b"content-length":
+                    cycle.expected_content_length = int(value)
+                    cycle.chunked_encoding = False
+                elif name == b"connection":
+                    closes = closes or b"close" in value.lower()
+        if closes:
+            cycle.keep_alive = False
+        elif not cycle.keep_alive:
+            head.append(b"connection: close\r\n")
+        if cycle.chunked_encoding is None and cycle.scope["method"] != "HEAD" and message["status"] not in {204, 304}:
+            # It does not say how long it is, so each piece says it for itself.
+            cycle.chunked_encoding = True
+            head.append(b"transfer-encoding: chunked\r\n")
+        head.append(b"\r\n")
+        return b"".join(head)
+
+
+@lru_cache(REMEMBERED_FIELDS)
+def _line(name: bytes, value: bytes) -> bytes:
+    """Write a field. Raises `ValueError` for one that could be taken for two, or for the end of the head."""
+    if HEADER_RE.search(name) or HEADER_VALUE_RE.search(value):
+        raise ValueError("a header field holds what none may hold")
+    return name.lower() + b": " + value + b"\r\n"
