@@ -287,7 +287,7 @@ async def _set_codecs(connection: asyncpg.Connection[Row]) -> None:
         schema="pg_catalog",
         format="tuple",
         encoder=lambda instant: ((instant - _EPOCH) // _MICROSECOND,),
-        decoder=lambda microseconds: _EPOCH + timedelta(microseconds=microseconds[0]),
+        decoder=lambda microseconds: _EPOCH + timedelta(0, 0, microseconds[0]),
     )
     # JSON that goes to the client as it is comes as the one type of text that nothing else has, and stays bytes.
     await connection.set_type_codec(

@@ -127,13 +127,21 @@ class SocketEdge:
 
 
 def _noted(scope: Scope) -> dict[str, Any]:
-    """Note on the state what the head tells and all who serve it ask for: its id, and which other site's page calls."""
-    headers = dict(scope["headers"])
-    sent = headers.get(b"x-request-id", b"").decode("latin-1")
-    origin = headers.get(b"origin", b"").decode("latin-1") or None
-    if origin is not None and origin.partition("://")[2] == headers.get(b"host", b"").decode("latin-1"):
+    """Note on the state what all who serve the request ask of its head.
+
+    That is its fields by their names in lower case, the lines of a field together as RFC 9110, 5.3 has it; its id; and
+    the origin of the page that calls, where it is another site's.
+    """
+    head: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        head[name] = f"{head[name]}, {value}" if name in head else value
+    sent = head.get("x-request-id", "")
+    origin = head.get("origin") or None
+    if origin is not None and origin.partition("://")[2] == head.get("host", ""):
         origin = None  # a page of ours
     state: dict[str, Any] = scope.setdefault("state", {})
+    state["head"] = head
     state["request_id"] = sent if REQUEST_ID.fullmatch(sent) else str(uuid4())
     state["foreign_origin"] = origin
     return state

@@ -10,7 +10,7 @@ from resolvers.errors import PayloadTooLarge, RequestTimeout
 MAX_IGNORED_BYTES = 64 * 1024 * 1024
 
 WHOLE_BODY_BYTES = "whole_body_bytes"
-"""Under this name the state of a request says how long its body is, where that was here before the request was served."""
+"""The name by which a request's state says how long its body is, where all of that was here before it was served."""
 
 
 class BodyLimits:

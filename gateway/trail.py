@@ -116,14 +116,15 @@ class QueuedTrail:
             self._queue.append(Kept(note, new_id(), time.monotonic()))
         else:
             self._drop(note.brand_id, 1)
-        self._tell_waiting()
-        self._bell.set()
+        if not self._bell.is_set():
+            self._bell.set()
 
     async def write(self) -> None:
         """Write the notes down as they come, until cancelled."""
         while True:
             await self._bell.wait()
             await asyncio.sleep(GATHER_SECONDS)
+            self._tell_waiting()
             written = await self._write_batch()
             self._tell_dropped()
             if not written:

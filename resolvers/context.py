@@ -1,7 +1,7 @@
 """What every resolver is given: who calls, for which brand, and what it may use. Both doors make it the same way."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -119,8 +119,8 @@ class Context:
 async def sign_in(
     services: Services,
     *,
-    authorization: Sequence[str],
-    stated_brand_ids: Sequence[str],
+    authorization: str,
+    stated_brand_id: str | None,
     request_id: str,
     origin: str | None = None,
     address: str | None = None,
@@ -128,16 +128,16 @@ async def sign_in(
     """Find out who calls, from the `Authorization` and `X-Brand-Id` of a request or of a socket's first message.
 
     Both are given with all their lines, which together make the header (RFC 9110, 5.3): two tokens are none, nor two
-    brands one. `origin` is that of the page that calls, where it is another site's; `address` is the caller's own.
-    Whether the brand fits is not asked yet. Raises `Unauthenticated`, `RateLimited` for an address that tried too many
-    tokens, `InvalidToken`, or `Forbidden` for a page that this client does not call from.
+    brands one. `stated_brand_id` is None where none is stated; `origin` is that of the page that calls, where it is
+    another site's; `address` is the caller's own. Whether the brand fits is not asked yet. Raises `Unauthenticated`,
+    `RateLimited` for an address that tried too many tokens, `InvalidToken`, or `Forbidden` for a page that this client
+    does not call from.
     """
     try:
-        caller = await _caller(services, ", ".join(authorization), address)
+        caller = await _caller(services, authorization, address)
     except GatewayError as error:
         services.tally.refused(error.code)
         raise
-    stated_brand_id = ", ".join(stated_brand_ids) if stated_brand_ids else None
     context = Context(caller, stated_brand_id, request_id, services)
     if origin is not None and origin not in services.origins.get(caller.client_id, ()):
         forbidden = Forbidden("This client does not call from that page.")

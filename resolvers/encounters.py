@@ -328,4 +328,5 @@ def _order(table: FromClause, newest_first: bool) -> list[ColumnElement[Any]]:
 
 
 def _encounter(row: Row) -> Encounter:
-    return Encounter(**row)
+    # Its members are the table's columns, in their order.
+    return Encounter(*row)

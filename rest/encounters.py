@@ -120,9 +120,10 @@ def _validate_only(request: Request) -> bool:
 
 
 async def _members(request: Request) -> dict[str, Any]:
-    media_type, _, parameters = request.headers.get("content-type", "").lower().partition(";")
+    head = request.scope["state"]["head"]
+    media_type, _, parameters = head.get("content-type", "").lower().partition(";")
     charset = parameters.partition("charset=")[2].partition(";")[0].strip('" ')
-    coding = ",".join(request.headers.getlist("content-encoding")).strip().lower()
+    coding = head.get("content-encoding", "").strip().lower()
     if media_type.strip() != JSON or charset not in {"", "utf-8"} or coding not in {"", "identity"}:
         raise UnsupportedMediaType
     body = json_text.read(await request.body())

@@ -15,7 +15,8 @@ _QUALITY = re.compile(r"q=([01](\.[0-9]{0,3})?)")
 
 def accept_of(request: Request) -> str:
     """Give what the client says it takes; nothing said is everything taken."""
-    return ",".join(request.headers.getlist("accept"))
+    accept: str = request.scope["state"]["head"].get("accept", "")
+    return accept
 
 
 def require_json_is_accepted(request: Request) -> None:

@@ -15,7 +15,7 @@ async def admitted(request: Request, operation: Operation | None = None) -> Cont
     context = await signed_in(request)
     # Counted before anything is refused, because refusals count too.
     kind = Kind.READS if request.method in {"GET", "HEAD", "OPTIONS"} else Kind.WRITES
-    request.state.allowance = allowance = await context.spend(kind)
+    request.scope["state"]["allowance"] = allowance = await context.spend(kind)
     if operation is not None:
         context.require(operation)
     allowance.require()
@@ -25,14 +25,15 @@ async def admitted(request: Request, operation: Operation | None = None) -> Cont
 
 async def signed_in(request: Request) -> Context:
     """Give the context of this request. Raises `Unauthenticated`, `RateLimited`, `InvalidToken` or `Forbidden`."""
+    state, client = request.scope["state"], request.scope.get("client")
     context = await sign_in(
-        request.state.services,
-        authorization=request.headers.getlist("authorization"),
-        stated_brand_ids=request.headers.getlist("x-brand-id"),
-        request_id=request.state.request_id,
-        origin=request.state.foreign_origin,
-        address=request.client.host if request.client else None,
+        state["services"],
+        authorization=state["head"].get("authorization", ""),
+        stated_brand_id=state["head"].get("x-brand-id"),
+        request_id=state["request_id"],
+        origin=state["foreign_origin"],
+        address=client[0] if client else None,
     )
-    request.state.caller = context.caller
-    request.state.context = context
+    state["caller"] = context.caller
+    state["context"] = context
     return context

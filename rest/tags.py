@@ -23,7 +23,7 @@ def tag_of_body(body: bytes) -> str:
 
 def is_known(request: Request, tag: str) -> bool:
     """Say whether the client holds what has this tag already, by its `If-None-Match`."""
-    named = ",".join(request.headers.getlist("if-none-match"))
+    named: str = request.scope["state"]["head"].get("if-none-match", "")
     return named.strip() == "*" or tag in _TAG.findall(named)
 
 

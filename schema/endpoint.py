@@ -62,16 +62,17 @@ class GraphQLEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
-        request = Request(scope, receive)
-        response = await self._respond(request)
+        response = await self._respond(Request(scope, receive))
         await response(scope, receive, send)
 
     async def _respond(self, request: Request) -> ASGIApp:
-        accepted = _accepted(request.headers.get("accept", ""))
+        state = request.scope["state"]
+        accepted = _accepted(state["head"].get("accept", ""))
         media_type = next(iter(accepted), None)
         try:
             who_calls = _who_calls(request)
-            context = await self._signed_in(request, who_calls)
+            state["context"] = context = await who_calls()
+            state["caller"] = context.caller
             try:
                 ask = await self._ask(request, context, media_type)
                 document = self._runner.read(ask, context) if isinstance(ask, Ask) else None
@@ -89,10 +90,10 @@ class GraphQLEndpoint:
         except ClientDisconnect:
             raise
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - whatever it is, the client gets an answer
-            refusal = self._runner.known(error, request.state.request_id)
+            refusal = self._runner.known(error, state["request_id"])
             status, headers = self._http_form(refusal)
-            known: Context | None = getattr(request.state, "context", None)
-            told = refuse(refusal, known) if known else phrase(refusal, request.state.request_id)
+            known: Context | None = state.get("context")
+            told = refuse(refusal, known) if known else phrase(refusal, state["request_id"])
             return _answer({"errors": [told]}, status, _of_one_answer(media_type), headers)
         return _answer(body, 200 if understood or media_type == JSON else 400, media_type, self._challenge(body))
 
@@ -104,7 +105,7 @@ class GraphQLEndpoint:
             document,
             context,
             read_only=request.method == "GET",
-            last_event_id=request.headers.get("last-event-id"),
+            last_event_id=request.scope["state"]["head"].get("last-event-id"),
         )
         if isinstance(begun, Answer):
             # Understood or not: the protocol tells a client by an event, because a browser hides what a status says.
@@ -149,22 +150,18 @@ class GraphQLEndpoint:
         missing = next(filter(None, scopes), None)
         return self._http_form(InsufficientScope(missing))[1] if missing else {}
 
-    async def _signed_in(self, request: Request, who_calls: WhoCalls) -> Context:
-        context = await who_calls()
-        request.state.caller = context.caller
-        request.state.context = context
-        return context
 
 
 def _who_calls(request: Request) -> WhoCalls:
+    state, client = request.scope["state"], request.scope.get("client")
     return partial(
         sign_in,
-        request.state.services,
-        authorization=request.headers.getlist("authorization"),
-        stated_brand_ids=request.headers.getlist("x-brand-id"),
-        request_id=request.state.request_id,
-        origin=request.state.foreign_origin,
-        address=request.client.host if request.client else None,
+        state["services"],
+        authorization=state["head"].get("authorization", ""),
+        stated_brand_id=state["head"].get("x-brand-id"),
+        request_id=state["request_id"],
+        origin=state["foreign_origin"],
+        address=client[0] if client else None,
     )
 
 
@@ -200,14 +197,14 @@ def _of_one_answer(media_type: str | None) -> str:
 
 async def _admit(request: Request, context: Context, price: Price) -> None:
     """Return if the caller does not ask too often, nor for a brand that its token is not for."""
-    request.state.allowance = allowance = await context.spend(price.kind, price.units)
+    request.scope["state"]["allowance"] = allowance = await context.spend(price.kind, price.units)
     allowance.require()
     context.require_one_brand()
 
 
 async def _json_body(request: Request) -> Any:
-    coding = ",".join(request.headers.getlist("content-encoding"))
-    if not _is_json(request.headers.get("content-type", ""), coding):
+    head = request.scope["state"]["head"]
+    if not _is_json(head.get("content-type", ""), head.get("content-encoding", "")):
         raise UnsupportedMediaType
     return json_text.read(await request.body())
 

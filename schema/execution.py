@@ -123,8 +123,8 @@ class Answer(NamedTuple):
 
 
 def written(body: Any) -> bytes:
-    """Write a body, or what is wrapped around it, as JSON."""
-    return orjson.dumps(body, default=str)
+    """Write a body, or what is wrapped around it, as JSON. Instants are in UTC, with `Z`."""
+    return orjson.dumps(body, default=str, option=orjson.OPT_UTC_Z)
 
 
 class Runner:

@@ -41,9 +41,9 @@ class QuickExecutor(Executor[Operation]):
                 continue
             if (value is None and plain.nullable) or (completed is not None and completed is not Undefined):
                 ready[key] = completed
-        others = {key: details for key, details in grouped_field_set.items() if key not in ready}
-        if not others:
+        if len(ready) == len(grouped_field_set):
             return ready
+        others = {key: details for key, details in grouped_field_set.items() if key not in ready}
         given = super().execute_fields(parent_type, source_value, path, others, *context)
         if self.is_awaitable(given):
             return _joined_later(grouped_field_set, ready, given)

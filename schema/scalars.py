@@ -70,7 +70,8 @@ SCALARS: dict[object, Any] = {
     datetime: strawberry.scalar(
         name="DateTime",
         description="An RFC 3339 date-time. An offset is required; comes back in UTC with `Z`, to the microsecond.",
-        serialize=json_text.instant,
+        # `schema.execution.written` writes it with the rest of the answer, as `json_text.instant` would.
+        serialize=lambda value: value,
         parse_value=_string,
         specified_by_url="https://www.rfc-editor.org/rfc/rfc3339#section-5.6",
     ),

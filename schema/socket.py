@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from resolvers.context import Context, Services, sign_in
@@ -293,18 +292,14 @@ class Conversation:
     # Who calls
 
     async def _sign_in(self, introduction: ConnectionInit) -> None:
-        headers = Headers(scope=self._scope)
+        head = self._state["head"]
         client = self._scope.get("client")
         who_calls = partial(
             sign_in,
             self._state["services"],
             # Programs can send headers with the upgrade, and some can send nothing else; browsers cannot.
-            authorization=[introduction.authorization]
-            if introduction.authorization
-            else headers.getlist("authorization"),
-            stated_brand_ids=[introduction.stated_brand_id]
-            if introduction.stated_brand_id
-            else headers.getlist("x-brand-id"),
+            authorization=introduction.authorization or head.get("authorization", ""),
+            stated_brand_id=introduction.stated_brand_id or head.get("x-brand-id"),
             request_id=self._state["request_id"],
             origin=self._state["foreign_origin"],
             address=client[0] if client else None,
