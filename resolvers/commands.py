@@ -202,6 +202,11 @@ class Command(BaseModel):
                 [cls._violation(detail, members) for detail in error.errors(include_input=False)]
             ) from None
 
+    def given(self) -> dict[str, Any]:
+        """Give every member by its name; one that was left out as it is then."""
+        # Iterating over the model gives the same, and takes twenty times as long.
+        return vars(self)
+
     @classmethod
     def _violation(cls, detail: Any, members: Mapping[str, Any]) -> Violation:
         rule, message = _RULES.get(detail["type"], (detail["type"], detail["msg"]))
@@ -242,7 +247,7 @@ class Change(Command):
 
     def members(self) -> dict[str, Any]:
         """Give the members of the encounter that are set, by their columns; one that is cleared is None."""
-        return {name: value for name, value in self if name in self.model_fields_set and name != "reason"}
+        return {name: value for name, value in self.given().items() if name in self.model_fields_set - {"reason"}}
 
 
 class GivenUp(Change):
@@ -278,7 +283,7 @@ class EncounterFilter(Command):
 
     def parts(self) -> dict[str, Any]:
         """Give the parts that narrow, by name. An empty list of types lets nothing through; a part left out, all."""
-        return {name: value for name, value in self if value is not None}
+        return {name: value for name, value in self.given().items() if value is not None}
 
 
 EVERYTHING = EncounterFilter()

@@ -85,7 +85,7 @@ def columns_of(command: RecordEncounter, patient_id: str) -> dict[str, Any]:
         "started_at": None,
         "ended_at": None,
         "version": 1,
-        **dict(command),
+        **command.given(),
     }
 
 

@@ -79,7 +79,7 @@ def claim_of(key: str, context: Context, brand_id: str, patient_id: str, command
     and none that was left out, so that a member added to the command one day changes no hash.
     """
     require_key(key)
-    members = {name: value for name, value in command if value is not None}
+    members = {name: value for name, value in command.given().items() if value is not None}
     meaning = orjson.dumps(members, option=orjson.OPT_SORT_KEYS | orjson.OPT_UTC_Z)
     asked = patient_id.encode("utf-8", "surrogatepass") + b"\n" + meaning
     return Claim(brand_id, context.caller.client_id, key, hashlib.sha256(asked).digest())

@@ -65,6 +65,8 @@ class Recorder(Protocol):
 TO_COME = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
 """In an answer that is written before the row is: the time that the database will say."""
 
+WRITTEN_TO_COME = json_text.instant(TO_COME)
+
 
 class Answer(NamedTuple):
     """An answer in the published form, in which nothing is missing but the time of recording, twice."""
@@ -77,7 +79,7 @@ class Answer(NamedTuple):
     def of(cls, published: bytes) -> Self:
         """Take apart an answer whose two times are `TO_COME`."""
         # They are its last two members: nothing that a person wrote can be taken for them.
-        return cls(*published.decode().rsplit(json_text.instant(TO_COME), 2))
+        return cls(*published.decode().rsplit(WRITTEN_TO_COME, 2))
 
 
 NO_ANSWER = Answer(None, None, None)

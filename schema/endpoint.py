@@ -151,7 +151,6 @@ class GraphQLEndpoint:
         return self._http_form(InsufficientScope(missing))[1] if missing else {}
 
 
-
 def _who_calls(request: Request) -> WhoCalls:
     state, client = request.scope["state"], request.scope.get("client")
     return partial(

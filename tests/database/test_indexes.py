@@ -68,6 +68,18 @@ def _nodes(plan):
         yield from _nodes(child)
 
 
+async def test_counting_a_list_reads_no_encounter(untouched: asyncpg.Connection) -> None:
+    statement = _slice(("id", "notes"))
+    async with untouched.transaction():
+        await untouched.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off")
+        values = statement.arguments(OF_PATIENT | {"limit": 20, "offset": 0})
+        explained = await untouched.fetchval(f"EXPLAIN (FORMAT JSON) {statement.text}", *values)
+
+    (total,) = [node for node in _nodes(json.loads(explained)[0]["Plan"]) if node.get("Subplan Name")]
+    (scan,) = [node for node in _nodes(total) if node.get("Relation Name") == "encounters"]
+    assert (scan["Node Type"], scan["Index Name"]) == ("Index Only Scan", "ix_encounters_patient_id_created_at_id")
+
+
 async def test_the_gateway_gathers_nothing_that_it_can_read_in_order(database_url: str) -> None:
     # PostgreSQL expects of each patient what is usual, and would gather and sort all that an unusual one has.
     database = await Database.connect(database_url, role=APP_ROLE, size=1, acquire_seconds=5, statement_seconds=5)
