@@ -7,6 +7,8 @@ place, never by its words, because a driver's words repeat values.
 import logging
 import sys
 import traceback
+from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 import orjson
@@ -26,15 +28,28 @@ def configure_logging() -> None:
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _stamp,
             structlog.processors.JSONRenderer(serializer=orjson.dumps),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),
         cache_logger_on_first_use=True,
     )
+    _bound.cache_clear()
     # A library's message may quote what it choked on: say which library and how grave, and nothing else.
     logging.basicConfig(handlers=[_LibraryMessages()], level=logging.WARNING, force=True)
+
+
+def _stamp(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    event["timestamp"] = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    return event
+
+
+@cache
+def _bound() -> structlog.typing.FilteringBoundLogger:
+    # Each call of `log` binds a logger anew, which for the line of each request is a fifth of what it costs.
+    bound: structlog.typing.FilteringBoundLogger = log.bind()
+    return bound
 
 
 class _LibraryMessages(logging.Handler):
@@ -61,7 +76,7 @@ def log_request(scope: Scope, status: int | None, seconds: float) -> None:
     """Count a request, and write its one log line. One that was not answered has no status."""
     route = getattr(scope.get("route"), "path", None)
     count_request(route, scope["method"], status, seconds)
-    log.info(
+    _bound().info(
         "request",
         request_id=scope["state"]["request_id"],
         route=route,
@@ -116,4 +131,6 @@ def log_unknown_document(context: Context, sha256: str) -> None:
 
 
 def _who(caller: Caller | None) -> dict[str, str | None]:
-    return {name: getattr(caller, name, None) for name in ("client_id", "user_id", "brand_id")}
+    if caller is None:
+        return {"client_id": None, "user_id": None, "brand_id": None}
+    return {"client_id": caller.client_id, "user_id": caller.user_id, "brand_id": caller.brand_id}

@@ -1,0 +1,138 @@
+"""The head of an answer is, byte for byte, the one that uvicorn would have written."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.types import Message, Receive, Scope, Send
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+from gateway.answering import Answering
+from gateway.limits import WHOLE_BODY_BYTES
+
+Fields = Sequence[tuple[bytes, bytes]]
+
+FIELDS = st.lists(
+    st.sampled_from(
+        [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"2"),
+            (b"connection", b"close"),
+            (b"connection", b"keep-alive, Close"),
+            (b"connection", b"keep-alive"),
+            (b"x-request-id", b"one"),
+            (b"set-cookie", b"a=b"),
+            (b"set-cookie", b"c=d"),
+            (b"ETag", b'"\xff"'),
+            (b"x-empty", b""),
+        ]
+    ),
+    unique=True,
+)
+BREAKS = st.sampled_from([b"\r\n", b"\n", b"\r", b"\x00", b"\x7f"])
+
+
+class Written:
+    """A transport that keeps what is written."""
+
+    def __init__(self) -> None:
+        self.bytes = b""
+        self.closed = False
+
+    def write(self, data: bytes) -> None:
+        self.bytes += data
+
+    def close(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+
+def cycle_for(method: str, *, keep_alive: bool) -> tuple[RequestResponseCycle, Written]:
+    """A request as uvicorn serves it, of which nothing is read or written yet."""
+    transport, silent = Written(), logging.getLogger("silent")
+    silent.disabled = True
+    cycle = RequestResponseCycle(
+        scope=cast("Any", {"type": "http", "method": method, "state": {}}),
+        transport=cast("asyncio.Transport", transport),
+        flow=FlowControl(cast("asyncio.Transport", transport)),
+        logger=silent,
+        access_logger=silent,
+        access_log=False,
+        default_headers=[(b"date", b"today")],
+        message_event=asyncio.Event(),
+        expect_100_continue=False,
+        keep_alive=keep_alive,
+        on_response=lambda: None,
+    )
+    return cycle, transport
+
+
+class Case(NamedTuple):
+    """What is answered, to which request."""
+
+    method: str
+    keep_alive: bool
+    status: int
+    fields: Fields
+    body: bytes
+
+
+CASES = st.builds(
+    Case,
+    method=st.sampled_from(["GET", "HEAD", "POST"]),
+    keep_alive=st.booleans(),
+    status=st.sampled_from([200, 201, 204, 304, 400, 503]),
+    fields=FIELDS,
+    body=st.sampled_from([b"", b"{}"]),
+)
+
+
+async def answered(case: Case, *, by_us: bool) -> Any:
+    """Give everything that can be seen of an answer: what was written, and what becomes of the connection."""
+    cycle, transport = cycle_for(case.method, keep_alive=case.keep_alive)
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": case.status, "headers": list(case.fields)})
+        await send({"type": "http.response.body", "body": case.body[:1], "more_body": True})
+        await send({"type": "http.response.body", "body": case.body[1:]})
+
+    await cycle.run_asgi(cast("Any", Answering(app, cycle) if by_us else app))
+    return transport.bytes, transport.closed, cycle.keep_alive, cycle.response_complete
+
+
+@given(case=CASES)
+async def test_an_answer_is_written_as_uvicorn_would(case: Case) -> None:
+    assert await answered(case, by_us=True) == await answered(case, by_us=False)
+
+
+@given(before=st.binary(max_size=3), broken=BREAKS, after=st.binary(max_size=3), in_name=st.booleans())
+async def test_a_field_that_could_be_taken_for_two_is_never_written(
+    before: bytes, broken: bytes, after: bytes, in_name: bool
+) -> None:
+    field = (before + broken + after, b"value") if in_name else (b"name", before + broken + after)
+
+    written, closed, _, complete = await answered(Case("GET", True, 200, [field], b""), by_us=True)
+
+    assert (written, closed, complete) == (b"", True, False)
+
+
+@pytest.mark.parametrize(("more_to_come", "told"), [(False, 5), (True, None)])
+async def test_how_long_a_body_is_is_told_once_all_of_it_is_here(more_to_come: bool, told: int | None) -> None:
+    cycle, _ = cycle_for("POST", keep_alive=True)
+    cycle.body += b"12345"
+    cycle.more_body = more_to_come
+    seen: list[Message] = []
+
+    async def app(scope: Scope, _receive: Receive, _send: Send) -> None:
+        seen.append(scope["state"])
+
+    await cycle.run_asgi(cast("Any", Answering(app, cycle)))
+
+    assert [each.get(WHOLE_BODY_BYTES) for each in seen] == [told]
