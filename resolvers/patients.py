@@ -3,14 +3,14 @@
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from sqlalchemy import Text, any_, bindparam, func
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 from sqlmodel import col, select
 
-from models import Patient
+from models import Encounter, Patient
 from resolvers import json_text
 from resolvers.access import Operation
 from resolvers.audit import PATIENT_REGISTERED, append_entry
@@ -77,6 +77,23 @@ async def patients_by_ids(context: Context, patient_ids: Sequence[str]) -> list[
         rows = await connection.fetch(FIND_PATIENTS, brand_id=brand_id, ids=ids)
     found = {row["id"]: Patient.model_construct(**row) for row in rows}
     return [found.get(patient_id) for patient_id in patient_ids]
+
+
+class SeenPatient(NamedTuple):
+    """As much of a patient as an encounter says, which is all that is told of one."""
+
+    id: str
+    brand_id: str
+
+
+def patient_of(context: Context, encounter: Encounter) -> SeenPatient:
+    """Give whose encounter it is. Nothing is read: an encounter's patient is there, by the database's own rule.
+
+    Raises `InsufficientScope` or `Forbidden`, as reading the patient would.
+    """
+    context.require(Operation.READ_PATIENTS)
+    context.acting_brand()
+    return SeenPatient(encounter.patient_id, encounter.brand_id)
 
 
 def can_be_registered(patient_id: str) -> bool:

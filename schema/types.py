@@ -18,6 +18,7 @@ from resolvers.context import Context
 from resolvers.errors import InvalidInput
 from resolvers.lifecycle import allowed_actions
 from resolvers.paging import Page, Position, list_of, window_of, write_cursor
+from resolvers.patients import SeenPatient, patient_of
 from schema.errors import in_argument
 from schema.loaders import CountKey, Loaders, PageKey
 from schema.scalars import JSON
@@ -102,8 +103,8 @@ class Encounter:
         return await info.context.loaders.histories.load((root.patient_id, root.id))  # type: ignore[return-value]
 
     @strawberry.field(description="Whose encounter it is.")
-    async def patient(self, root: strawberry.Parent[models.Encounter], info: Info) -> "Patient":
-        return await info.context.loaders.patients.load(root.patient_id)  # type: ignore[return-value]
+    def patient(self, root: strawberry.Parent[models.Encounter], info: Info) -> "Patient":
+        return patient_of(info.context.context, root)  # type: ignore[return-value]
 
 
 @strawberry.type(description="Where a page lies in its list.")
@@ -174,7 +175,7 @@ class EncounterFilterInput:
 
 @strawberry.type(description="A patient, as far as this gateway knows one: that there is one.")
 class Patient:
-    """Resolved by attribute from a `models.Patient`."""
+    """Resolved by attribute from a `models.Patient`, or from what an encounter says of one."""
 
     id: strawberry.ID
     brand_id: str
@@ -184,7 +185,7 @@ class Patient:
     )
     async def encounters(  # noqa: PLR0917 - Relay has named them
         self,
-        root: strawberry.Parent[models.Patient],
+        root: strawberry.Parent[SeenPatient],
         info: Info,
         first: Annotated[int | None, strawberry.argument(description="The newest so many.")] = UNSET,
         after: Annotated[
