@@ -5,10 +5,10 @@ attribute and its type a scalar. Those are completed at once here. What does not
 which knows what to say of it.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, NamedTuple, cast
 
-from graphql import Executor, GraphQLObjectType, Undefined, is_leaf_type, is_non_null_type
+from graphql import Executor, GraphQLObjectType, Undefined, is_leaf_type, is_non_null_type, is_object_type
 from strawberry.resolvers import is_default_resolver
 
 from schema.types import Operation
@@ -49,6 +49,21 @@ class QuickExecutor(Executor[Operation]):
             return _joined_later(grouped_field_set, ready, given)
         return _joined(grouped_field_set, ready, cast("dict[str, Any]", given))
 
+    def complete_iterable_value(
+        self, item_type: Any, field_details_list: list[Any], info: Any, path: Any, items: Iterable[Any], *context: Any
+    ) -> Any:
+        """Give the items of a list: at once where nothing is asked of them but plain fields."""
+        object_type = item_type.of_type if is_non_null_type(item_type) else item_type
+        if isinstance(items, list) and is_object_type(object_type) and object_type.is_type_of is None:
+            fields = self.collect_subfields(object_type, field_details_list).grouped_field_set
+            plain = self._plain_of(object_type, fields)
+            if plain and len(plain) == len(fields):
+                try:
+                    return [_completed(item, plain) for item in items]
+                except Exception:  # noqa: BLE001, S110 - whatever it is, graphql-core meets it again and tells it
+                    pass
+        return super().complete_iterable_value(item_type, field_details_list, info, path, items, *context)
+
     def build_per_event_executor(self, payload: Any) -> "QuickExecutor":
         """Give the executor of one event, which keeps nothing of it for the next."""
         executor = cast("QuickExecutor", super().build_per_event_executor(payload))
@@ -77,6 +92,21 @@ def _plain(field: Any) -> _Plain | None:
     if not is_leaf_type(type_):
         return None
     return _Plain(field.extensions["strawberry-definition"].python_name, type_.coerce_output_value, nullable)
+
+
+def _completed(source_value: object, fields: Mapping[str, _Plain]) -> dict[str, Any]:
+    """Give the fields of an object. Raises whatever keeps one of them from being completed."""
+    completed: dict[str, Any] = {}
+    for key, (attribute, complete, nullable) in fields.items():
+        value = getattr(source_value, attribute)
+        if value is not None:
+            value = complete(value)
+            if value is None or value is Undefined:
+                raise ValueError("a value that its type does not have")
+        elif not nullable:
+            raise ValueError("no value where there must be one")
+        completed[key] = value
+    return completed
 
 
 def _joined(fields: Fields, ready: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:

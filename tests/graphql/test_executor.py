@@ -45,6 +45,23 @@ def test_whatever_an_object_holds_both_executors_say_the_same_of_it(rows: list[d
         assert [each.formatted for each in quick.errors or ()] == [each.formatted for each in stock.errors or ()]
 
 
+LIST = parse("query { patients(ids: []) { id brandId b: brandId } }")
+patient = st.none() | st.fixed_dictionaries({}, optional=dict.fromkeys(("id", "brand_id"), anything)) | st.integers()
+
+
+@given(st.lists(patient, max_size=4) | st.tuples(patient))
+def test_whatever_a_list_holds_both_executors_say_the_same_of_it(rows: Any) -> None:
+    field = SCHEMA.query_type.fields["patients"]
+    ours = field.resolve
+    field.resolve = lambda *_args, **_: type(rows)(Odd(**row) if isinstance(row, dict) else row for row in rows)
+    try:
+        quick, stock = (execute(SCHEMA, LIST, executor_class=kind) for kind in (QuickExecutor, Executor))
+    finally:
+        field.resolve = ours
+    assert quick.data == stock.data
+    assert [each.formatted for each in quick.errors or ()] == [each.formatted for each in stock.errors or ()]
+
+
 def test_what_was_collected_for_one_event_is_not_kept_for_the_next() -> None:
     executor = QuickExecutor.build(SCHEMA, parse("subscription { encounterEvents { __typename } }"))
     assert isinstance(executor, QuickExecutor)
