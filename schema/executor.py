@@ -6,9 +6,18 @@ which knows what to say of it.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
-from graphql import Executor, GraphQLObjectType, Undefined, is_leaf_type, is_non_null_type, is_object_type
+from graphql import (
+    Executor,
+    GraphQLObjectType,
+    GraphQLSchema,
+    Undefined,
+    is_leaf_type,
+    is_non_null_type,
+    is_object_type,
+)
 from strawberry.resolvers import is_default_resolver
 
 from schema.types import Operation
@@ -76,15 +85,15 @@ class QuickExecutor(Executor[Operation]):
         known = self.__dict__.setdefault("_plain", {})
         key = (parent_type, id(fields))
         if key not in known:
-            found = {
-                each: _plain(self.schema.get_field(parent_type, of[0].node.name.value)) for each, of in fields.items()
-            }
+            found = {each: _plain(self.schema, parent_type, of[0].node.name.value) for each, of in fields.items()}
             # With the mapping, which as long as it is kept shares its id with no other.
             known[key] = (fields, {each: plain for each, plain in found.items() if plain is not None})
         return cast("dict[str, _Plain]", known[key][1])
 
 
-def _plain(field: Any) -> _Plain | None:
+@lru_cache(4096)
+def _plain(schema: GraphQLSchema, parent_type: GraphQLObjectType, name: str) -> _Plain | None:
+    field: Any = schema.get_field(parent_type, name)
     if field is None or not is_default_resolver(field.resolve):
         return None
     nullable = not is_non_null_type(field.type)

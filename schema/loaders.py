@@ -1,6 +1,7 @@
 """Loaders: what sibling fields ask for one by one is read in one statement. Made anew for every operation."""
 
 from collections import defaultdict
+from functools import cached_property
 from typing import NamedTuple
 from uuid import UUID
 
@@ -37,12 +38,38 @@ class Loaders:
     def __init__(self, context: Context, met: Exception | None = None) -> None:
         self._context = context
         self._met = met
-        self.patients = DataLoader[str, Patient | None](self._load_patients)
-        self.encounters = DataLoader[UUID, Encounter | None](self._load_encounters)
-        self.pages = DataLoader[PageKey, Page](self._load_pages)
-        self.counts = DataLoader[CountKey, int](self._load_counts)
-        self.duplicates = DataLoader[tuple[str, UUID], list[Encounter]](self._load_duplicates)
-        self.histories = DataLoader[tuple[str, UUID], list[Version]](self._load_histories)
+
+    # Each is made when the first field asks: most operations need one or two.
+
+    @cached_property
+    def patients(self) -> DataLoader[str, Patient | None]:
+        """Patients by their ids."""
+        return DataLoader(self._load_patients)
+
+    @cached_property
+    def encounters(self) -> DataLoader[UUID, Encounter | None]:
+        """Encounters by their ids."""
+        return DataLoader(self._load_encounters)
+
+    @cached_property
+    def pages(self) -> DataLoader[PageKey, Page]:
+        """Pages of patients' encounters."""
+        return DataLoader(self._load_pages)
+
+    @cached_property
+    def counts(self) -> DataLoader[CountKey, int]:
+        """How many encounters patients have."""
+        return DataLoader(self._load_counts)
+
+    @cached_property
+    def duplicates(self) -> DataLoader[tuple[str, UUID], list[Encounter]]:
+        """Possible duplicates of encounters, by patient and id."""
+        return DataLoader(self._load_duplicates)
+
+    @cached_property
+    def histories(self) -> DataLoader[tuple[str, UUID], list[Version]]:
+        """Versions of encounters, by patient and id."""
+        return DataLoader(self._load_histories)
 
     async def _load_patients(self, ids: list[str]) -> list[Patient | None]:
         self._tell()
