@@ -137,8 +137,9 @@ class Database:
                     # A page is read along its index: gathered first and sorted then, it would cost what the whole list
                     # of the patient costs.
                     "enable_bitmapscan": "off",
-                    # And so there is nothing to find out from the arguments: each statement is planned once.
-                    "plan_cache_mode": "force_generic_plan",
+                    # And so there is nothing to find out from the arguments of what callers ask: it is planned once.
+                    # A duty looks at what is new in a log that only grows, which a plan must know.
+                    **({"plan_cache_mode": "force_generic_plan"} if role == APP_ROLE else {}),
                     **({} if role is None else {"role": role}),
                     "statement_timeout": f"{statement_seconds * 1000:.0f}",
                     "idle_in_transaction_session_timeout": f"{statement_seconds * 1000:.0f}",

@@ -152,6 +152,22 @@ test("an encounter is recorded through the explorer, under its key once, and rea
   assert.equal(read.match(id)[1], first.match(id)[1]);
 });
 
+test("the encounter that was just recorded can be started and completed, without copying its id", async () => {
+  const page = await openExplorer();
+  await run(page);
+  const id = (await waitForAnswer(page, /"replayed": (true|false)/)).match(/"id": "([0-9a-f-]{36})"/)[1];
+
+  await page.getByRole("tab", { name: "StartEncounter" }).click();
+  await run(page);
+  await page.getByRole("menuitem", { name: "StartEncounter" }).click();
+  const started = await waitForAnswer(page, /"status": "IN_PROGRESS"/);
+  await run(page);
+  await page.getByRole("menuitem", { name: "CompleteEncounter" }).click();
+  const completed = await waitForAnswer(page, /"status": "COMPLETED"/);
+
+  assert.ok(started.includes(id) && completed.includes(id));
+});
+
 test("the schema is there to be read once there is a token", async () => {
   const page = await openExplorer();
 

@@ -8,7 +8,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from gateway.database import APP_ROLE, Database
+from gateway.database import APP_ROLE, RELAY_ROLE, Database
 from gateway.migrate import migrate
 from gateway.relay import OLDEST_KEPT, UNSTAMPED
 from resolvers.encounters import ENCOUNTERS_BY_IDS, _pages
@@ -89,3 +89,17 @@ async def test_the_gateway_gathers_nothing_that_it_can_read_in_order(database_ur
 
     assert told is not None
     assert told["enable_bitmapscan"] == "off"
+
+
+@pytest.mark.parametrize(("role", "mode"), [(APP_ROLE, "force_generic_plan"), (RELAY_ROLE, "auto")])
+async def test_what_callers_ask_is_planned_once_and_a_duty_for_what_it_looks_for(
+    database_url: str, role: str, mode: str
+) -> None:
+    # Planned for any time since which it could look, the chain of the audit log reads a third of the log, each time.
+    database = await Database.connect(database_url, role=role, size=1, acquire_seconds=5, statement_seconds=5)
+    async with database.across_brands() as connection:
+        told = await connection.fetch_one(Statement("SHOW plan_cache_mode"))
+    await database.close()
+
+    assert told is not None
+    assert told["plan_cache_mode"] == mode

@@ -194,6 +194,17 @@ async def test_a_compressed_body_is_415_at_both_doors_and_says_what_is_read(
     assert answer.headers["accept"] == "application/json"
 
 
+@pytest.mark.parametrize("where", ["rest", "graphql"])
+async def test_two_media_types_are_none_at_both_doors(service: Service, path: str, where: str) -> None:
+    answer = await service.client.post(
+        path if where == "rest" else "/graphql",
+        headers=[("authorization", "Bearer dev"), *[("content-type", "application/json")] * 2],
+        content=json.dumps(VISIT).encode(),
+    )
+
+    assert answer.status_code == 415
+
+
 @pytest.mark.parametrize("coding", ["identity", "", " Identity "])
 async def test_a_body_that_says_it_is_as_it_is_is_read(service: Service, path: str, coding: str) -> None:
     answer = await service.rest("POST", path, headers={"content-encoding": coding}, json=VISIT)

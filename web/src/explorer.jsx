@@ -4,7 +4,7 @@ import { createGraphiQLFetcher } from "@graphiql/toolkit";
 import { pick, useGraphiQL } from "@graphiql/react";
 import { GraphiQL } from "graphiql";
 import { getOperationAST, parse } from "graphql";
-import { useEffect, useMemo, useSyncExternalStore } from "react";
+import { useEffect, useMemo, useRef, useSyncExternalStore } from "react";
 import { createRoot } from "react-dom/client";
 import "graphiql/setup-workers/vite";
 import "graphiql/style.css";
@@ -12,8 +12,9 @@ import "@graphiql/plugin-explorer/style.css";
 import "./explorer.css";
 import { askForToken } from "./authorize.js";
 import { development } from "./development.js";
-import { examples, variablesFor } from "./examples.js";
+import { anybody, examples, variablesFor } from "./examples.js";
 import { memoryStorage } from "./memory.js";
+import { noteRecorded, whenRecorded } from "./recorded.js";
 import { RestButtons } from "./rest_buttons.jsx";
 import { bearer, currentToken, whenTokenChanges } from "./token.js";
 
@@ -46,26 +47,36 @@ function named(params, options) {
 
 /** Give a fetcher that sends the token with every call; without one it asks for it. */
 function withToken(token) {
-  return (...asked) => {
+  return async (...asked) => {
     const [params, options] = named(...asked);
-    if (token) return fetcher(params, { ...options, headers: { ...bearer(token), ...options?.headers } });
+    if (token)
+      return noteRecorded(await fetcher(params, { ...options, headers: { ...bearer(token), ...options?.headers } }));
     askForToken();
     return { errors: [{ message: "Authorize first: a call needs a bearer token." }] };
   };
 }
 
-/** Shows nothing: has the tabs that nobody has edited ask about the patient of the development token just chosen. */
-function OwnPatient({ token }) {
+/**
+ * Shows nothing: has the tabs that nobody has edited ask about the patient of the development token just chosen, and about
+ * the encounter just recorded.
+ */
+function OwnVariables({ token }) {
   const { tabs, variableEditor } = useGraphiQL(pick("tabs", "variableEditor"));
+  const now = useRef(tabs);
+  now.current = tabs;
   useEffect(() => {
-    const who = development.find((each) => each.token === token);
-    if (!who || !variableEditor) return;
-    // There is no action for a tab in the background: it is read again when it is chosen.
-    for (const tab of tabs) tab.variables = variablesFor(who, tab.variables);
-    const shown = variableEditor.getValue();
-    const own = variablesFor(who, shown);
-    if (own !== shown) variableEditor.setValue(own);
-    // When the token changes, and not with each key that is typed.
+    if (!variableEditor) return;
+    const who = development.find((each) => each.token === token) ?? anybody;
+    const refresh = () => {
+      // There is no action for a tab in the background: it is read again when it is chosen.
+      for (const tab of now.current) tab.variables = variablesFor(who, tab.variables ?? "");
+      const shown = variableEditor.getValue();
+      const own = variablesFor(who, shown);
+      if (own !== shown) variableEditor.setValue(own);
+    };
+    refresh();
+    return whenRecorded(refresh);
+    // When the token changes or one is recorded, and not with each key that is typed.
   }, [token, variableEditor]);
   return null;
 }
@@ -100,7 +111,7 @@ function Explorer() {
             {merge}
             {copy}
             <RestButtons />
-            <OwnPatient token={token} />
+            <OwnVariables token={token} />
           </>
         )}
       </GraphiQL.Toolbar>
