@@ -158,6 +158,8 @@ test("the encounter that was just recorded can be started and completed, without
   const id = (await waitForAnswer(page, /"replayed": (true|false)/)).match(/"id": "([0-9a-f-]{36})"/)[1];
 
   await page.getByRole("tab", { name: "StartEncounter" }).click();
+  // The button learns a moment later that there is a choice.
+  await page.locator(".graphiql-execute-button[aria-haspopup=menu]").waitFor();
   await run(page);
   await page.getByRole("menuitem", { name: "StartEncounter" }).click();
   const started = await waitForAnswer(page, /"status": "IN_PROGRESS"/);
