@@ -123,7 +123,9 @@ class QueuedTrail:
         """Write the notes down as they come, until cancelled."""
         while True:
             await self._bell.wait()
-            await asyncio.sleep(GATHER_SECONDS)
+            # Where a batch is full already there is nothing to gather, and whoever pauses then falls behind.
+            if len(self._queue) < BATCH_NOTES:
+                await asyncio.sleep(GATHER_SECONDS)
             self._tell_waiting()
             written = await self._write_batch()
             self._tell_dropped()

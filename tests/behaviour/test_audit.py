@@ -514,6 +514,21 @@ async def test_the_loss_is_told_to_each_brand(queue: QueuedTrail, cast: Cast) ->
     assert [tuple(row) for row in rows] == [(theirs, "", "system", '{"dropped": 20}')]
 
 
+async def test_a_full_batch_waits_for_no_company(
+    queue: QueuedTrail, cast: Cast, client: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a busy process could not write as fast as it notes, and would lose the rest."""
+    monkeypatch.setattr(trail, "GATHER_SECONDS", 3600)
+    monkeypatch.setattr(trail, "BATCH_NOTES", 3)
+    for _ in range(6):
+        queue.note(note(client))
+    writing = asyncio.create_task(queue.write())
+
+    await until(lambda: kept_of(cast, client), lambda kept: len(kept) == 6)
+    writing.cancel()
+    await asyncio.gather(writing, return_exceptions=True)
+
+
 async def test_a_note_that_cannot_be_kept_does_not_stand_in_the_way(
     queue: QueuedTrail, cast: Cast, client: str
 ) -> None:
