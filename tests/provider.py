@@ -83,6 +83,11 @@ class IdentityProvider:
         """Hang up: nobody listens there any more."""
         self._server.should_exit = self._server.force_exit = True
         await self._serving
+        # What is never answered would be found by the garbage collector, in the middle of another test and its log.
+        hanging = list(self._server.server_state.tasks)
+        for task in hanging:
+            task.cancel()
+        await asyncio.gather(*hanging, return_exceptions=True)
 
     @asynccontextmanager
     async def away(self) -> AsyncIterator[None]:
