@@ -11,9 +11,6 @@ from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, ST
 
 from gateway.limits import WHOLE_BODY_BYTES
 
-FRAMING = frozenset({b"content-length", b"transfer-encoding", b"connection"})
-"""The fields that say where an answer ends, and whether the connection ends with it."""
-
 REMEMBERED_FIELDS = 512
 
 
@@ -50,12 +47,14 @@ class Answering:
         closes = False
         for name, value in [*cycle.default_headers, *message["headers"]]:
             head.append(_line(name, value))
-            if name in FRAMING:
-                if name == b"content-length":
-                    cycle.expected_content_length = int(value)
-                    cycle.chunked_encoding = False
-                elif name == b"connection":
-                    closes = closes or b"close" in value.lower()
+            if name == b"content-length" and cycle.chunked_encoding is None:
+                cycle.expected_content_length = int(value)
+                cycle.chunked_encoding = False
+            elif name == b"transfer-encoding" and value.lower() == b"chunked":
+                cycle.expected_content_length = 0
+                cycle.chunked_encoding = True
+            elif name == b"connection":
+                closes = closes or b"close" in [each.strip() for each in value.lower().split(b",")]
         if closes:
             cycle.keep_alive = False
         elif not cycle.keep_alive:

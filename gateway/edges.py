@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gateway.metrics import REFUSALS, SOCKETS_OPEN
 from gateway.rates import headers_of
 from gateway.telemetry import log_request, log_socket, report
+from resolvers.context import Introduction
 from resolvers.errors import ServerError, Stopped
 from resolvers.rates import Allowance
 from rest.errors import respond
@@ -130,7 +131,7 @@ def _noted(scope: Scope) -> dict[str, Any]:
     """Note on the state what all who serve the request ask of its head.
 
     That is its fields by their names in lower case, the lines of a field together as RFC 9110, 5.3 has it; its id; and
-    the origin of the page that calls, where it is another site's.
+    what it says of who calls.
     """
     head: dict[str, str] = {}
     for raw_name, raw_value in scope["headers"]:
@@ -142,8 +143,15 @@ def _noted(scope: Scope) -> dict[str, Any]:
         origin = None  # a page of ours
     state: dict[str, Any] = scope.setdefault("state", {})
     state["head"] = head
-    state["request_id"] = sent if REQUEST_ID.fullmatch(sent) else str(uuid4())
-    state["foreign_origin"] = origin
+    state["request_id"] = request_id = sent if REQUEST_ID.fullmatch(sent) else str(uuid4())
+    client = scope.get("client")
+    state["introduction"] = Introduction(
+        authorization=head.get("authorization", ""),
+        stated_brand_id=head.get("x-brand-id"),
+        request_id=request_id,
+        origin=origin,
+        address=client[0] if client else None,
+    )
     return state
 
 

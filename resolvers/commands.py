@@ -247,7 +247,9 @@ class Change(Command):
 
     def members(self) -> dict[str, Any]:
         """Give the members of the encounter that are set, by their columns; one that is cleared is None."""
-        return {name: value for name, value in self.given().items() if name in self.model_fields_set - {"reason"}}
+        return {
+            name: value for name, value in self.given().items() if name in self.model_fields_set and name != "reason"
+        }
 
 
 class GivenUp(Change):

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import NamedTuple
 
 from models import Encounter
 from resolvers.access import DEFAULT_SCOPES, Caller, Operation, Scopes, Verify, require, resolve_brand
@@ -116,30 +117,35 @@ class Context:
         return brand_id
 
 
-async def sign_in(
-    services: Services,
-    *,
-    authorization: str,
-    stated_brand_id: str | None,
-    request_id: str,
-    origin: str | None = None,
-    address: str | None = None,
-) -> Context:
-    """Find out who calls, from the `Authorization` and `X-Brand-Id` of a request or of a socket's first message.
+class Introduction(NamedTuple):
+    """What a request, or a socket with its first message, says of who calls.
 
-    Both are given with all their lines, which together make the header (RFC 9110, 5.3): two tokens are none, nor two
-    brands one. `stated_brand_id` is None where none is stated; `origin` is that of the page that calls, where it is
-    another site's; `address` is the caller's own. Whether the brand fits is not asked yet. Raises `Unauthenticated`,
-    `RateLimited` for an address that tried too many tokens, `InvalidToken`, or `Forbidden` for a page that this client
-    does not call from.
+    Authorization and brand have all the lines of their headers, which together make the header (RFC 9110, 5.3): two
+    tokens are none, nor two brands one.
+    """
+
+    authorization: str
+    stated_brand_id: str | None
+    request_id: str
+    origin: str | None = None
+    """That of the page that calls, where it is another site's."""
+    address: str | None = None
+    """The caller's own."""
+
+
+async def sign_in(services: Services, said: Introduction) -> Context:
+    """Find out who calls. Whether the brand fits is not asked yet.
+
+    Raises `Unauthenticated`, `RateLimited` for an address that tried too many tokens, `InvalidToken`, or `Forbidden`
+    for a page that this client does not call from.
     """
     try:
-        caller = await _caller(services, authorization, address)
+        caller = await _caller(services, said.authorization, said.address)
     except GatewayError as error:
         services.tally.refused(error.code)
         raise
-    context = Context(caller, stated_brand_id, request_id, services)
-    if origin is not None and origin not in services.origins.get(caller.client_id, ()):
+    context = Context(caller, said.stated_brand_id, said.request_id, services)
+    if said.origin is not None and said.origin not in services.origins.get(caller.client_id, ()):
         forbidden = Forbidden("This client does not call from that page.")
         # Known here alone: whoever phrases it has no context to leave a note with.
         context.note_refusal(forbidden)

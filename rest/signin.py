@@ -25,15 +25,8 @@ async def admitted(request: Request, operation: Operation | None = None) -> Cont
 
 async def signed_in(request: Request) -> Context:
     """Give the context of this request. Raises `Unauthenticated`, `RateLimited`, `InvalidToken` or `Forbidden`."""
-    state, client = request.scope["state"], request.scope.get("client")
-    context = await sign_in(
-        state["services"],
-        authorization=state["head"].get("authorization", ""),
-        stated_brand_id=state["head"].get("x-brand-id"),
-        request_id=state["request_id"],
-        origin=state["foreign_origin"],
-        address=client[0] if client else None,
-    )
+    state = request.scope["state"]
+    context = await sign_in(state["services"], state["introduction"])
     state["caller"] = context.caller
     state["context"] = context
     return context

@@ -70,7 +70,7 @@ class GraphQLEndpoint:
         accepted = _accepted(state["head"].get("accept", ""))
         media_type = next(iter(accepted), None)
         try:
-            who_calls = _who_calls(request)
+            who_calls = partial(sign_in, state["services"], state["introduction"])
             state["context"] = context = await who_calls()
             state["caller"] = context.caller
             try:
@@ -149,19 +149,6 @@ class GraphQLEndpoint:
         scopes = (error["extensions"].get("scopes") for error in body.get("errors", ()))
         missing = next(filter(None, scopes), None)
         return self._http_form(InsufficientScope(missing))[1] if missing else {}
-
-
-def _who_calls(request: Request) -> WhoCalls:
-    state, client = request.scope["state"], request.scope.get("client")
-    return partial(
-        sign_in,
-        state["services"],
-        authorization=state["head"].get("authorization", ""),
-        stated_brand_id=state["head"].get("x-brand-id"),
-        request_id=state["request_id"],
-        origin=state["foreign_origin"],
-        address=client[0] if client else None,
-    )
 
 
 def liked_media_types(accept: str) -> dict[str, float]:

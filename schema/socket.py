@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from starlette.types import Receive, Scope, Send
 
-from resolvers.context import Context, Services, sign_in
+from resolvers.context import Context, Introduction, Services, sign_in
 from resolvers.errors import (
     Forbidden,
     GatewayError,
@@ -114,7 +114,7 @@ class GraphQLSocket:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one socket, from the upgrade to its end."""
         await receive()  # websocket.connect
-        if not _welcome(scope["state"]["services"], scope["state"]["foreign_origin"]):
+        if not _welcome(scope["state"]["services"], scope["state"]["introduction"].origin):
             # Before it is accepted, this is an HTTP answer: 403.
             await send({"type": "websocket.close"})
             return
@@ -292,18 +292,13 @@ class Conversation:
     # Who calls
 
     async def _sign_in(self, introduction: ConnectionInit) -> None:
-        head = self._state["head"]
-        client = self._scope.get("client")
-        who_calls = partial(
-            sign_in,
-            self._state["services"],
-            # Programs can send headers with the upgrade, and some can send nothing else; browsers cannot.
-            authorization=introduction.authorization or head.get("authorization", ""),
-            stated_brand_id=introduction.stated_brand_id or head.get("x-brand-id"),
-            request_id=self._state["request_id"],
-            origin=self._state["foreign_origin"],
-            address=client[0] if client else None,
+        # Programs can send headers with the upgrade, and some can send nothing else; browsers cannot.
+        upgrade: Introduction = self._state["introduction"]
+        said = upgrade._replace(
+            authorization=introduction.authorization or upgrade.authorization,
+            stated_brand_id=introduction.stated_brand_id or upgrade.stated_brand_id,
         )
+        who_calls = partial(sign_in, self._state["services"], said)
         try:
             self._caller = await who_calls()
         except GatewayError as error:

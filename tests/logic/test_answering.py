@@ -25,6 +25,8 @@ FIELDS = st.lists(
             (b"connection", b"close"),
             (b"connection", b"keep-alive, Close"),
             (b"connection", b"keep-alive"),
+            (b"connection", b"not-close"),
+            (b"transfer-encoding", b"Chunked"),
             (b"x-request-id", b"one"),
             (b"set-cookie", b"a=b"),
             (b"set-cookie", b"c=d"),
