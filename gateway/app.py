@@ -17,7 +17,7 @@ import rest
 import rest.errors
 from gateway.auth import verifying
 from gateway.chain import CHAIN_AUDIT, chaining
-from gateway.database import APP_ROLE, RELAY_ROLE, Database
+from gateway.database import APP_ROLE, RELAY_ROLE, Database, Patience
 from gateway.documents import document_rules, trusted_plainly
 from gateway.duties import Duty, prune_keys
 from gateway.edges import Edge, cross_origin
@@ -76,11 +76,18 @@ def create_app(
     async def lifespan(_app: Starlette) -> AsyncIterator[Mapping[str, Any]]:
         assert settings.database_url is not None, "whoever serves has found or started a database"
         url = settings.database_url.get_secret_value()
-        patience = {
+        patience: Patience = {
             "acquire_seconds": settings.database_acquire_seconds,
             "statement_seconds": settings.database_statement_seconds,
         }
-        database = await Database.connect(url, role=APP_ROLE, size=settings.database_pool_size, **patience)
+        database = await Database.connect(
+            url,
+            role=APP_ROLE,
+            size=settings.database_pool_size,
+            # A cluster must see the arguments: by them it knows whom to ask.
+            plans_once=not settings.database_cluster,
+            **patience,
+        )
         relay = await Database.connect(url, "relay", role=RELAY_ROLE, size=4, **patience)
         key = settings.audit_key.get_secret_value().encode() if settings.audit_key else b""
         duties = [

@@ -22,7 +22,7 @@ from typing import Annotated, Any, NamedTuple, Never
 from pydantic import BeforeValidator
 
 from gateway.app import services
-from gateway.database import APP_ROLE, Database
+from gateway.database import APP_ROLE, Database, Patience
 from gateway.doorbell import Doorbell
 from gateway.feed import Feed
 from gateway.importing import plural
@@ -326,7 +326,7 @@ async def _context(settings: Settings, client: str) -> AsyncIterator[Context]:
     """
     assert settings.database_url is not None, "whoever imports has found or started a database"
     url = settings.database_url.get_secret_value()
-    patience = {"acquire_seconds": ACQUIRE_SECONDS, "statement_seconds": settings.database_statement_seconds}
+    patience: Patience = {"acquire_seconds": ACQUIRE_SECONDS, "statement_seconds": settings.database_statement_seconds}
     with told_plainly():
         await migrate(settings.owner_url)
         dangers, _ = await examine(url)

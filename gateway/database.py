@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypedDict
 
 import asyncpg
 
@@ -25,6 +25,10 @@ RELAY_ROLE = "gateway_relay"
 SILENCE_SECONDS = 2.0
 """How much longer than a statement may take its answer is waited for. The server gives up first, and says so; where not
 even that is heard, the network is gone, and only the kernel would notice, after many minutes."""
+
+ROWS_TOGETHER = 400
+"""Rows of lists that one statement reads: beside a long list a statement costs little, and nobody should wait for many
+of them."""
 
 CLOSE_SECONDS = 5.0
 """How long the end of the process waits for connections in use."""
@@ -62,6 +66,13 @@ class BrandConnection(asyncpg.Connection):
         await super().reset(timeout=timeout)
 
 
+class Patience(TypedDict):
+    """How long a connection, and a statement, are waited for."""
+
+    acquire_seconds: float
+    statement_seconds: float
+
+
 class PoolConnection:
     """One borrowed connection: compiled statements go out by their text, which asyncpg keeps prepared."""
 
@@ -92,6 +103,8 @@ class Finding(NamedTuple):
     brand_id: str
     statement: Statement
     by: str
+    rows: int
+    given: tuple[tuple[str, object], ...]
 
 
 class Database:
@@ -101,6 +114,10 @@ class Database:
         self._pool = pool
         self._acquire_seconds = acquire_seconds
         self._finding: Together[Finding, object, Row | None] = Together(self._find, acquire_seconds)
+        # Lists are the database's work more than ours: it is given several at once, and others find connections too.
+        self._listing: Together[Finding, object, Row | None] = Together(
+            self._find, acquire_seconds, under_way=max(1, pool.size // 2), at_most=_lists_together
+        )
         self._in_use = POOL_IN_USE.labels(name)
         self._refused = POOL_REFUSED.labels(name)
         POOL_CONNECTIONS.labels(name).set(pool.size)
@@ -116,11 +133,13 @@ class Database:
         size: int,
         acquire_seconds: float,
         statement_seconds: float,
+        plans_once: bool = False,
     ) -> Self:
         """Open the pool. Raises `OSError` or `asyncpg.PostgresError` when the server does not let us in.
 
         Whoever the URL logs in as, the connections act as `role`, which owns no table and cannot pass by row-level
-        security. Only what the owner of the tables does names none. `pool` is what the metrics call it.
+        security. Only what the owner of the tables does names none. `pool` is what the metrics call it. `plans_once`
+        has each statement planned for all arguments at once.
         """
 
         async def opened() -> BrandConnection:
@@ -137,9 +156,9 @@ class Database:
                     # A page is read along its index: gathered first and sorted then, it would cost what the whole list
                     # of the patient costs.
                     "enable_bitmapscan": "off",
-                    # And so there is nothing to find out from the arguments of what callers ask: it is planned once.
-                    # A duty looks at what is new in a log that only grows, which a plan must know.
-                    **({"plan_cache_mode": "force_generic_plan"} if role == APP_ROLE else {}),
+                    # And so there is nothing to find out from the arguments of what callers ask. A duty looks at what
+                    # is new in a log that only grows, which a plan must know.
+                    **({"plan_cache_mode": "force_generic_plan"} if plans_once else {}),
                     **({} if role is None else {"role": role}),
                     "statement_timeout": f"{statement_seconds * 1000:.0f}",
                     "idle_in_transaction_session_timeout": f"{statement_seconds * 1000:.0f}",
@@ -171,23 +190,30 @@ class Database:
         async with self._borrowed(brand_id) as connection:
             yield PoolConnection(connection)
 
-    async def find(self, brand_id: str, statement: Statement, by: str, value: object) -> Row | None:
+    async def find(
+        self, brand_id: str, statement: Statement, by: str, value: object, rows: int = 1, **given: object
+    ) -> Row | None:
         """Find the row whose `key` is a value, together with those who look at the same time.
 
         Raises `TemporarilyUnavailable`.
         """
-        finding = Finding(brand_id, statement, by)
+        finding = Finding(brand_id, statement, by, rows, tuple(given.items()))
+        if _lists_together(finding) == 1:
+            return await self._find_alone(finding, value)
         try:
-            return await self._finding.do(finding, value)
+            return await (self._finding if rows == 1 else self._listing).do(finding, value)
         except TimeoutError:
             # The statements under way hang, and perhaps nothing else does.
-            (row,) = await self._find(finding, [value], self._acquire_seconds)
-            return row
+            return await self._find_alone(finding, value)
+
+    async def _find_alone(self, finding: Finding, value: object) -> Row | None:
+        (row,) = await self._find(finding, [value], self._acquire_seconds)
+        return row
 
     async def _find(self, finding: Finding, values: Sequence[object], within_seconds: float) -> list[Row | None]:
         async with self._borrowed(finding.brand_id, within_seconds) as connection:
             rows = await PoolConnection(connection).fetch(
-                finding.statement, **{"brand_id": finding.brand_id, finding.by: values}
+                finding.statement, **{"brand_id": finding.brand_id, finding.by: values, **dict(finding.given)}
             )
         found = {row["key"]: row for row in rows}
         return [found.get(str(value)) for value in values]
@@ -269,6 +295,10 @@ class Database:
         finally:
             self._in_use.dec()
             self._pool.give_back(connection, called_off=called_off)
+
+
+def _lists_together(finding: Finding) -> int:
+    return max(1, ROWS_TOGETHER // finding.rows)
 
 
 def _hang_up(connection: BrandConnection, error: BaseException) -> None:

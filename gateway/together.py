@@ -1,7 +1,7 @@
 """What comes at the same time is done together: one statement, one commit, one wait for the disk.
 
-Nobody waits on a timer. What comes in one turn of the loop goes out at its end, as long as fewer than `UNDER_WAY`
-statements of its group are under way; what comes meanwhile goes out with the next. So a lone one goes alone and at
+Nobody waits on a timer. What comes in one turn of the loop goes out at its end, as long as few enough statements of its
+group are under way; what comes meanwhile goes out with the next. So a lone one goes alone and at
 once, and the busier the gateway is, the more share a statement. Who waits longer than for a free connection is let go.
 """
 
@@ -40,9 +40,18 @@ class _Waiting(Generic[Item, Outcome]):
 class Together(Generic[Group, Item, Outcome]):
     """Does the items of each group, those that come at the same time by one call of `work`."""
 
-    def __init__(self, work: Work[Group, Item, Outcome], patience_seconds: float) -> None:
+    def __init__(
+        self,
+        work: Work[Group, Item, Outcome],
+        patience_seconds: float,
+        *,
+        under_way: int = UNDER_WAY,
+        at_most: Callable[[Group], int] = lambda _group: TOGETHER_AT_MOST,
+    ) -> None:
         self._work = work
         self._patience_seconds = patience_seconds
+        self._most_under_way = under_way
+        self._at_most = at_most
         self._waiting: dict[Group, list[_Waiting[Item, Outcome]]] = {}
         self._under_way: dict[Group, set[asyncio.Task[None]]] = {}
         self._watched: set[Group] = set()
@@ -58,7 +67,7 @@ class Together(Generic[Group, Item, Outcome]):
         outcome: asyncio.Future[Outcome] = loop.create_future()
         waiting.append(_Waiting(item, outcome, loop.time()))
         if len(waiting) == 1:
-            if len(self._under_way.get(group, ())) < UNDER_WAY:
+            if len(self._under_way.get(group, ())) < self._most_under_way:
                 loop.call_soon(self._send, group)
             else:
                 self._watch(group)
@@ -66,10 +75,11 @@ class Together(Generic[Group, Item, Outcome]):
 
     def _send(self, group: Group) -> None:
         under_way = self._under_way.setdefault(group, set())
-        while len(under_way) < UNDER_WAY and (waiting := self._waiting.pop(group, None)):
+        at_most = self._at_most(group)
+        while len(under_way) < self._most_under_way and (waiting := self._waiting.pop(group, None)):
             # Whoever has gone meanwhile was not sent, and is not.
-            together = [one for one in waiting[:TOGETHER_AT_MOST] if not one.outcome.done()]
-            if rest := waiting[TOGETHER_AT_MOST:]:
+            together = [one for one in waiting[:at_most] if not one.outcome.done()]
+            if rest := waiting[at_most:]:
                 self._waiting[group] = rest
             if together:
                 task = asyncio.create_task(self._do(group, together))

@@ -13,7 +13,7 @@ from resolvers.sql import Statement
 
 
 class Slice(NamedTuple):
-    """A slice, written already, and how many encounters there are in all."""
+    """A slice, its encounters written already with commas between them, and how many there are in all."""
 
     encounters: bytes
     total: int
@@ -30,14 +30,14 @@ async def list_encounters_by_offset(
     brand_id = context.acting_brand()
     if not can_exist(patient_id):
         raise PatientNotFound
-    of = {"brand_id": brand_id, "patient_id": patient_id, "limit": limit, "offset": offset}
-    async with context.database.reading(brand_id) as connection:
-        row = await connection.fetch_one(_slice(tuple(members)), **of)
+    row = await context.database.find(
+        brand_id, _slice(tuple(members)), "ids", patient_id, rows=limit, limit=limit, offset=offset
+    )
     if row is None:
         raise PatientNotFound
     if row["given"]:
         context.note_given({(brand_id, patient_id): row["given"]})
-    return Slice(b"[%b]" % row["items"], row["total"])
+    return Slice(row["items"], row["total"])
 
 
 @cache
@@ -46,7 +46,7 @@ def _slice(members: tuple[str, ...]) -> Statement:
     item = object_of([(name, columns[name]) for name in members])
     return Statement(
         f"""
-SELECT slice.items, slice.given,
+SELECT p.id AS key, slice.items, slice.given,
     (SELECT count(*) FROM patient_graph.encounters e WHERE e.patient_id = p.id AND e.brand_id = p.brand_id) AS total
 FROM patient_graph.patients p
 CROSS JOIN LATERAL (
@@ -57,7 +57,7 @@ CROSS JOIN LATERAL (
         ORDER BY e.created_at DESC, e.id DESC LIMIT $3::bigint OFFSET $4::bigint
     ) e
 ) slice
-WHERE p.id = $1::text AND p.brand_id = $2::text
+WHERE p.id = ANY($1::text[]) AND p.brand_id = $2::text
 """,
-        ("patient_id", "brand_id", "limit", "offset"),
+        ("ids", "brand_id", "limit", "offset"),
     )

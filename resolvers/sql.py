@@ -65,10 +65,13 @@ class Database(Protocol):
     def reading(self, brand_id: str) -> AbstractAsyncContextManager[Connection]:
         """Borrow a connection for one statement or a few that need not agree with each other."""
 
-    async def find(self, brand_id: str, statement: Statement, by: str, value: object) -> Row | None:
+    async def find(
+        self, brand_id: str, statement: Statement, by: str, value: object, rows: int = 1, **given: object
+    ) -> Row | None:
         """Find the row whose `key` is a value, as text. Those who look at the same time may be served together.
 
-        The statement takes `brand_id` and, by the name `by`, a list of such values. Raises `TemporarilyUnavailable`.
+        The statement takes `brand_id`, by the name `by` a list of such values, and what else is `given`, all of which
+        can be hashed; to make its row it reads about so many `rows`. Raises `TemporarilyUnavailable`.
         """
 
     def at_once(self, brand_id: str, within_seconds: float) -> AbstractAsyncContextManager[Connection]:

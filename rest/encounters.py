@@ -62,7 +62,8 @@ class PatientEncounters(HTTPEndpoint):
         if broken:
             raise InvalidInput(broken)
         encounters, total = await list_encounters_by_offset(context, patient_id, limit, offset, MEMBERS)
-        body = write_json({"patient_id": patient_id, "encounters": orjson.Fragment(encounters), "total": total})
+        # Put together once: it may be long.
+        body = b'{"patient_id":%b,"encounters":[%b],"total":%d}' % (write_json(patient_id), encounters, total)
         tag = tag_of_body(body)
         return not_modified(tag) if is_known(request, tag) else json_bytes(body, 200, {"ETag": tag})
 

@@ -1,10 +1,10 @@
 """Entity tags: by which a client learns that what it holds is what is there. Source: RFC 9110 sections 8.8.3 and 13."""
 
 import re
-from hashlib import sha256
 
 from starlette.requests import Request
 from starlette.responses import Response
+from xxhash import xxh3_128_hexdigest
 
 from rest.answers import empty_answer
 
@@ -17,8 +17,8 @@ def tag_of_version(version: int) -> str:
 
 
 def tag_of_body(body: bytes) -> str:
-    """Give the tag of what has no version: a digest of what is shown."""
-    return f'"{sha256(body).hexdigest()[:32]}"'
+    """Give the tag of what has no version: a digest of what is shown, 128 bits of which no two are likely to meet."""
+    return f'"{xxh3_128_hexdigest(body)}"'
 
 
 def is_known(request: Request, tag: str) -> bool:

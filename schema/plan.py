@@ -103,25 +103,37 @@ class Plan:
             return None
 
 
+class Asking(NamedTuple):
+    """What the database is asked."""
+
+    question: Question
+    ids: Mapping[str, list[Any]]
+    """Of the root with this number."""
+    pages: Mapping[str, Any]
+    """The arguments of all pages."""
+    rows: int
+    """How many rows it reads for one of the ids, about."""
+
+
 class Variant:
     """A tree of what is asked for, and its questions: one for each shape that its pages have had."""
 
     def __init__(self, roots: Sequence[Root]) -> None:
         self._roots = roots
         self._needed = _needed(roots)
-        self._is_one_encounter = [root.name for root in roots] == ["encounter"]
+        self._is_of_one = [root.name for root in roots] in (["encounter"], ["patient"])
         self._questions: dict[tuple[Any, ...], Question | None] = {}
 
     async def run(self, variables: Variables, context: Context) -> bytes:
         """Answer it. Raises `Declined`, or what kept the database from answering."""
         brand_id = self._admitted(context)
         asked = [self._ids(root, variables) for root in self._roots]
-        question, arguments = self._asking(brand_id, asked, variables, context)
+        asking = self._asking(brand_id, asked, variables, context)
         found: dict[tuple[int, Any], list[bytes]] = {}
         given: dict[tuple[str, str], int] = {}
-        if question is not None:
-            for row in await self._rows(question, arguments, context):
-                form = question.forms[row["root"]]
+        if asking is not None:
+            for row in await self._rows(asking, brand_id, context):
+                form = asking.question.forms[row["root"]]
                 found[row["root"], row["key"]] = [part if isinstance(part, bytes) else row[part] for part in form]
                 if row["given"]:
                     owner = (brand_id, row["patient_id"])
@@ -133,38 +145,47 @@ class Variant:
         """Say how PostgreSQL goes about it. Raises what `run` raises."""
         brand_id = self._admitted(context)
         asked = [self._ids(root, variables) for root in self._roots]
-        question, arguments = self._asking(brand_id, asked, variables, context)
-        if question is None:
+        asking = self._asking(brand_id, asked, variables, context)
+        if asking is None:
             return Explained("", [])
+        statement = asking.question.statement
         async with context.database.reading(brand_id) as connection:
-            lines = await connection.fetch(question.statement.explaining(), **arguments)
-        return Explained(question.statement.text, [line[0] for line in lines])
+            lines = await connection.fetch(statement.explaining(), brand_id=brand_id, **asking.ids, **asking.pages)
+        return Explained(statement.text, [line[0] for line in lines])
 
-    async def _rows(self, question: Question, arguments: Mapping[str, Any], context: Context) -> Sequence[Row]:
-        brand_id = arguments["brand_id"]
-        if self._is_one_encounter:
-            # Many ask for one encounter at a time: those of one moment share the way to the database and back.
-            ids = arguments["ids_0"]
-            row = await context.database.find(brand_id, question.statement, "ids_0", ids[0]) if ids else None
-            return () if row is None else (row,)
-        async with context.database.reading(brand_id) as connection:
-            return await connection.fetch(question.statement, **arguments)
+    async def _rows(self, asking: Asking, brand_id: str, context: Context) -> Sequence[Row]:
+        statement = asking.question.statement
+        if not self._is_of_one:
+            async with context.database.reading(brand_id) as connection:
+                return await connection.fetch(statement, brand_id=brand_id, **asking.ids, **asking.pages)
+        # Many ask for one of these at a time: those of one moment share the way to the database and back.
+        ((by, ids),) = asking.ids.items()
+        if not ids:
+            return ()
+        row = await context.database.find(brand_id, statement, by, ids[0], asking.rows, **asking.pages)
+        return () if row is None else (row,)
 
     def _asking(
         self, brand_id: str, asked: Sequence[list[Any]], variables: Variables, context: Context
-    ) -> tuple[Question | None, dict[str, Any]]:
-        """Give what the database is asked, None where that is nothing, and the arguments."""
+    ) -> Asking | None:
+        """Say what the database is asked; None where that is nothing."""
         bound: dict[int, Bound] = {}
         for root, ids in zip(self._roots, asked, strict=True):
             for page in root.pages:
                 list_owner = (brand_id, ids[0]) if root.name == "patient" else None
                 bound[page.number] = _bind(page, list_owner, variables, context)
-        arguments: dict[str, Any] = {"brand_id": brand_id}
-        for number, (root, ids) in enumerate(zip(self._roots, asked, strict=True)):
-            arguments[f"ids_{number}"] = ids if root.name == "encounter" else [i for i in ids if can_exist(i)]
+        question = self._question(bound)
+        if question is None:
+            return None
+        ids_of = {
+            f"ids_{number}": ids if root.name == "encounter" else [each for each in ids if can_exist(each)]
+            for number, (root, ids) in enumerate(zip(self._roots, asked, strict=True))
+        }
+        pages: dict[str, Any] = {}
         for number, each in bound.items():
-            arguments |= arguments_of(number, each)
-        return self._question(bound), arguments
+            pages |= arguments_of(number, each)
+        rows = sum(each.window.size for each in bound.values())
+        return Asking(question, ids_of, pages, max(1, rows))
 
     def _admitted(self, context: Context) -> str:
         try:

@@ -33,7 +33,8 @@ def arguments_of(number: int, bound: Bound) -> dict[str, Any]:
         if position is not None:
             values |= {f"{side}_at": position.created_at, f"{side}_id": position.id}
     values |= bound.narrow.parts()
-    return {prefix + name: value for name, value in values.items()}
+    # Those who ask the same with the same arguments are served together, so each must be good for a key.
+    return {prefix + name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 Put = Callable[[str, str], str]

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import asyncpg
 
-from gateway.database import APP_ROLE, RELAY_ROLE, Database
+from gateway.database import APP_ROLE, RELAY_ROLE, Database, Patience
 from gateway.events import event_numbers, passing_on
 from gateway.feed import Feed
 from gateway.migrate import migrate
@@ -121,7 +121,7 @@ class Gateway:
     @asynccontextmanager
     async def running(cls, url: str, *, relays: bool = True, **settings: Any) -> AsyncIterator[Self]:
         """Start a gateway on a database; without `relays` its relay finds that somebody else has the lease."""
-        patience = {"acquire_seconds": 10, "statement_seconds": 20}
+        patience: Patience = {"acquire_seconds": 10, "statement_seconds": 20}
         app = await Database.connect(url, role=APP_ROLE, size=12, **patience)
         relay = await Database.connect(url, role=RELAY_ROLE, size=4, **patience)
         if not relays:

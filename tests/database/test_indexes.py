@@ -16,6 +16,7 @@ from resolvers.outbox import _events
 from resolvers.slices import _slice
 from resolvers.sql import Statement
 from tests.conftest import create_database
+from tests.doors import Service
 
 OF_PATIENT = {"brand_id": "loop", "patient_id": "somebody"}
 PAGE = {"brand_id": "loop", "patient_ids": ["somebody"], "limit": 21}
@@ -40,7 +41,11 @@ async def untouched(server_url: str) -> AsyncIterator[asyncpg.Connection]:
         (ENCOUNTERS_BY_IDS, {"brand_id": "loop", "ids": [uuid4()]}, "ix_encounters_id"),
         (_pages(frozenset(), True, False, False), PAGE, "ix_encounters_patient_id_created_at_id"),
         (_pages(frozenset(), True, True, False), PAGE | AFTER, "ix_encounters_patient_id_created_at_id"),
-        (_slice(("id", "notes")), OF_PATIENT | {"limit": 20, "offset": 0}, "ix_encounters_patient_id_created_at_id"),
+        (
+            _slice(("id", "notes")),
+            {"brand_id": "loop", "ids": [OF_PATIENT["patient_id"]], "limit": 20, "offset": 0},
+            "ix_encounters_patient_id_created_at_id",
+        ),
         (UNSTAMPED, {"limit": 500}, "ix_outbox_created_at_id"),
         (_events(frozenset()), EVENTS, "ix_outbox_position"),
         (_events(frozenset({"brand_id"})), EVENTS | {"brand_id": "loop"}, "ix_outbox_brand_id_position"),
@@ -72,7 +77,7 @@ async def test_counting_a_list_reads_no_encounter(untouched: asyncpg.Connection)
     statement = _slice(("id", "notes"))
     async with untouched.transaction():
         await untouched.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off")
-        values = statement.arguments(OF_PATIENT | {"limit": 20, "offset": 0})
+        values = statement.arguments({"brand_id": "loop", "ids": [OF_PATIENT["patient_id"]], "limit": 20, "offset": 0})
         explained = await untouched.fetchval(f"EXPLAIN (FORMAT JSON) {statement.text}", *values)
 
     (total,) = [node for node in _nodes(json.loads(explained)[0]["Plan"]) if node.get("Subplan Name")]
@@ -91,15 +96,28 @@ async def test_the_gateway_gathers_nothing_that_it_can_read_in_order(database_ur
     assert told["enable_bitmapscan"] == "off"
 
 
-@pytest.mark.parametrize(("role", "mode"), [(APP_ROLE, "force_generic_plan"), (RELAY_ROLE, "auto")])
-async def test_what_callers_ask_is_planned_once_and_a_duty_for_what_it_looks_for(
-    database_url: str, role: str, mode: str
+PLANNING = Statement("SHOW plan_cache_mode")
+
+
+async def test_what_callers_ask_is_planned_once_and_on_a_cluster_for_its_arguments(
+    service_on_a_server: Service, service_on_a_cluster: Service
 ) -> None:
+    # By the arguments a cluster knows whom to ask: a plan for all arguments it refuses.
+    modes = []
+    for service in (service_on_a_server, service_on_a_cluster):
+        async with service.services.database.reading("loop") as connection:
+            told = await connection.fetch_one(PLANNING)
+        modes.append(told["plan_cache_mode"])
+
+    assert modes == ["force_generic_plan", "auto"]
+
+
+async def test_what_a_duty_asks_is_planned_for_what_it_looks_for(database_url: str) -> None:
     # Planned for any time since which it could look, the chain of the audit log reads a third of the log, each time.
-    database = await Database.connect(database_url, role=role, size=1, acquire_seconds=5, statement_seconds=5)
+    database = await Database.connect(database_url, role=RELAY_ROLE, size=1, acquire_seconds=5, statement_seconds=5)
     async with database.across_brands() as connection:
-        told = await connection.fetch_one(Statement("SHOW plan_cache_mode"))
+        told = await connection.fetch_one(PLANNING)
     await database.close()
 
     assert told is not None
-    assert told["plan_cache_mode"] == mode
+    assert told["plan_cache_mode"] == "auto"

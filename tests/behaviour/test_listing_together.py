@@ -1,0 +1,107 @@
+"""Lists that are asked for at the same time share statements, and nothing else."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from itertools import product
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from gateway.database import ROWS_TOGETHER, PoolConnection
+from resolvers.sql import Statement
+from tests.cast import Cast
+from tests.doors import Service
+
+PAGES = """
+query ($id: ID!, $first: Int!, $after: String, $where: EncounterFilter) {
+  patient(id: $id) {
+    id
+    encounters(first: $first, after: $after, where: $where) {
+      totalCount nodes { id notes encounterType } pageInfo { endCursor hasNextPage }
+    }
+  }
+}
+"""
+INSERT_ENCOUNTER = (
+    "INSERT INTO patient_graph.encounters (patient_id, id, brand_id, encounter_type, notes) VALUES ($1, $2, $3, $4, $5)"
+)
+TYPES = ("lab", "telehealth", "other")
+
+
+@pytest.fixture
+def statements(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[str]]:
+    """Whose lists each statement gave."""
+    sent: list[Sequence[str]] = []
+    original = PoolConnection.fetch
+
+    async def watched(self: PoolConnection, statement: Statement, **values: Any) -> Any:
+        if "FROM patient_graph.patients p" in statement.text:
+            sent.append(values.get("ids") or values["ids_0"])
+        return await original(self, statement, **values)
+
+    monkeypatch.setattr(PoolConnection, "fetch", watched)
+    return sent
+
+
+async def patients(cast: Cast, count: int, brand_id: str = "loop") -> list[str]:
+    """Register patients with three encounters each."""
+    ids = [await cast.patient(brand_id) for _ in range(count)]
+    rows = [(patient_id, uuid4(), brand_id, kind, f"{kind} of {patient_id}") for patient_id in ids for kind in TYPES]
+    await cast.connection.executemany(INSERT_ENCOUNTER, rows)
+    return ids
+
+
+async def over_rest(service: Service, patient_id: str, query: str, token: str = "dev") -> tuple[int, str]:
+    response = await service.rest("GET", f"/v1/patients/{patient_id}/encounters{query}", token=token)
+    refusal = response.json() if response.is_error else {}
+    return response.status_code, refusal.get("error") or response.text
+
+
+async def test_each_is_given_what_it_is_given_alone(
+    service_in_either_form: Service, cast: Cast, statements: list[Sequence[str]]
+) -> None:
+    service = service_in_either_form
+    ours, theirs = await patients(cast, 6), await patients(cast, 3, "loopbio")
+    filters: Sequence[Any] = (None, {"encounterType": ["LAB", "OTHER"]}, {"encounterType": []})
+    slices = ("", "?limit=2", "?limit=1&offset=2")
+    asked: list[Callable[[], Awaitable[Any]]] = []
+    for whose, token in product([*ours, *theirs, "nobody"], ("dev", "dev-loopbio")):
+        variables = [{"id": whose, "first": 2, "where": where} for where in filters]
+        asked += [partial(service.graphql, PAGES, each, token=token) for each in variables]
+        asked += [partial(over_rest, service, whose, each, token) for each in slices]
+    for patient_id in ours:
+        answer = await service.graphql(PAGES, {"id": patient_id, "first": 1})
+        cursor = answer["data"]["patient"]["encounters"]["pageInfo"]["endCursor"]
+        asked.append(partial(service.graphql, PAGES, {"id": patient_id, "first": 2, "after": cursor}))
+
+    alone = [await ask() for ask in asked]
+    statements.clear()
+    together = await asyncio.gather(*(ask() for ask in asked))
+
+    assert together == alone
+    assert len(statements) < sum(len(ids) for ids in statements)
+
+
+async def test_a_long_list_is_read_by_itself(
+    service: Service, cast: Cast, statements: list[Sequence[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.database.ROWS_TOGETHER", 199)
+    ids = await patients(cast, 4)
+
+    answers = await asyncio.gather(*(over_rest(service, each, "?limit=100") for each in ids))
+
+    assert [status for status, _ in answers] == [200] * 4
+    assert [len(ids) for ids in statements] == [1] * 4
+
+
+async def test_statements_hold_so_many_rows_at_most(
+    service: Service, cast: Cast, statements: list[Sequence[str]]
+) -> None:
+    ids = await patients(cast, 12)
+
+    answers = await asyncio.gather(*(over_rest(service, each, "?limit=100") for each in ids))
+
+    assert [status for status, _ in answers] == [200] * 12
+    assert max(len(ids) for ids in statements) == ROWS_TOGETHER // 100
