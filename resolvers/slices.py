@@ -24,7 +24,7 @@ async def list_encounters_by_offset(
 ) -> Slice:
     """Give a slice of a patient's encounters with these members, by their columns.
 
-    Raises `PatientNotFound`. A long list is better read by cursor: an offset counts what it skips.
+    Raises `PatientNotFound`. A long list is better read by cursor: an offset counts what it skips, if only in the index.
     """
     context.require(Operation.READ_ENCOUNTERS)
     brand_id = context.acting_brand()
@@ -49,12 +49,18 @@ def _slice(members: tuple[str, ...]) -> Statement:
 SELECT p.id AS key, slice.items, slice.given,
     (SELECT count(*) FROM patient_graph.encounters e WHERE e.patient_id = p.id AND e.brand_id = p.brand_id) AS total
 FROM patient_graph.patients p
+LEFT JOIN LATERAL (
+    SELECT e.created_at, e.id FROM patient_graph.encounters e
+    WHERE e.patient_id = p.id AND e.brand_id = p.brand_id
+    ORDER BY e.created_at DESC, e.id DESC LIMIT 1 OFFSET $4::bigint
+) start ON true
 CROSS JOIN LATERAL (
     SELECT {items_of(item)}::bpchar AS items, count(*) AS given
     FROM (
         SELECT * FROM patient_graph.encounters e
         WHERE e.patient_id = p.id AND e.brand_id = p.brand_id
-        ORDER BY e.created_at DESC, e.id DESC LIMIT $3::bigint OFFSET $4::bigint
+            AND (e.created_at, e.id) <= (start.created_at, start.id)
+        ORDER BY e.created_at DESC, e.id DESC LIMIT $3::bigint
     ) e
 ) slice
 WHERE p.id = ANY($1::text[]) AND p.brand_id = $2::text
