@@ -1,7 +1,8 @@
 """The duty that chains the audit log, and what keeps two gateways from making two chains of it."""
 
+import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 
 from sqlalchemy import bindparam, select
@@ -19,23 +20,24 @@ CHAIN_AUDIT = "chain audit"
 LOCK_LEASE = Statement(select(LEASES.c.holder).where(LEASES.c.name == bindparam("name")).with_for_update())
 
 
-LOOK_BACK_EVERY_SECONDS = 60
+LOOKS: Mapping[timedelta, float] = {LOOK_BACK: 60.0, GLANCE: 5.0}
+"""How far behind the last link to look, and every how many seconds: in a busy log what is linked already is much more
+than what is not, and all of it is looked at."""
 
 
 def chaining(key: bytes, clock: Callable[[], float] = time.monotonic) -> Callable[[Database], Awaitable[bool]]:
     """Give the round of the duty: links some entries of every brand, and says whether more are waiting.
 
-    The first round looks all the way back, and then one a minute does.
+    The first round looks all the way back.
     """
-    looked_back_at: float | None = None
+    looked_at = dict.fromkeys(LOOKS, -math.inf)
 
     async def chain_some(database: Database) -> bool:
-        nonlocal looked_back_at
         now = clock()
-        due = looked_back_at is None or now - looked_back_at >= LOOK_BACK_EVERY_SECONDS
-        more = await _chain_brands(database, key, LOOK_BACK if due else GLANCE)
-        if due and not more:
-            looked_back_at = now
+        due = [look for look, seconds in LOOKS.items() if now - looked_at[look] >= seconds]
+        more = await _chain_brands(database, key, max(due, default=timedelta()))
+        # The oldest are linked first: what is left follows the last link, and needs no look behind it.
+        looked_at.update(dict.fromkeys(due, now))
         return more
 
     return chain_some

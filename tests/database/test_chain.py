@@ -172,18 +172,20 @@ async def test_a_late_commit_is_chained_later_and_nothing_before_it_moves(
     assert await findings(url) == []
 
 
-async def test_an_entry_that_is_very_late_is_chained_within_a_minute(
-    url: str, owner: asyncpg.Connection, relay: Database
+@pytest.mark.parametrize(("minutes_ago", "seconds"), [(0.1, 5), (5, 60)])
+async def test_an_entry_that_is_late_is_chained_with_the_next_look_that_goes_so_far_back(
+    url: str, owner: asyncpg.Connection, relay: Database, minutes_ago: float, seconds: float
 ) -> None:
     now = 0.0
     chain_some = chaining(KEY, lambda: now)
     await five(owner, relay)
     await chain_some(relay)
-    entry = await append(owner, minutes_ago=5)
+    entry = await append(owner, minutes_ago=minutes_ago)
 
+    now = seconds - 1
     await chain_some(relay)
     assert len(await positions(owner)) == 5
-    now = 60
+    now = seconds
     await chain_some(relay)
 
     assert (await positions(owner))[-1] == (6, entry)
