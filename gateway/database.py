@@ -219,8 +219,8 @@ class Database:
         return [found.get(str(value)) for value in values]
 
     @asynccontextmanager
-    async def at_once(self, brand_id: str, within_seconds: float) -> AsyncIterator[PoolConnection]:
-        """Borrow a connection for one statement that commits by itself, if one is free within that time.
+    async def at_once(self, brand_id: str, within_seconds: float | None = None) -> AsyncIterator[PoolConnection]:
+        """Borrow a connection for one statement that commits by itself, if one is free within that time or the usual.
 
         Raises `TemporarilyUnavailable` or `OutcomeUnknown`.
         """

@@ -165,7 +165,7 @@ class QueuedTrail:
     async def _insert(self, brand_id: str, notes: Sequence[Kept]) -> None:
         """Write the notes of one brand; those that the database cannot hold are dropped, one by one."""
         try:
-            async with self._database.transaction(brand_id) as connection:
+            async with self._database.at_once(brand_id) as connection:
                 await connection.fetch(WRITE_NOTES, brand_id=brand_id, **_columns(notes))
         except GatewayError:
             raise
