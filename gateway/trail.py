@@ -8,7 +8,7 @@ many is logged and, as soon as anything can be written again, audited.
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple, Self
 from uuid import UUID
@@ -207,15 +207,14 @@ def _loss(brand_id: str, number: int) -> Note:
     )
 
 
-def _columns(notes: Iterable[Kept]) -> dict[str, list[object]]:
+def _columns(notes: Sequence[Kept]) -> dict[str, list[object]]:
     now = time.monotonic()
-    columns: dict[str, list[object]] = {name: [] for name in (*AS_NOTED, "id", "age_seconds", "details")}
-    for note, entry_id, left_at in notes:
-        age_seconds = now - left_at
-        late = {} if age_seconds < LATE_SECONDS else {"late_seconds": int(age_seconds)}
-        for name in AS_NOTED:
-            columns[name].append(getattr(note, name))
-        columns["id"].append(entry_id)
-        columns["age_seconds"].append(0.0 if late else age_seconds)
-        columns["details"].append(json_text.write({**note.details, **late}))
+    columns: dict[str, list[object]] = {name: [getattr(kept.note, name) for kept in notes] for name in AS_NOTED}
+    columns["id"] = [kept.id for kept in notes]
+    ages = [now - kept.left_at for kept in notes]
+    columns["age_seconds"] = [0.0 if age >= LATE_SECONDS else age for age in ages]
+    columns["details"] = [
+        json_text.write({**kept.note.details, "late_seconds": int(age)} if age >= LATE_SECONDS else kept.note.details)
+        for kept, age in zip(notes, ages, strict=True)
+    ]
     return columns

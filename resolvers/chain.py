@@ -13,7 +13,20 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Table, Text, bindparam, cast, exists, extract, func, select, text
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Table,
+    Text,
+    bindparam,
+    cast,
+    exists,
+    extract,
+    func,
+    literal_column,
+    select,
+    text,
+)
 
 from models import AuditEntry, ChainLink
 from resolvers import json_text
@@ -67,6 +80,17 @@ def hash_link(key: bytes, previous: bytes, entry_hash: bytes) -> bytes:
     return hmac.digest(key, linked, "sha256") if key else hashlib.sha256(linked).digest()
 
 
+def _member(column: ColumnElement[Any]) -> ColumnElement[str]:
+    return literal_column(f"""',"{column.key}":'""", Text) + cast(func.to_json(_as_text(column)), Text)
+
+
+# A member whose column is null is null, and `concat` leaves it out.
+_MEMBERS = func.concat(*(_member(LOG.c[name]) for name in sorted(LOG.c.keys())))
+_OBJECT = literal_column("'{'", Text) + func.substr(_MEMBERS, literal_column("2")) + literal_column("'}'", Text)
+ENTRY_HASH = func.sha256(func.convert_to(_OBJECT, literal_column("'UTF8'"))).label("entry_hash")
+"""What `hash_entry` gives, made where the entry lies; whoever verifies makes it from the columns themselves."""
+
+
 # Linking
 
 NEXT_BRAND = Statement(select(func.min(LOG.c.brand_id).label("brand_id")).where(LOG.c.brand_id > bindparam("after")))
@@ -80,7 +104,7 @@ HEAD = Statement(
 
 # What says it is still to come is left for later: it would make the next look begin there.
 UNCHAINED = Statement(
-    select(LOG.c.patient_id, LOG.c.id, LOG.c.occurred_at, *HASHED)
+    select(LOG.c.patient_id, LOG.c.id, LOG.c.occurred_at, ENTRY_HASH)
     .where(
         LOG.c.brand_id == bindparam("brand_id"),
         LOG.c.occurred_at >= bindparam("since"),
@@ -129,10 +153,9 @@ async def link_entries(connection: Connection, brand_id: str, key: bytes, look_b
     entries = await connection.fetch(UNCHAINED, brand_id=brand_id, since=since, limit=CHAIN_AT_MOST)
     if not entries:
         return 0
-    entry_hashes = [hash_entry(entry) for entry in entries]
     chain_hashes: list[bytes] = []
-    for entry_hash in entry_hashes:
-        previous = hash_link(key, previous, entry_hash)
+    for entry in entries:
+        previous = hash_link(key, previous, entry["entry_hash"])
         chain_hashes.append(previous)
     await connection.fetch(
         APPEND_LINKS,
@@ -141,7 +164,7 @@ async def link_entries(connection: Connection, brand_id: str, key: bytes, look_b
         entry_id=[entry["id"] for entry in entries],
         position=list(range(position + 1, position + 1 + len(entries))),
         occurred_at=[entry["occurred_at"] for entry in entries],
-        entry_hash=entry_hashes,
+        entry_hash=[entry["entry_hash"] for entry in entries],
         chain_hash=chain_hashes,
     )
     return len(entries)

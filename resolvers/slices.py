@@ -24,7 +24,7 @@ async def list_encounters_by_offset(
 ) -> Slice:
     """Give a slice of a patient's encounters with these members, by their columns.
 
-    Raises `PatientNotFound`. A long list is better read by cursor: an offset counts what it skips, if only in the index.
+    Raises `PatientNotFound`. A long list is better read by cursor: an offset counts what it skips, in the index.
     """
     context.require(Operation.READ_ENCOUNTERS)
     brand_id = context.acting_brand()

@@ -155,6 +155,27 @@ async def test_a_hash_can_be_made_again_from_what_the_documentation_says(
     assert row["chain_hash"] == hmac.digest(KEY, bytes(32) + row["entry_hash"], "sha256")
 
 
+ODD = [*map(chr, range(1, 0x100)), "\u2028", "\u2029", "\ufeff", "\uffff", "\U0001f9ea", "\U0010ffff", "", "null"]
+
+
+async def test_whatever_an_entry_holds_the_chain_and_who_verifies_it_hash_alike(
+    url: str, owner: asyncpg.Connection, relay: Database
+) -> None:
+    # One hashes in PostgreSQL, the other here.
+    await owner.execute(
+        "INSERT INTO patient_graph.audit_log (patient_id, id, actor_type, actor_id, event_type, entity_type, entity_id,"
+        " brand_id, request_id, details)"
+        " SELECT odd, gen_random_uuid(), odd, odd, odd, odd, odd, 'loop', odd, jsonb_build_object(odd, odd)"
+        " FROM unnest($1::text[]) AS odd",
+        ODD,
+    )
+
+    await chain_all(relay)
+
+    assert len(await positions(owner)) == len(ODD)
+    assert [each for each in await findings(url) if each.kind is Kind.EDITED] == []
+
+
 async def test_a_late_commit_is_chained_later_and_nothing_before_it_moves(
     url: str, owner: asyncpg.Connection, relay: Database
 ) -> None:
