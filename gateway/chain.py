@@ -21,8 +21,12 @@ LOCK_LEASE = Statement(select(LEASES.c.holder).where(LEASES.c.name == bindparam(
 
 
 LOOKS: Mapping[timedelta, float] = {LOOK_BACK: 60.0, GLANCE: 5.0}
-"""How far behind the last link to look, and every how many seconds: in a busy log what is linked already is much more
-than what is not, and all of it is looked at."""
+"""How far behind the last link to look, and every how many seconds."""
+
+PAUSES = 20
+"""A look is followed by a pause so many times as long: in a busy log nearly all that it sees is linked already."""
+
+LONGEST_PAUSE_SECONDS = LOOK_BACK.total_seconds() / 2
 
 
 def chaining(key: bytes, clock: Callable[[], float] = time.monotonic) -> Callable[[Database], Awaitable[bool]]:
@@ -30,14 +34,17 @@ def chaining(key: bytes, clock: Callable[[], float] = time.monotonic) -> Callabl
 
     The first round looks all the way back.
     """
-    looked_at = dict.fromkeys(LOOKS, -math.inf)
+    due_at = dict.fromkeys(LOOKS, -math.inf)
 
     async def chain_some(database: Database) -> bool:
         now = clock()
-        due = [look for look, seconds in LOOKS.items() if now - looked_at[look] >= seconds]
-        more = await _chain_brands(database, key, max(due, default=timedelta()))
+        due = [look for look in LOOKS if due_at[look] <= now]
+        far = max(due, default=timedelta())
+        more = await _chain_brands(database, key, far)
         # The oldest are linked first: what is left follows the last link, and needs no look behind it.
-        looked_at.update(dict.fromkeys(due, now))
+        due_at.update({look: now + LOOKS[look] for look in due})
+        if due:
+            due_at[far] = max(due_at[far], now + min(PAUSES * (clock() - now), LONGEST_PAUSE_SECONDS))
         return more
 
     return chain_some

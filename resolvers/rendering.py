@@ -96,10 +96,21 @@ def string_of(column: str) -> list[Piece]:
     return [Asked(f"to_json({column})::text")]
 
 
-def instant_of(column: str, *, nullable: bool = True) -> list[Piece]:
-    """An instant, in UTC because the session is, its microseconds where it has any (`json_text.instant`)."""
-    written = f"""'"' || replace(to_char({column}, 'YYYY-MM-DD"T"HH24:MI:SS.US'), '.000000', '') || 'Z"'"""
-    return [Asked(f"coalesce({written}, 'null')" if nullable else written)]
+INSTANTS = ("scheduled_at", "started_at", "ended_at", "created_at", "updated_at")
+_AS_JSON = ", ".join(f"to_json(e.{name})::text AS {name}_json" for name in INSTANTS)
+ENCOUNTERS = f"SELECT e.*, {_AS_JSON} FROM patient_graph.encounters e"  # noqa: S608 - of names above
+"""Encounters, each instant also as PostgreSQL writes it by itself: which is looked at twice, and so made once."""
+
+
+def instant_of(row: str, name: str) -> list[Piece]:
+    """An instant of a row of `ENCOUNTERS`: in UTC because the session is, its microseconds where it has any."""
+    # By itself PostgreSQL leaves out zeros at the end of the microseconds, and `json_text.instant` does not. Where the
+    # text is as long as it is without microseconds, or with all six digits, only the name of the zone differs.
+    written = f"{row}.{name}_json"
+    in_full = f"""'"' || to_char({row}.{name}, 'YYYY-MM-DD"T"HH24:MI:SS.US') || 'Z"'"""
+    length = f"octet_length({written})"
+    text = f"CASE WHEN {length} IN (27, 34) THEN replace({written}, '+00:00', 'Z') ELSE {in_full} END"
+    return [Asked(f"coalesce({text}, 'null')")]
 
 
 def word_of(column: str, *, upper: bool) -> list[Piece]:
@@ -108,7 +119,7 @@ def word_of(column: str, *, upper: bool) -> list[Piece]:
 
 
 def members_of(row: str, *, upper: bool) -> dict[str, list[Piece]]:
-    """Give each column of an encounter as JSON; `upper` for the words of GraphQL's enums."""
+    """Give each column of a row of `ENCOUNTERS` as JSON; `upper` for the words of GraphQL's enums."""
     return {
         "id": [Said('"'), Asked(f"{row}.id::text"), Said('"')],
         "patient_id": string_of(f"{row}.patient_id"),
@@ -116,14 +127,14 @@ def members_of(row: str, *, upper: bool) -> dict[str, list[Piece]]:
         "brand_id": string_of(f"{row}.brand_id"),
         "encounter_type": word_of(f"{row}.encounter_type", upper=upper),
         "status": word_of(f"{row}.status", upper=upper),
-        "scheduled_at": instant_of(f"{row}.scheduled_at"),
-        "started_at": instant_of(f"{row}.started_at"),
-        "ended_at": instant_of(f"{row}.ended_at"),
+        "scheduled_at": instant_of(row, "scheduled_at"),
+        "started_at": instant_of(row, "started_at"),
+        "ended_at": instant_of(row, "ended_at"),
         "chief_complaint": text_of(f"{row}.chief_complaint"),
         "notes": text_of(f"{row}.notes"),
         "metadata": [Asked(f"{row}.metadata::text")],
-        "created_at": instant_of(f"{row}.created_at", nullable=False),
-        "updated_at": instant_of(f"{row}.updated_at", nullable=False),
+        "created_at": instant_of(row, "created_at"),
+        "updated_at": instant_of(row, "updated_at"),
         "version": [Asked(f"{row}.version::text")],
         "allowed_actions": _allowed_actions(f"{row}.status"),
     }

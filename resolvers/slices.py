@@ -8,7 +8,7 @@ from resolvers.access import Operation
 from resolvers.context import Context
 from resolvers.errors import PatientNotFound
 from resolvers.patients import can_exist
-from resolvers.rendering import items_of, members_of, object_of
+from resolvers.rendering import ENCOUNTERS, items_of, members_of, object_of
 from resolvers.sql import Statement
 
 
@@ -57,7 +57,7 @@ LEFT JOIN LATERAL (
 CROSS JOIN LATERAL (
     SELECT {items_of(item)}::bpchar AS items, count(*) AS given
     FROM (
-        SELECT * FROM patient_graph.encounters e
+        {ENCOUNTERS}
         WHERE e.patient_id = p.id AND e.brand_id = p.brand_id
             AND (e.created_at, e.id) <= (start.created_at, start.id)
         ORDER BY e.created_at DESC, e.id DESC LIMIT $3::bigint

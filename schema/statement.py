@@ -6,7 +6,18 @@ from typing import Any, NamedTuple
 
 from resolvers.commands import EncounterFilter
 from resolvers.paging import Window, sql_cursor
-from resolvers.rendering import Asked, Listed, Piece, Said, apart, items_of, members_of, object_of, string_of
+from resolvers.rendering import (
+    ENCOUNTERS,
+    Asked,
+    Listed,
+    Piece,
+    Said,
+    apart,
+    items_of,
+    members_of,
+    object_of,
+    string_of,
+)
 from resolvers.sql import Statement
 from schema.selection import Member, Page, Root
 
@@ -109,8 +120,8 @@ def _select(number: int, root: Root, bound: Mapping[int, Bound], put: Put) -> Se
         return Select(
             head=f"SELECT {number} AS root, e.id::text AS key, e.patient_id, 1 AS given",
             parts=apart(_encounter_pieces("e", root.fields)),
-            tail=" FROM patient_graph.encounters e"
-            f" WHERE e.id = ANY({put(f'ids_{number}', 'uuid[]')}) AND e.brand_id = {put('brand_id', 'text')}",
+            tail=f" FROM ({ENCOUNTERS}"
+            f" WHERE e.id = ANY({put(f'ids_{number}', 'uuid[]')}) AND e.brand_id = {put('brand_id', 'text')}) e",
         )
     members: list[tuple[str, Sequence[Piece]]] = []
     pages = ""
@@ -163,7 +174,7 @@ def _page(page: Page, bound: Bound, arguments: Put) -> tuple[str, list[Piece]]:
     ]
     within = " AND ".join([conditions, *places])
     rows = (
-        f"SELECT * FROM patient_graph.encounters e WHERE {within}"
+        f"{ENCOUNTERS} WHERE {within}"
         f" ORDER BY e.created_at {order}, e.id {order} LIMIT {put('limit' if numbered else 'size', 'bigint')}"
     )
     if not numbered:

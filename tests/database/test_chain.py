@@ -8,6 +8,7 @@ import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID, uuid4
@@ -16,6 +17,7 @@ import asyncpg
 import pytest
 from typer.testing import CliRunner
 
+from gateway import chain as gateway_chain
 from gateway import cli, duties
 from gateway.audit import Finding, Head, Kind, Walk, verify
 from gateway.chain import CHAIN_AUDIT, chaining
@@ -211,6 +213,30 @@ async def test_an_entry_that_is_late_is_chained_with_the_next_look_that_goes_so_
 
     assert (await positions(owner))[-1] == (6, entry)
     assert await findings(url) == []
+
+
+async def test_whoever_looks_for_long_looks_more_seldom(relay: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, seconds, looks = 0.0, 2.0, []
+
+    async def slowly(database: Database, key: bytes, look_back: timedelta) -> bool:
+        nonlocal now
+        looks.append((now, look_back))
+        now += seconds if look_back else 0
+        return await ours(database, key, look_back)
+
+    ours = gateway_chain._chain_brands
+    monkeypatch.setattr(gateway_chain, "_chain_brands", slowly)
+    chain_some = chaining(KEY, lambda: now)
+
+    while now < 200:
+        await chain_some(relay)
+        now += 1
+
+    far = [at for at, look_back in looks if look_back == chain.LOOK_BACK]
+    near = [at for at, look_back in looks if look_back == chain.GLANCE]
+    assert {after - before for before, after in pairwise(far)} <= {60, 61, 62}
+    assert min(after - before for before, after in pairwise(near)) >= 20 * seconds
+    assert len(near) > 1
 
 
 async def test_a_backlog_longer_than_the_look_back_is_chained_in_order(
