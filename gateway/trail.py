@@ -26,7 +26,7 @@ from resolvers.trail import REQUEST_REFUSED, UNKNOWN, Note
 
 NOTES_DROPPED = "patient_graph.audit.dropped"
 
-BATCH_NOTES = 1_000
+BATCH_NOTES = 500
 """How many notes are written at once: enough that statements cost little, few enough to stay short."""
 
 GATHER_SECONDS = 0.2
