@@ -159,6 +159,8 @@ class Database:
                     # And so there is nothing to find out from the arguments of what callers ask. A duty looks at what
                     # is new in a log that only grows, which a plan must know.
                     **({"plan_cache_mode": "force_generic_plan"} if plans_once else {}),
+                    # None is worth the processors of others, least of all a duty's look through the log.
+                    "max_parallel_workers_per_gather": "0",
                     **({} if role is None else {"role": role}),
                     "statement_timeout": f"{statement_seconds * 1000:.0f}",
                     "idle_in_transaction_session_timeout": f"{statement_seconds * 1000:.0f}",

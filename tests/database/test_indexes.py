@@ -86,15 +86,18 @@ async def test_counting_a_list_and_skipping_in_it_read_no_encounter(untouched: a
     assert sorted(scans) == [("Index Only Scan", index)] * 2 + [("Index Scan", index)]
 
 
-async def test_the_gateway_gathers_nothing_that_it_can_read_in_order(database_url: str) -> None:
+@pytest.mark.parametrize(("setting", "value"), [("enable_bitmapscan", "off"), ("max_parallel_workers_per_gather", "0")])
+async def test_the_gateway_gathers_nothing_that_it_can_read_in_order_and_takes_one_processor_at_a_time(
+    database_url: str, setting: str, value: str
+) -> None:
     # PostgreSQL expects of each patient what is usual, and would gather and sort all that an unusual one has.
     database = await Database.connect(database_url, role=APP_ROLE, size=1, acquire_seconds=5, statement_seconds=5)
     async with database.reading("loop") as connection:
-        told = await connection.fetch_one(Statement("SHOW enable_bitmapscan"))
+        told = await connection.fetch_one(Statement(f"SHOW {setting}"))
     await database.close()
 
     assert told is not None
-    assert told["enable_bitmapscan"] == "off"
+    assert told[setting] == value
 
 
 PLANNING = Statement("SHOW plan_cache_mode")
