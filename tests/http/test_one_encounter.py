@@ -142,6 +142,7 @@ async def test_reading_it_is_audited_and_not_finding_it_is_a_refusal(
         {"scheduled_at": "9999-12-31T23:59:59.999999Z", "metadata": {"0": 12345678901234567890.123456789}},
         {"scheduled_at": "0033-02-01T10:00:00.120000+01:00", "provider_id": str(UUID(int=7)).upper()},
         {"scheduled_at": "2026-12-01T10:00:00.000001Z"},
+        *({"scheduled_at": f"0999-12-01T10:00:00.{'123456'[:digits]}Z"} for digits in range(1, 6)),
     ],
 )
 async def test_in_a_list_an_encounter_is_to_the_letter_what_it_is_alone(
