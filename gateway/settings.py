@@ -114,7 +114,10 @@ class Settings(BaseSettings):
     )
     database_cluster: bool = Field(
         False,
-        description="The database is a cluster (Citus): each recording goes by itself, in the form that shards like.",
+        description=(
+            "The database is a cluster (Citus): each recording goes by itself, in the form that shards like, and"
+            " statements are planned for their arguments."
+        ),
     )
     database_pool_size: int = Field(10, ge=1, le=1000, description="Connections a server process may hold.")
     database_acquire_seconds: float = Field(

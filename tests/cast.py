@@ -1,5 +1,6 @@
 """The people of the tests, all made up, and what is kept of them behind the doors."""
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -19,6 +20,15 @@ class Cast:
             "INSERT INTO patient_graph.patients (id, brand_id) VALUES ($1, $2)", patient_id, brand_id
         )
         return patient_id
+
+    async def patients(self, count: int, brand_id: str = "loop", *, visits: Sequence[str] = ("lab",) * 5) -> list[str]:
+        """Register patients with an encounter of each of these types, and give their ids."""
+        ids = [await self.patient(brand_id) for _ in range(count)]
+        await self.connection.executemany(
+            "INSERT INTO patient_graph.encounters (patient_id, id, brand_id, encounter_type) VALUES ($1, $2, $3, $4)",
+            [(patient_id, uuid4(), brand_id, kind) for patient_id in ids for kind in visits],
+        )
+        return ids
 
     async def count(self, table: str, patient_id: str) -> int:
         """Count the rows of a patient in a table; of the audit log only changes, because reads come when they come."""

@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from itertools import product
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
@@ -24,9 +23,6 @@ query ($id: ID!, $first: Int!, $after: String, $where: EncounterFilter) {
   }
 }
 """
-INSERT_ENCOUNTER = (
-    "INSERT INTO patient_graph.encounters (patient_id, id, brand_id, encounter_type, notes) VALUES ($1, $2, $3, $4, $5)"
-)
 TYPES = ("lab", "telehealth", "other")
 
 
@@ -45,14 +41,6 @@ def statements(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[str]]:
     return sent
 
 
-async def patients(cast: Cast, count: int, brand_id: str = "loop") -> list[str]:
-    """Register patients with three encounters each."""
-    ids = [await cast.patient(brand_id) for _ in range(count)]
-    rows = [(patient_id, uuid4(), brand_id, kind, f"{kind} of {patient_id}") for patient_id in ids for kind in TYPES]
-    await cast.connection.executemany(INSERT_ENCOUNTER, rows)
-    return ids
-
-
 async def over_rest(service: Service, patient_id: str, query: str, token: str = "dev") -> tuple[int, str]:
     response = await service.rest("GET", f"/v1/patients/{patient_id}/encounters{query}", token=token)
     refusal = response.json() if response.is_error else {}
@@ -63,7 +51,7 @@ async def test_each_is_given_what_it_is_given_alone(
     service_in_either_form: Service, cast: Cast, statements: list[Sequence[str]]
 ) -> None:
     service = service_in_either_form
-    ours, theirs = await patients(cast, 6), await patients(cast, 3, "loopbio")
+    ours, theirs = await cast.patients(6, visits=TYPES), await cast.patients(3, "loopbio", visits=TYPES)
     filters: Sequence[Any] = (None, {"encounterType": ["LAB", "OTHER"]}, {"encounterType": []})
     slices = ("", "?limit=2", "?limit=1&offset=2")
     asked: list[Callable[[], Awaitable[Any]]] = []
@@ -88,7 +76,7 @@ async def test_a_long_list_is_read_by_itself(
     service: Service, cast: Cast, statements: list[Sequence[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.database.ROWS_TOGETHER", 199)
-    ids = await patients(cast, 4)
+    ids = await cast.patients(4)
 
     answers = await asyncio.gather(*(over_rest(service, each, "?limit=100") for each in ids))
 
@@ -99,7 +87,7 @@ async def test_a_long_list_is_read_by_itself(
 async def test_statements_hold_so_many_rows_at_most(
     service: Service, cast: Cast, statements: list[Sequence[str]]
 ) -> None:
-    ids = await patients(cast, 12)
+    ids = await cast.patients(12)
 
     answers = await asyncio.gather(*(over_rest(service, each, "?limit=100") for each in ids))
 

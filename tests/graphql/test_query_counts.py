@@ -16,10 +16,6 @@ from tests.doors import Service
 
 MARKER = "tuberculosis"
 
-INSERT_ENCOUNTER = (
-    "INSERT INTO patient_graph.encounters (patient_id, id, brand_id, encounter_type) VALUES ($1, $2, $3, 'lab')"
-)
-
 
 @pytest.fixture
 def statements(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
@@ -50,15 +46,6 @@ def statements(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return sent
 
 
-async def patients(cast: Cast, count: int, encounters: int = 5) -> list[str]:
-    """Register patients with so many encounters each."""
-    ids = [await cast.patient() for _ in range(count)]
-    await cast.connection.executemany(
-        INSERT_ENCOUNTER, [(patient_id, uuid4(), "loop") for patient_id in ids for _ in range(encounters)]
-    )
-    return ids
-
-
 async def ask(service: Service, query: str, **variables: Any) -> Any:
     body = await service.graphql(query, variables)
     assert "errors" not in body, body
@@ -82,7 +69,7 @@ EVERYTHING = """query ($ids: [ID!]!) {
 async def test_patients_with_pages_patients_and_counts_cost_three_statements_however_many(
     service: Service, cast: Cast, statements: Counter[str], count: int
 ) -> None:
-    ids = await patients(cast, count)
+    ids = await cast.patients(count)
 
     data = await ask(service, EVERYTHING, ids=ids)
 
@@ -96,7 +83,7 @@ async def test_patients_with_pages_patients_and_counts_cost_three_statements_how
 async def test_a_count_that_is_not_asked_for_is_not_made(
     service: Service, cast: Cast, statements: Counter[str]
 ) -> None:
-    ids = await patients(cast, 3)
+    ids = await cast.patients(3)
 
     await ask(service, "query ($ids: [ID!]!) { patients(ids: $ids) { encounters { nodes { id } } } }", ids=ids)
 
@@ -105,7 +92,7 @@ async def test_a_count_that_is_not_asked_for_is_not_made(
 
 
 async def test_a_page_that_is_not_asked_for_is_not_read(service: Service, cast: Cast, statements: Counter[str]) -> None:
-    ids = await patients(cast, 3)
+    ids = await cast.patients(3)
 
     data = await ask(service, "query ($ids: [ID!]!) { patients(ids: $ids) { encounters { totalCount } } }", ids=ids)
 
@@ -116,7 +103,7 @@ async def test_a_page_that_is_not_asked_for_is_not_read(service: Service, cast: 
 async def test_the_same_page_under_several_names_is_read_once(
     service: Service, cast: Cast, statements: Counter[str]
 ) -> None:
-    (patient_id,) = await patients(cast, 1)
+    (patient_id,) = await cast.patients(1)
     page = "encounters(first: 2) { nodes { id } pageInfo { hasNextPage } edges { cursor } }"
 
     await ask(service, f"query ($id: ID!) {{ patient(id: $id) {{ a: {page} b: {page} {page} }} }}", id=patient_id)
@@ -125,7 +112,7 @@ async def test_the_same_page_under_several_names_is_read_once(
 
 
 async def test_many_encounters_by_id_cost_one_statement(service: Service, cast: Cast, statements: Counter[str]) -> None:
-    (patient_id,) = await patients(cast, 1, encounters=30)
+    (patient_id,) = await cast.patients(1, visits=["lab"] * 30)
     ids = [str(row["id"]) for row in await cast.rows(patient_id)]
     fields = " ".join(f'e{place}: encounter(id: "{each}") {{ id patient {{ id }} }}' for place, each in enumerate(ids))
 
@@ -136,7 +123,7 @@ async def test_many_encounters_by_id_cost_one_statement(service: Service, cast: 
 
 
 async def test_many_patients_by_id_cost_one_statement(service: Service, cast: Cast, statements: Counter[str]) -> None:
-    ids = await patients(cast, 10, encounters=0)
+    ids = await cast.patients(10, visits=())
     fields = " ".join(f'p{place}: patient(id: "{each}") {{ id }}' for place, each in enumerate(ids))
 
     await ask(service, f"{{ {fields} }}")
@@ -147,9 +134,9 @@ async def test_many_patients_by_id_cost_one_statement(service: Service, cast: Ca
 async def test_fifty_representations_of_each_type_cost_one_statement_for_each_type(
     subgraph: Service, cast: Cast, statements: Counter[str]
 ) -> None:
-    (patient_id,) = await patients(cast, 1, encounters=50)
+    (patient_id,) = await cast.patients(1, visits=["lab"] * 50)
     encounters = [("Encounter", str(row["id"])) for row in await cast.rows(patient_id)]
-    others = [("Patient", each) for each in await patients(cast, 50, encounters=0)]
+    others = [("Patient", each) for each in await cast.patients(50, visits=())]
     # In turns, and half of them again: neither order nor repetition costs anything.
     asked = [each for pair in zip(encounters, others, strict=True) for each in pair] + encounters
 
@@ -165,7 +152,7 @@ async def test_fifty_representations_of_each_type_cost_one_statement_for_each_ty
 
 
 async def test_nothing_read_for_one_operation_is_shown_in_the_next(service: Service, cast: Cast) -> None:
-    (patient_id,) = await patients(cast, 1, encounters=1)
+    (patient_id,) = await cast.patients(1, visits=["lab"])
     count = "query ($id: ID!) { patient(id: $id) { encounters { totalCount nodes { id } } } }"
     before = await ask(service, count, id=patient_id)
     await service.rest(
@@ -186,7 +173,7 @@ PATIENTS = "query ($ids: [ID!]!) { patients(ids: $ids) { id } }"
 async def test_patients_come_in_the_order_of_their_ids_with_null_where_there_is_none(
     service: Service, cast: Cast
 ) -> None:
-    first, second = await patients(cast, 2, encounters=0)
+    first, second = await cast.patients(2, visits=())
     foreign = await cast.patient("loopbio")
     asked = [second, "nobody", first, second, foreign, "", "\x00", "\ud800", "x" * 300, first]
 
@@ -226,9 +213,9 @@ ENCOUNTER = "query ($id: ID!) { encounter(id: $id) { id patientId } }"
 
 
 async def an_encounter(cast: Cast, brand_id: str) -> str:
-    patient_id, encounter_id = await cast.patient(brand_id), uuid4()
-    await cast.connection.execute(INSERT_ENCOUNTER, patient_id, encounter_id, brand_id)
-    return str(encounter_id)
+    (patient_id,) = await cast.patients(1, brand_id, visits=["lab"])
+    (row,) = await cast.rows(patient_id)
+    return str(row["id"])
 
 
 async def test_an_encounter_is_found_by_its_id(service: Service, cast: Cast) -> None:
