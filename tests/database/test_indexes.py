@@ -18,7 +18,7 @@ from resolvers.sql import Statement
 from tests.conftest import create_database
 from tests.doors import Service
 
-OF_PATIENT = {"brand_id": "loop", "patient_id": "somebody"}
+SLICE = {"brand_id": "loop", "ids": ["somebody"], "limit": 20, "offset": 0}
 PAGE = {"brand_id": "loop", "patient_ids": ["somebody"], "limit": 21}
 AFTER = {"after_created_at": datetime(2026, 1, 1, tzinfo=UTC), "after_id": uuid4()}
 EVENTS = {"after": 1_000_000, "until": 1_001_000, "limit": 500}
@@ -41,11 +41,7 @@ async def untouched(server_url: str) -> AsyncIterator[asyncpg.Connection]:
         (ENCOUNTERS_BY_IDS, {"brand_id": "loop", "ids": [uuid4()]}, "ix_encounters_id"),
         (_pages(frozenset(), True, False, False), PAGE, "ix_encounters_patient_id_created_at_id"),
         (_pages(frozenset(), True, True, False), PAGE | AFTER, "ix_encounters_patient_id_created_at_id"),
-        (
-            _slice(("id", "notes")),
-            {"brand_id": "loop", "ids": [OF_PATIENT["patient_id"]], "limit": 20, "offset": 0},
-            "ix_encounters_patient_id_created_at_id",
-        ),
+        (_slice(("id", "notes")), SLICE, "ix_encounters_patient_id_created_at_id"),
         (UNSTAMPED, {"limit": 500}, "ix_outbox_created_at_id"),
         (_events(frozenset()), EVENTS, "ix_outbox_position"),
         (_events(frozenset({"brand_id"})), EVENTS | {"brand_id": "loop"}, "ix_outbox_brand_id_position"),
@@ -77,7 +73,7 @@ async def test_counting_a_list_and_skipping_in_it_read_no_encounter(untouched: a
     statement = _slice(("id", "notes"))
     async with untouched.transaction():
         await untouched.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off")
-        values = statement.arguments({"brand_id": "loop", "ids": [OF_PATIENT["patient_id"]], "limit": 20, "offset": 0})
+        values = statement.arguments(SLICE)
         explained = await untouched.fetchval(f"EXPLAIN (FORMAT JSON) {statement.text}", *values)
 
     index = "ix_encounters_patient_id_created_at_id"
