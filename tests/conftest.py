@@ -45,7 +45,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if told is None:
         folder = tempfile.TemporaryDirectory(prefix="gateway-tests-")
         config.add_cleanup(folder.cleanup)
-        postgres = PrivatePostgres(Path(folder.name), durable=False)
+        # Each worker's services keep what they have opened: two workers held more than the usual hundred.
+        postgres = PrivatePostgres(Path(folder.name), durable=False, connections=400)
         postgres.start()
         config.add_cleanup(postgres.stop)
         told = postgres.url()
