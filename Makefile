@@ -8,7 +8,7 @@ ifneq ($(shell cat .venv/checkout 2>/dev/null),$(CURDIR))
 .PHONY: .venv/bin/python
 endif
 
-run: .venv/runtime .venv/pages  ## Serve on http://127.0.0.1:8000, with a private PostgreSQL
+run: .venv/runtime .venv/compiled .venv/pages  ## Serve on http://127.0.0.1:8000, with a private PostgreSQL
 	@exec .venv/bin/gateway serve $(ARGS)
 
 test: .venv/dev .venv/javascript .venv/clients .venv/pages  ## Run every test, or some: make test ARGS="-k patients"
@@ -39,7 +39,7 @@ land: .venv/dev  ## Promise clients the printed contracts; refuses a break that 
 crash: .venv/dev  ## Kill gateway and PostgreSQL under load a hundred times; nothing acknowledged may be lost
 	@.venv/bin/python -m tests.crash $(ARGS)
 
-bench: .venv/dev .venv/bench  ## Measure the gateway against its peers, on one PostgreSQL: bench/README.md (450 MB more)
+bench: .venv/dev .venv/compiled .venv/bench  ## Measure the gateway against its peers, on one PostgreSQL: bench/README.md (450 MB more)
 	@.venv/bin/python -m bench $(ARGS)
 
 lock:  ## Write locks/ after a change in pyproject.toml; newer versions: make lock ARGS="--upgrade"
@@ -71,6 +71,11 @@ COMPILE = sh .ci/uv pip compile --quiet --universal --python-version 3.11 --gene
 	@echo "Installing $< into .venv" >&2
 	@sh .ci/uv pip install --quiet --python .venv --compile-bytecode --require-hashes --requirement $<
 	@sh .ci/uv pip install --quiet --python .venv --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# The same of the gateway's own modules, which an editable install leaves as they are.
+.venv/compiled: $(shell find gateway models resolvers rest schema -name '*.py') .venv/bin/python
+	@.venv/bin/python -m compileall -q gateway models resolvers rest schema
 	@touch $@
 
 # A generated client of the REST door lives by itself, with versions of its own.

@@ -51,7 +51,10 @@ async def verifying(settings: Settings, clock: Clock = time) -> AsyncIterator[Ve
         return
     settings.refuse_half_a_verifier()
     async with AsyncExitStack() as closing:
-        provider = await closing.enter_async_context(Provider.reached(seconds=settings.identity_provider_seconds))
+        over_tls = any(url.scheme == "https" for url in (settings.introspection_url, settings.jwks_url) if url)
+        provider = await closing.enter_async_context(
+            Provider.reached(over_tls=over_tls, seconds=settings.identity_provider_seconds)
+        )
         access_tokens = _access_tokens(settings, provider, clock)
         if access_tokens is not None:
             closing.push_async_callback(access_tokens.close)

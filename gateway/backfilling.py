@@ -220,12 +220,16 @@ class _Backfilling:
         # waited for when the process is told to stop.
         reading = threading.Thread(target=self._read, args=(encounters, asyncio.get_running_loop()), daemon=True)
         reading.start()
+        stopped: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as workers:
                 for _ in range(UNDER_WAY):
                     workers.create_task(self._work())
-        except* ImportStopped as stopped:
-            raise next(_leaves(stopped)) from None
+        except* ImportStopped as errors:
+            stopped = next(_leaves(errors))
+        if stopped is not None:
+            # Raised in there, Python before 3.11.4 would wrap it in a group of its own.
+            raise stopped
         return self._done
 
     def _read(self, encounters: Iterator[_Line | Refusal], loop: asyncio.AbstractEventLoop) -> None:

@@ -6,25 +6,37 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 from pydantic import SecretStr
 
-from gateway.postgres import PostgresUnavailable, PrivatePostgres
 from gateway.settings import Settings, SettingsError
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="The encounter gateway.")
-patients = typer.Typer(no_args_is_help=True, help="Patients.")
-app.add_typer(patients, name="patients")
-encounters = typer.Typer(no_args_is_help=True, help="Encounters.")
-app.add_typer(encounters, name="encounters")
-audit = typer.Typer(no_args_is_help=True, help="The audit log.")
-app.add_typer(audit, name="audit")
-events = typer.Typer(no_args_is_help=True, help="Events on their way out.")
-app.add_typer(events, name="events")
+
+@click.group()
+def app() -> None:
+    """The encounter gateway."""
+
+
+@app.group()
+def patients() -> None:
+    """Patients."""
+
+
+@app.group()
+def encounters() -> None:
+    """Encounters."""
+
+
+@app.group()
+def audit() -> None:
+    """The audit log."""
+
+
+@app.group()
+def events() -> None:
+    """Events on their way out."""
 
 
 def main() -> None:
@@ -34,17 +46,15 @@ def main() -> None:
         signal.signal(number, lambda *_: sys.exit(0))
     try:
         app()
-    except (SettingsError, PostgresUnavailable) as error:
+    except SettingsError as error:
         sys.exit(f"gateway: {error}")
 
 
 @app.command()
-def serve(
-    faults: Annotated[
-        int | None,
-        typer.Option(metavar="SEED", help="Let requests go wrong, to rehearse with; in development mode only."),
-    ] = None,
-) -> None:
+@click.option(
+    "--faults", type=int, metavar="SEED", help="Let requests go wrong, to rehearse with; in development mode only."
+)
+def serve(faults: int | None) -> None:
     """Serve both doors; with no database configured, on a private PostgreSQL of its own."""
     # Nothing that is imported is garbage, and looking for some takes a tenth of the start. From then on it is done.
     gc.disable()
@@ -83,60 +93,69 @@ def canary() -> None:
     sys.exit(asyncio.run(canary()))
 
 
-Rejects = Annotated[
-    Path | None,
-    typer.Option(
-        help="Where refused lines are named, by number, rules and reason, as JSON Lines. Left out: FILE.rejects.jsonl.",
-        show_default=False,
-    ),
-]
+FILE = click.Path(path_type=Path)
+
+rejecting = click.option(
+    "--rejects",
+    type=FILE,
+    help="Where refused lines are named, by number, rules and reason, as JSON Lines. Left out: FILE.rejects.jsonl.",
+)
 
 
 @patients.command("import")
-def import_patients(
-    file: Annotated[Path, typer.Argument(help="CSV or JSON Lines with `id` and `brand_id`; - for standard input.")],
-    rejects: Rejects = None,
-) -> None:
-    """Make patients known; those known already are left as they are. Exit code 1 if a line was refused."""
+@click.argument("file", type=FILE)
+@rejecting
+def import_patients(file: Path, rejects: Path | None) -> None:
+    """Make patients known; those known already are left as they are. Exit code 1 if a line was refused.
+
+    FILE is CSV or JSON Lines with `id` and `brand_id`; - for standard input.
+    """
     from gateway.importing import import_patients
 
     with _importing() as settings:
         imported = asyncio.run(import_patients(settings.owner_url, file, rejects))
-    typer.echo(imported)
-    raise typer.Exit(1 if imported.refused else 0)
+    click.echo(imported)
+    sys.exit(1 if imported.refused else 0)
 
 
 @encounters.command("import")
-def import_encounters(  # noqa: PLR0917 - they are given by name at the command line
-    file: Annotated[
-        Path,
-        typer.Argument(
-            help="CSV or JSON Lines with `patient_id`, `brand_id`, `encounter_type` and the other members; "
-            "- for standard input."
-        ),
-    ],
-    rejects: Rejects = None,
-    name: Annotated[
-        str | None,
-        typer.Option(
-            help="Which import it is: lines without a `key` are recorded once under the same name. "
-            "Left out: the file's name without its folder.",
-            show_default=False,
-        ),
-    ] = None,
-    client: Annotated[
-        str, typer.Option(help="Whose keys they are, and who is named in the audit log; 1 to 128 visible characters.")
-    ] = "import",
-    keep_keys_days: Annotated[
-        int, typer.Option(min=1, max=3650, help="How long the keys are kept. Run again later, all is recorded again.")
-    ] = 90,
-    patience_seconds: Annotated[
-        float, typer.Option(min=0, help="How long the database may be away before the import gives up.")
-    ] = 300.0,
+@click.argument("file", type=FILE)
+@rejecting
+@click.option(
+    "--name",
+    help="Which import it is: lines without a `key` are recorded once under the same name. "
+    "Left out: the file's name without its folder.",
+)
+@click.option(
+    "--client",
+    default="import",
+    show_default=True,
+    help="Whose keys they are, and who is named in the audit log; 1 to 128 visible characters.",
+)
+@click.option(
+    "--keep-keys-days",
+    type=click.IntRange(1, 3650),
+    default=90,
+    show_default=True,
+    help="How long the keys are kept. Run again later, all is recorded again.",
+)
+@click.option(
+    "--patience-seconds",
+    type=click.FloatRange(min=0),
+    default=300.0,
+    show_default=True,
+    help="How long the database may be away before the import gives up.",
+)
+def import_encounters(
+    file: Path, rejects: Path | None, *, name: str | None, client: str, keep_keys_days: int, patience_seconds: float
 ) -> None:
-    """Record encounters, each line once, however often it is run. Exit code 1 if a line was refused."""
+    """Record encounters, each line once, however often it is run. Exit code 1 if a line was refused.
+
+    FILE is CSV or JSON Lines with `patient_id`, `brand_id`, `encounter_type` and the other members; - for standard
+    input.
+    """
     if not client.isprintable() or not 0 < len(client) <= 128:
-        raise typer.BadParameter("1 to 128 visible characters", param_hint="--client")
+        raise click.BadParameter("1 to 128 visible characters", param_hint="--client")
     from gateway.backfilling import import_encounters
     from gateway.telemetry import configure_logging
 
@@ -153,8 +172,8 @@ def import_encounters(  # noqa: PLR0917 - they are given by name at the command 
                 patience_seconds=patience_seconds,
             )
         )
-    typer.echo(done)
-    raise typer.Exit(1 if done.refused else 0)
+    click.echo(done)
+    sys.exit(1 if done.refused else 0)
 
 
 @contextmanager
@@ -173,26 +192,26 @@ def _importing() -> Iterator[Settings]:
 
 
 @audit.command("verify")
-def verify_audit(
-    expect: Annotated[
-        list[str] | None,
-        typer.Option(help="A head that was printed earlier (brand:position:hash) and must still be in the chain."),
-    ] = None,
-) -> None:
+@click.option(
+    "--expect",
+    multiple=True,
+    help="A head that was printed earlier (brand:position:hash) and must still be in the chain. May be given again.",
+)
+def verify_audit(expect: tuple[str, ...]) -> None:
     """Look for entries of the audit log that were edited, deleted, moved or slipped in. Exit code 1 if there are."""
     from gateway.audit import Head, VerificationStopped, print_verification
 
     try:
-        expected = [Head.read(text) for text in expect or ()]
+        expected = [Head.read(text) for text in expect]
     except ValueError:
-        raise typer.BadParameter("a head looks like brand:position:hash", param_hint="--expect") from None
+        raise click.BadParameter("a head looks like brand:position:hash", param_hint="--expect") from None
     with _database() as settings:
         key = settings.audit_key.get_secret_value().encode() if settings.audit_key else b""
         try:
             clean = asyncio.run(print_verification(settings.owner_url, key, expected))
         except VerificationStopped as error:
             sys.exit(f"gateway: {error}")
-    raise typer.Exit(0 if clean else 1)
+    sys.exit(0 if clean else 1)
 
 
 @events.command("status")
@@ -205,12 +224,9 @@ def events_status() -> None:
 
 
 @events.command("replay")
-def replay_events(
-    sink: Annotated[str, typer.Option(help="The sink's name: `webhook`, `nats`, or one of GATEWAY_WEBHOOKS.")],
-    first: Annotated[
-        int | None, typer.Option("--from", help="Position of the first event it is told again. Left out: where it is.")
-    ] = None,
-) -> None:
+@click.option("--sink", required=True, help="The sink's name: `webhook`, `nats`, or one of GATEWAY_WEBHOOKS.")
+@click.option("--from", "first", type=int, help="Position of the first event it is told again. Left out: where it is.")
+def replay_events(sink: str, first: int | None) -> None:
     """Tell a sink again from a position on, or let it go on at once; one that was disabled is told again."""
     from functools import partial
 
@@ -223,30 +239,22 @@ def replay_events(
             sys.exit(f"gateway: {error}")
 
 
-class Contract(StrEnum):
-    """The printed contracts."""
-
-    SCHEMA = "schema"
-    OPENAPI = "openapi"
-
-
 @app.command()
-def export(
-    contract: Contract,
-    federation: Annotated[bool, typer.Option("--federation", help="The schema as a router composes it.")] = False,
-) -> None:
+@click.argument("contract", type=click.Choice(["schema", "openapi"]))
+@click.option("--federation", is_flag=True, help="The schema as a router composes it.")
+def export(contract: str, *, federation: bool) -> None:
     """Print the GraphQL schema, or the OpenAPI description of the REST door."""
-    if contract is Contract.SCHEMA:
+    if contract == "schema":
         from schema import build_schema
         from schema.federation import subgraph_sdl
 
-        typer.echo(subgraph_sdl(build_schema()) if federation else build_schema().as_str())
+        click.echo(subgraph_sdl(build_schema()) if federation else build_schema().as_str())
     elif federation:
-        raise typer.BadParameter("only the schema is federated", param_hint="--federation")
+        raise click.BadParameter("only the schema is federated", param_hint="--federation")
     else:
         from rest.openapi import openapi_json
 
-        typer.echo(openapi_json())
+        click.echo(openapi_json())
 
 
 @contextmanager
@@ -256,6 +264,7 @@ def _database(settings: Settings | None = None) -> Iterator[Settings]:
     if settings.database_url is not None:
         yield settings
         return
+    from gateway.postgres import PrivatePostgres
     from gateway.roles import DATABASE, LOGIN, OWNER, create_database
 
     with PrivatePostgres(settings.data_dir) as postgres:

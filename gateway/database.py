@@ -174,7 +174,7 @@ class Database:
             return connection
 
         connections = Pool(opened, size)
-        await connections.open(min(2, size))
+        await connections.open()
         return cls(connections, acquire_seconds, pool)
 
     async def close(self) -> None:

@@ -12,17 +12,15 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any
 
-import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.protocol import GuardedProtocol
+from gateway.telemetry import log
 from resolvers.errors import GatewayError, RateLimited, TemporarilyUnavailable
 
 HEADER = b"x-rehearsed-fault"
 CUT = "encounter_gateway.cut"
 """The ASGI extension that cuts a connection: there is no message for that."""
-
-log = structlog.get_logger()
 
 
 class Fault(StrEnum):

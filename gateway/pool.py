@@ -33,10 +33,9 @@ class Pool(Generic[Connection]):
         self._resetting: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    async def open(self, number: int) -> None:
-        """Open so many connections at once, to be lent. Raises what keeps one from being opened."""
-        for _ in range(number):
-            self._free.append(await self._connect())
+    async def open(self) -> None:
+        """Open the first connection, to be lent. Raises what keeps it from being opened."""
+        self._free.append(await self._connect())
 
     async def take(self, within_seconds: float) -> Connection:
         """Borrow a connection. Raises `TimeoutError`, what keeps one from being opened, or that the pool is closed."""

@@ -38,6 +38,8 @@ from urllib.parse import quote
 
 import psutil
 
+from gateway.settings import SettingsError
+
 # Recovery after a crash replays the log since the last checkpoint: minutes on a slow disk, and starting over
 # would not be faster.
 STARTUP_SECONDS = 600
@@ -92,7 +94,7 @@ os.execv(command[0], command)
 """
 
 
-class PostgresUnavailable(Exception):
+class PostgresUnavailable(SettingsError):
     """The private PostgreSQL cannot run; the message says why and what an operator can do."""
 
 

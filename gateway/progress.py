@@ -33,7 +33,9 @@ class Progress:
         self._told = 0
         self._on_terminal = sys.stderr.isatty()
         self._pause_seconds = BAR_SECONDS if self._on_terminal else LINE_SECONDS
-        self._began_at = self._told_at = time.monotonic()
+        self._began_at = time.monotonic()
+        # A bar is there from the first lines on.
+        self._told_at = self._began_at - BAR_SECONDS
 
     @classmethod
     @contextmanager

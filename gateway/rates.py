@@ -9,7 +9,7 @@ from math import ceil
 from typing import Self
 
 from gateway.settings import Settings
-from gateway.windows import Clock, LocalWindow, SharedWindow, Window
+from gateway.windows import Clock, LocalWindow, Window
 from resolvers.access import Caller, Verify
 from resolvers.errors import InvalidToken, RateLimited
 from resolvers.rates import Allowance, Kind
@@ -49,10 +49,15 @@ class RateLimits:
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """Build what the settings ask for."""
-        url = settings.rate_limit_url
+        window: Window = LocalWindow(WINDOW_SECONDS)
+        if settings.rate_limit_url:
+            # Imported here, because it is there only for those who use it.
+            from gateway.shared_window import SharedWindow
+
+            window = SharedWindow(settings.rate_limit_url.get_secret_value(), WINDOW_SECONDS)
         return cls(
             {Kind.READS: settings.rate_reads_per_minute, Kind.WRITES: settings.rate_writes_per_minute},
-            SharedWindow(url.get_secret_value(), WINDOW_SECONDS) if url else LocalWindow(WINDOW_SECONDS),
+            window,
             address_limit=settings.rate_address_per_minute,
             failure_limit=settings.rate_failed_sign_ins_per_minute,
             seconds=WINDOW_SECONDS,

@@ -25,13 +25,21 @@ from gateway.pages import built
 from gateway.protocol import GuardedProtocol
 from gateway.safety import examine, refuse_dangers, told_plainly
 from gateway.settings import PREFIX, Settings, SettingsError
-from gateway.socket import GuardedSocket
 from gateway.stopping import Stop
 from gateway.telemetry import configure_logging
 
+
+def upgraded(**given: Any) -> asyncio.Protocol:
+    """Give the protocol that goes on when HTTP becomes a WebSocket."""
+    # Imported here: the first answer need not wait for what parses WebSockets.
+    from gateway.socket import GuardedSocket
+
+    return GuardedSocket(**given)
+
+
 PROTOCOLS: Mapping[str, Any] = {
     "http": GuardedProtocol,
-    "ws": GuardedSocket,
+    "ws": upgraded,
     "ws_max_size": 1024 * 1024,
     # A kilobyte that unpacks to a megabyte would be read before anyone has signed in.
     "ws_per_message_deflate": False,
@@ -96,8 +104,8 @@ def serve(settings: Settings, port: socket.socket, faults: int | None = None) ->
 
     # The workers are processes of their own, and settings travel as they came: by the environment.
     os.environ[PREFIX + "DATABASE_URL"] = settings.database_url.get_secret_value()
-    gc.enable()
     if settings.workers > 1:
+        gc.enable()
         with TemporaryDirectory(prefix="gateway-metrics-") as folder:
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
             Workers(config, sockets=[port]).run()
@@ -132,6 +140,7 @@ def worker(faults: int | None = None) -> Starlette:
     # need it look whenever some more requests are under way than before: hardly anything that they leave needs it.
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS)
+    gc.enable()
     return app
 
 

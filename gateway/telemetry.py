@@ -8,11 +8,8 @@ import logging
 import sys
 import traceback
 from datetime import UTC, datetime
-from functools import cache
-from typing import Any
 
 import orjson
-import structlog
 from starlette.types import Scope
 
 from gateway.metrics import count_operation, count_request
@@ -20,44 +17,45 @@ from resolvers.access import Caller
 from resolvers.context import Context
 from schema.limits import Breach
 
-log = structlog.get_logger()
+
+class Log:
+    """Writes one JSON object a line to standard error."""
+
+    def info(self, event: str, **fields: object) -> None:
+        """Write down what happened."""
+        self.write(event, "info", fields)
+
+    def warning(self, event: str, **fields: object) -> None:
+        """Write down what an operator may have to look at."""
+        self.write(event, "warning", fields)
+
+    def error(self, event: str, **fields: object) -> None:
+        """Write down what nobody expected."""
+        self.write(event, "error", fields)
+
+    def write(self, event: str, level: str, fields: dict[str, object]) -> None:
+        """Write a line. `level` is one of those above."""
+        timestamp = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+        line = orjson.dumps(fields | {"event": event, "level": level, "timestamp": timestamp}) + b"\n"
+        sys.stderr.buffer.write(line)
+        sys.stderr.buffer.flush()
+
+
+log = Log()
 
 
 def configure_logging() -> None:
-    """Write one JSON object a line to standard error, ours and every library's."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            _stamp,
-            structlog.processors.JSONRenderer(serializer=orjson.dumps),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),
-        cache_logger_on_first_use=True,
-    )
-    _bound.cache_clear()
+    """Let every library's messages be told in lines like ours."""
     # A library's message may quote what it choked on: say which library and how grave, and nothing else.
     logging.basicConfig(handlers=[_LibraryMessages()], level=logging.WARNING, force=True)
 
 
-def _stamp(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    event["timestamp"] = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-    return event
-
-
-@cache
-def _bound() -> structlog.typing.FilteringBoundLogger:
-    # Each call of `log` binds a logger anew, which for the line of each request is a fifth of what it costs.
-    bound: structlog.typing.FilteringBoundLogger = log.bind()
-    return bound
-
-
 class _LibraryMessages(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        fields: dict[str, Any] = {"logger": record.name, "place": f"{record.module}:{record.lineno}"}
+        fields: dict[str, object] = {"logger": record.name, "place": f"{record.module}:{record.lineno}"}
         if record.exc_info and record.exc_info[1]:
             fields |= describe(record.exc_info[1])
-        log.log(record.levelno, "library", **fields)
+        log.write("library", record.levelname.lower(), fields)
 
 
 def describe(error: BaseException) -> dict[str, str]:
@@ -76,7 +74,7 @@ def log_request(scope: Scope, status: int | None, seconds: float) -> None:
     """Count a request, and write its one log line. One that was not answered has no status."""
     route = getattr(scope.get("route"), "path", None)
     count_request(route, scope["method"], status, seconds)
-    _bound().info(
+    log.info(
         "request",
         request_id=scope["state"]["request_id"],
         route=route,

@@ -11,7 +11,6 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
-import structlog.testing
 
 from gateway import trail
 from gateway.audit import Walk, verify
@@ -29,6 +28,7 @@ from resolvers.trail import ENCOUNTERS_READ, REQUEST_REFUSED, Note
 from tests.cast import Cast
 from tests.conftest import PATIENT, create_database
 from tests.doors import Door, GraphQLDoor, RestDoor, Service
+from tests.logs import captured
 
 VISIT = {"brand_id": "loop", "encounter_type": "lab", "notes": "Fasting."}
 DOORS = pytest.mark.parametrize("kind", [RestDoor, GraphQLDoor], ids=["rest", "graphql"])
@@ -392,7 +392,7 @@ async def test_a_full_queue_neither_slows_nor_fails_a_write_and_the_loss_is_audi
         cast, door = Cast(clinic.connection), kind(clinic.service)
         patient_id = await cast.patient()
         await door.record(patient_id, VISIT, token=token)
-        with structlog.testing.capture_logs() as logged:
+        with captured() as logged:
             async with without_its_connection(clinic.service), asyncio.timeout(5):
                 for _ in range(10):
                     await door.listed(patient_id, token=token)

@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 from gateway import chain as gateway_chain
 from gateway import cli, duties

@@ -22,7 +22,7 @@ Connections = Pool[asyncpg.Connection]
 async def pool(database_url: str) -> AsyncIterator[Connections]:
     """A pool of two, with one connection open."""
     opened = Pool(lambda: asyncpg.connect(database_url), 2)
-    await opened.open(1)
+    await opened.open()
     yield opened
     await opened.close(5)
 

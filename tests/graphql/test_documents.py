@@ -10,7 +10,6 @@ from typing import Any
 import httpx2
 import pytest
 from graphql import get_introspection_query, parse, print_ast
-from structlog.testing import capture_logs
 
 from gateway.app import create_app
 from gateway.checking import check
@@ -19,6 +18,7 @@ from resolvers.access import Caller
 from schema.trusted import UntrustedManifest, read_manifest
 from tests.cast import Cast
 from tests.doors import LIST, RECORD, Service
+from tests.logs import captured
 from tests.sockets import Sockets
 
 HEADERS = {"accept": "application/graphql-response+json", "content-type": "application/json"}
@@ -209,7 +209,7 @@ RELAID = f"# as someone's tool prints it\n{print_ast(parse(LIST))}".replace("\n"
 
 
 async def test_at_the_first_step_everything_runs_and_the_unknown_is_logged_by_its_hash(logging: Service) -> None:
-    with capture_logs() as logs:
+    with captured() as logs:
         answer = await post(logging, query=UNKNOWN)
         await post(logging, query=HELLO)
         await post(logging, documentId="hello")

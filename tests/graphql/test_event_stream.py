@@ -10,11 +10,11 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
-import structlog
 
 from gateway.protocol import GuardedProtocol
 from tests.cast import Cast
 from tests.graphql.test_events import RECORD
+from tests.logs import captured
 from tests.sockets import SECONDS, Sockets
 from tests.staged import MARKER, Stage, Tokens, staged, until
 from tests.streams import COMPLETE, EVENT_STREAM, Event, Stream, deaf_to, listen_to
@@ -180,7 +180,7 @@ async def test_a_quiet_stream_shows_that_it_is_alive(sockets: Sockets, stage: St
 
 
 async def test_a_client_that_goes_ends_its_subscription_and_its_source(sockets: Sockets, stage: Stage) -> None:
-    with structlog.testing.capture_logs() as lines:
+    with captured() as lines:
         async with listen(sockets, WAIT) as stream:
             await stream.hear()
         await until(lambda: stage.done == ["wait"])
@@ -194,7 +194,7 @@ async def test_a_client_that_goes_ends_its_subscription_and_its_source(sockets: 
 
 async def test_a_body_beyond_measure_that_comes_with_a_get_is_no_fault_of_ours(sockets: Sockets) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", sockets.port)
-    with structlog.testing.capture_logs() as lines:
+    with captured() as lines:
         writer.write(
             b"GET /graphql?query=subscription%7Bwait%7D HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer dev\r\n"
             b"Accept: text/event-stream\r\nContent-Length: 999999999\r\n\r\n"

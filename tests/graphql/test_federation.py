@@ -11,7 +11,6 @@ from uuid import uuid4
 
 import pytest
 from graphql import GraphQLObjectType, build_ast_schema, parse, print_type
-from structlog.testing import capture_logs
 
 from gateway.settings import Settings
 from resolvers.access import Caller
@@ -21,6 +20,7 @@ from schema.federation import DIRECTIVES, subgraph_sdl
 from tests.cast import Cast
 from tests.conftest import PATIENT
 from tests.doors import Service
+from tests.logs import captured
 
 MARKER = "tuberculosis"
 PRINTED = (Path(__file__).parent.parent.parent / "schema/federated.graphql").read_text().rstrip()
@@ -195,7 +195,7 @@ async def test_an_id_that_cannot_be_one_is_null(subgraph: Service, impossible: s
 async def test_a_representation_that_names_no_entity_is_refused_with_its_place_and_not_repeated(
     subgraph: Service, misshapen: Any
 ) -> None:
-    with capture_logs() as lines:
+    with captured() as lines:
         body = await ask(subgraph, patient("nobody"), misshapen, misshapen)
 
     extensions = refusal(body)

@@ -9,7 +9,6 @@ import pytest
 from graphql import get_introspection_query, parse
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from structlog.testing import capture_logs
 
 from gateway.settings import Settings
 from schema import build_schema
@@ -17,6 +16,7 @@ from schema.documents import DocumentRules, Documents
 from schema.limits import COUNTLESS, DocumentLimits, extent_of
 from tests.cast import Cast
 from tests.doors import LIST, RECORD, Service
+from tests.logs import captured
 from tests.sockets import Sockets
 
 SCHEMA = build_schema()._schema
@@ -213,7 +213,7 @@ def test_a_document_that_is_kept_is_neither_parsed_nor_counted_again(monkeypatch
 async def test_while_measuring_everything_runs_and_the_log_says_what_would_not(
     measuring: Service, written: Any, rule: str
 ) -> None:
-    with capture_logs() as logs:
+    with captured() as logs:
         first = await measuring.graphql(written(6))
         again = await measuring.graphql(written(6))
 
@@ -227,7 +227,7 @@ async def test_while_measuring_everything_runs_and_the_log_says_what_would_not(
 
 
 async def test_while_measuring_long_and_dear_documents_run_too(measuring: Service) -> None:
-    with capture_logs() as logs:
+    with captured() as logs:
         body = await measuring.graphql(
             "{ __typename" + " #\n" * 120 + f" {patient('encounters(first: 100) { nodes { id } }')[1:]}"
         )

@@ -15,7 +15,6 @@ from graphql import OperationDefinitionNode, parse, print_schema
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis_graphql import nodes, queries
-from structlog.testing import capture_logs
 
 import schema.mutations
 import schema.record_plan
@@ -32,6 +31,7 @@ from tests.cast import Cast
 from tests.conftest import create_database
 from tests.doors import Service
 from tests.happenings import until
+from tests.logs import captured
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "200"))
 """How many documents are tried; `make test` has no time for thousands."""
@@ -316,11 +316,11 @@ async def test_what_the_printed_schema_lets_anybody_ask_has_the_same_answer_both
 async def test_what_is_odd_is_no_fault_of_ours_and_has_the_same_answer_both_ways(
     clinic: Service, query: str, variables: dict[str, Any]
 ) -> None:
-    with capture_logs() as lines:
+    with captured() as lines:
         answer = await both(clinic, query, variables, "recorder")
 
     assert b"server_error" not in answer
-    assert not [line for line in lines if line["log_level"] == "error"]
+    assert not [line for line in lines if line["level"] == "error"]
 
 
 async def test_a_document_of_many_conditions_is_not_kept_in_all_its_forms(clinic: Service) -> None:

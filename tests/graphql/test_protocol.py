@@ -9,12 +9,12 @@ from typing import Any
 
 import httpx2
 import pytest
-from structlog.testing import capture_logs
 
 from gateway.settings import Settings
 from resolvers.access import Caller
 from tests.cast import Cast
 from tests.doors import Service
+from tests.logs import captured
 
 JSON = "application/json"
 RESPONSE = "application/graphql-response+json"
@@ -455,7 +455,7 @@ INPUT = {"brandId": "loop", "encounterType": "LAB"}
 async def test_a_refused_variable_is_not_repeated(service: Service, cast: Cast, changed: dict[str, Any]) -> None:
     variables = {"patientId": await cast.patient(), "input": INPUT | changed}
 
-    with capture_logs() as lines:
+    with captured() as lines:
         answer = await post(service, {"query": RECORD, "variables": variables})
 
     assert answer.status_code in {200, 400}
@@ -495,7 +495,7 @@ async def test_a_refused_literal_is_not_repeated_but_its_member_is_named_and_pla
     members = ", ".join(f"{name}: {value}" for name, value in WRITTEN.items() if not literal.startswith(name))
     record = f'recordEncounter(patientId: "{await cast.patient()}", input: {{{members}, {literal}}})'
 
-    with capture_logs() as lines:
+    with captured() as lines:
         answer = await post(
             service, {"query": f"mutation {{ {record} {{ __typename ... on Problem {{ message }} }} }}"}
         )
@@ -527,7 +527,7 @@ WRITTEN = {"brandId": '"loop"', "encounterType": "LAB"}
     ids=lambda body: str(body)[:60],
 )
 async def test_a_value_in_any_other_place_is_not_repeated(service: Service, body: dict[str, Any]) -> None:
-    with capture_logs() as lines:
+    with captured() as lines:
         answer = await post(service, body)
 
     assert answer.status_code in {200, 400}

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 from websockets.exceptions import InvalidStatus
 
 import schema.socket
 from schema.socket import GONE, Close
 from tests.cast import Cast
 from tests.doors import RECORD
+from tests.logs import captured
 from tests.sockets import SECONDS, Sockets
 from tests.staged import MARKER, Stage, Tokens, staged, until
 
@@ -332,7 +332,7 @@ async def test_an_operation_that_is_refused_harms_no_other(
 
 async def test_what_nobody_expected_is_told_by_its_id_alone(sockets: Sockets) -> None:
     async with sockets.signed_in(headers={"X-Request-Id": "c-socket"}) as talk:
-        with structlog.testing.capture_logs() as lines:
+        with captured() as lines:
             body = await talk.ask("query { broken }")
 
     (error,) = body["errors"]
@@ -434,7 +434,7 @@ async def test_the_end_of_something_unknown_is_no_mistake(sockets: Sockets) -> N
 
 async def test_a_socket_has_one_log_line_and_each_operation_one(sockets: Sockets, cast: Cast) -> None:
     patient_id = await cast.patient()
-    with structlog.testing.capture_logs() as lines:
+    with captured() as lines:
         async with sockets.signed_in(headers={"X-Request-Id": "d-socket"}) as talk:
             await talk.ask(RECORD, operation_id=MARKER, patientId=patient_id, input=VISIT)
             await talk.refusal(f"{{ {MARKER} }}")
@@ -450,7 +450,7 @@ async def test_a_socket_has_one_log_line_and_each_operation_one(sockets: Sockets
     assert 0 < duration_ms < 1000 * SECONDS
     assert socket == {
         "event": "socket",
-        "log_level": "info",
+        "level": "info",
         "request_id": "d-socket",
         "route": "/graphql",
         "status": 101,
@@ -465,7 +465,7 @@ async def test_a_socket_has_one_log_line_and_each_operation_one(sockets: Sockets
 
 
 async def test_a_socket_that_is_refused_has_its_log_line_too(sockets: Sockets) -> None:
-    with structlog.testing.capture_logs() as lines, pytest.raises(InvalidStatus):
+    with captured() as lines, pytest.raises(InvalidStatus):
         async with sockets.talk(headers={"Origin": "https://evil.example"}):
             pass
 

@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
-import structlog
 from websockets.exceptions import ConnectionClosed
 
 from tests.cast import Cast
+from tests.logs import captured
 from tests.sockets import SECONDS, Sockets
 from tests.staged import Stage, Tokens, staged, until
 
@@ -77,7 +77,7 @@ async def test_a_frame_that_is_no_message_ends_its_own_socket_alone(
     async with sockets.signed_in() as well_behaved, sockets.signed_in() as other:
         await well_behaved.start("one", "subscription { wait }")
         await well_behaved.next("one")
-        with structlog.testing.capture_logs() as lines:
+        with captured() as lines:
             await other.connection.send(frame)
             code, reason = await other.closed()
         stage.gate.set()
@@ -111,7 +111,7 @@ async def test_a_first_message_that_nobody_could_send_as_headers_is_no_message(s
 
 async def test_what_is_no_text_is_refused(sockets: Sockets) -> None:
     async with sockets.signed_in() as talk:
-        with structlog.testing.capture_logs() as lines:
+        with captured() as lines:
             await talk.connection.send(b"\xff\xfe", text=True)
 
             assert (await talk.closed())[0] == 1007
@@ -249,7 +249,7 @@ async def test_a_socket_too_many_is_told_to_try_again_later(database_url: str, s
 async def test_queries_that_are_torn_off_in_the_middle_leave_the_database_whole(sockets: Sockets, cast: Cast) -> None:
     patient_id = await cast.patient()
     query = "query ($id: ID!) { patient(id: $id) { id encounters { totalCount nodes { id } } } }"
-    with structlog.testing.capture_logs() as lines:
+    with captured() as lines:
         async with sockets.signed_in() as talk:
             for number in range(200):
                 await talk.start(f"{number}", query, id=patient_id)

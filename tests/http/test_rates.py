@@ -12,16 +12,16 @@ from typing import Any
 
 import httpx2
 import pytest
-from structlog.testing import capture_logs
 
 from gateway import windows
 from gateway.rates import network_of
 from gateway.settings import Settings
-from gateway.windows import PATIENCE_SECONDS
+from gateway.shared_window import PATIENCE_SECONDS
 from resolvers.access import Caller
 from resolvers.errors import InvalidToken
 from tests.cast import Cast
 from tests.doors import RECORD, Service
+from tests.logs import captured
 
 NOBODY = "/v1/patients/nobody/encounters"
 JSON = {"content-type": "application/json"}
@@ -457,7 +457,7 @@ async def test_when_redis_dies_in_the_middle_each_counts_for_itself_and_nobody_i
     async with serving(database_url, writes=5, rate_limit_url=redis.url) as service:
         before = [await write(service, path=path) for _ in range(3)]
         redis.kill()
-        with capture_logs() as logs:
+        with captured() as logs:
             after = [await write(service, path=path) for _ in range(6)]
 
     assert [answer.status_code for answer in before + after] == [201] * 8 + [429]
@@ -467,10 +467,10 @@ async def test_when_redis_dies_in_the_middle_each_counts_for_itself_and_nobody_i
 
 
 async def test_when_redis_comes_back_it_is_counted_together_again(database_url: str, redis: Redis, monkeypatch) -> None:
-    monkeypatch.setattr("gateway.windows.PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr("gateway.shared_window.PAUSE_SECONDS", 0.1)
     async with serving(database_url, reads=1_000, rate_limit_url=redis.url) as service:
         redis.kill()
-        with capture_logs() as logs:
+        with captured() as logs:
             await read(service)
             redis.start()
             async with asyncio.timeout(DEADLINE_SECONDS):

@@ -12,12 +12,12 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from joserfc.errors import UnsupportedAlgorithmError
 from starlette.responses import JSONResponse, RedirectResponse, Response
-from structlog.testing import capture_logs
 
 from gateway.auth import verifying
 from gateway.jwt import REGISTRY
 from resolvers.access import Caller, Verify
 from resolvers.errors import InvalidToken, TemporarilyUnavailable
+from tests.logs import captured
 from tests.provider import (
     AUDIENCE,
     ISSUER,
@@ -225,7 +225,7 @@ FORGERIES: dict[str, str] = {
 @with_keys
 @pytest.mark.parametrize("name", FORGERIES)
 async def test_a_forgery_is_refused(proven: Verify, name: str) -> None:
-    with capture_logs() as lines, pytest.raises(InvalidToken):
+    with captured() as lines, pytest.raises(InvalidToken):
         await proven(FORGERIES[name])
 
     assert FORGERIES[name] not in str(lines)

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
-from structlog.testing import capture_logs
 
 from gateway.auth import Kept, verifying
 from gateway.settings import Settings, SettingsError
 from resolvers.access import Caller, Verify, resolve_brand
 from resolvers.errors import Forbidden, InvalidToken, TemporarilyUnavailable
+from tests.logs import captured
 from tests.provider import AUDIENCE, ISSUER, PATIENCE_SECONDS, Hands, IdentityProvider, drip
 
 NURSE = {"client_id": "app", "sub": "nurse-1", "brand": "loop", "scope": "write:encounters read:encounters"}
@@ -405,7 +405,7 @@ async def test_a_token_stands_in_no_log_and_no_error(provider: IdentityProvider,
     token = "marked-8f2e"
     answers = [None, lambda: Response(status_code=500), lambda: PlainTextResponse(token), told(client_id=[token]), drip]
 
-    with capture_logs() as lines:
+    with captured() as lines:
         for answer in answers:
             provider.answer = answer
             with pytest.raises((InvalidToken, TemporarilyUnavailable)) as refusal:

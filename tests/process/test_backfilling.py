@@ -29,6 +29,7 @@ from tests.cast import Cast
 from tests.conftest import create_database
 from tests.doors import RestDoor, Service
 from tests.gateways import until
+from tests.happenings import fresh_database
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "gateway", "encounters", "import"]
@@ -472,7 +473,11 @@ async def recorded(cast: Cast, patient_id: str, number: int) -> bool:
 # Interruptions
 
 
-async def test_killed_again_and_again_each_line_is_recorded_once(database_url: str, cast: Cast, tmp_path: Path) -> None:
+async def test_killed_again_and_again_each_line_is_recorded_once(server_url: str, tmp_path: Path) -> None:
+    # Nobody else's connections are there.
+    url = await fresh_database(server_url)
+    connection = await asyncpg.connect(url)
+    cast = Cast(connection)
     patient_id, file = await cast.patient(), tmp_path / "e.jsonl"
     # Some are alike, some have keys, some are wrong: whatever becomes of a line, it becomes of it once.
     lines = [visit(patient_id, notes=f"Visit {number // 2}.") for number in range(6_000)]
@@ -482,28 +487,25 @@ async def test_killed_again_and_again_each_line_is_recorded_once(database_url: s
 
     seen = 0
     for _ in range(4):
-        process = await started(database_url, file)
+        process = await started(url, file)
         await until(partial(recorded, cast, patient_id, seen + 200))
         process.kill()
         await process.communicate()
         # What was sent when it died may still be committed.
-        seen = await settled(cast, patient_id)
+        await until(partial(connection.fetchval, ALONE))
+        seen = await cast.count("encounters", patient_id)
     assert 800 <= seen < 8_000
 
-    code, out, _ = await finished(database_url, file)
+    code, out, _ = await finished(url, file)
 
     assert (code, out) == (1, f"{8_000 - seen} encounters recorded, {seen} recorded already, 1 line refused\n")
     assert await counts(cast, patient_id) == {8_000}
+    await connection.close()
 
 
-async def settled(cast: Cast, patient_id: str) -> int:
-    """Give how many encounters there are when no connection of a process that died is at work any more."""
-    busy = (
-        "SELECT count(*) = 0 FROM pg_stat_activity WHERE datname = current_database()"
-        " AND application_name = 'encounter-gateway' AND state <> 'idle' AND query LIKE '%idempotency_keys%'"
-    )
-    await until(lambda: cast.connection.fetchval(busy))
-    return await cast.count("encounters", patient_id)
+ALONE = """
+    SELECT count(*) = 1 FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'
+"""
 
 
 @pytest.fixture

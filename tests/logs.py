@@ -1,0 +1,24 @@
+"""The log of this process, as a test reads it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import orjson
+import pytest
+
+from gateway.telemetry import log
+
+
+@contextmanager
+def captured() -> Iterator[list[dict[str, Any]]]:
+    """Give the lines that are written for as long as the block lasts, instead of writing them."""
+    lines: list[dict[str, Any]] = []
+
+    def write(event: str, level: str, fields: dict[str, object]) -> None:
+        orjson.dumps(fields)
+        lines.append(fields | {"event": event, "level": level})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(log, "write", write)
+        yield lines
