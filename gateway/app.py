@@ -51,6 +51,10 @@ from schema.socket import GraphQLSocket, SocketLimits
 from schema.staying import Places
 
 
+REQUESTS_FIRST_SECONDS = 0.25
+"""How long the duties of a process that has just started leave it to those who wait for their first answer."""
+
+
 class Service(Starlette):
     """Starlette without the outermost layer of its own: what nobody caught, `Edge` answers."""
 
@@ -98,7 +102,7 @@ def create_app(
         try:
             async with (
                 QueuedTrail.open(url, settings.audit_queue, **patience) as trail,
-                passing_on(settings, url, relay, duties) as feed,
+                passing_on(settings, url, relay, duties, REQUESTS_FIRST_SECONDS) as feed,
                 nullcontext(verify) if verify else verifying(settings) as known,
             ):
                 let_in = stopping.letting_in(known)

@@ -55,8 +55,9 @@ class Duty:
     """Rung when there is something to do before the pause is over."""
 
 
-async def do_duties(database: Database, duties: list[Duty]) -> None:
-    """Do the duties until cancelled. `database` acts as the relay's role."""
+async def do_duties(database: Database, duties: list[Duty], after_seconds: float = 0.0) -> None:
+    """Do the duties until cancelled, beginning after so many seconds. `database` acts as the relay's role."""
+    await asyncio.sleep(after_seconds)
     holder = uuid4()
     try:
         async with asyncio.TaskGroup() as tasks:

@@ -34,16 +34,20 @@ LOOK_AGAIN_SECONDS = 1.0
 
 
 @asynccontextmanager
-async def passing_on(settings: Settings, url: str, database: Database, others: Sequence[Duty]) -> AsyncIterator[Feed]:
+async def passing_on(
+    settings: Settings, url: str, database: Database, others: Sequence[Duty], after_seconds: float = 0.0
+) -> AsyncIterator[Feed]:
     """Relay events, deliver them and lend the feed, for as long as the block lasts; beside the other duties.
 
-    `database` acts as the relay's role, `url` is its address.
+    `database` acts as the relay's role, `url` is its address. The duties begin after so many seconds.
     """
     doorbell = Doorbell(url)
     feed = Feed(database, doorbell)
     receivers = receivers_of(settings)
     duties = [*others, *_duties(settings, doorbell, receivers)]
-    running = [asyncio.create_task(work) for work in (doorbell.run(), feed.run(), do_duties(database, duties))]
+    running = [
+        asyncio.create_task(work) for work in (doorbell.run(), feed.run(), do_duties(database, duties, after_seconds))
+    ]
     try:
         yield feed
     finally:
