@@ -50,7 +50,6 @@ from schema.execution import Runner
 from schema.socket import GraphQLSocket, SocketLimits
 from schema.staying import Places
 
-
 REQUESTS_FIRST_SECONDS = 0.25
 """How long the duties of a process that has just started leave it to those who wait for their first answer."""
 

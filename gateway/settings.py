@@ -6,8 +6,9 @@ import os
 from base64 import b64decode
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
+import orjson
 import platformdirs
 from pydantic import (
     AfterValidator,
@@ -20,8 +21,6 @@ from pydantic import (
     field_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, SettingsConfigDict
-from pydantic_settings import SettingsError as UnreadableError
 
 from resolvers.access import Exploring, Operation, scopes_from
 
@@ -87,13 +86,13 @@ class SettingsError(Exception):
     """The settings do not make sense; the message says which and how to mend it."""
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """The gateway's settings. A field `max_body_bytes` is read from `GATEWAY_MAX_BODY_BYTES`.
 
     A secret may also lie in a file: `GATEWAY_DATABASE_URL_FILE` names the one that holds `GATEWAY_DATABASE_URL`.
     """
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     host: str = Field("127.0.0.1", description="Address to listen on. Development mode allows loopback only.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on.")
@@ -326,23 +325,28 @@ class Settings(BaseSettings):
     @classmethod
     def from_environment(cls) -> Self:
         """Read the settings. Raises `SettingsError` that names every wrong variable, and the nearest known one."""
-        known = {(PREFIX + name).upper() for name in cls.model_fields}
+        known = {(PREFIX + name).upper(): name for name in cls.model_fields}
         files = {f"{PREFIX}{name}_FILE".upper(): name for name, field in cls.model_fields.items() if _secret(field)}
         unknown = [name for name in os.environ if name.startswith(PREFIX) and name not in known | files.keys()]
         problems = [_unknown(name, known) for name in sorted(unknown)]
-        secrets: dict[str, str] = {}
+        values: dict[str, Any] = {
+            name: os.environ[variable] for variable, name in known.items() if variable in os.environ
+        }
         for variable, name in files.items():
             if variable in os.environ:
                 try:
-                    secrets[name] = Path(os.environ[variable]).read_text().strip()
+                    values[name] = Path(os.environ[variable]).read_text().strip()
                 except OSError as error:
                     problems.append(f"{variable}: the file cannot be read ({error.strerror})")
+        for name, field in cls.model_fields.items():
+            if name in values and isinstance(field.default, dict | tuple):
+                try:
+                    values[name] = orjson.loads(values[name])
+                except orjson.JSONDecodeError:
+                    problems.append(f"{PREFIX}{name.upper()}: must be JSON")
+                    del values[name]
         try:
-            settings = cls(**secrets)  # type: ignore[arg-type]
-        except UnreadableError as error:
-            # Its words name the field and quote nothing; the cause would quote the value.
-            field = str(error).split('"')[1]
-            problems.append(f"{PREFIX}{field.upper()}: must be JSON")
+            settings = cls(**values)
         except ValidationError as error:
             # Never the value: it may be a secret in the wrong variable.
             problems += [
@@ -489,6 +493,6 @@ def _secret(field: FieldInfo) -> bool:
     return SecretStr in (field.annotation, *get_args(field.annotation))
 
 
-def _unknown(name: str, known: set[str]) -> str:
+def _unknown(name: str, known: Iterable[str]) -> str:
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)
     return f"{name}: no such setting; the nearest is {nearest[0]}"

@@ -57,7 +57,7 @@ async def clinic(database_url: str) -> AsyncIterator[Service]:
         return CALLERS[token]
 
     many = {"rate_writes_per_minute": 0, "rate_reads_per_minute": 0, "database_acquire_seconds": 30}
-    async with Service.running(Settings(database_url=database_url, **many), verify=verify) as running:  # type: ignore[arg-type]
+    async with Service.running(Settings(database_url=database_url, **many), verify=verify) as running:
         yield running
 
 

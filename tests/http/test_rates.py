@@ -45,7 +45,7 @@ async def verify(token: str) -> Caller:
 async def serving(database_url: str, *, writes: int = 3, reads: int = 5, **rates: Any) -> AsyncIterator[Service]:
     """Run a service with low limits, which are forgotten with it."""
     limits = {"rate_writes_per_minute": writes, "rate_reads_per_minute": reads}
-    settings = Settings(database_url=database_url, **limits, **rates)  # type: ignore[arg-type]
+    settings = Settings(database_url=database_url, **limits, **rates)
     async with Service.running(settings, verify) as running:
         yield running
 
