@@ -54,7 +54,7 @@ class Kind:
 
 GATEWAY = Kind(
     "gateway",
-    [sys.executable, "-m", "gateway", "serve"],
+    [Path(sys.executable).with_name("gateway"), "serve"],
     LOGIN,
     frozenset({"gateway", "rest"}),
     "W3",
