@@ -12,12 +12,18 @@ from schema.scopes import tell_scopes
 from schema.subscriptions import Subscription
 
 
+class _Schema(strawberry.Schema):
+    def _warn_for_federation_directives(self) -> None:
+        # There are none. Strawberry would load all it knows of federation to see that, at each start.
+        pass
+
+
 def build_schema(scopes: Scopes = DEFAULT_SCOPES, *, federated: bool = False) -> strawberry.Schema:
     """Build the schema: the types, and which scopes each field needs. Raises `ValueError` where one has none.
 
     `federated` is with what a router asks of a subgraph.
     """
-    schema = strawberry.Schema(
+    schema = _Schema(
         query=Query, mutation=Mutation, subscription=Subscription, config=StrawberryConfig(scalar_map=SCALARS)
     )
     tell_scopes(schema._schema, scopes)  # noqa: SLF001 - see docs/decisions/0001
