@@ -121,12 +121,13 @@ INSERT INTO patient_graph.audit_chain AS link (
     patient_id, entry_id, brand_id, position, occurred_at, entry_hash, chain_hash
 )
 SELECT
-    linked.patient_id, linked.entry_id, CAST(:brand_id AS text), linked.position, linked.occurred_at,
-    linked.entry_hash, linked.chain_hash
+    linked.patient_id, linked.entry_id, CAST(:brand_id AS text), CAST(:position AS bigint) + linked.place,
+    linked.occurred_at,
+    substring(CAST(:entry_hashes AS bytea) FROM CAST(linked.place * 32 - 31 AS int) FOR 32),
+    substring(CAST(:chain_hashes AS bytea) FROM CAST(linked.place * 32 - 31 AS int) FOR 32)
 FROM unnest(
-    CAST(:patient_id AS text[]), CAST(:entry_id AS uuid[]), CAST(:position AS bigint[]),
-    CAST(:occurred_at AS timestamptz[]), CAST(:entry_hash AS bytea[]), CAST(:chain_hash AS bytea[])
-) AS linked (patient_id, entry_id, position, occurred_at, entry_hash, chain_hash)
+    CAST(:patient_id AS text[]), CAST(:entry_id AS uuid[]), CAST(:occurred_at AS timestamptz[])
+) WITH ORDINALITY AS linked (patient_id, entry_id, occurred_at, place)
 """)
 )
 
@@ -160,11 +161,12 @@ async def link_entries(connection: Connection, brand_id: str, key: bytes, look_b
     await connection.fetch(
         APPEND_LINKS,
         brand_id=brand_id,
+        position=position,
         patient_id=[entry["patient_id"] for entry in entries],
         entry_id=[entry["id"] for entry in entries],
-        position=list(range(position + 1, position + 1 + len(entries))),
         occurred_at=[entry["occurred_at"] for entry in entries],
-        entry_hash=[entry["entry_hash"] for entry in entries],
-        chain_hash=chain_hashes,
+        # One after another, 32 bytes each.
+        entry_hashes=b"".join([entry["entry_hash"] for entry in entries]),
+        chain_hashes=b"".join(chain_hashes),
     )
     return len(entries)
