@@ -367,8 +367,8 @@ class Settings(BaseModel):
         if url is not None:
             if not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
                 raise ValueError("must begin with redis://, rediss:// or unix://")
-            if importlib.util.find_spec("redis") is None:
-                raise ValueError("needs the package redis: install encounter-gateway[redis]")
+            if not all(map(importlib.util.find_spec, ("redis", "limits"))):
+                raise ValueError("needs the packages redis and limits: install encounter-gateway[redis]")
         return url
 
     @field_validator("webhook_secret")

@@ -589,7 +589,7 @@ async def test_a_busy_gateway_leaves_a_log_that_verifies(server_url: str, client
         await asyncio.gather(*(visit(number) for number in range(40)))
         entries = await clinic.audited_in_all(client)
 
-    relay = await Database.connect(url, role=RELAY_ROLE, size=2, acquire_seconds=1, statement_seconds=5)
+    relay = await Database.connect(url, role=RELAY_ROLE, size=2, acquire_seconds=10, statement_seconds=20)
     await until(lambda: take_lease(relay, CHAIN_AUDIT, uuid4()), bool)
     while await chaining(key)(relay):
         pass
