@@ -11,7 +11,7 @@ endif
 run: .venv/runtime .venv/compiled .venv/pages  ## Serve on http://127.0.0.1:8000, with a private PostgreSQL
 	@exec .venv/bin/gateway serve $(ARGS)
 
-test: .venv/dev .venv/javascript .venv/clients .venv/pages  ## Run every test, or some: make test ARGS="-k patients"
+test: .venv/dev .venv/compiled .venv/javascript .venv/clients .venv/pages  ## Run every test, or some: make test ARGS="-k patients"
 	@.venv/bin/pytest $(ARGS)
 
 pages: .venv/bin/python  ## Build the explorer and the other pages, if they are missing or stale
