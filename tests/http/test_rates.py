@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from gateway import windows
+from gateway import shared_window
 from gateway.rates import network_of
 from gateway.settings import Settings
 from gateway.shared_window import PATIENCE_SECONDS
@@ -440,7 +440,7 @@ async def test_of_300_at_once_at_two_services_exactly_200_pass_in_redis(
     database_url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Whoever is busy is not down.
-    monkeypatch.setattr(windows, "PATIENCE_SECONDS", 30.0)
+    monkeypatch.setattr(shared_window, "PATIENCE_SECONDS", 30.0)
     async with (
         serving(database_url, writes=200, rate_limit_url=redis.url) as one,
         serving(database_url, writes=200, rate_limit_url=redis.url) as other,
