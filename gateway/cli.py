@@ -56,7 +56,8 @@ def main() -> None:
 )
 def serve(faults: int | None) -> None:
     """Serve both doors; with no database configured, on a private PostgreSQL of its own."""
-    # Nothing that is imported is garbage, and looking for some takes a tenth of the start. From then on it is done.
+    # Nothing that is imported is garbage, and looking for some takes a tenth of the start. It is done from where the
+    # service is built: `worker`.
     gc.disable()
     from gateway.serve import refuse_what_cannot_be_served, serve, take_port
 

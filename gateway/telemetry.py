@@ -34,7 +34,7 @@ class Log:
         self.write(event, "error", fields)
 
     def write(self, event: str, level: str, fields: dict[str, object]) -> None:
-        """Write a line. `level` is one of those above."""
+        """Write a line. `level` is one of those above, or how grave a library found it."""
         timestamp = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         line = orjson.dumps(fields | {"event": event, "level": level, "timestamp": timestamp}) + b"\n"
         sys.stderr.buffer.write(line)

@@ -16,6 +16,7 @@ def captured() -> Iterator[list[dict[str, Any]]]:
     lines: list[dict[str, Any]] = []
 
     def write(event: str, level: str, fields: dict[str, object]) -> None:
+        # What could not be written would not be told either.
         orjson.dumps(fields)
         lines.append(fields | {"event": event, "level": level})
 
