@@ -12,7 +12,7 @@ from gateway.serve import prepare
 from tests.cast import Cast
 from tests.conftest import create_database
 from tests.doors import RECORD, Door, GraphQLDoor, RestDoor, Service
-from tests.provider import IdentityProvider, claims, jwt, signing_key
+from tests.provider import PATIENCE_SECONDS, IdentityProvider, claims, jwt, signing_key
 
 VISIT = {"brand_id": "loop", "encounter_type": "lab"}
 NURSE = {"client_id": "app", "sub": "nurse-1", "brand": "loop", "scope": "write:encounters read:encounters"}
@@ -30,7 +30,7 @@ async def verified(provider: IdentityProvider, database_url: str) -> AsyncIterat
         introspection=True,
         jwt=True,
         database_url=database_url,
-        identity_provider_seconds=0.25,
+        identity_provider_seconds=PATIENCE_SECONDS,
         token_cache_seconds=0,
     )
     async with Service.running(settings) as service:
