@@ -89,6 +89,7 @@ def create_app(
             size=settings.database_pool_size,
             # A cluster must see the arguments: by them it knows whom to ask.
             plans_once=not settings.database_cluster,
+            long_answers=True,
             **patience,
         )
         relay = await Database.connect(url, "relay", role=RELAY_ROLE, size=4, **patience)

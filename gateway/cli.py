@@ -41,6 +41,9 @@ def events() -> None:
 
 def main() -> None:
     """Run a command; a mistake in the surroundings is one clear sentence, not a traceback."""
+    # What is imported stays, and need not be looked at ever.
+    gc.freeze()
+    gc.enable()
     # Exit 0 on both, so that `finally` runs and `make` has nothing to complain of.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
@@ -56,8 +59,7 @@ def main() -> None:
 )
 def serve(faults: int | None) -> None:
     """Serve both doors; with no database configured, on a private PostgreSQL of its own."""
-    # Nothing that is imported is garbage, and looking for some takes a tenth of the start. It is done from where the
-    # service is built: `worker`.
+    # More is imported now; the collector looks again from where the service is built: `worker`.
     gc.disable()
     from gateway.serve import refuse_what_cannot_be_served, serve, take_port
 

@@ -36,6 +36,8 @@ PRIVACY = (
     ("log_min_error_statement", {"panic"}, "failed statements are written to the server's log"),
 )
 
+LOOKED_AT = [name for name, *_ in (*DURABILITY, *PRIVACY)] + ["server_encoding", "server_version_num"]
+
 
 @contextmanager
 def told_plainly() -> Iterator[None]:
@@ -60,27 +62,26 @@ async def examine(database_url: str) -> Findings:
     """
     connection = await asyncpg.connect(database_url, server_settings={"role": APP_ROLE})
     try:
-        rows = await connection.fetch("SELECT name, setting FROM pg_settings")
-        settings = {row["name"]: row["setting"] for row in rows}
-        role = await connection.fetchrow(
-            "SELECT rolsuper OR rolbypassrls AS passes,"
+        found = await connection.fetchrow(
+            f"SELECT {', '.join(f'current_setting({name!r}) AS {name}' for name in LOOKED_AT)},"  # noqa: S608 - ours
+            " rolsuper OR rolbypassrls AS passes,"
             " EXISTS (SELECT FROM pg_tables WHERE schemaname = 'patient_graph' AND tableowner = rolname) AS owns"
             " FROM pg_roles WHERE rolname = current_user"
         )
     finally:
         await connection.close()
-    assert role is not None
-    dangers = [f"{name} is {settings[name]}: {harm}" for name, bad, harm in DURABILITY if settings[name] in bad]
-    if settings["server_encoding"] != "UTF8":
-        dangers.append(f"the database's encoding is {settings['server_encoding']}, not UTF8: it cannot hold every text")
-    if role["passes"] or role["owns"]:
+    assert found is not None
+    dangers = [f"{name} is {found[name]}: {harm}" for name, bad, harm in DURABILITY if found[name] in bad]
+    if found["server_encoding"] != "UTF8":
+        dangers.append(f"the database's encoding is {found['server_encoding']}, not UTF8: it cannot hold every text")
+    if found["passes"] or found["owns"]:
         dangers.append(f"{APP_ROLE} owns the tables or may pass by row-level security: brands are not walled off")
     warnings = [
-        f"{name} is {settings[name]}, not {'/'.join(safe)}: {harm}"
+        f"{name} is {found[name]}, not {'/'.join(safe)}: {harm}"
         for name, safe, harm in PRIVACY
-        if settings[name] not in safe
+        if found[name] not in safe
     ]
-    version = int(settings["server_version_num"]) // 10_000
+    version = int(found["server_version_num"]) // 10_000
     if not OLDEST <= version <= NEWEST:
         warnings.append(f"PostgreSQL {version} is not one we test on ({OLDEST} to {NEWEST})")
     return Findings(dangers, warnings)

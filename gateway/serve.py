@@ -52,6 +52,10 @@ YOUNG_OBJECTS = 20_000
 """How many more objects there are than the collector saw last when it looks again: some hundred requests at once."""
 
 
+KEPT_BYTES = 4 * 1024 * 1024
+"""How much freed memory is kept for the next long answers, instead of being asked of the system again page by page."""
+
+
 def refuse_what_cannot_be_served(settings: Settings, faults: int | None = None) -> None:
     """Return if these settings can be served. Raises `SettingsError`."""
     if faults is not None:
@@ -140,6 +144,8 @@ def worker(faults: int | None = None) -> Starlette:
     # need it look whenever some more requests are under way than before: hardly anything that they leave needs it.
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS)
+    # glibc keeps twice the size of the largest piece that was ever freed. Source: mallopt(3), M_MMAP_THRESHOLD.
+    bytes(KEPT_BYTES // 2)
     gc.enable()
     return app
 

@@ -102,14 +102,15 @@ ENCOUNTERS = f"SELECT e.*, {_AS_JSON} FROM patient_graph.encounters e"  # noqa: 
 """Encounters, each instant also as PostgreSQL writes it by itself: which is looked at twice, and so made once."""
 
 
+# How a text of each length goes on after its seconds: PostgreSQL leaves out the zeros at the end of microseconds, and
+# `json_text.instant` does not. The others, without microseconds or with six digits of them, only need the `Z`.
+_ENDINGS = " ".join(f"WHEN {34 - zeros} THEN '{'0' * zeros}Z'" for zeros in range(6))
+
+
 def instant_of(row: str, name: str) -> list[Piece]:
     """An instant of a row of `ENCOUNTERS`: in UTC because the session is, its microseconds where it has any."""
-    # By itself PostgreSQL leaves out zeros at the end of the microseconds, and `json_text.instant` does not. Where the
-    # text is as long as it is without microseconds, or with all six digits, only the name of the zone differs.
     written = f"{row}.{name}_json"
-    in_full = f"""'"' || to_char({row}.{name}, 'YYYY-MM-DD"T"HH24:MI:SS.US') || 'Z"'"""
-    length = f"octet_length({written})"
-    text = f"CASE WHEN {length} IN (27, 34) THEN replace({written}, '+00:00', 'Z') ELSE {in_full} END"
+    text = f"replace({written}, '+00:00', CASE octet_length({written}) {_ENDINGS} ELSE 'Z' END)"
     return [Asked(f"coalesce({text}, 'null')")]
 
 

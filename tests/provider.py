@@ -74,8 +74,8 @@ class IdentityProvider:
     async def start(self) -> None:
         """Listen: at the same address as before, if there was one."""
         listening = socket.create_server(("127.0.0.1", self.port))
-        # uvicorn sends head and body apart, and asyncio lets the body wait for an acknowledgement of the head (40 ms) on a
-        # connection that a socket made here has accepted.
+        # uvicorn sends head and body apart, and on a connection that such a socket accepted asyncio lets the body wait
+        # 40 ms for an acknowledgement of the head.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.port = listening.getsockname()[1]
         self._server = _Server(uvicorn.Config(self._app, log_config=None, access_log=False, lifespan="off"))

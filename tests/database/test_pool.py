@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
+from pathlib import Path
 from uuid import uuid4
 
 import asyncpg
@@ -153,6 +154,30 @@ async def test_a_transaction_that_was_called_off_while_it_began_poisons_nobody(
         known = "SELECT count(*) FROM patient_graph.patients WHERE id = $1"
         assert await cast.connection.fetchval(known, patient_id) == 1
     await database.close()
+
+
+async def test_a_long_answer_uses_the_memory_of_the_one_before(database_url: str) -> None:
+    database = await Database.connect(
+        database_url, role=APP_ROLE, size=1, acquire_seconds=5, statement_seconds=5, long_answers=True
+    )
+    answer = Statement("SELECT string_agg(repeat('x', 700), '') FROM generate_series(1, 500)")
+    faults = []
+
+    async with database.reading("loop") as connection:
+        row = await connection.fetch_one(Statement("SELECT pg_backend_pid()"))
+        assert row is not None
+        for _ in range(3):
+            await connection.fetch(answer)
+            faults.append(page_faults(row["pg_backend_pid"]))
+
+    # The answer alone fills 85 pages.
+    assert faults[2] - faults[1] < 20
+    await database.close()
+
+
+def page_faults(process: int) -> int:
+    """Say how often a process had to be given a page of memory. Source: proc_pid_stat(5), minflt."""
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[7])
 
 
 def has_more(hanging: list[int], number: int) -> bool:
