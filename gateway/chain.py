@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy import bindparam, select
 
@@ -35,12 +35,13 @@ def chaining(key: bytes, clock: Callable[[], float] = time.monotonic) -> Callabl
     The first round looks all the way back.
     """
     due_at = dict.fromkeys(LOOKS, -math.inf)
+    looked_at: Mapping[timedelta, dict[str, datetime | None]] = {look: {} for look in LOOKS}
 
     async def chain_some(database: Database) -> bool:
         now = clock()
         due = [look for look in LOOKS if due_at[look] <= now]
         far = max(due, default=timedelta())
-        more = await _chain_brands(database, key, far)
+        more = await _chain_brands(database, key, far, looked_at.get(far, {}))
         # The oldest are linked first: what is left follows the last link, and needs no look behind it.
         due_at.update({look: now + LOOKS[look] for look in due})
         if due:
@@ -50,7 +51,9 @@ def chaining(key: bytes, clock: Callable[[], float] = time.monotonic) -> Callabl
     return chain_some
 
 
-async def _chain_brands(database: Database, key: bytes, look_back: timedelta) -> bool:
+async def _chain_brands(
+    database: Database, key: bytes, look_back: timedelta, looked_at: dict[str, datetime | None]
+) -> bool:
     more = False
     # Those of no known brand have a chain as well; no other brand comes before it.
     brand_id: str | None = UNKNOWN
@@ -59,7 +62,9 @@ async def _chain_brands(database: Database, key: bytes, look_back: timedelta) ->
             # No row means that nobody ever took the lease: then there is no line to wait in.
             if await connection.fetch_one(LOCK_LEASE, name=CHAIN_AUDIT) is None:
                 return False
-            more |= await link_entries(connection, brand_id, key, look_back) == CHAIN_AT_MOST
+            linked = await link_entries(connection, brand_id, key, look_back, looked_at.get(brand_id))
+        more |= linked.entries == CHAIN_AT_MOST
+        looked_at[brand_id] = linked.at
         async with database.across_brands() as connection:
             brand_id = await next_brand(connection, brand_id)
     return more

@@ -11,7 +11,7 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
@@ -96,7 +96,7 @@ ENTRY_HASH = func.sha256(func.convert_to(_OBJECT, literal_column("'UTF8'"))).lab
 NEXT_BRAND = Statement(select(func.min(LOG.c.brand_id).label("brand_id")).where(LOG.c.brand_id > bindparam("after")))
 
 HEAD = Statement(
-    select(CHAIN.c.position, CHAIN.c.chain_hash, CHAIN.c.occurred_at)
+    select(CHAIN.c.position, CHAIN.c.chain_hash, CHAIN.c.occurred_at, func.now().label("now"))
     .where(CHAIN.c.brand_id == bindparam("brand_id"))
     .order_by(CHAIN.c.position.desc())
     .limit(1)
@@ -139,21 +139,36 @@ async def next_brand(connection: Connection, after: str) -> str | None:
     return brand_id
 
 
-async def link_entries(connection: Connection, brand_id: str, key: bytes, look_back: timedelta = LOOK_BACK) -> int:
-    """Link the next entries of a brand, `CHAIN_AT_MOST` of them, and give how many there were.
+class Linked(NamedTuple):
+    """How many entries of a brand were linked, and when they were looked for, by PostgreSQL's clock."""
 
-    `look_back` is how far behind the last link to look for them. The transaction sees to it that nobody else links
-    entries of this brand until it has ended.
+    entries: int
+    at: datetime | None
+
+
+async def link_entries(
+    connection: Connection,
+    brand_id: str,
+    key: bytes,
+    look_back: timedelta = LOOK_BACK,
+    looked_at: datetime | None = None,
+) -> Linked:
+    """Link the next entries of a brand, at most `CHAIN_AT_MOST` of them.
+
+    `look_back` is how far behind the last link to look for them, and `looked_at` when that was done before: what lay
+    so far behind it then was linked then. The transaction sees to it that nobody else links entries of this brand until
+    it has ended.
     """
     head = await connection.fetch_one(HEAD, brand_id=brand_id)
-    position, previous, since = (
-        (head["position"], head["chain_hash"], head["occurred_at"] - look_back)
-        if head
-        else (0, BEFORE_THE_FIRST, BEGINNING)
-    )
+    if head:
+        position, previous, last = head["position"], head["chain_hash"], head["occurred_at"]
+        since = min(last, max(last, looked_at or last) - look_back)
+    else:
+        position, previous, since = 0, BEFORE_THE_FIRST, BEGINNING
+    linked = Linked(0, head["now"] if head else None)
     entries = await connection.fetch(UNCHAINED, brand_id=brand_id, since=since, limit=CHAIN_AT_MOST)
     if not entries:
-        return 0
+        return linked
     chain_hashes: list[bytes] = []
     for entry in entries:
         previous = hash_link(key, previous, entry["entry_hash"])
@@ -169,4 +184,4 @@ async def link_entries(connection: Connection, brand_id: str, key: bytes, look_b
         entry_hashes=b"".join([entry["entry_hash"] for entry in entries]),
         chain_hashes=b"".join(chain_hashes),
     )
-    return len(entries)
+    return linked._replace(entries=len(entries))

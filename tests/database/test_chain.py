@@ -215,14 +215,29 @@ async def test_an_entry_that_is_late_is_chained_with_the_next_look_that_goes_so_
     assert await findings(url) == []
 
 
+async def test_where_it_was_looked_before_it_is_not_looked_again(owner: asyncpg.Connection, relay: Database) -> None:
+    """A log in which nothing happens costs nothing, however much happened before."""
+    for minutes_ago in (5, 5.1):
+        await append(owner, minutes_ago=minutes_ago)
+        async with relay.transaction("loop") as connection:
+            first = await chain.link_entries(connection, "loop", KEY, chain.GLANCE)
+    await append(owner, minutes_ago=5.2)
+
+    async with relay.transaction("loop") as connection:
+        again = await chain.link_entries(connection, "loop", KEY, chain.GLANCE, first.at)
+        anew = await chain.link_entries(connection, "loop", KEY, chain.GLANCE)
+
+    assert [linked.entries for linked in (first, again, anew)] == [1, 0, 1]
+
+
 async def test_whoever_looks_for_long_looks_more_seldom(relay: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     now, seconds, looks = 0.0, 2.0, []
 
-    async def slowly(database: Database, key: bytes, look_back: timedelta) -> bool:
+    async def slowly(database: Database, key: bytes, look_back: timedelta, looked_at: Any) -> bool:
         nonlocal now
         looks.append((now, look_back))
         now += seconds if look_back else 0
-        return await ours(database, key, look_back)
+        return await ours(database, key, look_back, looked_at)
 
     ours = gateway_chain._chain_brands
     monkeypatch.setattr(gateway_chain, "_chain_brands", slowly)
@@ -255,7 +270,7 @@ async def test_a_backlog_longer_than_the_look_back_is_chained_in_order(
 async def test_writers_do_not_wait_for_whoever_chains(url: str, owner: asyncpg.Connection, relay: Database) -> None:
     await append(owner)
     async with relay.transaction("loop") as connection:
-        assert await chain.link_entries(connection, "loop", KEY) == 1
+        assert (await chain.link_entries(connection, "loop", KEY)).entries == 1
 
         async with asyncio.timeout(1):
             entry = await append(owner)
@@ -329,8 +344,8 @@ async def test_whoever_lost_the_lease_in_the_middle_does_not_fork_the_chain(
     stopped, go_on = asyncio.Event(), asyncio.Event()
     link_entries = chain.link_entries
 
-    async def stop_in_the_middle(connection, brand_id: str, key: bytes, look_back: timedelta) -> int:
-        linked = await link_entries(connection, brand_id, key, look_back)
+    async def stop_in_the_middle(connection, brand_id: str, *how: Any) -> chain.Linked:
+        linked = await link_entries(connection, brand_id, *how)
         if stopped.is_set() or brand_id != "loop":
             return linked
         stopped.set()
