@@ -237,6 +237,7 @@ test("what cannot be converted is told in words, both ways", async () => {
 test("the REST page's `try it out` records an encounter", async () => {
   const page = await open("/docs");
   await page.getByRole("button", { name: "dev brand loop" }).click();
+  await page.locator("#signed-in", { hasText: "dev" }).waitFor();
   const operation = page.locator(".opblock-post");
   await operation.getByPlaceholder("patient_id").fill("demo-patient");
 
