@@ -1,5 +1,6 @@
 """The service on one screen: its routes, its middleware in order, and what lives as long as the process."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, nullcontext
@@ -83,16 +84,18 @@ def create_app(
             "acquire_seconds": settings.database_acquire_seconds,
             "statement_seconds": settings.database_statement_seconds,
         }
-        database = await Database.connect(
-            url,
-            role=APP_ROLE,
-            size=settings.database_pool_size,
-            # A cluster must see the arguments: by them it knows whom to ask.
-            plans_once=not settings.database_cluster,
-            long_answers=True,
-            **patience,
+        database, relay = await asyncio.gather(
+            Database.connect(
+                url,
+                role=APP_ROLE,
+                size=settings.database_pool_size,
+                # A cluster must see the arguments: by them it knows whom to ask.
+                plans_once=not settings.database_cluster,
+                long_answers=True,
+                **patience,
+            ),
+            Database.connect(url, "relay", role=RELAY_ROLE, size=4, **patience),
         )
-        relay = await Database.connect(url, "relay", role=RELAY_ROLE, size=4, **patience)
         key = settings.audit_key.get_secret_value().encode() if settings.audit_key else b""
         duties = [
             Duty("prune keys", prune_keys, pause_seconds=60),

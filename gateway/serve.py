@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import os
-import signal
 import socket
 import sys
 from collections.abc import Mapping
@@ -13,9 +12,7 @@ from typing import Any
 
 import asyncpg
 import uvicorn
-from prometheus_client.multiprocess import mark_process_dead
 from starlette.applications import Starlette
-from uvicorn.supervisors import Multiprocess
 
 from gateway.app import create_app
 from gateway.auth import DEVELOPMENT_PATIENTS
@@ -109,6 +106,9 @@ def serve(settings: Settings, port: socket.socket, faults: int | None = None) ->
     # The workers are processes of their own, and settings travel as they came: by the environment.
     os.environ[PREFIX + "DATABASE_URL"] = settings.database_url.get_secret_value()
     if settings.workers > 1:
+        # Imported here: one process alone needs no supervisor.
+        from gateway.workers import Workers
+
         gc.enable()
         with TemporaryDirectory(prefix="gateway-metrics-") as folder:
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
@@ -148,35 +148,6 @@ def worker(faults: int | None = None) -> Starlette:
     bytes(KEPT_BYTES // 2)
     gc.enable()
     return app
-
-
-class Workers(Multiprocess):
-    """uvicorn's supervisor, which lets go of the port when it stops, passes on a second Ctrl-C and buries the dead."""
-
-    def keep_subprocess_alive(self) -> None:
-        """Replace the workers that died, and count no more what they had in hand."""
-        before = {process.pid for process in self.processes}
-        super().keep_subprocess_alive()
-        for pid in before - {process.pid for process in self.processes}:
-            mark_process_dead(pid)  # type: ignore[no-untyped-call]
-
-    def terminate_all(self) -> None:
-        """Tell every worker to stop."""
-        # Held open here, the port would take connections on after the last worker has closed it, and answer none.
-        for port in self.sockets:
-            port.close()
-        super().terminate_all()
-
-    def join_all(self) -> None:
-        """Wait until every worker has stopped; after another Ctrl-C they are not to finish."""
-        while any(process.exitcode is None for process in self.processes):
-            for process in self.processes:
-                process.process.join(0.05)
-            while self.signal_queue:
-                if self.signal_queue.pop() == signal.SIGINT:
-                    for process in self.processes:
-                        if process.exitcode is None and process.pid is not None:
-                            os.kill(process.pid, signal.SIGINT)
 
 
 async def prepare(settings: Settings) -> None:

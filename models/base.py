@@ -28,6 +28,9 @@ INSTANT = DateTime(timezone=True)
 class Table(SQLModel):
     """The base of every table. A row is trusted: a table class validates nothing."""
 
+    # And so what would validate it is not built.
+    model_config = {"defer_build": True}
+
     metadata: ClassVar[MetaData] = MetaData(schema=SCHEMA, naming_convention=NAMING_CONVENTION)
 
 

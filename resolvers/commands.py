@@ -190,7 +190,8 @@ MetadataText = Annotated[
 class Command(BaseModel):
     """The base of every command: strict, unknown members ignored."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+    # What checks a command is built when the first is read.
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", defer_build=True)
 
     @classmethod
     def read(cls, members: Mapping[str, Any], limits: InputLimits) -> Self:
