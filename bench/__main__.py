@@ -49,7 +49,7 @@ def main() -> None:
         _measure(arguments, run)
     finally:
         run.machine["load_after"] = os.getloadavg()
-        if run.measurements:
+        if run.measurements or run.cold_seconds:
             _write(run, arguments.output)
 
 
@@ -70,7 +70,6 @@ def _measure(arguments: argparse.Namespace, run: Run) -> None:
         bench = Bench(arguments, run, postgres, servers, population)
         bench.choose_questions()
         asyncio.run(bench.refuse_unlike())
-        bench.warm_up()
         parts: dict[str, Callable[[int], None]] = {
             "closed": bench.closed,
             "lone": bench.lone,
@@ -78,13 +77,20 @@ def _measure(arguments: argparse.Namespace, run: Run) -> None:
             "rate": bench.rate,
             "cold": lambda _: bench.cold(kinds, url, arguments.output),
         }
-        # What is compared with each other is measured in the same round; the rest needs what came before.
-        for group in (("closed", "lone", "limit"), ("rate",), ("cold",)):
+
+        def measure(*group: str) -> None:
             for round_ in range(1, arguments.rounds + 1):
                 for part in group:
                     if part in arguments.parts:
                         parts[part](round_)
-            bench.read_memory()
+
+        # Nobody has had work yet that would go on beside a start.
+        measure("cold")
+        bench.warm_up()
+        # What is compared with each other is measured in the same round; the rate needs what came before.
+        measure("closed", "lone", "limit")
+        bench.read_memory()
+        measure("rate")
 
 
 def _write(run: Run, folder: Path) -> None:

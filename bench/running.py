@@ -128,8 +128,8 @@ class Bench:
                 self._note("rate", round_, server, name, self._arguments.connections, rate)
 
     def read_memory(self) -> None:
-        """Note what everyone holds after the load, unless that was noted."""
-        self._run.loaded_mib = self._run.loaded_mib or self._memory()
+        """Note what everyone holds after the load."""
+        self._run.loaded_mib = self._memory()
 
     def cold(self, kinds: Sequence[Kind], introspection_url: str, logs: Path) -> None:
         """Start one more of each, and note how long it takes until it answers."""
