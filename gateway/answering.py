@@ -1,4 +1,4 @@
-"""One request between uvicorn's protocol and the application: what is known of its body, and the head of its answer.
+"""One request between uvicorn's protocol and the application: its body, where that is here, and its answer's head.
 
 uvicorn looks for what is forbidden in each field of each head, by two patterns a field. Most of an answer's fields are
 those of the answer before, so here a field is looked at when it is new.
@@ -8,8 +8,6 @@ from functools import lru_cache
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, STATUS_LINE, RequestResponseCycle
-
-from gateway.limits import WHOLE_BODY_BYTES
 
 REMEMBERED_FIELDS = 512
 
@@ -26,7 +24,8 @@ class Answering:
     async def __call__(self, scope: Scope, receive: Receive, _send: Send) -> None:
         """Serve the request."""
         if not self._cycle.more_body:
-            scope["state"][WHOLE_BODY_BYTES] = len(self._cycle.body)
+            # Whoever wants it need not wait for it.
+            scope["state"]["body"] = bytes(self._cycle.body)
         await self._app(scope, receive, self._send)
 
     async def _send(self, message: Message) -> None:

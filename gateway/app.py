@@ -8,9 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp
 
@@ -56,11 +54,11 @@ REQUESTS_FIRST_SECONDS = 0.25
 
 
 class Service(Starlette):
-    """Starlette without the outermost layer of its own: what nobody caught, `Edge` answers."""
+    """Starlette without layers of its own: what a route raises the REST door phrases, and what nobody caught `Edge`."""
 
     def build_middleware_stack(self) -> ASGIApp:
         """Put the layers around the routes."""
-        app: ASGIApp = ExceptionMiddleware(self.router, handlers=self.exception_handlers)
+        app: ASGIApp = rest.errors.Phrasing(self.router)
         for layer, arguments, options in reversed(self.user_middleware):
             app = layer(app, *arguments, **options)
         return app
@@ -154,7 +152,6 @@ def create_app(
             Middleware(BodyLimits, max_bytes=settings.max_body_bytes, seconds=settings.body_seconds),
             *([Middleware(Faults, seed=faults)] if faults is not None else []),
         ],
-        exception_handlers={GatewayError: rest.errors.phrase, HTTPException: rest.errors.phrase_http},
         lifespan=lifespan,
     )
     # A redirect would answer before anyone asked who calls.

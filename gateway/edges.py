@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import uuid4
 
@@ -32,7 +32,7 @@ SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
 }
-_ON_EVERY_ANSWER = [(name.encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
+_ON_EVERY_ANSWER = {name.encode(): value.encode() for name, value in SECURITY_HEADERS.items()}
 """Unless it brought its own."""
 
 
@@ -55,16 +55,13 @@ class Edge:
         started = time.perf_counter()
         state = _noted(scope)
         request_id: str = state["request_id"]
-        status: int | None = None
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
-                own = {name for name, _ in message["headers"]}
+                state["status"] = message["status"]
                 message["headers"] = [
                     *message["headers"],
-                    *[each for each in _ON_EVERY_ANSWER if each[0] not in own],
+                    *_missing(message["headers"]),
                     (b"x-request-id", request_id.encode()),
                     *_allowance_of(state),
                 ]
@@ -76,19 +73,19 @@ class Edge:
             pass  # nobody is left to answer
         except asyncio.CancelledError:
             # The server stops, and waits no longer. Whoever is told so need not guess from a connection that broke.
-            if status is not None:
+            if "status" in state:
                 raise
             REFUSALS.labels(Stopped.code).inc()
             await respond(Stopped(), request_id)(scope, receive, send_with_headers)
         except Exception as error:
             report(error, request_id)
             REFUSALS.labels(ServerError.code).inc()
-            if status is not None:
+            if "status" in state:
                 raise
             refusal = respond(ServerError(), request_id, Headers(scope=scope).get("accept", ""))
             await refusal(scope, receive, send_with_headers)
         finally:
-            log_request(scope, status, time.perf_counter() - started)
+            log_request(scope, state.get("status"), time.perf_counter() - started)
 
 
 class SocketEdge:
@@ -153,6 +150,13 @@ def _noted(scope: Scope) -> dict[str, Any]:
         address=client[0] if client else None,
     )
     return state
+
+
+def _missing(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[tuple[bytes, bytes]]:
+    own = dict(headers)
+    if own.keys().isdisjoint(_ON_EVERY_ANSWER):
+        return _ON_EVERY_ANSWER.items()
+    return [each for each in _ON_EVERY_ANSWER.items() if each[0] not in own]
 
 
 def _allowance_of(state: Mapping[str, Any]) -> list[tuple[bytes, bytes]]:

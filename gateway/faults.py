@@ -92,6 +92,8 @@ class Faults:
 
     async def _refuse(self, fault: Fault, scope: Scope, send: Send) -> None:
         refused, error = False, REFUSALS[fault]()
+        # Wherever it is, a body has to be asked for.
+        scope["state"].pop("body", None)
 
         async def refusing_receive() -> Message:
             nonlocal refused

@@ -1,6 +1,8 @@
 """What one HTTP request may cost. Pure ASGI: the door sees a `receive` that refuses, and phrases the refusal itself."""
 
 import asyncio
+from collections.abc import MutableMapping
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -8,9 +10,6 @@ from resolvers.errors import PayloadTooLarge, RequestTimeout
 
 # How much of a body nobody wants is read all the same, so that its sender gets to see the answer.
 MAX_IGNORED_BYTES = 64 * 1024 * 1024
-
-WHOLE_BODY_BYTES = "whole_body_bytes"
-"""The name by which a request's state says how long its body is, where all of that was here before it was served."""
 
 
 class BodyLimits:
@@ -23,7 +22,7 @@ class BodyLimits:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request, its body watched unless it is here and small enough."""
-        if scope["type"] != "http" or scope["state"].get(WHOLE_BODY_BYTES, self._max_bytes + 1) <= self._max_bytes:
+        if scope["type"] != "http" or self._is_here(scope["state"]):
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
@@ -42,6 +41,16 @@ class BodyLimits:
             await self._app(scope, body.receive, body.send)
         else:
             await self._app(scope, receive, send)
+
+    def _is_here(self, state: MutableMapping[str, Any]) -> bool:
+        body: bytes | None = state.get("body")
+        if body is None:
+            return False
+        if len(body) > self._max_bytes:
+            # It is refused as any other that is too large: where it is read.
+            del state["body"]
+            return False
+        return True
 
 
 class _Body:

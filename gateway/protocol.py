@@ -40,7 +40,6 @@ class GuardedProtocol(HttpToolsProtocol):
     _next_look: asyncio.TimerHandle | None = None
     _head_bytes = 0
     _unparsed_bytes = 0
-    _hosts = 0
     _refusal: tuple[int, str, str] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -68,27 +67,33 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Give each further head on the connection its time, unless all of it has come by the end of what came now."""
         super().on_message_begin()
-        self._end_head()
+        if self._deadline is not None:
+            self._end_head()
         self._start_head()
 
     def on_url(self, url: bytes) -> None:
         """Count the bytes of the address."""
-        self._count(len(url))
+        self._head_bytes += len(url)
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Count the bytes of a field, and the fields."""
-        self._count(len(name) + len(value))
-        if len(name) == 4 and name.lower() == b"host":
-            self._hosts += 1
+        """Count the bytes of a field, and the fields: of the head, and of what may come behind a body."""
+        self._head_bytes += len(name) + len(value)
+        if self._head_bytes > self.max_head_bytes:
+            self._refuse(431, "headers_too_large", "The request's head is too large.")
         if len(self.headers) >= self.max_head_fields:
             self._refuse(431, "headers_too_large", "There are too many header fields.")
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """The head is here."""
-        self._end_head()
-        if self._hosts != 1 and self.parser.get_http_version() == "1.1":
+        self._in_head = False
+        if self._deadline is not None:
+            self._end_head()
+        if self._head_bytes > self.max_head_bytes:
+            self._refuse(431, "headers_too_large", "The request's head is too large.")
+        hosts = [name for name, _ in self.headers].count(b"host")
+        if hosts != 1 and self.parser.get_http_version() == "1.1":
             # Source: RFC 9112, 3.2. Whoever stands before us may have taken another for it.
             self._refuse(400, "bad_request", "A request names its Host once.")
         super().on_headers_complete()
@@ -138,7 +143,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _start_head(self) -> None:
         self._in_head = True
-        self._head_bytes = self._unparsed_bytes = self._hosts = 0
+        self._head_bytes = self._unparsed_bytes = 0
 
     def _time_head(self) -> None:
         if self._deadline is None:
@@ -158,11 +163,6 @@ class GuardedProtocol(HttpToolsProtocol):
             self.send_400_response("")
         else:
             self.transport.close()
-
-    def _count(self, size: int) -> None:
-        self._head_bytes += size
-        if self._head_bytes > self.max_head_bytes:
-            self._refuse(431, "headers_too_large", "The request's head is too large.")
 
     def _refuse(self, status: int, code: str, message: str) -> Any:
         # The parser turns what a callback raises into its own error, and uvicorn answers that by `send_400_response`.

@@ -121,13 +121,15 @@ def _validate_only(request: Request) -> bool:
 
 
 async def _members(request: Request) -> dict[str, Any]:
-    head = request.scope["state"]["head"]
+    state = request.scope["state"]
+    head = state["head"]
     media_type, _, parameters = head.get("content-type", "").lower().partition(";")
     charset = parameters.partition("charset=")[2].partition(";")[0].strip('" ')
     coding = head.get("content-encoding", "").strip().lower()
     if media_type.strip() != JSON or charset not in {"", "utf-8"} or coding not in {"", "identity"}:
         raise UnsupportedMediaType
-    body = json_text.read(await request.body())
+    # All of it is here already, or it is waited for.
+    body = json_text.read(state["body"] if "body" in state else await request.body())
     if not isinstance(body, dict):
         raise MalformedBody("object", "The body must be a JSON object.", json_text.shape_of(body))
     return body

@@ -7,6 +7,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from resolvers import errors
 from resolvers.context import Context
@@ -115,26 +116,42 @@ def respond(error: GatewayError, request_id: str, accept: str = "") -> Response:
     return json_answer(body, status_of(error), headers_of(error) | {"Link": links_of(error)}, media_type)
 
 
-async def phrase(request: Request, error: Exception) -> Response:
+class Phrasing:
+    """The routes; what one of them raises is answered."""
+
+    def __init__(self, routes: ASGIApp) -> None:
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the request."""
+        try:
+            await self._routes(scope, receive, send)
+        except (GatewayError, HTTPException) as error:
+            if scope["type"] != "http" or "status" in scope["state"]:
+                raise  # there is nobody to tell, or too late
+            request = Request(scope)
+            phrased = phrase(request, error) if isinstance(error, GatewayError) else await _phrase_http(request, error)
+            await phrased(scope, receive, send)
+
+
+def phrase(request: Request, error: GatewayError) -> Response:
     """Answer for an error that a function behind this door raised."""
-    assert isinstance(error, GatewayError)
     context: Context | None = getattr(request.state, "context", None)
     if context is not None:
         context.note_refusal(error)
     return respond(error, request.state.request_id, accept_of(request))
 
 
-async def phrase_http(request: Request, error: Exception) -> Response:
+async def _phrase_http(request: Request, error: HTTPException) -> Response:
     """Answer for a path or method that no route has: but first, as everywhere, who calls, and how often."""
-    assert isinstance(error, HTTPException)
     try:
         await admitted(request)
     except GatewayError as refusal:
-        return await phrase(request, refusal)
+        return phrase(request, refusal)
     if error.status_code == 405:
         not_allowed = errors.MethodNotAllowed({*(error.headers or {}).get("Allow", "").split(", "), "OPTIONS"})
         # What no route has of its own: being asked which methods there are.
         if request.method == "OPTIONS":
             return empty_answer(204, headers_of(not_allowed))
-        return await phrase(request, not_allowed)
-    return await phrase(request, errors.NotFound())
+        return phrase(request, not_allowed)
+    return phrase(request, errors.NotFound())

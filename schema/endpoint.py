@@ -189,10 +189,12 @@ async def _admit(request: Request, context: Context, price: Price) -> None:
 
 
 async def _json_body(request: Request) -> Any:
-    head = request.scope["state"]["head"]
+    state = request.scope["state"]
+    head = state["head"]
     if not _is_json(head.get("content-type", ""), head.get("content-encoding", "")):
         raise UnsupportedMediaType
-    return json_text.read(await request.body())
+    # All of it is here already, or it is waited for.
+    return json_text.read(state["body"] if "body" in state else await request.body())
 
 
 @lru_cache(256)
