@@ -138,12 +138,12 @@ class Memory:
             raise InvalidToken
         digest = sha256(token.encode()).digest()
         now = self._clock.monotonic()
-        if self._worthless.get(digest, now):
-            raise InvalidToken
         caller = self._good.get(digest, now)
         # The other clock is asked too: a machine that slept does not count its sleep.
         if caller is not None and self._seconds_left(caller) > 0:
             return caller
+        if self._worthless.get(digest, now):
+            raise InvalidToken
         return await self._flights.join(digest, partial(self._ask, digest, token))
 
     async def _ask(self, digest: bytes, token: str) -> Caller:
@@ -176,8 +176,10 @@ class Kept(Generic[Thing]):
     def get(self, key: bytes, now: float) -> Thing | None:
         """Give the thing while it is kept."""
         thing, until = self._things.get(key, (None, now))
+        if thing is None:
+            return None
         if until <= now:
-            self._things.pop(key, None)
+            del self._things[key]
             return None
         self._things.move_to_end(key)
         return thing

@@ -332,6 +332,4 @@ async def _set_codecs(connection: asyncpg.Connection[Row]) -> None:
         decoder=lambda microseconds: _EPOCH + timedelta(0, 0, microseconds[0]),
     )
     # JSON that goes to the client as it is comes as the one type of text that nothing else has, and stays bytes.
-    await connection.set_type_codec(
-        "bpchar", schema="pg_catalog", format="binary", encoder=str.encode, decoder=lambda written: written
-    )
+    await connection.set_type_codec("bpchar", schema="pg_catalog", format="binary", encoder=str.encode, decoder=bytes)

@@ -35,8 +35,8 @@ class Log:
 
     def write(self, event: str, level: str, fields: dict[str, object]) -> None:
         """Write a line. `level` is one of those above, or how grave a library found it."""
-        timestamp = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-        line = orjson.dumps(fields | {"event": event, "level": level, "timestamp": timestamp}) + b"\n"
+        told = fields | {"event": event, "level": level, "timestamp": datetime.now(UTC)}
+        line = orjson.dumps(told, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE)
         sys.stderr.buffer.write(line)
         sys.stderr.buffer.flush()
 

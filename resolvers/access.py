@@ -1,7 +1,7 @@
 """Who calls, what they may do, and for which brand."""
 
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -97,15 +97,18 @@ Verify = Callable[[str], Awaitable[Caller]]
 def require(caller: Caller, needed: Iterable[str]) -> None:
     """Return if the caller holds one of the scopes, or one that stands above it. Raises `InsufficientScope`."""
     needed = tuple(needed)
-    if not any(_satisfied(scope, caller.scopes) for scope in needed):
+    if not _satisfied(needed, caller.scopes):
         raise InsufficientScope(needed)
 
 
 @lru_cache(4096)
-def _satisfied(needed: str, granted: frozenset[str]) -> bool:
-    verb, _, resource = needed.partition(":")
-    above = {f"manage:{resource}"} if verb in {"read", "write"} else set()
-    return not granted.isdisjoint({needed, "admin:patient_graph", "admin:*"} | above)
+def _satisfied(needed: Sequence[str], granted: frozenset[str]) -> bool:
+    enough = {"admin:patient_graph", "admin:*", *needed}
+    for scope in needed:
+        verb, _, resource = scope.partition(":")
+        if verb in {"read", "write"}:
+            enough.add(f"manage:{resource}")
+    return not granted.isdisjoint(enough)
 
 
 def resolve_brand(caller: Caller, stated: str | None) -> str | None:

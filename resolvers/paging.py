@@ -15,8 +15,7 @@ from resolvers.commands import EncounterFilter
 from resolvers.errors import InvalidInput, Shape, Violation
 
 
-@dataclass(frozen=True, slots=True)
-class PageLimits:
+class PageLimits(NamedTuple):
     """How many items a page holds when the caller does not say, and at most."""
 
     default: int = 20

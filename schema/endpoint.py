@@ -8,7 +8,7 @@ there, whatever was understood as GraphQL is answered with 200. A third, `text/e
 import asyncio
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -146,7 +146,9 @@ class GraphQLEndpoint:
 
     def _challenge(self, body: Mapping[str, Any]) -> Mapping[str, str]:
         """Give the challenge of RFC 6750 for the first field that a scope was missing for."""
-        scopes = (error["extensions"].get("scopes") for error in body.get("errors", ()))
+        if "errors" not in body:
+            return {}
+        scopes = (error["extensions"].get("scopes") for error in body["errors"])
         missing = next(filter(None, scopes), None)
         return self._http_form(InsufficientScope(missing))[1] if missing else {}
 
@@ -217,9 +219,12 @@ def _answer(
     media_type: str | None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    return Response(
-        written(body),
-        status,
-        {"Cache-Control": "no-store", **(headers or {})},
-        f"{media_type}; charset=utf-8",
-    )
+    response = Response(written(body), status, headers)
+    response.raw_headers += _fields(media_type)
+    return response
+
+
+@cache
+def _fields(media_type: str | None) -> Sequence[tuple[bytes, bytes]]:
+    """Give the fields that answers of this type have in common. Nobody keeps one."""
+    return [(b"content-type", f"{media_type}; charset=utf-8".encode()), (b"cache-control", b"no-store")]

@@ -35,17 +35,20 @@ class Pricing:
 
     def __init__(self, document: DocumentNode, operation: OperationDefinitionNode) -> None:
         fields = _root_fields(document, operation.selection_set).values()
-        self._kind = Kind.WRITES if operation.operation is OperationType.MUTATION else Kind.READS
         self._many = [each for each in fields if each.name.value == "recordEncounters"]
-        self._units_of_others = len(fields) - len(self._many)
+        self._others = Price(
+            Kind.WRITES if operation.operation is OperationType.MUTATION else Kind.READS, len(fields) - len(self._many)
+        )
         self._defaults = defaults_of(operation)
 
     def price(self, variables: Mapping[str, Any]) -> Price:
         """Price it."""
+        if not self._many:
+            return self._others
         sent = Sent(self._defaults, variables)
         # More items are refused, and nobody should wait until they can afford that.
         units = (min(max(sent.asked_for(field), 1), MAX_ITEMS) for field in self._many)
-        return Price(self._kind, self._units_of_others + sum(units))
+        return self._others._replace(units=self._others.units + sum(units))
 
 
 def _root_fields(document: DocumentNode, selections: SelectionSetNode) -> dict[str, FieldNode]:
