@@ -113,9 +113,9 @@ class Database:
     def __init__(self, pool: Pool[BrandConnection], acquire_seconds: float, name: str) -> None:
         self._pool = pool
         self._acquire_seconds = acquire_seconds
-        self._finding: Together[Finding, object, Row | None] = Together(self._find, acquire_seconds)
+        self._finding: Together[Finding, str, Row | None] = Together(self._find, acquire_seconds)
         # Lists are the database's work more than ours: it is given several at once, and others find connections too.
-        self._listing: Together[Finding, object, Row | None] = Together(
+        self._listing: Together[Finding, str, Row | None] = Together(
             self._find, acquire_seconds, under_way=max(1, pool.size // 2), at_most=_lists_together
         )
         self._in_use = POOL_IN_USE.labels(name)
@@ -196,7 +196,7 @@ class Database:
             yield PoolConnection(connection)
 
     async def find(
-        self, brand_id: str, statement: Statement, by: str, value: object, rows: int = 1, **given: object
+        self, brand_id: str, statement: Statement, by: str, value: str, rows: int = 1, **given: object
     ) -> Row | None:
         """Find the row whose `key` is a value, together with those who look at the same time.
 
@@ -211,17 +211,17 @@ class Database:
             # The statements under way hang, and perhaps nothing else does.
             return await self._find_alone(finding, value)
 
-    async def _find_alone(self, finding: Finding, value: object) -> Row | None:
+    async def _find_alone(self, finding: Finding, value: str) -> Row | None:
         (row,) = await self._find(finding, [value], self._acquire_seconds)
         return row
 
-    async def _find(self, finding: Finding, values: Sequence[object], within_seconds: float) -> list[Row | None]:
+    async def _find(self, finding: Finding, values: Sequence[str], within_seconds: float) -> list[Row | None]:
         async with self._borrowed(finding.brand_id, within_seconds) as connection:
             rows = await PoolConnection(connection).fetch(
                 finding.statement, **{"brand_id": finding.brand_id, finding.by: values, **dict(finding.given)}
             )
         found = {row["key"]: row for row in rows}
-        return [found.get(str(value)) for value in values]
+        return [found.get(value) for value in values]
 
     @asynccontextmanager
     async def at_once(self, brand_id: str, within_seconds: float | None = None) -> AsyncIterator[PoolConnection]:

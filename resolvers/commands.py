@@ -27,6 +27,7 @@ from pydantic_core import PydanticCustomError
 from models import EncounterStatus, EncounterType
 from resolvers import json_text
 from resolvers.errors import InvalidInput, Shape, Violation
+from resolvers.ids import HYPHENATED
 from resolvers.rules import RULES, RuleId
 
 
@@ -48,8 +49,6 @@ DEFAULT_LIMITS = InputLimits()
 _DATE_TIME = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2})(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})?"
 )
-# RFC 9562 section 4, the one form the published page's `format: uuid` names.
-_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 def broken(rule: RuleId, message: str, **limits: int) -> PydanticCustomError:
@@ -89,7 +88,7 @@ def refuse_null(value: object) -> object:
 
 def uuid_of(value: object) -> UUID | None:
     """Give the UUID that a text is in its hyphenated form, or None."""
-    return UUID(value) if isinstance(value, str) and _UUID.fullmatch(value) else None
+    return UUID(value) if isinstance(value, str) and HYPHENATED.fullmatch(value) else None
 
 
 def _uuid(value: object) -> UUID:

@@ -1,8 +1,12 @@
 """Identifiers that the gateway makes itself, so that an answer never depends on the order of returned rows."""
 
 import os
+import re
 import time
 from uuid import UUID
+
+# RFC 9562 section 4, the one form the published page's `format: uuid` names.
+HYPHENATED = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 def new_id() -> UUID:
@@ -23,3 +27,11 @@ def id_or_none(text: str) -> UUID | None:
         return UUID(text)
     except ValueError:
         return None
+
+
+def id_text(text: str) -> str | None:
+    """Read an id as a client sends it, and give it as the database writes it; or None, as `id_or_none` does."""
+    if HYPHENATED.fullmatch(text):
+        return text.lower()
+    id_ = id_or_none(text)
+    return None if id_ is None else str(id_)

@@ -66,9 +66,9 @@ class Database(Protocol):
         """Borrow a connection for one statement or a few that need not agree with each other."""
 
     async def find(
-        self, brand_id: str, statement: Statement, by: str, value: object, rows: int = 1, **given: object
+        self, brand_id: str, statement: Statement, by: str, value: str, rows: int = 1, **given: object
     ) -> Row | None:
-        """Find the row whose `key` is a value, as text. Those who look at the same time may be served together.
+        """Find the row whose `key` is a value, to the letter. Those who look at the same time may be served together.
 
         The statement takes `brand_id`, by the name `by` a list of such values, and what else is `given`, all of which
         can be hashed; to make its row it reads about so many `rows`. Raises `TemporarilyUnavailable`.

@@ -22,13 +22,13 @@ from resolvers.access import Operation
 from resolvers.commands import EncounterFilter
 from resolvers.context import Context
 from resolvers.errors import GatewayError
-from resolvers.ids import id_or_none
+from resolvers.ids import id_text
 from resolvers.paging import list_of, window_of
 from resolvers.patients import can_exist
 from resolvers.sql import Row
 from schema.record_plan import RecordPlan
 from schema.selection import Declined, Page, Reader, Root, Variables, coerced, conditions_of, filter_members
-from schema.statement import Bound, Question, arguments_of, question_of
+from schema.statement import FIRST_JSON, Bound, Question, arguments_of, question_of
 
 MAX_IDS = 100
 KEPT_QUESTIONS = 16
@@ -86,7 +86,7 @@ class Plan:
 
     def _settled(self, sent: Variables) -> "tuple[Variant, dict[str, Any]]":
         variables = coerced(self._definitions, sent)
-        outcome = tuple(variables.get(name) for name in self._conditions)
+        outcome = tuple([variables.get(name) for name in self._conditions]) if self._conditions else ()
         if None in outcome:
             raise Declined
         if outcome not in self._variants:
@@ -133,8 +133,9 @@ class Variant:
         given: dict[tuple[str, str], int] = {}
         if asking is not None:
             for row in await self._rows(asking, brand_id, context):
-                form = asking.question.forms[row["root"]]
-                found[row["root"], row["key"]] = [part if isinstance(part, bytes) else row[part] for part in form]
+                parts = list(asking.question.forms[row["root"]])
+                parts[1::2] = row[FIRST_JSON : FIRST_JSON + len(parts) // 2]
+                found[row["root"], row["key"]] = parts
                 if row["given"]:
                     owner = (brand_id, row["patient_id"])
                     given[owner] = given.get(owner, 0) + row["given"]
@@ -170,10 +171,14 @@ class Variant:
     ) -> Asking | None:
         """Say what the database is asked; None where that is nothing."""
         bound: dict[int, Bound] = {}
+        pages: dict[str, Any] = {}
+        rows = 0
         for root, ids in zip(self._roots, asked, strict=True):
             for page in root.pages:
                 list_owner = (brand_id, ids[0]) if root.name == "patient" else None
-                bound[page.number] = _bind(page, list_owner, variables, context)
+                bound[page.number] = each = _bind(page, list_owner, variables, context)
+                pages |= arguments_of(page.number, each)
+                rows += each.window.size
         question = self._question(bound)
         if question is None:
             return None
@@ -181,10 +186,6 @@ class Variant:
             f"ids_{number}": ids if root.name == "encounter" else [each for each in ids if can_exist(each)]
             for number, (root, ids) in enumerate(zip(self._roots, asked, strict=True))
         }
-        pages: dict[str, Any] = {}
-        for number, each in bound.items():
-            pages |= arguments_of(number, each)
-        rows = sum(each.window.size for each in bound.values())
         return Asking(question, ids_of, pages, max(1, rows))
 
     def _admitted(self, context: Context) -> str:
@@ -203,7 +204,8 @@ class Variant:
             case "encounter":
                 if not isinstance(value, str):
                     raise Declined
-                return [each for each in [id_or_none(value)] if each is not None]
+                id_ = id_text(value)
+                return [] if id_ is None else [id_]
             case "patient":
                 ids = [value]
             case _:
@@ -213,7 +215,7 @@ class Variant:
         return ids
 
     def _question(self, bound: Mapping[int, Bound]) -> Question | None:
-        shape = tuple(each.shape for each in bound.values())
+        shape = tuple([each.shape for each in bound.values()]) if bound else ()
         if shape not in self._questions:
             if len(self._questions) >= KEPT_QUESTIONS:
                 self._questions.clear()
@@ -224,7 +226,7 @@ class Variant:
         # Put together once: a list may be long.
         parts = [b"{"]
         for number, (root, ids) in enumerate(zip(self._roots, asked, strict=True)):
-            items = [found.get((number, str(each)), NULL) for each in ids]
+            items = [found.get((number, each), NULL) for each in ids]
             parts += [b"," if number else b"", b'"' + root.key.encode() + b'":']
             match root.name:
                 case "__typename":

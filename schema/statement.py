@@ -1,7 +1,6 @@
 """The SQL statement of a tree: a row for each encounter or patient at the root, with its JSON."""
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import count
 from typing import Any, NamedTuple
 
 from resolvers.commands import EncounterFilter
@@ -56,8 +55,8 @@ class Question(NamedTuple):
     """What the database is asked, and how a row of its answer becomes the JSON of a root."""
 
     statement: Statement
-    forms: Mapping[int, Sequence[bytes | int]]
-    """By the number of the root: texts, and the places of columns, one behind the other."""
+    forms: Mapping[int, Sequence[bytes]]
+    """By the number of the root: its texts, and between each two of them the place of the next column of JSON."""
 
 
 FIRST_JSON = 4
@@ -77,10 +76,15 @@ class Select(NamedTuple):
         return [part.sql for part in self.parts if not isinstance(part, Said)]
 
     @property
-    def form(self) -> list[bytes | int]:
+    def form(self) -> list[bytes]:
         """Its form in a `Question`."""
-        places = count(FIRST_JSON)
-        return [part.text.encode() if isinstance(part, Said) else next(places) for part in self.parts]
+        form = [b""]
+        for part in self.parts:
+            if isinstance(part, Said):
+                form[-1] += part.text.encode()
+            else:
+                form += [b"", b""]
+        return form
 
     def text(self, width: int) -> str:
         """Give the statement with so many columns of JSON."""
