@@ -140,7 +140,7 @@ async def _record_places(
                 outcomes.append(error)
             case IdempotencyKey() as earlier if not (refused and earlier.encounter_id in ours):
                 encounter = await encounter_of_key(context, connection, earlier)
-                outcomes.append(Recording(encounter, first_answer=earlier.answer))
+                outcomes.append(Recording(encounter, earlier.answer, replayed=True))
             case Kept(created_at=now) if now is not None and not refused:
                 assert isinstance(place, _Place)
                 encounter = await insert_encounter(context, connection, place.columns, now)

@@ -128,17 +128,16 @@ def _metadata(value: object, info: ValidationInfo) -> str:
         raise broken("too_large", "must be at most {maximum} bytes of JSON", maximum=limits.metadata_bytes) from None
 
 
-def _check_tree(value: object, levels: int, most: int) -> None:
-    if isinstance(value, str):
-        if problem := json_text.problem_with(value):
-            raise broken(*problem)
-    elif isinstance(value, dict | list):
-        if levels == 0:
-            raise broken("too_deep", "must not be nested deeper than {maximum} levels", maximum=most)
-        for name in value if isinstance(value, dict) else ():
-            _check_tree(name, levels, most)
-        for item in value.values() if isinstance(value, dict) else value:
-            _check_tree(item, levels - 1, most)
+def _check_tree(tree: dict[str, Any] | list[Any], levels: int, most: int) -> None:
+    if levels == 0:
+        raise broken("too_deep", "must not be nested deeper than {maximum} levels", maximum=most)
+    for each in (*tree, *tree.values()) if isinstance(tree, dict) else tree:
+        if isinstance(each, str):
+            # Most texts are plain, and most of the members of an encounter are such texts.
+            if not (each.isascii() and each.isprintable()) and (problem := json_text.problem_with(each)):
+                raise broken(*problem)
+        elif isinstance(each, dict | list):
+            _check_tree(each, levels - 1, most)
 
 
 def _limits(info: ValidationInfo) -> InputLimits:

@@ -45,12 +45,9 @@ class Recording(NamedTuple):
     encounter: Encounter
     """As it stands now."""
     first_answer: bytes | None = None
-    """As it was answered when it was recorded earlier under the same key; None where this is the first time."""
-
-    @property
-    def replayed(self) -> bool:
-        """Whether it was recorded earlier, under the same key."""
-        return self.first_answer is not None
+    """In the published form, as it was when it was recorded: what its key repeats. None where there is no key."""
+    replayed: bool = False
+    """Whether it was recorded earlier, under the same key."""
 
 
 async def record_encounter(
@@ -68,12 +65,13 @@ async def record_encounter(
     claim = None if key is None else claim_of(key, context, brand_id, patient_id, command)
 
     columns = columns_of(command, patient_id)
-    kept = await _keep(context, brand_id, columns, claim)
+    answer = Answer.of(context.services.published(recorded(columns, TO_COME))) if claim else NO_ANSWER
+    kept = await _keep(context, brand_id, columns, claim, answer)
     if kept.created_at is None:
         return await _replay(context, claim, kept)
     context.services.feed.ring()
     context.services.tally.recorded(replayed=False)
-    return Recording(recorded(columns, kept.created_at))
+    return Recording(recorded(columns, kept.created_at), answer.at(kept.created_at))
 
 
 def columns_of(command: RecordEncounter, patient_id: str) -> dict[str, Any]:
@@ -94,13 +92,14 @@ def recorded(columns: Mapping[str, Any], at: datetime) -> Encounter:
     return Encounter(**columns, created_at=at, updated_at=at)
 
 
-async def _keep(context: Context, brand_id: str, columns: Mapping[str, Any], claim: Claim | None) -> Kept:
+async def _keep(
+    context: Context, brand_id: str, columns: Mapping[str, Any], claim: Claim | None, answer: Answer
+) -> Kept:
     if not can_exist(columns["patient_id"]):
         return Kept(patient_is_known=False, created_at=None)
     if context.services.recorder is None:
         return await _keep_step_by_step(context, brand_id, columns, claim)
     caller = context.caller
-    answer = Answer.of(context.services.published(recorded(columns, TO_COME))) if claim else NO_ANSWER
     new = NewEncounter(
         **{name: columns[name] for name in OF_THE_ENCOUNTER},
         entry_id=new_id(),
@@ -166,7 +165,7 @@ async def _replay(context: Context, claim: Claim | None, kept: Kept) -> Recordin
                 if earlier := await find_claimed(connection, claim):
                     encounter = await encounter_of_key(context, connection, earlier)
                     context.services.tally.recorded(replayed=True)
-                    return Recording(encounter, first_answer=earlier.answer)
+                    return Recording(encounter, earlier.answer, replayed=True)
         except TemporarilyUnavailable as error:
             # The key is taken, and perhaps by this very encounter: "no" would be a guess.
             raise OutcomeUnknown(KEY_UNREAD) from error

@@ -81,6 +81,13 @@ class Answer(NamedTuple):
         # They are its last two members: nothing that a person wrote can be taken for them.
         return cls(*published.decode().rsplit(WRITTEN_TO_COME, 2))
 
+    def at(self, time: datetime) -> bytes | None:
+        """Give the answer with its times, or None where there is none."""
+        if self.head is None:
+            return None
+        instant = json_text.instant(time)
+        return f"{self.head}{instant}{self.middle}{instant}{self.tail}".encode()
+
 
 NO_ANSWER = Answer(None, None, None)
 """Where there is no key to keep it for."""

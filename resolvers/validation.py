@@ -27,7 +27,7 @@ async def validate_encounter(
     async with context.database.reading(brand_id) as connection:
         if claim and (earlier := await find_claimed(connection, claim)):
             encounter = await encounter_of_key(context, connection, earlier)
-            return Recording(encounter, first_answer=earlier.answer)
+            return Recording(encounter, earlier.answer, replayed=True)
         if await find_patient(connection, brand_id, patient_id) is None:
             raise PatientNotFound
     return None

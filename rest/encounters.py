@@ -1,6 +1,7 @@
 """Encounters over REST: read the request, call the one function, phrase the answer."""
 
 import re
+from operator import attrgetter
 from typing import Any
 from urllib.parse import quote
 
@@ -26,6 +27,8 @@ MEMBERS = (
     "ended_at", "chief_complaint", "notes", "metadata", "created_at", "updated_at",
 )  # fmt: skip
 """The fourteen published members, in the published order. Source: the endpoint's public page."""
+
+_values = attrgetter(*MEMBERS)
 
 MAX_OFFSET = 2**63 - 1
 
@@ -87,7 +90,7 @@ def path_of(encounter: Encounter) -> str:
 
 def encounter_json(encounter: Encounter) -> dict[str, Any]:
     """Give the published object of an encounter."""
-    members = {name: getattr(encounter, name) for name in MEMBERS}
+    members = dict(zip(MEMBERS, _values(encounter), strict=True))
     # Already JSON, checked when it came in: it goes out as PostgreSQL holds it, every digit of every number.
     members["metadata"] = orjson.Fragment(members["metadata"])
     return members

@@ -5,6 +5,7 @@ It knows the fields that plans serve, and declines the others.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any, NamedTuple
 
 from graphql import (
@@ -126,12 +127,15 @@ RECORDING = {"brandId", "encounterType", "providerId", "scheduledAt", "chiefComp
 
 def fits_recording(members: Any) -> bool:
     """Say whether these are the members of a recording, each of the kind that it should be."""
-    if not isinstance(members, dict) or not members.keys() <= RECORDING or "encounterType" not in members:
+    if not isinstance(members, dict) or not members.keys() <= RECORDING:
         return False
-    if not isinstance(members.get("brandId"), str) or not _fits_part("EncounterType", [members["encounterType"]]):
-        return False
-    texts = (members.get(name) for name in ("providerId", "scheduledAt", "chiefComplaint", "notes"))
-    return all(isinstance(each, str | None) for each in texts)
+    for name in ("brandId", "encounterType"):
+        if not isinstance(members.get(name), str):
+            return False
+    for name in ("providerId", "scheduledAt", "chiefComplaint", "notes"):
+        if not isinstance(members.get(name, ""), (str, NoneType)):
+            return False
+    return members["encounterType"] in ENUMS["EncounterType"]
 
 
 def coerced(definitions: Sequence[VariableDefinitionNode], sent: Variables) -> dict[str, Any]:
