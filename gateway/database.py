@@ -333,3 +333,5 @@ async def _set_codecs(connection: asyncpg.Connection[Row]) -> None:
     )
     # JSON that goes to the client as it is comes as the one type of text that nothing else has, and stays bytes.
     await connection.set_type_codec("bpchar", schema="pg_catalog", format="binary", encoder=str.encode, decoder=bytes)
+    # What is sent as JSON is written already.
+    await connection.set_type_codec("json", schema="pg_catalog", format="binary", encoder=bytes, decoder=bytes)

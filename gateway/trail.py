@@ -13,12 +13,12 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple, Self
 from uuid import UUID
 
+import orjson
 from sqlalchemy import text
 
 from gateway.database import APP_ROLE, Database
 from gateway.metrics import AUDIT_DROPPED, AUDIT_WAITING
 from gateway.telemetry import describe, log
-from resolvers import json_text
 from resolvers.errors import GatewayError
 from resolvers.ids import new_id
 from resolvers.sql import Statement
@@ -52,21 +52,13 @@ SELECT
     note.patient_id, note.id, now() - make_interval(secs => note.age_seconds),
     note.actor_type, note.actor_id, note.actor_brand_id,
     note.event_type, note.entity_type, note.entity_id, CAST(:brand_id AS text), note.request_id, note.details
-FROM unnest(
-    CAST(:patient_id AS text[]), CAST(:id AS uuid[]), CAST(:age_seconds AS float8[]),
-    CAST(:actor_type AS text[]), CAST(:actor_id AS text[]), CAST(:actor_brand_id AS text[]),
-    CAST(:event_type AS text[]), CAST(:entity_type AS text[]), CAST(:entity_id AS text[]),
-    CAST(:request_id AS text[]), CAST(:details AS jsonb[])
-) AS note (
-    patient_id, id, age_seconds, actor_type, actor_id, actor_brand_id,
-    event_type, entity_type, entity_id, request_id, details
+FROM json_to_recordset(CAST(:notes AS json)) AS note (
+    patient_id text, id uuid, age_seconds float8, actor_type text, actor_id text, actor_brand_id text,
+    event_type text, entity_type text, entity_id text, request_id text, details jsonb
 )
 ON CONFLICT DO NOTHING
 """)
 )
-AS_NOTED = (
-    "patient_id", "actor_type", "actor_id", "actor_brand_id", "event_type", "entity_type", "entity_id", "request_id",
-)  # fmt: skip
 
 
 class Kept(NamedTuple):
@@ -166,7 +158,7 @@ class QueuedTrail:
         """Write the notes of one brand; those that the database cannot hold are dropped, one by one."""
         try:
             async with self._database.at_once(brand_id) as connection:
-                await connection.fetch(WRITE_NOTES, brand_id=brand_id, **_columns(notes))
+                await connection.fetch(WRITE_NOTES, brand_id=brand_id, notes=_written(notes))
         except GatewayError:
             raise
         except Exception as error:  # noqa: BLE001 - one note must not stand in the way of all that follow
@@ -207,14 +199,14 @@ def _loss(brand_id: str, number: int) -> Note:
     )
 
 
-def _columns(notes: Sequence[Kept]) -> dict[str, list[object]]:
+def _written(notes: Sequence[Kept]) -> bytes:
+    # One text costs half of what the driver takes to look at eleven lists, value by value.
     now = time.monotonic()
-    columns: dict[str, list[object]] = {name: [getattr(kept.note, name) for kept in notes] for name in AS_NOTED}
-    columns["id"] = [kept.id for kept in notes]
-    ages = [now - kept.left_at for kept in notes]
-    columns["age_seconds"] = [0.0 if age >= LATE_SECONDS else age for age in ages]
-    columns["details"] = [
-        json_text.write({**kept.note.details, "late_seconds": int(age)} if age >= LATE_SECONDS else kept.note.details)
-        for kept, age in zip(notes, ages, strict=True)
-    ]
-    return columns
+    return orjson.dumps([_entry(kept, now - kept.left_at) for kept in notes])
+
+
+def _entry(kept: Kept, age_seconds: float) -> dict[str, object]:
+    if age_seconds < LATE_SECONDS:
+        return kept.note._asdict() | {"id": kept.id, "age_seconds": age_seconds}
+    details = {**kept.note.details, "late_seconds": int(age_seconds)}
+    return kept.note._asdict() | {"id": kept.id, "age_seconds": 0.0, "details": details}

@@ -1,6 +1,7 @@
 """Recordings that come at the same time share a statement, and nothing else."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from functools import partial
@@ -41,7 +42,7 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     async def counted(self, statement, **values):
         if "WITH sent AS" in statement.text:
-            sent.append(len(values["id"]) if isinstance(values["id"], list) else 1)
+            sent.append(len(json.loads(values["sent"])) if "sent" in values else 1)
         return await original(self, statement, **values)
 
     monkeypatch.setattr(PoolConnection, "fetch", counted)
