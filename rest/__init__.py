@@ -2,17 +2,18 @@
 
 from starlette.routing import Route
 
-from rest.encounters import PatientEncounter, PatientEncounters
+from rest.encounters import get_encounter, get_encounters, post_encounter
 from rest.explanations import problem, rule
 from rest.health import healthz, readyz
 from rest.openapi import openapi_document
+from rest.resource import Resource
 
 PATIENT_ENCOUNTERS = "/v1/patients/{patient_id}/encounters"
 PATIENT_ENCOUNTER = PATIENT_ENCOUNTERS + "/{encounter_id}"
 
 routes = [
-    Route(PATIENT_ENCOUNTERS, PatientEncounters),
-    Route(PATIENT_ENCOUNTER, PatientEncounter),
+    Route(PATIENT_ENCOUNTERS, Resource(get=get_encounters, post=post_encounter)),
+    Route(PATIENT_ENCOUNTER, Resource(get=get_encounter)),
     Route("/problems/{code}", problem),
     Route("/rules/{rule}", rule),
     Route("/openapi.json", openapi_document),

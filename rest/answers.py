@@ -11,8 +11,10 @@ from rest.media import JSON
 LINK = '</openapi.json>; rel="service-desc", </docs>; rel="help"'
 """Where this door is described, for programs and for people. Source: RFC 8631."""
 
-SHARED = {"Cache-Control": "no-store", "Link": LINK, "Vary": "Accept"}
-"""The headers of every answer."""
+SHARED = {"Link": LINK, "Vary": "Accept", "Cache-Control": "no-store"}
+"""The headers of every answer, unless it says otherwise."""
+
+_SHARED_FIELDS = [(name.lower().encode(), value.encode()) for name, value in SHARED.items()]
 
 
 def write_json(body: Any) -> bytes:
@@ -29,7 +31,11 @@ def json_answer(
 
 def json_bytes(body: bytes, status: int, headers: Mapping[str, str] | None = None, media_type: str = JSON) -> Response:
     """Answer with a JSON body that is written already. No cache keeps it."""
-    return Response(body, status, SHARED | dict(headers or {}), media_type)
+    response = Response(body, status, headers, media_type)
+    # Written once for all of them: whose own come first says otherwise by them.
+    own = dict(response.raw_headers)
+    response.raw_headers += [field for field in _SHARED_FIELDS if field[0] not in own]
+    return response
 
 
 def empty_answer(status: int, headers: Mapping[str, str]) -> Response:

@@ -6,7 +6,6 @@ from typing import Any
 from urllib.parse import quote
 
 import orjson
-from starlette.endpoints import HTTPEndpoint
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -14,11 +13,11 @@ from models import Encounter
 from resolvers import json_text
 from resolvers.access import Operation
 from resolvers.encounters import record_encounter, visible_encounter
-from resolvers.errors import InvalidInput, MalformedBody, UnsupportedMediaType, Violation
+from resolvers.errors import InvalidInput, MalformedBody, Violation
 from resolvers.slices import list_encounters_by_offset
 from resolvers.validation import validate_encounter
 from rest.answers import json_answer, json_bytes, write_json
-from rest.media import JSON, require_json_is_accepted
+from rest.media import require_json_is_accepted, require_json_is_sent
 from rest.signin import admitted
 from rest.tags import is_known, not_modified, tag_of_body, tag_of_version
 
@@ -36,51 +35,46 @@ VALID = {"recorded": "no", "message": "It would be recorded; nothing was, becaus
 """What is answered to a valid request with `validate_only=true`."""
 
 
-class PatientEncounters(HTTPEndpoint):
-    """The encounters of one patient."""
-
-    async def post(self, request: Request) -> Response:
-        """Record an encounter: 201 and the encounter. Or only say that it would be: 200."""
-        context = await admitted(request, Operation.RECORD_ENCOUNTER)
-        require_json_is_accepted(request)
-        asked = (context, request.path_params["patient_id"], await _members(request), _key(request))
-        recording = await (validate_encounter if _validate_only(request) else record_encounter)(*asked)
-        if recording is None:
-            return json_answer(VALID)
-        # A replay is the first answer, and so is its tag: whoever asks with it is told what has changed since.
-        headers = {"Location": path_of(recording.encounter), "ETag": tag_of_version(1)}
-        if recording.replayed:
-            headers["Idempotent-Replayed"] = "true"
-        return json_bytes(recording.first_answer or published(recording.encounter), 201, headers)
-
-    async def get(self, request: Request) -> Response:
-        """List a patient's encounters, newest first: 200, the slice asked for, and how many there are in all."""
-        context = await admitted(request, Operation.READ_ENCOUNTERS)
-        require_json_is_accepted(request)
-        patient_id = request.path_params["patient_id"]
-        page_limits = context.services.page_limits
-        broken: list[Violation] = []
-        limit = _whole_number(request, "limit", page_limits.default, broken, least=1, most=page_limits.maximum)
-        offset = _whole_number(request, "offset", 0, broken, least=0, most=MAX_OFFSET)
-        if broken:
-            raise InvalidInput(broken)
-        encounters, total = await list_encounters_by_offset(context, patient_id, limit, offset, MEMBERS)
-        # Put together once: it may be long.
-        body = b'{"patient_id":%b,"encounters":[%b],"total":%d}' % (write_json(patient_id), encounters, total)
-        tag = tag_of_body(body)
-        return not_modified(tag) if is_known(request, tag) else json_bytes(body, 200, {"ETag": tag})
+async def post_encounter(request: Request) -> Response:
+    """Record an encounter: 201 and the encounter. Or only say that it would be: 200."""
+    context = await admitted(request, Operation.RECORD_ENCOUNTER)
+    require_json_is_accepted(request)
+    asked = (context, request.path_params["patient_id"], await _members(request), _key(request))
+    recording = await (validate_encounter if _validate_only(request) else record_encounter)(*asked)
+    if recording is None:
+        return json_answer(VALID)
+    # A replay is the first answer, and so is its tag: whoever asks with it is told what has changed since.
+    headers = {"Location": path_of(recording.encounter), "ETag": tag_of_version(1)}
+    if recording.replayed:
+        headers["Idempotent-Replayed"] = "true"
+    return json_bytes(recording.first_answer or published(recording.encounter), 201, headers)
 
 
-class PatientEncounter(HTTPEndpoint):
-    """One encounter of one patient."""
+async def get_encounters(request: Request) -> Response:
+    """List a patient's encounters, newest first: 200, the slice asked for, and how many there are in all."""
+    context = await admitted(request, Operation.READ_ENCOUNTERS)
+    require_json_is_accepted(request)
+    patient_id = request.path_params["patient_id"]
+    page_limits = context.services.page_limits
+    broken: list[Violation] = []
+    limit = _whole_number(request, "limit", page_limits.default, broken, least=1, most=page_limits.maximum)
+    offset = _whole_number(request, "offset", 0, broken, least=0, most=MAX_OFFSET)
+    if broken:
+        raise InvalidInput(broken)
+    encounters, total = await list_encounters_by_offset(context, patient_id, limit, offset, MEMBERS)
+    # Put together once: it may be long.
+    body = b'{"patient_id":%b,"encounters":[%b],"total":%d}' % (write_json(patient_id), encounters, total)
+    tag = tag_of_body(body)
+    return not_modified(tag) if is_known(request, tag) else json_bytes(body, 200, {"ETag": tag})
 
-    async def get(self, request: Request) -> Response:
-        """Show an encounter: 200, or 304 where the caller holds it as it is."""
-        context = await admitted(request, Operation.READ_ENCOUNTERS)
-        require_json_is_accepted(request)
-        encounter = await visible_encounter(context, **request.path_params)
-        tag = tag_of_version(encounter.version)
-        return not_modified(tag) if is_known(request, tag) else json_bytes(published(encounter), 200, {"ETag": tag})
+
+async def get_encounter(request: Request) -> Response:
+    """Show an encounter: 200, or 304 where the caller holds it as it is."""
+    context = await admitted(request, Operation.READ_ENCOUNTERS)
+    require_json_is_accepted(request)
+    encounter = await visible_encounter(context, **request.path_params)
+    tag = tag_of_version(encounter.version)
+    return not_modified(tag) if is_known(request, tag) else json_bytes(published(encounter), 200, {"ETag": tag})
 
 
 def path_of(encounter: Encounter) -> str:
@@ -102,7 +96,7 @@ def published(encounter: Encounter) -> bytes:
 
 
 def _key(request: Request) -> str | None:
-    keys = request.headers.getlist("idempotency-key")
+    keys = [value.decode("latin-1") for name, value in request.scope["headers"] if name == b"idempotency-key"]
     if len(keys) > 1:
         received = json_text.shape_of(keys)
         raise InvalidInput([Violation("/idempotency_key", "idempotency_key", "must be sent once", received=received)])
@@ -114,6 +108,8 @@ def _key(request: Request) -> str | None:
 
 
 def _validate_only(request: Request) -> bool:
+    if not request.scope["query_string"]:
+        return False
     values = request.query_params.getlist("validate_only")
     if values in ([], ["false"], ["true"]):
         return values == ["true"]
@@ -124,13 +120,8 @@ def _validate_only(request: Request) -> bool:
 
 
 async def _members(request: Request) -> dict[str, Any]:
+    require_json_is_sent(request)
     state = request.scope["state"]
-    head = state["head"]
-    media_type, _, parameters = head.get("content-type", "").lower().partition(";")
-    charset = parameters.partition("charset=")[2].partition(";")[0].strip('" ')
-    coding = head.get("content-encoding", "").strip().lower()
-    if media_type.strip() != JSON or charset not in {"", "utf-8"} or coding not in {"", "identity"}:
-        raise UnsupportedMediaType
     # All of it is here already, or it is waited for.
     body = json_text.read(state["body"] if "body" in state else await request.body())
     if not isinstance(body, dict):

@@ -1,10 +1,11 @@
 """Which media types this door speaks, and which of them a client takes. Source: RFC 9110 section 12.5.1."""
 
 import re
+from functools import lru_cache
 
 from starlette.requests import Request
 
-from resolvers.errors import NotAcceptable
+from resolvers.errors import NotAcceptable, UnsupportedMediaType
 
 JSON = "application/json"
 PROBLEM = "application/problem+json"
@@ -21,9 +22,28 @@ def accept_of(request: Request) -> str:
 
 def require_json_is_accepted(request: Request) -> None:
     """Return if the client takes JSON, or at least problems. Raises `NotAcceptable`."""
-    ranges = _ranges(accept_of(request))
-    if not (_quality(ranges, JSON) or _quality(ranges, PROBLEM)):
+    if not _takes_json(accept_of(request)):
         raise NotAcceptable
+
+
+@lru_cache(256)
+def _takes_json(accept: str) -> bool:
+    ranges = _ranges(accept)
+    return bool(_quality(ranges, JSON) or _quality(ranges, PROBLEM))
+
+
+def require_json_is_sent(request: Request) -> None:
+    """Return if the body is JSON as it is. Raises `UnsupportedMediaType`."""
+    head = request.scope["state"]["head"]
+    if not _is_json(head.get("content-type", ""), head.get("content-encoding", "")):
+        raise UnsupportedMediaType
+
+
+@lru_cache(256)
+def _is_json(content_type: str, coding: str) -> bool:
+    media_type, _, parameters = content_type.lower().partition(";")
+    charset = parameters.partition("charset=")[2].partition(";")[0].strip('" ')
+    return media_type.strip() == JSON and charset in {"", "utf-8"} and coding.strip().lower() in {"", "identity"}
 
 
 def prefers_problem(accept: str) -> bool:

@@ -1,0 +1,25 @@
+"""A resource: an address, and a function for each method that it has."""
+
+from collections.abc import Awaitable, Callable
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+Answer = Callable[[Request], Awaitable[Response]]
+
+
+class Resource:
+    """Serves one address. Starlette's `HTTPEndpoint` is made for each request, and looks for its methods each time."""
+
+    def __init__(self, *, get: Answer, post: Answer | None = None) -> None:
+        self._by_method = {"GET": get, "HEAD": get} | ({"POST": post} if post else {})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request. Raises `HTTPException` for a method that it has not."""
+        answer = self._by_method.get(scope["method"])
+        if answer is None:
+            raise HTTPException(405, headers={"Allow": ", ".join(self._by_method)})
+        response = await answer(Request(scope, receive))
+        await response(scope, receive, send)
