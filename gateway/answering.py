@@ -5,11 +5,15 @@ those of the answer before, so here a field is looked at when it is new.
 """
 
 from functools import lru_cache
+from itertools import starmap
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, STATUS_LINE, RequestResponseCycle
 
 REMEMBERED_FIELDS = 512
+
+FRAMING = frozenset({b"content-length", b"transfer-encoding", b"connection"})
+"""The fields that say where an answer ends, and whether the connection does."""
 
 
 class Answering:
@@ -42,10 +46,12 @@ class Answering:
 
     def _head(self, message: Message) -> bytes:
         cycle = self._cycle
-        head = [STATUS_LINE[message["status"]]]
+        fields = [*cycle.default_headers, *message["headers"]]
+        head = [STATUS_LINE[message["status"]], *starmap(_line, fields)]
         closes = False
-        for name, value in [*cycle.default_headers, *message["headers"]]:
-            head.append(_line(name, value))
+        for name, value in fields:
+            if name not in FRAMING:
+                continue
             if name == b"content-length" and cycle.chunked_encoding is None:
                 cycle.expected_content_length = int(value)
                 cycle.chunked_encoding = False
