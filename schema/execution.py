@@ -52,6 +52,9 @@ Report = Callable[[BaseException, str], None]
 
 APOLLO_ID = "/extensions/persistedQuery/sha256Hash"
 
+BY_TEXT = {"query", "variables", "operationName"}
+"""The members of whoever names no document by an id."""
+
 
 class Ask(NamedTuple):
     """What a client asks for: a document by its text, or by the id of a trusted one."""
@@ -77,21 +80,28 @@ def ask_of(members: Any) -> Ask:
     extensions = members.get("extensions")
     id_pointer, document_id = _document_id(members)
     violations: list[Violation] = []
-    if not isinstance(document_id, str | None) or json_text.problem_with(document_id or ""):
+    if not _is_text(document_id):
         violations.append(Violation(id_pointer, "string", "must be the id of a document"))
-    if (query is not None or document_id is None) and (not isinstance(query, str) or json_text.problem_with(query)):
+    if (query is None and document_id is None) or not _is_text(query):
         violations.append(_misfit("query", "string", "must be a GraphQL document", members))
-    if not isinstance(variables, dict | None):
+    if variables is not None and not isinstance(variables, dict):
         violations.append(_misfit("variables", "object", "must be an object", members))
-    if not isinstance(operation_name, str | None) or json_text.problem_with(operation_name or ""):
+    if not _is_text(operation_name):
         violations.append(_misfit("operationName", "string", "must be a name", members))
-    if not isinstance(extensions, dict | None):
+    if extensions is not None and not isinstance(extensions, dict):
         violations.append(_misfit("extensions", "object", "must be an object", members))
     if violations:
         raise InvalidInput(violations)
-    tell_cost = (extensions or {}).get("cost") is True
-    explain = (extensions or {}).get("explain") is True
+    if not extensions:
+        return Ask(query, variables or {}, operation_name, document_id)
+    tell_cost = extensions.get("cost") is True
+    explain = extensions.get("explain") is True
     return Ask(query, variables or {}, operation_name, document_id, id_pointer == APOLLO_ID, tell_cost, explain)
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is a text that can be told further, or nothing."""
+    return value is None or (isinstance(value, str) and not json_text.problem_with(value))
 
 
 def _document_id(members: Mapping[str, Any]) -> tuple[str, Any]:
@@ -100,6 +110,8 @@ def _document_id(members: Mapping[str, Any]) -> tuple[str, Any]:
     Sources: GraphQL over HTTP, appendix A; `extensions.persistedQuery` of Apollo's clients; `doc_id` and `id`, the
     names in Relay's examples, which are taken for ids only where there is no text.
     """
+    if members.keys() <= BY_TEXT:
+        return "/documentId", None
     extensions = members.get("extensions")
     persisted = extensions.get("persistedQuery") if isinstance(extensions, dict) else None
     if isinstance(persisted, dict) and persisted.get("sha256Hash") is not None and members.get("documentId") is None:

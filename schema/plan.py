@@ -9,6 +9,7 @@ and pages of a patient's encounters; fragments, aliases, variables, `@skip` and 
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from graphql import (
@@ -19,11 +20,11 @@ from graphql import (
 )
 
 from resolvers.access import Operation
-from resolvers.commands import EncounterFilter
+from resolvers.commands import EVERYTHING, EncounterFilter
 from resolvers.context import Context
 from resolvers.errors import GatewayError
 from resolvers.ids import id_text
-from resolvers.paging import list_of, window_of
+from resolvers.paging import PageLimits, list_of, window_of
 from resolvers.patients import can_exist
 from resolvers.sql import Row
 from schema.record_plan import RecordPlan
@@ -176,9 +177,9 @@ class Variant:
         for root, ids in zip(self._roots, asked, strict=True):
             for page in root.pages:
                 list_owner = (brand_id, ids[0]) if root.name == "patient" else None
-                bound[page.number] = each = _bind(page, list_owner, variables, context)
-                pages |= arguments_of(page.number, each)
-                rows += each.window.size
+                bound[page.number], values = _bind(page, list_owner, variables, context)
+                pages |= values
+                rows += bound[page.number].window.size
         question = self._question(bound)
         if question is None:
             return None
@@ -272,9 +273,16 @@ def _shows_patients(root: Root) -> bool:
     return shown(root.fields)
 
 
-def _bind(page: Page, list_owner: tuple[str, str] | None, variables: Variables, context: Context) -> Bound:
+Settled = tuple[Bound, Mapping[str, Any]]
+"""A page whose arguments are known, and the arguments of its statement."""
+
+
+def _bind(page: Page, list_owner: tuple[str, str] | None, variables: Variables, context: Context) -> Settled:
     """Settle a page's arguments. `list_owner` is the brand and patient whose list it is, None for several."""
     given = page.arguments(variables)
+    limits = context.services.page_limits
+    if given.keys() <= {"first", "last"}:
+        return _of_size(page.number, limits, given.get("first"), given.get("last"))
     where = given.pop("where", None)
     relay = {name: value for name, value in given.items() if value is not None}
     has_cursor = not relay.keys().isdisjoint({"after", "before"})
@@ -283,9 +291,20 @@ def _bind(page: Page, list_owner: tuple[str, str] | None, variables: Variables, 
     try:
         narrow = EncounterFilter.read(filter_members(where), context.services.input_limits)
         in_list = list_of(*list_owner, narrow) if has_cursor and list_owner else ""
-        return Bound(window_of(context.services.page_limits, in_list, **relay), narrow)
+        bound = Bound(window_of(limits, in_list, **relay), narrow)
     except GatewayError:
         raise Declined from None
+    return bound, arguments_of(page.number, bound)
+
+
+@lru_cache(256)
+def _of_size(number: int, limits: PageLimits, first: int | None, last: int | None) -> Settled:
+    """The same of a page that is told apart by nothing but its size, as most are."""
+    try:
+        bound = Bound(window_of(limits, "", first=first, last=last), EVERYTHING)
+    except GatewayError:
+        raise Declined from None
+    return bound, arguments_of(number, bound)
 
 
 AnyPlan = Plan | RecordPlan
