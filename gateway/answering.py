@@ -7,6 +7,7 @@ those of the answer before, so here a field is looked at when it is new.
 from functools import lru_cache
 from itertools import starmap
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, STATUS_LINE, RequestResponseCycle
 
@@ -14,6 +15,28 @@ REMEMBERED_FIELDS = 512
 
 FRAMING = frozenset({b"content-length", b"transfer-encoding", b"connection"})
 """The fields that say where an answer ends, and whether the connection does."""
+
+
+class WholeBody:
+    """The body of a request, all of which is here: whoever wants it need not wait for it."""
+
+    __slots__ = ("_cycle",)
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+
+    def __len__(self) -> int:
+        return len(self._cycle.body)
+
+    def read(self) -> bytes:
+        """Give the body, once. Raises `ClientDisconnect` where the client has gone: nobody is told what comes of it."""
+        cycle = self._cycle
+        if cycle.disconnected:
+            raise ClientDisconnect
+        body = bytes(cycle.body)
+        # A stream may last for hours.
+        cycle.body = bytearray()
+        return body
 
 
 class Answering:
@@ -28,8 +51,7 @@ class Answering:
     async def __call__(self, scope: Scope, receive: Receive, _send: Send) -> None:
         """Serve the request."""
         if not self._cycle.more_body:
-            # Whoever wants it need not wait for it.
-            scope["state"]["body"] = bytes(self._cycle.body)
+            scope["state"]["body"] = WholeBody(self._cycle)
         await self._app(scope, receive, self._send)
 
     async def _send(self, message: Message) -> None:

@@ -150,6 +150,7 @@ class Memory:
         try:
             caller = await self._judge(token)
         except InvalidToken:
+            self._good.forget(digest)
             self._worthless.keep(digest, True, self._clock.monotonic() + WORTHLESS_SECONDS)
             raise
         self._good.keep(digest, caller, self._clock.monotonic() + self._seconds_left(caller))
@@ -183,6 +184,10 @@ class Kept(Generic[Thing]):
             return None
         self._things.move_to_end(key)
         return thing
+
+    def forget(self, key: bytes) -> None:
+        """Keep the thing no longer."""
+        self._things.pop(key, None)
 
     def keep(self, key: bytes, thing: Thing, until: float) -> None:
         """Keep a thing until a time."""

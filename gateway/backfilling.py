@@ -11,7 +11,7 @@ import os
 import sqlite3
 import threading
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
@@ -147,7 +147,9 @@ def _members(values: dict[str, str]) -> dict[str, Any]:
 TABLE = Table(("patient_id", "brand_id", "encounter_type"), _members, breaks=True)
 
 
-def _encounters(records: Iterator[Record | Refusal], limits: InputLimits, name: str) -> Iterator[_Line | Refusal]:
+def _encounters(
+    records: Iterator[Record | Refusal], limits: InputLimits, name: str
+) -> Generator[_Line | Refusal, None, None]:
     with closing(_Alike()) as alike:
         for record in records:
             if isinstance(record, Refusal):
@@ -175,12 +177,13 @@ def derived_key(name: str, meaning: str, place: int) -> str:
 
 
 class _Alike:
-    """Counts lines that mean the same, on disk: in memory it would grow with the file. To be used by one thread."""
+    """Counts lines that mean the same, on disk: in memory it would grow with the file. For one thread at a time."""
 
     def __init__(self) -> None:
         # Without a name SQLite keeps it in a file that is nobody's, and gone with the process. What is written there is
         # hashed with a secret of this process, so that nobody who finds it can try what was meant.
-        self._counts = sqlite3.connect("", isolation_level=None)
+        # Whoever lets go of the lines last closes it, which may be the thread that waited for them.
+        self._counts = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._counts.execute("PRAGMA journal_mode = OFF")
         self._counts.execute("CREATE TABLE counts (meaning BLOB PRIMARY KEY, number INTEGER) WITHOUT ROWID")
         self._secret = os.urandom(32)

@@ -4,6 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 from uuid import uuid4
 
@@ -127,8 +128,8 @@ class SocketEdge:
 def _noted(scope: Scope) -> dict[str, Any]:
     """Note on the state what all who serve the request ask of its head.
 
-    That is its fields by their names in lower case, the lines of a field together as RFC 9110, 5.3 has it; its id; and
-    what it says of who calls.
+    That is its fields by their names in lower case, the lines of a field together as RFC 9110, 5.3 has it; whether its
+    body is JSON as it is; its id; and what it says of who calls.
     """
     head: dict[str, str] = {}
     for raw_name, raw_value in scope["headers"]:
@@ -140,6 +141,7 @@ def _noted(scope: Scope) -> dict[str, Any]:
         origin = None  # a page of ours
     state: dict[str, Any] = scope.setdefault("state", {})
     state["head"] = head
+    state["sends_json"] = _is_json(head.get("content-type", ""), head.get("content-encoding", ""))
     state["request_id"] = request_id = sent if REQUEST_ID.fullmatch(sent) else str(uuid4())
     client = scope.get("client")
     state["introduction"] = Introduction(
@@ -150,6 +152,14 @@ def _noted(scope: Scope) -> dict[str, Any]:
         address=client[0] if client else None,
     )
     return state
+
+
+@lru_cache(256)
+def _is_json(content_type: str, coding: str) -> bool:
+    media_type, _, parameters = content_type.lower().partition(";")
+    charset = parameters.partition("charset=")[2].partition(";")[0].strip('" ')
+    is_read = charset in {"", "utf-8"} and coding.strip().lower() in {"", "identity"}
+    return media_type.strip() == "application/json" and is_read
 
 
 def _missing(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[tuple[bytes, bytes]]:

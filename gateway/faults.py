@@ -68,6 +68,8 @@ class Faults:
         if not _is_sent_to_a_door(scope):
             await self._app(scope, receive, send)
             return
+        # The body has to be asked for, so that it can be refused, or handed over twice.
+        scope["state"].pop("body", None)
         fault, seconds = self._draw()
         if fault is not Fault.NONE:
             log.info("rehearsed fault", request_id=scope["state"]["request_id"], fault=fault)
@@ -92,8 +94,6 @@ class Faults:
 
     async def _refuse(self, fault: Fault, scope: Scope, send: Send) -> None:
         refused, error = False, REFUSALS[fault]()
-        # Wherever it is, a body has to be asked for.
-        scope["state"].pop("body", None)
 
         async def refusing_receive() -> Message:
             nonlocal refused

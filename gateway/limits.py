@@ -1,8 +1,7 @@
 """What one HTTP request may cost. Pure ASGI: the door sees a `receive` that refuses, and phrases the refusal itself."""
 
 import asyncio
-from collections.abc import MutableMapping
-from typing import Any
+from collections.abc import Sized
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,9 +21,16 @@ class BodyLimits:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request, its body watched unless it is here and small enough."""
-        if scope["type"] != "http" or self._is_here(scope["state"]):
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        whole: Sized | None = scope["state"].get("body")
+        if whole is not None:
+            if len(whole) <= self._max_bytes:
+                await self._app(scope, receive, send)
+                return
+            # It is refused as any other that is too large: where it is read.
+            del scope["state"]["body"]
         headers = dict(scope["headers"])
         announced_bytes = int(headers.get(b"content-length", b"0"))
         if announced_bytes or b"transfer-encoding" in headers:
@@ -41,16 +47,6 @@ class BodyLimits:
             await self._app(scope, body.receive, body.send)
         else:
             await self._app(scope, receive, send)
-
-    def _is_here(self, state: MutableMapping[str, Any]) -> bool:
-        body: bytes | None = state.get("body")
-        if body is None:
-            return False
-        if len(body) > self._max_bytes:
-            # It is refused as any other that is too large: where it is read.
-            del state["body"]
-            return False
-        return True
 
 
 class _Body:

@@ -45,7 +45,7 @@ class Recording(NamedTuple):
     encounter: Encounter
     """As it stands now."""
     first_answer: bytes | None = None
-    """In the published form, as it was when it was recorded: what its key repeats. None where there is no key."""
+    """In the published form, as it was when it was recorded: what its key repeats. None where nobody has written it."""
     replayed: bool = False
     """Whether it was recorded earlier, under the same key."""
 
@@ -65,8 +65,7 @@ async def record_encounter(
     claim = None if key is None else claim_of(key, context, brand_id, patient_id, command)
 
     columns = columns_of(command, patient_id)
-    answer = Answer.of(context.services.published(recorded(columns, TO_COME))) if claim else NO_ANSWER
-    kept = await _keep(context, brand_id, columns, claim, answer)
+    kept, answer = await _keep(context, brand_id, columns, claim)
     if kept.created_at is None:
         return await _replay(context, claim, kept)
     context.services.feed.ring()
@@ -93,13 +92,15 @@ def recorded(columns: Mapping[str, Any], at: datetime) -> Encounter:
 
 
 async def _keep(
-    context: Context, brand_id: str, columns: Mapping[str, Any], claim: Claim | None, answer: Answer
-) -> Kept:
+    context: Context, brand_id: str, columns: Mapping[str, Any], claim: Claim | None
+) -> tuple[Kept, Answer]:
+    """Keep an encounter. Gives what came of it, and the answer that is kept for its key where that is known here."""
     if not can_exist(columns["patient_id"]):
-        return Kept(patient_is_known=False, created_at=None)
+        return Kept(patient_is_known=False, created_at=None), NO_ANSWER
     if context.services.recorder is None:
-        return await _keep_step_by_step(context, brand_id, columns, claim)
+        return await _keep_step_by_step(context, brand_id, columns, claim), NO_ANSWER
     caller = context.caller
+    answer = Answer.of(context.services.published(recorded(columns, TO_COME))) if claim else NO_ANSWER
     new = NewEncounter(
         **{name: columns[name] for name in OF_THE_ENCOUNTER},
         entry_id=new_id(),
@@ -115,7 +116,7 @@ async def _keep(
         answer_middle=answer.middle,
         answer_tail=answer.tail,
     )
-    return await context.services.recorder.keep(brand_id, new)
+    return await context.services.recorder.keep(brand_id, new), answer
 
 
 async def _keep_step_by_step(context: Context, brand_id: str, columns: Mapping[str, Any], claim: Claim | None) -> Kept:

@@ -123,7 +123,7 @@ async def _members(request: Request) -> dict[str, Any]:
     require_json_is_sent(request)
     state = request.scope["state"]
     # All of it is here already, or it is waited for.
-    body = json_text.read(state["body"] if "body" in state else await request.body())
+    body = json_text.read(state["body"].read() if "body" in state else await request.body())
     if not isinstance(body, dict):
         raise MalformedBody("object", "The body must be a JSON object.", json_text.shape_of(body))
     return body

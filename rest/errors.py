@@ -130,11 +130,11 @@ class Phrasing:
             if scope["type"] != "http" or "status" in scope["state"]:
                 raise  # there is nobody to tell, or too late
             request = Request(scope)
-            phrased = phrase(request, error) if isinstance(error, GatewayError) else await _phrase_http(request, error)
+            phrased = _phrase(request, error) if isinstance(error, GatewayError) else await _phrase_http(request, error)
             await phrased(scope, receive, send)
 
 
-def phrase(request: Request, error: GatewayError) -> Response:
+def _phrase(request: Request, error: GatewayError) -> Response:
     """Answer for an error that a function behind this door raised."""
     context: Context | None = getattr(request.state, "context", None)
     if context is not None:
@@ -147,11 +147,11 @@ async def _phrase_http(request: Request, error: HTTPException) -> Response:
     try:
         await admitted(request)
     except GatewayError as refusal:
-        return phrase(request, refusal)
+        return _phrase(request, refusal)
     if error.status_code == 405:
         not_allowed = errors.MethodNotAllowed({*(error.headers or {}).get("Allow", "").split(", "), "OPTIONS"})
         # What no route has of its own: being asked which methods there are.
         if request.method == "OPTIONS":
             return empty_answer(204, headers_of(not_allowed))
-        return phrase(request, not_allowed)
-    return phrase(request, errors.NotFound())
+        return _phrase(request, not_allowed)
+    return _phrase(request, errors.NotFound())

@@ -34,16 +34,8 @@ def _takes_json(accept: str) -> bool:
 
 def require_json_is_sent(request: Request) -> None:
     """Return if the body is JSON as it is. Raises `UnsupportedMediaType`."""
-    head = request.scope["state"]["head"]
-    if not _is_json(head.get("content-type", ""), head.get("content-encoding", "")):
+    if not request.scope["state"]["sends_json"]:
         raise UnsupportedMediaType
-
-
-@lru_cache(256)
-def _is_json(content_type: str, coding: str) -> bool:
-    media_type, _, parameters = content_type.lower().partition(";")
-    charset = parameters.partition("charset=")[2].partition(";")[0].strip('" ')
-    return media_type.strip() == JSON and charset in {"", "utf-8"} and coding.strip().lower() in {"", "identity"}
 
 
 def prefers_problem(accept: str) -> bool:

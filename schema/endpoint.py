@@ -192,18 +192,10 @@ async def _admit(request: Request, context: Context, price: Price) -> None:
 
 async def _json_body(request: Request) -> Any:
     state = request.scope["state"]
-    head = state["head"]
-    if not _is_json(head.get("content-type", ""), head.get("content-encoding", "")):
+    if not state["sends_json"]:
         raise UnsupportedMediaType
     # All of it is here already, or it is waited for.
-    return json_text.read(state["body"] if "body" in state else await request.body())
-
-
-@lru_cache(256)
-def _is_json(content_type: str, coding: str) -> bool:
-    media_type, _, parameters = content_type.lower().partition(";")
-    charset = parameters.partition("charset=")[2].partition(";")[0].strip('" ')
-    return media_type.strip() == JSON and charset in {"", "utf-8"} and coding.strip().lower() in {"", "identity"}
+    return json_text.read(state["body"].read() if "body" in state else await request.body())
 
 
 def _ask_of_url(request: Request) -> Ask:

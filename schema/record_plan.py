@@ -77,7 +77,7 @@ class RecordPlan:
         if not isinstance(patient_id, str) or not isinstance(key, str | None):
             raise Declined
         # One that came whole in a variable was looked at with the variables.
-        if self._is_put_together and not fits_recording(members):
+        if members is None or (self._is_put_together and not fits_recording(members)):
             raise Declined
         if self._shows_patient:
             _require_patients(context)

@@ -2,8 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from datetime import timedelta
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -89,6 +89,43 @@ async def test_what_comes_at_the_same_time_goes_together_and_each_is_whole(
             assert await cast.count(table, patient_id) == 40
         notes = {str(row["id"]): row["notes"] for row in await cast.rows(patient_id)}
         assert notes == {str(each.id): each.notes for each in news if each.patient_id == patient_id}
+
+
+ODD = '"quoted", \\ and / and \n\t, é, 🩺, \u2028, \', {}, null'
+
+
+async def test_what_is_kept_is_the_same_to_the_letter_whether_it_goes_alone_or_with_others(
+    recorder: Recorder, cast: Cast, sizes: list[int]
+) -> None:
+    def odd(patient_id: str) -> list[NewEncounter]:
+        named: dict[str, Any] = {
+            "provider_id": uuid4(), "chief_complaint": "", "notes": ODD, "request_hash": bytes(range(256)),
+            "metadata": '{"number": %s, "text": "\\u00e9\\n"}' % ("9" * 40 + ".10"), "actor_id": ODD,
+            "answer_head": '{"notes": "\\n🩺",', "answer_middle": ",", "answer_tail": "}",
+        }  # fmt: skip
+        instants = [datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC), None]
+        return [new(patient_id, key=f"{patient_id}-{n}", scheduled_at=at, **named) for n, at in enumerate(instants)]
+
+    async def kept(news: Sequence[NewEncounter], table: str) -> list[dict[str, Any]]:
+        rows = await cast.connection.fetch(
+            f"SELECT * FROM patient_graph.{table} WHERE patient_id = $1", news[0].patient_id
+        )
+        dated = {"created_at", "updated_at", "occurred_at", "changed_at", "answer", "expires_at"}
+        named = {"patient_id", "id", "encounter_id", "entity_id", "key", "provider_id", "payload"}
+        return sorted(({k: v for k, v in row.items() if k not in dated | named} for row in rows), key=str)
+
+    alone, together = odd(await cast.patient()), odd(await cast.patient())
+    for each in alone:
+        await recorder.keep("loop", each)
+    await asyncio.gather(*(recorder.keep("loop", each) for each in together))
+
+    assert sizes == [1, 1, 1, 3]
+    for table in ("encounters", "encounter_versions", "audit_log", "idempotency_keys"):
+        assert await kept(alone, table) == await kept(together, table)
+    for news in (alone, together):
+        rows = {row["id"]: row for row in await cast.rows(news[0].patient_id)}
+        assert [rows[each.id]["provider_id"] for each in news] == [each.provider_id for each in news]
+        assert [rows[each.id]["notes"] for each in news] == [ODD] * 3
 
 
 async def test_a_patients_events_are_in_the_order_of_the_recordings(recorder: Recorder, cast: Cast) -> None:

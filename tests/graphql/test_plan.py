@@ -311,6 +311,10 @@ async def test_what_the_printed_schema_lets_anybody_ask_has_the_same_answer_both
          " encounterType: LAB, metadata: $m}) { __typename } }" % ("9" * 5_000), {}),
         (('mutation ($b: String = "loop") { recordEncounter(patientId: "nobody", input: {brandId: $b,'
          " encounterType: LAB}) { __typename } }"), {"b": None}),
+        (('mutation ($i: RecordEncounterInput = {brandId: "loop", encounterType: LAB})'
+         ' { recordEncounter(patientId: "nobody", input: $i) { __typename } }'), {"i": None}),
+        (('mutation ($p: ID!) { recordEncounter(patientId: $p, input: {brandId: "loop", encounterType: LAB},'
+         ' idempotencyKey: "odd") { __typename } }'), {"p": "\ud800"}),
     ],
 )  # fmt: skip
 async def test_what_is_odd_is_no_fault_of_ours_and_has_the_same_answer_both_ways(

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple, cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from gateway.answering import Answering
+from gateway.answering import Answering, WholeBody
 
 Fields = Sequence[tuple[bytes, bytes]]
 
@@ -136,4 +137,20 @@ async def test_a_body_is_handed_over_once_all_of_it_is_here(more_to_come: bool, 
 
     await cycle.run_asgi(cast("Any", Answering(app, cycle)))
 
-    assert [each.get("body") for each in seen] == [told]
+    assert [each["body"].read() if "body" in each else None for each in seen] == [told]
+
+
+async def test_a_body_is_read_once_and_held_no_longer() -> None:
+    cycle, _ = cycle_for("POST", keep_alive=True)
+    cycle.body += b"12345"
+
+    assert [len(WholeBody(cycle)), WholeBody(cycle).read(), len(cycle.body)] == [5, b"12345", 0]
+
+
+async def test_what_a_client_sent_that_has_gone_is_not_read() -> None:
+    cycle, _ = cycle_for("POST", keep_alive=True)
+    cycle.body += b"12345"
+    cycle.disconnected = True
+
+    with pytest.raises(ClientDisconnect):
+        WholeBody(cycle).read()

@@ -325,6 +325,21 @@ async def test_a_clock_that_is_set_back_makes_nothing_last_longer(
         await introspected("opaque")
 
 
+async def test_a_token_that_was_found_worthless_is_not_believed_again_when_a_clock_is_set_back(
+    provider: IdentityProvider, introspected: Verify, clock: Hands
+) -> None:
+    provider.tokens["opaque"] = MACHINE | {"exp": clock.now + 3600}
+    await introspected("opaque")
+    clock.sleep_through(4000)
+    with pytest.raises(InvalidToken):
+        await introspected("opaque")
+
+    clock.sleep_through(-4000)
+
+    with pytest.raises(InvalidToken):
+        await introspected("opaque")
+
+
 async def test_a_good_token_is_believed_to_the_end_of_its_minute_while_the_provider_is_down(
     provider: IdentityProvider, introspected: Verify, clock: Hands
 ) -> None:

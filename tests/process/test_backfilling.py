@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from datetime import timedelta
@@ -19,12 +20,13 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from gateway.backfilling import READ_TOGETHER, import_encounters
-from gateway.lines import ImportStopped
+from gateway.backfilling import READ_TOGETHER, _encounters, import_encounters
+from gateway.lines import ImportStopped, Record
 from gateway.migrate import migrate
 from gateway.postgres import PrivatePostgres
 from gateway.settings import Settings, SettingsError
 from resolvers.access import Operation
+from resolvers.commands import DEFAULT_LIMITS
 from tests.cast import Cast
 from tests.conftest import create_database
 from tests.doors import RestDoor, Service
@@ -585,3 +587,13 @@ async def test_a_database_that_stays_away_is_given_up_in_one_sentence_and_the_ne
     kept = await number_at(url)
     _, said, _ = await finished(url, file)
     assert said == f"{5_000 - kept} encounters recorded, {kept} recorded already, 0 lines refused\n"
+
+
+def test_lines_that_were_begun_in_one_thread_may_be_let_go_in_another() -> None:
+    record = Record(range(1, 2), {"patient_id": "somebody", "brand_id": "loop", "encounter_type": "lab"})
+    lines = _encounters(iter([record, record]), DEFAULT_LIMITS, "an-import")
+    reading = threading.Thread(target=next, args=(lines,))
+    reading.start()
+    reading.join()
+
+    lines.close()
