@@ -32,8 +32,9 @@ INT_DIGITS = 18
 def read(body: bytes | str) -> Any:
     """Read a JSON text.
 
-    Raises `MalformedBody` for anything that is not one JSON value in UTF-8 without duplicate members, NaN, NUL,
-    unpaired surrogates or numbers beyond `jsonb`.
+    Raises `MalformedBody` for anything that is not one JSON value in UTF-8 without duplicate members, NaN or numbers
+    beyond `jsonb`. A string may hold NUL or an unpaired surrogate, by an escape: whoever takes it asks `problem_with`,
+    and says where it stands.
     """
     try:
         text = body if isinstance(body, str) else body.decode("utf-8")
