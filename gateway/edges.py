@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 from uuid import uuid4
@@ -19,6 +19,7 @@ from gateway.telemetry import log_request, log_socket, report
 from resolvers.context import Introduction
 from resolvers.errors import ServerError, Stopped
 from resolvers.rates import Allowance
+from rest.answers import lacking
 from rest.errors import respond
 
 # Letters that can do no harm in a header, a log line or a URL.
@@ -33,7 +34,7 @@ SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
 }
-_ON_EVERY_ANSWER = {name.encode(): value.encode() for name, value in SECURITY_HEADERS.items()}
+_ON_EVERY_ANSWER = [(name.encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
 """Unless it brought its own."""
 
 
@@ -62,7 +63,7 @@ class Edge:
                 state["status"] = message["status"]
                 message["headers"] = [
                     *message["headers"],
-                    *_missing(message["headers"]),
+                    *lacking(message["headers"], _ON_EVERY_ANSWER),
                     (b"x-request-id", request_id.encode()),
                     *_allowance_of(state),
                 ]
@@ -160,13 +161,6 @@ def _is_json(content_type: str, coding: str) -> bool:
     charset = parameters.partition("charset=")[2].partition(";")[0].strip('" ')
     is_read = charset in {"", "utf-8"} and coding.strip().lower() in {"", "identity"}
     return media_type.strip() == "application/json" and is_read
-
-
-def _missing(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[tuple[bytes, bytes]]:
-    own = dict(headers)
-    if own.keys().isdisjoint(_ON_EVERY_ANSWER):
-        return _ON_EVERY_ANSWER.items()
-    return [each for each in _ON_EVERY_ANSWER.items() if each[0] not in own]
 
 
 def _allowance_of(state: Mapping[str, Any]) -> list[tuple[bytes, bytes]]:

@@ -21,16 +21,12 @@ class BodyLimits:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request, its body watched unless it is here and small enough."""
-        if scope["type"] != "http":
+        whole: Sized | None = scope.get("state", {}).get("body")
+        if scope["type"] != "http" or (whole is not None and len(whole) <= self._max_bytes):
             await self._app(scope, receive, send)
             return
-        whole: Sized | None = scope["state"].get("body")
-        if whole is not None:
-            if len(whole) <= self._max_bytes:
-                await self._app(scope, receive, send)
-                return
-            # It is refused as any other that is too large: where it is read.
-            del scope["state"]["body"]
+        # One that is here and too large is refused as any other: where it is read.
+        scope["state"].pop("body", None)
         headers = dict(scope["headers"])
         announced_bytes = int(headers.get(b"content-length", b"0"))
         if announced_bytes or b"transfer-encoding" in headers:

@@ -27,6 +27,9 @@ def refusal(status: int, code: str, message: str) -> bytes:
     return head + body
 
 
+TOO_LARGE = (431, "headers_too_large", "The request's head is too large.")
+
+
 class GuardedProtocol(HttpToolsProtocol):
     """uvicorn's protocol over httptools, with a deadline and limits on the head, and refusals in our shape."""
 
@@ -55,7 +58,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._time_head()
             self._unparsed_bytes += len(data)
             if self._unparsed_bytes > self.max_head_bytes:
-                self._refusal = (431, "headers_too_large", "The request's head is too large.")
+                self._refusal = TOO_LARGE
                 self.send_400_response("")
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -67,8 +70,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Give each further head on the connection its time, unless all of it has come by the end of what came now."""
         super().on_message_begin()
-        if self._deadline is not None:
-            self._end_head()
+        self._end_head()
         self._start_head()
 
     def on_url(self, url: bytes) -> None:
@@ -80,18 +82,16 @@ class GuardedProtocol(HttpToolsProtocol):
         """Count the bytes of a field, and the fields: of the head, and of what may come behind a body."""
         self._head_bytes += len(name) + len(value)
         if self._head_bytes > self.max_head_bytes:
-            self._refuse(431, "headers_too_large", "The request's head is too large.")
+            self._refuse(*TOO_LARGE)
         if len(self.headers) >= self.max_head_fields:
             self._refuse(431, "headers_too_large", "There are too many header fields.")
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """The head is here."""
-        self._in_head = False
-        if self._deadline is not None:
-            self._end_head()
+        self._end_head()
         if self._head_bytes > self.max_head_bytes:
-            self._refuse(431, "headers_too_large", "The request's head is too large.")
+            self._refuse(*TOO_LARGE)
         hosts = [name for name, _ in self.headers].count(b"host")
         if hosts != 1 and self.parser.get_http_version() == "1.1":
             # Source: RFC 9112, 3.2. Whoever stands before us may have taken another for it.

@@ -16,7 +16,7 @@ from gateway.events import EventNumbers, event_numbers
 from gateway.metrics import REGISTRY
 from resolvers.access import Operation
 from resolvers.errors import TemporarilyUnavailable
-from rest.answers import SHARED
+from rest.answers import sharing
 from rest.signin import admitted
 
 
@@ -25,7 +25,7 @@ async def metrics(request: Request) -> Response:
     await admitted(request, Operation.READ_METRICS)
     numbers = await _numbers(request.state.relay)
     text = await asyncio.to_thread(_written, numbers)
-    return Response(text, headers={**SHARED, "Content-Type": CONTENT_TYPE_LATEST})
+    return sharing(Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST}))
 
 
 async def _numbers(relay: Database) -> EventNumbers | None:

@@ -73,16 +73,16 @@ def report(error: BaseException, request_id: str) -> None:
 def log_request(scope: Scope, status: int | None, seconds: float) -> None:
     """Count a request, and write its one log line. One that was not answered has no status."""
     route = getattr(scope.get("route"), "path", None)
-    state, method = scope["state"], scope["method"]
-    count_request(route, method, status, seconds)
-    told = {
-        "request_id": state["request_id"],
-        "route": route,
-        "method": method,
-        "status": status,
-        "duration_ms": round(seconds * 1000, 3),
-    }
-    log.write("request", "info", told | _who(state.get("caller")))
+    count_request(route, scope["method"], status, seconds)
+    log.info(
+        "request",
+        request_id=scope["state"]["request_id"],
+        route=route,
+        method=scope["method"],
+        status=status,
+        duration_ms=round(seconds * 1000, 3),
+        **_who(scope["state"].get("caller")),
+    )
 
 
 def log_socket(scope: Scope, status: int, code: int | None, seconds: float) -> None:

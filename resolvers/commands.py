@@ -133,8 +133,7 @@ def _check_tree(tree: dict[str, Any] | list[Any], levels: int, most: int) -> Non
         raise broken("too_deep", "must not be nested deeper than {maximum} levels", maximum=most)
     for each in (*tree, *tree.values()) if isinstance(tree, dict) else tree:
         if isinstance(each, str):
-            # Most texts are plain, and most of the members of an encounter are such texts.
-            if not (each.isascii() and each.isprintable()) and (problem := json_text.problem_with(each)):
+            if problem := json_text.problem_with(each):
                 raise broken(*problem)
         elif isinstance(each, dict | list):
             _check_tree(each, levels - 1, most)

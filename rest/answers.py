@@ -1,6 +1,6 @@
 """How an answer is written down: JSON bytes that no cache keeps, and where to read about them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -11,10 +11,11 @@ from rest.media import JSON
 LINK = '</openapi.json>; rel="service-desc", </docs>; rel="help"'
 """Where this door is described, for programs and for people. Source: RFC 8631."""
 
-SHARED = {"Link": LINK, "Vary": "Accept", "Cache-Control": "no-store"}
-"""The headers of every answer, unless it says otherwise."""
+Fields = Sequence[tuple[bytes, bytes]]
+"""Fields of a head, by their names in lower case."""
 
-_SHARED_FIELDS = [(name.lower().encode(), value.encode()) for name, value in SHARED.items()]
+SHARED: Fields = [(b"link", LINK.encode()), (b"vary", b"Accept"), (b"cache-control", b"no-store")]
+"""What every answer has in its head, unless it says otherwise."""
 
 
 def write_json(body: Any) -> bytes:
@@ -31,13 +32,21 @@ def json_answer(
 
 def json_bytes(body: bytes, status: int, headers: Mapping[str, str] | None = None, media_type: str = JSON) -> Response:
     """Answer with a JSON body that is written already. No cache keeps it."""
-    response = Response(body, status, headers, media_type)
-    # Written once for all of them: whose own come first says otherwise by them.
-    own = dict(response.raw_headers)
-    response.raw_headers += [field for field in _SHARED_FIELDS if field[0] not in own]
-    return response
+    return sharing(Response(body, status, headers, media_type))
 
 
 def empty_answer(status: int, headers: Mapping[str, str]) -> Response:
     """Answer with headers alone."""
-    return Response(None, status, SHARED | dict(headers))
+    return sharing(Response(None, status, headers))
+
+
+def lacking(head: Fields, fields: Fields) -> Fields:
+    """Give those of the fields whose names are not in the head."""
+    own = dict(head)
+    return [field for field in fields if field[0] not in own]
+
+
+def sharing(response: Response) -> Response:
+    """Give the answer with what every answer has in its head."""
+    response.raw_headers += lacking(response.raw_headers, SHARED)
+    return response

@@ -13,11 +13,11 @@ from models import Encounter
 from resolvers import json_text
 from resolvers.access import Operation
 from resolvers.encounters import record_encounter, visible_encounter
-from resolvers.errors import InvalidInput, MalformedBody, Violation
+from resolvers.errors import InvalidInput, MalformedBody, UnsupportedMediaType, Violation
 from resolvers.slices import list_encounters_by_offset
 from resolvers.validation import validate_encounter
 from rest.answers import json_answer, json_bytes, write_json
-from rest.media import require_json_is_accepted, require_json_is_sent
+from rest.media import require_json_is_accepted
 from rest.signin import admitted
 from rest.tags import is_known, not_modified, tag_of_body, tag_of_version
 
@@ -120,8 +120,9 @@ def _validate_only(request: Request) -> bool:
 
 
 async def _members(request: Request) -> dict[str, Any]:
-    require_json_is_sent(request)
     state = request.scope["state"]
+    if not state["sends_json"]:
+        raise UnsupportedMediaType
     # All of it is here already, or it is waited for.
     body = json_text.read(state["body"].read() if "body" in state else await request.body())
     if not isinstance(body, dict):

@@ -5,7 +5,7 @@ from functools import lru_cache
 
 from starlette.requests import Request
 
-from resolvers.errors import NotAcceptable, UnsupportedMediaType
+from resolvers.errors import NotAcceptable
 
 JSON = "application/json"
 PROBLEM = "application/problem+json"
@@ -30,12 +30,6 @@ def require_json_is_accepted(request: Request) -> None:
 def _takes_json(accept: str) -> bool:
     ranges = _ranges(accept)
     return bool(_quality(ranges, JSON) or _quality(ranges, PROBLEM))
-
-
-def require_json_is_sent(request: Request) -> None:
-    """Return if the body is JSON as it is. Raises `UnsupportedMediaType`."""
-    if not request.scope["state"]["sends_json"]:
-        raise UnsupportedMediaType
 
 
 def prefers_problem(accept: str) -> bool:

@@ -52,9 +52,6 @@ Report = Callable[[BaseException, str], None]
 
 APOLLO_ID = "/extensions/persistedQuery/sha256Hash"
 
-BY_TEXT = {"query", "variables", "operationName"}
-"""The members of whoever names no document by an id."""
-
 
 class Ask(NamedTuple):
     """What a client asks for: a document by its text, or by the id of a trusted one."""
@@ -92,10 +89,8 @@ def ask_of(members: Any) -> Ask:
         violations.append(_misfit("extensions", "object", "must be an object", members))
     if violations:
         raise InvalidInput(violations)
-    if not extensions:
-        return Ask(query, variables or {}, operation_name, document_id)
-    tell_cost = extensions.get("cost") is True
-    explain = extensions.get("explain") is True
+    tell_cost = (extensions or {}).get("cost") is True
+    explain = (extensions or {}).get("explain") is True
     return Ask(query, variables or {}, operation_name, document_id, id_pointer == APOLLO_ID, tell_cost, explain)
 
 
@@ -110,8 +105,6 @@ def _document_id(members: Mapping[str, Any]) -> tuple[str, Any]:
     Sources: GraphQL over HTTP, appendix A; `extensions.persistedQuery` of Apollo's clients; `doc_id` and `id`, the
     names in Relay's examples, which are taken for ids only where there is no text.
     """
-    if members.keys() <= BY_TEXT:
-        return "/documentId", None
     extensions = members.get("extensions")
     persisted = extensions.get("persistedQuery") if isinstance(extensions, dict) else None
     if isinstance(persisted, dict) and persisted.get("sha256Hash") is not None and members.get("documentId") is None:

@@ -87,7 +87,7 @@ class Plan:
 
     def _settled(self, sent: Variables) -> "tuple[Variant, dict[str, Any]]":
         variables = coerced(self._definitions, sent)
-        outcome = tuple([variables.get(name) for name in self._conditions]) if self._conditions else ()
+        outcome = tuple(variables.get(name) for name in self._conditions)
         if None in outcome:
             raise Declined
         if outcome not in self._variants:
@@ -216,7 +216,7 @@ class Variant:
         return ids
 
     def _question(self, bound: Mapping[int, Bound]) -> Question | None:
-        shape = tuple([each.shape for each in bound.values()]) if bound else ()
+        shape = tuple(each.shape for each in bound.values())
         if shape not in self._questions:
             if len(self._questions) >= KEPT_QUESTIONS:
                 self._questions.clear()
@@ -281,14 +281,14 @@ def _bind(page: Page, list_owner: tuple[str, str] | None, variables: Variables, 
     """Settle a page's arguments. `list_owner` is the brand and patient whose list it is, None for several."""
     given = page.arguments(variables)
     limits = context.services.page_limits
-    if given.keys() <= {"first", "last"}:
-        return _of_size(page.number, limits, given.get("first"), given.get("last"))
     where = given.pop("where", None)
     relay = {name: value for name, value in given.items() if value is not None}
     has_cursor = not relay.keys().isdisjoint({"after", "before"})
     if has_cursor and list_owner is None:
         raise Declined
     try:
+        if where is None and not has_cursor:
+            return _of_size(page.number, limits, **relay)
         narrow = EncounterFilter.read(filter_members(where), context.services.input_limits)
         in_list = list_of(*list_owner, narrow) if has_cursor and list_owner else ""
         bound = Bound(window_of(limits, in_list, **relay), narrow)
@@ -298,12 +298,9 @@ def _bind(page: Page, list_owner: tuple[str, str] | None, variables: Variables, 
 
 
 @lru_cache(256)
-def _of_size(number: int, limits: PageLimits, first: int | None, last: int | None) -> Settled:
-    """The same of a page that is told apart by nothing but its size, as most are."""
-    try:
-        bound = Bound(window_of(limits, "", first=first, last=last), EVERYTHING)
-    except GatewayError:
-        raise Declined from None
+def _of_size(number: int, limits: PageLimits, *, first: int | None = None, last: int | None = None) -> Settled:
+    """Settle a page that is told apart by nothing but its size, as most are. Raises `InvalidInput`."""
+    bound = Bound(window_of(limits, "", first=first, last=last), EVERYTHING)
     return bound, arguments_of(number, bound)
 
 

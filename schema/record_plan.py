@@ -60,9 +60,6 @@ class RecordPlan:
         if nodes[0].name.value != "recordEncounter":
             raise Declined
         self._arguments = _arguments(nodes[0])
-        self._is_put_together = not any(
-            each.name.value == "input" and isinstance(each.value, VariableNode) for each in nodes[0].arguments or ()
-        )
         fields = reader.recorded(nodes)
         self._shows_patient = any(
             isinstance(each, list) for _, below in fields if isinstance(below, list) for _, each in below
@@ -74,10 +71,7 @@ class RecordPlan:
         variables = coerced(self._definitions, sent)
         given = self._arguments(variables)
         patient_id, members, key = given.get("patientId"), given.get("input"), given.get("idempotencyKey")
-        if not isinstance(patient_id, str) or not isinstance(key, str | None):
-            raise Declined
-        # One that came whole in a variable was looked at with the variables.
-        if members is None or (self._is_put_together and not fits_recording(members)):
+        if not isinstance(patient_id, str) or not isinstance(key, str | None) or not fits_recording(members):
             raise Declined
         if self._shows_patient:
             _require_patients(context)

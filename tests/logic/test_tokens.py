@@ -299,16 +299,16 @@ async def test_an_operator_may_want_every_request_verified(provider: IdentityPro
     assert provider.introspections == 2
 
 
-async def test_a_machine_that_slept_does_not_believe_a_token_past_its_end(
+async def test_a_machine_that_slept_does_not_believe_a_token_past_its_end_nor_again_when_its_clock_is_set_back(
     provider: IdentityProvider, introspected: Verify, clock: Hands
 ) -> None:
     provider.tokens["opaque"] = MACHINE | {"exp": clock.now + 3600}
     await introspected("opaque")
 
-    clock.sleep_through(4000)
-
-    with pytest.raises(InvalidToken):
-        await introspected("opaque")
+    for seconds in (4000, -4000):
+        clock.sleep_through(seconds)
+        with pytest.raises(InvalidToken):
+            await introspected("opaque")
 
 
 async def test_a_clock_that_is_set_back_makes_nothing_last_longer(
@@ -320,21 +320,6 @@ async def test_a_clock_that_is_set_back_makes_nothing_last_longer(
 
     clock.pass_by(60)
     clock.sleep_through(-3600)
-
-    with pytest.raises(InvalidToken):
-        await introspected("opaque")
-
-
-async def test_a_token_that_was_found_worthless_is_not_believed_again_when_a_clock_is_set_back(
-    provider: IdentityProvider, introspected: Verify, clock: Hands
-) -> None:
-    provider.tokens["opaque"] = MACHINE | {"exp": clock.now + 3600}
-    await introspected("opaque")
-    clock.sleep_through(4000)
-    with pytest.raises(InvalidToken):
-        await introspected("opaque")
-
-    clock.sleep_through(-4000)
 
     with pytest.raises(InvalidToken):
         await introspected("opaque")
