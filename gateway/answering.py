@@ -1,7 +1,8 @@
-"""One request between uvicorn's protocol and the application: its body, where that is here, and its answer's head.
+"""One request between uvicorn's protocol and the application: its body, where that is here, and its answer.
 
 uvicorn looks for what is forbidden in each field of each head, by two patterns a field. Most of an answer's fields are
-those of the answer before, so here a field is looked at when it is new.
+those of the answer before, so here a field is looked at when it is new. And it writes the head and the body one after
+the other, each a journey through the network for both sides: here an answer that is whole is written at once.
 """
 
 from functools import lru_cache
@@ -12,6 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, STATUS_LINE, RequestResponseCycle
 
 REMEMBERED_FIELDS = 512
+
+END: Message = {"type": "http.response.body", "body": b""}
 
 FRAMING = frozenset({b"content-length", b"transfer-encoding", b"connection"})
 """The fields that say where an answer ends, and whether the connection does."""
@@ -42,11 +45,13 @@ class WholeBody:
 class Answering:
     """Serves one request on uvicorn's cycle, as the application that the cycle runs."""
 
-    __slots__ = ("_app", "_cycle")
+    __slots__ = ("_app", "_cycle", "_held")
 
     def __init__(self, app: ASGIApp, cycle: RequestResponseCycle) -> None:
         self._app = app
         self._cycle = cycle
+        self._held = b""
+        """The head, until something comes that it goes with."""
 
     async def __call__(self, scope: Scope, receive: Receive, _send: Send) -> None:
         """Serve the request."""
@@ -56,15 +61,33 @@ class Answering:
 
     async def _send(self, message: Message) -> None:
         cycle = self._cycle
-        if message["type"] != "http.response.start" or cycle.response_started:
-            await cycle.send(message)  # type: ignore[arg-type]
-            return
-        if cycle.flow.write_paused and not cycle.disconnected:
-            await cycle.flow.drain()
-        if not cycle.disconnected:
+        if message["type"] == "http.response.start" and not cycle.response_started:
             cycle.response_started = True
             cycle.waiting_for_100_continue = False
-            cycle.transport.write(self._head(message))
+            self._held = self._head(message)
+            return
+        if self._held:
+            if cycle.flow.write_paused and not cycle.disconnected:
+                await cycle.flow.drain()
+            if not cycle.disconnected:
+                pieces = [self._held]
+                if self._is_whole(message):
+                    pieces.append(message["body"])
+                    cycle.expected_content_length = 0
+                    message = END
+                cycle.transport.writelines(pieces)
+            self._held = b""
+        await cycle.send(message)  # type: ignore[arg-type]
+
+    def _is_whole(self, message: Message) -> bool:
+        """Whether this is all of the body that the head announced."""
+        cycle = self._cycle
+        return (
+            cycle.chunked_encoding is False
+            and cycle.scope["method"] != "HEAD"
+            and not message.get("more_body")
+            and len(message.get("body", b"")) == cycle.expected_content_length > 0
+        )
 
     def _head(self, message: Message) -> bytes:
         cycle = self._cycle

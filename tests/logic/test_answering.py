@@ -1,8 +1,8 @@
-"""The head of an answer is, byte for byte, the one that uvicorn would have written."""
+"""An answer is, byte for byte, the one that uvicorn would have written, and goes out at once."""
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
 import pytest
@@ -43,11 +43,20 @@ class Written:
     """A transport that keeps what is written."""
 
     def __init__(self) -> None:
-        self.bytes = b""
+        self.writes: list[bytes] = []
         self.closed = False
 
+    @property
+    def sent(self) -> bytes:
+        return b"".join(self.writes)
+
     def write(self, data: bytes) -> None:
-        self.bytes += data
+        # A transport sends nothing where there is nothing to send.
+        if data:
+            self.writes.append(data)
+
+    def writelines(self, pieces: Iterable[bytes]) -> None:
+        self.write(b"".join(pieces))
 
     def close(self) -> None:
         self.closed = True
@@ -83,7 +92,7 @@ class Case(NamedTuple):
     keep_alive: bool
     status: int
     fields: Fields
-    body: bytes
+    pieces: Sequence[bytes]
 
 
 CASES = st.builds(
@@ -92,7 +101,7 @@ CASES = st.builds(
     keep_alive=st.booleans(),
     status=st.sampled_from([200, 201, 204, 304, 400, 503]),
     fields=FIELDS,
-    body=st.sampled_from([b"", b"{}"]),
+    pieces=st.sampled_from([[b""], [b"{}"], [b"{", b"}"], [b"", b"{}"], [b"{}", b""], [b"{"], [b"{}}"]]),
 )
 
 
@@ -102,16 +111,42 @@ async def answered(case: Case, *, by_us: bool) -> Any:
 
     async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": case.status, "headers": list(case.fields)})
-        await send({"type": "http.response.body", "body": case.body[:1], "more_body": True})
-        await send({"type": "http.response.body", "body": case.body[1:]})
+        for number, piece in enumerate(case.pieces, 1):
+            await send({"type": "http.response.body", "body": piece, "more_body": number < len(case.pieces)})
 
     await cycle.run_asgi(cast("Any", Answering(app, cycle) if by_us else app))
-    return transport.bytes, transport.closed, cycle.keep_alive, cycle.response_complete
+    return transport.sent, transport.closed, cycle.keep_alive, cycle.response_complete
 
 
 @given(case=CASES)
 async def test_an_answer_is_written_as_uvicorn_would(case: Case) -> None:
     assert await answered(case, by_us=True) == await answered(case, by_us=False)
+
+
+async def test_an_answer_that_is_whole_goes_out_at_once() -> None:
+    cycle, transport = cycle_for("GET", keep_alive=True)
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    await cycle.run_asgi(cast("Any", Answering(app, cycle)))
+
+    assert len(transport.writes) == 1
+
+
+async def test_the_head_of_an_answer_that_comes_in_pieces_goes_out_with_the_first() -> None:
+    cycle, transport = cycle_for("GET", keep_alive=True)
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"", "more_body": True})
+        assert transport.sent.endswith(b"\r\n\r\n")
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    await cycle.run_asgi(cast("Any", Answering(app, cycle)))
+
+    assert cycle.response_complete
 
 
 @given(before=st.binary(max_size=3), broken=BREAKS, after=st.binary(max_size=3), in_name=st.booleans())
@@ -120,7 +155,7 @@ async def test_a_field_that_could_be_taken_for_two_is_never_written(
 ) -> None:
     field = (before + broken + after, b"value") if in_name else (b"name", before + broken + after)
 
-    written, closed, _, complete = await answered(Case("GET", True, 200, [field], b""), by_us=True)
+    written, closed, _, complete = await answered(Case("GET", True, 200, [field], [b""]), by_us=True)
 
     assert (written, closed, complete) == (b"", True, False)
 
