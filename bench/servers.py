@@ -3,7 +3,6 @@
 import base64
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ from gateway.roles import DATABASE, LOGIN, OWNER
 
 ROOT = Path(__file__).parent.parent
 PEERS = ROOT / "bench" / "peers"
+NODE = PEERS / ".venv" / "bin" / "node"
 TOKEN = "bench-token"  # noqa: S105 - it opens a database of made-up patients
 CLIENT, SECRET = "bench-gateway", "bench-secret"
 
@@ -42,13 +42,10 @@ class Kind:
     dialects: frozenset[Dialect]
     cold_question: str
     has_duties: bool = False
-    is_node: bool = False
 
     @property
     def installed(self) -> bool:
         """Whether what it runs on is there."""
-        if self.is_node:
-            return shutil.which("node") is not None and (PEERS / "node_modules").exists()
         return Path(self.command[0]).exists()
 
 
@@ -64,7 +61,7 @@ GATEWAY = Kind(
 
 def _node(name: str, dialect: Dialect, cold_question: str) -> Kind:
     login = f"bench_{name}"
-    return Kind(name, ["node", PEERS / f"{name}.js"], login, frozenset({dialect}), cold_question, is_node=True)
+    return Kind(name, [NODE, PEERS / f"{name}.js"], login, frozenset({dialect}), cold_question)
 
 
 MERCURIUS = _node("mercurius", "sdl", "W3")

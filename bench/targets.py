@@ -6,7 +6,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from bench.measuring import Measurement
-from bench.servers import KINDS
+from bench.servers import KINDS, NODE
 
 if TYPE_CHECKING:
     from bench.running import Run
@@ -43,7 +43,7 @@ def _cpu(workload: str, peer: str, server: float, total: float) -> Iterator[Targ
     yield Target("closed", workload, peer, "with PostgreSQL", total)
 
 
-NODE = [name for name, kind in KINDS.items() if kind.is_node]
+ON_NODE = [name for name, kind in KINDS.items() if kind.command[0] == NODE]
 TARGETS: Sequence[Target] = (
     *_cpu("W1", "mercurius", 0.65, 0.80),
     *_cpu("W2", "fastify", 0.60, 0.80),
@@ -59,7 +59,7 @@ TARGETS: Sequence[Target] = (
     *_cpu("W7", "apollo", 1.0, 1.0),
     Target("closed", "W2", "pgbench", "requests/s", 0.80, at_least=True),
     *(Target("rate", workload, "mercurius", "p99", 1.0) for workload in ("W1", "W3", "W4", "W5", "W6")),
-    *(Target("memory", "", peer, "memory after load", 0.5) for peer in NODE),
+    *(Target("memory", "", peer, "memory after load", 0.5) for peer in ON_NODE),
     Target("cold", "", "mercurius", "cold start", 1.5),
 )
 

@@ -113,7 +113,8 @@ class Database:
     def __init__(self, pool: Pool[BrandConnection], acquire_seconds: float, name: str) -> None:
         self._pool = pool
         self._acquire_seconds = acquire_seconds
-        self._finding: Together[Finding, str, Row | None] = Together(self._find, acquire_seconds)
+        # Nobody waits for a disk here. A second statement would only have a few of those whom the next could have.
+        self._finding: Together[Finding, str, Row | None] = Together(self._find, acquire_seconds, under_way=1)
         # Lists are the database's work more than ours: it is given several at once, and others find connections too.
         self._listing: Together[Finding, str, Row | None] = Together(
             self._find, acquire_seconds, under_way=max(1, pool.size // 2), at_most=_lists_together

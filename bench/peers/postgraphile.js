@@ -6,13 +6,6 @@ import { postgraphile } from "postgraphile";
 import { PostGraphileAmberPreset } from "postgraphile/presets/amber";
 import { listening } from "./listening.js";
 
-// Node.js 20 has none, and PostGraphile asks for 22; this is all that it misses.
-Promise.withResolvers ??= () => {
-  const made = {};
-  made.promise = new Promise((resolve, reject) => Object.assign(made, { resolve, reject }));
-  return made;
-};
-
 const pgl = postgraphile({
   extends: [PostGraphileAmberPreset],
   // A list by patient is served by an index that PostGraphile does not know for one, so it would not offer it.

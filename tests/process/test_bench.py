@@ -40,9 +40,7 @@ def test_the_gateway_alone_is_measured_through_both_doors(tmp_path: Path) -> Non
     assert not list(tmp_path.glob("data-*"))
 
 
-@pytest.mark.skipif(
-    not MERCURIUS.installed, reason="the peers are not installed: make .venv/bench, which needs Node.js"
-)
+@pytest.mark.skipif(not MERCURIUS.installed, reason="the peers are not installed: make .venv/bench")
 def test_the_gateway_is_compared_with_a_peer_that_answers_alike(tmp_path: Path) -> None:
     run(tmp_path, "--servers=gateway,mercurius", "--workloads=W4", "--parts=closed,rate,cold")
 
