@@ -27,7 +27,7 @@ NODE = PEERS / ".venv" / "bin" / "node"
 TOKEN = "bench-token"  # noqa: S105 - it opens a database of made-up patients
 CLIENT, SECRET = "bench-gateway", "bench-secret"
 
-Dialect = Literal["gateway", "sdl", "postgraphile", "rest"]
+Dialect = Literal["gateway", "sdl", "postgraphile", "rest", "bare"]
 
 STARTUP_SECONDS = 60.0
 
@@ -75,7 +75,8 @@ FASTAPI = Kind(
     frozenset({"rest"}),
     "R4",
 )
-KINDS = {each.name: each for each in (GATEWAY, MERCURIUS, APOLLO, POSTGRAPHILE, FASTIFY, FASTAPI)}
+BARE = Kind("bare", [Path(sys.executable), PEERS / "bare.py"], "bench_bare", frozenset({"bare"}), "W3")
+KINDS = {each.name: each for each in (GATEWAY, MERCURIUS, APOLLO, POSTGRAPHILE, FASTIFY, FASTAPI, BARE)}
 
 
 @dataclass

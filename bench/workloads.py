@@ -96,6 +96,10 @@ def graphql(document: str, variables: Callable[[Question], Mapping[str, Any]] = 
 
 
 RECORDED_ALIKE = "{ id status createdAt }"
+RECORD_ALIKE = graphql(
+    f"""mutation ($patientId: ID!, $input: RecordEncounterInput!) {{
+          recordEncounter(patientId: $patientId, input: $input) {RECORDED_ALIKE} }}"""
+)
 RECORD: Words = {
     "gateway": graphql(
         """mutation ($patientId: ID!, $input: RecordEncounterInput!, $key: String) {
@@ -106,10 +110,8 @@ RECORD: Words = {
              } }""",
         lambda q: {"patientId": q["patientId"], "input": _upper(q["input"]), "key": KEY.decode()},
     ),
-    "sdl": graphql(
-        f"""mutation ($patientId: ID!, $input: RecordEncounterInput!) {{
-              recordEncounter(patientId: $patientId, input: $input) {RECORDED_ALIKE} }}"""
-    ),
+    "sdl": RECORD_ALIKE,
+    "bare": RECORD_ALIKE,
     "postgraphile": graphql(
         """mutation ($encounter: EncounterInput!) {
              createEncounter(input: {encounter: $encounter}) { encounter { rowId status createdAt } } }""",
@@ -120,6 +122,7 @@ RECORD: Words = {
 ONE: Words = {
     "gateway": graphql(f"query ($id: ID!) {{ encounter(id: $id) {{ {ALL} }} }}"),
     "sdl": graphql(f"query ($id: ID!) {{ encounter(id: $id) {{ {ALL} }} }}"),
+    "bare": graphql(f"query ($id: ID!) {{ encounter(id: $id) {{ {ALL} }} }}"),
     "postgraphile": graphql(
         f"""query ($id: UUID!) {{
               allEncounters(condition: {{rowId: $id}}, first: 1) {{ nodes {{ {ALL_OF_POSTGRAPHILE} }} }} }}"""
@@ -251,7 +254,14 @@ WORKLOADS = {
     each.name: each
     for each in (
         Workload("W1", "record over GraphQL", encounters_to_record, RECORD, None, is_write=True),
-        Workload("W2", "record over REST", encounters_to_record, {"rest": _record_over_rest}, None, is_write=True),
+        Workload(
+            "W2",
+            "record over REST",
+            encounters_to_record,
+            {"rest": _record_over_rest, "bare": _record_over_rest},
+            None,
+            is_write=True,
+        ),
         Workload("W3", "one encounter by id", _any_encounter, ONE, TRUTH_OF_ONE),
         Workload("W4", "a patient's latest 50", _latest_of("small", 50), LATEST, _truth_of_latest(50)),
         Workload("W5", "a patient's latest 500", _latest_of("large", 500), LATEST, _truth_of_latest(500)),
