@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import NamedTuple, Self, TypedDict
 
 import asyncpg
@@ -153,6 +153,8 @@ class Database:
                 server_settings={
                     "application_name": "encounter-gateway",
                     "timezone": "UTC",
+                    # Instants come as text (`_set_codecs`).
+                    "datestyle": "ISO",
                     # Who waited for a key or a lease must see what the one before did, whatever the default is.
                     "default_transaction_isolation": "read committed",
                     # A page is read along its index: gathered first and sorted then, it would cost what the whole list
@@ -313,10 +315,6 @@ def _hang_up(connection: BrandConnection, error: BaseException) -> None:
         connection.terminate()
 
 
-_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-
-
 # A long answer passes through several buffers. A backend on glibc gives them back to the system then, to fault them in
 # again for the next one, page by page: a quarter of the cost of 500 encounters. It keeps twice the size of the largest
 # piece that it ever freed, so it frees 2 MiB at the beginning. Source: mallopt(3), M_MMAP_THRESHOLD.
@@ -324,13 +322,10 @@ KEEP_MEMORY = "SELECT octet_length(repeat(repeat(' ', 1024), (SELECT 2048)))"
 
 
 async def _set_codecs(connection: asyncpg.Connection[Row]) -> None:
-    # asyncpg takes the first and the last instant of Python's calendar for the infinities. They are instants here.
+    # asyncpg takes the first and the last instant of Python's calendar for the infinities. They are instants here. And
+    # Python reads a text in a quarter of the time that it takes to add up microseconds.
     await connection.set_type_codec(
-        "timestamptz",
-        schema="pg_catalog",
-        format="tuple",
-        encoder=lambda instant: ((instant - _EPOCH) // _MICROSECOND,),
-        decoder=lambda microseconds: _EPOCH + timedelta(0, 0, microseconds[0]),
+        "timestamptz", schema="pg_catalog", encoder=datetime.isoformat, decoder=datetime.fromisoformat
     )
     # JSON that goes to the client as it is comes as the one type of text that nothing else has, and stays bytes.
     await connection.set_type_codec("bpchar", schema="pg_catalog", format="binary", encoder=str.encode, decoder=bytes)

@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 from uuid import uuid4
 
 import asyncpg
@@ -234,6 +236,34 @@ async def test_what_cannot_be_opened_takes_no_place(database_url: str) -> None:
     pool.give_back(connection)
     await pool.close(5)
     assert connection.is_closed()
+
+
+@pytest.mark.parametrize(
+    "instant",
+    [
+        datetime.min.replace(tzinfo=UTC),
+        datetime.max.replace(tzinfo=UTC),
+        datetime(1999, 12, 31, 23, 59, 59, 999_999, UTC),
+        datetime(2026, 11, 29, 12, 0, 0, 120_000, UTC),
+        datetime(2026, 11, 29, 12, 0, 0, 0, timezone(timedelta(hours=-3, minutes=-30))),
+    ],
+    ids=str,
+)
+async def test_an_instant_comes_back_as_it_was_sent_whatever_the_server_is_used_to(
+    database_url: str, instant: datetime
+) -> None:
+    habits = quote("-c datestyle=German -c timezone=Asia/Kathmandu")
+    url = f"{database_url}{'&' if '?' in database_url else '?'}options={habits}"
+    database = await Database.connect(url, role=APP_ROLE, size=1, acquire_seconds=5, statement_seconds=5)
+    asked = Statement("SELECT sent, ARRAY[sent], isfinite(sent) FROM CAST($1 AS timestamptz) AS sent", ["instant"])
+
+    async with database.reading("loop") as connection:
+        row = await connection.fetch_one(asked, instant=instant)
+    await database.close()
+
+    assert row is not None
+    assert tuple(row) == (instant, [instant], True)
+    assert row[0].tzinfo is UTC
 
 
 async def test_closing_waits_for_what_is_in_use_but_not_for_ever(pool: Connections) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.cast import Cast
 from tests.doors import Service
+from tests.happenings import until
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
@@ -235,8 +236,7 @@ async def test_nobody_is_skipped_or_shown_twice_while_others_are_recorded(
     two: dict[str, Any] = {size: 2}
     connection = await page(service, patient_id, **two)
     # Pages are quick: all could be read before anything was recorded.
-    while not (recorded or meanwhile.done()):
-        await asyncio.sleep(0)
+    await until(lambda: recorded)
     while len(met) < 50:
         met += ids(connection)
         if not connection["pageInfo"][more]:
