@@ -47,10 +47,10 @@ RECORD = f"""INSERT INTO patient_graph.encounters AS e ({SENT})
 
 
 class Together:
-    """One statement for all who come while the one before is under way."""
+    """One statement for all who come while the one before is under way, on a connection of its own."""
 
-    def __init__(self, pool: asyncpg.Pool, statement: str, argument: Callable[[list[Any]], object]) -> None:
-        self._pool, self._statement, self._argument = pool, statement, argument
+    def __init__(self, connection: asyncpg.Connection, statement: str, argument: Callable[[list[Any]], object]) -> None:
+        self._connection, self._statement, self._argument = connection, statement, argument
         self._waiting: list[tuple[str, Any, asyncio.Future[str]]] = []
         self._sending: asyncio.Task[None] | None = None
 
@@ -63,23 +63,23 @@ class Together:
         return (await outcome).encode()
 
     async def _send(self) -> None:
-        async with self._pool.acquire() as connection:
-            while self._waiting:
-                together, self._waiting = self._waiting, []
-                argument = self._argument([item for _, item, _ in together])
-                found = dict(await connection.fetch(self._statement, argument))
-                for id_, _, outcome in together:
-                    outcome.set_result(found.get(id_, "null"))
-            self._sending = None
+        while self._waiting:
+            together, self._waiting = self._waiting, []
+            argument = self._argument([item for _, item, _ in together])
+            found = dict(await self._connection.fetch(self._statement, argument))
+            for id_, _, outcome in together:
+                outcome.set_result(found.get(id_, "null"))
+        self._sending = None
 
 
 class Bare:
     """The application."""
 
-    def __init__(self, pool: asyncpg.Pool) -> None:
-        self._find = Together(pool, FIND, list)
-        self._over_graphql = Together(pool, RECORD + written(["id", "status", "createdAt"]), text)
-        self._over_rest = Together(pool, RECORD + written(COLUMNS.values()), text)
+    def __init__(self, *connections: asyncpg.Connection) -> None:
+        find, graphql, rest = connections
+        self._find = Together(find, FIND, list)
+        self._over_graphql = Together(graphql, RECORD + written(["id", "status", "createdAt"]), text)
+        self._over_rest = Together(rest, RECORD + written(COLUMNS.values()), text)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one of three questions."""
@@ -106,8 +106,8 @@ def text(rows: list[Any]) -> str:
 
 async def main() -> None:
     """Say where we listen, and serve until standard input is closed."""
-    pool = await asyncpg.create_pool(os.environ["DATABASE_URL"], min_size=10, max_size=10)
-    config = uvicorn.Config(Bare(pool), port=0, lifespan="off", access_log=False, log_level="warning")
+    bare = Bare(*[await asyncpg.connect(os.environ["DATABASE_URL"]) for _ in range(3)])
+    config = uvicorn.Config(bare, port=0, lifespan="off", access_log=False, log_level="warning")
     listening = config.bind_socket()
     print(f"http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
     server = uvicorn.Server(config)
