@@ -6,16 +6,14 @@ same time shares a statement, as with the gateway, and PostgreSQL writes the JSO
 
 import asyncio
 import os
-import sys
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
 import asyncpg
 import orjson
-import uvicorn
 import uvloop
+from listening import listening
 
 MEMBERS = (
     "id", "patientId", "providerId", "brandId", "encounterType", "status", "scheduledAt", "startedAt", "endedAt",
@@ -105,17 +103,8 @@ def text(rows: list[Any]) -> str:
 
 
 async def main() -> None:
-    """Say where we listen, and serve until standard input is closed."""
-    bare = Bare(*[await asyncpg.connect(os.environ["DATABASE_URL"]) for _ in range(3)])
-    config = uvicorn.Config(bare, port=0, lifespan="off", access_log=False, log_level="warning")
-    listening = config.bind_socket()
-    print(f"http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
-    server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve(sockets=[listening]))
-    await asyncio.to_thread(sys.stdin.read)
-    server.should_exit = True
-    with suppress(asyncio.CancelledError):
-        await serving
+    """Serve."""
+    await listening(Bare(*[await asyncpg.connect(os.environ["DATABASE_URL"]) for _ in range(3)]))
 
 
 if __name__ == "__main__":

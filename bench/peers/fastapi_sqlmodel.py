@@ -1,18 +1,15 @@
 """FastAPI and SQLModel, as their documentation shows them: async sessions, a model for what comes in and goes out."""
 
-import asyncio
 import os
-import sys
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
 from uuid import UUID, uuid4
 
-import uvicorn
 import uvloop
 from fastapi import Depends, FastAPI, HTTPException, Query
+from listening import listening
 from sqlalchemy import Column, DateTime, FetchedValue, Text, func
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError
@@ -152,18 +149,5 @@ async def latest(
     return {"patient_id": patient_id, "encounters": encounters, "total": total}
 
 
-async def main() -> None:
-    """Say where we listen, and serve until standard input is closed."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, access_log=False, log_level="warning")
-    listening = config.bind_socket()
-    print(f"http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
-    server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve(sockets=[listening]))
-    await asyncio.to_thread(sys.stdin.read)
-    server.should_exit = True
-    with suppress(asyncio.CancelledError):
-        await serving
-
-
 if __name__ == "__main__":
-    uvloop.run(main())
+    uvloop.run(listening(app))
