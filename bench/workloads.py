@@ -119,10 +119,11 @@ RECORD: Words = {
     ),
 }
 
+ONE_ALIKE = graphql(f"query ($id: ID!) {{ encounter(id: $id) {{ {ALL} }} }}")
 ONE: Words = {
-    "gateway": graphql(f"query ($id: ID!) {{ encounter(id: $id) {{ {ALL} }} }}"),
-    "sdl": graphql(f"query ($id: ID!) {{ encounter(id: $id) {{ {ALL} }} }}"),
-    "bare": graphql(f"query ($id: ID!) {{ encounter(id: $id) {{ {ALL} }} }}"),
+    "gateway": ONE_ALIKE,
+    "sdl": ONE_ALIKE,
+    "bare": ONE_ALIKE,
     "postgraphile": graphql(
         f"""query ($id: UUID!) {{
               allEncounters(condition: {{rowId: $id}}, first: 1) {{ nodes {{ {ALL_OF_POSTGRAPHILE} }} }} }}"""
@@ -189,6 +190,7 @@ def _snake_case(name: str) -> str:
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
 
 
+RECORD_OVER_REST: Words = {"rest": _record_over_rest, "bare": _record_over_rest}
 OVER_REST: Words = {"rest": list_over_rest}
 
 # The questions
@@ -254,14 +256,7 @@ WORKLOADS = {
     each.name: each
     for each in (
         Workload("W1", "record over GraphQL", encounters_to_record, RECORD, None, is_write=True),
-        Workload(
-            "W2",
-            "record over REST",
-            encounters_to_record,
-            {"rest": _record_over_rest, "bare": _record_over_rest},
-            None,
-            is_write=True,
-        ),
+        Workload("W2", "record over REST", encounters_to_record, RECORD_OVER_REST, None, is_write=True),
         Workload("W3", "one encounter by id", _any_encounter, ONE, TRUTH_OF_ONE),
         Workload("W4", "a patient's latest 50", _latest_of("small", 50), LATEST, _truth_of_latest(50)),
         Workload("W5", "a patient's latest 500", _latest_of("large", 500), LATEST, _truth_of_latest(500)),

@@ -8,6 +8,9 @@ from resolvers.errors import TemporarilyUnavailable
 from resolvers.recording import Kept, NewEncounter, keep_at_once
 from resolvers.sql import Database
 
+UNDER_WAY = 2
+"""Statements of a brand at once: while one waits for the disk the next is made."""
+
 
 class Recorder:
     """Keeps recordings of all brands (`resolvers.recording.Recorder`)."""
@@ -15,7 +18,7 @@ class Recorder:
     def __init__(self, database: Database, kept_for: timedelta, patience_seconds: float) -> None:
         self._database = database
         self._kept_for = kept_for
-        self._together = Together(self._keep, patience_seconds)
+        self._together = Together(self._keep, patience_seconds, under_way=UNDER_WAY)
 
     async def keep(self, brand_id: str, new: NewEncounter) -> Kept:
         """Keep one, with those that come at the same time. Raises `TemporarilyUnavailable` or `OutcomeUnknown`.

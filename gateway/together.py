@@ -13,9 +13,6 @@ from typing import Generic, TypeVar
 
 import asyncpg
 
-UNDER_WAY = 2
-"""Statements of a group at once: while one waits for the disk the next is made."""
-
 LEAST_SECONDS = 0.1
 """How long those that have waited long may still wait for a connection: a free one is taken by then."""
 
@@ -45,7 +42,7 @@ class Together(Generic[Group, Item, Outcome]):
         work: Work[Group, Item, Outcome],
         patience_seconds: float,
         *,
-        under_way: int = UNDER_WAY,
+        under_way: int,
         at_most: Callable[[Group], int] = lambda _group: TOGETHER_AT_MOST,
     ) -> None:
         self._work = work

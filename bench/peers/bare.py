@@ -1,7 +1,7 @@
 """The least that the gateway's own libraries can do: uvicorn and asyncpg, and nothing else that makes a service.
 
 No framework, no GraphQL but the JSON that it travels in, no sign-in, no rules, no refusals, no log. What comes at the
-same time shares a statement, as with the gateway, and PostgreSQL writes the JSON. Nothing on these can take less.
+same time shares a statement, as with the gateway, and PostgreSQL writes the JSON. Nothing on these can take much less.
 """
 
 import asyncio
@@ -73,8 +73,7 @@ class Together:
 class Bare:
     """The application."""
 
-    def __init__(self, *connections: asyncpg.Connection) -> None:
-        find, graphql, rest = connections
+    def __init__(self, find: asyncpg.Connection, graphql: asyncpg.Connection, rest: asyncpg.Connection) -> None:
         self._find = Together(find, FIND, list)
         self._over_graphql = Together(graphql, RECORD + written(["id", "status", "createdAt"]), text)
         self._over_rest = Together(rest, RECORD + written(COLUMNS.values()), text)

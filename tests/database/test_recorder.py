@@ -12,8 +12,8 @@ import asyncpg
 import pytest
 
 from gateway.database import APP_ROLE, Database, PoolConnection
-from gateway.recorder import Recorder
-from gateway.together import TOGETHER_AT_MOST, UNDER_WAY
+from gateway.recorder import UNDER_WAY, Recorder
+from gateway.together import TOGETHER_AT_MOST
 from models import EncounterType
 from resolvers.errors import TemporarilyUnavailable
 from resolvers.ids import new_id
