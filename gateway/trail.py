@@ -19,7 +19,7 @@ from sqlalchemy import text
 from gateway.database import APP_ROLE, Database
 from gateway.metrics import AUDIT_DROPPED, AUDIT_WAITING
 from gateway.telemetry import describe, log
-from resolvers.errors import GatewayError
+from resolvers.errors import GatewayError, RateLimited
 from resolvers.ids import new_id
 from resolvers.sql import Statement
 from resolvers.trail import REQUEST_REFUSED, UNKNOWN, Note
@@ -35,6 +35,9 @@ GATHER_SECONDS = 0.2
 RETRY_SECONDS = 1.0
 FLUSH_SECONDS = 5.0
 """How long the end of the process waits for the notes that are left."""
+
+COUNT_SECONDS = 60.0
+"""Seconds; refusals of one client by the rate limit within this time become one entry with their count."""
 
 LATE_SECONDS = 300.0
 """A note older than this is dated when it is written, and says how late it is. The chain of the audit log looks back
@@ -77,6 +80,9 @@ class QueuedTrail:
         self._capacity = capacity
         self._queue: deque[Kept] = deque()
         self._batch: list[Kept] = []
+        self._rate_limited: dict[tuple[str, str | None], Kept] = {}
+        """The first refusal of each brand's client whose count is not written yet."""
+        self._counts: Counter[tuple[str, str | None]] = Counter()
         self._dropped: Counter[str] = Counter()
         self._untold = 0
         self._bell = asyncio.Event()
@@ -101,13 +107,30 @@ class QueuedTrail:
             await database.close()
 
     def note(self, note: Note) -> None:
-        """Leave a note; where there is no room, count it."""
-        # Refusals may fill half of the room: a storm of them must not drive out who read what.
-        room = self._capacity if note.event_type != REQUEST_REFUSED else (self._capacity + 1) // 2
+        """Queue a note; count a refusal by the rate limit, and a note for which the queue has no room."""
+        kept = Kept(note, new_id(), time.monotonic())
+        if note.details.get("code") != RateLimited.code:
+            self._enqueue(kept)
+            return
+        client = (note.brand_id, note.entity_id)
+        if client not in self._rate_limited:
+            self._rate_limited[client] = kept
+            asyncio.get_running_loop().call_later(COUNT_SECONDS, self._enqueue_count, client)
+        self._counts[client] += 1
+
+    def _enqueue_count(self, client: tuple[str, str | None]) -> None:
+        first = self._rate_limited.pop(client, None)
+        if first is not None:
+            details = {**first.note.details, "count": self._counts.pop(client)}
+            self._enqueue(first._replace(note=first.note._replace(details=details)))
+
+    def _enqueue(self, kept: Kept) -> None:
+        # Refusals get half of the queue at most, so that many of them cannot displace audit records of reads.
+        room = self._capacity if kept.note.event_type != REQUEST_REFUSED else (self._capacity + 1) // 2
         if len(self._queue) + len(self._batch) < room:
-            self._queue.append(Kept(note, new_id(), time.monotonic()))
+            self._queue.append(kept)
         else:
-            self._drop(note.brand_id, 1)
+            self._drop(kept.note.brand_id, 1)
         if not self._bell.is_set():
             self._bell.set()
 
@@ -128,6 +151,8 @@ class QueuedTrail:
 
     async def flush(self) -> None:
         """Write what is left, as far as `FLUSH_SECONDS` last; the rest is logged as dropped."""
+        for client in list(self._rate_limited):
+            self._enqueue_count(client)
         try:
             async with asyncio.timeout(FLUSH_SECONDS):
                 while self._queue or self._batch or self._dropped:

@@ -14,6 +14,7 @@ from resolvers.errors import (
     InsufficientScope,
     InvalidInput,
     InvalidToken,
+    RateLimited,
     ServerError,
     TemporarilyUnavailable,
     Unauthenticated,
@@ -74,7 +75,9 @@ def refusal(caller: Caller, request_id: str, error: GatewayError) -> Note:
     """Say that the caller was refused, and why, in words that are ours alone.
 
     The patient asked for, and the brand stated, may be anybody's invention; of the brand, only the token's is known.
+    A refusal by the rate limit names the client, whose requests are counted, in place of the person.
     """
+    counted = isinstance(error, RateLimited)
     details: dict[str, Any] = {"code": error.code}
     if rules := rules_of(error):
         details["rules"] = rules
@@ -82,11 +85,11 @@ def refusal(caller: Caller, request_id: str, error: GatewayError) -> Note:
         details["scopes"] = list(error.scopes)
     return Note(
         event_type=REQUEST_REFUSED,
-        actor_type=caller.actor_type,
-        actor_id=caller.actor_id,
+        actor_type="service" if counted else caller.actor_type,
+        actor_id=caller.client_id if counted else caller.actor_id,
         actor_brand_id=caller.brand_id,
-        entity_type="request",
-        entity_id=None,
+        entity_type="client" if counted else "request",
+        entity_id=caller.client_id if counted else None,
         patient_id=UNKNOWN,
         brand_id=caller.brand_id or UNKNOWN,
         request_id=request_id,

@@ -309,16 +309,22 @@ async def test_whatever_else_a_door_refuses_is_audited_too(  # noqa: PLR0917 - f
     assert entry["details"]["code"] == code
 
 
-async def test_who_asks_too_often_is_audited(database_url: str, client: str) -> None:
+@pytest.mark.parametrize("path", ["/v1/nothing", "/graphql?query={__typename}"])
+async def test_rate_limited_requests_are_one_entry_with_a_count(
+    database_url: str, cast: Cast, client: str, path: str
+) -> None:
+    """An audit log that cannot be pruned must not grow with the requests of one client."""
     settings = Settings(database_url=database_url, rate_reads_per_minute=1)
-    connection = await asyncpg.connect(database_url)
     async with Service.running(settings, verify=Clinic.verify) as service:
-        clinic = Clinic(service, connection)
-        for _ in range(2):
-            await service.rest("GET", "/v1/nothing", token=f"{client} loop admin:*")
+        for brand_id in ["loop"] * 200 + ["loopbio"]:
+            await service.rest("GET", path, token=f"{client} {brand_id} admin:*")
 
-        assert [each["details"]["code"] for each in await clinic.audited(client, 2)] == ["not_found", "rate_limited"]
-    await connection.close()
+    counted = [each for each in await kept_of(cast, client) if each["entity_type"] == "client"]
+    assert [(each["event_type"], each["entity_id"]) for each in counted] == [(REQUEST_REFUSED, client)] * 2
+    assert [(each["brand_id"], json.loads(each["details"])) for each in counted] == [
+        ("loop", {"code": "rate_limited", "count": 199}),
+        ("loopbio", {"code": "rate_limited", "count": 1}),
+    ]
 
 
 @pytest.mark.parametrize("sent", [None, "worthless"])
@@ -496,6 +502,20 @@ async def test_a_storm_of_refusals_leaves_room_for_reads(queue: QueuedTrail, cas
 
     kinds = [entry["event_type"] for entry in await kept_of(cast, client)]
     assert kinds == [REQUEST_REFUSED] * 5 + [ENCOUNTERS_READ] * 5
+
+
+async def test_a_count_is_written_when_its_minute_ends(
+    queue: QueuedTrail, cast: Cast, client: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trail, "COUNT_SECONDS", 0)
+    writing = asyncio.create_task(queue.write())
+    for _ in range(50):
+        queue.note(note(client, REQUEST_REFUSED, entity_id=client, details={"code": "rate_limited"}))
+
+    (entry,) = await until(lambda: kept_of(cast, client), bool)
+    writing.cancel()
+    await asyncio.gather(writing, return_exceptions=True)
+    assert json.loads(entry["details"]) == {"code": "rate_limited", "count": 50}
 
 
 async def test_the_loss_is_told_to_each_brand(queue: QueuedTrail, cast: Cast) -> None:
