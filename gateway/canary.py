@@ -24,6 +24,7 @@ import psutil
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
+from gateway.http_client import http_client
 from gateway.roles import DATABASE, OWNER
 from resolvers.feed import write_position
 
@@ -120,7 +121,7 @@ async def _running(folder: Path, outputs: Outputs) -> AsyncIterator[tuple[httpx2
         origin = said.split()[1].decode().partition("/v1")[0]
         socket_folder = next((folder / "data").rglob("socket"))
         owner_url = f"postgresql://{OWNER}@/{DATABASE}?host={socket_folder}&port=5432"
-        async with httpx2.AsyncClient(base_url=origin, timeout=30) as client:
+        async with http_client(over_tls=False, base_url=origin, timeout=30) as client:
             yield client, owner_url
     finally:
         process.terminate()
@@ -268,7 +269,7 @@ async def _through_sockets(client: httpx2.AsyncClient, _owner_url: str, outputs:
     ]
     for said in conversations:
         heard = []
-        async with connect(url, subprotocols=["graphql-transport-ws"]) as socket:  # type: ignore[list-item]
+        async with connect(url, subprotocols=["graphql-transport-ws"], proxy=None) as socket:  # type: ignore[list-item]
             for frame in said:
                 await socket.send(frame)
             with contextlib.suppress(TimeoutError, ConnectionClosed):

@@ -7,6 +7,7 @@ import asyncpg
 
 from gateway.account import PostgresUnavailable
 from gateway.app import create_app
+from gateway.http_client import refuse_unusable_proxies
 from gateway.postgres import refuse_folder
 from gateway.safety import examine
 from gateway.settings import PREFIX, Settings, SettingsError
@@ -17,6 +18,7 @@ def check(settings: Settings) -> int:
     print("\n".join(f"{name}={value}" for name, value in settings.shown().items()))
     if settings.development:
         print("\nDevelopment mode: well-known tokens, loopback only.")
+    refuse_unusable_proxies(settings)
     documents = _check_documents(settings) if settings.documents else 0
     if settings.database_url is None:
         return _check_folder(settings.data_dir) or documents

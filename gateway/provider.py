@@ -5,14 +5,13 @@ bad which nobody could look at.
 """
 
 import asyncio
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Generic, Self, TypeVar
 
 import httpx2
 
-from gateway.settings import LOOPBACK
+from gateway.http_client import http_client
 from gateway.telemetry import log
 from resolvers import json_text
 from resolvers.errors import MalformedBody, TemporarilyUnavailable
@@ -37,15 +36,9 @@ class Provider:
     @asynccontextmanager
     async def reached(cls, *, over_tls: bool, seconds: float) -> AsyncIterator[Self]:
         """Lend a provider that has `seconds` for each answer, and close the connections at the end."""
-        async with httpx2.AsyncClient(
-            # Without authorities nobody is trusted; reading those of the system takes 20 ms of the start.
-            verify=True if over_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
-            follow_redirects=False,
-            # The whole exchange has one deadline: see `_object`.
-            timeout=None,
+        async with http_client(
+            over_tls=over_tls,
             limits=httpx2.Limits(max_connections=MAX_CONNECTIONS, keepalive_expiry=KEEPALIVE_SECONDS),
-            # What is on this machine is asked directly, whatever proxy the environment names.
-            mounts={f"all://{f'[{host}]' if ':' in host else host}": None for host in LOOPBACK},
             # Uncompressed, so that what is counted is what is kept.
             headers={"Accept": "application/json", "Accept-Encoding": "identity"},
         ) as client:
@@ -62,7 +55,7 @@ class Provider:
         return await self._object(topic, "POST", url, max_bytes=max_bytes, data=form, auth=credentials)
 
     async def _object(self, topic: str, method: str, url: str, *, max_bytes: int, **request: Any) -> dict[str, Any]:
-        # Only a whole answer will do, with status 200, in time and in size.
+        # Only a whole answer will do, with status 200, in time and in size. The whole exchange has one deadline.
         try:
             async with asyncio.timeout(self._seconds), self._client.stream(method, url, **request) as response:
                 body = await _body(topic, response, max_bytes)

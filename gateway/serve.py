@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 from gateway.app import create_app
 from gateway.auth import DEVELOPMENT_PATIENTS
 from gateway.faults import CuttingProtocol
+from gateway.http_client import refuse_unusable_proxies
 from gateway.migrate import migrate
 from gateway.pages import built
 from gateway.protocol import GuardedProtocol
@@ -57,6 +58,7 @@ def refuse_what_cannot_be_served(settings: Settings, faults: int | None = None) 
     """Return if these settings can be served. Raises `SettingsError`."""
     if faults is not None:
         refuse_a_rehearsal(settings)
+    refuse_unusable_proxies(settings)
     if settings.documents:
         # What is wrong with them is told here, once, and not by each worker.
         create_app(settings)

@@ -14,7 +14,8 @@ from email.utils import parsedate_to_datetime
 
 import httpx2
 
-from gateway.settings import LOOPBACK, Webhook
+from gateway.http_client import http_client
+from gateway.settings import Webhook
 from gateway.sinks import MEDIA_TYPE, DeliveryFailed, SinkGone, envelope
 from resolvers.outbox import Event
 
@@ -32,13 +33,8 @@ class WebhookReceiver:
         self._keys = webhook.keys
         self._source = source
         self._seconds = seconds
-        self._client = httpx2.AsyncClient(
-            # Whoever moves tells us so by another setting: a redirect could lead the event anywhere.
-            follow_redirects=False,
-            # The whole exchange has one deadline: see `deliver`.
-            timeout=None,
-            # What is on this machine is told directly, whatever proxy the environment names.
-            mounts={f"all://{f'[{host}]' if ':' in host else host}": None for host in LOOPBACK},
+        self._client = http_client(
+            over_tls=webhook.url.scheme == "https",
             headers={"User-Agent": "encounter-gateway", "Content-Type": MEDIA_TYPE, "Accept-Encoding": "identity"},
         )
 
@@ -88,7 +84,8 @@ def retry_after_seconds(response: httpx2.Response) -> float:
         return 0
     if asked.isdigit():
         return float(asked)
-    with suppress(ValueError):
+    # A date whose year or offset is out of range is an OverflowError.
+    with suppress(ValueError, OverflowError):
         return max(0.0, (parsedate_to_datetime(asked).astimezone(UTC) - datetime.now(UTC)).total_seconds())
     return 0
 

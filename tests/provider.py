@@ -53,6 +53,8 @@ class IdentityProvider:
         self.asked = asyncio.Event()
         """Set once somebody asked about a token."""
         self.key_fetches = 0
+        self.cookies: list[str] = []
+        """Those that were sent to us."""
         self.answer: Answer | None = None
         """Given to every question in place of the right answer."""
         self.hurried = asyncio.Event()
@@ -137,6 +139,7 @@ class IdentityProvider:
 
     async def _introspect(self, request: Request) -> Response:
         self.introspections += 1
+        self._note_cookies(request)
         self.asked.set()
         await self.hurried.wait()
         if self.answer:
@@ -149,10 +152,15 @@ class IdentityProvider:
         told = self.tokens.get(form["token"])
         return JSONResponse({"active": False} if told is None else {"active": True} | told)
 
-    async def _jwks(self, _request: Request) -> Response:
+    async def _jwks(self, request: Request) -> Response:
         self.key_fetches += 1
+        self._note_cookies(request)
         await self.hurried.wait()
         return self.answer() if self.answer else JSONResponse({"keys": self.keys})
+
+    def _note_cookies(self, request: Request) -> None:
+        if "cookie" in request.headers:
+            self.cookies.append(request.headers["cookie"])
 
 
 class _Server(uvicorn.Server):

@@ -39,6 +39,7 @@ def test_each_failure_waits_longer_up_to_a_limit_and_no_two_alike() -> None:
     [
         (429, "120", 120), (503, "7", 7), (500, "120", 0), (429, "", 0), (429, "soon", 0), (429, "-5", 0),
         (429, "Wed, 21 Oct 2015 07:28:00 GMT", 0), (503, "1.5", 0), (503, "٣", 0),
+        (503, "Fri, 31 Dec 9999 23:59:59 -1200", 0), (503, "Mon, 01 Jan 2040 00:00:00 +99999999999999", 0),
     ],
 )  # fmt: skip
 def test_a_receiver_may_ask_for_patience(status: int, asked: str, seconds: float) -> None:

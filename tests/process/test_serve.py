@@ -116,6 +116,26 @@ def test_a_mistake_in_the_settings_is_a_sentence_not_a_traceback(gateway) -> Non
     assert one.errors() == "gateway: GATEWAY_PROT: no such setting; the nearest is GATEWAY_PORT\n"
 
 
+@pytest.mark.parametrize("command", ["serve", "check"])
+def test_a_proxy_that_cannot_be_used_is_one_sentence(tmp_path: Path, command: str) -> None:
+    settings = {
+        "GATEWAY_DATA_DIR": str(tmp_path),
+        "GATEWAY_WEBHOOK_URL": "https://crm.test/",
+        "GATEWAY_WEBHOOK_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+        "ALL_PROXY": "socks5://me:hunter2@proxy.test",
+    }
+    command_line = [sys.executable, "-m", "gateway", command]
+
+    ended = subprocess.run(
+        command_line, cwd=ROOT, env=os.environ | settings, capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert ended.returncode == 1
+    (sentence,) = ended.stderr.splitlines()
+    assert sentence.startswith("gateway: ALL_PROXY: a SOCKS proxy needs the package socksio")
+    assert "hunter2" not in ended.stderr
+
+
 def test_another_database_is_refused_and_its_password_is_not_told(gateway) -> None:
     one = gateway(GATEWAY_DATABASE_URL="mysql://me:hunter2@db.test/clinic")
 
