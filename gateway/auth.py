@@ -88,11 +88,17 @@ def _introspection(settings: Settings, provider: Provider, clock: Clock) -> Intr
         return None
     assert settings.introspection_client_id is not None
     assert settings.introspection_client_secret is not None
+    # Settings of its own demand the claim. Those of JWTs hold here too, but the claim is optional (RFC 7662, 2.2).
+    demanded = {"iss": settings.introspection_issuer, "aud": settings.introspection_audience}
+    fallback = {"iss": settings.jwt_issuer, "aud": settings.jwt_audience}
+    expected = {claim: demanded[claim] or fallback[claim] for claim in demanded}
     return Introspection(
         provider,
         url=str(settings.introspection_url),
         client_id=settings.introspection_client_id,
         client_secret=settings.introspection_client_secret.get_secret_value(),
+        expected={claim: right for claim, right in expected.items() if right is not None},
+        optional={claim for claim, right in demanded.items() if right is None},
         leeway=settings.token_leeway_seconds,
         clock=clock,
     )

@@ -3,7 +3,7 @@
 A member that is null is one that is absent. Numbers are exact (`int` or `Decimal`), as `json_text` reads them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Protocol
@@ -16,8 +16,8 @@ from resolvers.errors import InvalidToken
 Claims = Mapping[str, Any]
 
 BRAND = ("brand", "brand_id")
-CLIENT = ("client_id", "azp", "sub")
-"""Where the client stands: by the RFCs, by OpenID Connect, and for clients that act for themselves."""
+CLIENT = ("client_id", "azp")
+"""Claims that name the client: in the RFCs, and in OpenID Connect. `sub` is not one: it may be a person."""
 
 MAX_TOKEN_CHARACTERS = 8 * 1024
 
@@ -69,6 +69,23 @@ def caller_of(claims: Claims, *, brand: Sequence[str] = BRAND) -> Caller:
         brand_id=_brand(claims, brand),
         expires_at=None if expires is None else datetime.fromtimestamp(expires, UTC),
     )
+
+
+def refuse_another_services(claims: Claims, expected: Mapping[str, str], *, optional: Collection[str] = ()) -> None:
+    """Return for a token that was made by and for whom it should be. Raises `InvalidToken`.
+
+    Args:
+        claims: What the token says.
+        expected: The right `iss`, and the name of this gateway that `aud` must hold, a text or a list of them.
+        optional: Which of these the claims may leave out. One that is there must be right all the same.
+
+    """
+    for claim, right in expected.items():
+        named = claims.get(claim)
+        if named is None and claim in optional:
+            continue
+        if right not in (named if claim == "aud" and isinstance(named, list) else [named]):
+            raise refused(claim)
 
 
 def refuse_outside_its_time(claims: Claims, *, now: float, leeway: float) -> None:

@@ -1,10 +1,19 @@
 """RFC 7662: the identity provider is asked whose token it is."""
 
+from collections.abc import Collection, Mapping
 from urllib.parse import quote_plus
 
 import httpx2
 
-from gateway.claims import Claims, Clock, UnreadableClaimsError, caller_of, refuse_outside_its_time, refused
+from gateway.claims import (
+    Claims,
+    Clock,
+    UnreadableClaimsError,
+    caller_of,
+    refuse_another_services,
+    refuse_outside_its_time,
+    refused,
+)
 from gateway.provider import Provider, trouble
 from resolvers.access import Caller
 from resolvers.errors import InvalidToken
@@ -17,15 +26,29 @@ BEARER_TYPES = {"bearer", "access_token"}
 
 
 class Introspection:
-    """Verifies any token, opaque or not, by asking its issuer."""
+    """Verifies any token, opaque or not, by asking its issuer.
+
+    `expected` and `optional` say whose tokens count, and for which audience: see `refuse_another_services`.
+    """
 
     def __init__(
-        self, provider: Provider, *, url: str, client_id: str, client_secret: str, leeway: float, clock: Clock
+        self,
+        provider: Provider,
+        *,
+        url: str,
+        client_id: str,
+        client_secret: str,
+        expected: Mapping[str, str],
+        optional: Collection[str],
+        leeway: float,
+        clock: Clock,
     ) -> None:
         self._provider = provider
         self._url = url
         # Both are form-encoded first. Source: RFC 6749 section 2.3.1.
         self._credentials = httpx2.BasicAuth(quote_plus(client_id), quote_plus(client_secret))
+        self._expected = expected
+        self._optional = optional
         self._leeway = leeway
         self._clock = clock
 
@@ -48,5 +71,6 @@ class Introspection:
             raise UnreadableClaimsError("token_type")
         if token_type is not None and token_type.lower() not in BEARER_TYPES:
             raise refused("not a bearer token")
+        refuse_another_services(answer, self._expected, optional=self._optional)
         refuse_outside_its_time(answer, now=self._clock.time(), leeway=self._leeway)
         return caller_of(answer)

@@ -1,4 +1,8 @@
-"""The public keys that an issuer signs with (RFC 7517): fetched when first needed, and as its keys change."""
+"""The public keys that an issuer signs with (RFC 7517): fetched when first needed, and as its keys change.
+
+A token may name any key id, so tokens cause fetches at a bounded rate. A token is refused for its key only when the
+keys were fetched for it; while they may not be fetched again, its caller is asked to try again.
+"""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -9,7 +13,7 @@ from joserfc.errors import JoseError, SecurityWarning
 from joserfc.jwk import Key, import_key
 
 from gateway.claims import Clock
-from gateway.provider import Flights, Provider, trouble, unavailable
+from gateway.provider import Flights, Provider, trouble
 from resolvers.errors import TemporarilyUnavailable
 
 TOPIC = "key set"
@@ -20,11 +24,14 @@ MAX_KEYS = 100
 MAX_AGE_SECONDS = 600.0
 """How long a key that the issuer has taken back may go on."""
 
-PAUSE_SECONDS = 30.0
-"""How long to wait between two fetches, whatever key ids are sent to us."""
+LOOKUP_PAUSE_SECONDS = 5.0
+"""Seconds between an answer of the issuer and the next fetch for an unknown key id; a new key is found within them."""
 
-PAUSE_WITHOUT_KEYS_SECONDS = 1.0
+LOOKUP_PAUSE_WITHOUT_KEYS_SECONDS = 1.0
 """The same while there is no key at all, and so nothing to serve."""
+
+RETRY_SECONDS = 30.0
+"""The same where the keys are past their age and the issuer did not answer: every caller waits for such a fetch."""
 
 ALGORITHMS: Mapping[tuple[str | None, str | None], frozenset[str]] = {
     ("RSA", None): frozenset({"RS256"}),
@@ -57,22 +64,21 @@ class KeySet:
         self._keys: Sequence[PublishedKey] = ()
         self._fetched_at: float | None = None
         self._answered_at: float | None = None
-        self._in_trouble = False
-        self._flights: Flights[str, None] = Flights()
+        self._flights: Flights[str, bool] = Flights()
 
-    async def fitting(self, algorithm: str, kid: str | None) -> list[Key]:
-        """Give the keys that a signature may be of: those with this id or, where it names none, the only one there is.
+    async def matching_keys(self, algorithm: str, kid: str | None) -> list[Key]:
+        """Return the keys that a signature may be of: those with this id or, where it names none, the only one.
 
-        Raises `TemporarilyUnavailable` where there is none and the issuer cannot be asked for newer ones.
+        None match where the issuer, asked for this token, has none. Raises `TemporarilyUnavailable` where none match
+        and the issuer does not answer, or was asked so lately that it is not asked again.
         """
-        if self._aged:
-            await self._refresh()
+        is_fresh = self._is_stale and await self._refresh(RETRY_SECONDS)
         keys = self._find(algorithm, kid)
-        if not keys:
-            await self._refresh()
+        if not keys and not is_fresh:
+            is_fresh = await self._refresh(LOOKUP_PAUSE_SECONDS)
             keys = self._find(algorithm, kid)
-        if not keys and self._in_trouble:
-            raise unavailable()
+        if not keys and not is_fresh:
+            raise TemporarilyUnavailable("The key of this token cannot be looked up just now; try again shortly.")
         return keys
 
     def _find(self, algorithm: str, kid: str | None) -> list[Key]:
@@ -82,25 +88,29 @@ class KeySet:
         return [each.key for each in of_algorithm if each.kid == kid]
 
     @property
-    def _aged(self) -> bool:
+    def _is_stale(self) -> bool:
         return self._fetched_at is None or self._clock.monotonic() - self._fetched_at >= MAX_AGE_SECONDS
 
-    async def _refresh(self) -> None:
-        """Fetch the keys, unless that was just done. Without success the old ones go on."""
-        pause = PAUSE_SECONDS if self._keys else PAUSE_WITHOUT_KEYS_SECONDS
-        if self._answered_at is None or self._clock.monotonic() - self._answered_at >= pause:
-            await self._flights.join(self._url, self._fetch)
+    async def _refresh(self, pause: float) -> bool:
+        """Fetch the keys, or wait for a fetch under way; return whether that succeeded. If not, the old ones go on.
 
-    async def _fetch(self) -> None:
+        The issuer is not asked within `pause` seconds after it answered, or failed to.
+        """
+        pause = pause if self._keys else LOOKUP_PAUSE_WITHOUT_KEYS_SECONDS
+        if self._answered_at is not None and self._clock.monotonic() - self._answered_at < pause:
+            return False
+        return await self._flights.join(self._url, self._fetch)
+
+    async def _fetch(self) -> bool:
         try:
             self._keys = _usable((await self._provider.fetch(TOPIC, self._url, max_bytes=MAX_SET_BYTES)).get("keys"))
             self._fetched_at = self._clock.monotonic()
-            self._in_trouble = False
         except TemporarilyUnavailable:
-            self._in_trouble = True
+            return False
         finally:
             # Not before: who comes while the answer is under way waits for it.
             self._answered_at = self._clock.monotonic()
+        return True
 
     async def close(self) -> None:
         """Call back a fetch that is under way."""

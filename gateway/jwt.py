@@ -19,6 +19,7 @@ from gateway.claims import (
     UnreadableClaimsError,
     caller_of,
     instant,
+    refuse_another_services,
     refuse_outside_its_time,
     refused,
 )
@@ -86,7 +87,7 @@ class AccessTokens:
     ) -> None:
         self._keys = keys
         self._issuer = issuer
-        self._audience = audience
+        self._expected = {"iss": issuer, "aud": audience}
         self._type = _media_type(token_type)
         self._brand: Sequence[str] = BRAND if brand_claim is None else (brand_claim,)
         self._leeway = leeway
@@ -124,7 +125,7 @@ class AccessTokens:
             raise refused("alg")
         if not isinstance(kid, str | None):
             raise refused("kid")
-        keys = await self._keys.fitting(algorithm, kid)
+        keys = await self._keys.matching_keys(algorithm, kid)
         if not keys:
             raise refused("no such key")
         try:
@@ -135,11 +136,7 @@ class AccessTokens:
             raise refused("signature")
 
     def _refuse_claims(self, claims: Claims) -> None:
-        if claims.get("iss") != self._issuer:
-            raise refused("iss")
-        audience = claims.get("aud")
-        if self._audience not in (audience if isinstance(audience, list) else [audience]):
-            raise refused("aud")
+        refuse_another_services(claims, self._expected)
         if instant(claims, "exp") is None:
             raise refused("no exp")
         now = self._clock.time()

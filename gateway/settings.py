@@ -30,6 +30,8 @@ VERIFIERS = (
     ("introspection_url", "introspection_client_id", "introspection_client_secret"),
     ("jwks_url", "jwt_issuer", "jwt_audience"),
 )
+FOR_INTROSPECTION = ("introspection_issuer", "introspection_audience")
+"""Settings without which introspection works, and which without it would be heeded by nothing."""
 
 
 def _confidential(url: AnyHttpUrl) -> AnyHttpUrl:
@@ -128,6 +130,18 @@ class Settings(BaseModel):
     )
     introspection_client_secret: SecretStr | None = Field(
         None, min_length=1, description="The secret that goes with that client id."
+    )
+    introspection_issuer: str | None = Field(
+        None,
+        min_length=1,
+        description="The `iss` that an introspection answer must have. Empty: GATEWAY_JWT_ISSUER, where the answer has "
+        "one; without that, any.",
+    )
+    introspection_audience: str | None = Field(
+        None,
+        min_length=1,
+        description="What the `aud` of an introspection answer must name: this gateway. Empty: GATEWAY_JWT_AUDIENCE, "
+        "where the answer has one; without that, any. See [who may do what](access.md).",
     )
     jwks_url: ProviderUrl | None = Field(None, description="Key set that JWT access tokens are verified with.")
     jwt_issuer: str | None = Field(None, min_length=1, description="The `iss` of JWT access tokens, to the letter.")
@@ -449,6 +463,8 @@ class Settings(BaseModel):
             if (missing := [name for name in names if getattr(self, name) is None])
             and (given := [name for name in names if name not in missing])
         ]
+        if self.introspection_url is None and (given := [name for name in FOR_INTROSPECTION if getattr(self, name)]):
+            incomplete.append(f"{PREFIX}INTROSPECTION_URL: needed beside {_variables(given)}")
         if incomplete:
             raise SettingsError("\n".join(incomplete))
 

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from gateway.auth import verifying
 from gateway.jwt import REGISTRY
 from resolvers.access import Caller, Verify
-from resolvers.errors import InvalidToken, TemporarilyUnavailable
+from resolvers.errors import GatewayError, InvalidToken, TemporarilyUnavailable
 from tests.logs import captured
 from tests.provider import (
     AUDIENCE,
@@ -135,6 +135,8 @@ async def test_these_claims_are_good(proven: Verify, clock: Hands, changes: dict
         {"iat": 1_800_000_061},
         {"iat": False},
         {"client_id": None, "sub": None},
+        {"client_id": None},
+        {"client_id": None, "brand": None},
         {"client_id": 5},
         {"sub": {"a": 1}},
         {"scope": ["admin:*"]},
@@ -231,6 +233,45 @@ async def test_a_forgery_is_refused(proven: Verify, name: str) -> None:
     assert FORGERIES[name] not in str(lines)
 
 
+ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+
+
+def other_spellings(part: str) -> list[str]:
+    """Give texts that a lenient decoder reads as the same bytes."""
+    unused_bits = {0: 0, 2: 4, 3: 2}[len(part) % 4]
+    last = ALPHABET.index(part[-1])
+    trailing = [part[:-1] + ALPHABET[last + bits] for bits in range(1, 2**unused_bits)]
+    half = len(part) // 2
+    padding = [part + "=" * count for count in range(1, 5)]
+    foreign = [part[:half] + letter + part[half:] for letter in "!~+/=%"] + ["!" + part, part + "!", part + "~~"]
+    return trailing + padding + foreign
+
+
+def signed(key: Any, header: str, payload: str) -> str:
+    return f"{header}.{payload}.{encoded(key.sign(f'{header}.{payload}'.encode()))}"
+
+
+def spelt_otherwise(key: Any, index: int) -> list[str]:
+    """Give tokens whose part `index` is spelt otherwise; what is signed is signed as it is spelt."""
+    token = next(
+        each
+        for each in (jwt(key, claims(1.8e9, jti="x" * length), more="x" * length) for length in range(4))
+        if len(each.split(".")[index]) % 4 > 0
+    )
+    parts = token.split(".")
+    every = [[*parts[:index], other, *parts[index + 1 :]] for other in other_spellings(parts[index])]
+    return [".".join(each) if index == 2 else signed(key, *each[:2]) for each in every]
+
+
+@with_keys
+@pytest.mark.parametrize("part", [0, 1, 2], ids=["header", "payload", "signature"])
+@pytest.mark.parametrize("key", [RSA, EC, ED], ids=str)
+async def test_a_part_in_other_base64url_than_the_canonical_one_is_refused(proven: Verify, key: Any, part: int) -> None:
+    for token in spelt_otherwise(key, part):
+        with pytest.raises(InvalidToken):
+            await proven(token)
+
+
 @pytest.mark.parametrize("name", ["none", "HS256", "RS512", "PS256", "ES384", "Ed448"])
 def test_algorithms_nobody_agreed_on_are_not_even_known(name: str) -> None:
     with pytest.raises(UnsupportedAlgorithmError):
@@ -325,25 +366,60 @@ async def test_keys_are_fetched_when_first_needed_and_once_for_everyone(
 
 
 @with_keys
-async def test_a_new_key_is_found_and_unknown_ones_are_looked_for_every_half_minute_at_most(
+async def test_unknown_keys_are_looked_up_every_five_seconds_at_most(
     provider: IdentityProvider, proven: Verify, clock: Hands
 ) -> None:
-    async def refused(jti: str) -> int:
-        with pytest.raises(InvalidToken):
+    async def refused(jti: str, error: type[GatewayError]) -> int:
+        with pytest.raises(error):
             await proven(jwt(STRANGER, claims(clock.now, jti=jti)))
         return provider.key_fetches
 
     await proven(GOOD)
-    assert [await refused("a"), await refused("b")] == [1, 1]
-    clock.pass_by(29.75)
-    assert await refused("c") == 1
+    # Only a token that the issuer was asked for is called bad.
+    assert [await refused(jti, TemporarilyUnavailable) for jti in "ab"] == [1, 1]
+    clock.pass_by(4.75)
+    assert await refused("c", TemporarilyUnavailable) == 1
     clock.pass_by(0.25)
-    assert [await refused("d"), await refused("e")] == [2, 2]
+    assert await refused("d", InvalidToken) == 2
+    assert await refused("e", TemporarilyUnavailable) == 2
 
     provider.keys.append(STRANGER.jwk)
-    clock.pass_by(30)
+    clock.pass_by(5)
     assert (await proven(jwt(STRANGER, claims(clock.now)))).client_id == "app"
     assert provider.key_fetches == 3
+
+
+@with_keys
+async def test_a_token_that_names_no_key_is_never_called_bad_unasked(
+    provider: IdentityProvider, proven: Verify, clock: Hands
+) -> None:
+    token = jwt(signing_key("RS256"), claims(clock.now), kid=None)
+    provider.keys.append(STRANGER.jwk)
+    await proven(GOOD)
+    with pytest.raises(TemporarilyUnavailable):
+        await proven(token)
+
+    provider.keys = [signing_key("RS256").jwk]
+    clock.pass_by(5)
+
+    assert (await proven(token)).client_id == "app"
+
+
+@with_keys
+async def test_callers_with_known_keys_wait_for_a_silent_issuer_every_half_minute(
+    provider: IdentityProvider, proven: Verify, clock: Hands
+) -> None:
+    await proven(GOOD)
+    provider.answer = NO_KEY_SETS["an error"]
+    clock.pass_by(600)
+
+    fetches = []
+    for number in range(13):
+        await proven(jwt(RSA, claims(clock.now, jti=str(number))))
+        fetches.append(provider.key_fetches)
+        clock.pass_by(5)
+
+    assert fetches == [2] * 6 + [3] * 6 + [4]
 
 
 @with_keys
@@ -484,6 +560,16 @@ async def test_an_opaque_token_and_the_token_of_another_issuer_are_asked_about(
 
 async def test_a_token_of_our_issuer_is_not_asked_about(provider: IdentityProvider, both: Verify) -> None:
     assert (await both(GOOD)).client_id == "app"
+    assert provider.introspections == 0
+
+
+async def test_a_token_of_our_issuer_in_another_spelling_gets_no_second_judge(
+    provider: IdentityProvider, both: Verify
+) -> None:
+    for token in spelt_otherwise(RSA, 2):
+        provider.tokens[token] = MACHINE
+        with pytest.raises(InvalidToken):
+            await both(token)
     assert provider.introspections == 0
 
 

@@ -46,7 +46,7 @@ async def introspected(provider: IdentityProvider, clock: Hands) -> AsyncIterato
         ({"client_id": "lab", "brand_id": "loop"}, Caller("lab", frozenset(), brand_id="loop")),
         ({"client_id": "lab", "brand_id": "loop", "brand": "loop"}, Caller("lab", frozenset(), brand_id="loop")),
         ({"azp": "app", "sub": "nurse-1"}, Caller("app", frozenset(), user_id="nurse-1")),
-        ({"sub": "lab"}, Caller("lab", frozenset())),
+        ({"azp": "lab", "sub": "lab"}, Caller("lab", frozenset())),
         ({"client_id": "lab", "sub": None, "brand": None, "exp": None, "scope": None}, Caller("lab", frozenset())),
         ({"client_id": "lab", "token_type": "bearer"}, Caller("lab", frozenset())),
         ({"client_id": "lab", "token_type": "Bearer", "aud": ["x"], "more": {"a": 1.5}}, Caller("lab", frozenset())),
@@ -79,6 +79,9 @@ async def test_a_caller_knows_when_the_token_ends(
         MACHINE | {"token_type": "refresh_token"},
         MACHINE | {"cnf": {"jkt": "a thumbprint"}},
         {"scope": "admin:*", "brand": "loop"},
+        {"sub": "lab"},
+        {"sub": "nurse-1", "brand": "loop", "scope": "admin:*"},
+        {"sub": "nurse-1", "client_id": None, "azp": None, "username": "nurse"},
     ],
     ids=str,
 )
@@ -99,6 +102,74 @@ async def test_clocks_may_differ_by_a_minute(
     provider.tokens["opaque"] = MACHINE | told
 
     assert (await introspected("opaque")).client_id == "lab"
+
+
+OTHER = "https://other.test"
+OURS = {"introspection_issuer": ISSUER, "introspection_audience": AUDIENCE}
+
+
+@pytest.mark.parametrize("settings", [OURS, {"jwt": True}, OURS | {"jwt": True}], ids=str)
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"aud": OTHER},
+        {"aud": [OTHER]},
+        {"aud": []},
+        {"aud": ""},
+        {"aud": AUDIENCE + "/more"},
+        {"aud": {AUDIENCE: True}},
+        {"aud": 5},
+        {"iss": OTHER},
+        {"iss": [ISSUER]},
+        {"iss": ISSUER + "/"},
+        {"iss": True},
+    ],
+    ids=str,
+)
+async def test_a_token_of_or_for_another_service_is_refused(
+    provider: IdentityProvider, settings: dict[str, Any], told: dict[str, Any]
+) -> None:
+    provider.tokens["opaque"] = MACHINE | {"iss": ISSUER, "aud": AUDIENCE} | told
+
+    async with verifying(provider.settings(introspection=True, **settings)) as verify:
+        with pytest.raises(InvalidToken):
+            await verify("opaque")
+
+
+@pytest.mark.parametrize("settings", [{}, OURS, {"jwt": True}, OURS | {"jwt": True}], ids=str)
+@pytest.mark.parametrize("aud", [AUDIENCE, [AUDIENCE], [OTHER, AUDIENCE]], ids=str)
+async def test_a_token_that_is_for_us_among_others_is_good(
+    provider: IdentityProvider, settings: dict[str, Any], aud: Any
+) -> None:
+    provider.tokens["opaque"] = MACHINE | {"iss": ISSUER, "aud": aud}
+
+    async with verifying(provider.settings(introspection=True, **settings)) as verify:
+        assert (await verify("opaque")).client_id == "lab"
+
+
+@pytest.mark.parametrize("claim", ["iss", "aud"])
+@pytest.mark.parametrize(("settings", "is_good"), [({}, True), ({"jwt": True}, True), (OURS, False)], ids=str)
+async def test_a_claim_may_be_left_out_unless_introspection_demands_it(
+    provider: IdentityProvider, claim: str, settings: dict[str, Any], is_good: bool
+) -> None:
+    answered = {"iss": ISSUER, "aud": AUDIENCE}
+    del answered[claim]
+    provider.tokens["opaque"] = MACHINE | answered
+
+    async with verifying(provider.settings(introspection=True, **settings)) as verify:
+        if is_good:
+            assert (await verify("opaque")).client_id == "lab"
+        else:
+            with pytest.raises(InvalidToken):
+                await verify("opaque")
+
+
+async def test_introspection_may_have_an_audience_and_an_issuer_of_its_own(provider: IdentityProvider) -> None:
+    provider.tokens["opaque"] = MACHINE | {"iss": "https://partner.test", "aud": "urn:gateway"}
+    of_its_own = {"introspection_issuer": "https://partner.test", "introspection_audience": "urn:gateway"}
+
+    async with verifying(provider.settings(introspection=True, jwt=True, **of_its_own)) as verify:
+        assert (await verify("opaque")).client_id == "lab"
 
 
 async def test_a_person_without_a_brand_cannot_choose_one_and_a_machine_can() -> None:
@@ -481,6 +552,17 @@ def test_half_a_verifier_is_refused_and_what_is_missing_named(environment: Envir
             patch.delenv(missing)
             with pytest.raises(SettingsError, match=f"^{missing}: needed beside"):
                 Settings.from_environment()
+
+
+@pytest.mark.parametrize("way", [{}, JWT], ids=["development", "jwt"])
+@pytest.mark.parametrize("name", ["GATEWAY_INTROSPECTION_AUDIENCE", "GATEWAY_INTROSPECTION_ISSUER"])
+def test_an_audience_that_nothing_would_heed_is_refused(
+    environment: Environment, way: dict[str, str], name: str
+) -> None:
+    environment(way | {name: AUDIENCE})
+
+    with pytest.raises(SettingsError, match=f"^GATEWAY_INTROSPECTION_URL: needed beside {name}$"):
+        Settings.from_environment()
 
 
 async def test_half_a_verifier_does_not_start() -> None:

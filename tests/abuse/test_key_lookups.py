@@ -1,0 +1,91 @@
+"""Tokens that name key ids at random: they neither keep a new key out nor make the gateway flood the issuer."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from itertools import count
+from typing import Any
+
+import httpx2
+import pytest
+
+from gateway.auth import verifying
+from gateway.settings import Settings
+from tests.cast import Cast
+from tests.doors import RECORD, Service
+from tests.provider import PATIENCE_SECONDS, Hands, IdentityProvider, claims, jwt, signing_key
+
+OLD, NEW, STRANGER = (signing_key("ES256", name) for name in ("old", "new", "stranger"))
+PAUSE_SECONDS = 5
+ROUNDS = 24
+ATTACKERS = 20
+
+
+@pytest.fixture
+async def verified(provider: IdentityProvider, clock: Hands, database_url: str) -> AsyncIterator[Service]:
+    provider.keys = [OLD.jwk]
+    settings = provider.settings(jwt=True, identity_provider_seconds=PATIENCE_SECONDS)
+    async with (
+        verifying(settings, clock) as verify,
+        Service.running(Settings(**settings.model_dump() | {"database_url": database_url}), verify) as service,
+    ):
+        yield service
+
+
+Record = Callable[[str, str], Awaitable[httpx2.Response]]
+
+
+@pytest.fixture(params=["rest", "graphql"])
+def record(request: pytest.FixtureRequest, verified: Service) -> Record:
+    """Record an encounter of this patient, with this token."""
+
+    async def recorded(patient_id: str, token: str) -> httpx2.Response:
+        headers = {"authorization": f"Bearer {token}"}
+        if request.param == "rest":
+            visit = {"brand_id": "loop", "encounter_type": "lab"}
+            path = f"/v1/patients/{patient_id}/encounters"
+            return await verified.client.post(path, json=visit, headers=headers)
+        variables = {"patientId": patient_id, "input": {"brandId": "loop", "encounterType": "LAB"}}
+        headers["accept"] = "application/graphql-response+json"
+        return await verified.client.post("/graphql", json={"query": RECORD, "variables": variables}, headers=headers)
+
+    return recorded
+
+
+def refusal(answer: httpx2.Response) -> tuple[int, str, str]:
+    """Give the status, the code, and whether anything was recorded."""
+    body: dict[str, Any] = answer.json()
+    told = body["errors"][0]["extensions"] if "errors" in body else {"code": body["error"], **body}
+    return answer.status_code, told["code"], told["recorded"]
+
+
+async def test_random_key_ids_neither_keep_a_new_key_out_nor_flood_the_issuer(
+    provider: IdentityProvider, clock: Hands, record: Record, cast: Cast
+) -> None:
+    patient_id = await cast.patient()
+    numbers = count()
+
+    def token(key: Any, **header: Any) -> str:
+        return jwt(key, claims(clock.now, jti=str(next(numbers))), **header)
+
+    def attack() -> list[Awaitable[httpx2.Response]]:
+        return [record(patient_id, token(STRANGER, kid=f"random-{next(numbers)}")) for _ in range(ATTACKERS)]
+
+    assert (await record(patient_id, token(OLD))).is_success
+    await asyncio.gather(*attack())
+    provider.keys = [OLD.jwk, NEW.jwk]
+
+    answers = []
+    for _ in range(ROUNDS):
+        clock.pass_by(1)
+        *attacks, old, new = await asyncio.gather(
+            *attack(), record(patient_id, token(OLD)), record(patient_id, token(NEW))
+        )
+        assert old.is_success
+        assert {answer.status_code for answer in attacks} <= {401, 503}
+        answers.append(new)
+
+    refused = [answer for answer in answers if not answer.is_success]
+    assert all(answer.is_success for answer in answers[PAUSE_SECONDS:])
+    assert {refusal(answer) for answer in refused} == {(503, "temporarily_unavailable", "no")}
+    assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
+    assert provider.key_fetches <= 1 + ROUNDS // PAUSE_SECONDS
