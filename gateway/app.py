@@ -19,7 +19,7 @@ from gateway.chain import CHAIN_AUDIT, chaining
 from gateway.database import APP_ROLE, RELAY_ROLE, Database, Patience
 from gateway.documents import document_rules, trusted_plainly
 from gateway.duties import Duty, prune_keys
-from gateway.edges import Edge, cross_origin
+from gateway.edges import Edge, KnownHosts, cross_origin
 from gateway.events import passing_on
 from gateway.faults import Faults
 from gateway.limits import BodyLimits
@@ -28,7 +28,7 @@ from gateway.pages import explorer_for_browsers, page_routes
 from gateway.rates import RateLimits
 from gateway.recorder import Recorder
 from gateway.scrape import metrics
-from gateway.settings import Settings
+from gateway.settings import LOOPBACK, Settings
 from gateway.stopping import Stop
 from gateway.telemetry import log_breach, log_operation, log_unknown_document, report
 from gateway.trail import QueuedTrail
@@ -148,6 +148,7 @@ def create_app(
         ],
         middleware=[
             Middleware(Edge),
+            *([Middleware(KnownHosts, hosts={*LOOPBACK, settings.host})] if settings.development else []),
             *([Middleware(cross_origin, origins=settings.browser_origins)] if settings.browser_origins else []),
             Middleware(BodyLimits, max_bytes=settings.max_body_bytes, seconds=settings.body_seconds),
             *([Middleware(Faults, seed=faults)] if faults is not None else []),

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import Any
 from uuid import uuid4
@@ -17,13 +17,15 @@ from gateway.metrics import REFUSALS, SOCKETS_OPEN
 from gateway.rates import headers_of
 from gateway.telemetry import log_request, log_socket, report
 from resolvers.context import Introduction
-from resolvers.errors import ServerError, Stopped
+from resolvers.errors import Forbidden, ServerError, Stopped
 from resolvers.rates import Allowance
 from rest.answers import lacking
 from rest.errors import respond
 
 # Letters that can do no harm in a header, a log line or a URL.
 REQUEST_ID = re.compile(r"[A-Za-z0-9._~:-]{1,128}")
+
+PORT = re.compile(r":[0-9]*$")
 
 # An answer is data: nothing in it may run, be framed, be guessed at or be read by another site.
 SECURITY_HEADERS = {
@@ -126,6 +128,35 @@ class SocketEdge:
             log_socket(scope, status, code, time.perf_counter() - started)
 
 
+class KnownHosts:
+    """Serves requests for these hosts only, on any port.
+
+    A page of another site may let its own name resolve to loopback (DNS rebinding). Its requests are then of one origin
+    with the gateway, so that only `Host` tells them apart. A request without `Host` (HTTP/1.0) comes from no browser.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
+        self._app = app
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the request or the socket, or refuse it with 403."""
+        if scope["type"] not in {"http", "websocket"} or self._is_known(scope["state"]["head"].get("host")):
+            await self._app(scope, receive, send)
+            return
+        REFUSALS.labels(Forbidden.code).inc()
+        if scope["type"] == "websocket":
+            await receive()  # websocket.connect
+            await send({"type": "websocket.close"})
+            return
+        refusal = Forbidden("Development mode serves the hosts localhost, 127.0.0.1 and [::1]; call one of these.")
+        answer = respond(refusal, scope["state"]["request_id"], scope["state"]["head"].get("accept", ""))
+        await answer(scope, receive, send)
+
+    def _is_known(self, host: str | None) -> bool:
+        return host is None or PORT.sub("", host).lower().strip("[]") in self._hosts
+
+
 def _noted(scope: Scope) -> dict[str, Any]:
     """Note on the state what all who serve the request ask of its head.
 
@@ -138,7 +169,7 @@ def _noted(scope: Scope) -> dict[str, Any]:
         head[name] = f"{head[name]}, {value}" if name in head else value
     sent = head.get("x-request-id", "")
     origin = head.get("origin") or None
-    if origin is not None and origin.partition("://")[2] == head.get("host", ""):
+    if (host := head.get("host")) and origin in {f"http://{host}", f"https://{host}"}:
         origin = None  # a page of ours
     state: dict[str, Any] = scope.setdefault("state", {})
     state["head"] = head

@@ -38,7 +38,7 @@ class Service:
                 await app({**scope, "state": dict(state or {})}, receive, send)
 
             transport = httpx2.ASGITransport(with_state, raise_app_exceptions=False)
-            async with httpx2.AsyncClient(transport=transport, base_url="http://gateway.test") as client:
+            async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 yield cls(client, app, state["services"] if state else None)
 
     async def rest(

@@ -196,7 +196,7 @@ async def test_a_body_beyond_measure_that_comes_with_a_get_is_no_fault_of_ours(s
     reader, writer = await asyncio.open_connection("127.0.0.1", sockets.port)
     with captured() as lines:
         writer.write(
-            b"GET /graphql?query=subscription%7Bwait%7D HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer dev\r\n"
+            b"GET /graphql?query=subscription%7Bwait%7D HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer dev\r\n"
             b"Accept: text/event-stream\r\nContent-Length: 999999999\r\n\r\n"
         )
         assert b" 200 " in await reader.readline()

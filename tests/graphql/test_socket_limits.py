@@ -21,7 +21,7 @@ async def by_hand(sockets: Sockets) -> AsyncIterator[tuple[asyncio.StreamReader,
     """Open a socket on which a test writes the bytes itself."""
     reader, writer = await asyncio.open_connection("127.0.0.1", sockets.port)
     writer.write(
-        b"GET /graphql HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"GET /graphql HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
         b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
         b"Sec-WebSocket-Protocol: graphql-transport-ws\r\n\r\n"
     )

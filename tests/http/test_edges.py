@@ -69,14 +69,16 @@ def test_a_request_that_does_not_name_its_host_once_is_400(port: int, hosts: byt
 
 
 def test_what_is_wrong_with_a_request_is_not_told_as_the_answer_to_the_one_before(port: int) -> None:
-    received = answer(port, b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.1\r\n\r\n")
+    received = answer(port, b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /healthz HTTP/1.1\r\n\r\n")
 
     assert received.startswith(b"HTTP/1.1 200 ")
     assert received.count(b"HTTP/1.1 ") == 1
     assert b"connection: close" in received
 
 
-@pytest.mark.parametrize("half", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n", b"G", b"GET /healthz HTTP/1.1\r\nX: "])
+@pytest.mark.parametrize(
+    "half", [b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n", b"G", b"GET /healthz HTTP/1.1\r\nX: "]
+)
 def test_a_head_that_stops_arriving_is_408_after_the_configured_seconds(port: int, half: bytes) -> None:
     received = answer(port, half)
 
@@ -88,10 +90,10 @@ def test_a_head_that_stops_arriving_is_408_after_the_configured_seconds(port: in
 @pytest.mark.parametrize(
     "head",
     [
-        b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * 40_000 + b"\r\n\r\n",
-        b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + b"X-Many: x\r\n" * 101 + b"\r\n",
-        b"GET /healthz?" + b"x" * 40_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Endless: " + b"x" * 8_000_000,
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"x" * 40_000 + b"\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n" + b"X-Many: x\r\n" * 101 + b"\r\n",
+        b"GET /healthz?" + b"x" * 40_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Endless: " + b"x" * 8_000_000,
     ],
     ids=["a long field", "many fields", "a long address", "an endless field"],
 )
@@ -113,8 +115,8 @@ def test_what_is_no_http_is_refused_in_the_shape_of_every_refusal(port: int) -> 
 
 
 def test_several_requests_on_one_connection_each_have_their_own_time(port: int) -> None:
-    request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
-    last = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    last = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
     assert answer(port, request, request, last).count(b"HTTP/1.1 200 ") == 3
 

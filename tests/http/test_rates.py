@@ -308,7 +308,7 @@ def calling_from(service: Service, address: str) -> Service:
         raise_app_exceptions=False,
         client=(address, 50_000),
     )
-    return Service(httpx2.AsyncClient(transport=transport, base_url="http://gateway.test"), service.app)
+    return Service(httpx2.AsyncClient(transport=transport, base_url="http://localhost"), service.app)
 
 
 async def test_whoever_guesses_tokens_has_to_wait_at_both_doors_and_others_have_not(database_url: str) -> None:

@@ -80,7 +80,7 @@ def connected(gateway: Gateway) -> Iterator[socket.socket]:
 def head(method: str, path: str, *headers: str, token: str | None = "dev") -> bytes:
     """Write the head of a request."""
     who = [] if token is None else [f"Authorization: Bearer {token}"]
-    return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: gateway.test", *who, *headers, "", ""]).encode()
+    return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: localhost", *who, *headers, "", ""]).encode()
 
 
 def posted(path: str, body: str | bytes = VISIT, *headers: str, length: int | None = None) -> bytes:
