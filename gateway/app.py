@@ -149,7 +149,11 @@ def create_app(
         middleware=[
             Middleware(Edge),
             *([Middleware(KnownHosts, hosts={*LOOPBACK, settings.host})] if settings.development else []),
-            *([Middleware(cross_origin, origins=settings.browser_origins)] if settings.browser_origins else []),
+            *(
+                [Middleware(cross_origin, origins=settings.browser_origins, headers=settings.cors_headers)]
+                if settings.browser_origins
+                else []
+            ),
             Middleware(BodyLimits, max_bytes=settings.max_body_bytes, seconds=settings.body_seconds),
             *([Middleware(Faults, seed=faults)] if faults is not None else []),
         ],

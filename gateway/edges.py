@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 from uuid import uuid4
@@ -199,33 +199,58 @@ def _allowance_of(state: Mapping[str, Any]) -> list[tuple[bytes, bytes]]:
     return headers_of(allowance) if allowance is not None and allowance.limit else []
 
 
-def cross_origin(app: ASGIApp, origins: list[str]) -> CORSMiddleware:
-    """Let pages of these origins call us, with a token and with nothing a browser would send by itself."""
+REQUEST_HEADERS = (
+    "Authorization",
+    "Content-Type",
+    "Idempotency-Key",
+    "If-None-Match",
+    "Last-Event-ID",
+    "Prefer",
+    "X-Brand-Id",
+    "X-Request-Id",
+    # Tracing adds these to requests to any origin. Source: W3C Trace Context, W3C Baggage.
+    "traceparent",
+    "tracestate",
+    "baggage",
+    # Apollo's clients say who they are, for tools beside the gateway.
+    "apollographql-client-name",
+    "apollographql-client-version",
+    "x-apollo-operation-name",
+)
+"""What a page may send, beside what `GATEWAY_CORS_HEADERS` adds."""
+
+RESPONSE_HEADERS = (
+    "Allow",
+    "ETag",
+    "Idempotent-Replayed",
+    "Link",
+    "Location",
+    "RateLimit",
+    "RateLimit-Policy",
+    "Retry-After",
+    "WWW-Authenticate",
+    "X-Ignored",
+    "X-RateLimit-Remaining",
+    "X-RateLimit-Reset",
+    "X-Request-Id",
+)
+"""What a page may read of an answer, beside what every page may."""
+
+
+def cross_origin(app: ASGIApp, origins: Sequence[str], headers: Sequence[str]) -> CORSMiddleware:
+    """Let pages of these origins call us, with a token and with nothing a browser would send by itself.
+
+    Args:
+        app: What answers.
+        origins: Origins, as a browser writes them.
+        headers: Names of request headers that are allowed beside `REQUEST_HEADERS`.
+
+    """
     return CORSMiddleware(
         app,
         allow_origins=origins,
         allow_methods=["GET", "POST"],
-        allow_headers=[
-            "Authorization",
-            "Content-Type",
-            "Idempotency-Key",
-            "If-None-Match",
-            "Last-Event-ID",
-            "X-Brand-Id",
-            "X-Request-Id",
-        ],
-        expose_headers=[
-            "ETag",
-            "Idempotent-Replayed",
-            "Link",
-            "Location",
-            "RateLimit",
-            "RateLimit-Policy",
-            "Retry-After",
-            "WWW-Authenticate",
-            "X-RateLimit-Remaining",
-            "X-RateLimit-Reset",
-            "X-Request-Id",
-        ],
+        allow_headers=[*REQUEST_HEADERS, *headers],
+        expose_headers=RESPONSE_HEADERS,
         max_age=600,
     )

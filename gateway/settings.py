@@ -46,6 +46,10 @@ def _confidential(url: AnyHttpUrl) -> AnyHttpUrl:
 ProviderUrl = Annotated[AnyHttpUrl, AfterValidator(_confidential)]
 
 
+HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'+.^_`|~-]{1,100}$")]
+"""Source: RFC 9110, 5.1 and 5.6.2; without `*`, which would mean any name."""
+
+
 def signing_key(secret: str) -> bytes:
     """Give the key that a `whsec_…` text stands for. Raises `ValueError`. Source: Standard Webhooks 1.0.0."""
     prefix, _, encoded = secret.partition("_")
@@ -174,6 +178,12 @@ class Settings(BaseModel):
         {},
         description="Which pages may call from a browser: a JSON object from client id to a list of origins "
         "(`https://app.example`). None by default.",
+    )
+    cors_headers: tuple[HeaderName, ...] = Field(
+        (),
+        max_length=100,
+        description="Request headers that those pages may send beside the usual ones: a JSON list of names. "
+        "See [who may do what](access.md).",
     )
     rate_writes_per_minute: int = Field(
         200, ge=0, le=1_000_000, description="Writes of one client in any minute, through both doors. 0: any number."

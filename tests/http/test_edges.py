@@ -10,9 +10,10 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from httpx2 import Response
 
 from gateway.edges import SECURITY_HEADERS
-from gateway.settings import Settings
+from gateway.settings import Settings, SettingsError
 from tests.cast import Cast
 from tests.doors import Service
 
@@ -159,18 +160,97 @@ async def test_a_page_of_a_client_may_call_for_that_client_only(with_pages: Serv
     assert for_another.status_code == 403
 
 
-async def test_a_browser_is_told_what_a_page_may_send(with_pages: Service) -> None:
-    response = await with_pages.client.options(
-        "/graphql",
+SENT_BY_PAGES = [
+    "authorization, content-type, idempotency-key",
+    "accept,authorization,last-event-id",
+    "if-none-match",
+    "prefer",
+    "x-brand-id,x-request-id",
+    "traceparent",
+    "traceparent,tracestate",
+    "baggage,traceparent",
+    "apollographql-client-name,apollographql-client-version",
+    "authorization,content-type,x-apollo-operation-name",
+    "Authorization, TraceParent",
+]
+
+
+async def preflight(service: Service, path: str, headers: str, *, method: str = "POST", origin: str = APP) -> Response:
+    return await service.client.options(
+        path,
         headers={
-            "origin": APP,
-            "access-control-request-method": "POST",
-            "access-control-request-headers": "authorization, content-type, idempotency-key",
+            "origin": origin,
+            "access-control-request-method": method,
+            "access-control-request-headers": headers,
         },
     )
 
+
+@pytest.mark.parametrize(
+    ("path", "method"), [("/graphql", "POST"), ("/graphql", "GET"), ("/v1/patients/p/encounters", "POST")]
+)
+@pytest.mark.parametrize("headers", SENT_BY_PAGES)
+async def test_a_browser_is_told_what_a_page_may_send(
+    with_pages: Service, path: str, method: str, headers: str
+) -> None:
+    response = await preflight(with_pages, path, headers, method=method)
+
     assert response.status_code == 200
+    assert response.headers["access-control-allow-origin"] == APP
+    allowed = {name.strip().lower() for name in response.headers["access-control-allow-headers"].split(",")}
+    assert {name.strip().lower() for name in headers.split(",")} <= allowed
+    assert "*" not in allowed
     assert "access-control-allow-credentials" not in response.headers
+
+
+@pytest.mark.parametrize("headers", ["x-tenant", "traceparent,x-tenant", "cookie", "*"])
+async def test_other_headers_are_not_let_through(with_pages: Service, headers: str) -> None:
+    response = await preflight(with_pages, "/graphql", headers)
+
+    assert response.status_code == 400
+    assert "x-tenant" not in response.headers["access-control-allow-headers"]
+
+
+async def test_a_page_of_nobodys_may_send_no_header(with_pages: Service) -> None:
+    response = await preflight(with_pages, "/graphql", "traceparent", origin="https://evil.example")
+
+    assert response.status_code == 400
+    assert "access-control-allow-origin" not in response.headers
+
+
+async def test_a_setting_adds_headers_that_a_page_may_send(database_url: str) -> None:
+    settings = Settings(database_url=database_url, origins={"dev": (APP,)}, cors_headers=("X-Tenant", "sentry-trace"))
+    async with Service.running(settings) as service:
+        response = await preflight(service, "/graphql", "traceparent,x-tenant,sentry-trace")
+
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "names", ['["*"]', '["X Tenant"]', '["X-Tenant,X-Other"]', '[""]', '["X:"]', '"x"', "x", "[1]"]
+)
+def test_what_is_no_name_of_a_header_is_refused(monkeypatch: pytest.MonkeyPatch, names: str) -> None:
+    monkeypatch.setenv("GATEWAY_CORS_HEADERS", names)
+
+    with pytest.raises(SettingsError, match=r"^GATEWAY_CORS_HEADERS: "):
+        Settings.from_environment()
+
+
+async def test_a_page_may_read_what_an_answer_says_in_its_head(with_pages: Service, cast: Cast) -> None:
+    path = f"/v1/patients/{await cast.patient()}/encounters"
+
+    sent = await with_pages.rest("POST", path, json=VISIT, headers={"origin": APP, "idempotency-key": "one"})
+
+    exposed = {name.strip().lower() for name in sent.headers["access-control-expose-headers"].split(",")}
+    every_page = {
+        "cache-control",
+        "content-length",
+        "content-type",
+    }  # Source: Fetch, "CORS-safelisted response-header name".
+    for_browsers = {*SECURITY_HEADERS, "vary", "access-control-allow-origin", "access-control-expose-headers"}
+    assert sent.status_code == 201
+    assert set(sent.headers) - every_page - for_browsers <= exposed
+    assert {"x-ignored", "retry-after", "allow", "etag", "www-authenticate"} <= exposed
 
 
 @pytest.mark.parametrize("media_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])

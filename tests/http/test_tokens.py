@@ -165,6 +165,27 @@ async def test_a_worthless_token_is_called_so(ask: Ask, token: str) -> None:
     assert token not in answer.text
 
 
+@pytest.mark.parametrize(
+    "answered",
+    [
+        NURSE | {"aud": "https://other.test"},
+        NURSE | {"iss": "https://other.test"},
+        {"sub": "nurse-1", "scope": "admin:*"},
+        {"sub": "nurse-1", "scope": "admin:*", "brand": "loop"},
+    ],
+    ids=str,
+)
+async def test_a_token_for_another_service_or_of_no_client_is_worthless(
+    provider: IdentityProvider, ask: Ask, answered: dict[str, Any]
+) -> None:
+    provider.tokens["opaque"] = answered
+
+    answer = await ask({"authorization": "Bearer opaque", "x-brand-id": "loop"})
+
+    assert answer.status_code == 401
+    assert told(answer) == ("invalid_token", "no")
+
+
 async def test_a_scope_that_is_missing_is_named(provider: IdentityProvider, verified: Service, cast: Cast) -> None:
     provider.tokens["opaque"] = NURSE | {"scope": "read:encounters"}
     patient_id = await cast.patient()
