@@ -212,7 +212,7 @@ SENDING: dict[str, Any] = {"webhooks": (Webhook(name="crm", url="https://crm.tes
         ("http://proxy.test:99999", "a host"),
     ],
 )
-def test_a_proxy_that_cannot_be_used_is_one_sentence_that_names_the_variable(
+def test_a_proxy_that_cannot_be_used_is_told_by_its_variable(
     monkeypatch: pytest.MonkeyPatch, variable: str, proxy: str, told: str
 ) -> None:
     monkeypatch.setenv(variable, proxy)

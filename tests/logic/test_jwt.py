@@ -406,7 +406,7 @@ async def test_a_token_that_names_no_key_is_never_called_bad_unasked(
 
 
 @with_keys
-async def test_callers_with_known_keys_wait_for_a_silent_issuer_every_half_minute(
+async def test_known_keys_wait_for_a_silent_issuer_every_half_minute(
     provider: IdentityProvider, proven: Verify, clock: Hands
 ) -> None:
     await proven(GOOD)
