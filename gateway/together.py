@@ -13,6 +13,8 @@ from typing import Generic, TypeVar
 
 import asyncpg
 
+from resolvers.errors import Locked
+
 LEAST_SECONDS = 0.1
 """How long those that have waited long may still wait for a connection: a free one is taken by then."""
 
@@ -53,6 +55,10 @@ class Together(Generic[Group, Item, Outcome]):
         self._under_way: dict[Group, set[asyncio.Task[None]]] = {}
         self._watched: set[Group] = set()
         """The groups at whose waiting somebody will look again."""
+
+    def __contains__(self, group: Group) -> bool:
+        """Whether items of this group wait or are under way."""
+        return group in self._waiting or group in self._under_way
 
     async def do(self, group: Group, item: Item) -> Outcome:
         """Do one, with those that come at the same time. Raises what `work` raises; `TimeoutError`: nothing was done.
@@ -117,11 +123,11 @@ class Together(Generic[Group, Item, Outcome]):
         within_seconds = max(self._patience_seconds - waited_seconds, LEAST_SECONDS)
         try:
             outcomes = await self._work(group, [one.item for one in together], within_seconds)
-        except asyncpg.PostgresError as error:
+        except (asyncpg.PostgresError, Locked) as error:
             if len(together) == 1:
                 _refuse(together, error)
                 return
-            # One row breaks a rule of the database's, and so nothing was done. Alone, each is judged for itself.
+            # One row breaks a rule of the database's or needs a lock that is held, so nothing was done. Each goes alone.
             for one in together:
                 await self._do(group, [one])
         except Exception as error:  # noqa: BLE001 - whoever waits must be told, whatever it is

@@ -175,30 +175,59 @@ FROM sent LEFT JOIN known USING (id) LEFT JOIN kept USING (id)
 """
 
 
+# In the statement itself, because a statement of its own would cost a round trip. It holds until the transaction ends,
+# which is this statement, so a pooler passes nothing of it on. The rows come out of `sent` after it, and locks after them.
+LIMIT_LOCK_WAITS = "set_config('lock_timeout', CAST(:lock_timeout AS text), true)"
+
+NO_LOCK_TIMEOUT = "0"
+
+
 @cache
 def _keep(many: bool) -> Statement:
     if many:
         columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
-        sent = f"SELECT * FROM json_to_recordset(CAST(:sent AS json)) AS sent ({columns})"  # noqa: S608 - of names above
+        rows = f"SELECT sent.* FROM {LIMIT_LOCK_WAITS}, json_to_recordset(CAST(:sent AS json)) AS sent ({columns})"  # noqa: S608 - of names above
     else:
-        sent = "SELECT " + ", ".join(f"CAST(:{name} AS {kind}) AS {name}" for name, kind in COLUMNS.items())
-    return Statement(text(f"WITH sent AS ({sent}),{KEEP}"))
+        values = ", ".join(f"CAST(:{name} AS {kind}) AS {name}" for name, kind in COLUMNS.items())
+        rows = f"SELECT {values} FROM {LIMIT_LOCK_WAITS}"  # noqa: S608 - of names above
+    return Statement(text(f"WITH sent AS ({rows}),{KEEP}"))
 
 
 async def keep_at_once(
-    database: Database, brand_id: str, news: Sequence[NewEncounter], *, kept_for: timedelta, within_seconds: float
+    database: Database,
+    brand_id: str,
+    news: Sequence[NewEncounter],
+    *,
+    kept_for: timedelta,
+    within_seconds: float,
+    lock_timeout: str = NO_LOCK_TIMEOUT,
 ) -> list[Kept]:
     """Keep recordings of one brand in one statement, and say what came of each, in their order.
 
-    A connection must be free `within_seconds`. Raises `TemporarilyUnavailable` where none was kept, `OutcomeUnknown`
-    where the connection was lost, and what the driver raises where a row breaks a rule of the database's: then none
-    was kept either.
+    Args:
+        database: Where to keep them.
+        brand_id: Whose they are.
+        news: What to keep.
+        kept_for: How long their keys are kept.
+        within_seconds: How long to wait for a connection.
+        lock_timeout: How long to wait for a lock that another transaction holds, in PostgreSQL's form (`50ms`).
+
+    Raises:
+        Locked: A lock was held for longer; none was kept.
+        TemporarilyUnavailable: None was kept.
+        OutcomeUnknown: The connection was lost.
+        asyncpg.PostgresError: A row breaks a rule of the database's; none was kept.
     """
     many = len(news) > 1
     sent = {"sent": _written(news)} if many else news[0]._asdict()
     async with database.at_once(brand_id, within_seconds) as connection:
         rows = await connection.fetch(
-            _keep(many), **sent, brand_id=brand_id, kept_for=kept_for, event_type=ENCOUNTER_RECORDED
+            _keep(many),
+            **sent,
+            brand_id=brand_id,
+            kept_for=kept_for,
+            event_type=ENCOUNTER_RECORDED,
+            lock_timeout=lock_timeout,
         )
     kept = {row["id"]: Kept(row["is_known"], row["created_at"]) for row in rows}
     return [kept[new.id] for new in news]

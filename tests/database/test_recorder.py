@@ -18,6 +18,7 @@ from models import EncounterType
 from resolvers.errors import TemporarilyUnavailable
 from resolvers.ids import new_id
 from resolvers.recording import Kept, NewEncounter
+from resolvers.sql import Statement
 from tests.cast import Cast
 from tests.happenings import until
 
@@ -184,6 +185,30 @@ async def test_keys_that_meet_in_two_statements_in_any_order_never_lock_each_oth
 
     assert sum(each.created_at is not None for each in kept) == len(keys)
     assert await cast.count("encounters", patient_id) == len(keys)
+
+
+async def test_of_a_shared_statement_only_what_needs_a_held_lock_waits(
+    recorder: Recorder, database: Database, database_url: str, cast: Cast
+) -> None:
+    held, free = await cast.patient(), await cast.patient()
+    blocker = await asyncpg.connect(database_url)
+    async with blocker.transaction():
+        await blocker.execute("SELECT FROM patient_graph.patients WHERE id = $1 FOR UPDATE", held)
+        blocked = [asyncio.create_task(recorder.keep("loop", new(held, key=str(uuid4())))) for _ in range(3)]
+        others = [asyncio.create_task(recorder.keep("loop", new(free, key=str(uuid4())))) for _ in range(20)]
+
+        kept = await asyncio.gather(*others)
+
+        assert all(each.created_at for each in kept)
+        assert await cast.count("encounters", free) == await cast.count("audit_log", free) == 20
+        assert not any(each.done() for each in blocked)
+    await blocker.close()
+    assert all(each.created_at for each in await asyncio.gather(*blocked))
+    assert await cast.count("encounters", held) == 3
+    async with database.reading("loop") as connection:
+        row = await connection.fetch_one(Statement("SHOW lock_timeout"))
+    assert row is not None
+    assert row[0] == "0"
 
 
 async def test_each_brand_goes_for_itself(recorder: Recorder, cast: Cast) -> None:
