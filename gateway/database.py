@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -12,6 +13,7 @@ import asyncpg
 
 from gateway.metrics import POOL_CONNECTIONS, POOL_IN_USE, POOL_REFUSED
 from gateway.pool import Pool
+from gateway.session import RELIED_ON, Session, SessionFactory
 from gateway.together import Together
 from resolvers.errors import Locked, OutcomeUnknown, TemporarilyUnavailable
 from resolvers.sql import Row, Statement
@@ -43,27 +45,8 @@ UNAVAILABLE = (
     asyncpg.OperatorInterventionError,  # shut down, cancelled by a timeout, terminated
     asyncpg.InsufficientResourcesError,  # disk full, out of memory, too many connections
     asyncpg.TransactionRollbackError,  # deadlock, serialization failure
-    asyncpg.ReadOnlySQLTransactionError,  # the server became a standby
+    asyncpg.ReadOnlySQLTransactionError,  # the server became a standby, or the role may only read
 )
-
-
-class BrandConnection(asyncpg.Connection):
-    """A connection that sees the rows of one brand at a time: row-level security compares with `app.brand_id`."""
-
-    _brand_id: str | None = None
-
-    async def act_for(self, brand_id: str) -> None:
-        """See the rows of this brand from now on. Costs a round trip only when it is another than before."""
-        if brand_id != self._brand_id:
-            # Unset first: cut off in the middle, the connection must not be taken for one of the old brand.
-            self._brand_id = None
-            await self.execute("SELECT set_config('app.brand_id', $1, false)", brand_id)
-            self._brand_id = brand_id
-
-    async def reset(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's own name
-        """Come to itself after a statement was called off: no transaction, no brand."""
-        self._brand_id = None
-        await super().reset(timeout=timeout)
 
 
 class Patience(TypedDict):
@@ -78,7 +61,7 @@ class PoolConnection:
 
     __slots__ = ("_connection",)
 
-    def __init__(self, connection: BrandConnection) -> None:
+    def __init__(self, connection: Session) -> None:
         self._connection = connection
 
     async def fetch(self, statement: Statement, **values: object) -> list[Row]:
@@ -110,7 +93,7 @@ class Finding(NamedTuple):
 class Database:
     """PostgreSQL, as the resolvers use it (`resolvers.sql.Database`)."""
 
-    def __init__(self, pool: Pool[BrandConnection], acquire_seconds: float, name: str) -> None:
+    def __init__(self, pool: Pool[Session], acquire_seconds: float, name: str) -> None:
         self._pool = pool
         self._acquire_seconds = acquire_seconds
         # Nobody waits for a disk here. A second statement would only have a few of those whom the next could have.
@@ -143,33 +126,29 @@ class Database:
         security. Only what the owner of the tables does names none. `pool` is what the metrics call it. `plans_once`
         has each statement planned for all arguments at once; `long_answers` keeps the memory of one for the next.
         """
+        settings = {
+            **RELIED_ON,
+            # A page is read along its index: gathered first and sorted then, it would cost what the whole list of the
+            # patient costs.
+            "enable_bitmapscan": "off",
+            # And so there is nothing to find out from the arguments of what callers ask. A duty looks at what is new in
+            # a log that only grows, which a plan must know.
+            **({"plan_cache_mode": "force_generic_plan"} if plans_once else {}),
+            # None is worth the processors of others, least of all a duty's look through the log.
+            "max_parallel_workers_per_gather": "0",
+            "statement_timeout": f"{statement_seconds * 1000:.0f}",
+            "idle_in_transaction_session_timeout": f"{statement_seconds * 1000:.0f}",
+        }
+        sessions = SessionFactory(
+            url,
+            settings,
+            role,
+            max_cached_statement_lifetime=0,
+            command_timeout=statement_seconds + SILENCE_SECONDS,
+        )
 
-        async def opened() -> BrandConnection:
-            connection: BrandConnection = await asyncpg.connect(
-                url,
-                connection_class=BrandConnection,
-                max_cached_statement_lifetime=0,
-                command_timeout=statement_seconds + SILENCE_SECONDS,
-                server_settings={
-                    "application_name": "encounter-gateway",
-                    "timezone": "UTC",
-                    # Instants come as text (`_set_codecs`).
-                    "datestyle": "ISO",
-                    # Who waited for a key or a lease must see what the one before did, whatever the default is.
-                    "default_transaction_isolation": "read committed",
-                    # A page is read along its index: gathered first and sorted then, it would cost what the whole list
-                    # of the patient costs.
-                    "enable_bitmapscan": "off",
-                    # And so there is nothing to find out from the arguments of what callers ask. A duty looks at what
-                    # is new in a log that only grows, which a plan must know.
-                    **({"plan_cache_mode": "force_generic_plan"} if plans_once else {}),
-                    # None is worth the processors of others, least of all a duty's look through the log.
-                    "max_parallel_workers_per_gather": "0",
-                    **({} if role is None else {"role": role}),
-                    "statement_timeout": f"{statement_seconds * 1000:.0f}",
-                    "idle_in_transaction_session_timeout": f"{statement_seconds * 1000:.0f}",
-                },
-            )
+        async def opened() -> Session:
+            connection = await sessions.open()
             try:
                 await _set_codecs(connection)
                 if long_answers:
@@ -179,7 +158,7 @@ class Database:
                 raise
             return connection
 
-        connections = Pool(opened, size)
+        connections = Pool(opened, size, _is_usable)
         await connections.open()
         return cls(connections, acquire_seconds, pool)
 
@@ -188,9 +167,10 @@ class Database:
         await self._pool.close(CLOSE_SECONDS)
 
     async def ping(self) -> None:
-        """Return when a statement came back. Raises `TemporarilyUnavailable`."""
+        """Return when a write would be taken. Raises `TemporarilyUnavailable`."""
         async with self._borrowed() as connection:
-            await connection.execute("SELECT 1")
+            if await connection.fetchval("SELECT current_setting('transaction_read_only') = 'on'"):
+                raise asyncpg.ReadOnlySQLTransactionError
 
     @asynccontextmanager
     async def reading(self, brand_id: str) -> AsyncIterator[PoolConnection]:
@@ -281,7 +261,7 @@ class Database:
     @asynccontextmanager
     async def _borrowed(
         self, brand_id: str | None = None, within_seconds: float | None = None
-    ) -> AsyncIterator[BrandConnection]:
+    ) -> AsyncIterator[Session]:
         try:
             connection = await self._pool.take(within_seconds or self._acquire_seconds)
         except (*UNAVAILABLE, asyncpg.PostgresError) as error:  # it lets nobody in, for whatever reason
@@ -296,6 +276,8 @@ class Database:
             yield connection
         except UNAVAILABLE as error:
             _hang_up(connection, error)
+            if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
+                self._expire_writable()
             raise TemporarilyUnavailable from error
         except asyncio.CancelledError:
             called_off = True
@@ -304,12 +286,26 @@ class Database:
             self._in_use.dec()
             self._pool.give_back(connection, called_off=called_off)
 
+    def _expire_writable(self) -> None:
+        """Close every connection that was writable when it was opened: its server, or its role, is read-only now.
+
+        Those that were opened since expire by themselves, so that no write opens a connection in vain.
+        """
+        now = asyncio.get_running_loop().time()
+        for connection in self._pool:
+            if connection.expires_at == math.inf:
+                connection.expires_at = now
+
+
+def _is_usable(connection: Session) -> bool:
+    return not connection.is_closed() and asyncio.get_running_loop().time() < connection.expires_at
+
 
 def _lists_together(finding: Finding) -> int:
     return max(1, ROWS_TOGETHER // finding.rows)
 
 
-def _hang_up(connection: BrandConnection, error: BaseException) -> None:
+def _hang_up(connection: Session, error: BaseException) -> None:
     """End a connection on which an answer did not come in time: a rollback would be waited for as long, or longer."""
     if isinstance(error, TimeoutError):
         connection.terminate()

@@ -11,6 +11,7 @@ from typing import Final
 import asyncpg
 
 from gateway.database import UNAVAILABLE
+from gateway.session import open_session
 from gateway.telemetry import describe, log
 
 APPENDED: Final = "gateway_outbox"
@@ -57,8 +58,8 @@ class Doorbell:
             await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _listen(self) -> None:
-        connection = await asyncpg.connect(
-            self._url, timeout=PATIENCE_SECONDS, server_settings={"application_name": "encounter-gateway doorbell"}
+        connection = await open_session(
+            self._url, {"application_name": "encounter-gateway doorbell"}, timeout=PATIENCE_SECONDS
         )
         try:
             connection.add_termination_listener(lambda _: self.ring())

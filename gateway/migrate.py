@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 import models
+from gateway.session import open_session
 from models.base import PROCESS_SCHEMA, SCHEMA
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ async def migrate(database_url: str) -> None:
     from sqlalchemy.pool import NullPool
 
     engine = create_async_engine(
-        "postgresql+asyncpg://", async_creator=lambda: asyncpg.connect(database_url), poolclass=NullPool
+        "postgresql+asyncpg://", async_creator=lambda: open_session(database_url), poolclass=NullPool
     )
     async with engine.connect() as connection:
         # The lock belongs to the session, so it is freed even by a process that dies in the middle.
@@ -46,7 +47,7 @@ async def migrate(database_url: str) -> None:
 async def _is_newest(database_url: str) -> bool:
     """Say whether there is nothing to do, without waiting for whoever holds the lock."""
     newest = max(path.name.partition("_")[0] for path in (MIGRATIONS / "versions").glob("*.py"))
-    connection = await asyncpg.connect(database_url)
+    connection = await open_session(database_url)
     try:
         version: str | None = await connection.fetchval(f"SELECT version_num FROM {PROCESS_SCHEMA}.alembic_version")  # noqa: S608
     except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):

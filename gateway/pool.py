@@ -6,7 +6,7 @@ as much again as a short statement does. What is left when that is left out is t
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from typing import Generic, TypeVar
 
@@ -21,8 +21,15 @@ RESET_SECONDS = 5.0
 class Pool(Generic[Connection]):
     """At most `size` connections. Whoever finds none waits for a turn, the first come first."""
 
-    def __init__(self, connect: Callable[[], Awaitable[Connection]], size: int) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[Connection]],
+        size: int,
+        is_usable: Callable[[Connection], bool] = lambda connection: not connection.is_closed(),
+    ) -> None:
+        """Take how to open a connection, and whether one that is open may be lent (again)."""
         self.size = size
+        self._is_usable = is_usable
         self._connect = connect
         self._free: list[Connection] = []
         self._lent: set[Connection] = set()
@@ -32,6 +39,10 @@ class Pool(Generic[Connection]):
         self._waiting: deque[asyncio.Future[Connection | None]] = deque()
         self._resetting: set[asyncio.Task[None]] = set()
         self._closed = False
+
+    def __iter__(self) -> Iterator[Connection]:
+        """Go through the connections that are open: the free ones, and those in use."""
+        yield from (*self._free, *self._lent)
 
     async def open(self) -> None:
         """Open the first connection, to be lent. Raises what keeps it from being opened."""
@@ -43,7 +54,7 @@ class Pool(Generic[Connection]):
             raise asyncpg.InterfaceError("the pool is closed")
         while self._free:
             connection = self._free.pop()
-            if not connection.is_closed():
+            if self._is_usable(connection):
                 self._places += 1
                 self._lent.add(connection)
                 return connection
@@ -99,7 +110,7 @@ class Pool(Generic[Connection]):
 
     def _returned(self, connection: Connection) -> None:
         self._lent.discard(connection)
-        if self._closed or connection.is_closed() or connection.is_in_transaction():
+        if self._closed or not self._is_usable(connection) or connection.is_in_transaction():
             connection.terminate()
             self._pass_on(None)
         else:

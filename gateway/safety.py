@@ -1,13 +1,14 @@
 """Is this database ready, and is it safe? What is dangerous is told before anything is served."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import NamedTuple
 
 import asyncpg
 from sqlalchemy.exc import SQLAlchemyError
 
-from gateway.database import APP_ROLE
+from gateway.database import APP_ROLE, RELAY_ROLE
+from gateway.session import READ_ONLY, RELIED_ON, Session, UnusableSession, open_session
 from gateway.settings import PREFIX, Settings, SettingsError
 
 # PostgreSQL versions the tests run on, the oldest and the newest.
@@ -36,7 +37,11 @@ PRIVACY = (
     ("log_min_error_statement", {"panic"}, "failed statements are written to the server's log"),
 )
 
-LOOKED_AT = [name for name, *_ in (*DURABILITY, *PRIVACY)] + ["server_encoding", "server_version_num"]
+LOOKED_AT = [name for name, *_ in (*DURABILITY, *PRIVACY)] + [
+    "server_encoding",
+    "server_version_num",
+    "transaction_read_only",
+]
 
 
 @contextmanager
@@ -49,6 +54,9 @@ def told_plainly() -> Iterator[None]:
         yield
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, SQLAlchemyError) as error:
         cause = getattr(error, "orig", None) or error
+        if isinstance(cause, UnusableSession | asyncpg.ReadOnlySQLTransactionError):
+            said = str(cause) if isinstance(cause, UnusableSession) else READ_ONLY
+            raise SettingsError(f"{PREFIX}DATABASE_URL: {said}") from error
         raise SettingsError(
             f"{PREFIX}DATABASE_URL: the database cannot be used ({type(cause).__name__}). Is it reachable, may the "
             "owner create roles and schemas in it, and may the login act as gateway_app? See docs/operators.md."
@@ -58,22 +66,27 @@ def told_plainly() -> Iterator[None]:
 async def examine(database_url: str) -> Findings:
     """Look at the server's settings and at the role we act as.
 
-    Raises `OSError` or `asyncpg.PostgresError` when the database does not let us in.
+    Raises `SettingsError` where the connections are not what the gateway relies on, `OSError` or
+    `asyncpg.PostgresError` when the database does not let us in.
     """
-    connection = await asyncpg.connect(database_url, server_settings={"role": APP_ROLE})
     try:
-        found = await connection.fetchrow(
-            f"SELECT {', '.join(f'current_setting({name!r}) AS {name}' for name in LOOKED_AT)},"  # noqa: S608 - ours
-            " rolsuper OR rolbypassrls AS passes,"
-            " EXISTS (SELECT FROM pg_tables WHERE schemaname = 'patient_graph' AND tableowner = rolname) AS owns"
-            " FROM pg_roles WHERE rolname = current_user"
-        )
-    finally:
-        await connection.close()
+        # The second one shows whether each has a session of its own.
+        async with _session(database_url, APP_ROLE) as connection, _session(database_url, RELAY_ROLE):
+            found = await connection.fetchrow(
+                f"SELECT {', '.join(f'current_setting({name!r}) AS {name}' for name in LOOKED_AT)},"  # noqa: S608 - ours
+                " rolsuper OR rolbypassrls AS passes,"
+                " EXISTS (SELECT FROM pg_tables WHERE schemaname = 'patient_graph' AND tableowner = rolname) AS owns"
+                ", (SELECT reset_val FROM pg_settings WHERE name = 'row_security') AS row_security_of_login"
+                " FROM pg_roles WHERE rolname = current_user"
+            )
+    except UnusableSession as error:
+        raise SettingsError(f"{PREFIX}DATABASE_URL: {error}") from error
     assert found is not None
     dangers = [f"{name} is {found[name]}: {harm}" for name, bad, harm in DURABILITY if found[name] in bad]
     if found["server_encoding"] != "UTF8":
         dangers.append(f"the database's encoding is {found['server_encoding']}, not UTF8: it cannot hold every text")
+    if found["transaction_read_only"] == "on":
+        dangers.append(READ_ONLY)
     if found["passes"] or found["owns"]:
         dangers.append(f"{APP_ROLE} owns the tables or may pass by row-level security: brands are not walled off")
     warnings = [
@@ -81,10 +94,21 @@ async def examine(database_url: str) -> Findings:
         for name, safe, harm in PRIVACY
         if found[name] not in safe
     ]
+    if found["row_security_of_login"] != "on":
+        warnings.append("row_security is off for the login: the gateway sets it on, other programs read nothing")
     version = int(found["server_version_num"]) // 10_000
     if not OLDEST <= version <= NEWEST:
         warnings.append(f"PostgreSQL {version} is not one we test on ({OLDEST} to {NEWEST})")
     return Findings(dangers, warnings)
+
+
+@asynccontextmanager
+async def _session(database_url: str, role: str) -> AsyncIterator[Session]:
+    session = await open_session(database_url, RELIED_ON, role)
+    try:
+        yield session
+    finally:
+        await session.close()
 
 
 def refuse_dangers(dangers: Sequence[str], settings: Settings) -> None:

@@ -10,7 +10,6 @@ from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import asyncpg
 import uvicorn
 from starlette.applications import Starlette
 
@@ -22,6 +21,7 @@ from gateway.migrate import migrate
 from gateway.pages import built
 from gateway.protocol import GuardedProtocol
 from gateway.safety import examine, refuse_dangers, told_plainly
+from gateway.session import open_session
 from gateway.settings import PREFIX, Settings, SettingsError
 from gateway.stopping import Stop
 from gateway.telemetry import configure_logging
@@ -172,7 +172,7 @@ async def prepare(settings: Settings) -> None:
 
 async def register_demo_patients(owner_url: str) -> None:
     """Register the patients of the examples, unless they are known."""
-    connection = await asyncpg.connect(owner_url)
+    connection = await open_session(owner_url)
     try:
         await connection.executemany(
             "INSERT INTO patient_graph.patients (id, brand_id) VALUES ($1, $2) ON CONFLICT DO NOTHING",

@@ -127,7 +127,8 @@ class Together(Generic[Group, Item, Outcome]):
             if len(together) == 1:
                 _refuse(together, error)
                 return
-            # One row breaks a rule of the database's or needs a lock that is held, so nothing was done. Each goes alone.
+            # One row breaks a rule of the database's or needs a lock that is held, so nothing was done.
+            # Each is sent alone.
             for one in together:
                 await self._do(group, [one])
         except Exception as error:  # noqa: BLE001 - whoever waits must be told, whatever it is

@@ -176,7 +176,8 @@ FROM sent LEFT JOIN known USING (id) LEFT JOIN kept USING (id)
 
 
 # In the statement itself, because a statement of its own would cost a round trip. It holds until the transaction ends,
-# which is this statement, so a pooler passes nothing of it on. The rows come out of `sent` after it, and locks after them.
+# which is this statement, so a pooler passes nothing of it on. It is evaluated before `sent` has a row, and locks are
+# taken after that.
 LIMIT_LOCK_WAITS = "set_config('lock_timeout', CAST(:lock_timeout AS text), true)"
 
 NO_LOCK_TIMEOUT = "0"

@@ -1,0 +1,219 @@
+"""Behind PgBouncer in session mode the gateway acts as it must, and in transaction mode it does not serve."""
+
+import asyncio
+import os
+import shutil
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from gateway.database import APP_ROLE, RELAY_ROLE, Database
+from gateway.session import UnusableSession
+from gateway.settings import Settings
+from resolvers.sql import Statement
+from tests.cast import Cast
+from tests.doors import GraphQLDoor, RestDoor, Service
+from tests.faults import Wire
+from tests.gateways import looking_into, until
+from tests.happenings import fresh_database
+from tests.process.test_safety import run
+
+# Debian keeps it where only administrators look.
+PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
+
+pytestmark = pytest.mark.skipif(PGBOUNCER is None, reason="PgBouncer is not installed: apt-get install pgbouncer")
+
+# Start-up parameters that it does not know PgBouncer refuses, or drops silently where the operator named them.
+IGNORED = ("extra_float_digits", "extra_float_digits, role, statement_timeout, options")
+
+CONFIGURATION = """
+[databases]
+{database} = host=127.0.0.1 port={server_port} user={login}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+auth_type = any
+pool_mode = {mode}
+ignore_startup_parameters = {ignored}
+default_pool_size = {size}
+"""
+
+VISIT = {"encounter_type": "lab", "notes": "Fasting."}
+SETTINGS: dict[str, Any] = {"size": 2, "acquire_seconds": 5, "statement_seconds": 7}
+ASKED = Statement(
+    "SELECT current_user::text AS role, session_user::text AS login, current_setting('app.brand_id') AS brand,"
+    " current_setting('statement_timeout') AS statement_timeout,"
+    " current_setting('idle_in_transaction_session_timeout') AS idle_timeout,"
+    " current_setting('TimeZone') AS timezone, current_setting('plan_cache_mode') AS plans,"
+    " (SELECT count(*) FROM patient_graph.patients WHERE brand_id <> current_setting('app.brand_id')) AS foreign_rows"
+)
+
+
+@pytest.fixture
+async def url(server_url: str) -> str:
+    return await fresh_database(server_url)
+
+
+@pytest.fixture
+async def login(url: str) -> AsyncIterator[str]:
+    """A login that may act as the gateway's roles, and may do more than these by itself."""
+    name = f"login_{uuid4().hex}"
+    connection = await asyncpg.connect(url)
+    await connection.execute(f"CREATE ROLE {name} LOGIN BYPASSRLS; GRANT {APP_ROLE}, {RELAY_ROLE} TO {name}")
+    await connection.execute("INSERT INTO patient_graph.patients (id, brand_id) VALUES ('a', 'loop'), ('b', 'loopbio')")
+    yield name
+    await connection.execute(f"DROP ROLE {name}")
+    await connection.close()
+
+
+@asynccontextmanager
+async def pgbouncer(
+    url: str, login: str, folder: Path, mode: str, *, size: int = 20, ignored: str = IGNORED[0]
+) -> AsyncIterator[str]:
+    """Start PgBouncer in front of a database, and give the database's URL through it."""
+    assert PGBOUNCER is not None
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    async with Wire.to(url) as (_, server):
+        database = urlsplit(url).path[1:]
+        configuration = folder / "pgbouncer.ini"
+        configuration.write_text(
+            CONFIGURATION.format(
+                database=database,
+                server_port=urlsplit(server).port,
+                login=login,
+                port=port,
+                mode=mode,
+                size=size,
+                ignored=ignored,
+            )
+        )
+        # It refuses to run as root.
+        user = ["-u", "nobody"] if os.geteuid() == 0 else []
+        process = await asyncio.create_subprocess_exec(
+            PGBOUNCER, *user, configuration, stderr=asyncio.subprocess.DEVNULL
+        )
+        through = f"postgresql://{login}@127.0.0.1:{port}/{database}?sslmode=disable"
+
+        async def lets_in() -> bool:
+            assert process.returncode is None
+            try:
+                await (await asyncpg.connect(through)).close()
+            except OSError:
+                return False
+            return True
+
+        try:
+            await until(lets_in)
+            yield through
+        finally:
+            process.kill()
+            await process.wait()
+
+
+@pytest.mark.parametrize("ignored", IGNORED)
+async def test_through_pgbouncer_in_session_mode_role_brand_and_timeouts_hold(
+    url: str, login: str, tmp_path: Path, ignored: str
+) -> None:
+    async with pgbouncer(url, login, tmp_path, "session", ignored=ignored) as through:
+        database = await Database.connect(through, role=APP_ROLE, plans_once=True, **SETTINGS)
+        seen = []
+        for brand in ("loop", "loopbio", "loop"):
+            async with database.reading(brand) as one, database.reading(brand) as other:
+                seen += [dict(row) for each in (one, other) if (row := await each.fetch_one(ASKED))]
+        await database.close()
+
+    brands = ["loop", "loop", "loopbio", "loopbio", "loop", "loop"]
+    assert [each.pop("brand") for each in seen] == brands
+    assert seen == [
+        {
+            "role": APP_ROLE, "login": login, "statement_timeout": "7s", "idle_timeout": "7s", "timezone": "UTC",
+            "plans": "force_generic_plan", "foreign_rows": 0,
+        }
+    ] * 6  # fmt: skip
+
+
+async def test_through_pgbouncer_a_cancelled_statement_leaves_the_settings_as_they_were(
+    url: str, login: str, tmp_path: Path
+) -> None:
+    async with pgbouncer(url, login, tmp_path, "session") as through:
+        database = await Database.connect(through, role=APP_ROLE, **SETTINGS | {"size": 1})
+
+        async def hang() -> None:
+            async with database.reading("loop") as connection:
+                await connection.fetch(Statement("SELECT pg_sleep(30)"))
+
+        hanging = asyncio.create_task(hang())
+        async with looking_into(url) as owner:
+            await until(lambda: is_sleeping(owner))
+        hanging.cancel()
+        await asyncio.gather(hanging, return_exceptions=True)
+        async with database.reading("loopbio") as connection:
+            row = await connection.fetch_one(ASKED)
+        await database.close()
+
+    assert row is not None
+    assert (row["role"], row["brand"], row["statement_timeout"], row["timezone"]) == (APP_ROLE, "loopbio", "7s", "UTC")
+
+
+async def is_sleeping(owner: asyncpg.Connection) -> bool:
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+    return await owner.fetchval(query) == 1
+
+
+async def test_through_pgbouncer_in_session_mode_both_doors_serve_two_brands(
+    url: str, login: str, tmp_path: Path
+) -> None:
+    async with pgbouncer(url, login, tmp_path, "session") as through:
+        _, said = await run("check", through)
+        assert "does not let us in" not in said
+        assert "row-level security" not in said
+        async with Service.running(Settings(database_url=through)) as service, looking_into(url) as owner:
+            cast = Cast(owner)
+            patients = {"dev": await cast.patient(), "dev-loopbio": await cast.patient("loopbio")}
+            brands = {"dev": "loop", "dev-loopbio": "loopbio"}
+            for door in (RestDoor(service), GraphQLDoor(service)):
+                for token, brand in brands.items():
+                    outcomes = {
+                        other: await door.record(patients[other], VISIT | {"brand_id": brand}, token=token)
+                        for other in brands
+                    }
+                    assert {other: outcome.code for other, outcome in outcomes.items()} == {
+                        other: None if other == token else "not_found" for other in brands
+                    }
+            assert (await service.rest("GET", "/readyz")).status_code == 200
+
+
+@pytest.mark.parametrize("size", [1, 20])
+async def test_pgbouncer_in_transaction_mode_is_refused_by_check_and_serve(
+    url: str, login: str, tmp_path: Path, size: int
+) -> None:
+    async with pgbouncer(url, login, tmp_path, "transaction", size=size) as through:
+        for command in ("check", "serve"):
+            code, said = await run(command, through, GATEWAY_DATABASE_OWNER_URL=url, GATEWAY_DATABASE_UNSAFE="true")
+            assert code == 1
+            assert "pool_mode = session" in said
+            assert "Traceback" not in said
+            assert "REST" not in said
+
+
+async def test_two_connections_in_one_session_are_both_closed(url: str, login: str, tmp_path: Path) -> None:
+    async with pgbouncer(url, login, tmp_path, "transaction", size=1) as through:
+        app = await Database.connect(through, role=APP_ROLE, **SETTINGS)
+        with pytest.raises(UnusableSession, match="pool_mode = session"):
+            await Database.connect(through, "relay", role=RELAY_ROLE, **SETTINGS)
+
+        # The other one set its role in the session that this one was in.
+        async with app.reading("loop") as connection:
+            row = await connection.fetch_one(ASKED)
+        await app.close()
+
+    assert row is not None
+    assert row["role"] == APP_ROLE
