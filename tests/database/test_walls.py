@@ -113,3 +113,43 @@ async def test_the_relay_sees_no_encounter_and_makes_up_no_event(database_url: s
         await connection.execute(statement)
 
     await connection.close()
+
+
+# Columns that may hold what was written about a patient, or what names a patient elsewhere.
+CLINICAL = {
+    "patients": {"external_ids"},
+    "encounters": {"scheduled_at", "chief_complaint", "notes", "metadata"},
+    "encounter_versions": {"reason", "changes"},
+    "idempotency_keys": {"answer"},
+}
+
+# A new column is one that the relay may not read, until it stands here.
+READ_BY_THE_RELAY = {
+    "idempotency_keys": {"key", "expires_at"},
+    "outbox": {
+        "patient_id", "id", "brand_id", "event_type", "payload", "created_at", "position", "published_at",
+    },
+    "dead_letters": {
+        "patient_id", "id", "sink", "brand_id", "event_type", "payload", "created_at", "position", "reason", "died_at",
+    },
+    "audit_log": {
+        "patient_id", "id", "occurred_at", "actor_type", "actor_id", "actor_brand_id", "event_type", "entity_type",
+        "entity_id", "brand_id", "request_id", "details",
+    },
+    "audit_chain": set(Table.metadata.tables[f"{SCHEMA}.audit_chain"].columns.keys()),
+}  # fmt: skip
+
+
+async def test_the_relay_reads_no_clinical_column_of_any_table(cast: Cast) -> None:
+    rows = await cast.connection.fetch(
+        "SELECT relname, array_agg(attname::text) AS columns FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid"
+        " WHERE relnamespace = 'patient_graph'::regnamespace AND relkind = 'r' AND attnum > 0 AND NOT attisdropped"
+        " AND has_column_privilege($1, pg_class.oid, attnum, 'SELECT') GROUP BY relname",
+        RELAY_ROLE,
+    )
+    readable = {row["relname"]: set(row["columns"]) for row in rows}
+
+    assert readable == READ_BY_THE_RELAY
+    for table, columns in CLINICAL.items():
+        assert columns <= set(Table.metadata.tables[f"{SCHEMA}.{table}"].columns.keys())
+        assert not columns & readable.get(table, set())
