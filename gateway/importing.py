@@ -17,6 +17,7 @@ from gateway.database import Database
 from gateway.lines import ImportStopped, Lines, Record, Refusal, Table, opened, records_of
 from gateway.migrate import migrate
 from gateway.progress import Progress
+from gateway.session import UnusableSession
 from resolvers.commands import DEFAULT_LIMITS
 from resolvers.errors import InvalidInput, TemporarilyUnavailable
 from resolvers.patients import RegisterPatient, add_patients
@@ -101,7 +102,8 @@ async def _database(url: str) -> AsyncIterator[Database]:
         database = await Database.connect(url, role=None, size=1, acquire_seconds=10, statement_seconds=60)
     except (OSError, asyncpg.PostgresError) as error:
         # The driver's message may hold the password that was refused.
-        raise ImportStopped(f"the database cannot be used ({type(error).__name__})") from error
+        said = str(error) if isinstance(error, UnusableSession) else type(error).__name__
+        raise ImportStopped(f"the database cannot be used ({said})") from error
     try:
         yield database
     finally:

@@ -7,10 +7,8 @@ down_revision = "0007"
 branch_labels = None
 depends_on = None
 
-TABLE = "patient_graph.idempotency_keys"
-
 
 def upgrade() -> None:
     # Both commit together, so pruning by the previous version goes on. Revoked first: it takes column rights along.
-    op.execute(f"REVOKE SELECT ON {TABLE} FROM gateway_relay")
-    op.execute(f"GRANT SELECT (key, expires_at) ON {TABLE} TO gateway_relay")
+    op.execute("REVOKE SELECT ON patient_graph.idempotency_keys FROM gateway_relay")
+    op.execute("GRANT SELECT (key, expires_at) ON patient_graph.idempotency_keys TO gateway_relay")
