@@ -30,7 +30,7 @@ from gateway.recorder import Recorder
 from gateway.scrape import metrics
 from gateway.settings import LOOPBACK, Settings
 from gateway.stopping import Stop
-from gateway.telemetry import log_breach, log_operation, log_unknown_document, report
+from gateway.telemetry import log, log_breach, log_operation, log_unknown_document, report
 from gateway.trail import QueuedTrail
 from resolvers.access import Verify, scopes_from
 from resolvers.commands import InputLimits
@@ -118,6 +118,8 @@ def create_app(
             await rates.close()
             await relay.close()
             await database.close()
+            # A worker ends by the signal that stopped it, and runs nothing after this.
+            await asyncio.to_thread(log.flush)
 
     with trusted_plainly():
         schema = build_schema(scopes_from(settings.scopes), federated=settings.federation)

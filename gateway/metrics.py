@@ -45,6 +45,7 @@ POOL_IN_USE = _gauge("pool_in_use", "Connections to the database in use, by pool
 POOL_REFUSED = _counter("pool_refused", "Waits for a free connection that were given up, by pool.", "pool")
 AUDIT_WAITING = _gauge("audit_waiting", "Notes of refusals and reads that wait to be audited.")
 AUDIT_DROPPED = _counter("audit_dropped", "Notes of refusals and reads that were dropped.")
+LOG_DROPPED = _counter("log_dropped", "Log lines that were dropped, because standard error was not read in time.")
 DRAINING = _gauge("draining", "Processes that were told to stop and still serve.")
 
 

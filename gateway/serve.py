@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TextIO
 
 import uvicorn
 from starlette.applications import Starlette
@@ -20,11 +20,12 @@ from gateway.http_client import refuse_unusable_proxies
 from gateway.migrate import migrate
 from gateway.pages import built
 from gateway.protocol import GuardedProtocol
+from gateway.queued_writer import QueuedWriter
 from gateway.safety import examine, refuse_dangers, told_plainly
 from gateway.session import open_session
 from gateway.settings import PREFIX, Settings, SettingsError
 from gateway.stopping import Stop
-from gateway.telemetry import configure_logging
+from gateway.telemetry import FLUSH_SECONDS, configure_logging, log
 
 
 def upgraded(**given: Any) -> asyncio.Protocol:
@@ -86,8 +87,8 @@ def serve(settings: Settings, port: socket.socket, faults: int | None = None) ->
     """Prepare the database, say where we listen, and serve until a signal. With `faults`, a seed, as a rehearsal."""
     assert settings.database_url is not None
     config = uvicorn.Config(
-        # Other workers are told by name what to serve. A rehearsal has none, so what it serves may hold the seed.
-        "gateway.serve:worker" if faults is None else partial(worker, faults),
+        # Other workers are sent it through a pipe. Their environment, which other programs may read, stays as it was.
+        partial(worker, settings, faults),
         factory=True,
         workers=settings.workers,
         **{**PROTOCOLS, "http": GuardedProtocol if faults is None else CuttingProtocol},
@@ -96,6 +97,8 @@ def serve(settings: Settings, port: socket.socket, faults: int | None = None) ->
         server_header=False,
         timeout_graceful_shutdown=settings.drain_seconds,
     )
+    configure_logging()
+    log.start_queue()
     asyncio.run(prepare(settings))
     # Listening before saying so: who follows the first line at once waits in the queue instead of being refused.
     try:
@@ -103,10 +106,8 @@ def serve(settings: Settings, port: socket.socket, faults: int | None = None) ->
     except OSError as error:
         # Two may take a port at once, until one of them listens.
         raise _taken(settings) from error
-    print(welcome(settings, port.getsockname()[1], faults), flush=True)
+    say(sys.stdout, welcome(settings, port.getsockname()[1], faults))
 
-    # The workers are processes of their own, and settings travel as they came: by the environment.
-    os.environ[PREFIX + "DATABASE_URL"] = settings.database_url.get_secret_value()
     if settings.workers > 1:
         # Imported here: one process alone needs no supervisor.
         from gateway.workers import Workers
@@ -133,10 +134,18 @@ def refuse_a_rehearsal(settings: Settings) -> None:
         )
 
 
-def worker(faults: int | None = None) -> Starlette:
+def say(stream: TextIO | None, text: str) -> None:
+    """Write to standard output or standard error; a reader that reads nothing is waited for only `FLUSH_SECONDS`."""
+    if stream is not None:
+        writer = QueuedWriter(stream.fileno())
+        writer.put(f"{text}\n".encode(errors="surrogateescape"))
+        writer.flush(FLUSH_SECONDS)
+
+
+def worker(settings: Settings, faults: int | None = None) -> Starlette:
     """Build the service in the process that serves it."""
     configure_logging()
-    settings = Settings.from_environment()
+    log.start_queue()
     GuardedProtocol.head_seconds = settings.head_seconds
     GuardedProtocol.send_seconds = settings.socket_send_seconds
     stop = Stop(settings.drain_pause_seconds)
@@ -166,7 +175,7 @@ async def prepare(settings: Settings) -> None:
     if settings.explorer_pages and not built():
         warnings = [*warnings, "the pages were not built when this was installed: make pages"]
     for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        say(sys.stderr, f"warning: {warning}")
     refuse_dangers(dangers, settings)
 
 

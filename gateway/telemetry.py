@@ -4,6 +4,7 @@ The log is an allow-list: an event has the fields named below and no others, and
 place, never by its words, because a driver's words repeat values.
 """
 
+import atexit
 import logging
 import sys
 import traceback
@@ -12,14 +13,33 @@ from datetime import UTC, datetime
 import orjson
 from starlette.types import Scope
 
-from gateway.metrics import count_operation, count_request
+from gateway.queued_writer import QueuedWriter
+from gateway.metrics import LOG_DROPPED, count_operation, count_request
 from resolvers.access import Caller
 from resolvers.context import Context
 from schema.limits import Breach
 
+FLUSH_SECONDS = 2.0
+"""How long the end of a process waits for a reader of standard error."""
+
 
 class Log:
-    """Writes one JSON object a line to standard error."""
+    """Writes one JSON object a line to standard error, at once or through a queue."""
+
+    def __init__(self) -> None:
+        self._writer: QueuedWriter | None = None
+
+    def start_queue(self) -> None:
+        """Write through a queue from now on, so that no reader of standard error can hold up a request."""
+        if self._writer is None and sys.stderr is not None:
+            self._writer = QueuedWriter(sys.stderr.fileno(), on_drop=LOG_DROPPED.inc)
+            # Before the interpreter ends, which stops the thread wherever it is.
+            atexit.register(self.flush)
+
+    def flush(self) -> None:
+        """Return when the lines so far are written, or after `FLUSH_SECONDS`."""
+        if self._writer is not None:
+            self._writer.flush(FLUSH_SECONDS)
 
     def info(self, event: str, **fields: object) -> None:
         """Write down what happened."""
@@ -37,8 +57,11 @@ class Log:
         """Write a line. `level` is one of those above, or how grave a library found it."""
         told = fields | {"event": event, "level": level, "timestamp": datetime.now(UTC)}
         line = orjson.dumps(told, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE)
-        sys.stderr.buffer.write(line)
-        sys.stderr.buffer.flush()
+        if self._writer is not None:
+            self._writer.put(line)
+        elif sys.stderr is not None:
+            sys.stderr.buffer.write(line)
+            sys.stderr.buffer.flush()
 
 
 log = Log()

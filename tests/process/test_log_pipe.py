@@ -1,0 +1,122 @@
+"""A gateway whose output is not read goes on serving, says later what it did not log, and stops in time."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx2
+import pytest
+
+from tests.gateways import DEV, PATH, PATIENT_SETTINGS, ROOT, VISIT
+
+
+@contextmanager
+def gateway(database_url: str, stderr: int | None, **settings: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """Serve with this standard error, and give the process and its origin."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
+    named = {"GATEWAY_DATABASE_URL": database_url, "GATEWAY_DATABASE_UNSAFE": "true", "GATEWAY_PORT": "0"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gateway", "serve"],
+        cwd=ROOT,
+        env=environment | PATIENT_SETTINGS | named | settings,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+    )
+    try:
+        assert process.stdout is not None
+        found = re.search(rb"http://127\.0\.0\.1:\d+", process.stdout.readline())
+        assert found
+        yield process, found[0].decode()
+    finally:
+        process.kill()
+        process.wait()
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return str(server.getsockname()[1])
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_two_thousand_requests_are_answered_while_nothing_reads_the_log(database_url: str, workers: str) -> None:
+    with gateway(database_url, subprocess.PIPE, GATEWAY_WORKERS=workers) as (process, origin):
+        with httpx2.Client(timeout=10) as client:
+            statuses = {client.get(f"{origin}/healthz").status_code for _ in range(2_000)}
+            assert client.post(origin + PATH, json=VISIT, headers=DEV).status_code == 201
+
+        assert statuses == {200}
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+def test_what_was_logged_meanwhile_is_read_to_the_last_line(database_url: str) -> None:
+    with gateway(database_url, subprocess.PIPE) as (process, origin):
+        with httpx2.Client(timeout=10) as client:
+            for _ in range(1_000):
+                client.get(f"{origin}/healthz")
+        process.send_signal(signal.SIGTERM)
+
+        assert process.stderr is not None
+        assert process.stderr.read().count(b'"route":"/healthz"') == 1_000
+        assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_log_whose_reader_is_gone_stops_no_request(database_url: str, workers: str) -> None:
+    with gateway(database_url, subprocess.PIPE, GATEWAY_WORKERS=workers) as (process, origin):
+        assert process.stderr is not None
+        process.stderr.close()
+
+        with httpx2.Client(timeout=10) as client:
+            assert {client.get(f"{origin}/healthz").status_code for _ in range(20)} == {200}
+            metrics = client.get(f"{origin}/metrics", headers=DEV).text
+
+        assert float(re.findall(r"^gateway_log_dropped_total (\S+)", metrics, re.MULTILINE)[0]) > 0
+
+
+def test_without_a_standard_error_requests_are_answered(database_url: str) -> None:
+    environment = os.environ | {
+        "GATEWAY_DATABASE_URL": database_url,
+        "GATEWAY_DATABASE_UNSAFE": "true",
+        "GATEWAY_PORT": "0",
+    }
+    closed = f"exec {sys.executable} -m gateway serve 2>&-"
+    with subprocess.Popen(["sh", "-c", closed], cwd=ROOT, env=environment, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        found = re.search(rb"http://127\.0\.0\.1:\d+", process.stdout.readline())
+        assert found
+        assert httpx2.get(f"{found[0].decode()}/healthz").status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+def test_a_full_standard_output_does_not_keep_the_gateway_from_serving(database_url: str) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    try:
+        while os.write(writer, b"." * 4096):
+            pass
+    except BlockingIOError:
+        os.set_blocking(writer, True)
+    environment = os.environ | {
+        "GATEWAY_DATABASE_URL": database_url,
+        "GATEWAY_DATABASE_UNSAFE": "true",
+        "GATEWAY_PORT": (port := free_port()),
+    }
+    command = [sys.executable, "-m", "gateway", "serve"]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=writer, stderr=subprocess.DEVNULL) as process:
+        os.close(writer)
+        with httpx2.Client(transport=httpx2.HTTPTransport(retries=8)) as client:
+            answered = client.get(f"http://127.0.0.1:{port}/healthz")
+        process.send_signal(signal.SIGTERM)
+        assert answered.status_code == 200
+        assert process.wait(20) == 0
+    os.close(reader)
