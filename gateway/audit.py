@@ -14,6 +14,8 @@ from uuid import UUID
 import asyncpg
 from sqlalchemy import BigInteger, ColumnElement, Table, Text, and_, cast, exists, extract, func, select
 
+from gateway.connection_url import connect
+from gateway.database_problems import PROBLEMS, reason_of
 from models import EncounterEventKind, Encounters
 from resolvers.audit import encounter_event
 from resolvers.chain import BEFORE_THE_FIRST, CHAIN, HASHED, LOG, LOOK_BACK, hash_entry, hash_link
@@ -231,9 +233,8 @@ async def verify(owner_url: str, walk: Walk) -> AsyncIterator[Finding]:
                 yield Finding(Kind.NOT_AUDITED, row["brand_id"], id=row["id"], occurred_at=row["occurred_text"])
     except asyncpg.UndefinedTableError as error:
         raise VerificationStopped("the database has no audit chain yet; gateway migrate makes one") from error
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        # The driver's message may hold the password that was refused.
-        raise VerificationStopped(f"the database cannot be used ({type(error).__name__})") from error
+    except PROBLEMS as error:
+        raise VerificationStopped(reason_of(error)) from error
 
 
 async def print_verification(owner_url: str, key: bytes, expected: Iterable[Head]) -> bool:
@@ -257,7 +258,7 @@ async def print_verification(owner_url: str, key: bytes, expected: Iterable[Head
 
 @asynccontextmanager
 async def _snapshot(url: str) -> AsyncIterator[asyncpg.Connection[Row]]:
-    connection = await asyncpg.connect(url)
+    connection = await connect(url)
     try:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             yield connection

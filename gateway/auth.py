@@ -58,7 +58,7 @@ async def verifying(settings: Settings, clock: Clock = time) -> AsyncIterator[Ve
         access_tokens = _access_tokens(settings, provider, clock)
         if access_tokens is not None:
             closing.push_async_callback(access_tokens.close)
-        judge = _judge(_introspection(settings, provider, clock), access_tokens)
+        judge = _judge(introspection_of(settings, provider, clock), access_tokens)
         memory = Memory(judge, seconds=settings.token_cache_seconds, clock=clock)
         closing.push_async_callback(memory.close)
         yield memory.verify
@@ -83,7 +83,8 @@ def _judge(introspection: Introspection | None, access_tokens: "AccessTokens | N
     return judged
 
 
-def _introspection(settings: Settings, provider: Provider, clock: Clock) -> Introspection | None:
+def introspection_of(settings: Settings, provider: Provider, clock: Clock) -> Introspection | None:
+    """Return the verifier of tokens by introspection, or None where the settings name no endpoint."""
     if settings.introspection_url is None:
         return None
     assert settings.introspection_client_id is not None

@@ -23,14 +23,15 @@ from pydantic import BeforeValidator
 
 from gateway.app import services
 from gateway.database import APP_ROLE, Database, Patience
+from gateway.database_problems import told_plainly
 from gateway.doorbell import Doorbell
 from gateway.feed import Feed
 from gateway.importing import plural
 from gateway.lines import STANDARD_INPUT, ImportStopped, Lines, Record, Refusal, Table, opened, records_of
 from gateway.migrate import migrate
 from gateway.progress import Progress
-from gateway.safety import examine, refuse_dangers, told_plainly
-from gateway.settings import Settings
+from gateway.safety import examine, refuse_dangers
+from gateway.settings import PREFIX, Settings
 from gateway.telemetry import describe, log
 from gateway.trail import QueuedTrail
 from resolvers import json_text
@@ -334,7 +335,7 @@ async def _context(settings: Settings, client: str) -> AsyncIterator[Context]:
     assert settings.database_url is not None, "whoever imports has found or started a database"
     url = settings.database_url.get_secret_value()
     patience: Patience = {"acquire_seconds": ACQUIRE_SECONDS, "statement_seconds": settings.database_statement_seconds}
-    with told_plainly():
+    with told_plainly(f"{PREFIX}DATABASE_URL"):
         await migrate(settings.owner_url)
         dangers, _ = await examine(url)
         refuse_dangers(dangers, settings)

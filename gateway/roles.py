@@ -3,8 +3,7 @@
 `docs/operators.md` has the same in SQL for a server of your own.
 """
 
-import asyncpg
-
+from gateway.connection_url import connect
 from gateway.database import APP_ROLE, RELAY_ROLE
 from gateway.postgres import PrivatePostgres
 
@@ -17,7 +16,7 @@ ROLES = {OWNER: "LOGIN", LOGIN: "LOGIN", APP_ROLE: "NOLOGIN", RELAY_ROLE: "NOLOG
 
 async def create_database(postgres: PrivatePostgres) -> None:
     """Make the database and its roles, unless they are there."""
-    connection = await asyncpg.connect(postgres.url())
+    connection = await connect(postgres.url())
     try:
         there = {row["rolname"] for row in await connection.fetch("SELECT rolname FROM pg_roles")}
         for role in ROLES.keys() - there:

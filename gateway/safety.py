@@ -1,11 +1,8 @@
 """Is this database ready, and is it safe? What is dangerous is told before anything is served."""
 
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import NamedTuple
-
-import asyncpg
-from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.database import APP_ROLE, RELAY_ROLE
 from gateway.session import READ_ONLY, RELIED_ON, Session, UnusableSession, open_session
@@ -42,25 +39,6 @@ LOOKED_AT = [name for name, *_ in (*DURABILITY, *PRIVACY)] + [
     "server_version_num",
     "transaction_read_only",
 ]
-
-
-@contextmanager
-def told_plainly() -> Iterator[None]:
-    """Turn whatever a database that cannot be used throws into a `SettingsError`.
-
-    Never in the driver's own words: they may hold the password that was refused.
-    """
-    try:
-        yield
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, SQLAlchemyError) as error:
-        cause = getattr(error, "orig", None) or error
-        if isinstance(cause, UnusableSession | asyncpg.ReadOnlySQLTransactionError):
-            said = str(cause) if isinstance(cause, UnusableSession) else READ_ONLY
-            raise SettingsError(f"{PREFIX}DATABASE_URL: {said}") from error
-        raise SettingsError(
-            f"{PREFIX}DATABASE_URL: the database cannot be used ({type(cause).__name__}). Is it reachable, may the "
-            "owner create roles and schemas in it, and may the login act as gateway_app? See docs/operators.md."
-        ) from error
 
 
 async def examine(database_url: str) -> Findings:

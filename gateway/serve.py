@@ -14,15 +14,11 @@ import uvicorn
 from starlette.applications import Starlette
 
 from gateway.app import create_app
-from gateway.auth import DEVELOPMENT_PATIENTS
 from gateway.faults import CuttingProtocol
 from gateway.http_client import refuse_unusable_proxies
-from gateway.migrate import migrate
-from gateway.pages import built
+from gateway.preflight import preflight
 from gateway.protocol import GuardedProtocol
 from gateway.queued_writer import QueuedWriter
-from gateway.safety import examine, refuse_dangers, told_plainly
-from gateway.session import open_session
 from gateway.settings import PREFIX, Settings, SettingsError
 from gateway.stopping import Stop
 from gateway.telemetry import FLUSH_SECONDS, configure_logging, log
@@ -60,6 +56,8 @@ def refuse_what_cannot_be_served(settings: Settings, faults: int | None = None) 
     if faults is not None:
         refuse_a_rehearsal(settings)
     refuse_unusable_proxies(settings)
+    if settings.workers > 1:
+        _metrics_folder().cleanup()
     if settings.documents:
         # What is wrong with them is told here, once, and not by each worker.
         create_app(settings)
@@ -99,7 +97,9 @@ def serve(settings: Settings, port: socket.socket, faults: int | None = None) ->
     )
     configure_logging()
     log.start_queue()
-    asyncio.run(prepare(settings))
+    report = asyncio.run(preflight(settings, changing=True))
+    for warning in [*report.outages, *report.warnings]:
+        say(sys.stderr, f"warning: {warning}")
     # Listening before saying so: who follows the first line at once waits in the queue instead of being refused.
     try:
         port.listen(config.backlog)
@@ -113,11 +113,21 @@ def serve(settings: Settings, port: socket.socket, faults: int | None = None) ->
         from gateway.workers import Workers
 
         gc.enable()
-        with TemporaryDirectory(prefix="gateway-metrics-") as folder:
+        with _metrics_folder() as folder:
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
             Workers(config, sockets=[port]).run()
     else:
         uvicorn.Server(config).run(sockets=[port])
+
+
+def _metrics_folder() -> TemporaryDirectory[str]:
+    try:
+        return TemporaryDirectory(prefix="gateway-metrics-")
+    except OSError as error:
+        raise SettingsError(
+            f"{PREFIX}WORKERS: several workers count in files, and no temporary folder can be written to; set TMPDIR "
+            f"to a folder that can, or {PREFIX}WORKERS=1"
+        ) from error
 
 
 def refuse_a_rehearsal(settings: Settings) -> None:
@@ -159,36 +169,6 @@ def worker(settings: Settings, faults: int | None = None) -> Starlette:
     bytes(KEPT_BYTES // 2)
     gc.enable()
     return app
-
-
-async def prepare(settings: Settings) -> None:
-    """Bring the database up to date, see that it is safe and, in development mode, register the examples' patients.
-
-    Raises `SettingsError` when the database cannot be used or must not be.
-    """
-    assert settings.database_url is not None
-    with told_plainly():
-        await migrate(settings.owner_url)
-        if settings.development:
-            await register_demo_patients(settings.owner_url)
-        dangers, warnings = await examine(settings.database_url.get_secret_value())
-    if settings.explorer_pages and not built():
-        warnings = [*warnings, "the pages were not built when this was installed: make pages"]
-    for warning in warnings:
-        say(sys.stderr, f"warning: {warning}")
-    refuse_dangers(dangers, settings)
-
-
-async def register_demo_patients(owner_url: str) -> None:
-    """Register the patients of the examples, unless they are known."""
-    connection = await open_session(owner_url)
-    try:
-        await connection.executemany(
-            "INSERT INTO patient_graph.patients (id, brand_id) VALUES ($1, $2) ON CONFLICT DO NOTHING",
-            list(DEVELOPMENT_PATIENTS.items()),
-        )
-    finally:
-        await connection.close()
 
 
 def welcome(settings: Settings, port: int, faults: int | None = None) -> str:

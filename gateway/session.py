@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 
 import asyncpg
 
+from gateway.connection_url import connect, named_by
 from gateway.telemetry import log
 
 RELIED_ON = {
@@ -144,7 +145,7 @@ class SessionFactory:
             options: What else `asyncpg.connect` is told.
         """
         self._urls = urls_of_hosts(url)
-        self._settings = settings
+        self._settings = {**settings, **(named_by(url) if "application_name" in settings else {})}
         self._role = role
         self._options = {"timeout": HOST_SECONDS, **options} if len(self._urls) > 1 else options
         self._first = 0
@@ -194,7 +195,7 @@ class SessionFactory:
 
     async def _open_on(self, url: str) -> Session:
         try:
-            connection: Session = await asyncpg.connect(url, connection_class=Session, **self._options)
+            connection: Session = await connect(url, connection_class=Session, **self._options)
         except asyncpg.TargetServerAttributeNotMatched:
             raise UnusableSession(NO_PRIMARY) from None
         try:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
+import orjson
 import platformdirs
 from pydantic import (
     AfterValidator,
@@ -18,10 +19,11 @@ from pydantic import (
     field_validator,
 )
 
-from gateway import environment
+from gateway import connection_url, environment
 from resolvers.access import Exploring, Operation, scopes_from
 
 PREFIX = "GATEWAY_"
+HIDDEN = "(hidden)"
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 # What belongs together. Source: RFC 7662 section 2.1, the endpoint must ask for credentials; RFC 9068 section 4, a
@@ -384,8 +386,8 @@ class Settings(BaseModel):
     @field_validator("database_url", "database_owner_url")
     @classmethod
     def _is_of_postgresql(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is not None and not url.get_secret_value().startswith(("postgresql://", "postgres://")):
-            raise ValueError("must begin with postgresql://")
+        if url is not None:
+            connection_url.parse(url.get_secret_value())
         return url
 
     @field_validator("nats_url")
@@ -407,15 +409,17 @@ class Settings(BaseModel):
         return overrides
 
     def shown(self) -> dict[str, str]:
-        """Give every setting as it is in force, by its variable, secrets hidden."""
-        return {
-            f"{PREFIX}{name.upper()}": ""
-            if value is None
-            else "(hidden)"
-            if isinstance(value, SecretStr)
-            else str(value)
-            for name, value in self
-        }
+        """Return every setting as it is in force, by its variable, in the form that is read; secrets are hidden."""
+        return {f"{PREFIX}{name.upper()}": _shown(value) for name, value in self}
+
+    def assignments(self) -> list[str]:
+        """Return lines for a file of variables. A hidden one is a comment, so that the file can be read again."""
+        return [f"{'# ' if HIDDEN in value else ''}{name}={value}" for name, value in self.shown().items()]
+
+    @property
+    def owner_variable(self) -> str:
+        """The variable that the owner's URL comes from."""
+        return PREFIX + ("DATABASE_URL" if self.database_owner_url is None else "DATABASE_OWNER_URL")
 
     @property
     def owner_url(self) -> str:
@@ -487,6 +491,22 @@ class Settings(BaseModel):
             raise SettingsError(f"{PREFIX}WEBHOOKS: each needs a name of its own, and neither `webhook` nor `nats`")
         if self.event_retry_hours >= self.event_days * 24:
             raise SettingsError(f"{PREFIX}EVENT_RETRY_HOURS: must be less than {PREFIX}EVENT_DAYS")
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, SecretStr):
+        return HIDDEN
+    if isinstance(value, dict | tuple):
+        return orjson.dumps(value, default=_json_of).decode()
+    return str(value)
+
+
+def _json_of(value: object) -> object:
+    if isinstance(value, SecretStr):
+        return HIDDEN
+    return value.model_dump(exclude_none=True) if isinstance(value, BaseModel) else str(value)
 
 
 def _variables(names: Iterable[str]) -> str:

@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 import orjson
 from starlette.types import Scope
 
-from gateway.queued_writer import QueuedWriter
 from gateway.metrics import LOG_DROPPED, count_operation, count_request
+from gateway.queued_writer import QueuedWriter
 from resolvers.access import Caller
 from resolvers.context import Context
 from schema.limits import Breach

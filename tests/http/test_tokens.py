@@ -8,7 +8,7 @@ import asyncpg
 import httpx2
 import pytest
 
-from gateway.serve import prepare
+from gateway.preflight import preflight
 from tests.cast import Cast
 from tests.conftest import create_database
 from tests.doors import RECORD, Door, GraphQLDoor, RestDoor, Service
@@ -226,7 +226,7 @@ async def test_the_patients_of_the_examples_are_for_development(
 ) -> None:
     url = await create_database(server_url)
 
-    await prepare(provider.settings(introspection=True, database_url=url, database_unsafe=True))
+    await preflight(provider.settings(introspection=True, database_url=url, database_unsafe=True), changing=True)
 
     connection = await asyncpg.connect(url)
     patients = await connection.fetchval("SELECT count(*) FROM patient_graph.patients")

@@ -61,7 +61,12 @@ def test_lines_come_whole_and_in_order(pipe) -> None:
 def test_no_write_is_longer_than_a_pipe_takes_in_one_piece(pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[int] = []
     write = os.write
-    monkeypatch.setattr(os, "write", lambda descriptor, data: written.append(len(data)) or write(descriptor, data))
+
+    def write_and_measure(descriptor: int, data: bytes) -> int:
+        written.append(len(data))
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", write_and_measure)
     reader = Reader(pipe[0])
     reader.start()
     queued = QueuedWriter(pipe[1])

@@ -1,0 +1,261 @@
+"""PostgreSQL connection URLs as libpq reads them. A parameter is honoured, or the URL is refused with its name.
+
+asyncpg sends a parameter that it does not know to the server as a setting, and the server then refuses the connection.
+So what it does not know is done here. Source: https://www.postgresql.org/docs/current/libpq-connect.html
+"""
+
+import difflib
+import getpass
+import os
+import re
+import socket
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+from urllib.parse import SplitResult, quote, unquote, urlencode, urlsplit
+
+import asyncpg
+from asyncpg.exceptions import TargetServerAttributeNotMatched
+
+TLS_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
+
+# What asyncpg honours by itself, beside those above.
+HONOURED_BY_ASYNCPG = frozenset(TLS_FILES) | {
+    *("dbname", "gsslib", "host", "krbsrvname", "options", "passfile", "password", "port", "service"),
+    *("ssl_max_protocol_version", "ssl_min_protocol_version", "sslmode", "sslnegotiation", "sslpassword"),
+    *("target_session_attrs", "user"),
+}
+
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
+    "sslnegotiation": ("postgres", "direct"),
+    "target_session_attrs": ("any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
+    "keepalives": ("0", "1"),
+}
+
+NUMBERS = ("connect_timeout", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout")
+
+NAMES = ("application_name", "fallback_application_name")
+
+# What neither asyncpg nor this module can do. These values ask for nothing that is not so anyway; any other is refused.
+HARMLESS: Mapping[str, tuple[str, ...]] = {
+    "channel_binding": ("disable", "prefer"),
+    "client_encoding": ("auto", "utf8", "utf-8"),
+    "gssdelegation": ("0",),
+    "gssencmode": ("disable", "prefer"),
+    "hostaddr": (),
+    "load_balance_hosts": ("disable",),
+    "max_protocol_version": ("3.0", "latest"),
+    "min_protocol_version": ("3.0",),
+    "oauth_client_id": (),
+    "oauth_client_secret": (),
+    "oauth_issuer": (),
+    "oauth_scope": (),
+    "replication": ("false", "off", "no", "0"),
+    "require_auth": (),
+    "requirepeer": (),
+    "requiressl": ("0",),
+    "scram_client_key": (),
+    "scram_server_key": (),
+    "servicefile": (),
+    "sslcertmode": ("allow",),
+    "sslcompression": ("0",),
+    "sslcrldir": (),
+    "sslkeylogfile": (),
+    "sslsni": ("1",),
+}
+
+KNOWN = HONOURED_BY_ASYNCPG | CHOICES.keys() | set(NUMBERS) | set(NAMES) | HARMLESS.keys()
+
+_NUMBER = re.compile(r"-?\d{1,9}")
+
+# asyncpg's names of them differ from libpq's in nothing but the option that the kernel knows.
+_SOCKET_OPTIONS = {
+    "keepalives_idle": "TCP_KEEPIDLE",
+    "keepalives_interval": "TCP_KEEPINTVL",
+    "keepalives_count": "TCP_KEEPCNT",
+    "tcp_user_timeout": "TCP_USER_TIMEOUT",
+}
+
+# What another host may not share.
+_OF_THIS_HOST = (OSError, asyncpg.CannotConnectNowError, TargetServerAttributeNotMatched)
+
+
+class NoUserError(ValueError):
+    """The URL names no user, and the account of this process has no name to log in with."""
+
+
+class ConnectionUrl(NamedTuple):
+    """A connection URL that was found to be usable. `dsn` is what is left of it for asyncpg."""
+
+    dsn: str
+    hosts: tuple[tuple[str, int | None], ...]
+    parameters: Mapping[str, str]
+
+
+def parse(url: str) -> ConnectionUrl:
+    """Read a URL. Raises `ValueError` with a sentence that names the parameter and quotes no value."""
+    if not url.startswith(("postgresql://", "postgres://")):
+        raise ValueError("must begin with postgresql://")
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ValueError("is not a URL: an IPv6 address stands in brackets") from None
+    if parts.netloc.count("@") > 1 or parts.fragment or "@" in parts.query or "@" in parts.path:
+        raise ValueError("must have the characters @ / ? # : of a name or password percent-encoded")
+    parameters = _parameters(parts.query)
+    hosts = _hosts(parts, parameters)
+    _refuse_unreadable_files(parameters)
+    if parameters.get("sslnegotiation") == "direct" and parameters.get("sslmode") not in CHOICES["sslmode"][3:]:
+        raise ValueError("sslnegotiation=direct needs sslmode=require, verify-ca or verify-full")
+    left = {name: value for name, value in parameters.items() if name in HONOURED_BY_ASYNCPG}
+    dsn = parts._replace(query=urlencode(left, quote_via=quote)).geturl()
+    return ConnectionUrl(dsn, hosts, parameters)
+
+
+_parse_once = lru_cache(8)(parse)
+
+
+def named_by(url: str) -> dict[str, str]:
+    """Return the setting `application_name` where the URL gives it, as `fallback_application_name` too."""
+    given = _parse_once(url).parameters
+    name = given.get("application_name") or given.get("fallback_application_name")
+    return {"application_name": name} if name else {}
+
+
+async def connect(url: str, *, timeout: float | None = None, **options: Any) -> Any:  # noqa: ASYNC109 - asyncpg's name
+    """Open a connection as the URL says. Several hosts are tried in order, each for `connect_timeout`.
+
+    Raises `OSError`, `ValueError`, `asyncpg.PostgresError` or `asyncpg.InterfaceError`.
+
+    Args:
+        url: Where to connect.
+        timeout: Seconds for each host where the URL gives none. None: 60.
+        options: What else `asyncpg.connect` takes.
+    """
+    parsed = _parse_once(url)
+    given = parsed.parameters
+    seconds: float = int(given["connect_timeout"]) if "connect_timeout" in given else timeout or 60
+    _refuse_without_a_user(parsed)
+    hosts: list[tuple[str | None, int | None]] = [*parsed.hosts] or [(None, None)]
+    wanted = given.get("target_session_attrs")
+    problem: BaseException | None = None
+    for attribute in ("standby", "any") if wanted == "prefer-standby" else (wanted,):
+        for host, port in hosts:
+            try:
+                connection = await asyncpg.connect(
+                    parsed.dsn,
+                    host=host,
+                    port=port,
+                    timeout=seconds if seconds > 0 else None,  # type: ignore[arg-type] # None is for ever
+                    target_session_attrs=attribute,  # type: ignore[arg-type] # its words do as well
+                    server_settings=named_by(url),
+                    **options,
+                )
+            except _OF_THIS_HOST as error:
+                problem = error
+            else:
+                _keep_alive(connection, given)
+                return connection
+    assert problem is not None
+    raise problem
+
+
+def _refuse_without_a_user(parsed: ConnectionUrl) -> None:
+    named = urlsplit(parsed.dsn).username or parsed.parameters.keys() & {"user", "service"} or os.environ.get("PGUSER")
+    if not named:
+        try:
+            getpass.getuser()
+        except (KeyError, OSError, ImportError) as error:
+            raise NoUserError from error
+
+
+def _keep_alive(connection: Any, given: Mapping[str, str]) -> None:
+    link = connection._transport.get_extra_info("socket")  # noqa: SLF001 - asyncpg has no way to it
+    if link is None or link.family == socket.AF_UNIX:
+        return
+    # On unless switched off, as libpq has it.
+    kept_alive = given.get("keepalives") != "0"
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, int(kept_alive))
+    for parameter, option in _SOCKET_OPTIONS.items():
+        value = int(given.get(parameter, "0"))
+        # 0 and less stand for the system's own value. A system may lack an option, and libpq then ignores it too.
+        if value > 0 and hasattr(socket, option) and (kept_alive or parameter == "tcp_user_timeout"):
+            link.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+def _parameters(query: str) -> dict[str, str]:
+    given: dict[str, str] = {}
+    for pair in filter(None, query.split("&")):
+        name, separator, value = pair.partition("=")
+        name = unquote(name)
+        # JDBC's and asyncpg's own words for it.
+        name = {"database": "dbname"}.get(name, name)
+        if name not in KNOWN:
+            raise ValueError(_unknown(name))
+        if not separator:
+            raise ValueError(f"{name}: has no value")
+        # Empty is unset. In a URL of libpq a plus is a plus.
+        if value:
+            given[name] = unquote(value)
+    for name, value in given.items():
+        _refuse_value(name, value)
+    return given
+
+
+def _unknown(name: str) -> str:
+    # It may be part of a password with a question mark in it; only a word is repeated.
+    nearest = difflib.get_close_matches(name, sorted(KNOWN), n=1, cutoff=0)[0]
+    shown = f"{name} " if re.fullmatch(r"[a-z_]{3,40}", name) else ""
+    return (
+        f"{shown}is no parameter of a connection URL; the nearest is {nearest}, and a setting of the server is "
+        "given as options=-c%20name%3Dvalue"
+    )
+
+
+def _refuse_value(name: str, value: str) -> None:
+    if name in NUMBERS and not _NUMBER.fullmatch(value):
+        raise ValueError(f"{name}: must be a whole number")
+    if name in CHOICES and value not in CHOICES[name]:
+        raise ValueError(f"{name}: must be {', '.join(CHOICES[name][:-1])} or {CHOICES[name][-1]}")
+    if name in HARMLESS and value.lower() not in HARMLESS[name]:
+        may = f"only {' or '.join(HARMLESS[name])} can be served" if HARMLESS[name] else "leave it out"
+        raise ValueError(f"{name}: the gateway cannot do what it asks for; {may}")
+
+
+def _hosts(parts: SplitResult, given: Mapping[str, str]) -> tuple[tuple[str, int | None], ...]:
+    """Return the hosts in order, each with its port or None for the default; none where the URL names none."""
+    named = parts.netloc.rpartition("@")[2]
+    if named:
+        found = [_host(each) for each in named.split(",")]
+    else:
+        found = [(each, None) for each in given.get("host", "").split(",") if each]
+    if any(not host for host, _ in found):
+        raise ValueError("names an empty host")
+    ports = [_port(each) for each in given["port"].split(",")] if given.get("port") else []
+    if not ports:
+        return tuple(found)
+    if len(ports) not in {1, len(found) or 1}:
+        raise ValueError("port: must be one, or one for each host")
+    every = ports * len(found) if len(ports) == 1 else ports
+    return tuple((host, own or port) for (host, own), port in zip(found, every, strict=True))
+
+
+def _host(text: str) -> tuple[str, int | None]:
+    address, bracket, rest = text.partition("]")
+    host, _, port = rest.partition(":") if bracket else text.partition(":")
+    return unquote(address.removeprefix("[") if bracket else host), _port(unquote(port)) if port else None
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise ValueError("the port must be a number from 1 to 65535; a : in a password is percent-encoded")
+    return int(text)
+
+
+def _refuse_unreadable_files(given: Mapping[str, str]) -> None:
+    for name in (*TLS_FILES, "passfile"):
+        if given.get(name) == "system" and name == "sslrootcert":
+            raise ValueError("sslrootcert: system is not supported; name a file of authorities")
+        if name in given and not os.access(given[name], os.R_OK):
+            raise ValueError(f"{name}: the file cannot be read")

@@ -1,0 +1,137 @@
+"""What keeps a gateway from serving, looked for by `gateway serve` and `gateway check` with the same function."""
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from gateway.auth import DEVELOPMENT_PATIENTS, introspection_of
+from gateway.database import APP_ROLE, RELAY_ROLE
+from gateway.database_problems import told_plainly
+from gateway.migrate import is_newest, migrate, revisions
+from gateway.pages import built
+from gateway.provider import Provider
+from gateway.safety import examine, refuse_dangers
+from gateway.session import open_session
+from gateway.settings import PREFIX, Settings, SettingsError
+from models.base import PROCESS_SCHEMA, SCHEMA
+from resolvers.errors import InvalidToken, TemporarilyUnavailable
+
+MAY_MIGRATE = """SELECT has_database_privilege(current_database(), 'CREATE')
+AND NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = ANY($1) AND NOT pg_has_role(nspowner, 'USAGE'))
+AND (rolcreaterole OR rolsuper OR (SELECT count(*) FROM pg_roles WHERE rolname = ANY($2)) = cardinality($2))
+FROM pg_roles WHERE rolname = current_user"""
+
+
+@dataclass
+class Report:
+    """What a gateway that starts now would meet, beside what would keep it from starting."""
+
+    outages: list[str] = field(default_factory=list)
+    """What callers would be refused for until it is over."""
+    warnings: list[str] = field(default_factory=list)
+    """What is worth mending."""
+    notes: list[str] = field(default_factory=list)
+    """What a start would change."""
+
+
+async def preflight(settings: Settings, *, changing: bool) -> Report:
+    """Go through what a gateway meets at its start. Raises `SettingsError` for what keeps it from serving.
+
+    Args:
+        settings: They must name a database by now.
+        changing: Whether to migrate the database, and in development mode register the examples' patients, as a start
+            does. Without, nothing is changed, and a database that is not migrated yet is noted.
+    """
+    assert settings.database_url is not None
+    report = Report()
+    outages = asyncio.create_task(_outages(settings))
+    try:
+        if await _is_migrated(settings, report, changing=changing):
+            with told_plainly(f"{PREFIX}DATABASE_URL"):
+                url = settings.database_url.get_secret_value()
+                dangers, report.warnings = await examine(url)
+            refuse_dangers(dangers, settings)
+            report.warnings += [f"{danger} ({PREFIX}DATABASE_UNSAFE is set)" for danger in dangers]
+        if settings.explorer_pages and not built():
+            report.warnings.append("the pages were not built when this was installed: make pages")
+        report.outages = await outages
+    finally:
+        outages.cancel()
+        await asyncio.gather(outages, return_exceptions=True)
+    return report
+
+
+async def _is_migrated(settings: Settings, report: Report, *, changing: bool) -> bool:
+    with told_plainly(settings.owner_variable):
+        if changing:
+            await migrate(settings.owner_url)
+            if settings.development:
+                await _register_demo_patients(settings.owner_url)
+            return True
+        if await is_newest(settings.owner_url):
+            return True
+        if not await _may_migrate(settings.owner_url):
+            raise SettingsError(
+                f"{settings.owner_variable}: the database is not migrated, and this login may not do it: it must be "
+                "able to create schemas in the database, and the roles gateway_app and gateway_relay or find them made"
+            )
+    report.notes.append(f"it is not migrated to {revisions()[-1]} yet; `gateway serve` and `gateway migrate` do that")
+    return False
+
+
+async def _may_migrate(owner_url: str) -> bool:
+    connection = await open_session(owner_url)
+    try:
+        return bool(await connection.fetchval(MAY_MIGRATE, [SCHEMA, PROCESS_SCHEMA], [APP_ROLE, RELAY_ROLE]))
+    finally:
+        await connection.close()
+
+
+async def _register_demo_patients(owner_url: str) -> None:
+    """Register the patients of the examples, unless they are known."""
+    connection = await open_session(owner_url)
+    try:
+        await connection.executemany(
+            "INSERT INTO patient_graph.patients (id, brand_id) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+            list(DEVELOPMENT_PATIENTS.items()),
+        )
+    finally:
+        await connection.close()
+
+
+async def _outages(settings: Settings) -> list[str]:
+    """Ask the identity provider what each request will need of it, and name the settings that are not answered."""
+    if settings.development:
+        return []
+    over_tls = any(url.scheme == "https" for url in (settings.introspection_url, settings.jwks_url) if url)
+    async with Provider.reached(over_tls=over_tls, seconds=settings.identity_provider_seconds) as provider:
+        asked: dict[str, Awaitable[object]] = {}
+        if settings.introspection_url is not None:
+            asked[f"{PREFIX}INTROSPECTION_URL"] = _introspect(settings, provider)
+        if settings.jwks_url is not None:
+            asked[f"{PREFIX}JWKS_URL"] = _fetch_keys(settings, provider)
+        answers = await asyncio.gather(*asked.values(), return_exceptions=True)
+    return [
+        f"{variable}: the identity provider does not answer as it should, so tokens that it verifies are refused with "
+        "503 until it does; the log line `identity provider` has the reason"
+        for variable, answer in zip(asked, answers, strict=True)
+        if isinstance(answer, TemporarilyUnavailable)
+    ]
+
+
+async def _introspect(settings: Settings, provider: Provider) -> None:
+    introspection = introspection_of(settings, provider, time)
+    assert introspection is not None
+    # The provider knows no such token, and that is an answer.
+    with suppress(InvalidToken):
+        await introspection.verify("preflight")
+
+
+async def _fetch_keys(settings: Settings, provider: Provider) -> None:
+    # Imported here: only key sets need it.
+    from gateway.jwks import KeySet
+
+    # No key has this name; what counts is whether there are any.
+    await KeySet(provider, url=str(settings.jwks_url), clock=time).matching_keys("RS256", "preflight")
