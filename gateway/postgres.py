@@ -19,6 +19,7 @@ For Linux and macOS. Windows has neither flock nor private sockets: GATEWAY_DATA
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -320,7 +321,7 @@ def _socket_option(folder: Path) -> str:
 def _reason_of(stderr: bytes) -> str:
     """Return the reason that initdb gives: its last error, or else its last line."""
     lines = stderr.decode(errors="replace").strip().splitlines() or ["initdb gave no reason"]
-    errors = [line for line in lines if "error:" in line or "FATAL:" in line or "PANIC:" in line]
+    errors = [found[1] for line in lines if (found := re.search(r"(?:error|FATAL|PANIC): +(.+)", line))]
     return (errors or lines)[-1].strip().rstrip(".")
 
 

@@ -87,6 +87,14 @@ class Webhook(BaseModel):
         return [signing_key(secret.get_secret_value()) for secret in self.secrets]
 
 
+def _user_data_folder() -> Path:
+    try:
+        return platformdirs.user_data_path("encounter-gateway")
+    except RuntimeError:
+        # A user without a home. Only a private PostgreSQL needs the folder, and says then that there is none.
+        return Path("~/.local/share/encounter-gateway")
+
+
 class SettingsError(Exception):
     """The settings do not make sense; the message says which and how to mend it."""
 
@@ -103,7 +111,7 @@ class Settings(BaseModel):
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on.")
     workers: int = Field(1, ge=1, le=64, description="Server processes.")
     data_dir: Path = Field(
-        default_factory=lambda: platformdirs.user_data_path("encounter-gateway"),
+        default_factory=_user_data_folder,
         description="Folder of the private PostgreSQL; unused when a database URL is given.",
     )
     database_url: SecretStr | None = Field(
@@ -354,7 +362,7 @@ class Settings(BaseModel):
         except ValidationError as error:
             # Never the value: it may be a secret in the wrong variable.
             problems += [
-                f"{PREFIX}{str(detail['loc'][0]).upper()}: {detail['msg']}"
+                f"{PREFIX}{str(detail['loc'][0]).upper()}: {detail['msg'].removeprefix('Value error, ')}"
                 for detail in error.errors(include_input=False, include_url=False)
             ]
         if problems:
@@ -499,7 +507,7 @@ def _shown(value: object) -> str:
     if isinstance(value, SecretStr):
         return HIDDEN
     if isinstance(value, dict | tuple):
-        return orjson.dumps(value, default=_json_of).decode()
+        return orjson.dumps(value, default=_json_of, option=orjson.OPT_NON_STR_KEYS).decode()
     return str(value)
 
 

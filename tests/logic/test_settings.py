@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from gateway.environment import of_kubernetes
 from gateway.settings import Settings, SettingsError
 
 
@@ -75,3 +76,142 @@ def test_the_settings_in_force_are_shown_without_their_secrets() -> None:
 
     assert shown["GATEWAY_PORT"] == "9000"
     assert shown["GATEWAY_DATABASE_URL"] == "(hidden)"
+
+
+VERIFIED = {
+    "GATEWAY_JWKS_URL": "https://id.test/keys",
+    "GATEWAY_JWT_ISSUER": "https://id.test",
+    "GATEWAY_JWT_AUDIENCE": "gateway",
+}
+
+
+@pytest.mark.parametrize("empty", ["", " ", "\t\n"])
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch, name: str, empty: str) -> None:
+    unset = Settings.from_environment()
+
+    monkeypatch.setenv(f"GATEWAY_{name.upper()}", empty)
+
+    assert Settings.from_environment() == unset
+
+
+def test_an_empty_host_does_not_listen_on_every_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in VERIFIED.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("GATEWAY_HOST", "")
+
+    assert Settings.from_environment().host == "127.0.0.1"
+
+
+@pytest.mark.parametrize("content", ["", "\n", None])
+def test_an_empty_file_or_name_of_one_is_unset(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str | None
+) -> None:
+    (tmp_path / "url").write_text(content or "")
+    monkeypatch.setenv("GATEWAY_DATABASE_URL_FILE", str(tmp_path / "url") if content is not None else "")
+
+    assert Settings.from_environment().database_url is None
+
+
+def test_an_empty_file_leaves_the_variable_in_force(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "url").write_text("")
+    monkeypatch.setenv("GATEWAY_DATABASE_URL_FILE", str(tmp_path / "url"))
+    monkeypatch.setenv("GATEWAY_DATABASE_URL", "postgresql://127.0.0.1/db")
+
+    assert Settings.from_environment().database_url == SecretStr("postgresql://127.0.0.1/db")
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"postgresql://\xe9@host/db"])
+def test_a_file_that_is_not_text_is_told_by_its_variable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "url").write_bytes(content)
+    monkeypatch.setenv("GATEWAY_DATABASE_URL_FILE", str(tmp_path / "url"))
+
+    with pytest.raises(SettingsError, match="GATEWAY_DATABASE_URL_FILE: the file cannot be read"):
+        Settings.from_environment()
+
+
+def test_a_user_without_a_home_needs_none_but_for_a_private_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home(_name: str) -> Path:
+        raise RuntimeError
+
+    monkeypatch.setattr("platformdirs.user_data_path", no_home)
+
+    assert Settings.from_environment().database_url is None
+
+
+# What `gateway check` prints can be read again.
+
+
+def test_what_is_shown_can_be_fed_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = VERIFIED | {
+        "GATEWAY_PORT": "9000",
+        "GATEWAY_FEDERATION": "true",
+        "GATEWAY_SCOPES": '{"read_encounters": ["read:encounters"]}',
+        "GATEWAY_ORIGINS": '{"app": ["https://app.example"]}',
+        "GATEWAY_DATABASE_URL": "postgresql://user:hunter2@127.0.0.1/db",
+        "GATEWAY_WEBHOOKS": '[{"name": "one", "url": "https://in.test/", "secrets": ["whsec_' + "A" * 32 + '"]}]',
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    first = Settings.from_environment()
+    lines = first.assignments()
+    for name in given:
+        monkeypatch.delenv(name)
+
+    for line in lines:
+        if not line.startswith("#"):
+            monkeypatch.setenv(*line.split("=", 1))
+
+    hidden = {"database_url": first.database_url, "webhooks": first.webhooks}
+    assert Settings.from_environment().model_copy(update=hidden) == first
+    assert "hunter2" not in str(lines)
+    assert "AAAA" not in str(lines)
+    assert "# GATEWAY_DATABASE_URL=(hidden)" in lines
+
+
+# What Kubernetes sets for a Service.
+
+SERVICE = {
+    "GATEWAY_SERVICE_HOST": "10.0.0.1",
+    "GATEWAY_SERVICE_PORT": "8000",
+    "GATEWAY_SERVICE_PORT_HTTP": "8000",
+    "GATEWAY_PORT": "tcp://10.0.0.1:8000",
+    "GATEWAY_PORT_8000_TCP": "tcp://10.0.0.1:8000",
+    "GATEWAY_PORT_8000_TCP_PROTO": "tcp",
+    "GATEWAY_PORT_8000_TCP_PORT": "8000",
+    "GATEWAY_PORT_8000_TCP_ADDR": "10.0.0.1",
+    "GATEWAY_METRICS_SERVICE_HOST": "10.0.0.2",
+    "GATEWAY_METRICS_PORT": "udp://10.0.0.2:9000",
+    "GATEWAY_METRICS_PORT_9000_UDP": "udp://10.0.0.2:9000",
+}
+
+
+def test_what_kubernetes_sets_for_a_service_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    unset = Settings.from_environment()
+    for name, value in SERVICE.items():
+        monkeypatch.setenv(name, value)
+
+    assert Settings.from_environment() == unset
+    assert of_kubernetes("GATEWAY_") == sorted(SERVICE)
+
+
+def test_a_port_beside_those_of_a_service_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (SERVICE | {"GATEWAY_PORT": "9000"}).items():
+        monkeypatch.setenv(name, value)
+
+    assert Settings.from_environment().port == 9000
+    assert "GATEWAY_PORT" not in of_kubernetes("GATEWAY_")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("GATEWAY_PORT", "http://x"), ("GATEWAY_METRICS_PORT", "9000"), ("GATEWAY_SERVICE", "x")]
+)
+def test_what_only_looks_like_a_service_is_still_a_mistake(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+
+    with pytest.raises(SettingsError, match=name):
+        Settings.from_environment()

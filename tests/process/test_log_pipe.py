@@ -33,8 +33,9 @@ def gateway(database_url: str, stderr: int | None, **settings: str) -> Iterator[
         assert found
         yield process, found[0].decode()
     finally:
-        process.kill()
-        process.wait()
+        # Not killed at once: workers would go on without their parent.
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
         for stream in (process.stdout, process.stderr):
             if stream is not None:
                 stream.close()

@@ -1,0 +1,111 @@
+"""What a connection URL asks for is so on the connection, with a real server."""
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from gateway.connection_url import connect
+from tests.faults import Wire
+
+
+@contextmanager
+def silent() -> Iterator[str]:
+    """A host that takes connections and never says a word: the kernel takes them, and no program does."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def closed_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def with_hosts(url: str, *before: str, **parameters: str) -> str:
+    """Name other hosts before the one of the URL, and more parameters after its own."""
+    login, _, rest = url.partition("@")
+    return f"{login}@{','.join([*before, rest])}" + "".join(f"&{name}={value}" for name, value in parameters.items())
+
+
+async def shown(connection, setting: str) -> str:
+    return await connection.fetchval("SELECT current_setting($1)", setting)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "name"),
+    [("", "encounter-gateway"), ("application_name=clinic", "clinic"), ("fallback_application_name=other", "other")],
+)
+async def test_the_name_of_the_application_is_the_urls(database_url: str, parameters: str, name: str) -> None:
+    connection = await connect(f"{database_url}&{parameters}")
+
+    assert await shown(connection, "application_name") == name
+    await connection.close()
+
+
+async def test_options_are_settings_of_the_session_unless_the_gateway_needs_others(database_url: str) -> None:
+    options = "-c%20work_mem%3D5MB%20-c%20statement_timeout%3D77"
+
+    connection = await connect(f"{database_url}&options={options}", server_settings={"statement_timeout": "88"})
+
+    assert await shown(connection, "work_mem") == "5MB"
+    assert await shown(connection, "statement_timeout") == "88ms"
+    await connection.close()
+
+
+async def test_keepalives_are_those_of_the_url(database_url: str) -> None:
+    async with Wire.to(database_url) as (_, url):
+        asked = "keepalives_idle=33&keepalives_interval=7&keepalives_count=4&tcp_user_timeout=9000"
+        connection = await connect(f"{url}&{asked}")
+        without = await connect(f"{url}&keepalives=0")
+        by_default = await connect(url)
+
+        link = connection._transport.get_extra_info("socket")
+        options = [socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT]
+        assert [link.getsockopt(socket.IPPROTO_TCP, option) for option in options] == [33, 7, 4, 9000]
+        on = [
+            each._transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            for each in (connection, without, by_default)
+        ]
+        assert on == [1, 0, 1]
+        for each in (connection, without, by_default):
+            await each.close()
+
+
+async def test_a_server_that_says_nothing_is_given_up_after_connect_timeout() -> None:
+    with silent() as host:
+        began = time.monotonic()
+
+        with pytest.raises(TimeoutError):
+            await connect(f"postgresql://me@{host}/db?connect_timeout=1")
+
+    assert 0.9 < time.monotonic() - began < 10
+
+
+async def test_each_host_has_its_time_and_the_next_one_serves(database_url: str) -> None:
+    with silent() as host:
+        async with Wire.to(database_url) as (_, url):
+            connection = await connect(with_hosts(url, closed_port(), host, connect_timeout="1"))
+
+            assert await connection.fetchval("SELECT 1") == 1
+            await connection.close()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [("read-write", True), ("primary", True), ("prefer-standby", True), ("standby", False), ("read-only", False)],
+)
+async def test_a_host_that_is_not_what_was_asked_for_is_left(database_url: str, wanted: str, *, found: bool) -> None:
+    url = f"{database_url}&target_session_attrs={wanted}"
+    if found:
+        await (await connect(url)).close()
+    else:
+        with pytest.raises(Exception, match="None of the hosts match"):
+            await connect(url)
+
+
+async def test_a_password_that_is_refused_is_not_tried_elsewhere(database_url: str) -> None:
+    async with Wire.to(database_url) as (_, url):
+        with pytest.raises(Exception, match="nobody-knows"):
+            await connect(with_hosts(url.replace("//postgres@", "//nobody-knows@"), closed_port()))

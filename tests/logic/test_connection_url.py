@@ -1,0 +1,104 @@
+"""Connection URLs of PostgreSQL: each parameter of libpq is honoured, or the refusal names it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from gateway.connection_url import HARMLESS, KNOWN, parse
+
+# Source: https://www.postgresql.org/docs/18/libpq-connect.html#LIBPQ-PARAMKEYWORDS
+OF_LIBPQ = """
+    host hostaddr port dbname user password passfile require_auth channel_binding connect_timeout
+    client_encoding options application_name fallback_application_name keepalives keepalives_idle
+    keepalives_interval keepalives_count tcp_user_timeout replication gssencmode sslmode requiressl
+    sslnegotiation sslcompression sslcert sslkey sslkeylogfile sslpassword sslcertmode sslrootcert sslcrl
+    sslcrldir sslsni requirepeer ssl_min_protocol_version ssl_max_protocol_version min_protocol_version
+    max_protocol_version krbsrvname gsslib gssdelegation scram_client_key scram_server_key service
+    servicefile target_session_attrs load_balance_hosts oauth_issuer oauth_client_id oauth_client_secret
+    oauth_scope
+"""
+
+
+def test_every_parameter_of_libpq_is_known() -> None:
+    assert set(OF_LIBPQ.split()) <= KNOWN
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_cannot_be_done_is_refused_by_its_name(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        parse(f"postgresql://host/db?{name}=anything-else")
+
+    for value in HARMLESS[name]:
+        assert name not in parse(f"postgresql://host/db?{name}={value}").dsn
+
+
+@pytest.mark.parametrize(
+    ("parameter", "told"),
+    [
+        ("sslmode=maybe", "sslmode: must be disable, allow"),
+        ("sslnegotiation=direct", "sslnegotiation=direct needs sslmode"),
+        ("sslrootcert=/nowhere", "sslrootcert: the file cannot be read"),
+        ("sslrootcert=system", "sslrootcert: system is not supported"),
+        ("target_session_attrs=writable", "target_session_attrs: must be any"),
+        ("connect_timeout=soon", "connect_timeout: must be a whole number"),
+        ("keepalives=yes", "keepalives: must be 0 or 1"),
+        ("keepalives_idle=1.5", "keepalives_idle: must be a whole number"),
+        ("port=x", "the port must be a number"),
+        ("port=1,2,3", "port: must be one, or one for each host"),
+        ("sslmode", "sslmode: has no value"),
+        ("ssl=true", "ssl is no parameter of a connection URL; the nearest is"),
+        ("statement_timeout=5", "options=-c%20name%3Dvalue"),
+        ("ss%20word%21=1", "^is no parameter"),
+    ],
+)
+def test_a_mistake_is_told_by_the_name_of_the_parameter(parameter: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        parse(f"postgresql://host/db?{parameter}")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:hunter2@x@host/db",
+        "postgresql://me:hunter2/x@host/db",
+        "postgresql://me:hunter2?x@host/db",
+        "postgresql://me:hunter2#x@host/db",
+        "postgresql://me:x:hunter2@host:port/db",
+        "postgresql://[::1/hunter2",
+        "mysql://hunter2@host/db",
+    ],
+)
+def test_a_password_that_is_not_encoded_is_told_without_a_word_of_it(url: str) -> None:
+    with pytest.raises(ValueError, match=r"\w") as refusal:
+        parse(url)
+
+    assert not re.search("hunter2|x@", str(refusal.value))
+
+
+@pytest.mark.parametrize(
+    ("url", "hosts"),
+    [
+        ("postgresql:///db", ()),
+        ("postgresql://host/db", (("host", None),)),
+        ("postgresql://me:p%40ss@host:1/db", (("host", 1),)),
+        ("postgresql://one:1,two/db?port=2", (("one", 1), ("two", 2))),
+        ("postgresql://[::1]:5,[::2]/db", (("::1", 5), ("::2", None))),
+        ("postgresql:///db?host=one,two&port=1,2", (("one", 1), ("two", 2))),
+        ("postgresql:///db?host=/run/a%20b&port=5432", (("/run/a b", 5432),)),
+    ],
+)
+def test_hosts_are_read_in_order_with_their_ports(url: str, hosts: object) -> None:
+    assert parse(url).hosts == hosts
+
+
+def test_what_asyncpg_knows_is_left_to_it_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "ca").touch()
+
+    dsn = parse(
+        f"postgresql://h/db?sslmode=verify-ca&sslrootcert={tmp_path}/ca&connect_timeout=3&options=-c%20a%3Db"
+    ).dsn
+
+    assert "sslmode=verify-ca" in dsn
+    assert "connect_timeout" not in dsn
+    assert "options=-c%20a%3Db" in dsn

@@ -1,0 +1,325 @@
+"""`gateway check` says what `gateway serve` would meet: one sentence for each fault, and the same one from both."""
+
+import asyncio
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from gateway.migrate import migrate
+from tests.conftest import create_database
+from tests.gateways import ROOT, Gateway
+from tests.process.test_safety import run
+from tests.provider import IdentityProvider
+
+UNSAFE = {"GATEWAY_DATABASE_UNSAFE": "true"}
+COMMANDS = [["migrate"], ["patients", "import", "-"], ["encounters", "import", "-"], ["audit", "verify"]]
+COMMANDS += [["events", "status"], ["events", "replay", "--sink", "webhook"]]
+
+
+@asynccontextmanager
+async def as_superuser(server_url: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(server_url)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def refused_by_both(url: str | None, **settings: str) -> str:
+    """See that both refuse in the same sentence, and give it."""
+    checked, served = await run("check", url, **UNSAFE | settings), await run("serve", url, **UNSAFE | settings)
+    for code, said in (checked, served):
+        assert code == 1, said
+        assert "Traceback" not in said
+    sentence = served[1].removeprefix("gateway: ").strip()
+    assert sentence.count("\n") == 0, sentence
+    assert sentence in checked[1]
+    return sentence
+
+
+async def test_a_database_that_is_not_migrated_is_said_to_be_migrated_by_a_start(server_url: str) -> None:
+    url = await create_database(server_url)
+
+    code, said = await run("check", url, **UNSAFE)
+
+    assert code == 0
+    assert re.search(r"can be served from once it is migrated: it is not migrated to \d{4} yet", said)
+    await migrate(url)
+    code, said = await run("check", url, **UNSAFE)
+    assert code == 0
+    assert "The database can be served from.\n" in said
+
+
+async def test_a_newer_database_is_refused_by_its_revision(server_url: str) -> None:
+    url = await create_database(server_url)
+    await migrate(url)
+    async with as_superuser(url) as connection:
+        await connection.execute("UPDATE gateway.alembic_version SET version_num = '9999'")
+
+    sentence = await refused_by_both(url)
+
+    assert "was migrated by a newer gateway (revision 9999; this one knows up to " in sentence
+    for command in COMMANDS[:3]:
+        code, said = await one_command(command, url)
+        assert code == 1
+        assert said.splitlines() == [f"gateway: {sentence}"]
+
+
+async def one_command(command: list[str], url: str) -> tuple[int, str]:
+    environment = os.environ | {"GATEWAY_DATABASE_URL": url} | UNSAFE
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "gateway", *command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    said, _ = await asyncio.wait_for(process.communicate(), 60)
+    return process.returncode or 0, said.decode()
+
+
+async def test_a_database_that_may_not_be_migrated_is_refused(server_url: str) -> None:
+    url = await create_database(server_url)
+    login = await a_login(server_url)
+
+    code, said = await run("check", as_user(url, login))
+    served = await run("serve", as_user(url, login))
+
+    assert code == served[0] == 1
+    assert "GATEWAY_DATABASE_URL: the database is not migrated, and this login may not do it" in said
+    assert "InsufficientPrivilegeError): rights are missing" in served[1]
+    assert len(served[1].splitlines()) == 1
+
+
+async def a_login(server_url: str, *granted: str) -> str:
+    name = f"login_{os.urandom(6).hex()}"
+    async with as_superuser(server_url) as connection:
+        await connection.execute(f"CREATE ROLE {name} LOGIN")
+        for role in granted:
+            await connection.execute(f"GRANT {role} TO {name}")
+    return name
+
+
+def as_user(url: str, name: str) -> str:
+    return re.sub("//[^@]*@", f"//{name}@", url)
+
+
+@pytest.mark.parametrize("granted", [(), ("gateway_app",)])
+async def test_a_login_that_may_not_act_as_both_roles_is_refused(server_url: str, granted: tuple[str, ...]) -> None:
+    url = await create_database(server_url)
+    await migrate(url)
+    login = await a_login(server_url, *granted)
+
+    sentence = await refused_by_both(as_user(url, login), GATEWAY_DATABASE_OWNER_URL=url)
+
+    assert "GATEWAY_DATABASE_URL: the database cannot be used (InsufficientPrivilegeError): rights" in sentence
+
+
+FAULTS = {
+    "no such database": ("{url}_none", "InvalidCatalogNameError): the server has no database of that name"),
+    "no such role": ("//nobody@", "InvalidAuthorizationSpecificationError): the login was refused"),
+    "nothing listens": ("postgresql://me@127.0.0.1:{port}/db", "ConnectionRefusedError): nothing listens"),
+    "no socket": ("postgresql://me@/db?host=/nowhere", "FileNotFoundError): no server has a socket"),
+    "no such setting": ("{url}&options=-cno_such%3D1", "UndefinedObjectError): a role or a setting in `options`"),
+    "another kind of server": ("{url}&target_session_attrs=standby", "no host is what target_session_attrs asks for"),
+    "a host without a name": ("postgresql://me@no.such.host.invalid/db", "gaierror): the host name cannot be resolved"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_database_that_does_not_let_us_in_is_one_sentence(database_url: str, fault: str) -> None:
+    form, told = FAULTS[fault]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    if form.startswith("//"):
+        url = as_user(database_url, form[2:-1])
+    else:
+        base, _, parameters = database_url.partition("?")
+        named = f"{base}_none?{parameters}" if fault == "no such database" else form
+        url = named.format(url=database_url, port=port)
+
+    sentence = await refused_by_both(url)
+
+    assert sentence.startswith("GATEWAY_DATABASE_URL: the database cannot be used (")
+    assert told in sentence
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("postgresql://me:hunter2@/db?host=/nowhere&connect_timeout=2", r"the database cannot be used \(FileNotFoundE"),
+        (
+            "postgresql://me:hunter2@h/db?channel_binding=require",
+            "GATEWAY_DATABASE_URL: channel_binding: ",
+        ),
+    ],
+)
+async def test_every_command_tells_what_is_wrong_with_the_url(command: list[str], url: str, told: str) -> None:
+    code, said = await one_command(command, url)
+
+    assert code == 1
+    assert re.search(told, said)
+    assert [line for line in said.splitlines() if not line.startswith("{")] == [said.strip().splitlines()[-1]]
+    assert "hunter2" not in said
+
+
+async def test_what_is_not_migrated_is_told_by_the_commands_that_only_read(server_url: str) -> None:
+    url = await create_database(server_url)
+
+    for command in (["audit", "verify"], ["events", "status"]):
+        code, said = await one_command(command, url)
+        assert code == 1
+        assert "gateway migrate" in said
+        assert len(said.splitlines()) == 1
+
+
+async def test_a_port_that_is_taken_is_refused_by_both(database_url: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sentence = await refused_by_both(database_url, GATEWAY_PORT=str(server.getsockname()[1]))
+
+    assert sentence.startswith("GATEWAY_PORT: cannot listen on 127.0.0.1:")
+
+
+# The identity provider: the gateway serves without it, and says so.
+
+
+async def test_an_identity_provider_that_does_not_answer_is_an_outage(database_url: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    keys = {
+        "GATEWAY_JWKS_URL": f"http://127.0.0.1:{port}/keys",
+        "GATEWAY_JWT_ISSUER": "https://id.test",
+        "GATEWAY_JWT_AUDIENCE": "gateway",
+    }
+    tokens = {
+        "GATEWAY_INTROSPECTION_URL": f"http://127.0.0.1:{port}/introspect",
+        "GATEWAY_INTROSPECTION_CLIENT_ID": "gateway",
+        "GATEWAY_INTROSPECTION_CLIENT_SECRET": "secret-of-ours",
+    }
+
+    code, said = await run("check", database_url, **UNSAFE | keys | tokens)
+
+    assert code == 1
+    assert "outage: GATEWAY_JWKS_URL: the identity provider does not answer" in said
+    assert "outage: GATEWAY_INTROSPECTION_URL: the identity provider does not answer" in said
+    assert "secret-of-ours" not in said
+    gateway = Gateway.on(database_url, **keys)
+    try:
+        assert gateway.process.stdout is not None
+        assert "REST" in await asyncio.to_thread(gateway.process.stdout.readline)
+        assert "warning: GATEWAY_JWKS_URL: the identity provider does not answer" in gateway.errors()
+    finally:
+        await asyncio.to_thread(gateway.end)
+
+
+async def test_an_identity_provider_that_answers_is_no_outage(database_url: str, provider: IdentityProvider) -> None:
+    settings = provider.settings(introspection=True)
+    assert settings.introspection_client_secret is not None
+
+    code, said = await run(
+        "check",
+        database_url,
+        **UNSAFE,
+        GATEWAY_INTROSPECTION_URL=str(settings.introspection_url),
+        GATEWAY_INTROSPECTION_CLIENT_ID=str(settings.introspection_client_id),
+        GATEWAY_INTROSPECTION_CLIENT_SECRET=settings.introspection_client_secret.get_secret_value(),
+    )
+
+    assert code == 0, said
+    assert "outage" not in said
+
+
+# The data folder of a private server.
+
+
+async def test_the_data_of_another_major_version_is_refused_by_both(tmp_path: Path) -> None:
+    (tmp_path / "data/postgres/99").mkdir(parents=True)
+
+    sentence = await refused_by_both(None, GATEWAY_DATA_DIR=str(tmp_path / "data"))
+
+    assert "holds data of PostgreSQL 99, and this is " in sentence
+
+
+async def test_a_data_folder_that_cannot_be_written_to_is_refused_by_both(tmp_path: Path) -> None:
+    (tmp_path / "a-file").touch()
+
+    for folder in (tmp_path / "a-file", tmp_path / "a-file" / "data"):
+        checked = await run("check", None, GATEWAY_DATA_DIR=str(folder))
+        served = await run("serve", None, GATEWAY_DATA_DIR=str(folder))
+        for code, said in (checked, served):
+            assert code == 1
+            assert f"No room for PostgreSQL in {folder}: " in said
+            assert "Set GATEWAY_DATA_DIR to a folder that can be written to" in said
+        assert len(served[1].splitlines()) == 1
+
+
+# Places without a home, a name, or anything that can be written to.
+
+ALONE = ["unshare", "--user", "--map-user=12345", "--map-group=12345", "env", "-u", "HOME", "-u", "XDG_DATA_HOME"]
+READ_ONLY = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+
+
+def can(command: list[str]) -> bool:
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+def said_by(command: list[str], **settings: str) -> tuple[int, str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment | {"GATEWAY_PORT": "0"} | settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+@pytest.mark.skipif(not can([*ALONE, "true"]), reason="this machine gives out no user namespaces")
+@pytest.mark.parametrize("command", ["check", "serve"])
+def test_a_user_without_a_name_and_a_home_is_told_what_to_set(command: str) -> None:
+    gateway = [*ALONE, sys.executable, "-m", "gateway", command]
+
+    code, said = said_by(gateway)
+    assert code == 1
+    assert "This user has no home, so there is no folder for a private PostgreSQL. Set GATEWAY_DATA_DIR" in said
+    assert "Traceback" not in said
+
+    code, said = said_by(gateway, GATEWAY_DATABASE_URL="postgresql://127.0.0.1/db")
+    assert code == 1
+    assert "the URL names no user, and the account of this process has no name" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.skipif(not can([*READ_ONLY, "mount -o remount,bind,ro /"]), reason="this machine lets no one mount")
+@pytest.mark.parametrize("command", ["check", "serve"])
+def test_where_nothing_can_be_written_two_workers_are_told_of_tmpdir(command: str) -> None:
+    mounts = "for each in / /tmp /var/tmp /dev/shm; do mount -o remount,bind,ro $each 2>/dev/null; done"
+
+    code, said = said_by([*READ_ONLY, f"{mounts}; {sys.executable} -m gateway {command}"], GATEWAY_WORKERS="2")
+
+    assert code == 1
+    assert "no temporary folder can be written to; set TMPDIR to a folder that can, or GATEWAY_WORKERS=1" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.skipif(not can([*READ_ONLY, "mount -t tmpfs x /mnt"]), reason="this machine lets no one mount")
+def test_a_full_disk_at_the_first_start_is_one_sentence(tmp_path: Path) -> None:
+    mount = f"mount -t tmpfs -o size=5m x {tmp_path}"
+
+    code, said = said_by([*READ_ONLY, f"{mount}; {sys.executable} -m gateway serve"], GATEWAY_DATA_DIR=f"{tmp_path}/d")
+
+    assert code == 1
+    assert re.fullmatch(r"gateway: No room for PostgreSQL in .*No space left on device.*\n", said)
