@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
+from gateway.migrate import revisions
 from gateway.postgres import refuse_folder
 from gateway.preflight import preflight
 from gateway.serve import refuse_what_cannot_be_served, take_port
@@ -48,12 +49,12 @@ def _check_database(settings: Settings) -> bool:
         refuse_folder(settings.data_dir)
         print(f"\nNo {PREFIX}DATABASE_URL: a private PostgreSQL will be started under {settings.data_dir}.")
         return True
-    report = asyncio.run(preflight(settings, changing=False))
-    for kind, told in (("outage", report.outages), ("warning", report.warnings)):
-        for each in told:
-            print(f"\n{kind}: {each}")
-    if report.notes:
-        print(f"\nThe database can be served from once it is migrated: {'; '.join(report.notes)}.")
-    else:
+    outlook = asyncio.run(preflight(settings, lambda sentence: print(f"\n{sentence}"), changing=False))
+    if outlook.is_migrated:
         print("\nThe database can be served from.")
-    return not report.outages
+    else:
+        print(
+            f"\nThe database can be served from once it is migrated to {revisions()[-1]}; `gateway serve` and `gateway "
+            "migrate` do that."
+        )
+    return outlook.serves_everyone

@@ -2,14 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from gateway.auth import DEVELOPMENT_PATIENTS, introspection_of
 from gateway.database import APP_ROLE, RELAY_ROLE
 from gateway.database_problems import told_plainly
-from gateway.migrate import is_newest, migrate, revisions
+from gateway.migrate import is_newest, migrate
 from gateway.pages import built
 from gateway.provider import Provider
 from gateway.safety import examine, refuse_dangers
@@ -24,46 +24,47 @@ AND (rolcreaterole OR rolsuper OR (SELECT count(*) FROM pg_roles WHERE rolname =
 FROM pg_roles WHERE rolname = current_user"""
 
 
-@dataclass
-class Report:
-    """What a gateway that starts now would meet, beside what would keep it from starting."""
+class Outlook(NamedTuple):
+    """How a gateway would fare that started now."""
 
-    outages: list[str] = field(default_factory=list)
-    """What callers would be refused for until it is over."""
-    warnings: list[str] = field(default_factory=list)
-    """What is worth mending."""
-    notes: list[str] = field(default_factory=list)
-    """What a start would change."""
+    is_migrated: bool
+    serves_everyone: bool
+    """False while the identity provider does not answer."""
 
 
-async def preflight(settings: Settings, *, changing: bool) -> Report:
+async def preflight(settings: Settings, warn: Callable[[str], None], *, changing: bool) -> Outlook:
     """Go through what a gateway meets at its start. Raises `SettingsError` for what keeps it from serving.
 
     Args:
         settings: They must name a database by now.
+        warn: Called with a sentence for each thing that does not keep it from serving.
         changing: Whether to migrate the database, and in development mode register the examples' patients, as a start
-            does. Without, nothing is changed, and a database that is not migrated yet is noted.
+            does. Without, nothing is changed, and a database that is not migrated yet is not looked at any closer.
     """
     assert settings.database_url is not None
-    report = Report()
-    outages = asyncio.create_task(_outages(settings))
+    asking = asyncio.create_task(_outages(settings))
     try:
-        if await _is_migrated(settings, report, changing=changing):
+        dangers: list[str] = []
+        if is_migrated := await _is_migrated(settings, changing=changing):
             with told_plainly(f"{PREFIX}DATABASE_URL"):
-                url = settings.database_url.get_secret_value()
-                dangers, report.warnings = await examine(url)
-            refuse_dangers(dangers, settings)
-            report.warnings += [f"{danger} ({PREFIX}DATABASE_UNSAFE is set)" for danger in dangers]
+                dangers, warnings = await examine(settings.database_url.get_secret_value())
+            for each in warnings:
+                warn(f"warning: {each}")
         if settings.explorer_pages and not built():
-            report.warnings.append("the pages were not built when this was installed: make pages")
-        report.outages = await outages
+            warn("warning: the pages were not built when this was installed: make pages")
+        outages = await asking
     finally:
-        outages.cancel()
-        await asyncio.gather(outages, return_exceptions=True)
-    return report
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+    for each in outages:
+        warn(f"outage: {each}")
+    refuse_dangers(dangers, settings)
+    for each in dangers:
+        warn(f"warning: {each} ({PREFIX}DATABASE_UNSAFE allows it)")
+    return Outlook(is_migrated, serves_everyone=not outages)
 
 
-async def _is_migrated(settings: Settings, report: Report, *, changing: bool) -> bool:
+async def _is_migrated(settings: Settings, *, changing: bool) -> bool:
     with told_plainly(settings.owner_variable):
         if changing:
             await migrate(settings.owner_url)
@@ -77,7 +78,6 @@ async def _is_migrated(settings: Settings, report: Report, *, changing: bool) ->
                 f"{settings.owner_variable}: the database is not migrated, and this login may not do it: it must be "
                 "able to create schemas in the database, and the roles gateway_app and gateway_relay or find them made"
             )
-    report.notes.append(f"it is not migrated to {revisions()[-1]} yet; `gateway serve` and `gateway migrate` do that")
     return False
 
 

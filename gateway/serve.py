@@ -97,9 +97,7 @@ def serve(settings: Settings, port: socket.socket, faults: int | None = None) ->
     )
     configure_logging()
     log.start_queue()
-    report = asyncio.run(preflight(settings, changing=True))
-    for warning in [*report.outages, *report.warnings]:
-        say(sys.stderr, f"warning: {warning}")
+    asyncio.run(preflight(settings, partial(say, sys.stderr), changing=True))
     # Listening before saying so: who follows the first line at once waits in the queue instead of being refused.
     try:
         port.listen(config.backlog)

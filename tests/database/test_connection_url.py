@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from gateway.connection_url import connect
+from gateway.session import RELIED_ON, open_session
 from tests.faults import Wire
 
 
@@ -38,7 +39,7 @@ async def shown(connection, setting: str) -> str:
     [("", "encounter-gateway"), ("application_name=clinic", "clinic"), ("fallback_application_name=other", "other")],
 )
 async def test_the_name_of_the_application_is_the_urls(database_url: str, parameters: str, name: str) -> None:
-    connection = await connect(f"{database_url}&{parameters}")
+    connection = await open_session(f"{database_url}&{parameters}", RELIED_ON)
 
     assert await shown(connection, "application_name") == name
     await connection.close()
@@ -47,7 +48,7 @@ async def test_the_name_of_the_application_is_the_urls(database_url: str, parame
 async def test_options_are_settings_of_the_session_unless_the_gateway_needs_others(database_url: str) -> None:
     options = "-c%20work_mem%3D5MB%20-c%20statement_timeout%3D77"
 
-    connection = await connect(f"{database_url}&options={options}", server_settings={"statement_timeout": "88"})
+    connection = await open_session(f"{database_url}&options={options}", {**RELIED_ON, "statement_timeout": "88"})
 
     assert await shown(connection, "work_mem") == "5MB"
     assert await shown(connection, "statement_timeout") == "88ms"

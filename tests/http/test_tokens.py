@@ -226,7 +226,7 @@ async def test_the_patients_of_the_examples_are_for_development(
 ) -> None:
     url = await create_database(server_url)
 
-    await preflight(provider.settings(introspection=True, database_url=url, database_unsafe=True), changing=True)
+    await preflight(provider.settings(introspection=True, database_url=url, database_unsafe=True), print, changing=True)
 
     connection = await asyncpg.connect(url)
     patients = await connection.fetchval("SELECT count(*) FROM patient_graph.patients")

@@ -51,7 +51,7 @@ async def test_a_database_that_is_not_migrated_is_said_to_be_migrated_by_a_start
     code, said = await run("check", url, **UNSAFE)
 
     assert code == 0
-    assert re.search(r"can be served from once it is migrated: it is not migrated to \d{4} yet", said)
+    assert re.search(r"can be served from once it is migrated to \d{4}; `gateway serve`", said)
     await migrate(url)
     code, said = await run("check", url, **UNSAFE)
     assert code == 0
@@ -213,7 +213,7 @@ async def test_an_identity_provider_that_does_not_answer_is_an_outage(database_u
     try:
         assert gateway.process.stdout is not None
         assert "REST" in await asyncio.to_thread(gateway.process.stdout.readline)
-        assert "warning: GATEWAY_JWKS_URL: the identity provider does not answer" in gateway.errors()
+        assert "outage: GATEWAY_JWKS_URL: the identity provider does not answer" in gateway.errors()
     finally:
         await asyncio.to_thread(gateway.end)
 
