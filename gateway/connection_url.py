@@ -29,7 +29,8 @@ HONOURED_BY_ASYNCPG = frozenset(TLS_FILES) | {
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
     "sslnegotiation": ("postgres", "direct"),
-    "target_session_attrs": ("any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
+    # The others ask for servers that take no writes.
+    "target_session_attrs": ("any", "read-write", "primary"),
     "keepalives": ("0", "1"),
 }
 
@@ -138,25 +139,22 @@ async def connect(url: str, *, timeout: float | None = None, **options: Any) -> 
     seconds: float = int(given["connect_timeout"]) if "connect_timeout" in given else timeout or 60
     _refuse_without_a_user(parsed)
     hosts: list[tuple[str | None, int | None]] = [*parsed.hosts] or [(None, None)]
-    wanted = given.get("target_session_attrs")
     problem: BaseException | None = None
-    for attribute in ("standby", "any") if wanted == "prefer-standby" else (wanted,):
-        for host, port in hosts:
-            try:
-                connection = await asyncpg.connect(
-                    parsed.dsn,
-                    host=host,
-                    port=port,
-                    timeout=seconds if seconds > 0 else None,  # type: ignore[arg-type] # None is for ever
-                    target_session_attrs=attribute,  # type: ignore[arg-type] # its words do as well
-                    server_settings=named_by(url),
-                    **options,
-                )
-            except _OF_THIS_HOST as error:
-                problem = error
-            else:
-                _keep_alive(connection, given)
-                return connection
+    for host, port in hosts:
+        try:
+            connection = await asyncpg.connect(
+                parsed.dsn,
+                host=host,
+                port=port,
+                timeout=seconds if seconds > 0 else None,  # type: ignore[arg-type] # None is for ever
+                server_settings=named_by(url),
+                **options,
+            )
+        except _OF_THIS_HOST as error:
+            problem = error
+        else:
+            _keep_alive(connection, given)
+            return connection
     assert problem is not None
     raise problem
 

@@ -41,6 +41,7 @@ def test_what_cannot_be_done_is_refused_by_its_name(name: str) -> None:
         ("sslrootcert=/nowhere", "sslrootcert: the file cannot be read"),
         ("sslrootcert=system", "sslrootcert: system is not supported"),
         ("target_session_attrs=writable", "target_session_attrs: must be any"),
+        ("target_session_attrs=standby", "target_session_attrs: must be any, read-write or primary"),
         ("connect_timeout=soon", "connect_timeout: must be a whole number"),
         ("keepalives=yes", "keepalives: must be 0 or 1"),
         ("keepalives_idle=1.5", "keepalives_idle: must be a whole number"),

@@ -126,7 +126,6 @@ FAULTS = {
     "nothing listens": ("postgresql://me@127.0.0.1:{port}/db", "ConnectionRefusedError): nothing listens"),
     "no socket": ("postgresql://me@/db?host=/nowhere", "FileNotFoundError): no server has a socket"),
     "no such setting": ("{url}&options=-cno_such%3D1", "UndefinedObjectError): a role or a setting in `options`"),
-    "another kind of server": ("{url}&target_session_attrs=standby", "no host is what target_session_attrs asks for"),
     "a host without a name": ("postgresql://me@no.such.host.invalid/db", "gaierror): the host name cannot be resolved"),
 }
 
