@@ -47,8 +47,12 @@ DEFAULT_LIMITS = InputLimits()
 
 # RFC 3339 section 5.6 `date-time`; the offset is optional here so that its absence can be told apart.
 _DATE_TIME = re.compile(
-    r"([0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2})(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})?"
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2}[Tt]([0-9]{2}):[0-9]{2}:([0-9]{2}))(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})?"
 )
+
+# Source: RFC 3339 section 5.6, `time-hour` and `time-minute`. `fromisoformat` takes the minutes 60 to 99 for an hour
+# more, and in some versions 24:00 for the next day.
+_OFFSET = re.compile(r"[Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9]")
 
 
 def broken(rule: RuleId, message: str, **limits: int) -> PydanticCustomError:
@@ -106,10 +110,16 @@ def parse_instant(value: object) -> datetime:
     match = _DATE_TIME.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise broken("date_time", "must be an RFC 3339 date-time such as 2026-01-31T09:30:00+01:00")
-    date_and_time, fraction, offset = match.groups()
+    date_and_time, hour, second, fraction, offset = match.groups()
     if offset is None:
         raise broken("offset", "must end in an offset such as Z or +01:00")
+    if not _OFFSET.fullmatch(offset):
+        raise broken("date_time", "must have an offset of at most 23 hours and 59 minutes")
+    if second == "60":
+        raise broken("date_time", "must not be a leap second (:60), which cannot be kept; send :59 or the next minute")
     try:
+        if hour == "24":
+            raise ValueError
         local = datetime.fromisoformat((date_and_time + (fraction or "")[:7] + offset).upper())
         return local.astimezone(UTC)
     except (ValueError, OverflowError):

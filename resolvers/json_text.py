@@ -22,6 +22,9 @@ from resolvers.rules import RuleId
 MAX_WHOLE_DIGITS = 131_072
 MAX_FRACTION_DIGITS = 16_383
 
+# In full, and without the sign of a negative zero: `numeric` has none, and would keep `-0.0` as `0.0`.
+NUMBER = "zf"
+
 # A number that is no longer than this in full is written without looking how much there is already.
 SHORT_DIGITS = 40
 
@@ -72,7 +75,7 @@ AS_WRITTEN = orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT
 
 
 def _short_number(value: object) -> orjson.Fragment:
-    if isinstance(value, Decimal) and len(text := format(value, "f")) <= SHORT_DIGITS:
+    if isinstance(value, Decimal) and len(text := format(value, NUMBER)) <= SHORT_DIGITS:
         return orjson.Fragment(text)
     raise TypeError  # a long one, of which a few may be too many: piece by piece
 
@@ -100,7 +103,7 @@ def _pieces(value: Any) -> Iterator[str]:
         case int():
             yield str(value)
         case Decimal():
-            yield format(value, "f")
+            yield format(value, NUMBER)
         case dict():
             separator = "{"
             for name in sorted(value):

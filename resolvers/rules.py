@@ -156,7 +156,8 @@ RULES: Mapping[RuleId, Rule] = {
         '{"brand_id": "loop", "encounter_type": "lab", "provider_id": "3f2504e0-4f89-11d3-9a0c-0305e82c3301"}',
     ),
     "date_time": Rule(
-        "The string is an RFC 3339 date-time, on a day and at a time that exist.",
+        "The string is an RFC 3339 date-time, on a day and at a time that exist, with an offset of at most 23 hours and 59 "
+        "minutes. A leap second (`:60`) cannot be kept.",
         "body",
         '{"brand_id": "loop", "encounter_type": "lab", "scheduled_at": "2026-02-30T10:00:00Z"}',
         '{"brand_id": "loop", "encounter_type": "lab", "scheduled_at": "2026-02-28T10:00:00Z"}',

@@ -101,3 +101,11 @@ def test_a_short_literal_that_stands_for_a_huge_text_is_measured_in_full() -> No
 
     with pytest.raises(json_text.TooLarge):
         json_text.write(value, max_bytes=65_536)
+
+
+@pytest.mark.parametrize("literal", [b"-0.0", b"-0.00", b"-0e5", b"-0E-3", b"-0", b"-0." + b"0" * 50])
+def test_a_negative_zero_is_written_as_the_database_keeps_it(literal: bytes) -> None:
+    value = json_text.read(literal)
+
+    assert not json_text.write(value).startswith("-")
+    assert not json_text._written(value, None).startswith("-")

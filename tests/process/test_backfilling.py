@@ -268,6 +268,8 @@ async def test_what_was_recorded_already_is_read_by_nobody(imported: Import, cas
         ({"brand_id": "loopbio"}, "not_found", []),
         ({"brand_id": MARKER, "encounter_type": MARKER}, "validation_error", ["enum"]),
         ({"scheduled_at": "2024-01-31T09:30:00", "notes": None}, "validation_error", ["offset", "null"]),
+        ({"scheduled_at": "2024-01-31T09:30:00+01:60"}, "validation_error", ["date_time"]),
+        ({"scheduled_at": "2016-12-31T23:59:60Z"}, "validation_error", ["date_time"]),
         ({"notes": MARKER * 5_000}, "validation_error", ["too_long"]),
         ({"metadata": {MARKER: "\x00"}}, "validation_error", ["nul"]),
         ({"metadata": MARKER}, "validation_error", ["object"]),
