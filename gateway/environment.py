@@ -1,6 +1,5 @@
 """Values of settings as an operator gives them: in variables of the environment, and secrets in files too."""
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import Any, get_args
 import orjson
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
+
+from resolvers.spelling import nearest
 
 
 def read(prefix: str, fields: Mapping[str, FieldInfo]) -> tuple[dict[str, Any], list[str]]:
@@ -42,5 +43,4 @@ def _is_secret(field: FieldInfo) -> bool:
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)
-    return f"{name}: no such setting; the nearest is {nearest[0]}"
+    return f"{name}: no such setting; the nearest is {nearest(name, known)}"

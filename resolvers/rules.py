@@ -30,6 +30,7 @@ RuleId = Literal[
     "whole_number",
     "type",
     "unknown_member",
+    "misspelt_name",
     "page_size",
     "first_and_last",
     "cursor",
@@ -156,8 +157,8 @@ RULES: Mapping[RuleId, Rule] = {
         '{"brand_id": "loop", "encounter_type": "lab", "provider_id": "3f2504e0-4f89-11d3-9a0c-0305e82c3301"}',
     ),
     "date_time": Rule(
-        "The string is an RFC 3339 date-time, on a day and at a time that exist, with an offset of at most 23 hours and 59 "
-        "minutes. A leap second (`:60`) cannot be kept.",
+        "The string is an RFC 3339 date-time, on a day and at a time that exist, with an offset of at most 23 hours "
+        "and 59 minutes. A leap second (`:60`) cannot be kept.",
         "body",
         '{"brand_id": "loop", "encounter_type": "lab", "scheduled_at": "2026-02-30T10:00:00Z"}',
         '{"brand_id": "loop", "encounter_type": "lab", "scheduled_at": "2026-02-28T10:00:00Z"}',
@@ -199,12 +200,20 @@ RULES: Mapping[RuleId, Rule] = {
         '{"query": "query ($ids: [ID!]!) { patients(ids: $ids) { id } }", "variables": {"ids": ["demo-patient"]}}',
     ),
     "unknown_member": Rule(
-        "An input object over GraphQL has no member that the schema does not define. (Over REST it is ignored.)",
+        "An input object over GraphQL has no member that the schema does not define. Over REST it is ignored and told "
+        "in `X-Ignored`, or refused under `Prefer: handling=strict`.",
         "graphql",
         '{"query": "query ($where: EncounterFilter) { patient(id: \\"demo-patient\\") { encounters(where: $where) '
         '{ totalCount } } }", "variables": {"where": {"colour": "blue"}}}',
         '{"query": "query ($where: EncounterFilter) { patient(id: \\"demo-patient\\") { encounters(where: $where) '
         '{ totalCount } } }", "variables": {"where": {"encounterType": ["LAB"]}}}',
+    ),
+    "misspelt_name": Rule(
+        "No query parameter, and no column or member in an import, is nearly a known one: within two letters of it, or "
+        "the same in another case or with other white space.",
+        "query",
+        "Limit=10",
+        "limit=10",
     ),
     "page_size": Rule(
         "A page is asked for with `first` or `last` from `minimum` to `maximum`.",
