@@ -261,7 +261,9 @@ def _unknown(name: str, known: Collection[str]) -> Violation:
 
 def misspelt(right: str) -> Violation:
     """Return what is to be said of a name that is nearly this one, where the difference would change the meaning."""
-    return Violation(f"/{right}", "misspelt_name", f"is misspelt; its name is {right}", allowed=[right])
+    return Violation(
+        f"/{right}", "misspelt_name", "must be spelt exactly so; what was sent is nearly it", allowed=[right]
+    )
 
 
 class RecordEncounter(Command):
