@@ -206,7 +206,6 @@ REQUEST_HEADERS = (
     "If-None-Match",
     "Last-Event-ID",
     "Prefer",
-    "Prefer",
     "X-Brand-Id",
     "X-Request-Id",
     # Tracing adds these to requests to any origin. Source: W3C Trace Context, W3C Baggage.
@@ -231,7 +230,6 @@ RESPONSE_HEADERS = (
     "RateLimit-Policy",
     "Retry-After",
     "WWW-Authenticate",
-    "X-Ignored",
     "X-Ignored",
     "X-RateLimit-Remaining",
     "X-RateLimit-Reset",

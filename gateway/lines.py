@@ -19,7 +19,7 @@ from resolvers import json_text
 from resolvers.commands import NAMES, misspelt
 from resolvers.errors import GatewayError, InvalidInput, MalformedBody
 from resolvers.rules import RuleId
-from resolvers.spelling import MAX_NAMES, Ignored, near_miss
+from resolvers.spelling import MAX_NAMES, Ignored, near_miss, near_misses
 
 STANDARD_INPUT = Path("-")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -201,8 +201,7 @@ class _JsonLines(Iterator[dict[str, Any] | None]):
         if not isinstance(members, dict):
             raise MalformedBody("object", "must be a JSON object")
         if unknown := [name for name in members if name not in self._known]:
-            nearly = {right: None for name in unknown if (right := near_miss(name, self._known))}
-            if nearly:
+            if nearly := near_misses(unknown, self._known):
                 raise InvalidInput([misspelt(right) for right in nearly])
             self._unknown.note(unknown)
         return members

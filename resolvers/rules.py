@@ -56,9 +56,9 @@ RuleId = Literal[
     "line_break",
 ]
 
-Place = Literal["body", "query", "key", "graphql", "import", "words"]
+Place = Literal["body", "query", "key", "graphql", "import", "file", "words"]
 """Where a rule's examples would stand: a REST body, the query of a list, the header `Idempotency-Key`, a GraphQL
-document, a line of an import; or they are too long to be written out, and are told in words."""
+document, a line of an import, a CSV file to import; or they are too long to be written out, and are told in words."""
 
 
 class Rule(NamedTuple):
@@ -209,8 +209,8 @@ RULES: Mapping[RuleId, Rule] = {
         '{ totalCount } } }", "variables": {"where": {"encounterType": ["LAB"]}}}',
     ),
     "misspelt_name": Rule(
-        "No query parameter, and no column or member in an import, is nearly a known one: within two letters of it, or "
-        "the same in another case or with other white space.",
+        "No query parameter, no member of a GraphQL request, and no column or member in an import, is nearly a known "
+        "one: within two letters of it, or the same in another case or with other white space.",
         "query",
         "Limit=10",
         "limit=10",
@@ -338,21 +338,22 @@ RULES: Mapping[RuleId, Rule] = {
         '{"id": "a-b", "brand_id": "loopbio"}',
     ),
     "csv": Rule(
-        "In an import, quotation marks stand around whole values, and are doubled inside.",
-        "words",
-        'The line `a"b,"loop"x`.',
-        'The line `"a""b","loop"`.',
+        "In an import, quotation marks stand around whole values, and are doubled inside. After a mark where none may "
+        "stand, no row can be told from quoted text, so none is read.",
+        "file",
+        'id,brand_id,ward\np-1,loop,the "blue" one',
+        'id,brand_id,ward\np-1,loop,"the ""blue"" one"',
     ),
     "columns": Rule(
         "In an import, every line has as many values as the first names columns.",
-        "words",
-        "Under `id,brand_id`, the line `p-1`.",
-        "Under `id,brand_id`, the line `p-1,loop`.",
+        "file",
+        "id,brand_id\np-1",
+        "id,brand_id\np-1,loop",
     ),
     "line_break": Rule(
         "In an import of patients, a quoted value ends on the line it began on.",
-        "words",
-        "A quotation mark that is never closed.",
-        "One that is.",
+        "file",
+        'id,brand_id,ward\np-1,loop,"the blue\none"',
+        'id,brand_id,ward\np-1,loop,"the blue one"',
     ),
 }

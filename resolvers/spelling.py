@@ -37,6 +37,12 @@ def near_miss(name: str, known: Collection[str]) -> str | None:
     return _near_miss(name, frozenset(known)) if len(name) <= MAX_NAME_CHARACTERS else None
 
 
+def near_misses(sent: Iterable[str], known: Collection[str]) -> list[str]:
+    """Return the known names of which those sent hold misspellings, each once."""
+    unknown = islice((name for name in sent if name not in known), MAX_COMPARED)
+    return list(dict.fromkeys(right for name in unknown if (right := near_miss(name, known))))
+
+
 @lru_cache(4096)
 def _near_miss(name: str, known: frozenset[str]) -> str | None:
     letters = _letters(name)

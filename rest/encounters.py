@@ -34,6 +34,8 @@ MEMBERS = (
 
 _values = attrgetter(*MEMBERS)
 
+BODY_MEMBERS = frozenset(RecordEncounter.model_fields)
+
 MAX_OFFSET = 2**63 - 1
 
 VALID = {"recorded": "no", "message": "It would be recorded; nothing was, because the request asked for that."}
@@ -143,7 +145,7 @@ async def _members(request: Request) -> dict[str, Any]:
     body = json_text.read(state["body"].read() if "body" in state else await request.body())
     if not isinstance(body, dict):
         raise MalformedBody("object", "The body must be a JSON object.", json_text.shape_of(body))
-    if unknown := [name for name in body if name not in RecordEncounter.model_fields]:
+    if unknown := [name for name in body if name not in BODY_MEMBERS]:
         ignore(request, unknown)
     return body
 

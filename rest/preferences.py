@@ -6,7 +6,6 @@ that is nearly a known one is always refused: ignored, it would record what was 
 
 import re
 from collections.abc import Collection, Iterable, Sequence
-from itertools import islice
 from typing import Literal, cast
 
 from starlette.requests import Request
@@ -14,7 +13,7 @@ from starlette.types import Scope
 
 from resolvers.commands import NAMES, misspelt, unknown_names
 from resolvers.errors import Violation
-from resolvers.spelling import MAX_COMPARED, Ignored, near_miss
+from resolvers.spelling import Ignored, near_misses
 from rest.answers import Fields
 
 Handling = Literal["strict", "lenient"]
@@ -50,11 +49,10 @@ def query_violations(request: Request, known: Collection[str], *, strict: bool) 
     if not request.scope["query_string"]:
         return []
     sent = [name for name in dict.fromkeys(request.query_params.keys()) if name not in known]
-    nearly = {name: right for name in islice(sent, MAX_COMPARED) if (right := near_miss(name, known))}
-    unknown = [name for name in sent if name not in nearly]
-    ignore(request, unknown)
-    violations = [misspelt(right) for right in dict.fromkeys(nearly.values())]
-    return violations + (unknown_names(unknown, known) if strict else [])
+    if nearly := near_misses(sent, known):
+        return [misspelt(right) for right in nearly]
+    ignore(request, sent)
+    return unknown_names(sent, known) if strict else []
 
 
 def ignore(request: Request, names: Iterable[str]) -> None:
