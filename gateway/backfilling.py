@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import asynccontextmanager, closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Never
@@ -27,7 +27,7 @@ from gateway.database_problems import told_plainly
 from gateway.doorbell import Doorbell
 from gateway.feed import Feed
 from gateway.importing import plural
-from gateway.lines import STANDARD_INPUT, ImportStopped, Lines, Record, Refusal, Table, opened, records_of
+from gateway.lines import STANDARD_INPUT, ImportStopped, Lines, Record, Refusal, Table, Unknown, opened, records_of
 from gateway.migrate import migrate
 from gateway.progress import Progress
 from gateway.safety import examine, refuse_dangers
@@ -74,10 +74,11 @@ class Backfilled:
     already: int = 0
     """Recorded under the same key before: by an earlier run, or by a try whose answer was lost."""
     refused: int = 0
+    unknown: Unknown = field(default_factory=Unknown)
 
     def __str__(self) -> str:
         encounters, lines = plural(self.recorded, "encounter"), plural(self.refused, "line")
-        return f"{encounters} recorded, {self.already} recorded already, {lines} refused"
+        return f"{encounters} recorded, {self.already} recorded already, {lines} refused{self.unknown}"
 
 
 async def import_encounters(
@@ -107,8 +108,9 @@ async def import_encounters(
             with Progress.of(lines, file, rejects) as progress:
                 limits = context.services.input_limits
                 named = name or ("-" if file == STANDARD_INPUT else file.name)
-                encounters = _encounters(records_of(lines, file, TABLE), limits, named)
-                return await _Backfilling(context, progress, patience_seconds).record_all(encounters)
+                done = Backfilled()
+                encounters = _encounters(records_of(lines, file, TABLE, done.unknown), limits, named)
+                return await _Backfilling(context, progress, patience_seconds, done).record_all(encounters)
 
 
 # Reading
@@ -139,13 +141,16 @@ def _members(values: dict[str, str]) -> dict[str, Any]:
         try:
             members["metadata"] = json_text.read(members["metadata"])
         except MalformedBody as error:
-            rule = error.violations[0].rule
-            raise InvalidInput([Violation("/metadata", rule, "must be JSON that has one meaning")]) from None
+            place = " (line {}, column {} of it)".format(*error.place) if error.place else ""
+            rule, told = error.violations[0].rule, f"must be JSON that has one meaning{place}"
+            raise InvalidInput([Violation("/metadata", rule, told)]) from None
     return members
 
 
 # What a person wrote has line breaks.
-TABLE = Table(("patient_id", "brand_id", "encounter_type"), _members, breaks=True)
+TABLE = Table(
+    ("patient_id", "brand_id", "encounter_type"), frozenset(EncounterLine.model_fields), _members, breaks=True
+)
 
 
 def _encounters(
@@ -209,14 +214,14 @@ class _Alike:
 class _Backfilling:
     """One import: many workers take lines from one queue, which a thread fills."""
 
-    def __init__(self, context: Context, progress: Progress, patience_seconds: float) -> None:
+    def __init__(self, context: Context, progress: Progress, patience_seconds: float, done: Backfilled) -> None:
         self._context = context
         self._progress = progress
         self._patience_seconds = patience_seconds
         self._away_since: float | None = None
         """When the database was found to be away, as long as no line has got through since."""
         self._queue: asyncio.Queue[_Line | Refusal | Exception | None] = asyncio.Queue(READ_TOGETHER)
-        self._done = Backfilled()
+        self._done = done
 
     async def record_all(self, encounters: Iterator[_Line | Refusal]) -> Backfilled:
         """Record what is read, and say what became of it."""

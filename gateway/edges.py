@@ -225,6 +225,7 @@ RESPONSE_HEADERS = (
     "Idempotent-Replayed",
     "Link",
     "Location",
+    "Preference-Applied",
     "RateLimit",
     "RateLimit-Policy",
     "Retry-After",

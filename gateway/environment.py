@@ -1,6 +1,5 @@
 """Values of settings as an operator gives them: in variables of the environment, and secrets in files too."""
 
-import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -10,6 +9,8 @@ from typing import Any, get_args
 import orjson
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
+
+from resolvers.spelling import nearest
 
 # What Kubernetes adds to each container of a namespace for a Service whose name begins like our prefix.
 # Source: https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
@@ -77,5 +78,4 @@ def _is_secret(field: FieldInfo) -> bool:
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)
-    return f"{name}: no such setting; the nearest is {nearest[0]}"
+    return f"{name}: no such setting; the nearest is {nearest(name, known)}"

@@ -7,13 +7,13 @@ cut short is simply run again.
 
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 from gateway.database import Database
 from gateway.database_problems import PROBLEMS, reason_of
-from gateway.lines import ImportStopped, Lines, Record, Refusal, Table, opened, records_of
+from gateway.lines import ImportStopped, Lines, Record, Refusal, Table, Unknown, opened, records_of
 from gateway.migrate import migrate
 from gateway.progress import Progress
 from resolvers.commands import DEFAULT_LIMITS
@@ -34,10 +34,11 @@ class Imported:
     registered: int = 0
     known: int = 0
     refused: int = 0
+    unknown: Unknown = field(default_factory=Unknown)
 
     def __str__(self) -> str:
         patients, lines = plural(self.registered, "patient"), plural(self.refused, "line")
-        return f"{patients} registered, {self.known} known already, {lines} refused"
+        return f"{patients} registered, {self.known} known already, {lines} refused{self.unknown}"
 
 
 async def import_patients(database_url: str, file: Path, rejects: Path | None = None) -> Imported:
@@ -49,7 +50,7 @@ async def import_patients(database_url: str, file: Path, rejects: Path | None = 
     imported = Imported()
     # Reading blocks, and may: this process has nothing else to do.
     with opened(file) as stream, Progress.of(lines := Lines(stream, MAX_LINE_BYTES), file, rejects) as progress:
-        outcomes = _outcomes(records_of(lines, file, Table(("id", "brand_id"), _members)))
+        outcomes = _outcomes(records_of(lines, file, TABLE, imported.unknown))
         async with _database(database_url) as database:
             try:
                 while batch := list(islice(outcomes, BATCH_LINES)):
@@ -63,6 +64,9 @@ async def import_patients(database_url: str, file: Path, rejects: Path | None = 
 def _members(values: dict[str, str]) -> dict[str, object]:
     patient = {"id": values.pop("id"), "brand_id": values.pop("brand_id")}
     return patient | {"external_ids": {name: value for name, value in values.items() if value}}
+
+
+TABLE = Table(("id", "brand_id"), frozenset(RegisterPatient.model_fields), _members, others_are_members=True)
 
 
 def _outcomes(records: Iterable[Record | Refusal]) -> Iterator[RegisterPatient | Refusal]:

@@ -6,17 +6,20 @@ content. Only one record is held in memory.
 
 import csv
 import os
+import re
 import stat
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from resolvers import json_text
+from resolvers.commands import NAMES, misspelt
 from resolvers.errors import GatewayError, InvalidInput, MalformedBody
+from resolvers.rules import RuleId
+from resolvers.spelling import MAX_NAMES, Ignored, near_miss, near_misses
 
 STANDARD_INPUT = Path("-")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -72,52 +75,76 @@ class Record(NamedTuple):
 
 
 class Table(NamedTuple):
-    """How the rows of a CSV file are understood."""
+    """How the records of a file are understood."""
 
     needed: Collection[str]
     """The columns without which nothing can be imported."""
+    known: Collection[str]
+    """The members of a JSON line."""
     members: Callable[[dict[str, str]], dict[str, Any]]
     """Gives the members of a row from its values by column. Raises `InvalidInput`."""
+    others_are_members: bool = False
+    """Whether every further column of a CSV file means something, so that none is ignored."""
     breaks: bool = False
     """Whether a value may hold line breaks. Where none ever does, one is a quotation mark that somebody left open."""
 
 
-class Lines(Iterator[str]):
-    """The lines of a stream. Goes on after the error of a line that is too long or not UTF-8."""
+class Unknown:
+    """Counts the columns or members that are ignored; as a text, the end of the sentence that closes an import."""
+
+    def __init__(self) -> None:
+        self._names: tuple[str, ...] = ()
+        self._others = 0
+
+    def note(self, names: Collection[str]) -> None:
+        """Count names that are not known."""
+        ignored = Ignored.of(names, NAMES)
+        self._names = tuple(dict.fromkeys(self._names + ignored.names))[:MAX_NAMES]
+        self._others += ignored.others
+
+    def __str__(self) -> str:
+        others = [f"{self._others} other{'' if self._others == 1 else 's'}"] if self._others else []
+        told = [*self._names, *others]
+        return f"; ignored: {', '.join(told)}" if told else ""
+
+
+class Lines:
+    """The lines of a stream, counted."""
 
     def __init__(self, stream: BufferedReader, max_bytes: int) -> None:
         self.stream = stream
         self.number = 0
-        """How many lines were read."""
+        """How many lines were begun."""
         self.bytes_read = 0
         status = os.fstat(stream.fileno())
         self.bytes_in_all = status.st_size if stat.S_ISREG(status.st_mode) else None
         """How long the file is, or None where that cannot be known."""
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
+        """How long a record may be."""
+        self._goes_on = False
 
-    def __next__(self) -> str:
-        line = self._read(self._max_bytes + 1)
-        if not line:
-            raise StopIteration
-        self.number += 1
-        if len(line) > self._max_bytes:
-            while line and not line.endswith(b"\n"):
-                line = self._read(self._max_bytes)
-            raise MalformedBody("too_long", f"must have at most {self._max_bytes} bytes")
-        try:
-            return line.removeprefix(BYTE_ORDER_MARK if self.number == 1 else b"").decode()
-        except UnicodeDecodeError:
-            raise MalformedBody("utf8", "must be UTF-8") from None
+    def read(self) -> bytes:
+        """Return the next line, or as much of a long one as fits; empty at the end of the stream."""
+        piece = self.stream.readline(self.max_bytes + 1)
+        self.bytes_read += len(piece)
+        if piece and not self._goes_on:
+            self.number += 1
+        if self.bytes_read == len(piece):
+            piece = piece.removeprefix(BYTE_ORDER_MARK)
+        self._goes_on = not piece.endswith(b"\n")
+        return piece
 
-    def _read(self, most: int) -> bytes:
-        line = self.stream.readline(most)
-        self.bytes_read += len(line)
-        return line
+    def __iter__(self) -> Iterator[bytes]:
+        """Give what is left, piece by piece."""
+        return iter(self.read, b"")
 
 
-def records_of(lines: Lines, file: Path, table: Table) -> Iterator[Record | Refusal]:
-    """Give what each record says, or why it cannot be read. Raises `ImportStopped` where no record can."""
-    members = _json_members(lines) if _is_json(lines.stream, file) else _csv_members(lines, table)
+def records_of(lines: Lines, file: Path, table: Table, unknown: Unknown) -> Iterator[Record | Refusal]:
+    """Give what each record says, or why it cannot be read; count in `unknown` what is ignored.
+
+    Raises `ImportStopped` where no record can be read.
+    """
+    members = _JsonLines(lines, table, unknown) if _is_json(lines.stream, file) else _CsvRows(lines, table, unknown)
     while True:
         before = lines.number
         try:
@@ -133,59 +160,203 @@ def records_of(lines: Lines, file: Path, table: Table) -> Iterator[Record | Refu
             yield Refusal.of(range(before + 1, lines.number + 1), error)
 
 
-# Neither is a generator: that would end at its first error, and these go on with the next line. None is a blank line.
-
-
-def _json_members(lines: Lines) -> Iterator[dict[str, Any] | None]:
-    return map(_of_json, lines)
-
-
-def _of_json(line: str) -> dict[str, Any] | None:
-    if not line.strip():
-        return None
+def _text(record: bytes) -> str:
     try:
-        members = json_text.read(line)
-    except MalformedBody as error:
-        raise MalformedBody(error.violations[0].rule, "must be JSON that has one meaning") from None
-    if not isinstance(members, dict):
-        raise MalformedBody("object", "must be a JSON object")
-    return members
+        return record.decode()
+    except UnicodeDecodeError:
+        raise MalformedBody("utf8", "must be UTF-8") from None
 
 
-def _csv_members(lines: Lines, table: Table) -> Iterator[dict[str, Any] | None]:
-    rows = _Rows(lines)
+def _too_long(lines: Lines) -> MalformedBody:
+    return MalformedBody("too_long", f"must have at most {lines.max_bytes} bytes")
+
+
+# Neither is a generator: that would end at its first error, and these go on with the next record. None is a blank line.
+
+
+class _JsonLines(Iterator[dict[str, Any] | None]):
+    """The members of each line. A line break is never part of a JSON string, so each line ends where it ends."""
+
+    def __init__(self, lines: Lines, table: Table, unknown: Unknown) -> None:
+        self._lines = lines
+        self._known = table.known
+        self._unknown = unknown
+
+    def __next__(self) -> dict[str, Any] | None:
+        line = piece = self._lines.read()
+        if not line:
+            raise StopIteration
+        if len(line) > self._lines.max_bytes:
+            while piece and not piece.endswith(b"\n"):
+                piece = self._lines.read()
+            raise _too_long(self._lines)
+        text = _text(line)
+        return self._members(text) if text.strip() else None
+
+    def _members(self, line: str) -> dict[str, Any]:
+        try:
+            members = json_text.read(line)
+        except MalformedBody as error:
+            raise MalformedBody(error.violations[0].rule, f"must be JSON that has one meaning{_at(error)}") from None
+        if not isinstance(members, dict):
+            raise MalformedBody("object", "must be a JSON object")
+        if unknown := [name for name in members if name not in self._known]:
+            if nearly := near_misses(unknown, self._known):
+                raise InvalidInput([misspelt(right) for right in nearly])
+            self._unknown.note(unknown)
+        return members
+
+
+def _at(error: MalformedBody) -> str:
+    return "" if error.place is None else f" (column {error.place[1]})"
+
+
+class _CsvRows(Iterator[dict[str, Any] | None]):
+    """The members of each row.
+
+    A quotation mark where none may stand, or a wrong number of values in a row with such marks, may be a person's words
+    that were quoted wrongly: their next line would be read as a row. So nothing after it is read. After any other fault
+    the next row is read, because the quotation marks say where it begins.
+    """
+
+    def __init__(self, lines: Lines, table: Table, unknown: Unknown) -> None:
+        self._lines = lines
+        self._table = table
+        self._columns = self._header()
+        _require_columns(self._columns, table)
+        if not table.others_are_members:
+            unknown.note([name for name in self._columns if name not in table.known])
+        # A value is as long as a record may be; its own rules say how long it may be.
+        csv.field_size_limit(max(csv.field_size_limit(), lines.max_bytes))
+
+    def _header(self) -> list[str]:
+        try:
+            return _values(self._record())
+        except (InvalidInput, StopIteration):
+            return []
+
+    def __next__(self) -> dict[str, Any] | None:
+        record = self._record()
+        values = _values(record)
+        if not values:
+            return None
+        if len(values) != len(self._columns):
+            told = f"must have {len(self._columns)} values, as line 1 has"
+            raise self._stopped("columns", told) if b'"' in record else MalformedBody("columns", told)
+        return self._table.members(dict(zip(self._columns, values, strict=True)))
+
+    def _record(self) -> bytes:
+        """Return the lines of the next record. Raises `StopIteration` at the end."""
+        quoting = _Quoting()
+        pieces: list[bytes] = []
+        size = 0
+        for piece in self._lines:
+            size += len(piece)
+            if size <= self._lines.max_bytes:
+                pieces.append(piece)
+            try:
+                if quoting.read(piece):
+                    break
+            except ValueError:
+                raise self._stopped("csv", CSV_RULE) from None
+        if not size:
+            raise StopIteration
+        if quoting.is_open:
+            raise MalformedBody("csv", "must end its last quoted value")
+        if size > self._lines.max_bytes:
+            raise _too_long(self._lines)
+        return b"".join(pieces)
+
+    def _stopped(self, rule: RuleId, message: str) -> MalformedBody:
+        """Pass over all that is left, and return the error of a record whose end cannot be known."""
+        for _ in self._lines:
+            pass  # counted: they are refused with it
+        return MalformedBody(rule, f"{message}; where it ends cannot be known, so no row after it is read")
+
+
+def _values(record: bytes) -> list[str]:
+    text = _text(record)
     try:
-        columns = next(rows, [])
-    except InvalidInput:
-        columns = []
+        # The quotation marks are in order; a carriage return alone may not be.
+        (values,) = csv.reader([text], strict=True)
+    except csv.Error:
+        raise MalformedBody("csv", CSV_RULE) from None
+    return values
+
+
+CSV_RULE = "must be CSV: quotation marks around whole values, doubled inside"
+
+
+def _require_columns(columns: Sequence[str], table: Table) -> None:
+    """Return if line 1 names the columns. Raises `ImportStopped`, also for a column that is nearly a known one."""
     if not set(table.needed) <= set(columns) or "" in columns or len(set(columns)) != len(columns):
         *others, last = (f"`{name}`" for name in table.needed)
         raise ImportStopped(
             f"line 1 must name the columns, each once and with commas between them, {', '.join(others)} and {last} "
             "among them"
         )
-    return map(partial(_of_row, columns, table), rows)
+    known = table.needed if table.others_are_members else table.known
+    for place, name in enumerate(columns, 1):
+        if name not in known and (right := near_miss(name, known)):
+            raise ImportStopped(
+                f"line 1: column {place} is nearly `{right}`, and would be lost; call it so, or give it a name that is "
+                "not like it"
+            )
 
 
-class _Rows(Iterator[list[str]]):
-    """The rows of a CSV text, with its errors in this project's words."""
+State = Literal["begin", "bare", "within", "after", "return", "end"]
+"""Where a reader stands: before a value, in one without marks, in one between marks, after a mark that ends the value
+or is the first of two, after a carriage return behind that, at the end."""
 
-    def __init__(self, lines: Iterator[str]) -> None:
-        self._reader = csv.reader(lines, strict=True)
+_NEXT: Mapping[tuple[State, bytes], State] = {
+    ("begin", b'"'): "within",
+    ("after", b'"'): "within",
+    ("after", b","): "begin",
+    ("after", b"\r"): "return",
+    ("after", b"\n"): "end",
+    ("return", b"\n"): "end",
+}
+_MARK_OR_COMMA = re.compile(rb'[",]')
 
-    def __next__(self) -> list[str]:
-        try:
-            return next(self._reader)
-        except csv.Error:
-            raise MalformedBody("csv", "must be CSV: quotation marks around whole values, doubled inside") from None
 
+class _Quoting:
+    """Follows the quotation marks of a record, and so knows where it ends. Source: RFC 4180, section 2.
 
-def _of_row(columns: list[str], table: Table, row: list[str]) -> dict[str, Any] | None:
-    if not row:
-        return None
-    if len(row) != len(columns):
-        raise MalformedBody("columns", f"must have {len(columns)} values, as line 1 has")
-    return table.members(dict(zip(columns, row, strict=True)))
+    Only marks, commas and line ends count, so bytes that are not UTF-8 and pieces of any length make no difference.
+    """
+
+    def __init__(self) -> None:
+        self._state: State = "begin"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a quoted value has begun and not ended."""
+        return self._state == "within"
+
+    def read(self, piece: bytes) -> bool:
+        """Return whether the record ends with this piece of it. Raises `ValueError` for a mark where none may stand."""
+        place = 0
+        while place < len(piece):
+            if self._state == "within":
+                mark = piece.find(b'"', place)
+                if mark < 0:
+                    break
+                self._state, place = "after", mark + 1
+            elif self._state == "bare":
+                stop = _MARK_OR_COMMA.search(piece, place)
+                if stop is None:
+                    break
+                if stop[0] == b'"':
+                    raise ValueError
+                self._state, place = "begin", stop.end()
+            elif self._state == "begin" and not piece.startswith(b'"', place):
+                self._state = "bare"
+            else:
+                following = _NEXT.get((self._state, piece[place : place + 1]))
+                if following is None:
+                    raise ValueError
+                self._state, place = following, place + 1
+        return piece.endswith(b"\n") and not self.is_open
 
 
 def _is_json(stream: BufferedReader, file: Path) -> bool:

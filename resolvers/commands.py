@@ -5,7 +5,7 @@ and a message that states the rule and never repeats the value.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import EnumType
@@ -24,11 +24,12 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from models import EncounterStatus, EncounterType
+from models import Encounters, EncounterStatus, EncounterType
 from resolvers import json_text
 from resolvers.errors import InvalidInput, Shape, Violation
 from resolvers.ids import HYPHENATED
 from resolvers.rules import RULES, RuleId
+from resolvers.spelling import Ignored, near_miss
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +48,12 @@ DEFAULT_LIMITS = InputLimits()
 
 # RFC 3339 section 5.6 `date-time`; the offset is optional here so that its absence can be told apart.
 _DATE_TIME = re.compile(
-    r"([0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2})(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})?"
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2}[Tt]([0-9]{2}):[0-9]{2}:([0-9]{2}))(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})?"
 )
+
+# Source: RFC 3339 section 5.6, `time-hour` and `time-minute`. `fromisoformat` takes the minutes 60 to 99 for an hour
+# more, and in some versions 24:00 for the next day.
+_OFFSET = re.compile(r"[Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9]")
 
 
 def broken(rule: RuleId, message: str, **limits: int) -> PydanticCustomError:
@@ -106,10 +111,16 @@ def parse_instant(value: object) -> datetime:
     match = _DATE_TIME.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise broken("date_time", "must be an RFC 3339 date-time such as 2026-01-31T09:30:00+01:00")
-    date_and_time, fraction, offset = match.groups()
+    date_and_time, hour, second, fraction, offset = match.groups()
     if offset is None:
         raise broken("offset", "must end in an offset such as Z or +01:00")
+    if not _OFFSET.fullmatch(offset):
+        raise broken("date_time", "must have an offset of at most 23 hours and 59 minutes")
+    if second == "60":
+        raise broken("date_time", "must not be a leap second (:60), which cannot be kept; send :59 or the next minute")
     try:
+        if hour == "24":
+            raise ValueError
         local = datetime.fromisoformat((date_and_time + (fraction or "")[:7] + offset).upper())
         return local.astimezone(UTC)
     except (ValueError, OverflowError):
@@ -185,20 +196,30 @@ MetadataText = Annotated[
 
 
 class Command(BaseModel):
-    """The base of every command: strict, unknown members ignored."""
+    """The base of every command: strict types, unknown members ignored unless the caller asks otherwise."""
 
     # What checks a command is built when the first is read.
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore", defer_build=True)
 
     @classmethod
-    def read(cls, members: Mapping[str, Any], limits: InputLimits) -> Self:
-        """Check `members` and give the command. Raises `InvalidInput` with every rule that is broken."""
+    def read(cls, members: Mapping[str, Any], limits: InputLimits, *, strict: bool = False) -> Self:
+        """Check `members` and give the command. Raises `InvalidInput` with every rule that is broken.
+
+        With `strict`, a member that is not known breaks one.
+        """
+        unknown = (
+            unknown_names([each for each in members if each not in cls.model_fields], cls.model_fields)
+            if strict
+            else []
+        )
         try:
-            return cls.model_validate(members, context=limits)
+            command = cls.model_validate(members, context=limits)
         except ValidationError as error:
-            raise InvalidInput(
-                [cls._violation(detail, members) for detail in error.errors(include_input=False)]
-            ) from None
+            violations = [cls._violation(detail, members) for detail in error.errors(include_input=False)]
+            raise InvalidInput([*violations, *unknown]) from None
+        if unknown:
+            raise InvalidInput(unknown)
+        return command
 
     def given(self) -> dict[str, Any]:
         """Give every member by its name; one that was left out as it is then."""
@@ -220,6 +241,29 @@ class Command(BaseModel):
             maximum=limits.get("maximum"),
             received=_received(members, detail["loc"]),
         )
+
+
+def unknown_names(sent: Collection[str], known: Collection[str]) -> list[Violation]:
+    """Return what is to be said of names that were sent, none of them known, where unknown names are refused."""
+    ignored = Ignored.of(sent, NAMES)
+    violations = [_unknown(name, known) for name in ignored.names]
+    if ignored.others:
+        told = f"has {ignored.others} unknown {'name' if ignored.others == 1 else 'names'}"
+        violations.append(Violation("", "unknown_member", told, allowed=sorted(known)))
+    return violations
+
+
+def _unknown(name: str, known: Collection[str]) -> Violation:
+    pointer = "/" + name.replace("~", "~0").replace("/", "~1")
+    right = near_miss(name, known)
+    return Violation(pointer, "unknown_member", "is not known here", allowed=[right] if right else sorted(known))
+
+
+def misspelt(right: str) -> Violation:
+    """Return what is to be said of a name that is nearly this one, where the difference would change the meaning."""
+    return Violation(
+        f"/{right}", "misspelt_name", "must be spelt exactly so; what was sent is nearly it", allowed=[right]
+    )
 
 
 class RecordEncounter(Command):
@@ -287,6 +331,12 @@ class EncounterFilter(Command):
 
 
 EVERYTHING = EncounterFilter()
+
+QUERY_PARAMETERS = frozenset({"validate_only", "limit", "offset"})
+"""Those of all REST operations."""
+
+NAMES = frozenset(Encounters.model_fields) | frozenset(RecordEncounter.model_fields) | QUERY_PARAMETERS
+"""The names that are ours to repeat: every member that the REST door takes or shows, and every parameter."""
 
 
 # Pydantic's own error types, said in this project's words.

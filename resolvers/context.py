@@ -18,6 +18,9 @@ from resolvers.sql import Database
 from resolvers.tally import Tally, Uncounted
 from resolvers.trail import NOT_A_REFUSAL, Trail, reads, refusal
 
+# Told to a client whose token has no brand, and so of its own request alone.
+NO_BRAND = "No brand was named: the token has none, so name one in X-Brand-Id."
+
 
 @dataclass(frozen=True, slots=True)
 class Services:
@@ -53,6 +56,8 @@ class Context:
     stated_brand_id: str | None
     request_id: str
     services: Services
+    strict: bool = False
+    """Whether a member that is not known is refused, where it would be ignored otherwise."""
     noted: set[str] = field(default_factory=set, repr=False, compare=False)
     """Which refusals of this request are on the trail already."""
 
@@ -112,7 +117,9 @@ class Context:
         named = named_in_command if isinstance(named_in_command, str) and named_in_command else None
         if brand_id is None:
             brand_id = named
-        if brand_id is None or (named is not None and named != brand_id):
+        if brand_id is None:
+            raise Forbidden(NO_BRAND)
+        if named is not None and named != brand_id:
             raise Forbidden
         return brand_id
 

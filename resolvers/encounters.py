@@ -61,7 +61,7 @@ async def record_encounter(
     """
     context.require(Operation.RECORD_ENCOUNTER)
     brand_id = context.acting_brand(members.get("brand_id"))
-    command = RecordEncounter.read(members, context.services.input_limits)
+    command = RecordEncounter.read(members, context.services.input_limits, strict=context.strict)
     claim = None if key is None else claim_of(key, context, brand_id, patient_id, command)
 
     columns = columns_of(command, patient_id)

@@ -114,8 +114,8 @@ class MethodNotAllowed(GatewayError):
     code = "method_not_allowed"
 
     def __init__(self, allowed: Iterable[str]) -> None:
-        super().__init__()
         self.allowed = tuple(sorted(allowed))
+        super().__init__(f"This method is not served here; allowed: {', '.join(self.allowed)}.")
 
 
 class NotAcceptable(GatewayError):
@@ -174,7 +174,13 @@ class InvalidInput(GatewayError):
 class MalformedBody(InvalidInput):
     """What was sent cannot be read."""
 
-    def __init__(self, rule: RuleId, message: str, received: Shape | None = None) -> None:
+    def __init__(
+        self, rule: RuleId, message: str, received: Shape | None = None, place: tuple[int, int] | None = None
+    ) -> None:
+        self.place = place
+        """The line and the column of the fault, both from 1, where they are known."""
+        if place is not None:
+            message = f"{message.removesuffix('.')} (line {place[0]}, column {place[1]})."
         super().__init__([Violation("", rule, message, received=received)])
 
 

@@ -6,6 +6,7 @@ others `Decimal`, and nothing passes through a binary float.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
@@ -22,6 +23,9 @@ from resolvers.rules import RuleId
 MAX_WHOLE_DIGITS = 131_072
 MAX_FRACTION_DIGITS = 16_383
 
+# In full, and without the sign of a negative zero: `numeric` has none, and would keep `-0.0` as `0.0`.
+NUMBER = "zf"
+
 # A number that is no longer than this in full is written without looking how much there is already.
 SHORT_DIGITS = 40
 
@@ -29,23 +33,70 @@ SHORT_DIGITS = 40
 INT_DIGITS = 18
 
 
-def read(body: bytes | str) -> Any:
-    """Read a JSON text.
+def read(body: bytes | str, what: str = "The body") -> Any:
+    """Read a JSON text; `what` is its name in messages.
 
     Raises `MalformedBody` for anything that is not one JSON value in UTF-8 without duplicate members, NaN or numbers
-    beyond `jsonb`. A string may hold NUL or an unpaired surrogate, by an escape: whoever takes it asks `problem_with`,
-    and says where it stands.
+    beyond `jsonb`. Its message says at which line and column, and never quotes the text. A string may hold NUL or an
+    unpaired surrogate, by an escape: the caller who takes it asks `problem_with`, and says where it stands.
     """
     try:
         text = body if isinstance(body, str) else body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        # As many characters as are UTF-8 before the byte that is not.
+        before = error.object[: error.start].decode("utf-8")
+        raise MalformedBody("utf8", f"{what} must be UTF-8.", place=_place(before, len(before))) from None
+    try:
         return _decoder.decode(text)
-    except UnicodeDecodeError:
-        raise MalformedBody("utf8", "The body must be UTF-8.") from None
     except RecursionError:
-        raise MalformedBody("too_deep", "The body is nested too deeply.") from None
-    except ValueError:
-        # The decoder's own message would quote what was sent.
-        raise MalformedBody("json", "The body must be one JSON value.") from None
+        raise MalformedBody("too_deep", f"{what} is nested too deeply.") from None
+    except MalformedBody as error:
+        raise _placed(error, text) from None
+    except json.JSONDecodeError as error:
+        place = _place(text, error.pos)
+        raise MalformedBody("json", f"{what} must be one JSON value.", place=place) from None
+
+
+def _place(text: str, position: int) -> tuple[int, int]:
+    """Return the line and the column of a position, both from 1; columns count characters."""
+    return text.count("\n", 0, position) + 1, position - text.rfind("\n", 0, position)
+
+
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}:]|-?[0-9][0-9.eE+-]*|-?Infinity|NaN', re.DOTALL)
+
+
+def _placed(error: MalformedBody, text: str) -> MalformedBody:
+    """Return the error with the place of the first name or number that the decoder's hooks refuse.
+
+    The decoder tells its hooks no positions. It has found no fault in the grammar up to there.
+    """
+    names: list[set[str]] = []
+    string = None
+    for token in _TOKEN.finditer(text):
+        match token[0]:
+            case "{":
+                names.append(set())
+            case "}":
+                names.pop()
+            case ":":
+                assert string is not None
+                name = json.loads(string[0])
+                if name in names[-1]:
+                    return _at(string.start(), text, _named_twice())
+                names[-1].add(name)
+            case each if each[0] == '"':
+                string = token
+            case each:
+                try:
+                    (number if each[-1].isdigit() else _refuse_number)(each)
+                except MalformedBody as refused:
+                    return _at(token.start(), text, refused)
+    return error
+
+
+def _at(position: int, text: str, error: MalformedBody) -> MalformedBody:
+    (violation,) = error.violations
+    return MalformedBody(violation.rule, violation.message, place=_place(text, position))
 
 
 class TooLarge(ValueError):
@@ -72,7 +123,7 @@ AS_WRITTEN = orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT
 
 
 def _short_number(value: object) -> orjson.Fragment:
-    if isinstance(value, Decimal) and len(text := format(value, "f")) <= SHORT_DIGITS:
+    if isinstance(value, Decimal) and len(text := format(value, NUMBER)) <= SHORT_DIGITS:
         return orjson.Fragment(text)
     raise TypeError  # a long one, of which a few may be too many: piece by piece
 
@@ -100,7 +151,7 @@ def _pieces(value: Any) -> Iterator[str]:
         case int():
             yield str(value)
         case Decimal():
-            yield format(value, "f")
+            yield format(value, NUMBER)
         case dict():
             separator = "{"
             for name in sorted(value):
@@ -155,8 +206,12 @@ def problem_with(text: str) -> tuple[RuleId, str] | None:
 def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
     members_by_name = dict(members)
     if len(members_by_name) != len(members):
-        raise MalformedBody("duplicate_member", "An object must not name a member twice.")
+        raise _named_twice()
     return members_by_name
+
+
+def _named_twice() -> MalformedBody:
+    return MalformedBody("duplicate_member", "An object must not name a member twice.")
 
 
 def number(literal: str) -> int | Decimal:

@@ -30,6 +30,7 @@ RuleId = Literal[
     "whole_number",
     "type",
     "unknown_member",
+    "misspelt_name",
     "page_size",
     "first_and_last",
     "cursor",
@@ -55,9 +56,9 @@ RuleId = Literal[
     "line_break",
 ]
 
-Place = Literal["body", "query", "key", "graphql", "import", "words"]
+Place = Literal["body", "query", "key", "graphql", "import", "file", "words"]
 """Where a rule's examples would stand: a REST body, the query of a list, the header `Idempotency-Key`, a GraphQL
-document, a line of an import; or they are too long to be written out, and are told in words."""
+document, a line of an import, a CSV file to import; or they are too long to be written out, and are told in words."""
 
 
 class Rule(NamedTuple):
@@ -156,7 +157,8 @@ RULES: Mapping[RuleId, Rule] = {
         '{"brand_id": "loop", "encounter_type": "lab", "provider_id": "3f2504e0-4f89-11d3-9a0c-0305e82c3301"}',
     ),
     "date_time": Rule(
-        "The string is an RFC 3339 date-time, on a day and at a time that exist.",
+        "The string is an RFC 3339 date-time, on a day and at a time that exist, with an offset of at most 23 hours "
+        "and 59 minutes. A leap second (`:60`) cannot be kept.",
         "body",
         '{"brand_id": "loop", "encounter_type": "lab", "scheduled_at": "2026-02-30T10:00:00Z"}',
         '{"brand_id": "loop", "encounter_type": "lab", "scheduled_at": "2026-02-28T10:00:00Z"}',
@@ -198,12 +200,20 @@ RULES: Mapping[RuleId, Rule] = {
         '{"query": "query ($ids: [ID!]!) { patients(ids: $ids) { id } }", "variables": {"ids": ["demo-patient"]}}',
     ),
     "unknown_member": Rule(
-        "An input object over GraphQL has no member that the schema does not define. (Over REST it is ignored.)",
+        "An input object over GraphQL has no member that the schema does not define. Over REST it is ignored and told "
+        "in `X-Ignored`, or refused under `Prefer: handling=strict`.",
         "graphql",
         '{"query": "query ($where: EncounterFilter) { patient(id: \\"demo-patient\\") { encounters(where: $where) '
         '{ totalCount } } }", "variables": {"where": {"colour": "blue"}}}',
         '{"query": "query ($where: EncounterFilter) { patient(id: \\"demo-patient\\") { encounters(where: $where) '
         '{ totalCount } } }", "variables": {"where": {"encounterType": ["LAB"]}}}',
+    ),
+    "misspelt_name": Rule(
+        "No query parameter, no member of a GraphQL request, and no column or member in an import, is nearly a known "
+        "one: within two letters of it, or the same in another case or with other white space.",
+        "query",
+        "Limit=10",
+        "limit=10",
     ),
     "page_size": Rule(
         "A page is asked for with `first` or `last` from `minimum` to `maximum`.",
@@ -328,21 +338,22 @@ RULES: Mapping[RuleId, Rule] = {
         '{"id": "a-b", "brand_id": "loopbio"}',
     ),
     "csv": Rule(
-        "In an import, quotation marks stand around whole values, and are doubled inside.",
-        "words",
-        'The line `a"b,"loop"x`.',
-        'The line `"a""b","loop"`.',
+        "In an import, quotation marks stand around whole values, and are doubled inside. After a mark where none may "
+        "stand, no row can be told from quoted text, so none is read.",
+        "file",
+        'id,brand_id,ward\np-1,loop,the "blue" one',
+        'id,brand_id,ward\np-1,loop,"the ""blue"" one"',
     ),
     "columns": Rule(
         "In an import, every line has as many values as the first names columns.",
-        "words",
-        "Under `id,brand_id`, the line `p-1`.",
-        "Under `id,brand_id`, the line `p-1,loop`.",
+        "file",
+        "id,brand_id\np-1",
+        "id,brand_id\np-1,loop",
     ),
     "line_break": Rule(
         "In an import of patients, a quoted value ends on the line it began on.",
-        "words",
-        "A quotation mark that is never closed.",
-        "One that is.",
+        "file",
+        'id,brand_id,ward\np-1,loop,"the blue\none"',
+        'id,brand_id,ward\np-1,loop,"the blue one"',
     ),
 }

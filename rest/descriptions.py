@@ -64,6 +64,11 @@ HEADERS: Mapping[str, tuple[str, str]] = {
     "Location": ("The path under which the encounter is shown.", f"/v1/patients/demo-patient/encounters/{REQUEST_ID}"),
     "ETag": ("Names this state of what is shown; good for `If-None-Match`.", '"1"'),
     "Idempotent-Replayed": ("`true` where the encounter had been recorded earlier, under the same key.", "true"),
+    "X-Ignored": (
+        "Names in the request that are not known here and were ignored; last, how many more are not repeated.",
+        "note, status, 2",
+    ),
+    "Preference-Applied": ("How unknown names were handled, where `Prefer` asks for one way.", "handling=strict"),
     "WWW-Authenticate": (
         "The challenge, as RFC 6750 has it; with 403, the scopes that would do.",
         'Bearer error="insufficient_scope", scope="write:encounters"',
@@ -86,6 +91,9 @@ HEADERS: Mapping[str, tuple[str, str]] = {
 """Every header of an answer, with an example."""
 
 ALWAYS = ("X-Request-Id", "Link")
+PREFERENCES = ("X-Ignored", "Preference-Applied")
+"""On every answer to a request of which a name was ignored, or which prefers one handling of such names."""
+
 SIGNED_IN = ("X-RateLimit-Remaining", "X-RateLimit-Reset", "RateLimit-Policy", "RateLimit")
 """On every answer to a caller who has signed in, unless the kind has no limit."""
 

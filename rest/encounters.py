@@ -1,6 +1,8 @@
 """Encounters over REST: read the request, call the one function, phrase the answer."""
 
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from operator import attrgetter
 from typing import Any
 from urllib.parse import quote
@@ -12,12 +14,15 @@ from starlette.responses import Response
 from models import Encounter
 from resolvers import json_text
 from resolvers.access import Operation
+from resolvers.commands import RecordEncounter
 from resolvers.encounters import record_encounter, visible_encounter
 from resolvers.errors import InvalidInput, MalformedBody, UnsupportedMediaType, Violation
 from resolvers.slices import list_encounters_by_offset
+from resolvers.spelling import Ignored
 from resolvers.validation import validate_encounter
 from rest.answers import json_answer, json_bytes, write_json
 from rest.media import require_json_is_accepted
+from rest.preferences import ignore, ignored_of, is_strict, query_violations
 from rest.signin import admitted
 from rest.tags import is_known, not_modified, tag_of_body, tag_of_version
 
@@ -29,6 +34,8 @@ MEMBERS = (
 
 _values = attrgetter(*MEMBERS)
 
+BODY_MEMBERS = frozenset(RecordEncounter.model_fields)
+
 MAX_OFFSET = 2**63 - 1
 
 VALID = {"recorded": "no", "message": "It would be recorded; nothing was, because the request asked for that."}
@@ -39,10 +46,12 @@ async def post_encounter(request: Request) -> Response:
     """Record an encounter: 201 and the encounter. Or only say that it would be: 200."""
     context = await admitted(request, Operation.RECORD_ENCOUNTER)
     require_json_is_accepted(request)
+    if strict := is_strict(request):
+        context = replace(context, strict=True)
     asked = (context, request.path_params["patient_id"], await _members(request), _key(request))
-    recording = await (validate_encounter if _validate_only(request) else record_encounter)(*asked)
+    recording = await (validate_encounter if _validate_only(request, strict) else record_encounter)(*asked)
     if recording is None:
-        return json_answer(VALID)
+        return json_answer(_valid(ignored_of(request.scope)))
     # A replay is the first answer, and so is its tag: whoever asks with it is told what has changed since.
     headers = {"Location": path_of(recording.encounter), "ETag": tag_of_version(1)}
     if recording.replayed:
@@ -56,7 +65,7 @@ async def get_encounters(request: Request) -> Response:
     require_json_is_accepted(request)
     patient_id = request.path_params["patient_id"]
     page_limits = context.services.page_limits
-    broken: list[Violation] = []
+    broken = query_violations(request, {"limit", "offset"}, strict=is_strict(request))
     limit = _whole_number(request, "limit", page_limits.default, broken, least=1, most=page_limits.maximum)
     offset = _whole_number(request, "offset", 0, broken, least=0, most=MAX_OFFSET)
     if broken:
@@ -72,6 +81,8 @@ async def get_encounter(request: Request) -> Response:
     """Show an encounter: 200, or 304 where the caller holds it as it is."""
     context = await admitted(request, Operation.READ_ENCOUNTERS)
     require_json_is_accepted(request)
+    if broken := query_violations(request, (), strict=is_strict(request)):
+        raise InvalidInput(broken)
     encounter = await visible_encounter(context, **request.path_params)
     tag = tag_of_version(encounter.version)
     return not_modified(tag) if is_known(request, tag) else json_bytes(published(encounter), 200, {"ETag": tag})
@@ -107,16 +118,23 @@ def _key(request: Request) -> str | None:
     return re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else keys[0]
 
 
-def _validate_only(request: Request) -> bool:
+def _validate_only(request: Request, strict: bool) -> bool:
     if not request.scope["query_string"]:
         return False
+    broken = query_violations(request, {"validate_only"}, strict=strict)
     values = request.query_params.getlist("validate_only")
-    if values in ([], ["false"], ["true"]):
-        return values == ["true"]
-    # Taken for false, a misspelt true would record what was only to be tried.
-    allowed, received = ("true", "false"), json_text.shape_of(values if len(values) > 1 else values[0])
-    told = "must be true or false, and be sent once"
-    raise InvalidInput([Violation("/validate_only", "enum", told, allowed=allowed, received=received)])
+    if values not in ([], ["false"], ["true"]):
+        # Taken for false, a misspelt true would record what was only to be tried.
+        allowed, received = ("true", "false"), json_text.shape_of(values if len(values) > 1 else values[0])
+        told = "must be true or false, and be sent once"
+        broken.append(Violation("/validate_only", "enum", told, allowed=allowed, received=received))
+    if broken:
+        raise InvalidInput(broken)
+    return values == ["true"]
+
+
+def _valid(ignored: Ignored) -> Mapping[str, Any]:
+    return VALID | {"ignored": ignored._asdict()} if any(ignored) else VALID
 
 
 async def _members(request: Request) -> dict[str, Any]:
@@ -127,6 +145,8 @@ async def _members(request: Request) -> dict[str, Any]:
     body = json_text.read(state["body"].read() if "body" in state else await request.body())
     if not isinstance(body, dict):
         raise MalformedBody("object", "The body must be a JSON object.", json_text.shape_of(body))
+    if unknown := [name for name in body if name not in BODY_MEMBERS]:
+        ignore(request, unknown)
     return body
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from resolvers import errors
@@ -14,6 +15,7 @@ from resolvers.context import Context
 from resolvers.errors import GatewayError
 from rest.answers import LINK, empty_answer, json_answer
 from rest.media import JSON, PROBLEM, accept_of, prefers_problem
+from rest.preferences import preference_fields
 from rest.signin import admitted
 
 STATUS: Mapping[type[GatewayError], int] = {
@@ -139,7 +141,9 @@ def _phrase(request: Request, error: GatewayError) -> Response:
     context: Context | None = getattr(request.state, "context", None)
     if context is not None:
         context.note_refusal(error)
-    return respond(error, request.state.request_id, accept_of(request))
+    response = respond(error, request.state.request_id, accept_of(request))
+    response.raw_headers += preference_fields(request.scope)
+    return response
 
 
 async def _phrase_http(request: Request, error: HTTPException) -> Response:
@@ -154,4 +158,15 @@ async def _phrase_http(request: Request, error: HTTPException) -> Response:
         if request.method == "OPTIONS":
             return empty_answer(204, headers_of(not_allowed))
         return _phrase(request, not_allowed)
-    return _phrase(request, errors.NotFound())
+    return _phrase(request, errors.NotFound(_without_slash(request)))
+
+
+def _without_slash(request: Request) -> str | None:
+    """Return what would do where only a slash at the path's end is too many; None anywhere else."""
+    path: str = request.scope["path"]
+    if not path.endswith("/"):
+        return None
+    asked = {**request.scope, "path": path.removesuffix("/")}
+    routes = (route for route in request.app.routes if isinstance(route, Route))
+    fitting = next((route.path for route in routes if route.matches(asked)[0] is not Match.NONE), None)
+    return fitting and f"There is nothing here; without the slash at its end the path is {fitting}."

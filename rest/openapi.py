@@ -25,6 +25,7 @@ from rest.descriptions import (
     EXAMPLES,
     HEADERS,
     HEADERS_OF,
+    PREFERENCES,
     REFUSALS,
     REQUEST_ID,
     SIGNED_IN,
@@ -137,9 +138,9 @@ def _record() -> Json:
         "operationId": "recordEncounter",
         "tags": ["encounters"],
         "summary": "Record that an encounter happened",
-        "description": "Answers after the encounter is safe on disk. Members this page does not name are ignored. "
-        "Sent again with the same `Idempotency-Key` it is answered with the first answer, byte for byte, and recorded "
-        "once.",
+        "description": "Answers after the encounter is safe on disk. Members this page does not name are ignored and "
+        "told in `X-Ignored`, or refused under `Prefer: handling=strict`. Sent again with the same `Idempotency-Key` "
+        "it is answered with the first answer, byte for byte, and recorded once.",
         "parameters": [
             _header(
                 "Idempotency-Key",
@@ -148,6 +149,7 @@ def _record() -> Json:
                 # A key, or one in quotation marks.
                 pattern=r'^([!#-~][!-~]{0,127}|"[!#-\[\]-~]{1,128}")$',
             ),
+            _prefer(),
             {
                 "name": "validate_only",
                 "in": "query",
@@ -180,12 +182,12 @@ def _record() -> Json:
         "responses": {
             "200": {
                 "description": "With `validate_only=true`: it would be recorded",
-                "headers": _headers(*SIGNED_IN),
+                "headers": _headers(*PREFERENCES, *SIGNED_IN),
                 "content": _json(_referring("Valid"), VALID),
             },
             "201": {
                 "description": "Encounter recorded",
-                "headers": _headers("Location", "ETag", "Idempotent-Replayed", *SIGNED_IN),
+                "headers": _headers("Location", "ETag", "Idempotent-Replayed", *PREFERENCES, *SIGNED_IN),
                 "content": _json(_referring("Encounter"), EXAMPLE),
                 "links": {
                     "encounter": {
@@ -219,11 +221,12 @@ def _list() -> Json:
             _query("limit", "How many, at most.", default=limits.default, minimum=1, maximum=limits.maximum),
             _query("offset", "How many to pass over.", default=0, minimum=0, maximum=MAX_OFFSET),
             _if_none_match(),
+            _prefer(),
         ],
         "responses": {
             "200": {
                 "description": "The encounters, and how many there are in all",
-                "headers": _headers("ETag", *SIGNED_IN),
+                "headers": _headers("ETag", *PREFERENCES, *SIGNED_IN),
                 "content": _json(
                     _referring("Encounters"),
                     {"patient_id": "demo-patient", "encounters": [EXAMPLE], "total": 1},
@@ -241,15 +244,15 @@ def _show() -> Json:
         "tags": ["encounters"],
         "summary": "Show an encounter",
         "description": "As it stands now. One that the caller may not see, or of another patient, is 404.",
-        "parameters": [_if_none_match()],
+        "parameters": [_if_none_match(), _prefer()],
         "responses": {
             "200": {
                 "description": "The encounter",
-                "headers": _headers("ETag", *SIGNED_IN),
+                "headers": _headers("ETag", *PREFERENCES, *SIGNED_IN),
                 "content": _json(_referring("Encounter"), EXAMPLE),
             },
             "304": _not_modified(),
-            **_refusals(REFUSALS.keys() - ABOUT_A_BODY - {400}),
+            **_refusals(REFUSALS.keys() - ABOUT_A_BODY),
         },
     }
 
@@ -274,7 +277,7 @@ def _metrics() -> Json:
 def _not_modified() -> Json:
     return {
         "description": "What the client holds, by its `If-None-Match`, is what is there",
-        "headers": _headers("ETag", *SIGNED_IN),
+        "headers": _headers("ETag", *PREFERENCES, *SIGNED_IN),
     }
 
 
@@ -345,6 +348,20 @@ def _valid() -> Json:
         "properties": {
             "recorded": {"type": "string", "enum": ["no"], "description": "Nothing was kept."},
             "message": {"type": "string", "description": "For a person."},
+            "ignored": {
+                "type": "object",
+                "description": "What is not known of the request and would be ignored; left out where all is known.",
+                "required": ["names", "others"],
+                "properties": {
+                    "names": {
+                        "type": "array",
+                        "items": {"type": "string"},
+                        "description": "Names that are nearly known ones, or known elsewhere at this door; at most 20.",
+                        "examples": [["note", "status"]],
+                    },
+                    "others": {"type": "integer", "minimum": 0, "description": "How many more names there are."},
+                },
+            },
         },
     }
 
@@ -445,7 +462,9 @@ def _refusal(status: int) -> Json:
     plain = envelope(error, REQUEST_ID)
     return {
         "description": REFUSALS[status],
-        "headers": _headers(*HEADERS_OF.get(status, ()), *(SIGNED_IN if status != 401 else ())),
+        "headers": _headers(
+            *HEADERS_OF.get(status, ()), *(PREFERENCES if status == 400 else ()), *(SIGNED_IN if status != 401 else ())
+        ),
         "content": {
             JSON: {"schema": _referring("Error"), "example": plain},
             PROBLEM: {
@@ -543,6 +562,13 @@ def _request_id_header() -> Json:
 def _if_none_match() -> Json:
     return _header(
         "If-None-Match", 'The tags of what the client holds, such as `"1"`: it is answered 304 if one is still good.'
+    )
+
+
+def _prefer() -> Json:
+    return _header(
+        "Prefer",
+        "With `handling=strict` (RFC 7240), a member or query parameter that is not known is refused with 400.",
     )
 
 

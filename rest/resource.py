@@ -7,6 +7,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from rest.preferences import preference_fields
+
 Answer = Callable[[Request], Awaitable[Response]]
 
 
@@ -22,4 +24,5 @@ class Resource:
         if answer is None:
             raise HTTPException(405, headers={"Allow": ", ".join(self._by_method)})
         response = await answer(Request(scope, receive))
+        response.raw_headers += preference_fields(scope)
         await response(scope, receive, send)

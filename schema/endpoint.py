@@ -201,7 +201,7 @@ async def _json_body(request: Request) -> Any:
 def _ask_of_url(request: Request) -> Ask:
     members: dict[str, Any] = {name: text for name, text in request.query_params.items() if text}
     for name in members.keys() & {"variables", "extensions"}:
-        members[name] = json_text.read(members[name])
+        members[name] = json_text.read(members[name], f"The parameter {name}")
     return ask_of(members)
 
 

@@ -23,6 +23,7 @@ from graphql import (
 from strawberry.execution import optimized_is_awaitable
 
 from resolvers import json_text
+from resolvers.commands import misspelt
 from resolvers.context import Context
 from resolvers.errors import (
     GatewayError,
@@ -34,6 +35,7 @@ from resolvers.errors import (
     Violation,
 )
 from resolvers.rules import RuleId
+from resolvers.spelling import near_misses
 from schema.admission import Admission, LogBreach, LogUnknown
 from schema.cost import Cost
 from schema.documents import Document, DocumentRules, explain_variables
@@ -67,6 +69,10 @@ class Ask(NamedTuple):
     """Whether it is to be told how the database goes about it: where that may be asked."""
 
 
+# Source: GraphQL over HTTP, section 5.1, and appendix A for the last.
+MEMBERS = frozenset({"query", "variables", "operationName", "extensions", "documentId"})
+
+
 def ask_of(members: Any) -> Ask:
     """Read what a client asks for. Raises `MalformedBody` or `InvalidInput`."""
     if not isinstance(members, dict):
@@ -76,7 +82,8 @@ def ask_of(members: Any) -> Ask:
     operation_name = members.get("operationName")
     extensions = members.get("extensions")
     id_pointer, document_id = _document_id(members)
-    violations: list[Violation] = []
+    # A member that is lost by a misspelling changes what the operation means, as its variables do.
+    violations = [misspelt(right) for right in near_misses(members, MEMBERS) if right not in members]
     if not _is_text(document_id):
         violations.append(Violation(id_pointer, "string", "must be the id of a document"))
     if (query is None and document_id is None) or not _is_text(query):

@@ -59,7 +59,8 @@ def read(text: str) -> Message:
     try:
         members = json_text.read(text)
     except MalformedBody as error:
-        raise NotAMessage(f"A message must be one JSON object ({error.violations[0].rule}).") from None
+        place = ", line {}, column {}".format(*error.place) if error.place else ""
+        raise NotAMessage(f"A message must be one JSON object ({error.violations[0].rule}{place}).") from None
     if not isinstance(members, dict):
         raise NotAMessage("A message must be a JSON object.")
     match members.get("type"):

@@ -10,6 +10,8 @@ from uuid import uuid4
 
 import pytest
 
+from gateway.importing import MAX_LINE_BYTES, TABLE
+from gateway.lines import Lines, Refusal, Unknown, opened, records_of
 from resolvers.commands import DEFAULT_LIMITS
 from resolvers.errors import InvalidInput
 from resolvers.patients import RegisterPatient
@@ -144,6 +146,15 @@ def test_an_example_of_a_line(example: str, name: str, broken: bool) -> None:
         rules = [violation.rule for violation in error.violations]
 
     assert rules == [name] * broken
+
+
+@in_place("file")
+def test_an_example_of_a_file(tmp_path: Path, example: str, name: str, broken: bool) -> None:
+    (tmp_path / "patients.csv").write_text(example)
+    with opened(tmp_path / "patients.csv") as stream:
+        (record,) = records_of(Lines(stream, MAX_LINE_BYTES), tmp_path / "patients.csv", TABLE, Unknown())
+
+    assert (record.rules if isinstance(record, Refusal) else ()) == (name,) * broken
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,16 @@ async def test_the_same_meaning_in_another_spelling_is_the_same_request(
     assert again.replayed
 
 
+async def test_a_negative_zero_and_a_zero_are_one_payload(door: Door, other_door: Door, cast: Cast, key: str) -> None:
+    patient_id = await cast.patient()
+
+    first = await door.record(patient_id, VISIT | {"metadata": {"a": -0.0}}, key=key)
+    again = await other_door.record(patient_id, VISIT | {"metadata": {"a": 0.0}}, key=key)
+
+    assert again.replayed
+    assert str(first.encounter["metadata"]) == str(again.encounter["metadata"])
+
+
 async def test_a_key_belongs_to_its_brand_and_client(door: Door, cast: Cast, key: str) -> None:
     ours, theirs = await cast.patient("loop"), await cast.patient("loopbio")
 

@@ -119,3 +119,15 @@ async def test_an_empty_text_is_kept_as_an_empty_text(door: Door, cast: Cast) ->
     outcome = await door.record(await cast.patient(), VISIT | {"notes": ""})
 
     assert outcome.encounter["notes"] == ""
+
+
+async def test_a_negative_zero_reads_back_as_it_was_answered(door: Door, cast: Cast) -> None:
+    patient_id = await cast.patient()
+
+    outcome = await door.record(patient_id, VISIT | {"metadata": {"a": -0.0, "b": [Decimal("-0.00"), Decimal("-0.5")]}})
+
+    listed = await door.listed(patient_id)
+    assert listed is not None
+    for shown in (outcome.encounter, listed[0][0]):
+        assert str(shown["metadata"]["a"]) == "0.0"
+        assert list(map(str, shown["metadata"]["b"])) == ["0.00", "-0.5"]

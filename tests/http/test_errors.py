@@ -196,9 +196,14 @@ async def test_a_machine_without_a_brand_acts_for_the_one_it_states(guarded: Ser
 
     stated = await guarded.rest("GET", path, token="machine", headers={"x-brand-id": "loopbio"})
     unstated = await guarded.rest("GET", path, token="machine")
+    contradicting = await guarded.rest("GET", path, token="reader", headers={"x-brand-id": "loopbio"})
+    over_graphql = await guarded.graphql('{ patient(id: "nobody") { id } }', token="machine")
 
     assert stated.status_code == 200
-    refused(unstated, 403, "forbidden")
+    told = refused(unstated, 403, "forbidden")["message"]
+    assert told.startswith("No brand was named")
+    assert told != refused(contradicting, 403, "forbidden")["message"]
+    assert over_graphql["errors"][0]["message"] == told
 
 
 async def test_a_machine_without_a_brand_acts_for_the_one_in_the_body(guarded: Service, cast: Cast) -> None:
@@ -242,8 +247,66 @@ async def test_a_method_that_is_not_served_is_405_and_allow_names_those_that_are
 ) -> None:
     answer = await service.rest(method, path, content=b"{")
 
-    refused(answer, 405, "method_not_allowed")
+    assert allowed in refused(answer, 405, "method_not_allowed")["message"]
     assert answer.headers["allow"] == allowed
+
+
+@pytest.mark.parametrize(
+    ("path", "template"),
+    [
+        ("/v1/patients/tuberculosis/encounters", "/v1/patients/{patient_id}/encounters"),
+        ("/v1/patients/tuberculosis/encounters/x", "/v1/patients/{patient_id}/encounters/{encounter_id}"),
+        ("/graphql", "/graphql"),
+        ("/healthz", "/healthz"),
+        ("/metrics", "/metrics"),
+        ("/rules/null", "/rules/{rule}"),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT"])
+async def test_a_slash_too_many_is_404_and_names_the_path_that_would_do(
+    service: Service, method: str, path: str, template: str
+) -> None:
+    told = refused(await service.rest(method, path + "/"), 404, "not_found")["message"]
+
+    assert told.endswith(f"without the slash at its end the path is {template}.")
+    assert "tuberculosis" not in told
+    assert refused(await service.rest(method, path + "//"), 404, "not_found")["message"] == "There is nothing here."
+    refused(await service.rest(method, path + "/", token=None), 401, "unauthenticated")
+
+
+async def test_the_graphql_path_names_its_methods_too(service: Service) -> None:
+    answer = await service.rest("DELETE", "/graphql")
+
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, POST")
+    assert "GET, POST" in answer.json()["errors"][0]["message"]
+
+
+@pytest.mark.parametrize("path", [ENCOUNTERS, "/graphql"])
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        (b'{"notes": tuberculosis}', "line 1, column 11"),
+        (b'{\n  "a": "tuberculosis",\n}', "line 3, column 1"),
+        (b'{"a": 1, "a": 2}', "line 1, column 10"),
+        (b'{"a": NaN}', "line 1, column 7"),
+        (b'{"a": "\xff"}', "line 1, column 8"),
+    ],
+)
+async def test_json_that_cannot_be_read_is_told_by_line_and_column(
+    service: Service, path: str, content: bytes, place: str
+) -> None:
+    answer = await post(service, path, content)
+
+    assert answer.status_code == 400
+    assert f"({place})" in answer.text
+    assert MARKER not in answer.text
+
+
+async def test_a_parameter_of_a_graphql_query_is_told_by_its_name(service: Service) -> None:
+    answer = await service.rest("GET", "/graphql?query={__typename}&variables={tuberculosis")
+
+    assert "The parameter variables must be one JSON value (line 1, column 2)." in answer.text
+    assert MARKER not in answer.text
 
 
 @pytest.mark.parametrize(

@@ -46,8 +46,18 @@ def test_lower_case_letters_are_read_too() -> None:
         "2026-01-01T00:00Z",
         "2026-01-01T00:00:00+1",
         "2026-01-01T00:00:00+24:00",
+        "2026-01-01T00:00:00-24:00",
+        "2026-01-01T00:00:00+01:60",
+        "2026-01-01T00:00:00-00:60",
+        "2026-01-01T00:00:00+23:99",
+        "2026-01-01T00:60:00Z",
+        "2026-01-01T24:00:00.0Z",
+        "2026-01-01T23:59:61Z",
+        "2026-02-30T00:00:00Z",
+        "2026-00-01T00:00:00Z",
         "0000-01-01T00:00:00Z",
         "0001-01-01T00:00:00+00:01",
+        "0001-01-01T00:00:00+23:59",
         "9999-12-31T23:59:59-00:01",
         "2026-W01-1T00:00:00Z",
         "2026-01-01T00:00:00Z\n",
@@ -58,3 +68,23 @@ def test_what_is_no_date_and_time_is_refused(text: str) -> None:
         parse_instant(text)
 
     assert refusal.value.type == "date_time"
+
+
+@pytest.mark.parametrize("text", ["2016-12-31T23:59:60Z", "2017-01-01T00:59:60.5+01:00"])
+def test_a_leap_second_is_told_as_such(text: str) -> None:
+    with pytest.raises(PydanticCustomError) as refusal:
+        parse_instant(text)
+
+    assert refusal.value.type == "date_time"
+    assert "leap second" in refusal.value.message()
+
+
+@given(st.integers(0, 99), st.integers(0, 99))
+def test_an_offset_is_taken_up_to_23_hours_and_59_minutes(hours: int, minutes: int) -> None:
+    text = f"2026-01-02T00:00:00-{hours:02}:{minutes:02}"
+
+    if hours <= 23 and minutes <= 59:
+        assert parse_instant(text) == datetime(2026, 1, 2, tzinfo=UTC) + timedelta(hours=hours, minutes=minutes)
+    else:
+        with pytest.raises(PydanticCustomError):
+            parse_instant(text)

@@ -101,3 +101,38 @@ def test_a_short_literal_that_stands_for_a_huge_text_is_measured_in_full() -> No
 
     with pytest.raises(json_text.TooLarge):
         json_text.write(value, max_bytes=65_536)
+
+
+@pytest.mark.parametrize("literal", [b"-0.0", b"-0.00", b"-0e5", b"-0E-3", b"-0", b"-0." + b"0" * 50])
+def test_a_negative_zero_is_written_as_the_database_keeps_it(literal: bytes) -> None:
+    value = json_text.read(literal)
+
+    assert not json_text.write(value).startswith("-")
+    assert not json_text._written(value, None).startswith("-")
+
+
+@pytest.mark.parametrize(
+    ("body", "line", "column"),
+    [
+        (b"", 1, 1),
+        (b'{"a": tuberculosis}', 1, 7),
+        (b'{\n "a": 1,\n}', 3, 1),
+        (b'{"a": 1} {}', 1, 10),
+        ('{"größe": 1,,}'.encode(), 1, 13),
+        (b'["tuberculosis", "\xff"]', 1, 19),
+        ('["ö",\n"ö'.encode() + b"\xff", 2, 3),
+        (b'{"a": 1,\n "a": 1}', 2, 2),
+        (b'{"a": {"b": 1, "\\u0062": 2}}', 1, 16),
+        (b'{"a": [{"x": 1}, {"x": 1}], "x": "a", "a": 2}', 1, 39),
+        (b'{"a": "1e999999 \\" NaN",\n"b": [1, NaN]}', 2, 10),
+        (b"[-Infinity]", 1, 2),
+        (b"[0, 1e131072]", 1, 5),
+    ],
+)
+def test_what_is_wrong_with_a_text_is_told_by_line_and_column(body: bytes, line: int, column: int) -> None:
+    with pytest.raises(MalformedBody) as refusal:
+        json_text.read(body)
+
+    assert refusal.value.place == (line, column)
+    assert refusal.value.message.endswith(f" (line {line}, column {column}).")
+    assert "tuberculosis" not in refusal.value.message

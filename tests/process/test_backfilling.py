@@ -129,7 +129,7 @@ async def test_an_empty_cell_is_a_member_left_out(imported: Import, cast: Cast) 
 
     closing = await imported("e.csv", f"{header}\n{patient_id},loop,lab,,,,,,,4711\n")
 
-    assert closing == "1 encounter recorded, 0 recorded already, 0 lines refused"
+    assert closing == "1 encounter recorded, 0 recorded already, 0 lines refused; ignored: 1 other"
     (row,) = await cast.rows(patient_id)
     assert [row[name] for name in ("provider_id", "scheduled_at", "chief_complaint", "notes")] == [None] * 4
     assert json.loads(row["metadata"]) == {}
@@ -268,6 +268,8 @@ async def test_what_was_recorded_already_is_read_by_nobody(imported: Import, cas
         ({"brand_id": "loopbio"}, "not_found", []),
         ({"brand_id": MARKER, "encounter_type": MARKER}, "validation_error", ["enum"]),
         ({"scheduled_at": "2024-01-31T09:30:00", "notes": None}, "validation_error", ["offset", "null"]),
+        ({"scheduled_at": "2024-01-31T09:30:00+01:60"}, "validation_error", ["date_time"]),
+        ({"scheduled_at": "2016-12-31T23:59:60Z"}, "validation_error", ["date_time"]),
         ({"notes": MARKER * 5_000}, "validation_error", ["too_long"]),
         ({"metadata": {MARKER: "\x00"}}, "validation_error", ["nul"]),
         ({"metadata": MARKER}, "validation_error", ["object"]),
@@ -310,7 +312,9 @@ async def test_a_line_that_is_refused_is_named_without_its_content_and_the_other
         ('PAT,loop,lab,"{""a"": 1, ""a"": 2}"', "duplicate_member"),
         ("PAT,loop,lab,[1]", "object"),
         ("PAT,loop", "columns"),
-        ('PAT,loop,lab,"tuberculosis"x', "csv"),
+        ("PAT,loop,lab,{'tuberculosis': 1}", "json"),
+        ('PAT,loop,lab,"{""a"": ""' + "x" * 140_000 + '""}"', "too_large"),
+        ('PAT,loop,lab,"{""a"": ""' + "x" * 300_000 + '""}"', "too_long"),
         (",loop,lab,", "required"),
     ],
 )
@@ -336,6 +340,48 @@ async def test_a_row_of_several_lines_is_refused_by_all_of_them(imported: Import
 
     rejected = json.loads((tmp_path / "e.csv.rejects.jsonl").read_text())
     assert (rejected["line"], rejected["last_line"], rejected["rules"]) == (2, 4, ["enum"])
+
+
+@pytest.mark.parametrize(
+    ("notes", "lines", "rule"),
+    [
+        (b'"say "hi" to\nEVIL"', (3, 5), "csv"),
+        (b'"half a \xc3\nEVIL"', (3, 4), "utf8"),
+        (b'"long ' + b"x" * 300_000 + b'\nEVIL\n"', (3, 5), "too_long"),
+    ],
+)
+async def test_a_fault_between_quotation_marks_records_nothing_of_what_is_quoted(
+    settings: Settings, cast: Cast, tmp_path: Path, *, notes: bytes, lines: tuple[int, int], rule: str
+) -> None:
+    mine, evil = await cast.patient(), await cast.patient()
+    good, quoted = f"{mine},loop,lab,fine\n".encode(), f"{evil},loop,lab,forged".encode()
+    broken = f"{mine},loop,lab,".encode() + notes.replace(b"EVIL", quoted) + b"\n"
+    (tmp_path / "e.csv").write_bytes(b"patient_id,brand_id,encounter_type,notes\n" + good + broken + good)
+
+    await import_encounters(settings, tmp_path / "e.csv")
+
+    assert await cast.rows(evil) == []
+    assert len(await cast.rows(mine)) == (1 if rule == "csv" else 2)
+    (rejected,) = map(json.loads, (tmp_path / "e.csv.rejects.jsonl").read_text().splitlines())
+    assert (rejected["line"], rejected["last_line"], rejected["rules"]) == (*lines, [rule])
+
+
+async def test_a_line_with_a_member_that_is_nearly_a_known_one_is_refused(imported: Import, cast: Cast) -> None:
+    patient_id = await cast.patient()
+    lines = [visit(patient_id, note=MARKER), visit(patient_id, status="completed", mrn=MARKER), visit(patient_id)]
+
+    closing = await imported("e.jsonl", json_lines(lines))
+
+    assert closing == "2 encounters recorded, 0 recorded already, 1 line refused; ignored: status, 1 other"
+
+
+async def test_a_column_that_is_nearly_a_known_one_records_nothing(imported: Import, cast: Cast) -> None:
+    patient_id = await cast.patient()
+
+    with pytest.raises(ImportStopped, match="line 1: column 4 is nearly `notes`"):
+        await imported("e.csv", f"patient_id,brand_id,encounter_type,notes\u00a0\n{patient_id},loop,lab,{MARKER}\n")
+
+    assert await counts(cast, patient_id) == {0}
 
 
 async def test_a_refused_line_that_was_mended_is_recorded_by_the_next_run_and_the_file_of_refused_lines_is_gone(

@@ -76,7 +76,7 @@ async def test_json_lines_register_patients(imported: Import, cast: Cast, prefix
 
     closing = await imported("p.jsonl", "\n".join(map(json.dumps, lines)))
 
-    assert closing == "2 patients registered, 0 known already, 0 lines refused"
+    assert closing == "2 patients registered, 0 known already, 0 lines refused; ignored: 1 other"
     assert await known(cast, prefix) == {"loop:a": {"mrn": "42", "größe": "🩺"}, "loop:b": {}}
 
 
@@ -180,7 +180,6 @@ async def test_a_line_that_breaks_a_rule_is_named_without_its_content_and_the_ot
         (b",loop,1", "line 3: id must have"),
         (b"PREsecret,loop,\xff", "line 3: must be UTF-8 (utf8)"),
         (b"PREsecret,loop,a\rPREsecret,loop,b", "line 3: must be CSV"),
-        (b'PREsecret,loop,"a"b', "line 3: must be CSV"),
         (b'PREsecret,loop,"1\nPREsecret,loop,2"', "lines 3 to 4: a quoted value must end on the line it began on"),
     ],
 )
@@ -196,6 +195,28 @@ async def test_a_line_that_is_no_row_is_named_without_its_content_and_the_others
     error = capsys.readouterr().err
     assert error.startswith(told)
     assert "secret" not in error
+
+
+async def test_after_a_mark_where_none_may_stand_no_patient_is_made_of_what_follows(
+    imported: Import, cast: Cast, prefix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    closing = await imported(
+        "p.csv", f'id,brand_id,mrn\n{prefix}a,loop,1\n{prefix}b,loop,"say "hi\n{prefix}evil,loop,2\n"\n'
+    )
+
+    assert closing == "1 patient registered, 0 known already, 3 lines refused"
+    assert await known(cast, prefix) == {"loop:a": {"mrn": "1"}}
+    assert capsys.readouterr().err.startswith("lines 3 to 5: must be CSV")
+
+
+@pytest.mark.parametrize("column", ["ID", " brand_id", "brandId"])
+async def test_a_column_that_is_nearly_a_known_one_registers_nobody(
+    imported: Import, cast: Cast, prefix: str, column: str
+) -> None:
+    with pytest.raises(ImportStopped, match="line 1: column 3 is nearly"):
+        await imported("p.csv", f"id,brand_id,{column}\n{prefix}a,loop,1\n")
+
+    assert await known(cast, prefix) == {}
 
 
 async def test_refused_lines_are_written_beside_the_file_and_taken_away_when_there_are_none(

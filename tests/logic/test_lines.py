@@ -1,0 +1,214 @@
+"""Reading files to import: whatever is broken in one, what is read as a record was a record of it."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway import backfilling, importing
+from gateway.lines import ImportStopped, Lines, Record, Refusal, Table, Unknown, records_of
+
+MAX_BYTES = 400
+
+COLUMNS = {
+    backfilling.TABLE: ("patient_id", "brand_id", "chief_complaint", "notes", "encounter_type"),
+    importing.TABLE: ("id", "brand_id", "ward", "remark", "mrn"),
+}
+TABLES = pytest.mark.parametrize("table", COLUMNS, ids=["encounters", "patients"])
+
+# Quoted text that would be a row, and marks that begin and end words as people write them.
+WORDS = [
+    "a", "größe", "x, y", 'said "hi" to', '5"x', "one\ntwo", "one\r\ntwo",
+    "one\np-evil,loop,c,n,lab\ntwo", '{"patient_id": "p-evil", "brand_id": "loop", "encounter_type": "lab"}x',
+]  # fmt: skip
+
+values = st.lists(st.sampled_from(WORDS), max_size=4).map(lambda words: "z".join(["", *words, ""]) if words else "")
+rows = st.lists(st.tuples(st.sampled_from(["p-1", "p-2"]), st.just("loop"), values, values, st.just("lab")), min_size=1)
+
+
+def read(content: bytes, table: Table, name: str, unknown: Unknown | None = None) -> list[Record | Refusal]:
+    with NamedTemporaryFile() as written, Path(written.name).open("rb") as file:
+        written.write(content)
+        written.flush()
+        return list(records_of(Lines(file, MAX_BYTES), Path(name), table, unknown or Unknown()))
+
+
+def members_of(records: list[Record | Refusal]) -> Iterator[str]:
+    for each in records:
+        if isinstance(each, Record):
+            yield json.dumps(each.members, sort_keys=True)
+
+
+def meant(table: Table, row: tuple[str, ...]) -> str:
+    """Give what a row says, in a form that can be compared."""
+    return json.dumps(table.members(dict(zip(COLUMNS[table], row, strict=True))), sort_keys=True)
+
+
+def csv_of(row: tuple[str, ...], quoting: Any, end: str) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, quoting=quoting, lineterminator=end).writerow(row)
+    return text.getvalue().encode()
+
+
+@TABLES
+@given(rows, st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL]), st.sampled_from(["\n", "\r\n"]))
+def test_what_is_written_as_rfc_4180_has_it_is_read(
+    table: Table, rows: list[tuple[str, ...]], quoting: Any, end: str
+) -> None:
+    written = [csv_of(row, quoting, end) for row in rows]
+    content = b"".join([csv_of(COLUMNS[table], quoting, end), *written])
+
+    short = [row for row, line in zip(rows, written, strict=True) if len(line) <= MAX_BYTES]
+    if not table.breaks:
+        short = [row for row in short if "\n" not in "".join(row)]
+    assert list(members_of(read(content, table, "f.csv"))) == [meant(table, row) for row in short]
+
+
+FAULTS = ("byte", "long", "mark", "undoubled", "open")
+
+
+@st.composite
+def broken(draw: st.DrawFn, line: bytes, faults: Sequence[str] = FAULTS) -> bytes:
+    """Break a written row in one of the ways in which exporters do."""
+    place = draw(st.integers(0, len(line)))
+    match draw(st.sampled_from(faults)):
+        case "mark":
+            return line[:place] + b'"' + line[place:]
+        case "byte":
+            return line[:place] + b"\xff" + line[place:]
+        case "long":
+            filling = (b"x" * 30 + b"\np-evil,loop,c,n,lab\n") * 10
+            within = line.find(b"z") + 1
+            return line[:within] + filling + line[within:] if within else line
+        case "undoubled":
+            return line.replace(b'""', b'"')
+        case _:
+            # The mark that ends a value is missing.
+            end = line.find(b'z"')
+            return line if end < 0 else line[: end + 1] + line[end + 2 :]
+
+
+@TABLES
+@given(st.data(), rows, st.sampled_from(["\n", "\r\n"]))
+def test_every_row_that_is_read_of_a_broken_file_was_a_row_of_it(
+    table: Table, data: st.DataObject, rows: list[tuple[str, ...]], end: str
+) -> None:
+    # Where values are quoted as a rule, what is quoted cannot be taken for rows of its own.
+    written = [csv_of(row, csv.QUOTE_ALL, end) for row in rows]
+    place = data.draw(st.integers(0, len(rows) - 1))
+    written[place] = data.draw(broken(written[place]))
+    content = b"".join([csv_of(COLUMNS[table], csv.QUOTE_MINIMAL, end), *written])
+
+    assert set(members_of(read(content, table, "f.csv"))) <= {meant(table, row) for row in rows}
+
+
+@TABLES
+@given(st.data(), rows)
+def test_every_line_that_is_read_of_a_broken_json_file_was_a_line_of_it(
+    table: Table, data: st.DataObject, rows: list[tuple[str, ...]]
+) -> None:
+    lines = [table.members(dict(zip(COLUMNS[table], row, strict=True))) for row in rows]
+    written = [json.dumps(line).encode() + b"\n" for line in lines]
+    place = data.draw(st.integers(0, len(rows) - 1))
+    written[place] = data.draw(broken(written[place], ("byte", "long")))
+
+    meant_lines = {json.dumps(line, sort_keys=True) for line in lines}
+    assert set(members_of(read(b"".join(written), table, "f.jsonl"))) <= meant_lines
+
+
+HEADER = b"patient_id,brand_id,encounter_type,notes\n"
+PHANTOM = b"p-evil,loop,lab,x\n"
+GOOD = b"p-1,loop,lab,fine\n"
+
+
+@pytest.mark.parametrize(
+    ("record", "lines", "rule", "goes_on"),
+    [
+        (b'p,loop,lab,"a\xff\n' + PHANTOM + b'b"\n', (3, 5), "utf8", True),
+        (b'p,loop,lab,"\n' + PHANTOM + b'\xff"\n', (3, 5), "utf8", True),
+        (b'p,loop,lab,"' + b"x" * MAX_BYTES + b"\n" + PHANTOM + b'b"\n', (3, 5), "too_long", True),
+        (b'p,loop,lab,"' + PHANTOM * 30 + b'b"\n', (3, 33), "too_long", True),
+        (b'p,loop,lab,"' + b'""' * MAX_BYTES + b"\n" + PHANTOM + b'b"\n', (3, 5), "too_long", True),
+        (b"p,loop,lab," + b"x" * MAX_BYTES + b"\n", (3, 3), "too_long", True),
+        (b"p,loop,lab,\xff\n", (3, 3), "utf8", True),
+        (b"p,loop,lab,a\rp,loop,lab,b\n", (3, 3), "csv", True),
+        (b"p,loop,lab\n", (3, 3), "columns", True),
+        (b'p,loop,lab,"say "x"\n' + PHANTOM + b'"\n', (3, 6), "csv", False),
+        (b'p,loop,"5"\n' + PHANTOM + b'a",lab\n', (3, 6), "columns", False),
+        (b'p,loop,lab,5" pipe\n', (3, 4), "csv", False),
+        (b'p,loop,lab, "a\n' + PHANTOM + b'"\n', (3, 6), "csv", False),
+        (b'p,loop,lab,"a"\r' + PHANTOM, (3, 4), "csv", False),
+        (b'p,loop,lab,"open\n' + PHANTOM, (3, 5), "csv", False),
+    ],
+)
+def test_after_a_fault_nothing_is_read_up_to_a_provable_end(
+    record: bytes, lines: tuple[int, int], rule: str, goes_on: bool
+) -> None:
+    records = read(HEADER + GOOD + record + GOOD, backfilling.TABLE, "f.csv")
+
+    (refusal,) = [each for each in records if isinstance(each, Refusal)]
+    assert (refusal.lines[0], refusal.lines[-1], refusal.rules) == (*lines, (rule,))
+    assert len(records) == 2 + goes_on
+    assert not [line for line in members_of(records) if "evil" in line]
+
+
+@pytest.mark.parametrize(
+    "name", [" notes", "notes ", "Notes", "note", "NOTES", "nots", "notes\u00a0", "\u200bnotes", "scheduledAt", "Key",
+             "scheduled at", "scheduled-at", "chiefComplaint", "metdata", "provider_ID", "\uff4eotes"]
+)  # fmt: skip
+def test_a_column_that_is_nearly_a_known_one_stops_the_import_before_any_record(name: str) -> None:
+    content = f"patient_id,brand_id,encounter_type,{name}\np-1,loop,lab,tuberculosis\n".encode()
+
+    with pytest.raises(ImportStopped, match=r"line 1: column 4 is nearly `\w+`") as stopped:
+        read(content, backfilling.TABLE, "f.csv")
+    assert "tuberculosis" not in str(stopped.value)
+
+
+@pytest.mark.parametrize("name", ["Id", " brand_id", "brandId", "brand-id", "ID\u00a0"])
+def test_so_does_a_column_of_patients(name: str) -> None:
+    with pytest.raises(ImportStopped, match=r"line 1: column 3 is nearly `(brand_)?id`"):
+        read(f"id,brand_id,{name}\np-1,loop,x\n".encode(), importing.TABLE, "f.csv")
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ("patient_id,brand_id,encounter_type\n", ""),
+        ("patient_id,brand_id,encounter_type,status,tuberculosis\n", "; ignored: status, 1 other"),
+        ("patient_id,brand_id,encounter_type,mrn,dob,ended_at\n", "; ignored: ended_at, 2 others"),
+    ],
+)
+def test_other_columns_are_counted_and_named_where_the_name_is_ours(lines: str, told: str) -> None:
+    unknown = Unknown()
+
+    read(lines.encode(), backfilling.TABLE, "f.csv", unknown)
+
+    assert str(unknown) == told
+
+
+def test_members_of_json_lines_are_held_to_the_same() -> None:
+    visit: Mapping[str, Any] = {"patient_id": "p-1", "brand_id": "loop", "encounter_type": "lab"}
+    others: list[dict[str, Any]] = [{"note": "tuberculosis"}, {"status": "x", "tuberculosis": 1}, {"mrn": 1}, {}]
+    lines = [{**visit, **each} for each in others]
+    unknown = Unknown()
+
+    refused, *read_lines = read("\n".join(map(json.dumps, lines)).encode(), backfilling.TABLE, "f.jsonl", unknown)
+
+    assert isinstance(refused, Refusal)
+    assert (refused.rules, "tuberculosis" in str(refused)) == (("misspelt_name",), False)
+    assert str(refused) == "line 1: notes must be spelt exactly so; what was sent is nearly it (misspelt_name)"
+    assert [isinstance(each, Record) for each in read_lines] == [True] * 3
+    assert str(unknown) == "; ignored: status, 2 others"
+
+
+def test_json_that_cannot_be_read_is_told_by_its_column() -> None:
+    (refused,) = read(b'{"patient_id": tuberculosis}\n', backfilling.TABLE, "f.jsonl")
+
+    assert str(refused) == "line 1: must be JSON that has one meaning (column 16) (json)"
