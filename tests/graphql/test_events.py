@@ -8,14 +8,13 @@ from typing import Any, Protocol
 import pytest
 
 from gateway.database import PoolConnection
-from resolvers.feed import write_position
 from tests.cast import Cast
-from tests.happenings import fresh_database, rows, until
+from tests.happenings import beginning, fresh_database, rows, until
 from tests.sockets import Sockets, Talk
 from tests.staged import TOKENS, Tokens, settings
 from tests.streams import COMPLETE, Stream, listen_to
 
-BEGINNING = write_position(0, "loop")
+BEGINNING = beginning()
 EVENTS = """subscription ($patientId: ID, $after: String) {
   encounterEvents(patientId: $patientId, after: $after) {
     cursor kind encounter { id patientId brandId status notes patient { id } }
@@ -244,8 +243,8 @@ async def test_an_event_costs_one_statement_for_its_encounter(
         ({"patientId": "nobody"}, "not_found"),
         ({"patientId": ""}, "not_found"),
         ({"after": "made-up"}, "validation_error"),
-        ({"after": write_position(0, "loopbio")}, "validation_error"),
-        ({"after": write_position(10**12, "loop")}, "validation_error"),
+        ({"after": beginning("loopbio")}, "validation_error"),
+        ({"after": beginning("loop", 10**12)}, "validation_error"),
     ],
 )
 async def test_what_cannot_be_followed_is_refused_by_the_first_answer(
