@@ -154,7 +154,8 @@ async def told_over_stream(sockets: Sockets, after: str) -> AsyncGenerator[dict[
     async with listen_to(origin, EVENTS, headers={"last-event-id": after}) as stream:
         while (event := await stream.hear()) != COMPLETE:
             if "errors" in event.body:
-                assert (event.id, event.body.keys()) == (None, {"errors"})
+                assert event.id is None
+                assert event.body.keys() == {"errors"}
             else:
                 told = event.body["data"]["encounterEvents"]
                 assert event.id == told["cursor"]
