@@ -120,6 +120,17 @@ async def test_a_thousand_subscriptions_leave_others_their_connections(url: str,
     assert median(beside) <= 2 * median(alone) + 0.1, (median(alone), median(beside))
 
 
+async def test_a_thousand_replays_leave_others_their_connections(url: str) -> None:
+    async with gateway_on(url, database_pool_size=2, database_acquire_seconds=1) as sockets:
+        for _ in range(EVENTS_EACH):
+            await record(sockets, "a")
+        async with another_brand_reads(sockets) as beside, flood(sockets, FULL, after=beginning()) as talks:
+            heard = await asyncio.gather(*(hear_all(talk, EVENTS_EACH) for talk in talks))
+
+    assert all(set(each.values()) == {EVENTS_EACH} for each in heard)
+    assert len(beside) > EVENTS_EACH
+
+
 # Each event is told once, whatever cannot be read
 
 

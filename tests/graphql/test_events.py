@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import pytest
 
 from gateway.database import PoolConnection
+from resolvers.access import Operation
 from tests.cast import Cast
 from tests.happenings import beginning, fresh_database, rows, until
 from tests.sockets import Sockets, Talk
@@ -308,6 +309,30 @@ async def test_nobody_is_told_of_another_brand_or_of_a_patient_they_did_not_ask_
         ):
             assert [(await brand.event())["encounter"]["id"] for _ in ours] == ours
             assert [(await patient.event())["encounter"]["id"] for _ in of_a] == of_a
+
+
+async def test_rows_are_shared_and_rights_and_entries_are_each_subscribers_own(
+    follow: Follow, database_url: str, tokens: Tokens, cast: Cast
+) -> None:
+    patient_id = await cast.patient()
+    tokens.give("half", "read:encounters")
+    own_right = {Operation.READ_PATIENTS: ("read:patients",)}
+
+    async with (
+        gateway_on(database_url, scopes=own_right) as sockets,
+        follow(sockets, patientId=patient_id, after=BEGINNING) as may,
+        follow(sockets, patientId=patient_id, after=BEGINNING, token="half") as may_not,
+        follow(sockets, patientId=patient_id, after=BEGINNING) as may_too,
+    ):
+        encounter_id = await record(sockets, patient_id)
+        told = [(await listener.event())["encounter"]["id"] for listener in (may, may_too)]
+        refused = await may_not.refusal()
+
+    assert told == [encounter_id] * 2
+    assert (refused["code"], refused["scopes"]) == ("insufficient_scope", ["read:patients"])
+    noted = """SELECT count(DISTINCT request_id) FROM patient_graph.audit_log
+        WHERE patient_id = $1 AND event_type = 'patient_graph.encounters.read'"""
+    assert await cast.connection.fetchval(noted, patient_id) == 3
 
 
 # From where on
