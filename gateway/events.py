@@ -17,7 +17,7 @@ from gateway.feed import Feed
 from gateway.relay import prune_events, relay
 from gateway.settings import PREFIX, Settings, SettingsError
 from gateway.sinks import Line, Receiver
-from gateway.subscriber_reads import POOL_SIZE, SubscriberReads
+from gateway.subscriber_reads import ACQUIRE_SECONDS, POOL_SIZE, SubscriberReads
 from gateway.webhooks import WebhookReceiver
 from models import DeadLetter, OutboxEvent, Sink, Watermark
 from resolvers.sql import Connection, Row, Statement
@@ -49,7 +49,7 @@ async def passing_on(
             "subscribers",
             role=APP_ROLE,
             size=POOL_SIZE,
-            acquire_seconds=settings.database_acquire_seconds,
+            acquire_seconds=ACQUIRE_SECONDS,
             statement_seconds=settings.database_statement_seconds,
             opens_first=False,
         )

@@ -7,7 +7,7 @@ last cursor.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from uuid import UUID
 
@@ -180,20 +180,32 @@ class Feed:
         return [follower for key in keys for follower in self._followers.get(key, ())]
 
     async def _read_encounters(self, events: Sequence[Event]) -> None:
-        """Read the encounters of some events, once a brand, for all who will ask. Raises `TemporarilyUnavailable`."""
+        """Read the encounters of some events, once a brand, for all who will ask. Raises `TemporarilyUnavailable`.
+
+        Where those of a brand cannot be read for another reason, each of its subscribers will meet that reason, and
+        the other brands are told as ever.
+        """
         by_brand: dict[str, dict[int, UUID]] = {}
         for event in events:
             encounter_id = UUID(json_text.read(event.payload)["encounter_id"])
             by_brand.setdefault(event.brand_id, {})[event.position] = encounter_id
         for brand_id, ids in by_brand.items():
-            # On the pool itself, of which one connection is left to this reader.
-            async with self._reads.database.reading(brand_id) as connection:
-                rows = await connection.fetch(ENCOUNTERS_BY_IDS, brand_id=brand_id, ids=[*set(ids.values())])
-            found = {row["id"]: row for row in rows}
-            for position, id_ in ids.items():
-                if (row := found.get(id_)) is not None:
-                    values = {"brand_id": brand_id, "ids": [id_]}
-                    self._reads.keep(position, brand_id, ENCOUNTERS_BY_IDS, values, [row])
+            try:
+                await self._read_of_brand(brand_id, ids)
+            except GatewayError:
+                raise
+            except Exception as error:  # noqa: BLE001 - one brand's row must not stop the events of all
+                log.error("feed", **describe(error))
+
+    async def _read_of_brand(self, brand_id: str, ids: Mapping[int, UUID]) -> None:
+        # On the pool itself, of which one connection is left to this reader.
+        async with self._reads.database.reading(brand_id) as connection:
+            rows = await connection.fetch(ENCOUNTERS_BY_IDS, brand_id=brand_id, ids=[*set(ids.values())])
+        found = {row["id"]: row for row in rows}
+        for position, encounter_id in ids.items():
+            if (row := found.get(encounter_id)) is not None:
+                values = {"brand_id": brand_id, "ids": [encounter_id]}
+                self._reads.keep(position, brand_id, ENCOUNTERS_BY_IDS, values, [row])
 
     def _end_all(self) -> None:
         for followers in self._followers.values():

@@ -19,6 +19,9 @@ POOL_SIZE = 4
 READERS_OWN = 1
 """Of these, kept for the reader of live events, which must not wait for those who catch up."""
 
+ACQUIRE_SECONDS = 10.0
+"""How long a connection may take to be opened: longer than for a request, because only a subscriber waits for it."""
+
 KEPT_BYTES = 32 * 1024 * 1024
 """Text of rows kept for subscribers who come later to the same event: some hundred encounters of the largest kind."""
 

@@ -166,7 +166,8 @@ class EncounterConnection:
         context = info.context.context
         position = (await self._page(info)).position
         assert position is not None, "the page was read for the feed"
-        return (await context.services.feed.cursors()).write(position, context.acting_brand())
+        cursors = await context.services.feed.cursors()
+        return cursors.write(position, context.acting_brand(), salted=True)
 
     async def _page(self, info: Info) -> Page:
         return await info.context.loaders.pages.load(self.key)

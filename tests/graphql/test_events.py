@@ -335,6 +335,34 @@ async def test_rows_are_shared_and_rights_and_entries_are_each_subscribers_own(
     assert await cast.connection.fetchval(noted, patient_id) == 3
 
 
+async def test_a_row_that_cannot_be_read_stops_its_own_subscribers_alone(
+    follow: Follow, server_url: str, sockets: Sockets
+) -> None:
+    url = await fresh_database(server_url)
+    await rows(url, REGISTER)
+    async with gateway_on(url) as alone:
+        broken = await record(alone, "a", token="dev-loopbio", brand_id="loopbio")
+        # No time that Python has. Only somebody at the database itself can write it.
+        await rows(url, "UPDATE patient_graph.encounters SET scheduled_at = 'infinity' WHERE id = $1", broken)
+        async with (
+            follow(alone, after=BEGINNING) as ours,
+            follow(alone, after=beginning("loopbio"), token="dev-loopbio") as theirs,
+        ):
+            assert (await theirs.refusal())["code"] == "server_error"
+            async with follow(alone, token="dev-loopbio", query="subscription { encounterEvents { kind } }") as live:
+                await rows(
+                    url,
+                    f"""INSERT INTO patient_graph.outbox (patient_id, id, brand_id, event_type, payload)
+                    SELECT patient_id, gen_random_uuid(), brand_id, event_type, payload FROM patient_graph.outbox
+                    WHERE payload ->> 'encounter_id' = '{broken}'""",
+                )
+                recorded = await record(alone, "a")
+
+                assert (await ours.event())["encounter"]["id"] == recorded
+                if isinstance(live, OverSocket):
+                    assert await live.event() == {"kind": "RECORDED"}
+
+
 # From where on
 
 
