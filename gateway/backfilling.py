@@ -32,6 +32,7 @@ from gateway.migrate import migrate
 from gateway.progress import Progress
 from gateway.safety import examine, refuse_dangers
 from gateway.settings import PREFIX, Settings
+from gateway.subscriber_reads import SubscriberReads
 from gateway.telemetry import describe, log
 from gateway.trail import QueuedTrail
 from resolvers import json_text
@@ -346,7 +347,7 @@ async def _context(settings: Settings, client: str) -> AsyncIterator[Context]:
         refuse_dangers(dangers, settings)
         database = await Database.connect(url, role=APP_ROLE, size=settings.database_pool_size, **patience)
     # Nobody rings for so many: the relay of whichever gateway runs looks every second by itself.
-    feed = Feed(database, Doorbell(url))
+    feed = Feed(database, Doorbell(url), SubscriberReads(database))
     scopes = frozenset(scopes_from(settings.scopes)[Operation.RECORD_ENCOUNTER])
     try:
         async with QueuedTrail.open(url, settings.audit_queue, **patience) as trail:

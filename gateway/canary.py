@@ -26,7 +26,7 @@ from websockets.exceptions import ConnectionClosed
 
 from gateway.http_client import http_client
 from gateway.roles import DATABASE, OWNER
-from resolvers.feed import write_position
+from resolvers.feed_cursors import FeedCursors
 
 PATIENT = "demo-patient"
 DEV = {"Authorization": "Bearer dev"}
@@ -55,7 +55,6 @@ RECORD = """mutation ($id: ID!, $input: RecordEncounterInput!, $key: String) {
 EVENTS = """subscription ($id: ID, $after: String) {
   encounterEvents(patientId: $id, after: $after) { kind encounter { notes metadata scheduledAt } }
 }"""
-BEGINNING = write_position(0, "loop")
 
 
 class Leak(NamedTuple):
@@ -239,7 +238,16 @@ def _mutation(change: str) -> str:
     return f"mutation ({declared}) {{ {change} {{ __typename ... on Problem {{ message }} }} }}"
 
 
-async def _through_sockets(client: httpx2.AsyncClient, _owner_url: str, outputs: Outputs) -> None:
+async def _beginning(owner_url: str) -> str:
+    """Return the cursor of the feed's beginning, which no client has."""
+    connection = await asyncpg.connect(owner_url)
+    try:
+        return FeedCursors(await connection.fetchval("SELECT key FROM gateway.feed_key")).write(0, "loop")
+    finally:
+        await connection.close()
+
+
+async def _through_sockets(client: httpx2.AsyncClient, owner_url: str, outputs: Outputs) -> None:
     """Say everything over WebSockets too: signing in, recording, and what no client would say."""
     url = str(client.base_url.join("/graphql")).replace("http", "ws", 1)
     sign_in = json.dumps({"type": "connection_init", "payload": DEV})
@@ -252,7 +260,7 @@ async def _through_sockets(client: httpx2.AsyncClient, _owner_url: str, outputs:
         {"query": f'{{ encounter(id: "{MARK}', "operationName": MARK},
         {"query": EVENTS, "variables": {"id": MARK}},
         {"query": EVENTS, "variables": {"after": MARK}},
-        {"query": EVENTS, "variables": {"id": PATIENT, "after": BEGINNING}},
+        {"query": EVENTS, "variables": {"id": PATIENT, "after": await _beginning(owner_url)}},
     ]
     conversations = [
         [json.dumps({"type": "connection_init", "payload": {"Authorization": f"Bearer {MARK}"}})],
@@ -283,7 +291,7 @@ async def _through_sockets(client: httpx2.AsyncClient, _owner_url: str, outputs:
                 outputs.add("WebSocket", frame)
 
 
-async def _through_streams(client: httpx2.AsyncClient, _owner_url: str, outputs: Outputs) -> None:
+async def _through_streams(client: httpx2.AsyncClient, owner_url: str, outputs: Outputs) -> None:
     """Follow events over HTTP: a record as it is told, and marks wherever a client says from where on."""
     accept = {**DEV, "Accept": "text/event-stream"}
 
@@ -301,7 +309,7 @@ async def _through_streams(client: httpx2.AsyncClient, _owner_url: str, outputs:
     await ask("a bad token", {"Authorization": f"Bearer {MARK}"})
     await ask("another brand", {"X-Brand-Id": MARK})
     await ask("a bad variable", id=[MARK])
-    everything = {"query": EVENTS, "variables": {"id": PATIENT, "after": BEGINNING}}
+    everything = {"query": EVENTS, "variables": {"id": PATIENT, "after": await _beginning(owner_url)}}
     async with client.stream("POST", "/graphql", json=everything, headers=accept) as response:
         async for line in response.aiter_lines():
             if line.startswith("data:"):

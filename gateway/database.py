@@ -119,12 +119,14 @@ class Database:
         statement_seconds: float,
         plans_once: bool = False,
         long_answers: bool = False,
+        opens_first: bool = True,
     ) -> Self:
         """Open the pool. Raises `OSError` or `asyncpg.PostgresError` when the server does not let us in.
 
         Whoever the URL logs in as, the connections act as `role`, which owns no table and cannot pass by row-level
         security. Only what the owner of the tables does names none. `pool` is what the metrics call it. `plans_once`
         has each statement planned for all arguments at once; `long_answers` keeps the memory of one for the next.
+        Without `opens_first` the first connection is opened when it is needed, and what keeps it from that told then.
         """
         settings = {
             **RELIED_ON,
@@ -159,7 +161,8 @@ class Database:
             return connection
 
         connections = Pool(opened, size, _is_usable)
-        await connections.open()
+        if opens_first:
+            await connections.open()
         return cls(connections, acquire_seconds, pool)
 
     async def close(self) -> None:

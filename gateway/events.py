@@ -9,7 +9,7 @@ from functools import partial
 
 from sqlalchemy import BigInteger, Table, Text, bindparam, delete, func, literal_column, null, select, update
 
-from gateway.database import RELAY_ROLE, Database
+from gateway.database import APP_ROLE, RELAY_ROLE, Database
 from gateway.database_problems import told_plainly
 from gateway.doorbell import APPENDED, MOVED, Doorbell
 from gateway.duties import Duty, do_duties
@@ -17,6 +17,7 @@ from gateway.feed import Feed
 from gateway.relay import prune_events, relay
 from gateway.settings import PREFIX, Settings
 from gateway.sinks import Line, Receiver
+from gateway.subscriber_reads import ACQUIRE_SECONDS, POOL_SIZE, SubscriberReads
 from gateway.webhooks import WebhookReceiver
 from models import DeadLetter, OutboxEvent, Sink, Watermark
 from resolvers.sql import Connection, Row, Statement
@@ -42,7 +43,18 @@ async def passing_on(
     `database` acts as the relay's role, `url` is its address. The duties begin after so many seconds.
     """
     doorbell = Doorbell(url)
-    feed = Feed(database, doorbell)
+    reads = SubscriberReads(
+        await Database.connect(
+            url,
+            "subscribers",
+            role=APP_ROLE,
+            size=POOL_SIZE,
+            acquire_seconds=ACQUIRE_SECONDS,
+            statement_seconds=settings.database_statement_seconds,
+            opens_first=False,
+        )
+    )
+    feed = Feed(database, doorbell, reads)
     receivers = receivers_of(settings)
     duties = [*others, *_duties(settings, doorbell, receivers)]
     running = [
@@ -54,6 +66,7 @@ async def passing_on(
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        await reads.close()
         await asyncio.gather(*(receiver.close() for receiver in receivers), return_exceptions=True)
 
 

@@ -15,6 +15,7 @@ from models.encounter import (
     EncounterType,
 )
 from models.encounter_version import EncounterVersion
+from models.feed_key import FeedKey
 from models.idempotency import IdempotencyKey
 from models.lease import Lease
 from models.outbox import OutboxEvent
@@ -36,6 +37,7 @@ __all__ = [
     "EncounterType",
     "EncounterVersion",
     "Encounters",
+    "FeedKey",
     "IdempotencyKey",
     "Lease",
     "OutboxEvent",

@@ -10,7 +10,7 @@ from models import Encounter
 from resolvers.access import DEFAULT_SCOPES, Caller, Operation, Scopes, Verify, require, resolve_brand
 from resolvers.commands import DEFAULT_LIMITS, InputLimits
 from resolvers.errors import Forbidden, GatewayError, InsufficientScope, Unauthenticated
-from resolvers.outbox import Feed
+from resolvers.outbox import Feed, Reads
 from resolvers.paging import PageLimits
 from resolvers.rates import Allowance, Kind, Rates, Unlimited
 from resolvers.recording import Recorder
@@ -60,11 +60,13 @@ class Context:
     """Whether a member that is not known is refused, where it would be ignored otherwise."""
     noted: set[str] = field(default_factory=set, repr=False, compare=False)
     """Which refusals of this request are on the trail already."""
+    reads: Reads | None = None
+    """Where the fields of an event are read; None for everything but a subscription."""
 
     @property
     def database(self) -> Database:
         """Where everything is kept."""
-        return self.services.database
+        return self.services.database if self.reads is None else self.reads
 
     def require(self, operation: Operation) -> None:
         """Return if the caller may do this. Raises `InsufficientScope`."""

@@ -21,7 +21,7 @@ from resolvers.context import Context
 from resolvers.errors import EncounterNotFound, OutcomeUnknown, PatientNotFound, TemporarilyUnavailable
 from resolvers.idempotency import Claim, claim_key, claim_of, find_claimed
 from resolvers.ids import new_id
-from resolvers.outbox import append_event
+from resolvers.outbox import append_event, find_mark
 from resolvers.paging import Page, Window, page_of
 from resolvers.patients import can_exist, time_at
 from resolvers.recording import NO_ANSWER, OF_THE_ENCOUNTER, TO_COME, Answer, Kept, NewEncounter
@@ -230,9 +230,17 @@ async def visible_encounter(context: Context, patient_id: str, encounter_id: str
 
 
 async def list_encounters(
-    context: Context, patient_ids: Sequence[str], window: Window, narrow: EncounterFilter = EVERYTHING
+    context: Context,
+    patient_ids: Sequence[str],
+    window: Window,
+    narrow: EncounterFilter = EVERYTHING,
+    *,
+    for_feed: bool = False,
 ) -> list[Page]:
-    """Give one page of encounters for each patient, in the order of `patient_ids`; all in one statement."""
+    """Give one page of encounters for each patient, in the order of `patient_ids`; all in one statement.
+
+    With `for_feed` each page has its position in the feed.
+    """
     context.require(Operation.READ_ENCOUNTERS)
     brand_id = context.acting_brand()
     parts = narrow.parts()
@@ -244,6 +252,7 @@ async def list_encounters(
     }
     statement = _pages(frozenset(parts), window.forward, window.after is not None, window.before is not None)
     async with context.database.reading(brand_id) as connection:
+        position = await _feed_position(context, connection) if for_feed else None
         # One row more than asked for tells whether the list goes on.
         rows = await connection.fetch(
             statement, brand_id=brand_id, patient_ids=patient_ids, limit=window.size + 1, **parts, **places
@@ -251,9 +260,17 @@ async def list_encounters(
     by_patient: dict[str, list[Encounter]] = {}
     for row in rows:
         by_patient.setdefault(row["patient_id"], []).append(_encounter(row))
-    pages = [page_of(by_patient.get(patient_id, []), window) for patient_id in patient_ids]
+    pages = [page_of(by_patient.get(patient_id, []), window, position) for patient_id in patient_ids]
     context.note_read(encounter for page in pages for encounter in page.items)
     return pages
+
+
+async def _feed_position(context: Context, connection: Connection) -> int:
+    """Return a position up to which everything is committed, to be asked before the rows that shall show it."""
+    if context.reads is not None:
+        # Rows of an event may be another subscriber's, who read them earlier than the watermark is read here.
+        return context.reads.position
+    return (await find_mark(connection)).position
 
 
 async def count_encounters(

@@ -4,12 +4,9 @@ A subscriber reads what is kept at its own pace, and then joins the one reader t
 Any gateway serves any subscriber: a cursor means the same at each.
 """
 
-import hashlib
-import struct
-from base64 import urlsafe_b64decode, urlsafe_b64encode
-from binascii import Error as Base64Error
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from dataclasses import dataclass
+from contextlib import aclosing
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Self
 from uuid import UUID
@@ -19,7 +16,8 @@ from resolvers import json_text
 from resolvers.access import Operation
 from resolvers.context import Context
 from resolvers.errors import InvalidInput, PatientNotFound, Violation
-from resolvers.outbox import Event, find_mark, read_events
+from resolvers.feed_cursors import FeedCursors
+from resolvers.outbox import Event, Feed, Reads, find_mark, read_events
 from resolvers.patients import find_patient
 
 BATCH = 200
@@ -37,13 +35,15 @@ class FeedEvent:
     patient_id: str
     brand_id: str
     created_at: datetime
+    reads: Reads = field(repr=False, compare=False)
+    """Where to read what it tells of."""
 
     @classmethod
-    def of(cls, event: Event) -> Self:
+    def of(cls, event: Event, cursors: FeedCursors, reads: Reads) -> Self:
         """Show an event of the outbox."""
         payload = json_text.read(event.payload)
         return cls(
-            cursor=write_position(event.position, event.brand_id),
+            cursor=cursors.write(event.position, event.brand_id),
             id=event.id,
             event_type=event.event_type,
             kind=EncounterEventKind(payload.get("kind", EncounterEventKind.RECORDED)),
@@ -51,6 +51,7 @@ class FeedEvent:
             patient_id=event.patient_id,
             brand_id=event.brand_id,
             created_at=event.created_at,
+            reads=reads,
         )
 
 
@@ -66,41 +67,50 @@ async def stream_events(
     """
     context.require(Operation.READ_ENCOUNTERS)
     brand_id = context.acting_brand()
-    position = None if after is None else read_position(after, brand_id)
-    async with context.database.reading(brand_id) as connection:
+    feed = context.services.feed
+    position = None if after is None else (await feed.cursors()).read(after, brand_id)
+    async with feed.reading(brand_id) as connection:
         if patient_id is not None and await find_patient(connection, brand_id, patient_id) is None:
             raise PatientNotFound
         if position is not None and not (await find_mark(connection)).allows(position):
             raise _expired()
 
-    return _stream(context, brand_id, patient_id, position, await context.services.feed.head())
+    events = _stream(feed, brand_id, patient_id, position, await feed.head())
+    return _shown(feed, await feed.cursors(), events)
+
+
+async def _shown(
+    feed: Feed, cursors: FeedCursors, events: AsyncGenerator[Event, None]
+) -> AsyncGenerator[FeedEvent, None]:
+    async with aclosing(events):
+        async for event in events:
+            yield FeedEvent.of(event, cursors, feed.reads(event.position))
 
 
 async def _stream(
-    context: Context, brand_id: str, patient_id: str | None, position: int | None, head: int
-) -> AsyncGenerator[FeedEvent, None]:
+    feed: Feed, brand_id: str, patient_id: str | None, position: int | None, head: int
+) -> AsyncGenerator[Event, None]:
     """Give what is kept after a position up to the head, and what follows the head."""
-    feed = context.services.feed
     of = {"brand_id": brand_id} if patient_id is None else {"brand_id": brand_id, "patient_id": patient_id}
     if position is not None:
-        async for event in _kept(context, of, position, head):
-            yield FeedEvent.of(event)
+        async for event in _kept(feed, of, position, head):
+            yield event
         # That took as long as the subscriber liked. A reader whom nobody follows stands still meanwhile.
         await feed.head()
         # The cursor may be another gateway's who had read further.
         head = max(position, head)
     with feed.follow(brand_id, patient_id) as live:
-        async for event in _kept(context, of, head, live.start):
-            yield FeedEvent.of(event)
+        async for event in _kept(feed, of, head, live.start):
+            yield event
         async for event in live:
             if event.position > head:
-                yield FeedEvent.of(event)
+                yield event
 
 
-async def _kept(context: Context, of: Mapping[str, str], after: int, until: int) -> AsyncIterator[Event]:
+async def _kept(feed: Feed, of: Mapping[str, str], after: int, until: int) -> AsyncIterator[Event]:
     """Give the events after one position and up to another; raises `InvalidInput` if some are no longer kept."""
     while after != until:
-        async with context.database.reading(of["brand_id"]) as connection:
+        async with feed.reading(of["brand_id"]) as connection:
             events = await read_events(connection, after, until, BATCH, **of)
             # Asked afterwards: events are let go of only after this says so.
             mark = await find_mark(connection)
@@ -115,29 +125,3 @@ async def _kept(context: Context, of: Mapping[str, str], after: int, until: int)
 
 def _expired() -> InvalidInput:
     return InvalidInput([Violation("/after", "cursor_expired", "is not among the events that are kept")])
-
-
-# Version, position, and the first half of a digest of the brand in whose feed it is a place.
-_CURSOR = struct.Struct(">Bq8s")
-_CURSOR_VERSION = 1
-
-
-def write_position(position: int, brand_id: str) -> str:
-    """Give the opaque text of a place in the feed of a brand."""
-    return urlsafe_b64encode(_CURSOR.pack(_CURSOR_VERSION, position, _digest(brand_id))).decode().rstrip("=")
-
-
-def read_position(cursor: str, brand_id: str) -> int:
-    """Give the place a cursor stands for. Raises `InvalidInput` for a text that is no cursor of this brand's feed."""
-    try:
-        packed = urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4))
-        version, position, digest = _CURSOR.unpack(packed)
-        if (version, digest) == (_CURSOR_VERSION, _digest(brand_id)):
-            return int(position)
-    except (UnicodeEncodeError, Base64Error, struct.error):
-        pass
-    raise InvalidInput([Violation("/after", "cursor", "must be a cursor of this very feed")])
-
-
-def _digest(brand_id: str) -> bytes:
-    return hashlib.sha256(f"feed {brand_id}".encode()).digest()[:8]

@@ -5,7 +5,7 @@ moves the watermark: what is read here is read up to there, and never changes ag
 """
 
 from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -16,8 +16,9 @@ from sqlalchemy import BigInteger, Table, Text, bindparam, insert, select
 
 from models import Encounter, EncounterEventKind, OutboxEvent, Watermark
 from resolvers import json_text
+from resolvers.feed_cursors import FeedCursors
 from resolvers.ids import new_id
-from resolvers.sql import Connection, Statement
+from resolvers.sql import Connection, Database, Statement
 
 TABLE: Table = OutboxEvent.__table__  # type: ignore[attr-defined]
 WATERMARK: Table = Watermark.__table__  # type: ignore[attr-defined]
@@ -140,6 +141,13 @@ class Live(Protocol):
         """Give them as they come. Raises `TemporarilyUnavailable` when they are not taken as fast."""
 
 
+class Reads(Database, Protocol):
+    """Where to read what an event tells of. The same statement is sent once for all subscribers who ask it."""
+
+    position: int
+    """Whatever is read here shows every event up to this position, and perhaps later ones."""
+
+
 class Feed(Protocol):
     """The live end of the outbox: one reader for all who follow in this process."""
 
@@ -151,3 +159,15 @@ class Feed(Protocol):
 
     def follow(self, brand_id: str, patient_id: str | None) -> AbstractContextManager[Live]:
         """Follow the events of a brand, or of one of its patients, for as long as the block lasts."""
+
+    async def cursors(self) -> FeedCursors:
+        """Return what writes and reads the cursors of this database. Raises `TemporarilyUnavailable`."""
+
+    def reading(self, brand_id: str) -> AbstractAsyncContextManager[Connection]:
+        """Borrow a connection of those that only subscribers use, waiting for a turn as long as it takes.
+
+        Raises `TemporarilyUnavailable`.
+        """
+
+    def reads(self, position: int) -> Reads:
+        """Return where to read what the events up to a position tell of. Such an event must be readable by now."""

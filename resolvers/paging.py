@@ -50,6 +50,8 @@ class Page:
     items: Sequence[Encounter]
     has_next: bool
     has_previous: bool
+    position: int | None = None
+    """In the feed: every event up to it had happened when the page was read. None where that was not asked."""
 
 
 def window_of(
@@ -134,10 +136,10 @@ def _digest(in_list: str) -> bytes:
     return hashlib.sha256(in_list.encode()).digest()[:8]
 
 
-def page_of(rows: Sequence[Encounter], window: Window) -> Page:
+def page_of(rows: Sequence[Encounter], window: Window, position: int | None = None) -> Page:
     """Make a page of rows that were read in the window's direction, one more than asked for if there are more."""
     more = len(rows) > window.size
     items = rows[: window.size]
     if window.forward:
-        return Page(items, has_next=more, has_previous=window.after is not None)
-    return Page(items[::-1], has_next=window.before is not None, has_previous=more)
+        return Page(items, has_next=more, has_previous=window.after is not None, position=position)
+    return Page(items[::-1], has_next=window.before is not None, has_previous=more, position=position)

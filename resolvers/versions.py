@@ -1,5 +1,6 @@
 """The versions of an encounter: appended with each change, read back as its history."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -102,6 +103,8 @@ async def histories_of(context: Context, encounters: Sequence[tuple[str, UUID]])
     histories: dict[UUID, list[Version]] = {}
     for row in rows:
         histories.setdefault(row["encounter_id"], []).append(_version(row))
+    # Its changes hold what was written before and after: whoever is given them has read the encounter.
+    context.note_given(Counter((brand_id, patient_id) for patient_id, each in encounters if each in histories))
     return [histories.get(encounter_id, []) for _, encounter_id in encounters]
 
 

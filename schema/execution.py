@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import orjson
@@ -46,11 +47,15 @@ from schema.loaders import Loaders
 from schema.plan import AnyPlan, Plan, plan_of
 from schema.prepared import Prepared
 from schema.selection import Declined
+from schema.turns import Turns
 from schema.types import Operation
 
 Report = Callable[[BaseException, str], None]
 """Writes down an exception that nobody expected, under the request's id."""
 
+
+EVENTS_AT_ONCE = 4
+"""Events of one client's subscriptions that are executed at the same time in this process."""
 
 APOLLO_ID = "/extensions/persistedQuery/sha256Hash"
 
@@ -156,6 +161,7 @@ class Runner:
         self._admission = Admission(self._schema, rules, log_breach, log_unknown)
         self._report = report
         self._explains = explains
+        self._event_turns = Turns(EVENTS_AT_ONCE)
 
     def read(self, ask: Ask, context: Context) -> Document:
         """Find the document that is asked for, with all that is wrong with it for this caller.
@@ -270,16 +276,23 @@ class Runner:
         self, executor: Executor[Any], source: AsyncIterable[Any], context: Context, *, ask: Ask, cost: Cost
     ) -> AsyncGenerator[Answer, None]:
         cursor: str | None = None
+        turns = self._event_turns.of(context.caller.client_id)
 
-        def execute_event(event: Executor[Any]) -> Any:
+        async def execute_event(event: Executor[Any]) -> Any:
             nonlocal cursor
             cursor = getattr(event.root_value, "cursor", None)
             # A loader that lived as long as the stream would show to each event what it read for the first.
-            event.context_value = Operation(context, Loaders(context))
-            return execute_subscription_event(event)
+            of_event = replace(context, reads=getattr(event.root_value, "reads", None))
+            event.context_value = Operation(of_event, Loaders(of_event))
+            async with turns:
+                result = execute_subscription_event(event)
+                return await result if event.is_awaitable(result) else result
 
         async with aclosing(map_source_to_response_event(executor, source, execute_event)) as results:
             async for result in results:
+                if result.errors:
+                    # Told in part, the event would be lost to a client that goes on after its cursor.
+                    raise self.known(_cause(result.errors[0]), context.request_id)
                 yield _telling(cost, ask, self._answer(result, context))._replace(cursor=cursor)
 
     def known(self, error: BaseException, request_id: str) -> GatewayError:
@@ -315,11 +328,7 @@ class Runner:
         )
 
     def _field_error(self, error: GraphQLError, context: Context, *, changes: bool) -> dict[str, Any]:
-        met = error.original_error
-        if met is None or isinstance(met, GraphQLError):
-            # Nothing of ours: graphql-core itself refused an argument, in words that may quote it.
-            met = InvalidInput([Violation("", "type", "An argument does not fit its type.")])
-        refusal = self.known(met, context.request_id)
+        refusal = self.known(_cause(error), context.request_id)
         told = refuse(refusal, context)
         path = error.path or ()
         if changes and len(path) > 1 and not isinstance(path[-1], int):
@@ -327,6 +336,15 @@ class Runner:
             # which has a number for a name, speaks for itself.
             told["extensions"]["recorded"] = "unknown"
         return told | {"path": error.path} | _located(error)
+
+
+def _cause(error: GraphQLError) -> BaseException:
+    """Return what a field met, where it was an error of ours or a fault."""
+    met = error.original_error
+    if met is None or isinstance(met, GraphQLError):
+        # Nothing of ours: graphql-core itself refused an argument, in words that may quote it.
+        return InvalidInput([Violation("", "type", "An argument does not fit its type.")])
+    return met
 
 
 def _is_one_field(operation: OperationDefinitionNode) -> bool:

@@ -23,6 +23,8 @@ class PageKey(NamedTuple):
     patient_id: str
     window: Window
     narrow: EncounterFilter
+    for_feed: bool = False
+    """Whether its position in the feed is asked for, which must be read before the page is."""
 
 
 class CountKey(NamedTuple):
@@ -89,13 +91,14 @@ class Loaders:
     async def _load_pages(self, keys: list[PageKey]) -> list[Page]:
         self._tell()
         # Sibling patients nearly always ask for the same window, and then this is one statement.
-        patients = defaultdict[tuple[Window, EncounterFilter], list[str]](list)
+        patients = defaultdict[tuple[Window, EncounterFilter, bool], list[str]](list)
         for key in keys:
-            patients[key.window, key.narrow].append(key.patient_id)
+            patients[key.window, key.narrow, key.for_feed].append(key.patient_id)
         pages: dict[PageKey, Page] = {}
-        for (window, narrow), ids in patients.items():
-            for patient_id, page in zip(ids, await list_encounters(self._context, ids, window, narrow), strict=True):
-                pages[PageKey(patient_id, window, narrow)] = page
+        for (window, narrow, for_feed), ids in patients.items():
+            read = await list_encounters(self._context, ids, window, narrow, for_feed=for_feed)
+            for patient_id, page in zip(ids, read, strict=True):
+                pages[PageKey(patient_id, window, narrow, for_feed)] = page
         return [pages[key] for key in keys]
 
     async def _load_counts(self, keys: list[CountKey]) -> list[int]:

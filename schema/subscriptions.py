@@ -10,6 +10,7 @@ from strawberry import UNSET
 
 from models import EncounterEventKind
 from resolvers.feed import FeedEvent, stream_events
+from resolvers.outbox import Reads
 from schema.types import Encounter, Info
 
 
@@ -18,11 +19,12 @@ class EncounterEvent:
     cursor: str = strawberry.field(description="Opaque; the place in the feed to go on from. Good at every gateway.")
     kind: EncounterEventKind
     encounter_id: strawberry.Private[UUID]
+    reads: strawberry.Private[Reads]
 
     @classmethod
     def of(cls, event: FeedEvent) -> Self:
         """Show an event of the feed."""
-        return cls(cursor=event.cursor, kind=event.kind, encounter_id=event.encounter_id)
+        return cls(cursor=event.cursor, kind=event.kind, encounter_id=event.encounter_id, reads=event.reads)
 
     @strawberry.field(description="The encounter as it stands now, which may be later than the event.")
     async def encounter(self, info: Info) -> Encounter:

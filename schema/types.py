@@ -6,6 +6,7 @@ from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
 import strawberry
+from graphql import FieldNode, FragmentSpreadNode, InlineFragmentNode
 from strawberry import UNSET
 from strawberry.types.info import Info as StrawberryInfo
 from strawberry.utils.str_converters import to_camel_case
@@ -155,6 +156,19 @@ class EncounterConnection:
     async def total_count(self, info: Info) -> int:
         return await info.context.loaders.counts.load(CountKey(self.key.patient_id, self.key.narrow))
 
+    @strawberry.field(
+        description="The place in the feed to follow this page from. Whatever happens to encounters that it does not "
+        "show yet, however late its commit, comes from `encounterEvents(after:)` with this cursor; an event of what it "
+        "does show may come, too. `before` is for paging: it passes by what is committed late. To learn of what is "
+        "new, read a page once and follow the feed."
+    )
+    async def feed_cursor(self, info: Info) -> str:
+        context = info.context.context
+        position = (await self._page(info)).position
+        assert position is not None, "the page was read for the feed"
+        cursors = await context.services.feed.cursors()
+        return cursors.write(position, context.acting_brand(), salted=True)
+
     async def _page(self, info: Info) -> Page:
         return await info.context.loaders.pages.load(self.key)
 
@@ -193,7 +207,11 @@ class Patient:
         ] = UNSET,
         last: Annotated[int | None, strawberry.argument(description="The oldest so many.")] = UNSET,
         before: Annotated[
-            str | None, strawberry.argument(description="Only those before this cursor: newer ones.")
+            str | None,
+            strawberry.argument(
+                description="Only those before this cursor: newer ones. For paging; to learn of what is new, follow "
+                "the feed from `feedCursor`."
+            ),
         ] = UNSET,
         where: EncounterFilterInput | None = UNSET,
     ) -> EncounterConnection:
@@ -209,12 +227,30 @@ class Patient:
             in_list,
             **{name: value for name, value in relay.items() if value is not UNSET},
         )
-        return EncounterConnection(key=PageKey(root.id, window, narrow), in_list=in_list)
+        key = PageKey(root.id, window, narrow, for_feed=asks_for(info, "feedCursor"))
+        return EncounterConnection(key=key, in_list=in_list)
 
 
 def given(an_input: object | None) -> dict[str, object]:
     """Give the members of an input that the client sent, null or not, by their Python names."""
     return {name: value for name, value in vars(an_input).items() if value is not UNSET} if an_input else {}
+
+
+def asks_for(info: Info, name: str) -> bool:
+    """Whether a field's selection holds a field of this name at its first level, through fragments too."""
+    raw = info._raw_info  # noqa: SLF001 - Strawberry's own form of it is made anew for all levels
+    pending = [node.selection_set for node in raw.field_nodes]
+    while pending:
+        selections = pending.pop()
+        for selection in selections.selections if selections else ():
+            match selection:
+                case FieldNode() if selection.name.value == name:
+                    return True
+                case InlineFragmentNode():
+                    pending.append(selection.selection_set)
+                case FragmentSpreadNode():
+                    pending.append(raw.fragments[selection.name.value].selection_set)
+    return False
 
 
 def none_if_left_out(argument: T | None) -> T | None:

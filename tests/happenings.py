@@ -1,6 +1,9 @@
 """Gateways that share a database of their own, writers whose commits are held back, and subscribers that write down."""
 
 import asyncio
+import hashlib
+import struct
+from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -41,6 +44,12 @@ async def fresh_database(server_url: str) -> str:
         await migrate(url)
         _templates[server_url] = urlsplit(url).path[1:]
     return await create_database(server_url, _templates[server_url])
+
+
+def beginning(brand_id: str = "loop", position: int = 0) -> str:
+    """Write a cursor as the first version did, which needs no key: of the feed's beginning, or another position."""
+    digest = hashlib.sha256(f"feed {brand_id}".encode()).digest()[:8]
+    return urlsafe_b64encode(struct.pack(">Bq8s", 1, position, digest)).decode().rstrip("=")
 
 
 async def until(condition: Callable[[], Any]) -> None:

@@ -14,10 +14,10 @@ from gateway.database import PoolConnection
 from gateway.relay import prune_events
 from resolvers import feed as reading
 from resolvers.errors import InsufficientScope, InvalidInput, PatientNotFound, TemporarilyUnavailable
-from resolvers.feed import FeedEvent, stream_events, write_position
-from tests.happenings import DEADLINE_SECONDS, Gateway, Subscriber, fresh_database, rows, until
+from resolvers.feed import FeedEvent, stream_events
+from tests.happenings import DEADLINE_SECONDS, Gateway, Subscriber, beginning, fresh_database, rows, until
 
-BEGINNING = write_position(0, "loop")
+BEGINNING = beginning()
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ async def test_an_event_says_what_happened_to_which_encounter_and_no_more(gatewa
     assert (event.encounter_id, event.patient_id, event.brand_id) == (encounter_id, "patient", "loop")
     assert event.event_type == "patient_graph.encounter.recorded.v1"
     assert set(FeedEvent.__slots__) == {
-        "cursor", "id", "event_type", "kind", "encounter_id", "patient_id", "brand_id", "created_at",
+        "cursor", "id", "event_type", "kind", "encounter_id", "patient_id", "brand_id", "created_at", "reads",
     }  # fmt: skip
 
 
@@ -142,7 +142,7 @@ async def test_without_a_cursor_the_stream_begins_now(gateway: Gateway) -> None:
 
 async def test_nobody_is_told_of_another_brand_or_another_patient(gateway: Gateway, url: str) -> None:
     await rows(url, "INSERT INTO patient_graph.patients (id, brand_id) VALUES ('one', 'loop'), ('one', 'loopbio')")
-    theirs = gateway.subscribe(write_position(0, "loopbio"), brand_id="loopbio")
+    theirs = gateway.subscribe(beginning("loopbio"), brand_id="loopbio")
     ones = gateway.subscribe(BEGINNING, patient_id="one")
     wanted = []
     for _ in range(3):
@@ -181,9 +181,9 @@ async def test_an_unknown_patient_is_not_followed(gateway: Gateway, url: str) ->
         "nonsense",
         "ünïcode",
         "AAAA",
-        write_position(0, "loopbio"),
-        write_position(-1, "loop"),
-        write_position(99, "loop"),
+        beginning("loopbio"),
+        beginning("loop", -1),
+        beginning("loop", 99),
     ],
 )
 async def test_what_is_no_cursor_of_this_feed_is_refused(gateway: Gateway, cursor: str) -> None:

@@ -18,11 +18,10 @@ from gateway.duties import Duty, do_duties
 from gateway.events import event_numbers
 from gateway.relay import LOCK_WATERMARK, move_watermark, prune_events, stamp_events
 from resolvers.errors import TemporarilyUnavailable
-from resolvers.feed import write_position
 from resolvers.sql import Statement
-from tests.happenings import Gateway, append, fresh_database, rows, until
+from tests.happenings import Gateway, append, beginning, fresh_database, rows, until
 
-BEGINNING = write_position(0, "loop")
+BEGINNING = beginning()
 PATIENTS = [f"patient-{number}" for number in range(8)]
 
 POSITIONS = "SELECT position FROM patient_graph.outbox ORDER BY position"

@@ -8,14 +8,14 @@ from typing import Any, Protocol
 import pytest
 
 from gateway.database import PoolConnection
-from resolvers.feed import write_position
+from resolvers.access import Operation
 from tests.cast import Cast
-from tests.happenings import fresh_database, rows, until
+from tests.happenings import beginning, fresh_database, rows, until
 from tests.sockets import Sockets, Talk
 from tests.staged import TOKENS, Tokens, settings
 from tests.streams import COMPLETE, Stream, listen_to
 
-BEGINNING = write_position(0, "loop")
+BEGINNING = beginning()
 EVENTS = """subscription ($patientId: ID, $after: String) {
   encounterEvents(patientId: $patientId, after: $after) {
     cursor kind encounter { id patientId brandId status notes patient { id } }
@@ -244,8 +244,8 @@ async def test_an_event_costs_one_statement_for_its_encounter(
         ({"patientId": "nobody"}, "not_found"),
         ({"patientId": ""}, "not_found"),
         ({"after": "made-up"}, "validation_error"),
-        ({"after": write_position(0, "loopbio")}, "validation_error"),
-        ({"after": write_position(10**12, "loop")}, "validation_error"),
+        ({"after": beginning("loopbio")}, "validation_error"),
+        ({"after": beginning("loop", 10**12)}, "validation_error"),
     ],
 )
 async def test_what_cannot_be_followed_is_refused_by_the_first_answer(
@@ -309,6 +309,58 @@ async def test_nobody_is_told_of_another_brand_or_of_a_patient_they_did_not_ask_
         ):
             assert [(await brand.event())["encounter"]["id"] for _ in ours] == ours
             assert [(await patient.event())["encounter"]["id"] for _ in of_a] == of_a
+
+
+async def test_rows_are_shared_and_rights_and_entries_are_each_subscribers_own(
+    follow: Follow, database_url: str, tokens: Tokens, cast: Cast
+) -> None:
+    patient_id = await cast.patient()
+    tokens.give("half", "read:encounters")
+    own_right = {Operation.READ_PATIENTS: ("read:patients",)}
+
+    async with (
+        gateway_on(database_url, scopes=own_right) as sockets,
+        follow(sockets, patientId=patient_id, after=BEGINNING) as may,
+        follow(sockets, patientId=patient_id, after=BEGINNING, token="half") as may_not,
+        follow(sockets, patientId=patient_id, after=BEGINNING) as may_too,
+    ):
+        encounter_id = await record(sockets, patient_id)
+        told = [(await listener.event())["encounter"]["id"] for listener in (may, may_too)]
+        refused = await may_not.refusal()
+
+    assert told == [encounter_id] * 2
+    assert (refused["code"], refused["scopes"]) == ("insufficient_scope", ["read:patients"])
+    noted = """SELECT count(DISTINCT request_id) FROM patient_graph.audit_log
+        WHERE patient_id = $1 AND event_type = 'patient_graph.encounters.read'"""
+    assert await cast.connection.fetchval(noted, patient_id) == 3
+
+
+async def test_a_row_that_cannot_be_read_stops_its_own_subscribers_alone(
+    follow: Follow, server_url: str, sockets: Sockets
+) -> None:
+    url = await fresh_database(server_url)
+    await rows(url, REGISTER)
+    async with gateway_on(url) as alone:
+        broken = await record(alone, "a", token="dev-loopbio", brand_id="loopbio")
+        # No time that Python has. Only somebody at the database itself can write it.
+        await rows(url, "UPDATE patient_graph.encounters SET scheduled_at = 'infinity' WHERE id = $1", broken)
+        async with (
+            follow(alone, after=BEGINNING) as ours,
+            follow(alone, after=beginning("loopbio"), token="dev-loopbio") as theirs,
+        ):
+            assert (await theirs.refusal())["code"] == "server_error"
+            async with follow(alone, token="dev-loopbio", query="subscription { encounterEvents { kind } }") as live:
+                await rows(
+                    url,
+                    f"""INSERT INTO patient_graph.outbox (patient_id, id, brand_id, event_type, payload)
+                    SELECT patient_id, gen_random_uuid(), brand_id, event_type, payload FROM patient_graph.outbox
+                    WHERE payload ->> 'encounter_id' = '{broken}'""",
+                )
+                recorded = await record(alone, "a")
+
+                assert (await ours.event())["encounter"]["id"] == recorded
+                if isinstance(live, OverSocket):
+                    assert await live.event() == {"kind": "RECORDED"}
 
 
 # From where on

@@ -1,0 +1,205 @@
+"""One client subscribes as often as it may; what that costs the others, and what it is told itself when reads fail."""
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from statistics import median
+from typing import Any, Protocol
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from gateway.database import PoolConnection
+from tests.faults import Wire
+from tests.graphql.test_events import EVENTS, gateway_on, record
+from tests.happenings import beginning, fresh_database, rows, until
+from tests.sockets import Sockets, Talk
+from tests.staged import TOKENS
+from tests.streams import COMPLETE, listen_to
+
+SOCKETS, SUBSCRIPTIONS, EVENTS_EACH = 10, 100, 3
+MANY = 20
+READ = '{ patient(id: "theirs") { encounters(first: 5) { nodes { id notes } } } }'
+FULL = """subscription ($after: String) { encounterEvents(after: $after) { cursor encounter {
+  id notes history { version } patient { id encounters(first: 5) { totalCount nodes { id } } } } } }"""
+
+
+@pytest.fixture
+async def url(server_url: str) -> str:
+    url = await fresh_database(server_url)
+    await rows(url, "INSERT INTO patient_graph.patients (id, brand_id) VALUES ('a', 'loop'), ('theirs', 'loopbio')")
+    TOKENS.give("dev")
+    TOKENS.give("dev-loopbio", brand_id="loopbio")
+    return url
+
+
+@asynccontextmanager
+async def flood(sockets: Sockets, query: str, **variables: Any) -> AsyncGenerator[list[Talk], None]:
+    """Open as many subscriptions as one client could."""
+    async with AsyncExitStack() as stack:
+        talks = [await stack.enter_async_context(sockets.signed_in()) for _ in range(SOCKETS)]
+        for talk in talks:
+            for number in range(SUBSCRIPTIONS):
+                await talk.start(f"{number}", query, **variables)
+        yield talks
+
+
+async def hear_all(talk: Talk, events: int) -> Counter[str]:
+    """Count what each subscription of a socket is told, until all were told of so many events."""
+    heard = Counter[str]()
+    async with asyncio.timeout(60):
+        while heard.total() < SUBSCRIPTIONS * events:
+            message = json.loads(await talk.connection.recv())
+            assert message["type"] == "next", message
+            assert message["payload"]["data"]["encounterEvents"]["encounter"], message
+            heard[message["id"]] += 1
+    return heard
+
+
+@asynccontextmanager
+async def another_brand_reads(sockets: Sockets) -> AsyncGenerator[list[float], None]:
+    """Let a client of another brand read one list after the other; gives how long each took."""
+    seconds: list[float] = []
+    over = asyncio.Event()
+
+    async def read() -> None:
+        async with sockets.signed_in("dev-loopbio") as talk:
+            while not over.is_set():
+                begun = time.perf_counter()
+                await talk.start("one", READ)
+                async with asyncio.timeout(60):
+                    message = json.loads(await talk.connection.recv())
+                    assert message["type"] == "next", message
+                    assert "errors" not in message["payload"], message
+                    await talk.connection.recv()
+                seconds.append(time.perf_counter() - begun)
+
+    reading = asyncio.create_task(read())
+    try:
+        yield seconds
+    finally:
+        over.set()
+        await reading
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Count the reads that are sent for the brand of the subscribers, by their text."""
+    fetch, sent = PoolConnection.fetch, Counter[str]()
+
+    async def counted(self: PoolConnection, statement: Any, **values: Any) -> Any:
+        if values.get("brand_id") == "loop" and statement.text.startswith("SELECT"):
+            sent[statement.text] += 1
+        return await fetch(self, statement, **values)
+
+    monkeypatch.setattr(PoolConnection, "fetch", counted)
+    return sent
+
+
+async def test_a_thousand_subscriptions_leave_others_their_connections(url: str, sent: Counter[str]) -> None:
+    # So small a pool, and so little patience, that a second statement for each subscription would be felt.
+    async with gateway_on(url, database_pool_size=2, database_acquire_seconds=1) as sockets:
+        await record(sockets, "a")
+        async with flood(sockets, FULL, after=beginning()) as talks:
+            await asyncio.gather(*(hear_all(talk, 1) for talk in talks))
+            async with another_brand_reads(sockets) as alone:
+                await until(lambda: len(alone) >= 20)
+            sent.clear()
+            async with another_brand_reads(sockets) as beside:
+                listening = [asyncio.create_task(hear_all(talk, EVENTS_EACH)) for talk in talks]
+                for _ in range(EVENTS_EACH):
+                    await record(sockets, "a")
+                heard = await asyncio.gather(*listening)
+
+    assert all(set(each.values()) == {EVENTS_EACH} for each in heard)
+    # Once for each event, or for several together; and what the recordings themselves read.
+    assert max(sent.values()) <= 2 * EVENTS_EACH + 3, sent
+    assert median(beside) <= 2 * median(alone) + 0.1, (median(alone), median(beside))
+
+
+async def test_a_thousand_replays_leave_others_their_connections(url: str) -> None:
+    async with gateway_on(url, database_pool_size=2, database_acquire_seconds=1) as sockets:
+        for _ in range(EVENTS_EACH):
+            await record(sockets, "a")
+        async with another_brand_reads(sockets) as beside, flood(sockets, FULL, after=beginning()) as talks:
+            heard = await asyncio.gather(*(hear_all(talk, EVENTS_EACH) for talk in talks))
+
+    assert all(set(each.values()) == {EVENTS_EACH} for each in heard)
+    assert len(beside) > EVENTS_EACH
+
+
+# Each event is told once, whatever cannot be read
+
+
+class Cutter:
+    """Cuts every connection to the database again and again, after so many messages of the gateway."""
+
+    def __init__(self, every: int) -> None:
+        self._every = every
+        self._said = 0
+        self.cuts = 0
+
+    def __call__(self, _said: bytes) -> bool:
+        self._said += 1
+        cuts = self._said % self._every == 0
+        self.cuts += cuts
+        return cuts
+
+
+async def told_over_socket(sockets: Sockets, after: str) -> AsyncGenerator[dict[str, Any], None]:
+    """Follow over a WebSocket until the subscription ends."""
+    async with sockets.signed_in() as talk:
+        await talk.start("events", EVENTS, after=after)
+        with suppress(ConnectionClosed):
+            while (message := await talk.hear())["type"] == "next":
+                assert message["payload"].keys() == {"data"}
+                yield message["payload"]["data"]["encounterEvents"]
+
+
+async def told_over_stream(sockets: Sockets, after: str) -> AsyncGenerator[dict[str, Any], None]:
+    """Follow by server-sent events until the stream ends."""
+    origin = f"http://127.0.0.1:{sockets.port}"
+    async with listen_to(origin, EVENTS, headers={"last-event-id": after}) as stream:
+        while (event := await stream.hear()) != COMPLETE:
+            if "errors" in event.body:
+                assert event.id is None
+                assert event.body.keys() == {"errors"}
+            else:
+                told = event.body["data"]["encounterEvents"]
+                assert event.id == told["cursor"]
+                yield told
+
+
+class Follow(Protocol):
+    """Follows from a cursor until the gateway ends it."""
+
+    def __call__(self, sockets: Sockets, after: str) -> AsyncGenerator[dict[str, Any], None]: ...
+
+
+@pytest.mark.parametrize("every", [31, 47])
+@pytest.mark.parametrize("follow", [told_over_socket, told_over_stream], ids=["socket", "stream"])
+async def test_each_event_is_told_once_although_reads_fail(url: str, follow: Follow, every: int) -> None:
+    """The database of one gateway is cut again and again; a client follows it from its last cursor each time."""
+    recorded: list[str] = []
+    told: list[str] = []
+    cursor, ended = beginning(), 0
+    async with gateway_on(url) as other, Wire.to(url) as (wire, wired), gateway_on(wired) as cut_off:
+        for _ in range(MANY):
+            recorded.append(await record(other, "a"))  # noqa: PERF401 - as they come
+        wire.before = cutter = Cutter(every)
+        while len(told) < 2 * MANY and ended < 50 * MANY:
+            async with asyncio.timeout(60), aclosing(follow(cut_off, cursor)) as events:
+                async for event in events:
+                    cursor = event["cursor"]
+                    told.append(event["encounter"]["id"])
+                    if len(told) == 2 * MANY:
+                        break
+                    if len(told) == len(recorded):
+                        recorded.append(await record(other, "a"))
+            ended += 1
+
+    assert told == recorded
+    assert cutter.cuts > 1

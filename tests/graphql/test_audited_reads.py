@@ -1,0 +1,156 @@
+"""The audit log names whoever was given clinical text by a mutation or a subscription: the schema is walked."""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from graphql import GraphQLObjectType, GraphQLOutputType, GraphQLUnionType, get_named_type, is_required_argument
+
+from schema import build_schema
+from tests.cast import Cast
+from tests.graphql.test_events import OverSocket, gateway_on
+from tests.happenings import beginning, until
+from tests.sockets import Sockets
+from tests.staged import TOKENS
+
+SCHEMA = build_schema()._schema
+
+CLINICAL = {"chiefComplaint", "notes", "metadata", "scheduledAt", "reason", "before", "after"}
+
+COMES_ALONG = {
+    # What is shown by the change that the caller makes, whose own entry says so.
+    ("EncounterRecorded", "encounter"),
+    ("EncounterChanged", "encounter"),
+    # What is read with its parent.
+    ("EncounterVersion", "changes"),
+}
+
+Path = tuple[str, ...]
+
+
+def object_type(name: str) -> GraphQLObjectType:
+    kind = SCHEMA.type_map[name]
+    assert isinstance(kind, GraphQLObjectType)
+    return kind
+
+
+def clinical_fields(kind: GraphQLObjectType) -> list[str]:
+    return sorted(CLINICAL & kind.fields.keys())
+
+
+def walk(kind: GraphQLObjectType, path: Path = (), seen: Counter[str] | None = None) -> Iterator[tuple[Path, bool]]:
+    """Give the paths below a type that lead to clinical text, and whether each must leave an entry of its own."""
+    seen = (seen or Counter()) + Counter([kind.name])
+    for name, field in kind.fields.items():
+        below = get_named_type(field.type)
+        # A list within a list shows nothing new, nor does the patient's list of the list's encounter.
+        if not isinstance(below, GraphQLObjectType) or seen[below.name] > (below.name == "Encounter" and len(path) < 5):
+            continue
+        assert not any(map(is_required_argument, field.args.values())), f"tell this test how to ask for {name}"
+        if clinical_fields(below):
+            yield (*path, name), (kind.name, name) not in COMES_ALONG
+        yield from walk(below, (*path, name), seen)
+
+
+def selection(kind: GraphQLOutputType, path: Path) -> str:
+    below = get_named_type(kind)
+    assert isinstance(below, GraphQLObjectType)
+    if not path:
+        return " ".join(clinical_fields(below))
+    return f"{path[0]} {{ {selection(below.fields[path[0]].type, path[1:])} }}"
+
+
+def members(kind: GraphQLOutputType) -> list[GraphQLObjectType]:
+    below = get_named_type(kind)
+    if isinstance(below, GraphQLUnionType):
+        return [member for each in below.types for member in members(each)]
+    if isinstance(below, GraphQLObjectType):
+        inner = [get_named_type(field.type) for field in below.fields.values()]
+        return [below, *(member for each in inner if isinstance(each, GraphQLUnionType) for member in members(each))]
+    return []
+
+
+def shows_clinical_text(kind: GraphQLObjectType) -> bool:
+    return bool(clinical_fields(kind)) or any(True for _ in walk(kind))
+
+
+VISIT = '{brandId: "loop", encounterType: LAB, notes: "Fasting."}'
+ROOTS = {
+    "EncounterRecorded": 'recordEncounter(patientId: "%(patient)s", input: ' + VISIT + ")",
+    "EncounterChanged": 'amendEncounter(id: "%(encounter)s", input: {notes: "Not fasting."})',
+    "PatientRegistered": 'registerPatient(input: {id: "%(patient)s", brandId: "loop"})',
+}
+
+
+@pytest.fixture(scope="module")
+async def sockets(database_url: str) -> AsyncIterator[Sockets]:
+    TOKENS.give("dev")
+    async with gateway_on(database_url) as serving:
+        yield serving
+
+
+def test_each_mutation_that_shows_clinical_text_is_walked() -> None:
+    mutation = SCHEMA.mutation_type
+    assert mutation is not None
+    showing = {
+        kind.name for field in mutation.fields.values() for kind in members(field.type) if shows_clinical_text(kind)
+    }
+
+    assert showing == ROOTS.keys()
+
+
+async def entries(sockets: Sockets, cast: Cast, patient_id: str) -> int:
+    """Count the entries that say that a patient's encounters were read."""
+    sentinel = await cast.patient()
+    count = """SELECT count(*) FROM patient_graph.audit_log
+        WHERE patient_id = $1 AND event_type = 'patient_graph.encounters.read'"""
+    async with sockets.signed_in() as talk:
+        await talk.ask("mutation { " + ROOTS["EncounterRecorded"] % {"patient": sentinel} + " { __typename } }")
+        await talk.ask(f'{{ patient(id: "{sentinel}") {{ encounters {{ nodes {{ id }} }} }} }}')
+    # Notes are written in the order in which they were left.
+    await until(lambda: cast.connection.fetchval(count, sentinel))
+    number: int = await cast.connection.fetchval(count, patient_id)
+    return number
+
+
+async def asked(sockets: Sockets, cast: Cast, root: str, path: Path) -> int:
+    """Ask for a path below a mutation, or below an event; give how many entries that left."""
+    patient_id = await cast.patient()
+    record = "mutation { " + ROOTS["EncounterRecorded"] % {"patient": patient_id} + " { ...on EncounterRecorded %s } }"
+    async with sockets.signed_in() as talk:
+        body = await talk.ask(record % "{ encounter { id } }")
+        encounter_id = body["data"]["recordEncounter"]["encounter"]["id"]
+        below = selection(object_type(root), path)
+        if root in ROOTS:
+            field = ROOTS[root] % {"patient": patient_id, "encounter": encounter_id}
+            body = await talk.ask(f"mutation {{ {field} {{ ...on {root} {{ {below} }} }} }}")
+            assert "errors" not in body, body
+            assert all(body["data"].values()), body
+    if root not in ROOTS:
+        query = f'subscription {{ encounterEvents(patientId: "{patient_id}", after: "{beginning()}") {{ {below} }} }}'
+        async with OverSocket.follow(sockets, query=query) as listener:
+            await listener.event()
+    return await entries(sockets, cast, patient_id)
+
+
+@pytest.mark.parametrize("root", [*ROOTS, "EncounterEvent"])
+async def test_each_way_to_clinical_text_leaves_an_entry(sockets: Sockets, cast: Cast, root: str) -> None:
+    kind = object_type(root)
+    left: dict[Path, int] = {}
+    for path, must_leave_one in walk(kind):
+        left[path] = await asked(sockets, cast, root, path)
+        above = max((left[path[:length]] for length in range(len(path)) if path[:length] in left), default=0)
+        assert left[path] == above + must_leave_one, (path, left)
+    assert len(left) > 3
+
+
+def test_the_walk_finds_what_is_shown() -> None:
+    found = {path for path, _ in walk(object_type("EncounterEvent"))}
+
+    assert found >= {
+        ("encounter",),
+        ("encounter", "history"),
+        ("encounter", "history", "changes"),
+        ("encounter", "patient", "encounters", "nodes"),
+        ("encounter", "patient", "encounters", "edges", "node"),
+    }

@@ -1,0 +1,160 @@
+"""A list and the feed together: what a page does not show yet comes through the feed from its `feedCursor`."""
+
+import random
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from gateway.database import PoolConnection
+from resolvers.commands import DEFAULT_LIMITS, RecordEncounter
+from resolvers.encounters import columns_of, insert_encounter
+from resolvers.outbox import FIND_MARK
+from resolvers.patients import time_at
+from tests.cast import Cast
+from tests.doors import Service
+from tests.graphql.test_events import EVENTS, REGISTER, OverStream, gateway_on, record
+from tests.happenings import Gateway, Held, beginning, fresh_database, rows
+from tests.sockets import Sockets
+from tests.staged import TOKENS
+
+LIST = """query ($first: Int) {
+  patient(id: "a") { encounters(first: $first) { feedCursor nodes { id } } }
+}"""
+
+
+@pytest.fixture
+async def url(server_url: str) -> str:
+    url = await fresh_database(server_url)
+    await rows(url, REGISTER)
+    TOKENS.give("dev")
+    return url
+
+
+async def begin(gateway: Gateway, patient_id: str) -> Held:
+    """Record an encounter, all of it, and do not commit yet."""
+    stack = AsyncExitStack()
+    connection = await stack.enter_async_context(gateway.app.transaction("loop"))
+    command = RecordEncounter.read({"brand_id": "loop", "encounter_type": "lab"}, DEFAULT_LIMITS)
+    columns = columns_of(command, patient_id)
+    now = await time_at(connection, "loop", patient_id)
+    assert now is not None
+    await insert_encounter(gateway.context, connection, columns, now)
+    return Held(columns["id"], stack)
+
+
+async def listed(sockets: Sockets, **variables: Any) -> tuple[str, set[str]]:
+    """Read the patient's newest encounters: where to follow them from, and which they are."""
+    async with sockets.signed_in() as talk:
+        page = (await talk.ask(LIST, **variables))["data"]["patient"]["encounters"]
+    return page["feedCursor"], {node["id"] for node in page["nodes"]}
+
+
+async def followed(sockets: Sockets, after: str, wanted: set[str]) -> list[str]:
+    """Follow from a cursor until everything that is wanted was told."""
+    told: list[str] = []
+    async with OverStream.follow(sockets, after=after) as listener:
+        while not wanted <= set(told):
+            told.append((await listener.event())["encounter"]["id"])
+    return told
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_what_a_page_does_not_show_yet_comes_from_its_feed_cursor(url: str, seed: int) -> None:
+    """Writers commit in any order, long after they began; two gateways are read in turn, and followed in turn."""
+    chance = random.Random(seed)
+    recorded: set[str] = set()
+    pages: list[tuple[str, set[str]]] = []
+    async with Gateway.running(url) as writer, gateway_on(url) as one, gateway_on(url) as other:
+        held: list[Held] = []
+        for number in range(12):
+            held += [await begin(writer, "a") for _ in range(3)]
+            for _ in range(chance.randint(0, min(5, len(held))) if len(held) < 8 else 4):
+                recorded.add(str(await held.pop(chance.randrange(len(held))).commit()))
+            pages.append(await listed((one, other)[number % 2], first=100))
+        for each in held:
+            recorded.add(str(await each.commit()))
+
+        assert any(recorded - shown for _, shown in pages)
+        for number, (cursor, shown) in enumerate(pages):
+            told = await followed((other, one)[number % 2], cursor, recorded - shown)
+            assert len(told) == len(set(told))
+
+
+async def test_a_page_that_shows_nothing_can_be_followed_too(url: str) -> None:
+    async with gateway_on(url) as sockets:
+        cursor, shown = await listed(sockets, first=0)
+        recorded = await record(sockets, "a")
+
+        assert await followed(sockets, cursor, {recorded}) == [recorded]
+    assert shown == set()
+
+
+@pytest.fixture
+def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Write down what is asked of the database, in order."""
+    fetch, fetch_one = PoolConnection.fetch, PoolConnection.fetch_one
+    asked: list[str] = []
+
+    async def fetched(self: PoolConnection, statement: Any, **values: Any) -> Any:
+        asked.append(statement.text)
+        return await fetch(self, statement, **values)
+
+    async def fetched_one(self: PoolConnection, statement: Any, **values: Any) -> Any:
+        asked.append(statement.text)
+        return await fetch_one(self, statement, **values)
+
+    monkeypatch.setattr(PoolConnection, "fetch", fetched)
+    monkeypatch.setattr(PoolConnection, "fetch_one", fetched_one)
+    return asked
+
+
+FIELDS = [
+    "feedCursor nodes { id }",
+    "nodes { id } feedCursor",
+    "edges { node { id } } pageInfo { endCursor } ... { place: feedCursor }",
+    "... on EncounterConnection { ...Followed } nodes { id }",
+]
+
+
+@pytest.mark.parametrize("fields", FIELDS)
+async def test_the_position_is_read_before_the_page(
+    service: Service, cast: Cast, statements: list[str], fields: str
+) -> None:
+    patient_id = await cast.patient()
+    # The same page is asked for elsewhere too, where it is not followed, and may be read first there.
+    query = f"""query ($id: ID!) {{
+      early: patient(id: $id) {{ encounters(first: 7) {{ nodes {{ id }} }} }}
+      late: patient(id: $id) {{ encounters(first: 7) {{ {fields} }} }}
+    }}
+    {"fragment Followed on EncounterConnection { feedCursor }" if "Followed" in fields else ""}"""
+
+    body = await service.graphql(query, {"id": patient_id})
+
+    assert "errors" not in body
+    pages = [number for number, text in enumerate(statements) if "LATERAL" in text]
+    assert statements.index(FIND_MARK.text) < pages[-1]
+    assert len(pages) == 2
+
+
+async def test_a_page_that_is_not_followed_asks_for_no_position(
+    service: Service, cast: Cast, statements: list[str]
+) -> None:
+    query = "query ($id: ID!) { patient(id: $id) { encounters { __typename nodes { id history { version } } } } }"
+
+    await service.graphql(query, {"id": await cast.patient()})
+
+    assert FIND_MARK.text not in statements
+
+
+async def test_a_page_below_an_event_can_be_followed_too(url: str) -> None:
+    below = EVENTS.replace("patient { id }", "patient { encounters { feedCursor nodes { id } } }")
+    async with gateway_on(url) as sockets:
+        recorded = [await record(sockets, "a") for _ in range(3)]
+        async with OverStream.follow(sockets, query=below, after=beginning()) as listener:
+            pages = [(await listener.event())["encounter"]["patient"]["encounters"] for _ in recorded]
+        later = await record(sockets, "a")
+
+        for page in pages:
+            shown = {node["id"] for node in page["nodes"]}
+            assert await followed(sockets, page["feedCursor"], {*recorded, later} - shown)

@@ -1,0 +1,65 @@
+"""Cursors of the feed: opaque, the same for the same place, and good for one brand and one database."""
+
+import struct
+from base64 import urlsafe_b64decode
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resolvers.errors import InvalidInput
+from resolvers.feed_cursors import FeedCursors
+from tests.happenings import beginning
+
+CURSORS = FeedCursors(bytes(range(32)))
+OTHERS = FeedCursors(bytes(32))
+POSITIONS = st.integers(0, 2**48 - 1)
+
+
+def decoded(cursor: str) -> bytes:
+    return urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+
+
+@given(POSITIONS, st.sampled_from(["loop", "loopbio"]))
+def test_a_cursor_leads_back_to_its_place_and_is_always_the_same(position: int, brand_id: str) -> None:
+    cursor = CURSORS.write(position, brand_id)
+
+    assert CURSORS.read(cursor, brand_id) == position
+    assert CURSORS.write(position, brand_id) == cursor
+
+
+@given(POSITIONS)
+def test_a_cursor_tells_no_position(position: int) -> None:
+    here, next_one = (decoded(CURSORS.write(each, "loop"))[1:] for each in (position, position ^ 1))
+
+    assert struct.pack(">q", position)[2:] not in here
+    # Neighbours have no more in common than any two.
+    assert sum(a == b for a, b in zip(here, next_one, strict=True)) < 8
+
+
+@given(POSITIONS)
+def test_a_salted_cursor_never_tells_whether_the_place_is_the_same(position: int) -> None:
+    cursors = {CURSORS.write(position, "loop", salted=True) for _ in range(20)}
+
+    assert len(cursors) == 20
+    assert {CURSORS.read(cursor, "loop") for cursor in cursors} == {position}
+
+
+@given(POSITIONS)
+def test_a_cursor_of_another_brand_or_database_is_none(position: int) -> None:
+    cursor = CURSORS.write(position, "loop")
+
+    for cursors, brand_id in ((CURSORS, "loopbio"), (OTHERS, "loop")):
+        with pytest.raises(InvalidInput):
+            cursors.read(cursor, brand_id)
+
+
+@pytest.mark.parametrize("brand_id", ["loop", "loopbio"])
+def test_a_cursor_of_the_version_before_is_still_read(brand_id: str) -> None:
+    assert CURSORS.read(beginning(brand_id, 1284), brand_id) == 1284
+
+
+@given(st.one_of(st.text(), st.binary(max_size=40).map(lambda raw: raw.hex())))
+def test_a_text_that_is_no_cursor_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput):
+        CURSORS.read(text, "loop")
