@@ -357,7 +357,8 @@ def _refused(error: GatewayError, context: Context) -> Answer:
 
 def _document_error(error: GraphQLError, context: Context) -> dict[str, Any]:
     told = error.extensions or {}
-    violation = Violation("/query", told.get("rule", "document"), told.get("explained", error.message))
+    said = told.get("explained", error.message)
+    violation = Violation("/query", told.get("rule", "document"), said, allowed=told.get("allowed", ()))
     refusal = InvalidInput([violation])
     return refuse(refusal, context) | {"message": error.message} | _located(error)
 
