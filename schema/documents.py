@@ -53,7 +53,7 @@ NESTED_TOO_DEEPLY = "Syntax Error: Document is nested too deeply"
 # How graphql-core suggests what exists; that a field needs selections is no secret.
 HINT = re.compile(r" Did you mean (?!'\w+ \{ \.\.\. \}').*\?$")
 
-MOST_ERRORS = 20
+MOST_ERRORS = 10
 """How many errors of one document are told: to look for another costs more than to validate what has none."""
 MANY_LINES = 2_000
 """Of a document with more, one error is told."""

@@ -16,8 +16,10 @@ from graphql import (
     ObjectValueNode,
     ValueNode,
     VariableNode,
+    get_named_type,
     is_enum_type,
     is_input_object_type,
+    is_leaf_type,
     is_list_type,
     is_non_null_type,
     is_required_input_field,
@@ -106,7 +108,10 @@ def _faults(reader: _Reader, value: Any, wanted: Any, path: Path) -> Iterator[Fa
         items = reader.items(value)
         if items is None:
             # A single value stands for a list of one.
-            yield from _faults(reader, value, plain.of_type, path)
+            of_one = list(_faults(reader, value, plain.of_type, path))
+            yield from (
+                [Fault(path, "type", f"must be of type {plain}", value)] if _is_flat(plain) and of_one else of_one
+            )
         for place, item in enumerate(items or ()):
             yield from _faults(reader, item, plain.of_type, (*path, place))
     elif is_input_object_type(plain):
@@ -149,6 +154,10 @@ def _faults_of_members(
         elif is_required_input_field(field) and name not in meant:
             # One that is there under a misspelt name has been told already.
             yield Fault((*path, name), "required", "is required", whole, is_missing=True)
+
+
+def _is_flat(list_type: Any) -> bool:
+    return is_leaf_type(get_named_type(list_type))
 
 
 def _fault_of_leaf(value: Any, plain: Any, path: Path) -> Fault:
