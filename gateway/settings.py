@@ -177,6 +177,13 @@ class Settings(BaseModel):
     rate_failed_sign_ins_per_minute: int = Field(
         60, ge=0, le=1_000_000, description="How many of these may be bad before the others must wait. 0: any number."
     )
+    rate_parsing_ms_per_minute: int = Field(
+        6_000,
+        ge=0,
+        le=60_000,
+        description="Milliseconds of CPU that one client's requests over GraphQL may take to parse and validate in any "
+        "minute, in each process, beyond one each. 0: any number.",
+    )
     rate_limit_url: SecretStr | None = Field(
         None,
         description="Redis or Valkey (redis://, rediss://, unix://) in which all processes count clients together; "

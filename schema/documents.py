@@ -1,9 +1,9 @@
 """Documents: from the text of a request to an operation that is known to be valid. Each text is worked on once."""
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from graphql import (
@@ -36,15 +36,19 @@ from resolvers.errors import InvalidInput, Violation
 from resolvers.near import nearest
 from resolvers.rules import RuleId
 from schema.input_values import MOST_FAULTS, faults_of_literal, faults_of_value, violation_of
+from schema.kept import MAX_KEPT_BYTES, KeptDocuments
 from schema.limits import MOST_FIELDS, MOST_LEVELS, MOST_NESTED, Breach, DocumentLimits, extent_of
 from schema.overlapping import conflicts_in
 from schema.prepared import Prepared
 from schema.rates import ONE_READ, Price
 from schema.trusted import DocumentsPolicy, UntrustedManifest, normal_form, sha256_of
 
-# Longer texts are not kept: nobody sends them twice, and a thousand of them would be a lot of memory.
+# Longer texts are not kept: they hold values, and nobody sends them twice.
 MAX_KEPT_CHARACTERS = 20_000
-MAX_KEPT_DOCUMENTS = 1_000
+
+# Measured with tracemalloc: what graphql-core keeps of a token with its node, and the first plan with its statement.
+BYTES_OF_A_DOCUMENT = 4_096
+BYTES_OF_A_TOKEN = 1_024
 
 # How graphql-core begins to say that it has stopped reading.
 TOO_MANY_TOKENS = "Syntax Error: Document contains more than"
@@ -92,6 +96,12 @@ class Document(NamedTuple):
             self.prepared[name] = Prepared(self.ast, node)
         return self.prepared[name]
 
+    def weight(self, text: str) -> int:
+        """Estimate how many bytes it takes to keep, with its text, its operations and their plans."""
+        tokens = self.ast.token_count or 0 if self.ast else 0
+        plans = sum(each.weight(tokens) for each in (self.prepared or {}).values())
+        return BYTES_OF_A_DOCUMENT + 2 * sys.getsizeof(text) + BYTES_OF_A_TOKEN * tokens + plans
+
     def price(self, operation_name: str | None, variables: Mapping[str, Any]) -> Price:
         """Price the operation that is asked for. A document that cannot be run is one read."""
         if self.ast is None or self.errors:
@@ -119,7 +129,7 @@ class Documents:
     def __init__(self, schema: GraphQLSchema, rules: DocumentRules) -> None:
         self._schema = schema
         self._rules = rules
-        self._kept = lru_cache(MAX_KEPT_DOCUMENTS)(self._read)
+        self._kept = KeptDocuments[Document](MAX_KEPT_BYTES)
         self._named: dict[str, Document] = {}
         self._normal_forms: set[str] = set()
         self._most_characters = rules.limits.characters
@@ -128,7 +138,16 @@ class Documents:
 
     def read(self, text: str) -> Document:
         """Parse and validate a document."""
-        return self._kept(text) if len(text) <= MAX_KEPT_CHARACTERS else self._read(text)
+        document = self._kept.find(text)
+        if document is None:
+            document = self._read(text)
+            if len(text) <= MAX_KEPT_CHARACTERS:
+                self._kept.keep(text, document)
+        return document
+
+    def knows(self, text: str) -> bool:
+        """Whether a document was read, and is kept."""
+        return text in self._kept
 
     def named(self, document_id: str) -> Document | None:
         """Find a trusted document by its id in the manifest, or by the SHA-256 of its text."""

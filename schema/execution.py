@@ -157,6 +157,10 @@ class Runner:
         """
         return self._admission.find(ask.query, ask.document_id, context, apollo=ask.apollo)
 
+    def knows(self, ask: Ask) -> bool:
+        """Whether the document that is asked for need not be parsed, to be run or refused."""
+        return self._admission.knows(ask.query, ask.document_id)
+
     async def run(self, ask: Ask, document: Document, context: Context, *, read_only: bool = False) -> Answer:
         """Run a query or a mutation. Raises `MethodNotAllowed` for a mutation where only reading is allowed."""
         if document.ast is None or document.errors:
