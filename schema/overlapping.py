@@ -70,12 +70,11 @@ class _Rule:
         under one name, which must only look alike: there is one answer to be read by the client.
         """
         for name, group in self._collected(selections).items():
-            if len(group) > 1:
-                yield from _conflicts_of_shape(name, group)
             parts = _of_one_object(group) if together else []
-            for part in parts:
-                if len(part) > 1:
-                    yield from self._conflicts_of_calls(name, part)
+            if len(group) > 1:
+                conflicts = [each for part in parts for each in self._conflicts_of_calls(name, part)]
+                # Different fields often look different too: the first is enough to be told.
+                yield from conflicts or _conflicts_of_shape(name, group)
             if len(parts) != 1 and (below := _below(group)):
                 yield from self.conflicts(below, together=False)
             for part in parts:

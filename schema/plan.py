@@ -292,6 +292,8 @@ def _bind(page: Page, list_owner: tuple[str, str] | None, variables: Variables, 
     """Settle a page's arguments. `list_owner` is the brand and patient whose list it is, None for several."""
     given = page.arguments(variables)
     limits = context.services.page_limits
+    if given.get("where", EVERYTHING) is None:
+        raise Declined
     where = given.pop("where", None)
     relay = {name: value for name, value in given.items() if value is not None}
     has_cursor = not relay.keys().isdisjoint({"after", "before"})

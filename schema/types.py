@@ -15,7 +15,8 @@ from models import EncounterAction, EncounterEventKind, EncounterStatus, Encount
 from resolvers import versions
 from resolvers.commands import EncounterFilter
 from resolvers.context import Context
-from resolvers.errors import InvalidInput
+from resolvers.errors import InvalidInput, Violation
+from resolvers.json_text import shape_of
 from resolvers.lifecycle import allowed_actions
 from resolvers.paging import Page, Position, list_of, window_of, write_cursor
 from resolvers.patients import SeenPatient, patient_of
@@ -198,6 +199,7 @@ class Patient:
         where: EncounterFilterInput | None = UNSET,
     ) -> EncounterConnection:
         context = info.context.context
+        require_not_null("where", where)
         try:
             narrow = EncounterFilter.read(given(where), context.services.input_limits)
         except InvalidInput as error:
@@ -215,6 +217,16 @@ class Patient:
 def given(an_input: object | None) -> dict[str, object]:
     """Give the members of an input that the client sent, null or not, by their Python names."""
     return {name: value for name, value in vars(an_input).items() if value is not UNSET} if an_input else {}
+
+
+def require_not_null(name: str, argument: object | None) -> None:
+    """Return if an argument that narrows was not sent as null, which would let everything through.
+
+    Raises `InvalidInput`.
+    """
+    if argument is None:
+        told, came = "must not be null; leave it out instead", shape_of(None)
+        raise InvalidInput([Violation(f"/{name}", "null", told, received=came)])
 
 
 def none_if_left_out(argument: T | None) -> T | None:
