@@ -62,7 +62,7 @@ class DocumentLimits:
     characters: int = 65_536
     tokens: int = 2_000
     depth: int = 20
-    fields: int = 2_000
+    fields: int = 1_000
     aliases: int = 50
     directives: int = 50
     root_fields: int = 50
