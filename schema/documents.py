@@ -47,7 +47,7 @@ from schema.trusted import DocumentsPolicy, UntrustedManifest, normal_form, sha2
 MAX_KEPT_CHARACTERS = 20_000
 
 # Measured with tracemalloc: what graphql-core keeps of a token with its node, and the first plan with its statement.
-BYTES_OF_A_DOCUMENT = 4_096
+BYTES_OF_A_DOCUMENT = 32_768
 BYTES_OF_A_TOKEN = 1_024
 
 # How graphql-core begins to say that it has stopped reading.

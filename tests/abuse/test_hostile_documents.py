@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 
 import pytest
+from graphql import OperationDefinitionNode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -128,11 +129,12 @@ def work(documents: Documents, text: str) -> Document:
     """Do everything that is done with a text that is new, but run it."""
     document = documents._read(text)
     if document.ast is not None and not document.errors:
-        for name in [getattr(each.name, "value", None) for each in document.ast.definitions][:1]:
-            document.price(name, {})
-            prepared = document.operation(name)
-            prepared.costing.cost({}, PageLimits())
-            plan_of(document.ast, prepared.node)
+        first = next(each for each in document.ast.definitions if isinstance(each, OperationDefinitionNode))
+        name = first.name.value if first.name else None
+        document.price(name, {})
+        prepared = document.operation(name)
+        prepared.costing.cost({}, PageLimits())
+        plan_of(document.ast, prepared.node)
     return document
 
 
