@@ -297,7 +297,7 @@ class Settings(BaseModel):
     max_characters: int = Field(65_536, ge=100, description="Longest GraphQL document, in characters.")
     max_depth: int = Field(20, ge=1, le=100, description="Deepest GraphQL document, in levels of fields.")
     max_fields: int = Field(
-        2_000,
+        1_000,
         ge=1,
         le=100_000,
         description="Most fields in a GraphQL document, fragments put in where they are spread.",
