@@ -14,7 +14,9 @@ def document_rules(settings: Settings) -> DocumentRules:
     return DocumentRules(
         limits=DocumentLimits(
             tokens=settings.max_tokens,
+            characters=settings.max_characters,
             depth=settings.max_depth,
+            fields=settings.max_fields,
             aliases=settings.max_aliases,
             directives=settings.max_directives,
             root_fields=settings.max_root_fields,

@@ -9,13 +9,17 @@ from math import ceil
 from typing import Self
 
 from gateway.settings import Settings
-from gateway.windows import Clock, LocalWindow, Window
+from gateway.windows import Clock, LocalWindow, TokenBucket, Window
 from resolvers.access import Caller, Verify
 from resolvers.errors import InvalidToken, RateLimited
 from resolvers.rates import Allowance, Kind
 
 WINDOW_SECONDS = 60
 MAX_PROVEN_TOKENS = 10_000
+PARSING_AT_ONCE_SECONDS = 5
+"""How long a client's CPU time for parsing may be saved up, for an application whose documents are all new here."""
+UNCOUNTED_SECONDS = 0.001
+"""Of CPU time a request, which the number of requests bounds: what most take is not counted at all."""
 
 
 class RateLimits:
@@ -34,6 +38,7 @@ class RateLimits:
         *,
         address_limit: int,
         failure_limit: int,
+        parsing_ms: int,
         seconds: int,
         clock: Clock = time.monotonic,
     ) -> None:
@@ -42,6 +47,8 @@ class RateLimits:
         self._address_limit = address_limit
         self._failure_limit = failure_limit
         self._seconds = seconds
+        per_second = parsing_ms / 1_000 / seconds
+        self._parsing = TokenBucket(per_second, per_second * PARSING_AT_ONCE_SECONDS, clock) if parsing_ms else None
         self._tried = LocalWindow(seconds, clock)
         self._failed = LocalWindow(seconds, clock)
         self._proven: dict[bytes, None] = {}  # hashes of tokens, the one proven first in front
@@ -60,6 +67,7 @@ class RateLimits:
             window,
             address_limit=settings.rate_address_per_minute,
             failure_limit=settings.rate_failed_sign_ins_per_minute,
+            parsing_ms=settings.rate_parsing_ms_per_minute,
             seconds=WINDOW_SECONDS,
         )
 
@@ -74,6 +82,20 @@ class RateLimits:
             return Allowance(kind, 0, self._seconds, remaining=0, more_in_seconds=0)
         taken = await self._window.take(f"{kind}/{client_id}", limit, units)
         return Allowance(kind, limit, self._seconds, taken.remaining, taken.more_in_seconds, taken.granted)
+
+    async def release(self, client_id: str, kind: Kind, units: int = 1) -> None:
+        """Give back units that were granted."""
+        if limit := self._limits[kind]:
+            await self._window.release(f"{kind}/{client_id}", limit, units)
+
+    def note_parsing(self, client_id: str, seconds: float) -> None:
+        """Count the CPU time that it took to parse and validate what a client sent."""
+        if self._parsing and seconds > UNCOUNTED_SECONDS:
+            self._parsing.use(client_id, seconds - UNCOUNTED_SECONDS)
+
+    def parsing_wait(self, client_id: str) -> float:
+        """Give the seconds until something new of a client may be parsed: 0 where it may be now."""
+        return self._parsing.wait_seconds(client_id) if self._parsing else 0
 
     async def verified(self, token: str, address: str | None, verify: Verify) -> Caller:
         """Verify a token. Raises `RateLimited` where the address has tried or failed too often, or as `verify` does."""

@@ -211,6 +211,13 @@ class Settings(BaseModel):
     rate_failed_sign_ins_per_minute: int = Field(
         60, ge=0, le=1_000_000, description="How many of these may be bad before the others must wait. 0: any number."
     )
+    rate_parsing_ms_per_minute: int = Field(
+        6_000,
+        ge=0,
+        le=60_000,
+        description="Milliseconds of CPU that one client's requests over GraphQL may take to parse and validate in any "
+        "minute, in each process, beyond one each. 0: any number.",
+    )
     rate_limit_url: SecretStr | None = Field(
         None,
         description="Redis or Valkey (redis://, rediss://, unix://) in which all processes count clients together; "
@@ -321,7 +328,14 @@ class Settings(BaseModel):
         description="Whether a document that passes a limit below is refused, or only logged. See [limits](limits.md).",
     )
     max_tokens: int = Field(2_000, ge=100, description="Longest GraphQL document, in tokens.")
+    max_characters: int = Field(65_536, ge=100, description="Longest GraphQL document, in characters.")
     max_depth: int = Field(20, ge=1, le=100, description="Deepest GraphQL document, in levels of fields.")
+    max_fields: int = Field(
+        1_000,
+        ge=1,
+        le=100_000,
+        description="Most fields in a GraphQL document, fragments put in where they are spread.",
+    )
     max_aliases: int = Field(50, ge=0, description="Most aliases in a GraphQL document.")
     max_directives: int = Field(50, ge=0, description="Most directives in a GraphQL document.")
     max_root_fields: int = Field(50, ge=1, description="Most fields at the root of a GraphQL operation.")

@@ -10,7 +10,7 @@ import time
 from limits import RateLimitItemPerSecond
 from limits.aio.storage import RedisStorage
 from limits.aio.strategies import MovingWindowRateLimiter
-from redis.asyncio import ConnectionPool
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -34,14 +34,15 @@ class SharedWindow:
     def __init__(self, url: str, seconds: int, clock: Clock = time.monotonic) -> None:
         # Again once, for a connection that was closed while it lay idle.
         self._pool = ConnectionPool.from_url(url, retry=Retry(NoBackoff(), 1))
+        self._redis = Redis(connection_pool=self._pool)
         self._turn = asyncio.Semaphore(CONNECTIONS)
-        storage = RedisStorage(
+        self._storage = RedisStorage(
             "async+redis://",
             implementation="redispy",
             key_prefix="encounter-gateway",
             connection_pool=self._pool,  # type: ignore[arg-type]
         )
-        self._limiter = MovingWindowRateLimiter(storage)
+        self._limiter = MovingWindowRateLimiter(self._storage)
         self._seconds = seconds
         self._clock = clock
         self._local = LocalWindow(seconds, clock)
@@ -53,6 +54,13 @@ class SharedWindow:
         async with self._turn:
             taken = await self._take_shared(key, limit, units) if self._worth_trying() else None
         return taken or await self._local.take(key, limit, units)
+
+    async def release(self, key: str, limit: int, units: int) -> None:
+        """Give back so many of the units that were taken last."""
+        async with self._turn:
+            released = await self._release_shared(key, limit, units) if self._lost_until is None else False
+        if not released:
+            await self._local.release(key, limit, units)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -69,6 +77,17 @@ class SharedWindow:
             return None
         self._find()
         return Taken(granted, remaining, max(more_at - time.time(), 0))
+
+    async def _release_shared(self, key: str, limit: int, units: int) -> bool:
+        # Of the list that the limiter keeps, the newest is at the left.
+        name = self._storage.bridge.prefixed_key(RateLimitItemPerSecond(limit, self._seconds).key_for(key))
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await self._redis.lpop(name, units)  # type: ignore[misc]
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is no reason to refuse
+            self._lose(error)
+            return False
+        return True
 
     def _worth_trying(self) -> bool:
         if self._lost_until is None:

@@ -28,6 +28,9 @@ class Window(Protocol):
     async def take(self, key: str, limit: int, units: int) -> Taken:
         """Take units if there are so many left; else take none."""
 
+    async def release(self, key: str, limit: int, units: int) -> None:
+        """Give back so many of the units that were taken last."""
+
     async def close(self) -> None:
         """Let go of what is held."""
 
@@ -53,6 +56,11 @@ class LocalWindow:
         uses += [now] * units
         return Taken(True, limit - len(uses), self._left_in(uses, 1, now))
 
+    async def release(self, key: str, limit: int, units: int) -> None:  # noqa: ARG002
+        """Give back so many of the units that were taken last."""
+        uses = self._in_window(key)
+        del uses[max(len(uses) - units, 0) :]
+
     def wait_seconds(self, key: str, limit: int) -> float:
         """Give how long it takes until one more could be taken: 0 where it could be now."""
         uses = self._in_window(key)
@@ -76,3 +84,28 @@ class LocalWindow:
         """Give the seconds until the `count` oldest uses have left the window; they all do within one."""
         # In this order: added to a large number first, a whole window would sometimes come out a little longer.
         return self._seconds - (now - uses[min(count, len(uses)) - 1]) if uses else self._seconds
+
+
+class TokenBucket:
+    """Counts by key what is used at a steady rate, in this process: a bucket that refills, and may be overdrawn."""
+
+    def __init__(self, per_second: float, capacity: float, clock: Clock = time.monotonic) -> None:
+        self._per_second = per_second
+        self._capacity = capacity
+        self._clock = clock
+        self._full_at: dict[str, float] = {}
+        """When each bucket that is not full will be: which says how much is in it at any time."""
+        self._sweep_at = clock()
+
+    def use(self, key: str, amount: float) -> None:
+        """Take an amount, whether there is as much or not."""
+        now = self._clock()
+        self._full_at[key] = max(self._full_at.get(key, now), now) + amount / self._per_second
+        if now >= self._sweep_at:
+            self._full_at = {each: full_at for each, full_at in self._full_at.items() if full_at > now}
+            self._sweep_at = now + self._capacity / self._per_second
+
+    def wait_seconds(self, key: str) -> float:
+        """Give the seconds until there is something in the bucket: 0 where there is now."""
+        full_in = self._full_at.get(key, 0) - self._clock()
+        return max(full_in - self._capacity / self._per_second, 0)

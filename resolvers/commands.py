@@ -319,11 +319,13 @@ class AmendEncounter(Change):
 class EncounterFilter(Command):
     """Which encounters of a patient are meant: all, or those that every given part lets through."""
 
-    encounter_type: Annotated[tuple[EncounterType, ...] | None, Field(strict=False)] = None
-    status: Annotated[tuple[EncounterStatus, ...] | None, Field(strict=False)] = None
-    provider_id: Annotated[UUID | None, _or_none(_uuid)] = None
-    scheduled_from: Annotated[datetime | None, _or_none(parse_instant)] = Field(default=None, description="Inclusive.")
-    scheduled_until: Annotated[datetime | None, _or_none(parse_instant)] = Field(default=None, description="Exclusive.")
+    encounter_type: Annotated[tuple[EncounterType, ...] | None, Field(strict=False), BeforeValidator(refuse_null)] = (
+        None
+    )
+    status: Annotated[tuple[EncounterStatus, ...] | None, Field(strict=False), BeforeValidator(refuse_null)] = None
+    provider_id: ProviderId = None
+    scheduled_from: Instant = Field(default=None, description="Inclusive.")
+    scheduled_until: Instant = Field(default=None, description="Exclusive.")
 
     def parts(self) -> dict[str, Any]:
         """Give the parts that narrow, by name. An empty list of types lets nothing through; a part left out, all."""

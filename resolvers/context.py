@@ -1,7 +1,9 @@
 """What every resolver is given: who calls, for which brand, and what it may use. Both doors make it the same way."""
 
+import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import NamedTuple
@@ -83,6 +85,24 @@ class Context:
     async def spend(self, kind: Kind, units: int = 1) -> Allowance:
         """Count the request as units of this kind. Who may is told first, so it is the door that calls `require`."""
         return await self.services.rates.spend(self.caller.client_id, kind, units)
+
+    async def release(self, kind: Kind, units: int = 1) -> None:
+        """Give back units that were granted."""
+        await self.services.rates.release(self.caller.client_id, kind, units)
+
+    @contextmanager
+    def parsing(self) -> Iterator[None]:
+        """Count the CPU time of a block, which parses or validates what was sent and awaits nothing."""
+        began = time.thread_time()
+        try:
+            yield
+        finally:
+            self.services.rates.note_parsing(self.caller.client_id, time.thread_time() - began)
+
+    @property
+    def parsing_wait(self) -> float:
+        """Seconds until something new of the client's may be parsed: 0 where it may be now."""
+        return self.services.rates.parsing_wait(self.caller.client_id)
 
     def require_one_brand(self) -> None:
         """Return if `X-Brand-Id` and the token do not contradict each other. Raises `Forbidden`."""

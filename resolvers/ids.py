@@ -22,16 +22,10 @@ def new_id() -> UUID:
 
 
 def id_or_none(text: str) -> UUID | None:
-    """Read an id as a client sends it, or give None: a text that is no id belongs to nothing."""
-    try:
-        return UUID(text)
-    except ValueError:
-        return None
+    """Read an id as a client sends it, in its hyphenated form, or give None: any other text belongs to nothing."""
+    return UUID(text) if HYPHENATED.fullmatch(text) else None
 
 
 def id_text(text: str) -> str | None:
     """Read an id as a client sends it, and give it as the database writes it; or None, as `id_or_none` does."""
-    if HYPHENATED.fullmatch(text):
-        return text.lower()
-    id_ = id_or_none(text)
-    return None if id_ is None else str(id_)
+    return text.lower() if HYPHENATED.fullmatch(text) else None

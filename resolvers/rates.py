@@ -40,6 +40,15 @@ class Rates(Protocol):
     async def spend(self, client_id: str, kind: Kind, units: int = 1) -> Allowance:
         """Count a request of a client; one that is too many is not granted, and not counted either. Never raises."""
 
+    async def release(self, client_id: str, kind: Kind, units: int = 1) -> None:
+        """Give back units that were granted. Never raises."""
+
+    def note_parsing(self, client_id: str, seconds: float) -> None:
+        """Count the CPU time that it took to parse and validate what a client sent."""
+
+    def parsing_wait(self, client_id: str) -> float:
+        """Give the seconds until something new of a client may be parsed: 0 where it may be now."""
+
     async def verified(self, token: str, address: str | None, verify: Verify) -> Caller:
         """Verify a token that came from this address; None where the address tells nobody from another.
 
@@ -53,6 +62,16 @@ class Unlimited:
     async def spend(self, client_id: str, kind: Kind, units: int = 1) -> Allowance:  # noqa: ARG002
         """Grant it."""
         return Allowance(kind, limit=0, window_seconds=0, remaining=0, more_in_seconds=0)
+
+    async def release(self, client_id: str, kind: Kind, units: int = 1) -> None:
+        """Nothing was taken."""
+
+    def note_parsing(self, client_id: str, seconds: float) -> None:
+        """Count nothing."""
+
+    def parsing_wait(self, client_id: str) -> float:  # noqa: ARG002
+        """Give 0."""
+        return 0
 
     async def verified(self, token: str, address: str | None, verify: Verify) -> Caller:  # noqa: ARG002
         """Verify it."""

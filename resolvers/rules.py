@@ -37,8 +37,10 @@ RuleId = Literal[
     "cursor_expired",
     "too_many",
     "cost",
+    "characters",
     "tokens",
     "depth",
+    "fields",
     "aliases",
     "directives",
     "root_fields",
@@ -251,6 +253,12 @@ RULES: Mapping[RuleId, Rule] = {
         "100 encounters of 100 patients, each with its patient's 100 encounters.",
         "100 encounters of 100 patients.",
     ),
+    "characters": Rule(
+        "A GraphQL document has at most `GATEWAY_MAX_CHARACTERS` characters.",
+        "words",
+        "Two notes of 40,000 characters written into a mutation.",
+        "The same notes in variables.",
+    ),
     "tokens": Rule(
         "A GraphQL document has at most `GATEWAY_MAX_TOKENS` tokens: names, numbers, punctuation.",
         "words",
@@ -262,6 +270,12 @@ RULES: Mapping[RuleId, Rule] = {
         "words",
         "An encounter's patient's encounters' patients' encounters, and so on.",
         "The ids of the patients first, their encounters in a second request.",
+    ),
+    "fields": Rule(
+        "A GraphQL document has at most `GATEWAY_MAX_FIELDS` fields, those of a fragment wherever it is spread.",
+        "words",
+        "A fragment of 500 fields that is spread in five patients.",
+        "The same fields of two patients.",
     ),
     "aliases": Rule(
         "A GraphQL document has at most `GATEWAY_MAX_ALIASES` aliases.",

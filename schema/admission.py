@@ -55,6 +55,12 @@ class Admission:
                 self._log_breach(context, breach)
         return document
 
+    def knows(self, text: str | None, document_id: str | None) -> bool:
+        """Whether a document need not be parsed, to be run or refused."""
+        if document_id is not None and self._documents.named(document_id) is not None:
+            return True
+        return text is None or self._documents.knows(text)
+
     def log_if_measuring(self, breach: Breach, context: Context) -> bool:
         """Write a limit that is passed down, if that is all that is to be done. Gives whether it was."""
         if not self._rules.limits.enforced:

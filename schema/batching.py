@@ -4,20 +4,17 @@ The specification of GraphQL over HTTP knows nothing of it, so it is off unless 
 operations is refused as a whole; from there on each is counted, let in, run and refused alone, as if it had come alone.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from resolvers.context import Context
 from resolvers.errors import GatewayError, InvalidInput, MalformedBody, Violation
+from schema.charging import Note, charge, reserve
 from schema.errors import refuse
 from schema.execution import Runner, ask_of
-from schema.rates import ONE_READ, Price
 
 Operations = Sequence[Mapping[str, Any]]
-
-Admit = Callable[[Context, Price], Awaitable[None]]
-"""Returns if the caller does not ask too often, nor for a brand that its token is not for."""
 
 
 def operations_of(batch: list[Any], most: int) -> Operations:
@@ -32,14 +29,14 @@ def operations_of(batch: list[Any], most: int) -> Operations:
     return batch
 
 
-async def run_batch(operations: Operations, runner: Runner, context: Context, admit: Admit) -> list[dict[str, Any]]:
+async def run_batch(operations: Operations, runner: Runner, context: Context, note: Note) -> list[dict[str, Any]]:
     """Run the operations and give the bodies of their answers.
 
     One after another: a query sees what the mutation before it recorded, and no request holds more connections of the
     pool than another.
     """
     return [
-        await _run_alone(operation, runner, _alone(context, number), admit)
+        await _run_alone(operation, runner, _alone(context, number), note)
         for number, operation in enumerate(operations, 1)
     ]
 
@@ -49,15 +46,15 @@ def _alone(context: Context, number: int) -> Context:
     return replace(context, request_id=f"{context.request_id}.{number}", noted=set())
 
 
-async def _run_alone(operation: Mapping[str, Any], runner: Runner, context: Context, admit: Admit) -> dict[str, Any]:
+async def _run_alone(operation: Mapping[str, Any], runner: Runner, context: Context, note: Note) -> dict[str, Any]:
     try:
+        reservation = await reserve(context)
+        note(reservation.allowance)
         try:
             ask = ask_of(operation)
-            document = runner.read(ask, context)
-        except GatewayError:
-            await admit(context, ONE_READ)
-            raise
-        await admit(context, document.price(ask.operation_name, ask.variables))
+        except GatewayError as error:
+            raise reservation.refuse(error) from None
+        document, _ = await charge(runner, ask, context, reservation, note)
         return (await runner.run(ask, document, context)).body
     except Exception as error:  # noqa: BLE001 - whatever it is, it stays with this operation
         return {"errors": [refuse(runner.known(error, context.request_id), context)]}

@@ -1,8 +1,9 @@
 """Documents: from the text of a request to an operation that is known to be valid. Each text is worked on once."""
 
-from collections.abc import Mapping
+import re
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from graphql import (
@@ -17,38 +18,52 @@ from graphql import (
     ValueNode,
     VisitorAction,
     get_operation_ast,
-    is_enum_type,
-    is_input_object_type,
-    is_list_type,
     is_non_null_type,
-    is_required_input_field,
     parse,
     recommended_rules,
     specified_rules,
     type_from_ast,
     validate,
 )
-from graphql.utilities import validate_input_literal, validate_input_value
-from graphql.validation import UniqueInputFieldNamesRule, ValuesOfCorrectTypeRule
+from graphql.validation import (
+    OverlappingFieldsCanBeMergedRule,
+    UniqueInputFieldNamesRule,
+    ValuesOfCorrectTypeRule,
+)
 
-from resolvers import json_text
 from resolvers.access import Exploring
 from resolvers.errors import InvalidInput, Violation
+from resolvers.near import nearest
 from resolvers.rules import RuleId
-from schema.limits import MOST_LEVELS, MOST_NESTED, Breach, DocumentLimits, extent_of
+from schema.input_values import MOST_FAULTS, faults_of_literal, faults_of_value, violation_of
+from schema.kept import MAX_KEPT_BYTES, KeptDocuments
+from schema.limits import MOST_FIELDS, MOST_LEVELS, MOST_NESTED, Breach, DocumentLimits, extent_of
+from schema.overlapping import conflicts_in
 from schema.prepared import Prepared
 from schema.rates import ONE_READ, Price
 from schema.trusted import DocumentsPolicy, UntrustedManifest, normal_form, sha256_of
 
-# Longer texts are not kept: nobody sends them twice, and a thousand of them would be a lot of memory.
+# Longer texts are not kept: they hold values, and nobody sends them twice.
 MAX_KEPT_CHARACTERS = 20_000
-MAX_KEPT_DOCUMENTS = 1_000
+
+# Measured with tracemalloc: what graphql-core keeps of a token with its node, and the first plan with its statement.
+BYTES_OF_A_DOCUMENT = 32_768
+BYTES_OF_A_TOKEN = 1_024
 
 # How graphql-core begins to say that it has stopped reading.
 TOO_MANY_TOKENS = "Syntax Error: Document contains more than"
 NESTED_TOO_DEEPLY = "Syntax Error: Document is nested too deeply"
 
+# How graphql-core suggests what exists; that a field needs selections is no secret.
+HINT = re.compile(r" Did you mean (?!'\w+ \{ \.\.\. \}').*\?$")
+
+MOST_ERRORS = 10
+"""How many errors of one document are told: to look for another costs more than to validate what has none."""
+MANY_LINES = 2_000
+"""Of a document with more, one error is told."""
+
 TOO_DEEP = "The document is nested too deeply for this gateway, whatever its settings are."
+TOO_LARGE = "The document has too many fields, fragments put in, for this gateway, whatever its settings are."
 
 
 class Document(NamedTuple):
@@ -81,6 +96,12 @@ class Document(NamedTuple):
             self.prepared[name] = Prepared(self.ast, node)
         return self.prepared[name]
 
+    def weight(self, text: str) -> int:
+        """Estimate how many bytes it takes to keep, with its text, its operations and their plans."""
+        tokens = self.ast.token_count or 0 if self.ast else 0
+        plans = sum(each.weight(tokens) for each in (self.prepared or {}).values())
+        return BYTES_OF_A_DOCUMENT + 2 * sys.getsizeof(text) + BYTES_OF_A_TOKEN * tokens + plans
+
     def price(self, operation_name: str | None, variables: Mapping[str, Any]) -> Price:
         """Price the operation that is asked for. A document that cannot be run is one read."""
         if self.ast is None or self.errors:
@@ -108,15 +129,25 @@ class Documents:
     def __init__(self, schema: GraphQLSchema, rules: DocumentRules) -> None:
         self._schema = schema
         self._rules = rules
-        self._kept = lru_cache(MAX_KEPT_DOCUMENTS)(self._read)
+        self._kept = KeptDocuments[Document](MAX_KEPT_BYTES)
         self._named: dict[str, Document] = {}
         self._normal_forms: set[str] = set()
+        self._most_characters = rules.limits.characters
         self._most_tokens = rules.limits.tokens
         self._trust(rules.manifest or {})
 
     def read(self, text: str) -> Document:
         """Parse and validate a document."""
-        return self._kept(text) if len(text) <= MAX_KEPT_CHARACTERS else self._read(text)
+        document = self._kept.find(text)
+        if document is None:
+            document = self._read(text)
+            if len(text) <= MAX_KEPT_CHARACTERS:
+                self._kept.keep(text, document)
+        return document
+
+    def knows(self, text: str) -> bool:
+        """Whether a document was read, and is kept."""
+        return text in self._kept
 
     def named(self, document_id: str) -> Document | None:
         """Find a trusted document by its id in the manifest, or by the SHA-256 of its text."""
@@ -133,33 +164,58 @@ class Documents:
             self._named.setdefault(sha256_of(text), document)
             self._normal_forms.add(normal_form(document.ast))
             # Laid out otherwise, it must still be read far enough to be known again.
+            self._most_characters = max(self._most_characters, len(text))
             self._most_tokens = max(self._most_tokens, document.ast.token_count)
         if problems:
             raise UntrustedManifest(problems)
 
     def _read_trusted(self, text: str) -> Document:
         ast = _parsed(text, max_tokens=None)
-        return ast if isinstance(ast, Document) else self._checked(ast, limits=None)
+        return ast if isinstance(ast, Document) else self._checked(ast, len(text), limits=None)
 
     def _read(self, text: str) -> Document:
         limits = self._rules.limits
+        if limits.enforced and len(text) > self._most_characters:
+            breach = Breach("characters", self._most_characters, len(text))
+            return refused(breach.message, breach.rule)
         ast = _parsed(text, max_tokens=self._most_tokens if limits.enforced else None)
-        return ast if isinstance(ast, Document) else self._checked(ast, limits)
+        return ast if isinstance(ast, Document) else self._checked(ast, len(text), limits)
 
-    def _checked(self, ast: DocumentNode, limits: DocumentLimits | None) -> Document:
+    def _checked(self, ast: DocumentNode, characters: int, limits: DocumentLimits | None) -> Document:
         """Count, then validate. What has no limits is trusted: someone has looked at it."""
-        extent = extent_of(ast)
+        extent = extent_of(ast, characters)
         if extent.depth > MOST_LEVELS or extent.nested > MOST_NESTED:
             return refused(TOO_DEEP, "depth")
+        if extent.fields > MOST_FIELDS:
+            return refused(TOO_LARGE, "fields")
         trusted = limits is None or (bool(self._normal_forms) and normal_form(ast) in self._normal_forms)
         breaches = limits.passed_by(extent) if limits and not trusted else ()
         document = Document(ast, (), (), breaches, extent.explores, extent.only_explores, trusted, {})
         if limits and limits.enforced and breaches:
             return document._replace(errors=tuple(_error(each.message, each.rule) for each in breaches))
-        errors = tuple(validate(self._schema, ast, RULES, hide_suggestions=True))
-        if errors and self._rules.exploring != "off":
-            return document._replace(errors=errors, errors_with_hints=tuple(validate(self._schema, ast, RULES)))
-        return document._replace(errors=errors)
+        errors = tuple(self._faults(ast))
+        if not errors or self._rules.exploring == "off":
+            return document._replace(errors=errors)
+        return document._replace(errors=tuple(map(_without_hint, errors)), errors_with_hints=errors)
+
+    def _faults(self, ast: DocumentNode) -> Sequence[GraphQLError]:
+        """Validate a document, with suggestions of what exists where somebody may be told them."""
+        hides = self._rules.exploring == "off"
+        # What can be merged is asked last: it takes for granted that all the rest is as it should be.
+        most = _most_errors(ast)
+        return validate(self._schema, ast, RULES, most, hides) or conflicts_in(self._schema, ast, most)
+
+
+def _most_errors(ast: DocumentNode) -> int:
+    # An error goes through all lines to find its own.
+    text = ast.loc.source.body if ast.loc else ""
+    return MOST_ERRORS if text.count("\n") + text.count("\r") <= MANY_LINES else 1
+
+
+def _without_hint(error: GraphQLError) -> GraphQLError:
+    """Give an error as it is told where suggestions are hidden, as graphql-core does: all but how to write a field."""
+    plain = HINT.sub("", error.message)
+    return error if plain == error.message else GraphQLError(plain, error.nodes)
 
 
 def _parsed(text: str, max_tokens: int | None) -> DocumentNode | Document:
@@ -190,16 +246,10 @@ class ValuesOfCorrectType(ValuesOfCorrectTypeRule):
 
     def is_valid_value_node(self, node: ValueNode, input_type: GraphQLInputType | None) -> VisitorAction:
         """Report where a value does not fit, and what would."""
-
-        def report(error: GraphQLError, path: list[str | int]) -> None:
-            rule = " ".join([".".join(map(str, path)), _wanted(_type_at(path, input_type))]).strip()
-            # A list or an object where a scalar should be is reported on a copy that stands nowhere.
-            self.report_error(
-                GraphQLError(f"This value does not fit: {rule}.", error.nodes if error.locations else node)
-            )
-
-        if input_type:
-            validate_input_literal(node, input_type, report)
+        for fault in faults_of_literal(node, input_type) if input_type else ():
+            told = " ".join([".".join(map(str, fault.path)), fault.message]).strip()
+            extensions = {"rule": fault.rule, "allowed": fault.allowed}
+            self.report_error(GraphQLError(f"This value does not fit: {told}.", fault.found, extensions=extensions))
         return SKIP
 
 
@@ -216,7 +266,10 @@ OURS: dict[type[ASTValidationRule], type[ASTValidationRule]] = {
     UniqueInputFieldNamesRule: UniqueInputFieldNames,
 }
 RULES: tuple[type[ASTValidationRule], ...] = tuple(
-    OURS.get(rule, rule) for rule in (*specified_rules, *recommended_rules)
+    OURS.get(rule, rule)
+    for rule in (*specified_rules, *recommended_rules)
+    # `schema.overlapping` is in its place.
+    if rule is not OverlappingFieldsCanBeMergedRule
 )
 
 
@@ -227,57 +280,13 @@ def explain_variables(
     violations: list[Violation] = []
     for definition in operation.variable_definitions or ():
         name = definition.variable.name.value
-        input_type = type_from_ast(schema, definition.type)
-        if name not in variables:
-            if is_non_null_type(input_type) and definition.default_value is None:
-                violations.append(Violation(f"/variables/{name}", "required", "is required"))
-            continue
-
-        def note(_error: GraphQLError, path: list[str | int], name: str = name, wanted: Any = input_type) -> None:
-            violations.append(_violation(name, path, wanted, variables))
-
-        validate_input_value(variables[name], input_type, note, True)  # type: ignore[arg-type]
-    return violations
-
-
-def _violation(name: str, path: list[str | int], wanted: Any, variables: Mapping[str, Any]) -> Violation:
-    value: Any = variables[name]
-    for step in path:
-        value = value.get(step) if isinstance(value, dict) else value[step]
-    wanted = _type_at(path, wanted)
-    pointer = "".join(f"/{step}" for step in ("variables", name, *path))
-    plain = _nullable(wanted)
-    received = json_text.shape_of(value)
-    if value is None:
-        return Violation(pointer, "null", "must not be null", received=received)
-    if is_input_object_type(plain) and isinstance(value, dict):
-        missing = [
-            field_name
-            for field_name, field in plain.fields.items()
-            if is_required_input_field(field) and field_name not in value
-        ]
-        if missing:
-            return Violation(f"{pointer}/{missing[0]}", "required", "is required")
-        told = f"must have no member that {plain.name} does not define"
-        return Violation(pointer, "unknown_member", told, received=received)
-    if is_enum_type(plain):
-        return Violation(pointer, "enum", _wanted(wanted), allowed=tuple(plain.values), received=received)
-    return Violation(pointer, "type", _wanted(wanted), received=received)
-
-
-def _type_at(path: list[str | int], wanted: Any) -> Any:
-    for step in path:
-        wanted = _nullable(wanted)
-        wanted = wanted.of_type if is_list_type(wanted) else wanted.fields[step].type
-    return wanted
-
-
-def _wanted(wanted: GraphQLInputType) -> str:
-    plain = _nullable(wanted)
-    if is_enum_type(plain):
-        return f"must be one of: {', '.join(plain.values)}"
-    return f"must be of type {plain}"
-
-
-def _nullable(wanted: GraphQLInputType) -> GraphQLInputType:
-    return wanted.of_type if is_non_null_type(wanted) else wanted
+        wanted = type_from_ast(schema, definition.type)
+        if name in variables:
+            faults = faults_of_value(variables[name], wanted)
+            violations += [violation_of(fault, f"/variables/{name}") for fault in faults]
+        elif is_non_null_type(wanted) and definition.default_value is None:
+            told = "is required"
+            if len(variables) <= MOST_FAULTS and nearest(name, variables):
+                told = "is required, and one of nearly this name was sent: case and underscores count"
+            violations.append(Violation(f"/variables/{name}", "required", told))
+    return violations[:MOST_FAULTS]

@@ -26,11 +26,11 @@ from resolvers.errors import (
     UnsupportedMediaType,
 )
 from schema.batching import Operations, operations_of, run_batch
+from schema.charging import MAX_SHORT_BYTES, Note, Reservation, charge, reserve
 from schema.documents import Document
 from schema.errors import phrase, refuse
 from schema.event_stream import EVENT_STREAM, HEADERS, EventStream, StreamLimits, at_once
 from schema.execution import Answer, Ask, Runner, ask_of, subscription_of, written
-from schema.rates import ONE_READ, Price
 from schema.staying import LogOperation, Places, WhoCalls
 
 GRAPHQL_RESPONSE = "application/graphql-response+json"
@@ -73,17 +73,18 @@ class GraphQLEndpoint:
             who_calls = partial(sign_in, state["services"], state["introduction"])
             state["context"] = context = await who_calls()
             state["caller"] = context.caller
+            note = partial(state.__setitem__, "allowance")
+            reservation = await reserve(context)
+            note(reservation.allowance)
             try:
-                ask = await self._ask(request, context, media_type)
-                document = self._runner.read(ask, context) if isinstance(ask, Ask) else None
-            except GatewayError:
-                # How often comes before what was sent, which here tells whether it is a read or a write.
-                await _admit(request, context, ONE_READ)
-                raise
+                ask = await self._ask(request, context, media_type, reservation)
+            except GatewayError as error:
+                raise reservation.refuse(error) from None
             if not isinstance(ask, Ask):
-                return await self._batch(request, ask, context, media_type)
-            assert document is not None, "whoever asks for one operation names its document"
-            await _admit(request, context, document.price(ask.operation_name, ask.variables))
+                # Each operation reserves its own.
+                await reservation.give_back()
+                return await self._batch(ask, context, media_type, note)
+            document, _ = await charge(self._runner, ask, context, reservation, note)
             if media_type == EVENT_STREAM or (EVENT_STREAM in accepted and subscription_of(document, ask)):
                 return await self._stream(request, ask, document, context, who_calls)
             understood, body, _ = await self._runner.run(ask, document, context, read_only=request.method == "GET")
@@ -122,24 +123,28 @@ class GraphQLEndpoint:
             log_operation=self._log_operation,
         )
 
-    async def _ask(self, request: Request, context: Context, media_type: str | None) -> Ask | Operations:
+    async def _ask(
+        self, request: Request, context: Context, media_type: str | None, reservation: Reservation
+    ) -> Ask | Operations:
         if media_type is None:
             raise NotAcceptable
         if request.method not in {"GET", "POST"}:
             raise MethodNotAllowed(["GET", "POST"])
         if request.method == "GET":
             return _ask_of_url(request)
-        sent = await _json_body(request)
+        body = await _json_body(request)
+        if len(body) > MAX_SHORT_BYTES:
+            await reservation.require_parsing()
+        with context.parsing():
+            sent = json_text.read(body)
         if not isinstance(sent, list):
             return ask_of(sent)
         operations = operations_of(sent, self._batch_operations)
         context.require_one_brand()
         return operations
 
-    async def _batch(
-        self, request: Request, operations: Operations, context: Context, media_type: str | None
-    ) -> Response:
-        bodies = await run_batch(operations, self._runner, context, partial(_admit, request))
+    async def _batch(self, operations: Operations, context: Context, media_type: str | None, note: Note) -> Response:
+        bodies = await run_batch(operations, self._runner, context, note)
         # Each operation tells its own outcome, so the answer's status tells only that it came.
         challenge = self._challenge({"errors": [each for body in bodies for each in body.get("errors", ())]})
         return _answer(bodies, 200, _of_one_answer(media_type), challenge)
@@ -183,19 +188,12 @@ def _of_one_answer(media_type: str | None) -> str:
     return JSON if media_type in {None, EVENT_STREAM} else media_type
 
 
-async def _admit(request: Request, context: Context, price: Price) -> None:
-    """Return if the caller does not ask too often, nor for a brand that its token is not for."""
-    request.scope["state"]["allowance"] = allowance = await context.spend(price.kind, price.units)
-    allowance.require()
-    context.require_one_brand()
-
-
-async def _json_body(request: Request) -> Any:
+async def _json_body(request: Request) -> bytes:
     state = request.scope["state"]
     if not state["sends_json"]:
         raise UnsupportedMediaType
     # All of it is here already, or it is waited for.
-    return json_text.read(state["body"].read() if "body" in state else await request.body())
+    return state["body"].read() if "body" in state else await request.body()
 
 
 def _ask_of_url(request: Request) -> Ask:

@@ -170,6 +170,10 @@ class Runner:
         """
         return self._admission.find(ask.query, ask.document_id, context, apollo=ask.apollo)
 
+    def knows(self, ask: Ask) -> bool:
+        """Whether the document that is asked for need not be parsed, to be run or refused."""
+        return self._admission.knows(ask.query, ask.document_id)
+
     async def run(self, ask: Ask, document: Document, context: Context, *, read_only: bool = False) -> Answer:
         """Run a query or a mutation. Raises `MethodNotAllowed` for a mutation where only reading is allowed."""
         if document.ast is None or document.errors:
@@ -382,7 +386,8 @@ def _refused(error: GatewayError, context: Context) -> Answer:
 
 def _document_error(error: GraphQLError, context: Context) -> dict[str, Any]:
     told = error.extensions or {}
-    violation = Violation("/query", told.get("rule", "document"), told.get("explained", error.message))
+    said = told.get("explained", error.message)
+    violation = Violation("/query", told.get("rule", "document"), said, allowed=told.get("allowed", ()))
     refusal = InvalidInput([violation])
     return refuse(refusal, context) | {"message": error.message} | _located(error)
 

@@ -26,6 +26,7 @@ from resolvers.rules import RuleId
 # may be an object in a list, and orjson writes 254. Within selections, the interpreter's stack is the bound.
 MOST_LEVELS = 100
 MOST_NESTED = 200
+MOST_FIELDS = 100_000
 
 # Whoever writes more at one place repeats himself: `@skip` and `@include` are all there is to write.
 DIRECTIVES_AT_ONE_PLACE = 4
@@ -58,8 +59,10 @@ class Breach(NamedTuple):
 class DocumentLimits:
     """The most of each. Where they are not enforced, what passes them is told to the operator alone."""
 
+    characters: int = 65_536
     tokens: int = 2_000
     depth: int = 20
+    fields: int = 1_000
     aliases: int = 50
     directives: int = 50
     root_fields: int = 50
@@ -68,8 +71,10 @@ class DocumentLimits:
     def passed_by(self, extent: "Extent") -> tuple[Breach, ...]:
         """Give each limit that a document passes."""
         every = (
+            Breach("characters", self.characters, extent.characters),
             Breach("tokens", self.tokens, extent.tokens),
             Breach("depth", self.depth, extent.depth),
+            Breach("fields", self.fields, extent.fields),
             Breach("aliases", self.aliases, extent.aliases),
             Breach("directives", self.directives, extent.directives),
             Breach("root_fields", self.root_fields, extent.root_fields),
@@ -84,11 +89,14 @@ class DocumentLimits:
 class Extent:
     """How much of everything a document has, its fragments put in where they are spread."""
 
+    characters: int = 0
     tokens: int = 0
     depth: int = 0
     """Levels of fields."""
     nested: int = 0
     """Levels of selections, those of fragments included."""
+    fields: int = 0
+    """Fields, those of a fragment once for each object that it is spread in: what validating and running go through."""
     aliases: int = 0
     directives: int = 0
     directives_at_one_place: int = 0
@@ -107,9 +115,11 @@ class _Spread(NamedTuple):
     name: str
     level: int
     nested: int
+    place: int
+    """The number of the selection set of a field that it is merged into."""
 
 
-def extent_of(document: DocumentNode) -> Extent:
+def extent_of(document: DocumentNode, characters: int = 0) -> Extent:
     """Count what a document has. It need not be valid: unknown fragments count nothing, and circles once."""
     fragments: dict[str, FragmentDefinitionNode] = {}
     for definition in document.definitions:
@@ -119,7 +129,7 @@ def extent_of(document: DocumentNode) -> Extent:
     full: dict[str, Extent] = {}
     for name in _inner_first({name: spreads for name, (_, spreads) in own.items()}):
         full[name] = _with_fragments(*own[name], full)
-    whole = Extent(tokens=document.token_count or 0)
+    whole = Extent(characters, document.token_count or 0)
     for definition in document.definitions:
         if isinstance(definition, OperationDefinitionNode):
             _widen(whole, _with_fragments(*_own(definition), full))
@@ -138,26 +148,29 @@ def _own(definition: DefinitionNode) -> tuple[Extent, list[_Spread]]:
     _count_directives(extent, definition)
     for variable in definition.variable_definitions or ():
         _count_directives(extent, variable)
-    pending: list[tuple[SelectionSetNode, int, int]] = [(definition.selection_set, 0, 1)]
+    places = 0
+    pending: list[tuple[SelectionSetNode, int, int, int]] = [(definition.selection_set, 0, 1, places)]
     while pending:
-        selections, level, nested = pending.pop()
+        selections, level, nested, place = pending.pop()
         extent.nested = max(extent.nested, nested)
         for selection in selections.selections:
             _count_directives(extent, selection)
             match selection:
                 case FieldNode():
                     extent.depth = max(extent.depth, level + 1)
+                    extent.fields += 1
                     extent.aliases += selection.alias is not None
                     extent.explores |= selection.name.value in EXPLORING
                     if level == 0:
                         extent.root_fields += 1
                         extent.root_names.add(selection.name.value)
                     if selection.selection_set:
-                        pending.append((selection.selection_set, level + 1, nested + 1))
+                        places += 1
+                        pending.append((selection.selection_set, level + 1, nested + 1, places))
                 case InlineFragmentNode():
-                    pending.append((selection.selection_set, level, nested + 1))
+                    pending.append((selection.selection_set, level, nested + 1, place))
                 case FragmentSpreadNode():
-                    spreads.append(_Spread(selection.name.value, level, nested))
+                    spreads.append(_Spread(selection.name.value, level, nested, place))
     return extent, spreads
 
 
@@ -191,6 +204,7 @@ def _with_fragments(extent: Extent, spreads: list[_Spread], full: Mapping[str, E
             continue
         extent.depth = max(extent.depth, spread.level + within.depth)
         extent.nested = max(extent.nested, spread.nested + within.nested)
+        extent.fields = min(extent.fields + within.fields, COUNTLESS)
         extent.aliases = min(extent.aliases + times * within.aliases, COUNTLESS)
         extent.directives = min(extent.directives + times * within.directives, COUNTLESS)
         if spread.level == 0:
@@ -203,6 +217,7 @@ def _widen(whole: Extent, operation: Extent) -> None:
     """Count an operation in: levels and root fields are those of the largest, for one alone is run."""
     whole.depth = max(whole.depth, operation.depth)
     whole.nested = max(whole.nested, operation.nested)
+    whole.fields = min(whole.fields + operation.fields, COUNTLESS)
     whole.aliases = min(whole.aliases + operation.aliases, COUNTLESS)
     whole.directives = min(whole.directives + operation.directives, COUNTLESS)
     whole.directives_at_one_place = max(whole.directives_at_one_place, operation.directives_at_one_place)

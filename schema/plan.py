@@ -33,6 +33,8 @@ from schema.statement import FIRST_JSON, Bound, Question, arguments_of, question
 
 MAX_IDS = 100
 KEPT_QUESTIONS = 16
+BYTES_OF_A_TOKEN = 256
+"""What a variant keeps of a document's token at most, as measured with tracemalloc."""
 NULL = [b"null"]
 MOST_CONDITIONS = 4
 """Variables that `@skip` and `@include` depend on: each doubles what there is to keep."""
@@ -85,6 +87,11 @@ class Plan:
         variant, variables = self._settled(sent)
         return await variant.explain(variables, context)
 
+    def weight(self, tokens: int) -> int:
+        """Estimate how many bytes it takes: what it keeps for each outcome of the conditions, and the statements."""
+        statements = sum(each.kept_characters for each in self._variants.values() if each)
+        return max(len(self._variants) - 1, 0) * BYTES_OF_A_TOKEN * tokens + 2 * statements
+
     def _settled(self, sent: Variables) -> "tuple[Variant, dict[str, Any]]":
         variables = coerced(self._definitions, sent)
         outcome = tuple(variables.get(name) for name in self._conditions)
@@ -124,6 +131,8 @@ class Variant:
         self._needed = _needed(roots)
         self._is_of_one = [root.name for root in roots] in (["encounter"], ["patient"])
         self._questions: dict[tuple[Any, ...], Question | None] = {}
+        self.kept_characters = 0
+        """Of the statements of its questions."""
 
     async def run(self, variables: Variables, context: Context) -> bytes:
         """Answer it. Raises `Declined`, or what kept the database from answering."""
@@ -220,7 +229,9 @@ class Variant:
         if shape not in self._questions:
             if len(self._questions) >= KEPT_QUESTIONS:
                 self._questions.clear()
-            self._questions[shape] = question_of(self._roots, bound)
+                self.kept_characters = 0
+            self._questions[shape] = question = question_of(self._roots, bound)
+            self.kept_characters += len(question.statement.text) if question else 0
         return self._questions[shape]
 
     def _written(self, asked: Sequence[list[Any]], found: Mapping[tuple[int, Any], list[bytes]]) -> bytes:
@@ -281,6 +292,8 @@ def _bind(page: Page, list_owner: tuple[str, str] | None, variables: Variables, 
     """Settle a page's arguments. `list_owner` is the brand and patient whose list it is, None for several."""
     given = page.arguments(variables)
     limits = context.services.page_limits
+    if given.get("where", EVERYTHING) is None:
+        raise Declined
     where = given.pop("where", None)
     relay = {name: value for name, value in given.items() if value is not None}
     has_cursor = not relay.keys().isdisjoint({"after", "before"})

@@ -3,7 +3,7 @@
 from graphql import DocumentNode, OperationDefinitionNode
 
 from schema.cost import Costing
-from schema.plan import AnyPlan
+from schema.plan import AnyPlan, Plan
 from schema.rates import Pricing
 
 
@@ -17,3 +17,7 @@ class Prepared:
         self.plan: AnyPlan | None = None
         self.planned = False
         """Whether `plan` says what it is to say: it is made when the operation is first run."""
+
+    def weight(self, tokens: int) -> int:
+        """Estimate how many bytes its plan takes, beyond those that a document of so many tokens is weighed with."""
+        return self.plan.weight(tokens) if isinstance(self.plan, Plan) else 0

@@ -5,6 +5,7 @@ both doors refuse with the same words.
 """
 
 from datetime import datetime
+from enum import Enum
 from typing import Any, NewType
 from uuid import UUID
 
@@ -12,7 +13,6 @@ import orjson
 import strawberry
 from graphql import (
     BooleanValueNode,
-    EnumValueNode,
     FloatValueNode,
     GraphQLError,
     IntValueNode,
@@ -20,6 +20,7 @@ from graphql import (
     NullValueNode,
     ObjectValueNode,
     StringValueNode,
+    Undefined,
     ValueNode,
     VariableNode,
 )
@@ -39,17 +40,28 @@ def _json_literal(node: ValueNode, variables: dict[str, Any] | None = None) -> A
     match node:
         case NullValueNode():
             return None
-        case BooleanValueNode() | StringValueNode() | EnumValueNode():
+        case BooleanValueNode() | StringValueNode():
             return node.value
         case IntValueNode() | FloatValueNode():
             return json_text.number(node.value)
         case ListValueNode():
-            return [_json_literal(item, variables) for item in node.values]
+            items = [_json_literal(item, variables) for item in node.values]
+            return [item for item in items if item is not Undefined]
         case ObjectValueNode():
-            return {field.name.value: _json_literal(field.value, variables) for field in node.fields}
+            members = {field.name.value: _json_literal(field.value, variables) for field in node.fields}
+            return {name: member for name, member in members.items() if member is not Undefined}
         case VariableNode():
-            return (variables or {}).get(node.name.value)
+            return _variable(node.name.value, variables or {})
     raise GraphQLError("must be a JSON value")
+
+
+def _variable(name: str, variables: dict[str, Any]) -> Any:
+    """Give a variable's value; `Undefined`, which stores nothing, where it was not sent."""
+    value = variables.get(name, Undefined)
+    if isinstance(value, Enum):
+        # A word in a literal is refused too: a client that means a string says so.
+        raise GraphQLError("must be a JSON value")
+    return value
 
 
 SCALARS: dict[object, Any] = {

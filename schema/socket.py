@@ -26,11 +26,11 @@ from resolvers.errors import (
     Unauthenticated,
 )
 from resolvers.rates import Kind
+from schema.charging import MAX_SHORT_BYTES, charge, reserve
 from schema.documents import Document
 from schema.errors import refuse
 from schema.execution import Answer, Ask, Runner, ask_of, written
 from schema.messages import Complete, ConnectionInit, Message, NotAMessage, Ping, Subscribe, read
-from schema.rates import ONE_READ, Price
 from schema.staying import LogOperation, Places, TokenEnd, WhoCalls, end_of_token, seconds_left
 
 SUBPROTOCOL = "graphql-transport-ws"
@@ -62,6 +62,9 @@ INTRODUCED_TWICE = Close(4429, "connection_init comes once.")
 OUR_FAULT = Close(4500, ServerError.code)
 GONE = Close(1006, "")
 """Nobody is left to be told."""
+
+MOST_PARSING_WAIT_SECONDS = 2.0
+"""How long a long message waits for its turn, which comes when what the client sent before has been paid for."""
 
 CROWDED_SECONDS = 1.0
 """When to try again an operation that was one too many."""
@@ -263,6 +266,14 @@ class Conversation:
         text = frame.get("text")
         if text is None:
             raise _Over(BINARY)
+        if self._caller is None:
+            return self._read(text)
+        if len(text) > MAX_SHORT_BYTES:
+            await asyncio.sleep(min(self._caller.parsing_wait, MOST_PARSING_WAIT_SECONDS))
+        with self._caller.parsing():
+            return self._read(text)
+
+    def _read(self, text: str) -> Message:
         try:
             return read(text)
         except NotAMessage as error:
@@ -367,19 +378,17 @@ class Conversation:
 
     async def _admit(self, operation: _Operation, message: Subscribe, *, crowded: bool) -> tuple[Ask, Document]:
         """Give what is asked for. Raises what every door raises before it runs anything, in the same order."""
+        reservation = await reserve(operation.context)
         try:
             if crowded:
                 raise RateLimited(CROWDED_SECONDS)
             if message.size > self._limits.message_bytes:
                 raise PayloadTooLarge("The message is larger than this gateway reads.")
             ask = ask_of(message.payload)
-            document = self._runner.read(ask, operation.context)
-        except GatewayError:
-            await _spend(operation.context, ONE_READ)
-            raise
-        price = document.price(ask.operation_name, ask.variables)
+        except GatewayError as error:
+            raise reservation.refuse(error) from None
+        document, price = await charge(self._runner, ask, operation.context, reservation)
         operation.changes = price.kind is Kind.WRITES
-        await _spend(operation.context, price)
         return ask, document
 
     # Speaking
@@ -408,10 +417,3 @@ class Conversation:
         except (OSError, RuntimeError):
             # The client has gone, or the server has sent it away on its own account.
             self._end(GONE)
-
-
-async def _spend(context: Context, price: Price) -> None:
-    """Return if the caller does not ask too often, nor for a brand that its token is not for."""
-    allowance = await context.spend(price.kind, price.units)
-    allowance.require()
-    context.require_one_brand()

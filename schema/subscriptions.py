@@ -11,7 +11,7 @@ from strawberry import UNSET
 from models import EncounterEventKind
 from resolvers.feed import FeedEvent, stream_events
 from resolvers.outbox import Reads
-from schema.types import Encounter, Info
+from schema.types import Encounter, Info, require_not_null
 
 
 @strawberry.type(description="Something happened to an encounter.")
@@ -51,6 +51,7 @@ class Subscription:
             ),
         ] = UNSET,
     ) -> AsyncGenerator[EncounterEvent, None]:
+        require_not_null("patientId", patient_id)
         # Refused here, before there is a stream: so a client is told by its first answer.
         operation = info.context
         events = await stream_events(

@@ -16,7 +16,8 @@ from models import EncounterAction, EncounterEventKind, EncounterStatus, Encount
 from resolvers import versions
 from resolvers.commands import EncounterFilter
 from resolvers.context import Context
-from resolvers.errors import InvalidInput
+from resolvers.errors import InvalidInput, Violation
+from resolvers.json_text import shape_of
 from resolvers.lifecycle import allowed_actions
 from resolvers.paging import Page, Position, list_of, window_of, write_cursor
 from resolvers.patients import SeenPatient, patient_of
@@ -216,6 +217,7 @@ class Patient:
         where: EncounterFilterInput | None = UNSET,
     ) -> EncounterConnection:
         context = info.context.context
+        require_not_null("where", where)
         try:
             narrow = EncounterFilter.read(given(where), context.services.input_limits)
         except InvalidInput as error:
@@ -240,6 +242,8 @@ def asks_for(info: Info, name: str) -> bool:
     """Whether a field's selection holds a field of this name at its first level, through fragments too."""
     raw = info._raw_info  # noqa: SLF001 - Strawberry's own form of it is made anew for all levels
     pending = [node.selection_set for node in raw.field_nodes]
+    # Each fragment once: nested spreads would otherwise be walked in their powers of two.
+    seen: set[str] = set()
     while pending:
         selections = pending.pop()
         for selection in selections.selections if selections else ():
@@ -248,9 +252,20 @@ def asks_for(info: Info, name: str) -> bool:
                     return True
                 case InlineFragmentNode():
                     pending.append(selection.selection_set)
-                case FragmentSpreadNode():
+                case FragmentSpreadNode() if selection.name.value not in seen:
+                    seen.add(selection.name.value)
                     pending.append(raw.fragments[selection.name.value].selection_set)
     return False
+
+
+def require_not_null(name: str, argument: object | None) -> None:
+    """Return if an argument that narrows was not sent as null, which would let everything through.
+
+    Raises `InvalidInput`.
+    """
+    if argument is None:
+        told, came = "must not be null; leave it out instead", shape_of(None)
+        raise InvalidInput([Violation(f"/{name}", "null", told, received=came)])
 
 
 def none_if_left_out(argument: T | None) -> T | None:

@@ -29,6 +29,7 @@ from tests.sockets import Sockets
 PATIENT: dict[str, Any] = {
     "rate_writes_per_minute": 1_000_000,
     "rate_reads_per_minute": 1_000_000,
+    "rate_parsing_ms_per_minute": 0,
     "database_acquire_seconds": 30,
 }
 

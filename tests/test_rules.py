@@ -39,7 +39,7 @@ def test_every_rule_that_the_code_names_is_in_the_table_and_every_rule_in_it_is_
 
 
 # Where in a call the name of a rule stands.
-PLACES = {"broken": 0, "MalformedBody": 0, "Violation": 1, "_misfit": 1, "Breach": 0, "refused": 1}
+PLACES = {"broken": 0, "MalformedBody": 0, "Violation": 1, "Fault": 1, "_misfit": 1, "Breach": 0, "refused": 1}
 
 
 def names_in_the_code() -> Iterator[str]:
@@ -58,9 +58,15 @@ def names_in_the_code() -> Iterator[str]:
 
 
 def _named_by(call: ast.Call) -> Iterator[str]:
-    position = {"broken": 0, "MalformedBody": 0, "Violation": 1, "_misfit": 1, "Breach": 0, "refused": 1}.get(
-        getattr(call.func, "id", "")
-    )
+    position = {
+        "broken": 0,
+        "MalformedBody": 0,
+        "Violation": 1,
+        "Fault": 1,
+        "_misfit": 1,
+        "Breach": 0,
+        "refused": 1,
+    }.get(getattr(call.func, "id", ""))
     if position is not None and len(call.args) > position:
         yield from (
             str(each.value)

@@ -22,6 +22,7 @@ from resolvers.errors import InvalidToken
 from tests.cast import Cast
 from tests.doors import RECORD, Service
 from tests.logs import captured
+from tests.sockets import Sockets
 
 NOBODY = "/v1/patients/nobody/encounters"
 JSON = {"content-type": "application/json"}
@@ -509,3 +510,124 @@ async def test_an_encounter_that_is_let_through_is_recorded_as_ever(strict: Serv
         await strict.graphql(RECORD, variables | {"key": f"{patient_id}-{number}"}, token="clinic")
 
     assert len(await cast.rows(patient_id)) == 3
+
+
+# A read is reserved before anything is parsed
+
+
+def unparsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let parsing a document, or a body, fail the test."""
+
+    def parsed(*_: object, **__: object) -> None:
+        raise AssertionError("it was parsed")
+
+    monkeypatch.setattr("schema.documents.parse", parsed)
+
+
+async def test_without_a_read_left_nothing_new_is_parsed(strict: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(5):
+        await ask(strict, f"{LOOK} # {number}")
+    unparsed(monkeypatch)
+    monkeypatch.setattr("schema.endpoint.json_text.read", None)
+
+    posted = await strict.rest("POST", "/graphql", token="clinic", headers=JSON, content=" " * 20_000 + "{}")
+    monkeypatch.undo()
+    unparsed(monkeypatch)
+    answers = [
+        await ask(strict, "{ new: __typename }"),
+        await ask(strict, "mutation { new: __typename }"),
+        await strict.rest("GET", "/graphql", token="clinic", params={"query": "{ new: __typename }"}),
+    ]
+
+    assert [each.status_code for each in (posted, *answers)] == [429] * 4
+    assert {left(each) for each in (posted, *answers)} == {("reads", 0)}
+
+
+async def test_without_a_read_left_a_mutation_that_is_known_is_still_run(strict: Service) -> None:
+    first = await ask(strict, WRITE)
+    for _ in range(5):
+        await ask(strict, LOOK)
+
+    again, query = await ask(strict, WRITE), await ask(strict, LOOK)
+
+    assert (first.status_code, again.status_code, query.status_code) == (200, 200, 429)
+    assert (left(again), left(query)) == (("writes", 1), ("reads", 0))
+
+
+async def test_a_mutation_gives_its_read_back(strict: Service) -> None:
+    for _ in range(3):
+        await ask(strict, WRITE)
+
+    assert left(await ask(strict, LOOK)) == ("reads", 4)
+
+
+async def test_a_mutation_that_is_one_too_many_costs_a_read_when_it_is_new(strict: Service) -> None:
+    for _ in range(3):
+        await ask(strict, WRITE)
+
+    refused = [await ask(strict, f"{WRITE} # {number}") for number in range(6)]
+
+    # After five it is refused before it is parsed.
+    assert [left(each)[0] for each in refused] == ["writes"] * 5 + ["reads"]
+    assert {each.status_code for each in refused} == {429}
+
+
+async def test_a_query_of_several_reads_is_charged_all_or_none(strict: Service) -> None:
+    query = "{ a: __typename b: __typename c: __typename }"
+
+    answers = [await ask(strict, query) for _ in range(2)]
+
+    assert [(each.status_code, left(each)) for each in answers] == [(200, ("reads", 2)), (429, ("reads", 2))]
+    assert left(await ask(strict, LOOK)) == ("reads", 1)
+
+
+async def test_a_read_is_given_back_in_redis_too(database_url: str, redis: Redis) -> None:
+    async with serving(database_url, rate_limit_url=redis.url) as service:
+        answers = [await ask(service, WRITE) for _ in range(4)]
+        look = await ask(service, LOOK)
+
+    assert [each.status_code for each in answers] == [200, 200, 200, 429]
+    assert left(look) == ("reads", 4)
+
+
+async def test_on_a_socket_nothing_is_parsed_without_a_read_left(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(database_url=database_url, rate_writes_per_minute=2, rate_reads_per_minute=2)
+    async with Sockets.serving(settings, verify) as sockets, sockets.signed_in("clinic") as talk:
+        await talk.ask(WRITE)
+        for number in range(2):
+            await talk.ask(f"{LOOK} # {number}")
+        unparsed(monkeypatch)
+
+        assert (await talk.refusal("{ new: __typename }"))["code"] == "rate_limited"
+        assert "errors" not in await talk.ask(WRITE)
+
+
+async def test_in_a_batch_each_operation_reserves_its_own(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(database_url, reads=3, batch_operations=5) as service:
+        texts = [f"{LOOK} # {number}" for number in range(5)]
+        answer = await service.rest("POST", "/graphql", token="clinic", json=[{"query": each} for each in texts])
+
+    codes = [each["errors"][0]["extensions"]["code"] if "errors" in each else None for each in answer.json()]
+    assert codes == [None, None, None, "rate_limited", "rate_limited"]
+
+
+# How much CPU it takes to parse what a client sends
+
+
+async def test_a_client_that_makes_us_parse_for_too_long_has_to_wait(database_url: str) -> None:
+    wide = "{ " + "... on Query { __typename } " * 40 + "a: patient(id: 1) { " + "id " * 900 + "} }"
+    async with serving(database_url, writes=100, reads=100_000, rate_parsing_ms_per_minute=300) as service:
+        known = await ask(service, WRITE)
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            for number in range(1_000):
+                refused = await ask(service, f"{wide} # {number}")
+                if refused.status_code == 429:
+                    break
+        again, other = await ask(service, WRITE), await ask(service, f"{wide} # other", "pharmacy")
+
+    assert refused.json()["errors"][0]["extensions"]["code"] == "rate_limited"
+    assert 0 < int(refused.headers["retry-after"]) <= 60
+    # What is known is served all the same, and so are others.
+    assert (known.status_code, again.status_code, other.status_code) == (200, 200, 200)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.windows import LocalWindow, Taken
+from gateway.windows import LocalWindow, Taken, TokenBucket
 
 
 class Clock:
@@ -102,3 +102,40 @@ async def test_there_is_never_longer_to_wait_than_the_window(now: float) -> None
     taken = await LocalWindow(60, clock).take("a", 1, 1)
 
     assert taken.more_in_seconds == 60
+
+
+async def test_what_is_given_back_can_be_taken_again(clock: Clock) -> None:
+    window = LocalWindow(60, clock)
+    for _ in range(3):
+        await window.take("a", 3, 1)
+
+    await window.release("a", 3, 2)
+    await window.release("nobody", 3, 2)
+
+    assert (await window.take("a", 3, 2)).granted
+    assert not (await window.take("a", 3, 1)).granted
+
+
+def test_a_bucket_refills_at_its_rate_and_may_be_overdrawn(clock: Clock) -> None:
+    bucket = TokenBucket(per_second=0.1, capacity=0.5, clock=clock)
+
+    waits = []
+    for _ in range(3):
+        bucket.use("a", 0.25)
+        waits.append(round(bucket.wait_seconds("a"), 6))
+    clock.now += 2
+
+    assert waits == [0, 0, 2.5]
+    assert round(bucket.wait_seconds("a"), 6) == 0.5
+    assert bucket.wait_seconds("b") == 0
+
+
+def test_a_bucket_that_is_full_again_is_forgotten(clock: Clock) -> None:
+    bucket = TokenBucket(per_second=1, capacity=5, clock=clock)
+    for number in range(100):
+        bucket.use(f"passer-by {number}", 0.5)
+
+    clock.now += 10
+    bucket.use("a", 1)
+
+    assert set(bucket._full_at) == {"a"}

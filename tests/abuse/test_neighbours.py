@@ -1,0 +1,66 @@
+"""One client does its worst, and another is served: within twice the time it took before."""
+
+import asyncio
+import time
+from itertools import count
+from statistics import median
+
+import httpx2
+
+from tests.gateways import DEV, gateways
+
+OTHER = {"authorization": "Bearer dev-loopbio"}
+LOOK = {"query": '{ patient(id: "demo-patient-loopbio") { id encounters(first: 5) { nodes { id status } } } }'}
+WIDE = "nodes { " + "patient { id } " * 10 + "} "
+SECONDS = 4.0
+ATTACKERS = 8
+TRIES = 4
+NOISE_SECONDS = 0.002
+"""What a busy machine adds to a request of two milliseconds."""
+
+
+def hostile(number: int) -> str:
+    """The document of the issue, as wide as documents may be, and no other's."""
+    return f'{{ patient(id: "x") {{ encounters(first: 1) {{ {WIDE * 40} }} }} }} # {number}'
+
+
+async def latencies(client: httpx2.AsyncClient, origin: str, seconds: float) -> list[float]:
+    """Ask again and again, and give how long each answer took."""
+    took, until = [], time.monotonic() + seconds
+    while time.monotonic() < until:
+        began = time.monotonic()
+        answer = await client.post(f"{origin}/graphql", json=LOOK, headers=OTHER, timeout=30)
+        took.append(time.monotonic() - began)
+        assert answer.status_code == 200
+    return took
+
+
+async def attack(origin: str, numbers: "count[int]") -> None:
+    async with httpx2.AsyncClient() as client:
+        while True:
+            answer = await client.post(
+                f"{origin}/graphql", json={"query": hostile(next(numbers))}, headers=DEV, timeout=30
+            )
+            if answer.status_code == 429:
+                # A refusal is cheap; the attack is about what is not.
+                await asyncio.sleep(0.02)
+
+
+async def test_one_clients_documents_leave_others_within_twice_their_latency(database_url: str) -> None:
+    limits = {"GATEWAY_RATE_PARSING_MS_PER_MINUTE": "6000", "GATEWAY_WORKERS": "1"}
+    async with gateways(database_url, **limits) as [gateway], httpx2.AsyncClient() as client:
+        numbers, ratios = count(), []
+        for _ in range(TRIES):
+            quiet = median(await latencies(client, gateway.origin, SECONDS / 2))
+            attackers = [asyncio.create_task(attack(gateway.origin, numbers)) for _ in range(ATTACKERS)]
+            try:
+                meanwhile = median(await latencies(client, gateway.origin, SECONDS))
+            finally:
+                for each in attackers:
+                    each.cancel()
+                await asyncio.gather(*attackers, return_exceptions=True)
+            ratios.append((meanwhile, quiet))
+            if meanwhile <= 2 * quiet + NOISE_SECONDS:
+                return
+
+    raise AssertionError(f"seconds, attacked and quiet: {ratios}")
