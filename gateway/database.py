@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -13,7 +14,7 @@ import asyncpg
 from gateway.metrics import POOL_CONNECTIONS, POOL_IN_USE, POOL_REFUSED
 from gateway.pool import Pool
 from gateway.together import Together
-from resolvers.errors import Locked, OutcomeUnknown, TemporarilyUnavailable
+from resolvers.errors import AnswerTooLarge, Locked, OutcomeUnknown, TemporarilyUnavailable
 from resolvers.sql import Row, Statement
 
 APP_ROLE = "gateway_app"
@@ -51,6 +52,28 @@ class BrandConnection(asyncpg.Connection):
     """A connection that sees the rows of one brand at a time: row-level security compares with `app.brand_id`."""
 
     _brand_id: str | None = None
+    _json_bytes_left: int = sys.maxsize
+    _reading: asyncio.Timeout | None = None
+
+    @property
+    def passed_limit(self) -> bool:
+        """Whether the columns of JSON that came since `bound_json` have more bytes than it allowed."""
+        return self._json_bytes_left < 0
+
+    def bound_json(self, most_bytes: int, reading: asyncio.Timeout | None) -> None:
+        """Let the columns of JSON that come from now on have so many bytes; after these `reading` ends at once."""
+        self._json_bytes_left = most_bytes
+        self._reading = reading
+
+    def decode_json(self, data: bytes) -> bytes:
+        """Return a column of JSON as it came, or nothing of it where the limit is passed."""
+        self._json_bytes_left -= len(data)
+        if self._json_bytes_left >= 0:
+            return data
+        if self._reading is not None:
+            self._reading.reschedule(0)
+            self._reading = None
+        return b""
 
     async def act_for(self, brand_id: str) -> None:
         """See the rows of this brand from now on. Costs a round trip only when it is another than before."""
@@ -90,6 +113,26 @@ class PoolConnection:
         rows = await self._rows(statement, values)
         return rows[0] if rows else None
 
+    async def fetch_at_most(self, most_bytes: int, statement: Statement, /, **values: object) -> list[Row]:
+        """Run the statement and give its rows, whose columns of JSON have at most so many bytes together.
+
+        Raises `AnswerTooLarge` or `Locked`. Once there are more bytes, the statement is cancelled.
+        """
+        connection = self._connection
+        try:
+            async with asyncio.timeout(None) as reading:
+                connection.bound_json(most_bytes, reading)
+                rows = await self.fetch(statement, **values)
+        except TimeoutError:
+            if not connection.passed_limit:
+                raise
+        finally:
+            passed_limit = connection.passed_limit
+            connection.bound_json(sys.maxsize, None)
+        if passed_limit:
+            raise AnswerTooLarge(most_bytes)
+        return rows
+
     async def _rows(self, statement: Statement, values: dict[str, object]) -> list[Row]:
         try:
             return await self._connection.fetch(statement.text, *statement.arguments(values))
@@ -104,6 +147,7 @@ class Finding(NamedTuple):
     statement: Statement
     by: str
     rows: int
+    most_bytes: int
     given: tuple[tuple[str, object], ...]
 
 
@@ -199,13 +243,22 @@ class Database:
             yield PoolConnection(connection)
 
     async def find(
-        self, brand_id: str, statement: Statement, by: str, value: str, rows: int = 1, **given: object
+        self,
+        brand_id: str,
+        statement: Statement,
+        by: str,
+        value: str,
+        *,
+        rows: int = 1,
+        most_bytes: int,
+        **given: object,
     ) -> Row | None:
         """Find the row whose `key` is a value, together with those who look at the same time.
 
-        Raises `TemporarilyUnavailable`.
+        All of them together have at most `most_bytes` of JSON; where they have more, each is read alone. Raises
+        `AnswerTooLarge` or `TemporarilyUnavailable`.
         """
-        finding = Finding(brand_id, statement, by, rows, tuple(given.items()))
+        finding = Finding(brand_id, statement, by, rows, most_bytes, tuple(given.items()))
         if _lists_together(finding) == 1:
             return await self._find_alone(finding, value)
         try:
@@ -220,8 +273,15 @@ class Database:
 
     async def _find(self, finding: Finding, values: Sequence[str], within_seconds: float) -> list[Row | None]:
         async with self._borrowed(finding.brand_id, within_seconds) as connection:
-            rows = await PoolConnection(connection).fetch(
-                finding.statement, **{"brand_id": finding.brand_id, finding.by: values, **dict(finding.given)}
+            rows = await PoolConnection(connection).fetch_at_most(
+                finding.most_bytes,
+                finding.statement,
+                **{
+                    "brand_id": finding.brand_id,
+                    "most_bytes": finding.most_bytes,
+                    finding.by: values,
+                    **dict(finding.given),
+                },
             )
         found = {row["key"]: row for row in rows}
         return [found.get(value) for value in values]
@@ -297,7 +357,7 @@ class Database:
         except UNAVAILABLE as error:
             _hang_up(connection, error)
             raise TemporarilyUnavailable from error
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, AnswerTooLarge):
             called_off = True
             raise
         finally:
@@ -321,13 +381,15 @@ def _hang_up(connection: BrandConnection, error: BaseException) -> None:
 KEEP_MEMORY = "SELECT octet_length(repeat(repeat(' ', 1024), (SELECT 2048)))"
 
 
-async def _set_codecs(connection: asyncpg.Connection[Row]) -> None:
+async def _set_codecs(connection: BrandConnection) -> None:
     # asyncpg takes the first and the last instant of Python's calendar for the infinities. They are instants here. And
     # Python reads a text in a quarter of the time that it takes to add up microseconds.
     await connection.set_type_codec(
         "timestamptz", schema="pg_catalog", encoder=datetime.isoformat, decoder=datetime.fromisoformat
     )
     # JSON that goes to the client as it is comes as the one type of text that nothing else has, and stays bytes.
-    await connection.set_type_codec("bpchar", schema="pg_catalog", format="binary", encoder=str.encode, decoder=bytes)
+    await connection.set_type_codec(
+        "bpchar", schema="pg_catalog", format="binary", encoder=str.encode, decoder=connection.decode_json
+    )
     # What is sent as JSON is written already.
     await connection.set_type_codec("json", schema="pg_catalog", format="binary", encoder=bytes, decoder=bytes)

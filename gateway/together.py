@@ -13,6 +13,8 @@ from typing import Generic, TypeVar
 
 import asyncpg
 
+from resolvers.errors import AnswerTooLarge
+
 LEAST_SECONDS = 0.1
 """How long those that have waited long may still wait for a connection: a free one is taken by then."""
 
@@ -117,11 +119,12 @@ class Together(Generic[Group, Item, Outcome]):
         within_seconds = max(self._patience_seconds - waited_seconds, LEAST_SECONDS)
         try:
             outcomes = await self._work(group, [one.item for one in together], within_seconds)
-        except asyncpg.PostgresError as error:
+        except (asyncpg.PostgresError, AnswerTooLarge) as error:
             if len(together) == 1:
                 _refuse(together, error)
                 return
-            # One row breaks a rule of the database's, and so nothing was done. Alone, each is judged for itself.
+            # One row breaks a rule of the database's, and so nothing was done; or the rows are large, and so each is
+            # to be read when the one before is handed over. Alone, each is judged for itself.
             for one in together:
                 await self._do(group, [one])
         except Exception as error:  # noqa: BLE001 - whoever waits must be told, whatever it is

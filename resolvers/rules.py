@@ -36,6 +36,7 @@ RuleId = Literal[
     "cursor_expired",
     "too_many",
     "cost",
+    "answer_bytes",
     "tokens",
     "depth",
     "aliases",
@@ -240,6 +241,12 @@ RULES: Mapping[RuleId, Rule] = {
         "words",
         "100 encounters of 100 patients, each with its patient's 100 encounters.",
         "100 encounters of 100 patients.",
+    ),
+    "answer_bytes": Rule(
+        "An answer has at most `maximum` bytes (`GATEWAY_MAX_ANSWER_BYTES`); so have the rows that it is made of.",
+        "words",
+        "A page of 100 encounters with 200 kB of notes and metadata each.",
+        "The same in pages of 20, or without the notes.",
     ),
     "tokens": Rule(
         "A GraphQL document has at most `GATEWAY_MAX_TOKENS` tokens: names, numbers, punctuation.",

@@ -25,10 +25,13 @@ from strawberry.execution import optimized_is_awaitable
 from resolvers import json_text
 from resolvers.context import Context
 from resolvers.errors import (
+    AnswerMemoryFull,
+    AnswerTooLarge,
     GatewayError,
     InvalidInput,
     MalformedBody,
     MethodNotAllowed,
+    OutcomeUnknown,
     ServerError,
     Stopped,
     Violation,
@@ -185,6 +188,8 @@ class Runner:
                 return _telling(cost, ask, Answer(True, body))
             except Declined:
                 pass
+            except (AnswerTooLarge, AnswerMemoryFull) as error:
+                return self._unsendable(error, context, changes=not isinstance(plan, Plan))
             except Exception as error:  # noqa: BLE001 - whatever it is, the ordinary way tells it
                 met = error
                 if isinstance(plan, Plan) and not isinstance(error, GatewayError):
@@ -205,11 +210,29 @@ class Runner:
         if result.data is None and all(error.path is None for error in result.errors or ()):
             return self._variables_refused(operation, ask, context)
         changes = operation.operation is OperationType.MUTATION
-        answer = _telling(cost, ask, self._answer(result, context, changes=changes))
+        if not changes and (unsendable := _unsendable_part(result)):
+            return self._unsendable(unsendable, context, changes=False)
+        try:
+            answer = _telling(cost, ask, self._answer(result, context, changes=changes))
+        except (AnswerTooLarge, AnswerMemoryFull) as error:
+            return self._unsendable(error, context, changes=changes)
+        context.answer.release_rows()
         if changes and result.data is None and not _is_one_field(operation):
             # The first of several may have been kept although the last one's refusal leaves nothing to show for it.
             for told in answer.body["errors"]:
                 told["extensions"]["recorded"] = "unknown"
+        return answer
+
+    def _unsendable(self, error: GatewayError, context: Context, *, changes: bool) -> Answer:
+        """Refuse what was asked for as a whole, because of its size. A change has happened, or perhaps not.
+
+        Raises `AnswerMemoryFull` or `OutcomeUnknown`: what may be asked again shortly is no fault of the request.
+        """
+        if isinstance(error, AnswerMemoryFull):
+            raise OutcomeUnknown(error.message) if changes else error
+        answer = _refused(error, context)
+        if changes:
+            answer.body["errors"][0]["extensions"]["recorded"] = "unknown"
         return answer
 
     def _plan(self, document: DocumentNode, prepared: Prepared, context: Context) -> AnyPlan | None:
@@ -273,7 +296,23 @@ class Runner:
 
         async with aclosing(map_source_to_response_event(executor, source, execute_event)) as results:
             async for result in results:
-                yield _telling(cost, ask, self._answer(result, context))._replace(cursor=cursor)
+                try:
+                    yield _telling(cost, ask, self._event(result, context))._replace(cursor=cursor)
+                finally:
+                    # The next one is asked for when the client has taken this one.
+                    context.answer.release()
+
+    def _event(self, result: ExecutionResult, context: Context) -> Answer:
+        """Give the answer for an event; where that is too large, one that says so, because it always will be.
+
+        Raises `AnswerMemoryFull`: the client goes on after the event before.
+        """
+        try:
+            if unsendable := _unsendable_part(result):
+                raise unsendable
+            return self._answer(result, context)
+        except AnswerTooLarge as error:
+            return Answer(True, {"errors": [refuse(error, context)], "data": None})
 
     def known(self, error: BaseException, request_id: str) -> GatewayError:
         """Give the error itself if it is one of ours; else write it down and give `ServerError`."""
@@ -298,6 +337,9 @@ class Runner:
     def _answer(self, result: ExecutionResult, context: Context, *, changes: bool = False) -> Answer:
         body: dict[str, Any] = {"data": result.data}
         if result.errors:
+            # Each names its place, by the client's own names: these may be long, and the errors many.
+            for error in result.errors:
+                context.answer.add(sum(len(str(each)) for each in error.path or ()))
             body = {"errors": [self._field_error(error, context, changes=changes) for error in result.errors]} | body
         return Answer(True, body)
 
@@ -320,6 +362,14 @@ class Runner:
             # which has a number for a name, speaks for itself.
             told["extensions"]["recorded"] = "unknown"
         return told | {"path": error.path} | _located(error)
+
+
+def _unsendable_part(result: ExecutionResult) -> AnswerTooLarge | AnswerMemoryFull | None:
+    """Give the error of the first field that was not answered because of the answer's size."""
+    for error in result.errors or ():
+        if isinstance(error.original_error, AnswerTooLarge | AnswerMemoryFull):
+            return error.original_error
+    return None
 
 
 def _is_one_field(operation: OperationDefinitionNode) -> bool:
