@@ -36,13 +36,13 @@ class AnswerMemory:
 class AnswerBytes:
     """The bytes of one answer and of its rows, reserved until `release`."""
 
-    __slots__ = ("_memory", "_reserved", "_rows", "_written")
+    __slots__ = ("_memory", "_reserved", "_rows", "written")
 
     def __init__(self, memory: AnswerMemory) -> None:
         self._memory = memory
         self._rows = 0
-        self._written = 0
         self._reserved = 0
+        self.written = 0
 
     @property
     def maximum(self) -> int:
@@ -63,29 +63,29 @@ class AnswerBytes:
 
     def add(self, count: int) -> None:
         """Count bytes that will be sent. Raises `AnswerTooLarge` or `AnswerMemoryFull`."""
-        self._written += count
-        if self._written > self._memory.max_answer_bytes:
+        self.written += count
+        if self.written > self._memory.max_answer_bytes:
             raise AnswerTooLarge(self._memory.max_answer_bytes)
         self._reserve()
 
     def add_regardless(self, count: int) -> None:
         """Count bytes that are sent in any case: what was recorded is told, whatever else is under way."""
-        self._written += count
+        self.written += count
         self._take(max(self._missing, 0))
 
-    def release_rows(self) -> None:
-        """Give back what the rows took: the answer is put together."""
+    def keep(self, written: int) -> None:
+        """Keep so many of the bytes that will be sent, and no rows: the answer is put together, or is refused."""
         self._rows = 0
+        self.written = written
         self._take(max(self._missing, -self._reserved))
 
     def release(self) -> None:
         """Give everything back: the client has taken the answer, or has gone."""
-        self._rows = self._written = 0
-        self._take(-self._reserved)
+        self.keep(0)
 
     @property
     def _missing(self) -> int:
-        return self._rows + self._written - SMALL_BYTES - self._reserved
+        return self._rows + self.written - SMALL_BYTES - self._reserved
 
     def _reserve(self) -> None:
         missing = self._missing

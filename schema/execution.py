@@ -178,6 +178,7 @@ class Runner:
         cost = _cost(prepared, ask, context)
         if too_dear := self._too_dear(cost, ask, context):
             return too_dear
+        written = context.answer.written
         met: Exception | None = None
         if plan := self._plan(document.ast, prepared, context):
             try:
@@ -189,6 +190,7 @@ class Runner:
             except Declined:
                 pass
             except (AnswerTooLarge, AnswerMemoryFull) as error:
+                context.answer.keep(written)
                 return self._unsendable(error, context, changes=not isinstance(plan, Plan))
             except Exception as error:  # noqa: BLE001 - whatever it is, the ordinary way tells it
                 met = error
@@ -210,13 +212,14 @@ class Runner:
         if result.data is None and all(error.path is None for error in result.errors or ()):
             return self._variables_refused(operation, ask, context)
         changes = operation.operation is OperationType.MUTATION
-        if not changes and (unsendable := _unsendable_part(result)):
-            return self._unsendable(unsendable, context, changes=False)
         try:
+            if not changes and (unsendable := _unsendable_part(result)):
+                raise unsendable
             answer = _telling(cost, ask, self._answer(result, context, changes=changes))
         except (AnswerTooLarge, AnswerMemoryFull) as error:
+            context.answer.keep(written)
             return self._unsendable(error, context, changes=changes)
-        context.answer.release_rows()
+        context.answer.keep(context.answer.written)
         if changes and result.data is None and not _is_one_field(operation):
             # The first of several may have been kept although the last one's refusal leaves nothing to show for it.
             for told in answer.body["errors"]:
