@@ -78,6 +78,9 @@ class Answering:
                 cycle.transport.writelines(pieces)
             self._held = b""
         await cycle.send(message)  # type: ignore[arg-type]
+        if message.get("more_body") and cycle.flow.write_paused and not cycle.disconnected:
+            # Whoever streams may count on it that what was sent is taken, but for what a buffer holds.
+            await cycle.flow.drain()
 
     def _is_whole(self, message: Message) -> bool:
         """Whether this is all of the body that the head announced."""

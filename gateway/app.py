@@ -33,6 +33,7 @@ from gateway.stopping import Stop
 from gateway.telemetry import log, log_breach, log_operation, log_unknown_document, report
 from gateway.trail import QueuedTrail
 from resolvers.access import Verify, scopes_from
+from resolvers.answer_bytes import AnswerMemory
 from resolvers.commands import InputLimits
 from resolvers.context import Services
 from resolvers.errors import GatewayError
@@ -193,6 +194,7 @@ def services(
         ),
         page_limits=PageLimits(settings.page_size, settings.page_size_max),
         max_cost=settings.max_cost,
+        answers=AnswerMemory(settings.max_answer_bytes, settings.answer_memory_bytes),
         keys_kept_for=keys_kept_for,
         duplicate_window=timedelta(minutes=settings.duplicate_window_minutes),
     )

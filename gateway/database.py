@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -15,7 +16,7 @@ from gateway.metrics import POOL_CONNECTIONS, POOL_IN_USE, POOL_REFUSED
 from gateway.pool import Pool
 from gateway.session import RELIED_ON, Session, SessionFactory
 from gateway.together import Together
-from resolvers.errors import Locked, OutcomeUnknown, TemporarilyUnavailable
+from resolvers.errors import AnswerTooLarge, Locked, OutcomeUnknown, TemporarilyUnavailable
 from resolvers.sql import Row, Statement
 
 APP_ROLE = "gateway_app"
@@ -73,6 +74,26 @@ class PoolConnection:
         rows = await self._rows(statement, values)
         return rows[0] if rows else None
 
+    async def fetch_at_most(self, most_bytes: int, statement: Statement, /, **values: object) -> list[Row]:
+        """Run the statement and give its rows, whose columns of JSON have at most so many bytes together.
+
+        Raises `AnswerTooLarge` or `Locked`. Once there are more bytes, the statement is cancelled.
+        """
+        connection = self._connection
+        try:
+            async with asyncio.timeout(None) as reading:
+                connection.bound_json(most_bytes, reading)
+                rows = await self.fetch(statement, **values)
+        except TimeoutError:
+            if not connection.passed_limit:
+                raise
+        finally:
+            passed_limit = connection.passed_limit
+            connection.bound_json(sys.maxsize, None)
+        if passed_limit:
+            raise AnswerTooLarge(most_bytes)
+        return rows
+
     async def _rows(self, statement: Statement, values: dict[str, object]) -> list[Row]:
         try:
             return await self._connection.fetch(statement.text, *statement.arguments(values))
@@ -87,6 +108,7 @@ class Finding(NamedTuple):
     statement: Statement
     by: str
     rows: int
+    most_bytes: int
     given: tuple[tuple[str, object], ...]
 
 
@@ -182,13 +204,22 @@ class Database:
             yield PoolConnection(connection)
 
     async def find(
-        self, brand_id: str, statement: Statement, by: str, value: str, rows: int = 1, **given: object
+        self,
+        brand_id: str,
+        statement: Statement,
+        by: str,
+        value: str,
+        *,
+        rows: int = 1,
+        most_bytes: int,
+        **given: object,
     ) -> Row | None:
         """Find the row whose `key` is a value, together with those who look at the same time.
 
-        Raises `TemporarilyUnavailable`.
+        All of them together have at most `most_bytes` of JSON; where they have more, each is read alone. Raises
+        `AnswerTooLarge` or `TemporarilyUnavailable`.
         """
-        finding = Finding(brand_id, statement, by, rows, tuple(given.items()))
+        finding = Finding(brand_id, statement, by, rows, most_bytes, tuple(given.items()))
         if _lists_together(finding) == 1:
             return await self._find_alone(finding, value)
         try:
@@ -203,8 +234,15 @@ class Database:
 
     async def _find(self, finding: Finding, values: Sequence[str], within_seconds: float) -> list[Row | None]:
         async with self._borrowed(finding.brand_id, within_seconds) as connection:
-            rows = await PoolConnection(connection).fetch(
-                finding.statement, **{"brand_id": finding.brand_id, finding.by: values, **dict(finding.given)}
+            rows = await PoolConnection(connection).fetch_at_most(
+                finding.most_bytes,
+                finding.statement,
+                **{
+                    "brand_id": finding.brand_id,
+                    "most_bytes": finding.most_bytes,
+                    finding.by: values,
+                    **dict(finding.given),
+                },
             )
         found = {row["key"]: row for row in rows}
         return [found.get(value) for value in values]
@@ -282,7 +320,7 @@ class Database:
             if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
                 self._expire_writable()
             raise TemporarilyUnavailable from error
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, AnswerTooLarge):
             called_off = True
             raise
         finally:
@@ -320,13 +358,15 @@ def _hang_up(connection: Session, error: BaseException) -> None:
 KEEP_MEMORY = "SELECT octet_length(repeat(repeat(' ', 1024), (SELECT 2048)))"
 
 
-async def _set_codecs(connection: asyncpg.Connection[Row]) -> None:
+async def _set_codecs(connection: Session) -> None:
     # asyncpg takes the first and the last instant of Python's calendar for the infinities. They are instants here. And
     # Python reads a text in a quarter of the time that it takes to add up microseconds.
     await connection.set_type_codec(
         "timestamptz", schema="pg_catalog", encoder=datetime.isoformat, decoder=datetime.fromisoformat
     )
     # JSON that goes to the client as it is comes as the one type of text that nothing else has, and stays bytes.
-    await connection.set_type_codec("bpchar", schema="pg_catalog", format="binary", encoder=str.encode, decoder=bytes)
+    await connection.set_type_codec(
+        "bpchar", schema="pg_catalog", format="binary", encoder=str.encode, decoder=connection.decode_json
+    )
     # What is sent as JSON is written already.
     await connection.set_type_codec("json", schema="pg_catalog", format="binary", encoder=bytes, decoder=bytes)

@@ -89,6 +89,9 @@ class Edge:
             refusal = respond(ServerError(), request_id, Headers(scope=scope).get("accept", ""))
             await refusal(scope, receive, send_with_headers)
         finally:
+            if "context" in state:
+                # The client has taken the answer, but for what lies in the connection's buffer, or it has gone.
+                state["context"].answer.release()
             log_request(scope, state.get("status"), time.perf_counter() - started)
 
 

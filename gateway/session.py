@@ -5,6 +5,7 @@ No setting is a start-up parameter: a pooler refuses the parameters that it does
 
 import asyncio
 import math
+import sys
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -76,6 +77,29 @@ class Session(asyncpg.Connection):
     _brand_id: str | None = None
     _established_by: str = ""
     """The statement that sets what the gateway relies on."""
+
+    _json_bytes_left: int = sys.maxsize
+    _reading: asyncio.Timeout | None = None
+
+    @property
+    def passed_limit(self) -> bool:
+        """Whether the columns of JSON that came since `bound_json` have more bytes than it allowed."""
+        return self._json_bytes_left < 0
+
+    def bound_json(self, most_bytes: int, reading: asyncio.Timeout | None) -> None:
+        """Let the columns of JSON that come from now on have so many bytes; after these `reading` ends at once."""
+        self._json_bytes_left = most_bytes
+        self._reading = reading
+
+    def decode_json(self, data: bytes) -> bytes:
+        """Return a column of JSON as it came, or nothing of it where the limit is passed."""
+        self._json_bytes_left -= len(data)
+        if self._json_bytes_left >= 0:
+            return data
+        if self._reading is not None:
+            self._reading.reschedule(0)
+            self._reading = None
+        return b""
 
     async def act_for(self, brand_id: str) -> None:
         """See the rows of this brand from now on. Costs a round trip only when it is another than before."""

@@ -344,6 +344,17 @@ class Settings(BaseModel):
         ge=100,
         description="How many objects one GraphQL operation may give at most, its page sizes multiplied.",
     )
+    max_answer_bytes: int = Field(
+        16 * 1024 * 1024,
+        ge=1024 * 1024,
+        description="Largest answer, in bytes; and most bytes of the rows that one is made of.",
+    )
+    answer_memory_bytes: int = Field(
+        256 * 1024 * 1024,
+        ge=1024 * 1024,
+        description="Most bytes of all answers under way in each process, from the first row until the client has "
+        "taken them; what is beyond is told 503. Not counted are the first 64 KiB of each.",
+    )
     documents: Path | None = Field(
         None, description="Manifest of [trusted documents](documents.md), or a folder of manifests."
     )
@@ -385,6 +396,7 @@ class Settings(BaseModel):
         settings.refuse_contradicting_sinks()
         settings.refuse_open_development()
         settings.refuse_a_policy_without_documents()
+        settings.refuse_answers_larger_than_their_memory()
         return settings
 
     @field_validator("rate_limit_url")
@@ -503,6 +515,11 @@ class Settings(BaseModel):
             incomplete.append(f"{PREFIX}INTROSPECTION_URL: needed beside {_variables(given)}")
         if incomplete:
             raise SettingsError("\n".join(incomplete))
+
+    def refuse_answers_larger_than_their_memory(self) -> None:
+        """Return if the largest answer fits into the memory for answers. Raises `SettingsError`."""
+        if self.answer_memory_bytes < self.max_answer_bytes:
+            raise SettingsError(f"{PREFIX}ANSWER_MEMORY_BYTES: must be at least {PREFIX}MAX_ANSWER_BYTES")
 
     def refuse_contradicting_sinks(self) -> None:
         """Return if every sink has what it needs and a name of its own. Raises `SettingsError`."""

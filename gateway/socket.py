@@ -74,12 +74,14 @@ class GuardedSocket(WebSocketsSansIOProtocol):
             self._resume_reading()
 
     async def send(self, message: Any) -> None:
-        """Send what the door says; the close without waiting for who does not read."""
+        """Send what the door says, and return when it is taken; the close without waiting for who does not read."""
         if message["type"] == "websocket.close":
             self.writable.set()
         await super().send(message)
         if message["type"] == "websocket.close":
             self._linger()
+        else:
+            await self.writable.wait()
 
     # The end
 

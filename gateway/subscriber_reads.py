@@ -178,6 +178,10 @@ class _SharedConnection(NamedTuple):
     async def fetch_one(self, statement: Statement, **values: object) -> Row | None:
         return next(iter(await self.fetch(statement, **values)), None)
 
+    async def fetch_at_most(self, most_bytes: int, statement: Statement, /, **values: object) -> list[Row]:
+        """Refuse: only plans read like this, and none serves a subscription."""
+        raise NotImplementedError
+
 
 def _asked(position: int, brand_id: str, statement: Statement, values: Mapping[str, object]) -> _Asked:
     named = ((name, tuple(value) if isinstance(value, list) else value) for name, value in sorted(values.items()))

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 import asyncpg
 
-from resolvers.errors import Locked
+from resolvers.errors import AnswerTooLarge, Locked
 
 LEAST_SECONDS = 0.1
 """How long those that have waited long may still wait for a connection: a free one is taken by then."""
@@ -123,12 +123,12 @@ class Together(Generic[Group, Item, Outcome]):
         within_seconds = max(self._patience_seconds - waited_seconds, LEAST_SECONDS)
         try:
             outcomes = await self._work(group, [one.item for one in together], within_seconds)
-        except (asyncpg.PostgresError, Locked) as error:
+        except (asyncpg.PostgresError, Locked, AnswerTooLarge) as error:
             if len(together) == 1:
                 _refuse(together, error)
                 return
-            # One row breaks a rule of the database's or needs a lock that is held, so nothing was done.
-            # Each is sent alone.
+            # One row breaks a rule of the database's or needs a lock that is held, so nothing was done; or the rows are
+            # too large together. Each is sent alone.
             for one in together:
                 await self._do(group, [one])
         except Exception as error:  # noqa: BLE001 - whoever waits must be told, whatever it is

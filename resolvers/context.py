@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from models import Encounter
 from resolvers.access import DEFAULT_SCOPES, Caller, Operation, Scopes, Verify, require, resolve_brand
+from resolvers.answer_bytes import AnswerBytes, AnswerMemory
 from resolvers.commands import DEFAULT_LIMITS, InputLimits
 from resolvers.errors import Forbidden, GatewayError, InsufficientScope, Unauthenticated
 from resolvers.outbox import Feed, Reads
@@ -45,9 +46,15 @@ class Services:
     page_limits: PageLimits = PageLimits()
     max_cost: int = 25_000
     """How many objects one GraphQL operation may give at most."""
+    answers: AnswerMemory = field(default_factory=AnswerMemory)
+    """What an answer may take, and all that are under way together."""
     keys_kept_for: timedelta = timedelta(days=7)
     duplicate_window: timedelta = timedelta(hours=1)
     """How long before another an encounter may lie to be called its possible duplicate; 0 is never."""
+
+
+NOT_BEGUN = AnswerMemory().begin()
+"""In place of an answer, until the context of its request is made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +71,12 @@ class Context:
     """Which refusals of this request are on the trail already."""
     reads: Reads | None = None
     """Where the fields of an event are read; None for everything but a subscription."""
+    answer: AnswerBytes = field(default=NOT_BEGUN, repr=False, compare=False)
+    """The bytes of the answer. The door releases them when the client has taken it."""
+
+    def __post_init__(self) -> None:
+        if self.answer is NOT_BEGUN:
+            object.__setattr__(self, "answer", self.services.answers.begin())
 
     @property
     def database(self) -> Database:

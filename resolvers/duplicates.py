@@ -14,7 +14,9 @@ from sqlmodel import Text
 
 from models import Encounter, Encounters, EncounterStatus
 from resolvers.access import Operation
+from resolvers.bounded import bounded, fetch_bounded
 from resolvers.context import Context
+from resolvers.encounters import LONG
 from resolvers.sql import Statement
 
 RECORDED: Table = Encounters.__table__.alias("recorded")  # type: ignore[attr-defined]
@@ -40,7 +42,7 @@ ALIKE = (
     .limit(bindparam("most", type_=BigInteger))
     .lateral("alike")
 )
-POSSIBLE_DUPLICATES = Statement(
+POSSIBLE_DUPLICATES = (
     select(RECORDED.c.id.label("of_id"), ALIKE)
     .select_from(RECORDED.join(ALIKE, true()))
     .where(
@@ -50,6 +52,7 @@ POSSIBLE_DUPLICATES = Statement(
     )
     .order_by(ALIKE.c.created_at.desc(), ALIKE.c.id.desc())
 )
+BOUNDED_POSSIBLE_DUPLICATES = Statement(bounded(POSSIBLE_DUPLICATES, LONG))
 
 
 async def possible_duplicates_of(context: Context, encounters: Sequence[tuple[str, UUID]]) -> list[list[Encounter]]:
@@ -64,8 +67,10 @@ async def possible_duplicates_of(context: Context, encounters: Sequence[tuple[st
         return [[] for _ in encounters]
     brand_id = context.acting_brand()
     async with context.database.reading(brand_id) as connection:
-        rows = await connection.fetch(
-            POSSIBLE_DUPLICATES,
+        rows = await fetch_bounded(
+            context.answer,
+            connection,
+            BOUNDED_POSSIBLE_DUPLICATES,
             brand_id=brand_id,
             patient_ids=[patient_id for patient_id, _ in encounters],
             ids=[encounter_id for _, encounter_id in encounters],
@@ -74,7 +79,7 @@ async def possible_duplicates_of(context: Context, encounters: Sequence[tuple[st
         )
     found: dict[UUID, list[Encounter]] = {}
     for row in rows:
-        columns = dict(row)
-        found.setdefault(columns.pop("of_id"), []).append(Encounter(**columns))
+        columns = {name: value for name, value in row.items() if name not in {"of_id", "bytes"}}
+        found.setdefault(row["of_id"], []).append(Encounter(**columns))
     context.note_read(each for alike in found.values() for each in alike)
     return [found.get(encounter_id, []) for _, encounter_id in encounters]

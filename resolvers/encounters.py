@@ -16,6 +16,7 @@ from sqlmodel import Text
 from models import Encounter, EncounterEventKind, Encounters, EncounterStatus, IdempotencyKey, Patient
 from resolvers.access import Operation
 from resolvers.audit import append_entry, encounter_event
+from resolvers.bounded import bounded, fetch_bounded
 from resolvers.commands import EVERYTHING, EncounterFilter, RecordEncounter, uuid_of
 from resolvers.context import Context
 from resolvers.errors import EncounterNotFound, OutcomeUnknown, PatientNotFound, TemporarilyUnavailable
@@ -190,8 +191,11 @@ async def encounter_of_key(context: Context, connection: Connection, key: Idempo
 OF_BRAND = TABLE.c.brand_id == bindparam("brand_id")
 OF_PATIENT = TABLE.c.patient_id == bindparam("patient_id")
 
+LONG = ("chief_complaint", "notes", "metadata")
+"""The columns of an encounter that may be long."""
+
 ENCOUNTERS_BY_IDS = Statement(
-    select(TABLE).where(TABLE.c.id == any_(bindparam("ids", type_=ARRAY(TABLE.c.id.type))), OF_BRAND)
+    bounded(select(TABLE).where(TABLE.c.id == any_(bindparam("ids", type_=ARRAY(TABLE.c.id.type))), OF_BRAND), LONG)
 )
 ENCOUNTER_OF_PATIENT = Statement(
     select(TABLE).where(OF_PATIENT, TABLE.c.id == bindparam("id", type_=TABLE.c.id.type), OF_BRAND)
@@ -203,7 +207,7 @@ async def encounters_by_ids(context: Context, ids: Sequence[UUID]) -> list[Encou
     context.require(Operation.READ_ENCOUNTERS)
     brand_id = context.acting_brand()
     async with context.database.reading(brand_id) as connection:
-        rows = await connection.fetch(ENCOUNTERS_BY_IDS, brand_id=brand_id, ids=ids)
+        rows = await fetch_bounded(context.answer, connection, ENCOUNTERS_BY_IDS, brand_id=brand_id, ids=ids)
     found = {row["id"]: _encounter(row) for row in rows}
     context.note_read(found.values())
     return [found.get(encounter_id) for encounter_id in ids]
@@ -254,9 +258,8 @@ async def list_encounters(
     async with context.database.reading(brand_id) as connection:
         position = await _feed_position(context, connection) if for_feed else None
         # One row more than asked for tells whether the list goes on.
-        rows = await connection.fetch(
-            statement, brand_id=brand_id, patient_ids=patient_ids, limit=window.size + 1, **parts, **places
-        )
+        values = {"patient_ids": patient_ids, "limit": window.size + 1, **parts, **places}
+        rows = await fetch_bounded(context.answer, connection, statement, brand_id=brand_id, **values)
     by_patient: dict[str, list[Encounter]] = {}
     for row in rows:
         by_patient.setdefault(row["patient_id"], []).append(_encounter(row))
@@ -303,7 +306,7 @@ def _pages(parts: frozenset[str], forward: bool, after: bool, before: bool) -> S
         .limit(bindparam("limit", type_=BigInteger))
         .lateral("page")
     )
-    return Statement(
+    rows = (
         select(page)
         .select_from(patients.join(page, true()))
         .where(
@@ -312,6 +315,7 @@ def _pages(parts: frozenset[str], forward: bool, after: bool, before: bool) -> S
         )
         .order_by(*_order(page, forward))
     )
+    return Statement(bounded(rows, LONG))
 
 
 @cache
@@ -344,6 +348,9 @@ def _order(table: FromClause, newest_first: bool) -> list[ColumnElement[Any]]:
     return [column.desc() if newest_first else column.asc() for column in columns]
 
 
+COLUMNS = len(TABLE.c)
+
+
 def _encounter(row: Row) -> Encounter:
-    # Its members are the table's columns, in their order.
-    return Encounter(*row)
+    # Its members are the table's columns, in their order; what a statement counts stands behind them.
+    return Encounter(*row[:COLUMNS])

@@ -12,7 +12,8 @@ GatewayError
 ├── MethodNotAllowed           the address is right, the method is not
 ├── NotAcceptable              the client takes no media type that is spoken here
 ├── InvalidInput               what was sent breaks a rule; says which member and which rule
-│   └── MalformedBody          what was sent cannot be read at all
+│   ├── MalformedBody          what was sent cannot be read at all
+│   └── AnswerTooLarge         what was asked for is larger than the gateway sends
 ├── Conflict                   what is there contradicts what was asked for
 │   ├── IdempotencyKeyReused   the key stands for another request
 │   ├── HeldBack               it belongs to a request that is kept as a whole or not at all, and is not
@@ -23,6 +24,7 @@ GatewayError
 ├── RequestTimeout             what was sent did not arrive in time
 ├── TemporarilyUnavailable     the gateway cannot answer now
 │   ├── Locked                 somebody else is at work on the same thing, and was not waited for
+│   ├── AnswerMemoryFull       the answers under way take all the memory that there is for answers
 │   ├── OutcomeUnknown         the connection was lost at the commit: it may have been kept
 │   └── Stopped                the gateway stopped in the middle: it may have been kept
 └── ServerError                a fault of ours
@@ -184,6 +186,14 @@ class MalformedBody(InvalidInput):
         super().__init__([Violation("", rule, message, received=received)])
 
 
+class AnswerTooLarge(InvalidInput):
+    """The answer would be larger than this gateway sends."""
+
+    def __init__(self, maximum: int) -> None:
+        told = f"The answer would have more than {maximum:,} bytes; ask for smaller pages, or for fewer fields."
+        super().__init__([Violation("", "answer_bytes", told, maximum=maximum)])
+
+
 class Conflict(GatewayError):
     """What is there contradicts what was asked for."""
 
@@ -249,6 +259,10 @@ class TemporarilyUnavailable(GatewayError):
 
 class Locked(TemporarilyUnavailable):
     """Somebody else is at work on this just now; try again shortly."""
+
+
+class AnswerMemoryFull(TemporarilyUnavailable):
+    """Too many large answers are under way just now; try again shortly."""
 
 
 class OutcomeUnknown(TemporarilyUnavailable):

@@ -24,13 +24,19 @@ class Asked(NamedTuple):
     sql: str
 
 
+class Long(NamedTuple):
+    """SQL that gives a text that may be long, never null: its bytes are counted where answers are bounded."""
+
+    sql: str
+
+
 class Listed(NamedTuple):
     """SQL that gives the rows of a list as one text, never null: it may be long, and each `||` would copy it."""
 
     sql: str
 
 
-Piece = Said | Asked | Listed
+Piece = Said | Asked | Long | Listed
 
 
 def joined(pieces: Iterable[Piece]) -> str:
@@ -72,7 +78,7 @@ def object_of(members: Sequence[tuple[str, Sequence[Piece]]]) -> list[Piece]:
     return [*pieces, Said("}" if members else "{}")]
 
 
-def items_of(item: Sequence[Piece], *, order_by: str | None = None, only: str | None = None) -> str:
+def items_of(item: Sequence[Piece], *, order_by: str | None = None, only: str = "") -> str:
     """Give the SQL of a list's items with commas between them: one for each row that `only` lets through.
 
     With no `order_by` in the order of the rows, which a subquery alone has to give. Source: PostgreSQL documentation,
@@ -83,12 +89,26 @@ def items_of(item: Sequence[Piece], *, order_by: str | None = None, only: str | 
     return f"coalesce(string_agg({joined(item)}, ','{ordered}){filtered}, '')"
 
 
+USUAL_BYTES = 40
+"""Bytes of a member that is not long, about: an id or an instant with its quotation marks."""
+
+MOST_UNBOUNDED_BYTES = 2_000
+"""An item without long members is not counted in SQL up to this size: a page of 500 is then a megabyte."""
+
+
+def bytes_of(items: Sequence[Piece]) -> str | None:
+    """Return SQL for about the bytes of one row's items, or None where no number of rows on a page has many."""
+    said = sum(len(piece.text) if isinstance(piece, Said) else USUAL_BYTES for piece in items)
+    long = [f"octet_length({piece.sql})" for piece in items if isinstance(piece, Long)]
+    return " + ".join([str(said), *long]) if long or said > MOST_UNBOUNDED_BYTES else None
+
+
 # The members of an encounter, by their columns
 
 
-def text_of(column: str) -> list[Piece]:
-    """A string that may be null."""
-    return [Asked(f"coalesce(to_json({column})::text, 'null')")]
+def text_of(row: str, name: str) -> list[Piece]:
+    """A string of a row of `ENCOUNTERS` that may be null."""
+    return [Long(f"coalesce({row}.{name}_json, 'null')")]
 
 
 def string_of(column: str) -> list[Piece]:
@@ -97,9 +117,14 @@ def string_of(column: str) -> list[Piece]:
 
 
 INSTANTS = ("scheduled_at", "started_at", "ended_at", "created_at", "updated_at")
-_AS_JSON = ", ".join(f"to_json(e.{name})::text AS {name}_json" for name in INSTANTS)
-ENCOUNTERS = f"SELECT e.*, {_AS_JSON} FROM patient_graph.encounters e"  # noqa: S608 - of names above
-"""Encounters, each instant also as PostgreSQL writes it by itself: which is looked at twice, and so made once."""
+TEXTS = ("chief_complaint", "notes")
+_AS_JSON = ", ".join(f"to_json(e.{name})::text AS {name}_json" for name in (*INSTANTS, *TEXTS))
+COLUMNS = f"SELECT e.*, {_AS_JSON}, e.metadata::text AS metadata_json"
+"""Columns of encounters, instants and long members also as JSON: which is looked at twice, or measured, and so made
+once."""
+
+ENCOUNTERS = f"{COLUMNS} FROM patient_graph.encounters e"
+"""Encounters with these columns."""
 
 
 # How a text of each length goes on after its seconds: PostgreSQL leaves out the zeros at the end of microseconds, and
@@ -131,9 +156,9 @@ def members_of(row: str, *, upper: bool) -> dict[str, list[Piece]]:
         "scheduled_at": instant_of(row, "scheduled_at"),
         "started_at": instant_of(row, "started_at"),
         "ended_at": instant_of(row, "ended_at"),
-        "chief_complaint": text_of(f"{row}.chief_complaint"),
-        "notes": text_of(f"{row}.notes"),
-        "metadata": [Asked(f"{row}.metadata::text")],
+        "chief_complaint": text_of(row, "chief_complaint"),
+        "notes": text_of(row, "notes"),
+        "metadata": [Long(f"{row}.metadata_json")],
         "created_at": instant_of(row, "created_at"),
         "updated_at": instant_of(row, "updated_at"),
         "version": [Asked(f"{row}.version::text")],

@@ -38,6 +38,7 @@ RuleId = Literal[
     "too_many",
     "cost",
     "characters",
+    "answer_bytes",
     "tokens",
     "depth",
     "fields",
@@ -258,6 +259,12 @@ RULES: Mapping[RuleId, Rule] = {
         "words",
         "Two notes of 40,000 characters written into a mutation.",
         "The same notes in variables.",
+    ),
+    "answer_bytes": Rule(
+        "An answer has at most `maximum` bytes (`GATEWAY_MAX_ANSWER_BYTES`); so have the rows that it is made of.",
+        "words",
+        "A page of 100 encounters with 200 kB of notes and metadata each.",
+        "The same in pages of 20, or without the notes.",
     ),
     "tokens": Rule(
         "A GraphQL document has at most `GATEWAY_MAX_TOKENS` tokens: names, numbers, punctuation.",

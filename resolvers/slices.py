@@ -8,7 +8,7 @@ from resolvers.access import Operation
 from resolvers.context import Context
 from resolvers.errors import PatientNotFound
 from resolvers.patients import can_exist
-from resolvers.rendering import ENCOUNTERS, items_of, members_of, object_of
+from resolvers.rendering import ENCOUNTERS, bytes_of, items_of, members_of, object_of
 from resolvers.sql import Statement
 
 
@@ -24,17 +24,26 @@ async def list_encounters_by_offset(
 ) -> Slice:
     """Give a slice of a patient's encounters with these members, by their columns.
 
-    Raises `PatientNotFound`. A long list is better read by cursor: an offset counts what it skips, in the index.
+    Raises `PatientNotFound`, `AnswerTooLarge` or `AnswerMemoryFull`. A long list is better read by cursor: an offset
+    counts what it skips, in the index.
     """
     context.require(Operation.READ_ENCOUNTERS)
     brand_id = context.acting_brand()
     if not can_exist(patient_id):
         raise PatientNotFound
     row = await context.database.find(
-        brand_id, _slice(tuple(members)), "ids", patient_id, rows=limit, limit=limit, offset=offset
+        brand_id,
+        _slice(tuple(members)),
+        "ids",
+        patient_id,
+        rows=limit,
+        most_bytes=context.answer.maximum,
+        limit=limit,
+        offset=offset,
     )
     if row is None:
         raise PatientNotFound
+    context.answer.add(max(row["bytes"], len(row["items"])))
     if row["given"]:
         context.note_given({(brand_id, patient_id): row["given"]})
     return Slice(row["items"], row["total"])
@@ -44,9 +53,10 @@ async def list_encounters_by_offset(
 def _slice(members: tuple[str, ...]) -> Statement:
     columns = members_of("e", upper=False)
     item = object_of([(name, columns[name]) for name in members])
+    counted = f"sum({bytes_of(item)}) OVER (ROWS UNBOUNDED PRECEDING)"
     return Statement(
         f"""
-SELECT p.id AS key, slice.items, slice.given,
+SELECT p.id AS key, slice.items, slice.given, slice.bytes,
     (SELECT count(*) FROM patient_graph.encounters e WHERE e.patient_id = p.id AND e.brand_id = p.brand_id) AS total
 FROM patient_graph.patients p
 LEFT JOIN LATERAL (
@@ -55,15 +65,19 @@ LEFT JOIN LATERAL (
     ORDER BY e.created_at DESC, e.id DESC LIMIT 1 OFFSET $4::bigint
 ) start ON true
 CROSS JOIN LATERAL (
-    SELECT {items_of(item)}::bpchar AS items, count(*) AS given
+    SELECT {items_of(item, only="e.bytes <= $5::bigint")}::bpchar AS items, count(*) AS given,
+        coalesce(max(e.bytes), 0) AS bytes
     FROM (
-        {ENCOUNTERS}
-        WHERE e.patient_id = p.id AND e.brand_id = p.brand_id
-            AND (e.created_at, e.id) <= (start.created_at, start.id)
-        ORDER BY e.created_at DESC, e.id DESC LIMIT $3::bigint
+        SELECT e.*, {counted} AS bytes
+        FROM (
+            {ENCOUNTERS}
+            WHERE e.patient_id = p.id AND e.brand_id = p.brand_id
+                AND (e.created_at, e.id) <= (start.created_at, start.id)
+            ORDER BY e.created_at DESC, e.id DESC LIMIT $3::bigint
+        ) e
     ) e
 ) slice
 WHERE p.id = ANY($1::text[]) AND p.brand_id = $2::text
 """,
-        ("ids", "brand_id", "limit", "offset"),
+        ("ids", "brand_id", "limit", "offset", "most_bytes"),
     )

@@ -55,6 +55,12 @@ class Connection(Protocol):
     async def fetch(self, statement: Statement, **values: object) -> list[Row]:
         """Run the statement and give its rows."""
 
+    async def fetch_at_most(self, most_bytes: int, statement: Statement, /, **values: object) -> list[Row]:
+        """Run the statement and give its rows, whose columns of JSON have at most so many bytes together.
+
+        Raises `AnswerTooLarge` as soon as there are more, and asks the server to stop.
+        """
+
     async def fetch_one(self, statement: Statement, **values: object) -> Row | None:
         """Run the statement and give its first row, or None."""
 
@@ -66,12 +72,21 @@ class Database(Protocol):
         """Borrow a connection for one statement or a few that need not agree with each other."""
 
     async def find(
-        self, brand_id: str, statement: Statement, by: str, value: str, rows: int = 1, **given: object
+        self,
+        brand_id: str,
+        statement: Statement,
+        by: str,
+        value: str,
+        *,
+        rows: int = 1,
+        most_bytes: int,
+        **given: object,
     ) -> Row | None:
         """Find the row whose `key` is a value, to the letter. Those who look at the same time may be served together.
 
         The statement takes `brand_id`, by the name `by` a list of such values, and what else is `given`, all of which
-        can be hashed; to make its row it reads about so many `rows`. Raises `TemporarilyUnavailable`.
+        can be hashed; to make its row it reads about so many `rows`. The row's columns of JSON have at most
+        `most_bytes`, which the statement may take too. Raises `AnswerTooLarge` or `TemporarilyUnavailable`.
         """
 
     def at_once(self, brand_id: str, within_seconds: float) -> AbstractAsyncContextManager[Connection]:

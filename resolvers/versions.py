@@ -3,16 +3,17 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import Table, any_, bindparam, insert, select
+from sqlalchemy import BigInteger, Table, any_, bindparam, insert, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlmodel import Text
 
 from models import Encounter, EncounterEventKind, EncounterVersion
 from resolvers import json_text
 from resolvers.access import Operation
+from resolvers.bounded import bounded, fetch_bounded
 from resolvers.context import Context
 from resolvers.sql import Connection, Row, Statement
 
@@ -21,14 +22,23 @@ TABLE: Table = EncounterVersion.__table__  # type: ignore[attr-defined]
 APPEND_VERSION = Statement(
     insert(TABLE).values({column.name: bindparam(column.name, type_=column.type) for column in TABLE.c})
 )
+MOST_VERSIONS: Final = 100
+"""How many versions of an encounter are given at once at most: its history has no end, and is priced by this."""
+
 VERSIONS_OF_ENCOUNTERS = Statement(
-    select(TABLE)
-    .where(
-        TABLE.c.patient_id == any_(bindparam("patient_ids", type_=ARRAY(Text))),
-        TABLE.c.encounter_id == any_(bindparam("encounter_ids", type_=ARRAY(TABLE.c.encounter_id.type))),
-        TABLE.c.brand_id == bindparam("brand_id"),
+    bounded(
+        select(TABLE)
+        .where(
+            TABLE.c.patient_id == any_(bindparam("patient_ids", type_=ARRAY(Text))),
+            TABLE.c.encounter_id == any_(bindparam("encounter_ids", type_=ARRAY(TABLE.c.encounter_id.type))),
+            TABLE.c.brand_id == bindparam("brand_id"),
+            # They are counted without a gap, so numbers are places.
+            TABLE.c.version > bindparam("after", type_=BigInteger),
+            TABLE.c.version <= bindparam("until", type_=BigInteger),
+        )
+        .order_by(TABLE.c.version),
+        ["changes", "reason"],
     )
-    .order_by(TABLE.c.version)
 )
 
 
@@ -89,16 +99,25 @@ def _json_value(column: str, value: Any) -> Any:
     return None if value is None else str(value)
 
 
-async def histories_of(context: Context, encounters: Sequence[tuple[str, UUID]]) -> list[list[Version]]:
-    """Give the versions of each encounter (its patient and id), oldest first, in the order of `encounters`."""
+async def histories_of(
+    context: Context, encounters: Sequence[tuple[str, UUID]], first: int = MOST_VERSIONS, after: int = 0
+) -> list[list[Version]]:
+    """Give the versions of each encounter (its patient and id), oldest first, in the order of `encounters`.
+
+    The `first` so many behind the version `after`. Raises `AnswerTooLarge` or `AnswerMemoryFull`.
+    """
     context.require(Operation.READ_ENCOUNTERS)
     brand_id = context.acting_brand()
     async with context.database.reading(brand_id) as connection:
-        rows = await connection.fetch(
+        rows = await fetch_bounded(
+            context.answer,
+            connection,
             VERSIONS_OF_ENCOUNTERS,
             brand_id=brand_id,
             patient_ids=[patient_id for patient_id, _ in encounters],
             encounter_ids=[encounter_id for _, encounter_id in encounters],
+            after=after,
+            until=after + first,
         )
     histories: dict[UUID, list[Version]] = {}
     for row in rows:

@@ -56,7 +56,9 @@ async def post_encounter(request: Request) -> Response:
     headers = {"Location": path_of(recording.encounter), "ETag": tag_of_version(1)}
     if recording.replayed:
         headers["Idempotent-Replayed"] = "true"
-    return json_bytes(recording.first_answer or published(recording.encounter), 201, headers)
+    body = recording.first_answer or published(recording.encounter)
+    context.answer.add_regardless(len(body))
+    return json_bytes(body, 201, headers)
 
 
 async def get_encounters(request: Request) -> Response:
@@ -85,7 +87,11 @@ async def get_encounter(request: Request) -> Response:
         raise InvalidInput(broken)
     encounter = await visible_encounter(context, **request.path_params)
     tag = tag_of_version(encounter.version)
-    return not_modified(tag) if is_known(request, tag) else json_bytes(published(encounter), 200, {"ETag": tag})
+    if is_known(request, tag):
+        return not_modified(tag)
+    body = published(encounter)
+    context.answer.add(len(body))
+    return json_bytes(body, 200, {"ETag": tag})
 
 
 def path_of(encounter: Encounter) -> str:

@@ -15,8 +15,10 @@ from graphql import (
     InlineFragmentNode,
     IntValueNode,
     ListValueNode,
+    ObjectValueNode,
     OperationDefinitionNode,
     SelectionSetNode,
+    StringValueNode,
     ValueNode,
     VariableNode,
 )
@@ -24,6 +26,7 @@ from graphql import (
 from resolvers.duplicates import MOST
 from resolvers.json_text import INT_DIGITS
 from resolvers.paging import PageLimits
+from resolvers.versions import MOST_VERSIONS
 from schema.limits import COUNTLESS
 
 
@@ -38,6 +41,10 @@ ASKED_FOR_BY: Mapping[str, str] = {"patients": "ids", "_entities": "representati
 """The argument that lists what a field gives, one for one."""
 
 
+READ_ONCE = frozenset({"patients", "_entities"})
+"""Of these, an object that is listed several times is read, completed and priced once."""
+
+
 class Sent:
     """The arguments of an operation's fields, as they were sent."""
 
@@ -49,12 +56,15 @@ class Sent:
 
     def asked_for(self, field: FieldNode) -> int:
         """Say how many objects a field lists that it is to give; 1 where it lists none."""
+        name = field.name.value
         arguments = {each.name.value: each.value for each in field.arguments or ()}
-        listed = self.value(arguments.get(ASKED_FOR_BY.get(field.name.value, "")))
-        return len(listed) if isinstance(listed, list) else 1
+        listed = self.value(arguments.get(ASKED_FOR_BY.get(name, "")))
+        if not isinstance(listed, list):
+            return 1
+        return _distinct(listed) if name in READ_ONCE else len(listed)
 
     def value(self, node: ValueNode | None) -> Any:
-        """Give what stands for a number or a list, or None; of a list only the length can be relied on."""
+        """Give what stands for a number or a list, or None; the items of a list may be nodes."""
         match node:
             case VariableNode():
                 self.looked_at.add(node.name.value)
@@ -105,8 +115,35 @@ class Costing:
 
 
 def _size(value: Any) -> object:
-    # Of a list only its length counts, which must not be taken for a number.
-    return (len(value),) if isinstance(value, list) else value if isinstance(value, int) else None
+    # Of a list its length counts, which must not be taken for a number, and how many objects it names.
+    if isinstance(value, list):
+        return len(value), _distinct(value)
+    return value if isinstance(value, int) else None
+
+
+def _distinct(items: Sequence[Any]) -> int:
+    """Count the objects that a list of ids or representations names. What names none is one for itself."""
+    named: set[object] = set()
+    for item in items:
+        name = _named(item)
+        named.add(object() if name is None else name)
+    return len(named)
+
+
+def _named(item: Any) -> object:
+    match item:
+        case str():
+            return item
+        case StringValueNode():
+            return item.value
+        case {"__typename": str(kind), "id": str(entity_id)}:
+            return kind, entity_id
+        case ObjectValueNode():
+            members = {each.name.value: each.value for each in item.fields}
+            match members.get("__typename"), members.get("id"):
+                case StringValueNode() as kind_node, StringValueNode() as id_node:
+                    return kind_node.value, id_node.value
+    return None
 
 
 def cost_of(document: DocumentNode, operation: OperationDefinitionNode, sent: Sent, pages: PageLimits) -> int:
@@ -139,6 +176,9 @@ def cost_of(document: DocumentNode, operation: OperationDefinitionNode, sent: Se
             return min(max(given[0], 0), pages.maximum) if given else pages.default
         if field.name.value == "possibleDuplicates":
             return MOST
+        if field.name.value == "history":
+            first = sent.value(arguments.get("first"))
+            return min(max(first, 0), MOST_VERSIONS) if isinstance(first, int) else MOST_VERSIONS
         return sent.asked_for(field)
 
     return min(of(operation.selection_set), COUNTLESS)

@@ -27,10 +27,13 @@ from resolvers import json_text
 from resolvers.commands import misspelt
 from resolvers.context import Context
 from resolvers.errors import (
+    AnswerMemoryFull,
+    AnswerTooLarge,
     GatewayError,
     InvalidInput,
     MalformedBody,
     MethodNotAllowed,
+    OutcomeUnknown,
     ServerError,
     Stopped,
     Violation,
@@ -192,6 +195,7 @@ class Runner:
         cost = _cost(prepared, ask, context)
         if too_dear := self._too_dear(cost, ask, context):
             return too_dear
+        written = context.answer.written
         met: Exception | None = None
         if plan := self._plan(document.ast, prepared, context):
             try:
@@ -202,6 +206,9 @@ class Runner:
                 return _telling(cost, ask, Answer(True, body))
             except Declined:
                 pass
+            except (AnswerTooLarge, AnswerMemoryFull) as error:
+                context.answer.keep(written)
+                return self._unsendable(error, context, changes=not isinstance(plan, Plan))
             except Exception as error:  # noqa: BLE001 - whatever it is, the ordinary way tells it
                 met = error
                 if isinstance(plan, Plan) and not isinstance(error, GatewayError):
@@ -222,11 +229,30 @@ class Runner:
         if result.data is None and all(error.path is None for error in result.errors or ()):
             return self._variables_refused(operation, ask, context)
         changes = operation.operation is OperationType.MUTATION
-        answer = _telling(cost, ask, self._answer(result, context, changes=changes))
+        try:
+            if not changes and (unsendable := _unsendable_part(result)):
+                raise unsendable
+            answer = _telling(cost, ask, self._answer(result, context, changes=changes))
+        except (AnswerTooLarge, AnswerMemoryFull) as error:
+            context.answer.keep(written)
+            return self._unsendable(error, context, changes=changes)
+        context.answer.keep(context.answer.written)
         if changes and result.data is None and not _is_one_field(operation):
             # The first of several may have been kept although the last one's refusal leaves nothing to show for it.
             for told in answer.body["errors"]:
                 told["extensions"]["recorded"] = "unknown"
+        return answer
+
+    def _unsendable(self, error: GatewayError, context: Context, *, changes: bool) -> Answer:
+        """Refuse what was asked for as a whole, because of its size. A change has happened, or perhaps not.
+
+        Raises `AnswerMemoryFull` or `OutcomeUnknown`: what may be asked again shortly is no fault of the request.
+        """
+        if isinstance(error, AnswerMemoryFull):
+            raise OutcomeUnknown(error.message) if changes else error
+        answer = _refused(error, context)
+        if changes:
+            answer.body["errors"][0]["extensions"]["recorded"] = "unknown"
         return answer
 
     def _plan(self, document: DocumentNode, prepared: Prepared, context: Context) -> AnyPlan | None:
@@ -294,10 +320,23 @@ class Runner:
 
         async with aclosing(map_source_to_response_event(executor, source, execute_event)) as results:
             async for result in results:
-                if result.errors:
-                    # Told in part, the event would be lost to a client that goes on after its cursor.
-                    raise self.known(_cause(result.errors[0]), context.request_id)
-                yield _telling(cost, ask, self._answer(result, context))._replace(cursor=cursor)
+                try:
+                    yield _telling(cost, ask, self._event(result, context))._replace(cursor=cursor)
+                finally:
+                    # The next one is asked for when the client has taken this one.
+                    context.answer.release()
+
+    def _event(self, result: ExecutionResult, context: Context) -> Answer:
+        """Return the answer for an event; where that is too large, one that says so, because it always will be.
+
+        Raise what else a field met: told in part, the event would be lost to a client that goes on after its cursor.
+        """
+        try:
+            if result.errors:
+                raise self.known(_cause(result.errors[0]), context.request_id)
+            return self._answer(result, context)
+        except AnswerTooLarge as error:
+            return Answer(True, {"errors": [refuse(error, context)], "data": None})
 
     def known(self, error: BaseException, request_id: str) -> GatewayError:
         """Give the error itself if it is one of ours; else write it down and give `ServerError`."""
@@ -322,6 +361,9 @@ class Runner:
     def _answer(self, result: ExecutionResult, context: Context, *, changes: bool = False) -> Answer:
         body: dict[str, Any] = {"data": result.data}
         if result.errors:
+            # Each names its place, by the client's own names: these may be long, and the errors many.
+            for error in result.errors:
+                context.answer.add(sum(len(str(each)) for each in error.path or ()))
             body = {"errors": [self._field_error(error, context, changes=changes) for error in result.errors]} | body
         return Answer(True, body)
 
@@ -349,6 +391,14 @@ def _cause(error: GraphQLError) -> BaseException:
         # Nothing of ours: graphql-core itself refused an argument, in words that may quote it.
         return InvalidInput([Violation("", "type", "An argument does not fit its type.")])
     return met
+
+
+def _unsendable_part(result: ExecutionResult) -> AnswerTooLarge | AnswerMemoryFull | None:
+    """Give the error of the first field that was not answered because of the answer's size."""
+    for error in result.errors or ():
+        if isinstance(error.original_error, AnswerTooLarge | AnswerMemoryFull):
+            return error.original_error
+    return None
 
 
 def _is_one_field(operation: OperationDefinitionNode) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
+import orjson
 from graphql import (
     Executor,
     GraphQLObjectType,
@@ -26,12 +27,28 @@ Fields = Mapping[str, Any]
 """What is asked for of an object, by response key."""
 
 
+USUAL_BYTES = 40
+"""Bytes of a value that is not measured, about: an id or an instant with its quotation marks."""
+
+MEASURED = frozenset({"ID", "JSON", "String"})
+"""Scalars whose values may be long."""
+
+
 class _Plain(NamedTuple):
     """A field that is an attribute, of a scalar or an enum."""
 
     attribute: str
     complete: Callable[[Any], Any]
     nullable: bool
+    measured: bool
+    """Whether its values may be long."""
+
+
+class _Again(NamedTuple):
+    """An item of a list that is the same object as an earlier one."""
+
+    place: int
+    """That one's."""
 
 
 class QuickExecutor(Executor[Operation]):
@@ -41,6 +58,7 @@ class QuickExecutor(Executor[Operation]):
         self, parent_type: GraphQLObjectType, source_value: Any, path: Any, grouped_field_set: Fields, *context: Any
     ) -> Any:
         """Give the fields of an object, or what can be awaited for them."""
+        self._count(_bytes_of_names(grouped_field_set))
         ready: dict[str, Any] = {}
         for key, plain in self._plain_of(parent_type, grouped_field_set).items():
             try:
@@ -50,6 +68,7 @@ class QuickExecutor(Executor[Operation]):
                 continue
             if (value is None and plain.nullable) or (completed is not None and completed is not Undefined):
                 ready[key] = completed
+                self._count(_bytes_of(completed) if plain.measured else USUAL_BYTES)
         if len(ready) == len(grouped_field_set):
             return ready
         others = {key: details for key, details in grouped_field_set.items() if key not in ready}
@@ -68,10 +87,65 @@ class QuickExecutor(Executor[Operation]):
             plain = self._plain_of(object_type, fields)
             if plain and len(plain) == len(fields):
                 try:
-                    return [_completed(item, plain) for item in items]
+                    completed = [_completed(item, plain) for item in items]
                 except Exception:  # noqa: BLE001, S110 - whatever it is, graphql-core meets it again and tells it
                     pass
+                else:
+                    measured = [key for key, each in plain.items() if each.measured]
+                    usual = _bytes_of_names(fields) + USUAL_BYTES * (len(plain) - len(measured))
+                    self._count(
+                        usual * len(completed) + sum(_bytes_of(each[key]) for each in completed for key in measured)
+                    )
+                    return completed
+        if path.prev is None and isinstance(items, list) and len(set(map(id, items))) < len(items):
+            return self._complete_once(item_type, field_details_list, info, path, items, *context)
         return super().complete_iterable_value(item_type, field_details_list, info, path, items, *context)
+
+    def _complete_once(
+        self, item_type: Any, field_details_list: list[Any], info: Any, path: Any, items: list[Any], *context: Any
+    ) -> Any:
+        """Give the items of a list in which some are the same object: each object is completed once."""
+        places: dict[int, int] = {}
+        marked: list[Any] = []
+        for place, item in enumerate(items):
+            first = places.setdefault(id(item), place)
+            marked.append(item if first == place else _Again(first))
+        given = super().complete_iterable_value(item_type, field_details_list, info, path, marked, *context)
+        if self.is_awaitable(given):
+            return self._repeated_later(marked, given)
+        return self._repeated(marked, cast("list[Any]", given))
+
+    async def _repeated_later(self, items: list[Any], given: Awaitable[list[Any]]) -> list[Any]:
+        return self._repeated(items, await given)
+
+    def _repeated(self, items: list[Any], given: list[Any]) -> list[Any]:
+        """Put what an object was completed to wherever it stands again, and count its bytes each time."""
+        sizes: dict[int, int] = {}
+        for item in items:
+            if isinstance(item, _Again):
+                if item.place not in sizes:
+                    sizes[item.place] = _bytes_of(given[item.place])
+                self._count(sizes[item.place])
+        places = (item.place if isinstance(item, _Again) else place for place, item in enumerate(items))
+        return [given[place] for place in places]
+
+    def complete_list_item_value(self, item: Any, complete_results: list[Any], *context: Any) -> bool:
+        """Complete an item of a list; say whether it has to be awaited."""
+        if isinstance(item, _Again):
+            complete_results.append(None)
+            return False
+        return super().complete_list_item_value(item, complete_results, *context)
+
+    def complete_leaf_value(self, return_type: Any, result: Any) -> Any:  # type: ignore[override]
+        """Complete a scalar or an enum."""
+        completed = super().complete_leaf_value(return_type, result)
+        self._count(_bytes_of(completed))
+        return completed
+
+    def _count(self, count: int) -> None:
+        """Count bytes of the answer, before there are more of them. Raises what `AnswerBytes.add` raises."""
+        if self.context_value is not None:
+            self.context_value.context.answer.add(count)
 
     def build_per_event_executor(self, payload: Any) -> "QuickExecutor":
         """Give the executor of one event, which keeps nothing of it for the next."""
@@ -100,13 +174,31 @@ def _plain(schema: GraphQLSchema, parent_type: GraphQLObjectType, name: str) -> 
     type_ = field.type if nullable else field.type.of_type
     if not is_leaf_type(type_):
         return None
-    return _Plain(field.extensions["strawberry-definition"].python_name, type_.coerce_output_value, nullable)
+    return _Plain(
+        field.extensions["strawberry-definition"].python_name,
+        type_.coerce_output_value,
+        nullable,
+        type_.name in MEASURED,
+    )
+
+
+def _bytes_of(value: Any) -> int:
+    try:
+        return len(orjson.dumps(value, default=str))
+    except orjson.JSONEncodeError:
+        # It is met again, and told, where the answer is written.
+        return USUAL_BYTES
+
+
+def _bytes_of_names(fields: Fields) -> int:
+    # With quotation marks, colon and comma.
+    return sum(map(len, fields)) + 4 * len(fields)
 
 
 def _completed(source_value: object, fields: Mapping[str, _Plain]) -> dict[str, Any]:
     """Give the fields of an object. Raises whatever keeps one of them from being completed."""
     completed: dict[str, Any] = {}
-    for key, (attribute, complete, nullable) in fields.items():
+    for key, (attribute, complete, nullable, _) in fields.items():
         value = getattr(source_value, attribute)
         if value is not None:
             value = complete(value)

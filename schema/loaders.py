@@ -34,6 +34,15 @@ class CountKey(NamedTuple):
     narrow: EncounterFilter
 
 
+class HistoryKey(NamedTuple):
+    """Some versions of an encounter: the first so many behind one of them."""
+
+    patient_id: str
+    encounter_id: UUID
+    first: int
+    after: int
+
+
 class Loaders:
     """The loaders of one operation. What a plan has `met` when it asked the database, each of them meets too."""
 
@@ -69,8 +78,8 @@ class Loaders:
         return DataLoader(self._load_duplicates)
 
     @cached_property
-    def histories(self) -> DataLoader[tuple[str, UUID], list[Version]]:
-        """Versions of encounters, by patient and id."""
+    def histories(self) -> DataLoader[HistoryKey, list[Version]]:
+        """Versions of encounters."""
         return DataLoader(self._load_histories)
 
     async def _load_patients(self, ids: list[str]) -> list[Patient | None]:
@@ -81,9 +90,16 @@ class Loaders:
         self._tell()
         return await encounters_by_ids(self._context, ids)
 
-    async def _load_histories(self, encounters: list[tuple[str, UUID]]) -> list[list[Version]]:
+    async def _load_histories(self, keys: list[HistoryKey]) -> list[list[Version]]:
         self._tell()
-        return await histories_of(self._context, encounters)
+        encounters = defaultdict[tuple[int, int], list[tuple[str, UUID]]](list)
+        for key in keys:
+            encounters[key.first, key.after].append((key.patient_id, key.encounter_id))
+        histories: dict[HistoryKey, list[Version]] = {}
+        for (first, after), of in encounters.items():
+            for each, history in zip(of, await histories_of(self._context, of, first, after), strict=True):
+                histories[HistoryKey(*each, first, after)] = history
+        return [histories[key] for key in keys]
 
     async def _load_duplicates(self, encounters: list[tuple[str, UUID]]) -> list[list[Encounter]]:
         return await possible_duplicates_of(self._context, encounters)

@@ -22,7 +22,7 @@ from graphql import (
 from resolvers.access import Operation
 from resolvers.commands import EVERYTHING, EncounterFilter
 from resolvers.context import Context
-from resolvers.errors import GatewayError
+from resolvers.errors import AnswerTooLarge, GatewayError
 from resolvers.ids import id_text
 from resolvers.paging import PageLimits, list_of, window_of
 from resolvers.patients import can_exist
@@ -145,12 +145,16 @@ class Variant:
             for row in await self._rows(asking, brand_id, context):
                 parts = list(asking.question.forms[row["root"]])
                 parts[1::2] = row[FIRST_JSON : FIRST_JSON + len(parts) // 2]
+                if row["bytes"] > context.answer.maximum:
+                    raise AnswerTooLarge(context.answer.maximum)
                 found[row["root"], row["key"]] = parts
                 if row["given"]:
                     owner = (brand_id, row["patient_id"])
                     given[owner] = given.get(owner, 0) + row["given"]
+        parts = self._parts(asked, found)
+        context.answer.add(sum(map(len, parts)))
         context.note_given(given)
-        return self._written(asked, found)
+        return b"".join(parts)
 
     async def explain(self, variables: Variables, context: Context) -> Explained:
         """Say how PostgreSQL goes about it. Raises what `run` raises."""
@@ -161,19 +165,23 @@ class Variant:
             return Explained("", [])
         statement = asking.question.statement
         async with context.database.reading(brand_id) as connection:
-            lines = await connection.fetch(statement.explaining(), brand_id=brand_id, **asking.ids, **asking.pages)
+            values = {"brand_id": brand_id, "most_bytes": context.answer.maximum, **asking.ids, **asking.pages}
+            lines = await connection.fetch(statement.explaining(), **values)
         return Explained(statement.text, [line[0] for line in lines])
 
     async def _rows(self, asking: Asking, brand_id: str, context: Context) -> Sequence[Row]:
-        statement = asking.question.statement
+        statement, most_bytes = asking.question.statement, context.answer.maximum
         if not self._is_of_one:
             async with context.database.reading(brand_id) as connection:
-                return await connection.fetch(statement, brand_id=brand_id, **asking.ids, **asking.pages)
+                values = {"brand_id": brand_id, **asking.ids, **asking.pages}
+                return await connection.fetch_at_most(most_bytes, statement, **values, most_bytes=most_bytes)
         # Many ask for one of these at a time: those of one moment share the way to the database and back.
         ((by, ids),) = asking.ids.items()
         if not ids:
             return ()
-        row = await context.database.find(brand_id, statement, by, ids[0], asking.rows, **asking.pages)
+        row = await context.database.find(
+            brand_id, statement, by, ids[0], rows=asking.rows, most_bytes=most_bytes, **asking.pages
+        )
         return () if row is None else (row,)
 
     def _asking(
@@ -234,8 +242,8 @@ class Variant:
             self.kept_characters += len(question.statement.text) if question else 0
         return self._questions[shape]
 
-    def _written(self, asked: Sequence[list[Any]], found: Mapping[tuple[int, Any], list[bytes]]) -> bytes:
-        # Put together once: a list may be long.
+    def _parts(self, asked: Sequence[list[Any]], found: Mapping[tuple[int, Any], list[bytes]]) -> list[bytes]:
+        # Put together once, by the caller: a list may be long, and the same id may be asked for many times.
         parts = [b"{"]
         for number, (root, ids) in enumerate(zip(self._roots, asked, strict=True)):
             items = [found.get((number, each), NULL) for each in ids]
@@ -249,7 +257,7 @@ class Variant:
                     parts.append(b"]" if items else b"[]")
                 case _:
                     parts += items[0] if items else NULL
-        return b"".join([*parts, b"}"])
+        return [*parts, b"}"]
 
 
 def _needed(roots: Sequence[Root]) -> list[Operation]:

@@ -67,7 +67,11 @@ class RecordPlan:
         self._parts = _joined([b"{", _named(key), *_object(fields), b"}"])
 
     async def run(self, sent: Variables, context: Context) -> bytes:
-        """Record, and give the JSON of `data`. Raises `Declined` before it begins, and then what recording raises."""
+        """Record, and give the JSON of `data`.
+
+        Raises `Declined` before it begins, then what recording raises, and when it is recorded `AnswerTooLarge` or
+        `AnswerMemoryFull`.
+        """
         variables = coerced(self._definitions, sent)
         given = self._arguments(variables)
         patient_id, members, key = given.get("patientId"), given.get("input"), given.get("idempotencyKey")
@@ -76,7 +80,9 @@ class RecordPlan:
         if self._shows_patient:
             _require_patients(context)
         recording = await record_encounter(context, patient_id, _command(members), key)
-        return b"".join([part if isinstance(part, bytes) else part(recording) for part in self._parts])
+        parts = [part if isinstance(part, bytes) else part(recording) for part in self._parts]
+        context.answer.add(sum(map(len, parts)))
+        return b"".join(parts)
 
 
 def _require_patients(context: Context) -> None:

@@ -360,6 +360,7 @@ class Conversation:
             refusal = self._runner.known(error, operation.context.request_id)
             await self._finish(operation, [refuse(refusal, operation.context)])
         finally:
+            operation.context.answer.release()
             self._log_operation(operation.context, operation.outcome, time.perf_counter() - started)
 
     async def _answer(self, operation: _Operation, message: Subscribe, *, crowded: bool) -> None:

@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 from resolvers.commands import EncounterFilter
 from resolvers.paging import Window, sql_cursor
 from resolvers.rendering import (
+    COLUMNS,
     ENCOUNTERS,
     Asked,
     Listed,
     Piece,
     Said,
     apart,
+    bytes_of,
     items_of,
     members_of,
     object_of,
@@ -59,8 +61,9 @@ class Question(NamedTuple):
     """By the number of the root: its texts, and between each two of them the place of the next column of JSON."""
 
 
-FIRST_JSON = 4
-"""The place of a row's first column of JSON: behind the root's number, the key, the patient and how many are given."""
+FIRST_JSON = 5
+"""The place of a row's first column of JSON: behind the root's number, the key, the patient, how many encounters are
+given, and how many bytes their pages have, about. Of pages with more than `most_bytes` only a part is given."""
 
 
 class Select(NamedTuple):
@@ -122,50 +125,57 @@ class Arguments:
 def _select(number: int, root: Root, bound: Mapping[int, Bound], put: Put) -> Select:
     if root.name == "encounter":
         return Select(
-            head=f"SELECT {number} AS root, e.id::text AS key, e.patient_id, 1 AS given",
+            head=f"SELECT {number} AS root, e.id::text AS key, e.patient_id, 1 AS given, 0::bigint AS bytes",
             parts=apart(_encounter_pieces("e", root.fields)),
             tail=f" FROM ({ENCOUNTERS}"
             f" WHERE e.id = ANY({put(f'ids_{number}', 'uuid[]')}) AND e.brand_id = {put('brand_id', 'text')}) e",
         )
     members: list[tuple[str, Sequence[Piece]]] = []
     pages = ""
+    counted: list[str] = []
     for key, each in root.fields:
         if isinstance(each, Page):
-            select, pieces = _page(each, bound[each.number], put)
+            select, pieces = _page(each, bound[each.number], put, counted)
             pages += f" LEFT JOIN LATERAL ({select}) page_{each.number} ON true"
             members.append((key, pieces))
         else:
             members.append((key, _of_patient("p", each)))
     given = " + ".join(f"page_{page.number}.given" for page in root.pages if page.reads) or "0"
+    bytes_ = " + ".join(counted) or "0"
     return Select(
-        head=f"SELECT {number} AS root, p.id AS key, p.id AS patient_id, ({given})::integer AS given",
+        head=f"SELECT {number} AS root, p.id AS key, p.id AS patient_id, ({given})::integer AS given,"
+        f" ({bytes_})::bigint AS bytes",
         parts=apart(object_of(members)),
         tail=f" FROM patient_graph.patients p{pages}"
         f" WHERE p.id = ANY({put(f'ids_{number}', 'text[]')}) AND p.brand_id = {put('brand_id', 'text')}",
     )
 
 
-def _page(page: Page, bound: Bound, arguments: Put) -> tuple[str, list[Piece]]:
-    """Give the statement of a page and, of its columns, the pieces of its JSON."""
+def _page(page: Page, bound: Bound, arguments: Put, counted: list[str]) -> tuple[str, list[Piece]]:
+    """Give the statement of a page and, of its columns, the pieces of its JSON.
+
+    `counted` has the SQL for the bytes of the pages before it, which are left to it of `most_bytes`; its own is added.
+    """
 
     def put(name: str, kind: str) -> str:
         return arguments(f"page_{page.number}_{name}", kind)
 
     conditions = _where(put, bound)
+    items = {key: _item(name, put, below) for key, name, below in page.fields if name in {"nodes", "edges"}}
+    own_bytes = bytes_of([piece for item in items.values() for piece in item])
+    left = " - ".join([arguments("most_bytes", "bigint"), *counted]) if own_bytes else None
     shown: list[tuple[str, Sequence[Piece]]] = []
     for key, name, below in page.fields:
         match name:
             case "__typename":
                 shown.append((key, [Said('"EncounterConnection"')]))
             case "total_count":
-                counted = f"(SELECT count(*)::text FROM patient_graph.encounters e WHERE {conditions})"
-                shown.append((key, [Asked(counted)]))
+                total = f"(SELECT count(*)::text FROM patient_graph.encounters e WHERE {conditions})"
+                shown.append((key, [Asked(total)]))
             case "page_info":
                 shown.append((key, _page_info(put, bound, below)))
-            case "nodes":
-                shown.append((key, _rows(page, put, bound, _encounter_pieces("e", below))))
-            case "edges":
-                shown.append((key, _rows(page, put, bound, _edge_pieces(put, below))))
+            case "nodes" | "edges":
+                shown.append((key, _rows(page, put, bound, items[key], left)))
     columns, pieces = _named(f"page_{page.number}", apart(object_of(shown)))
     if not page.reads:
         return f"SELECT {columns}", pieces
@@ -177,15 +187,25 @@ def _page(page: Page, bound: Bound, arguments: Put) -> tuple[str, list[Piece]]:
         if getattr(bound.window, side) is not None
     ]
     within = " AND ".join([conditions, *places])
+    in_order = f"ORDER BY e.created_at {order}, e.id {order}"
     rows = (
-        f"{ENCOUNTERS} WHERE {within}"
-        f" ORDER BY e.created_at {order}, e.id {order} LIMIT {put('limit' if numbered else 'size', 'bigint')}"
+        f"FROM patient_graph.encounters e WHERE {within}"
+        f" {in_order} LIMIT {put('limit' if numbered else 'size', 'bigint')}"
     )
-    if not numbered:
-        return f"SELECT {columns}, count(*) AS given FROM ({rows}) e", pieces
-    place = f"row_number() OVER (ORDER BY e.created_at {order}, e.id {order}) AS place"
-    rows = f"SELECT e.*, {place}, count(*) OVER () AS found FROM ({rows}) e"
-    return f"SELECT {columns}, least(count(*), {put('size', 'bigint')}) AS given FROM ({rows}) e", pieces
+    if numbered:
+        # Numbered before anything is made of them: PostgreSQL keeps all of a page for its count. The offset keeps it
+        # from making a column again wherever it is looked at.
+        place = f"row_number() OVER ({in_order}) AS place"
+        rows = f"FROM (SELECT e.*, {place}, count(*) OVER () AS found FROM (SELECT e.* {rows}) e) e OFFSET 0"
+    rows = f"{COLUMNS} {rows}"
+    shown_rows = f" FILTER (WHERE e.place <= {put('size', 'bigint')})" if numbered else ""
+    if own_bytes:
+        # The rows come in their order: so each has the bytes of those before it, and its own.
+        running = f"sum({own_bytes}) OVER (ROWS UNBOUNDED PRECEDING) AS bytes"
+        rows = f"SELECT e.*, {running} FROM ({rows}) e"
+        columns += f", coalesce(max(e.bytes){shown_rows}, 0) AS bytes"
+        counted.append(f"page_{page.number}.bytes")
+    return f"SELECT {columns}, count(*){shown_rows} AS given FROM ({rows}) e", pieces
 
 
 def _named(table: str, parts: Sequence[Piece]) -> tuple[str, list[Piece]]:
@@ -219,14 +239,21 @@ def _where(put: Put, bound: Bound) -> str:
     return " AND ".join(["e.patient_id = p.id", "e.brand_id = p.brand_id", *parts])
 
 
-def _rows(page: Page, put: Put, bound: Bound, item: Sequence[Piece]) -> list[Piece]:
-    order_by = only = None
+def _rows(page: Page, put: Put, bound: Bound, item: Sequence[Piece], left: str | None) -> list[Piece]:
+    """Give the pieces of a list of items: as many as have the bytes that are `left`, None where they are few."""
+    order_by = None
+    only = [f"e.bytes <= {left}"] if left else []
     if _is_numbered(page, bound):
         # Read from the oldest, they are shown from the newest all the same. One more than asked for tells whether the
         # list goes on.
         order_by = "e.place" if bound.window.forward else "e.place DESC"
-        only = f"e.place <= {put('size', 'bigint')}"
-    return [Said("["), Listed(items_of(item, order_by=order_by, only=only)), Said("]")]
+        only.append(f"e.place <= {put('size', 'bigint')}")
+    listed = items_of(item, order_by=order_by, only=" AND ".join(only))
+    return [Said("["), Listed(listed), Said("]")]
+
+
+def _item(name: str, put: Put, fields: Sequence[Any]) -> list[Piece]:
+    return _encounter_pieces("e", fields) if name == "nodes" else _edge_pieces(put, fields)
 
 
 def _page_info(put: Put, bound: Bound, fields: Sequence[Any]) -> list[Piece]:

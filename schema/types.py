@@ -16,13 +16,14 @@ from models import EncounterAction, EncounterEventKind, EncounterStatus, Encount
 from resolvers import versions
 from resolvers.commands import EncounterFilter
 from resolvers.context import Context
-from resolvers.errors import InvalidInput, Violation
+from resolvers.errors import InvalidInput, Shape, Violation
 from resolvers.json_text import shape_of
 from resolvers.lifecycle import allowed_actions
 from resolvers.paging import Page, Position, list_of, window_of, write_cursor
 from resolvers.patients import SeenPatient, patient_of
+from resolvers.versions import MOST_VERSIONS
 from schema.errors import in_argument
-from schema.loaders import CountKey, Loaders, PageKey
+from schema.loaders import CountKey, HistoryKey, Loaders, PageKey
 from schema.scalars import JSON
 
 strawberry.enum(EncounterType, description="What kind of meeting it is.")
@@ -100,13 +101,46 @@ class Encounter:
     def allowed_actions(self, root: strawberry.Parent[models.Encounter]) -> list[EncounterAction]:
         return allowed_actions(root.status)
 
-    @strawberry.field(description="Its versions, the first one first. Nothing is ever taken out.")
-    async def history(self, root: strawberry.Parent[models.Encounter], info: Info) -> list[EncounterVersion]:
-        return await info.context.loaders.histories.load((root.patient_id, root.id))  # type: ignore[return-value]
+    @strawberry.field(
+        description=f"Its versions, the first one first. Nothing is ever taken out. At most {MOST_VERSIONS} are given; "
+        "for those that follow, ask `after` the last one."
+    )
+    async def history(
+        self,
+        root: strawberry.Parent[models.Encounter],
+        info: Info,
+        first: Annotated[
+            int | None, strawberry.argument(description=f"The first so many: at most {MOST_VERSIONS}, as without it.")
+        ] = UNSET,
+        after: Annotated[
+            int | None, strawberry.argument(description="Only those after the version with this number.")
+        ] = UNSET,
+    ) -> list[EncounterVersion]:
+        key = HistoryKey(
+            root.patient_id,
+            root.id,
+            _whole_number("first", first, MOST_VERSIONS, most=MOST_VERSIONS),
+            _whole_number("after", after, 0, most=MOST_INT),
+        )
+        return await info.context.loaders.histories.load(key)  # type: ignore[return-value]
 
     @strawberry.field(description="Whose encounter it is.")
     def patient(self, root: strawberry.Parent[models.Encounter], info: Info) -> "Patient":
         return patient_of(info.context.context, root)  # type: ignore[return-value]
+
+
+MOST_INT = 2**31 - 1
+
+
+def _whole_number(argument: str, value: int | None, default: int, *, most: int) -> int:
+    """Return an argument, or the default where it was not sent. Raises `InvalidInput`."""
+    if value is None or value is UNSET:
+        return default
+    if not 0 <= value <= most:
+        told = f"must be from 0 to {most}"
+        came = Shape("number")
+        raise InvalidInput([Violation(f"/{argument}", "page_size", told, minimum=0, maximum=most, received=came)])
+    return value
 
 
 @strawberry.type(description="Where a page lies in its list.")

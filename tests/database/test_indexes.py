@@ -18,8 +18,8 @@ from resolvers.sql import Statement
 from tests.conftest import create_database
 from tests.doors import Service
 
-SLICE = {"brand_id": "loop", "ids": ["somebody"], "limit": 20, "offset": 0}
-PAGE = {"brand_id": "loop", "patient_ids": ["somebody"], "limit": 21}
+SLICE = {"brand_id": "loop", "ids": ["somebody"], "limit": 20, "offset": 0, "most_bytes": 1_000}
+PAGE = {"brand_id": "loop", "patient_ids": ["somebody"], "limit": 21, "most_bytes": 1_000}
 AFTER = {"after_created_at": datetime(2026, 1, 1, tzinfo=UTC), "after_id": uuid4()}
 EVENTS = {"after": 1_000_000, "until": 1_001_000, "limit": 500}
 PRUNED = {"pruned": 1_000_000, "until": 1_001_000, "keep": timedelta(days=30), "limit": 500}
@@ -38,7 +38,7 @@ async def untouched(server_url: str) -> AsyncIterator[asyncpg.Connection]:
 @pytest.mark.parametrize(
     ("statement", "values", "index"),
     [
-        (ENCOUNTERS_BY_IDS, {"brand_id": "loop", "ids": [uuid4()]}, "ix_encounters_id"),
+        (ENCOUNTERS_BY_IDS, {"brand_id": "loop", "ids": [uuid4()], "most_bytes": 1_000}, "ix_encounters_id"),
         (_pages(frozenset(), True, False, False), PAGE, "ix_encounters_patient_id_created_at_id"),
         (_pages(frozenset(), True, True, False), PAGE | AFTER, "ix_encounters_patient_id_created_at_id"),
         (_slice(("id", "notes")), SLICE, "ix_encounters_patient_id_created_at_id"),

@@ -196,15 +196,15 @@ async def test_whoever_looks_while_others_statements_hang_is_served_all_the_same
         return await ours(self, statement, **values)
 
     monkeypatch.setattr(PoolConnection, "fetch", hang)
-    slow = asyncio.create_task(database.find("loop", find, "ids", patient_id))
+    slow = asyncio.create_task(database.find("loop", find, "ids", patient_id, most_bytes=1_000))
     await until(lambda: hanging)
 
     async with asyncio.timeout(2):
-        row = await database.find("loop", find, "ids", patient_id)
+        row = await database.find("loop", find, "ids", patient_id, most_bytes=1_000)
 
     assert row is not None
     assert row["key"] == patient_id
-    assert await database.find("loop", find, "ids", "nobody") is None
+    assert await database.find("loop", find, "ids", "nobody", most_bytes=1_000) is None
     slow.cancel()
     await database.close()
 

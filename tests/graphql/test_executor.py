@@ -46,7 +46,9 @@ def test_whatever_an_object_holds_both_executors_say_the_same_of_it(rows: list[d
 
 
 LIST = parse("query { patients(ids: []) { id brandId b: brandId } }")
-patient = st.none() | st.fixed_dictionaries({}, optional=dict.fromkeys(("id", "brand_id"), anything)) | st.integers()
+patient = (
+    st.none() | st.fixed_dictionaries({}, optional=dict.fromkeys(("id", "brand_id"), anything)) | st.builds(object)
+)
 
 
 @given(st.lists(patient, max_size=4) | st.tuples(patient))

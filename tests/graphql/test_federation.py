@@ -224,8 +224,8 @@ async def test_more_than_may_be_asked_for_in_one_operation_is_refused_before_any
     query = """query ($asked: [_Any!]!) { _entities(representations: $asked) {
       ... on Patient { encounters(first: 100) { nodes { id } } } } }"""
 
-    allowed = await ask(subgraph, *[patient("x")] * 100, query=query)
-    refused = await ask(subgraph, *[patient("x")] * 300, query=query)
+    allowed = await ask(subgraph, *[patient(f"x{number}") for number in range(100)], query=query)
+    refused = await ask(subgraph, *[patient(f"x{number}") for number in range(300)], query=query)
 
     assert allowed == {"data": {"_entities": [None] * 100}}
     assert [each["rule"] for each in refused["errors"][0]["extensions"]["violations"]] == ["cost"]

@@ -22,6 +22,7 @@ SAMPLES: dict[str, Any] = {
     "violations": [Violation("/notes", "too_long", "must have at most 5 characters")],
     "rule": "json",
     "message": "It is so.",
+    "maximum": 16_777_216,
     "seconds": 1.5,
     "status": EncounterStatus.COMPLETED,
     "current_version": 3,
