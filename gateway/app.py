@@ -1,15 +1,16 @@
 """The service on one screen: its routes, its middleware in order, and what lives as long as the process."""
 
 import asyncio
+import re
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.routing import Route, WebSocketRoute
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.types import ASGIApp
 
 import rest
@@ -25,7 +26,7 @@ from gateway.faults import Faults
 from gateway.limits import BodyLimits
 from gateway.metrics import Metered
 from gateway.pages import explorer_for_browsers, page_routes
-from gateway.rates import RateLimits
+from gateway.rates import RateLimits, network_of
 from gateway.recorder import Recorder
 from gateway.scrape import metrics
 from gateway.settings import LOOPBACK, Settings
@@ -132,7 +133,12 @@ def create_app(
             log_unknown_document,
             explains=settings.development,
         )
-    places = Places(settings.sockets_max)
+    places = Places(
+        settings.sockets_max,
+        per_client=settings.sockets_max_per_client,
+        unauthenticated=settings.sockets_unauthenticated_max,
+        network_of=network_of,
+    )
     door = GraphQLEndpoint(
         runner,
         http_form,
@@ -164,7 +170,15 @@ def create_app(
     )
     # A redirect would answer before anyone asked who calls.
     app.router.redirect_slashes = False
+    anchor(app.routes)
     return app
+
+
+def anchor(routes: Iterable[BaseRoute]) -> None:
+    """End each route's pattern at the end of the path. Starlette's `$` matches before a last line break (`%0A`) too."""
+    for route in routes:
+        if isinstance(route, Route | WebSocketRoute | Mount) and route.path_regex.pattern.endswith("$"):
+            route.path_regex = re.compile(route.path_regex.pattern[:-1] + r"\Z")
 
 
 def services(

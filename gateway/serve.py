@@ -17,7 +17,7 @@ from gateway.app import create_app
 from gateway.faults import CuttingProtocol
 from gateway.http_client import refuse_unusable_proxies
 from gateway.preflight import preflight
-from gateway.protocol import GuardedProtocol
+from gateway.protocol import GuardedProtocol, bound_unsent_bytes
 from gateway.queued_writer import QueuedWriter
 from gateway.settings import PREFIX, Settings, SettingsError
 from gateway.stopping import Stop
@@ -67,6 +67,7 @@ def take_port(settings: Settings) -> socket.socket:
     """Take the port; nobody is listened to yet. Raises `SettingsError` where it cannot be had."""
     port = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
     port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound_unsent_bytes(port)
     try:
         port.bind((settings.host, settings.port))
     except OSError as error:
@@ -156,6 +157,7 @@ def worker(settings: Settings, faults: int | None = None) -> Starlette:
     log.start_queue()
     GuardedProtocol.head_seconds = settings.head_seconds
     GuardedProtocol.send_seconds = settings.socket_send_seconds
+    GuardedProtocol.min_send_bytes_per_second = settings.min_send_bytes_per_second
     stop = Stop(settings.drain_pause_seconds)
     stop.catch_signals()
     app = create_app(settings, stop=stop, faults=faults)

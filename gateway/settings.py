@@ -230,7 +230,17 @@ class Settings(BaseModel):
         1_000,
         ge=0,
         le=100_000,
-        description="WebSockets and streams of events open at once in each process. 0: none are let in.",
+        description="WebSockets and streams of events open at once in each process, after sign-in. 0: none are let in.",
+    )
+    sockets_max_per_client: int = Field(
+        500, ge=1, le=100_000, description="How many of these one client may have open in each process."
+    )
+    sockets_unauthenticated_max: int = Field(
+        100,
+        ge=1,
+        le=100_000,
+        description="WebSockets that have not signed in yet, in each process. One more closes the oldest of the "
+        "address that has the most.",
     )
     socket_operations: int = Field(
         100, ge=1, le=10_000, description="Operations under way at once on one WebSocket, subscriptions included."
@@ -240,6 +250,13 @@ class Settings(BaseModel):
     )
     socket_send_seconds: float = Field(
         20.0, gt=0, le=600, description="How long what is sent may wait for a client that reads nothing of it."
+    )
+    min_send_bytes_per_second: int = Field(
+        4096,
+        ge=0,
+        le=1_000_000,
+        description="How fast a client must read an answer over HTTP once it is slower than it is sent, in bytes per "
+        "second on average over GATEWAY_SOCKET_SEND_SECONDS; a slower one is cut off. 0: something of it in that time.",
     )
     socket_recheck_seconds: float = Field(
         60.0,

@@ -90,8 +90,8 @@ class RateLimited(GatewayError):
 
     code = "rate_limited"
 
-    def __init__(self, seconds: float) -> None:
-        super().__init__()
+    def __init__(self, seconds: float, message: str | None = None) -> None:
+        super().__init__(message)
         self.retry_after_ms = max(math.ceil(seconds * 1000), 1)
         """How long to wait, in milliseconds."""
 

@@ -22,7 +22,6 @@ from resolvers.errors import (
     InsufficientScope,
     MethodNotAllowed,
     NotAcceptable,
-    TemporarilyUnavailable,
     UnsupportedMediaType,
 )
 from schema.batching import Operations, operations_of, run_batch
@@ -111,8 +110,8 @@ class GraphQLEndpoint:
         if isinstance(begun, Answer):
             # Understood or not: the protocol tells a client by an event, because a browser hides what a status says.
             return Response(at_once(begun), 200, {**HEADERS, **self._challenge(begun.body)}, EVENT_STREAM)
-        if self._places.all_taken:
-            raise TemporarilyUnavailable("Too many streams are open; try again later.")
+        if (refusal := self._places.refusal(context.caller.client_id)) is not None:
+            raise refusal
         return EventStream(
             begun,
             context,

@@ -79,7 +79,7 @@ class EventStream:
         """Tell until one side has had enough, and leave nothing running behind."""
         started = time.perf_counter()
         try:
-            with self._places.one():
+            with self._places.one(self._context.caller.client_id):
                 await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
                 await self._hold(scope["state"].get("draining"), receive, send)
         finally:

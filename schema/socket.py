@@ -7,7 +7,7 @@ that is refused gets its `error` message. Only what breaks the protocol, or the 
 import asyncio
 import time
 from collections.abc import Coroutine
-from contextlib import aclosing, suppress
+from contextlib import ExitStack, aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -51,6 +51,7 @@ class Close(NamedTuple):
 # So 4401 is for who brought no token, and 4403 for who needs another one.
 RESTARTING = Close(1012, "The gateway restarts; connect again.", after_changes=True)
 TOO_MANY_SOCKETS = Close(1013, "Too many sockets are open; try again later.")
+EVICTED = Close(1013, "Too many sockets wait for sign-in; try again later.")
 TOO_SLOW = Close(1013, "What was sent to you was not read in time.")
 BINARY = Close(4400, "A message must be text.")
 NOT_ACKNOWLEDGED = Close(4401, "connection_init comes first.")
@@ -121,17 +122,21 @@ class GraphQLSocket:
             # Before it is accepted, this is an HTTP answer: 403.
             await send({"type": "websocket.close"})
             return
-        refusal = self._refusal(scope)
         # A browser that offered any takes an answer with none for a failure, and would not hear why it is refused.
         spoken = SUBPROTOCOL if SUBPROTOCOL in scope["subprotocols"] else next(iter(scope["subprotocols"]), None)
-        with self._places.one():
-            await send({"type": "websocket.accept", "subprotocol": spoken})
-            if refusal is not None:
-                await send({"type": "websocket.close", "code": refusal.code, "reason": refusal.reason})
-                return
-            await Conversation(
-                scope, receive, send, runner=self._runner, limits=self._limits, log_operation=self._log_operation
-            ).hold()
+        await send({"type": "websocket.accept", "subprotocol": spoken})
+        if (refusal := self._refusal(scope)) is not None:
+            await send({"type": "websocket.close", "code": refusal.code, "reason": refusal.reason})
+            return
+        await Conversation(
+            scope,
+            receive,
+            send,
+            runner=self._runner,
+            limits=self._limits,
+            places=self._places,
+            log_operation=self._log_operation,
+        ).hold()
 
     def _refusal(self, scope: Scope) -> Close | None:
         if SUBPROTOCOL not in scope["subprotocols"]:
@@ -177,6 +182,7 @@ class Conversation:
         *,
         runner: Runner,
         limits: SocketLimits,
+        places: Places,
         log_operation: LogOperation,
     ) -> None:
         self._scope = scope
@@ -184,6 +190,9 @@ class Conversation:
         self._send = send
         self._runner = runner
         self._limits = limits
+        self._places = places
+        self._place = ExitStack()
+        """The socket's place: among those that have not signed in, and then among its client's."""
         self._log_operation = log_operation
         self._state: dict[str, Any] = scope["state"]
         self._over: asyncio.Future[Close] = asyncio.get_running_loop().create_future()
@@ -199,6 +208,8 @@ class Conversation:
     async def hold(self) -> None:
         """Talk until one side has had enough, and leave nothing running behind."""
         self._state["operations"] = 0
+        address = self._state["introduction"].address
+        self._place.enter_context(self._places.unauthenticated(address, lambda: self._end(EVICTED)))
         self._in_background(self._listen())
         try:
             close = await self._over
@@ -217,6 +228,7 @@ class Conversation:
             for task in left:
                 task.cancel()
             await asyncio.gather(*left, return_exceptions=True)
+            self._place.close()
 
     def _end(self, close: Close) -> None:
         """Let it end like this, unless it is ending already."""
@@ -312,6 +324,8 @@ class Conversation:
         who_calls = partial(sign_in, self._state["services"], said)
         try:
             self._caller = await who_calls()
+            self._place.close()
+            self._place.enter_context(self._places.one(self._caller.caller.client_id))
         except GatewayError as error:
             raise _Over(close_for(error)) from None
         self._state["caller"] = self._caller.caller

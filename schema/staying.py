@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,7 +11,7 @@ from enum import StrEnum
 
 from resolvers.access import Caller
 from resolvers.context import Context
-from resolvers.errors import Forbidden, InvalidToken
+from resolvers.errors import Forbidden, GatewayError, InvalidToken, RateLimited, TemporarilyUnavailable
 
 WhoCalls = Callable[[], Awaitable[Context]]
 """Signs in again with what was sent at first. Raises what `sign_in` raises."""
@@ -19,25 +20,76 @@ LogOperation = Callable[[Context, str, float], None]
 """Writes the log line of an operation: whose it was, what became of it, and how many seconds it took."""
 
 
-class Places:
-    """The sockets and streams that are open in this process at once."""
+RETRY_SECONDS = 1.0
+"""Seconds until a client with too many sockets and streams may try again: one of them may be closed by then."""
 
-    def __init__(self, number: int) -> None:
-        self._free = number
+
+class Places:
+    """The sockets and streams that are open in this process at once.
+
+    A place is taken after sign-in. Sockets that have not signed in are bounded apart, so a flood of them keeps no
+    caller out who signs in. One more than that bound closes the oldest socket of the network that has the most.
+
+    Args:
+        number: The most that may be open.
+        per_client: The most that one client may have open.
+        unauthenticated: The most sockets that wait for sign-in.
+        network_of: Returns what one caller holds of the network, by its address; None where that is not known.
+    """
+
+    def __init__(
+        self, number: int, *, per_client: int, unauthenticated: int, network_of: Callable[[str | None], str | None]
+    ) -> None:
+        self._number = number
+        self._per_client = per_client
+        self._unauthenticated = unauthenticated
+        self._network_of = network_of
+        self._open: Counter[str] = Counter()
+        self._waiting: dict[object, tuple[str | None, Callable[[], None]]] = {}
 
     @property
     def all_taken(self) -> bool:
-        """Whether one more would be one too many."""
-        return self._free <= 0
+        """Whether one more would be one too many, whoever opens it."""
+        return self._open.total() >= self._number
+
+    def refusal(self, client_id: str) -> GatewayError | None:
+        """Return why this client may open no socket or stream now."""
+        if self.all_taken:
+            return TemporarilyUnavailable("Too many sockets and streams are open; try again later.")
+        if self._open[client_id] >= self._per_client:
+            return RateLimited(RETRY_SECONDS, "This client has too many sockets and streams open; close one first.")
+        return None
 
     @contextmanager
-    def one(self) -> Iterator[None]:
-        """Take a place for as long as the block lasts."""
-        self._free -= 1
+    def one(self, client_id: str) -> Iterator[None]:
+        """Take a place of this client for as long as the block lasts. Raises what `refusal` returns."""
+        if (refusal := self.refusal(client_id)) is not None:
+            raise refusal
+        self._open[client_id] += 1
         try:
             yield
         finally:
-            self._free += 1
+            self._open[client_id] -= 1
+            if not self._open[client_id]:
+                del self._open[client_id]
+
+    @contextmanager
+    def unauthenticated(self, address: str | None, close: Callable[[], None]) -> Iterator[None]:
+        """Count a socket that has not signed in for as long as the block lasts. `close` is called to evict it."""
+        key = object()
+        self._waiting[key] = (self._network_of(address), close)
+        if len(self._waiting) > self._unauthenticated:
+            self._evict()
+        try:
+            yield
+        finally:
+            self._waiting.pop(key, None)
+
+    def _evict(self) -> None:
+        (most, _), *_ = Counter(network for network, _ in self._waiting.values()).most_common(1)
+        oldest = next(key for key, (network, _) in self._waiting.items() if network == most)
+        _, close = self._waiting.pop(oldest)
+        close()
 
 
 class TokenEnd(StrEnum):

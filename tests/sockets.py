@@ -13,6 +13,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
 from gateway.app import create_app
+from gateway.protocol import bound_unsent_bytes
 from gateway.serve import PROTOCOLS
 from gateway.settings import Settings
 from resolvers.access import Verify
@@ -135,6 +136,7 @@ class Sockets:
             timeout_graceful_shutdown=settings.drain_seconds,
         )
         with socket.create_server(("127.0.0.1", port)) as listening:
+            bound_unsent_bytes(listening)
             server = _Server(config)
             serving = asyncio.create_task(server.serve([listening]))
             while not server.started:  # noqa: ASYNC110 - uvicorn says it by this attribute alone

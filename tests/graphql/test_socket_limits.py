@@ -3,15 +3,18 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from websockets.exceptions import ConnectionClosed
 
+from gateway.socket import GuardedSocket
 from tests.cast import Cast
 from tests.logs import captured
 from tests.sockets import SECONDS, Sockets
 from tests.staged import Stage, Tokens, staged, until
+from tests.streams import listen_to
 
 # Frames that are no messages
 
@@ -318,3 +321,86 @@ async def test_a_server_that_may_not_wait_longer_still_says_why_it_closes(
         sockets.server.should_exit = True
 
         assert (await talk.closed())[0] == 1012
+
+
+# Places
+
+
+async def test_sockets_that_have_not_signed_in_take_no_place(database_url: str, stage: Stage, tokens: Tokens) -> None:
+    async with (
+        staged(database_url, sockets_max=1) as sockets,
+        sockets.talk(),
+        sockets.talk(),
+        sockets.signed_in() as talk,
+    ):
+        await talk.ask("{ __typename }")
+
+
+async def test_one_more_that_has_not_signed_in_closes_the_oldest(
+    database_url: str, stage: Stage, tokens: Tokens
+) -> None:
+    async with (
+        staged(database_url, sockets_unauthenticated_max=2) as sockets,
+        sockets.signed_in() as signed_in,
+        sockets.talk() as oldest,
+        sockets.talk() as second,
+        sockets.talk() as third,
+    ):
+        assert await oldest.closed() == (1013, "Too many sockets wait for sign-in; try again later.")
+        for talk in (second, third):
+            await talk.sign_in()
+        await signed_in.ask("{ __typename }")
+
+
+async def test_an_address_with_many_sockets_does_not_close_those_of_others(
+    database_url: str, stage: Stage, tokens: Tokens
+) -> None:
+    def from_(address: str) -> dict[str, str]:
+        return {"X-Forwarded-For": address}
+
+    async with (
+        staged(database_url, sockets_unauthenticated_max=3) as sockets,
+        sockets.talk(headers=from_("192.0.2.1")) as other,
+        sockets.talk(headers=from_("2001:db8::1")) as one,
+        sockets.talk(headers=from_("2001:db8::2")) as two,
+        sockets.talk(headers=from_("2001:db8::3")) as three,
+    ):
+        assert (await one.closed())[0] == 1013
+        for talk in (other, two, three):
+            await talk.sign_in()
+
+
+async def test_a_client_with_too_many_sockets_keeps_no_other_client_out(
+    database_url: str, stage: Stage, tokens: Tokens
+) -> None:
+    tokens.callers[tokens.give("other")] = replace(tokens.callers["dev"], client_id="other")
+    async with (
+        staged(database_url, sockets_max_per_client=2) as sockets,
+        sockets.signed_in(),
+        sockets.signed_in(),
+        sockets.talk() as third,
+    ):
+        await third.say(type="connection_init", payload={"Authorization": "Bearer dev"})
+        assert await third.closed() == (1013, "rate_limited")
+        async with listen_to(f"http://127.0.0.1:{sockets.port}", "subscription { wait }") as refused:
+            assert refused.response.status_code == 429
+            assert b"close one first" in await refused.response.aread()
+        async with sockets.signed_in("other") as other:
+            await other.ask("{ __typename }")
+
+
+async def test_a_large_answer_that_is_not_read_ends_its_socket(
+    database_url: str, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GuardedSocket, "linger_seconds", 0.3)
+    async with (
+        staged(database_url, {"ws_ping_interval": 0.3, "ws_ping_timeout": 0.3}) as sockets,
+        by_hand(sockets) as (reader, writer),
+    ):
+        for message in (
+            b'{"type": "connection_init", "payload": {"Authorization": "Bearer dev"}}',
+            b'{"type": "subscribe", "id": "1", "payload": {"query": "{ long(characters: 20000000) }"}}',
+        ):
+            writer.write(b"\x81\xfe" + len(message).to_bytes(2, "big") + bytes(4) + message)
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        await until(lambda: not sockets.server.server_state.connections)

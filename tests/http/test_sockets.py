@@ -2,17 +2,19 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+from uuid import uuid4
 
 import pytest
 
@@ -24,6 +26,11 @@ ENCOUNTERS = "/v1/patients/nobody/encounters"
 BODY_SECONDS = 0.5
 MARKER = "tuberculosis"
 MEGABYTE = 2**20
+UPGRADE = (
+    b"GET /graphql HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    b"Sec-WebSocket-Protocol: graphql-transport-ws\r\n\r\n"
+)
 
 
 @dataclass
@@ -302,7 +309,16 @@ def test_a_post_that_offers_a_websocket_is_answered_or_closed(gateway: Gateway) 
         assert client.recv(100)[:9] in {b"", b"HTTP/1.1 "}
 
 
-@pytest.mark.xfail(reason="uvicorn with httptools loses the body: github.com/Kludex/uvicorn/issues/2722")
+@pytest.mark.parametrize("offered", ["websocket", "h2c, websocket", "TLS/1.0"])
+def test_an_offer_that_is_not_taken_does_not_lose_the_body(gateway: Gateway, offered: str) -> None:
+    request = posted("/graphql", '{"query": "{ __typename }"}', "Connection: Upgrade", f"Upgrade: {offered}")
+
+    with connected(gateway) as client:
+        client.sendall(request + head("GET", "/healthz"))
+
+        assert [read(client).status, read(client).status] == [200, 200]
+
+
 def test_the_offer_of_http_2_that_java_makes_by_default_does_not_lose_the_body(gateway: Gateway) -> None:
     offer = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA")
 
@@ -335,11 +351,21 @@ async def test_an_id_outside_ascii_is_found_by_its_percent_encoding(gateway: Gat
     assert (answer.status, answer.json["patient_id"]) == (200, f"é{patient_id}")
 
 
-@pytest.mark.parametrize("ending", ["%2F", "/", "%00", "%20", ";x", ".json"])
-def test_an_address_with_something_behind_it_is_another_address(gateway: Gateway, ending: str) -> None:
-    answer = ask(gateway, head("GET", f"/v1/patients/demo-patient/encounters{ending}"))
+@pytest.mark.parametrize(
+    "ending", ["%2F", "/", "%00", "%20", ";x", ".json", "%0A", "%0D", "%0D%0A", "%0B", "%1F", "%7F"]
+)
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/patients/demo-patient/encounters", "/graphql", "/healthz", "/readyz", "/openapi.json", "/metrics", "/docs"],
+)
+def test_an_address_with_something_behind_it_is_another_address(gateway: Gateway, path: str, ending: str) -> None:
+    answer = ask(gateway, head("GET", path + ending))
 
     assert answer.status == 404
+
+
+def test_a_socket_at_an_address_with_a_line_break_behind_it_is_refused(gateway: Gateway) -> None:
+    assert ask(gateway, UPGRADE.replace(b"/graphql", b"/graphql%0A")).status == 403
 
 
 # One connection, many requests
@@ -378,6 +404,266 @@ def test_head_sends_no_body_and_the_next_answer_follows(gateway: Gateway) -> Non
 
     assert answers.count(b"HTTP/1.1 200 OK") == 2
     assert answers.count(b'{"status":"ok"}') == 1
+
+
+def everything(client: socket.socket) -> bytes:
+    """Read until the other side closes."""
+    received = b""
+    try:
+        while piece := client.recv(65_536):
+            received += piece
+    except ConnectionError:
+        pass
+    return received
+
+
+def keyed(patient_id: str, body: str = VISIT) -> bytes:
+    """Write a recording under a key of its own."""
+    return posted(f"/v1/patients/{patient_id}/encounters", body, f"Idempotency-Key: {uuid4()}")
+
+
+BROKEN = {
+    "a chunk": lambda: chunked("/graphql") + b"ZZ\r\n",
+    "a trailer": lambda: chunked("/graphql") + b"0\r\nno field\r\n\r\n",
+    "a large trailer": lambda: chunked("/graphql") + b"0\r\nX: " + b"a" * 20_000 + b"\r\n\r\n",
+    "many trailer fields": lambda: chunked("/graphql") + b"0\r\n" + b"X: a\r\n" * 101 + b"\r\n",
+    "two lengths": lambda: posted("/graphql", VISIT, "Transfer-Encoding: chunked"),
+    "another coding": lambda: head("POST", "/graphql", "Transfer-Encoding: gzip, chunked"),
+    "no host": lambda: b"GET /healthz HTTP/1.1\r\n\r\n",
+    "another version": lambda: b"GET /healthz HTTP/2.0\r\nHost: localhost\r\n\r\n",
+    "a large head": lambda: head("GET", "/healthz", f"X: {'a' * 40_000}"),
+    "no HTTP": lambda: b"\x16\x03\x01\r\n",
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+async def test_a_recording_is_answered_alone_before_what_is_broken_behind_it(
+    gateway: Gateway, cast: Cast, broken: str
+) -> None:
+    patient_id = await cast.patient()
+
+    with connected(gateway) as client:
+        client.sendall(keyed(patient_id) + BROKEN[broken]())
+        received = everything(client)
+
+    assert received.startswith(b"HTTP/1.1 201 ")
+    assert received.count(b"HTTP/1.1 ") == 1
+    assert len(await cast.rows(patient_id)) == 1
+
+
+async def test_a_refusal_that_is_asked_for_twice_is_given_once(gateway: Gateway) -> None:
+    unknown = head("POST", ENCOUNTERS, "Content-Type: application/json", "Transfer-Encoding: chunked", token=None)
+
+    for pieces in ([unknown + b"ZZ\r\n"], [unknown, b"ZZ\r\n"], [unknown + b"0\r\nX", b": a", b"\r\nno field\r\n"]):
+        with connected(gateway) as client:
+            received = b""
+            for piece in pieces:
+                client.sendall(piece)
+            received = everything(client)
+        assert received[:12] in {b"HTTP/1.1 400", b"HTTP/1.1 401"}
+        assert received.count(b"HTTP/1.1 ") == 1
+
+
+async def test_half_a_head_behind_a_large_body_is_waited_for(gateway: Gateway, cast: Cast) -> None:
+    patient_id = await cast.patient()
+    large = json.dumps({"brand_id": "loop", "encounter_type": "lab", "notes": "x" * 39_000})
+    second = keyed(patient_id)
+
+    with connected(gateway) as client:
+        client.sendall(keyed(patient_id, large) + second[:100])
+        first = read(client)
+        client.sendall(second[100:])
+        answers = [first.status, read(client).status]
+
+    assert answers == [201, 201]
+    assert len(await cast.rows(patient_id)) == 2
+
+
+async def test_a_thousand_requests_in_one_segment_are_answered_in_order(gateway: Gateway) -> None:
+    requests = [head("GET", "/healthz", f"X-Request-Id: n-{number}", token=None) for number in range(1_000)]
+    requests[-1] = requests[-1].replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+
+    with connected(gateway) as client:
+        client.sendall(b"".join(requests))
+        received = everything(client).decode()
+
+    assert re.findall(r"x-request-id: n-(\d+)", received) == [f"{number}" for number in range(1_000)]
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 7, 50])
+async def test_a_chunked_body_may_come_in_pieces_of_any_size(gateway: Gateway, cast: Cast, cut: int) -> None:
+    patient_id = await cast.patient()
+    size = len(VISIT) // 2
+    path = f"/v1/patients/{patient_id}/encounters"
+    sent = (
+        chunked(path)
+        + b"%x;name=value\r\n%b\r\n" % (size, VISIT[:size].encode())
+        + b"%X\r\n%b\r\n" % (len(VISIT) - size, VISIT[size:].encode())
+        + b"0\r\nX-Checksum: 1\r\n\r\n"
+    )
+
+    with connected(gateway) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(0, len(sent), cut):
+            client.sendall(sent[start : start + cut])
+        statuses = [read(client).status]
+        client.sendall(head("GET", path))
+        statuses.append(read(client).status)
+
+    assert statuses == [201, 200]
+
+
+# Trailers: bounded, and never fields of the request (RFC 9110, 6.5.1)
+
+
+def with_trailer(path: str, *fields: str, head_fields: Sequence[str] = (), token: str | None = "dev") -> list[bytes]:
+    """Write a recording in chunks, as what comes before the last chunk and what comes with it."""
+    begun = head("POST", path, "Transfer-Encoding: chunked", *head_fields, token=token)
+    trailer = "".join(f"{field}\r\n" for field in fields).encode()
+    return [begun + b"%x\r\n%b\r\n" % (len(VISIT), VISIT.encode()), b"0\r\n" + trailer + b"\r\n"]
+
+
+JSON = "Content-Type: application/json"
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["at once", "later"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("Authorization: Bearer dev", [JSON], None, 401),
+        ("Authorization: Bearer worthless", [JSON], "dev", 201),
+        ("Content-Type: application/json", [], "dev", 415),
+        ("Content-Type: text/plain", [JSON], "dev", 201),
+        ("X-Brand-Id: loopbio", [JSON], "dev", 201),
+        ("Host: elsewhere", [JSON], "dev", 201),
+        ("X-Forwarded-For: 192.0.2.1", [JSON], "dev", 201),
+        ("Content-Length: 5", [JSON], "dev", 201),
+        ("Transfer-Encoding: gzip", [JSON], "dev", 201),
+        ("Connection: close", [JSON], "dev", 201),
+        ("Origin: https://elsewhere.example", [JSON], "dev", 201),
+        ("Prefer: handling=strict", [JSON], "dev", 201),
+    ],
+)
+async def test_a_trailer_field_counts_as_no_field_of_the_request(
+    gateway: Gateway, cast: Cast, case: tuple[str, list[str], str | None, int], together: bool
+) -> None:
+    field, head_fields, token, status = case
+    path = f"/v1/patients/{await cast.patient()}/encounters"
+    pieces = with_trailer(path, field, head_fields=head_fields, token=token)
+
+    with connected(gateway) as client:
+        for piece in [b"".join(pieces)] if together else pieces:
+            client.sendall(piece)
+        answer = read(client)
+        assert answer.status == status
+        if answer.headers.get("connection") != "close":
+            client.sendall(head("GET", path))
+            assert read(client).status == 200
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["at once", "later"])
+async def test_a_key_in_a_trailer_is_no_key(gateway: Gateway, cast: Cast, together: bool) -> None:
+    patient_id = await cast.patient()
+    pieces = with_trailer(f"/v1/patients/{patient_id}/encounters", f"Idempotency-Key: {patient_id}", head_fields=[JSON])
+
+    with connected(gateway) as client:
+        for _ in range(2):
+            for piece in [b"".join(pieces)] if together else pieces:
+                client.sendall(piece)
+            assert read(client).status == 201
+
+    assert len(await cast.rows(patient_id)) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "fields"),
+    [(431, [f"X: {'a' * 9_000}"]), (431, ["X: a"] * 101), (400, ["no field"]), (400, ["X : a"]), (400, ["X: \x00"])],
+    ids=["large", "many", "no field", "white space", "control character"],
+)
+async def test_a_trailer_that_is_too_much_or_none_is_refused_and_nothing_recorded(
+    gateway: Gateway, cast: Cast, status: int, fields: list[str]
+) -> None:
+    patient_id = await cast.patient()
+    head_fields = [JSON, f"X-Request-Id: {patient_id}"]
+    pieces = with_trailer(f"/v1/patients/{patient_id}/encounters", *fields, head_fields=head_fields)
+
+    with connected(gateway) as client:
+        client.sendall(b"".join(pieces))
+        answer = read(client)
+        assert everything(client) == b""
+
+    assert (answer.status, answer.json["recorded"]) == (status, "no")
+    assert [line["level"] for line in gateway.logged(patient_id)] == ["info"]
+    assert await cast.rows(patient_id) == []
+
+
+# Fields, versions and codings
+
+
+@pytest.mark.parametrize("space", [" ", "\t", " \t \t"], ids=["space", "tab", "many"])
+async def test_white_space_around_a_field_value_is_no_part_of_it(gateway: Gateway, cast: Cast, space: str) -> None:
+    patient_id = await cast.patient()
+    answers = []
+
+    for around in ("", space):
+        fields = [f"{name}:{around}{value}{around}" for name, value in {
+            "Host": "localhost",
+            "Authorization": "Bearer dev",
+            "X-Brand-Id": "loop",
+            "Idempotency-Key": patient_id,
+            "Content-Type": "application/json",
+            "Content-Encoding": "identity",
+            "Content-Length": f"{len(VISIT)}",
+            "X-Request-Id": patient_id,
+            "Accept": "application/json",
+        }.items()]  # fmt: skip
+        request = "\r\n".join([f"POST /v1/patients/{patient_id}/encounters HTTP/1.1", *fields, "", VISIT])
+        answers.append(ask(gateway, request.encode()))
+
+    first, again = answers
+    assert (first.status, again.status, again.body) == (201, 201, first.body)
+    assert again.headers["idempotent-replayed"] == "true"
+    assert again.headers["x-request-id"] == patient_id
+
+
+@pytest.mark.parametrize(
+    "request_line", ["GET / HTTP/2.0", "GET / HTTP/0.9", "GET / HTTP/1.2", "GET / HTTP/3", "GET /", "PRI * HTTP/2.0"]
+)
+def test_a_version_that_is_not_spoken_is_505(gateway: Gateway, request_line: str) -> None:
+    answer = ask(gateway, f"{request_line}\r\nHost: localhost\r\n\r\n".encode())
+
+    assert (answer.status, answer.json["error"]) == (505, "http_version_not_supported")
+    assert (answer.json["recorded"], answer.headers["connection"]) == ("no", "close")
+
+
+@pytest.mark.parametrize("request_line", ["GET / RTSP/1.0", "GET / http/1.1", "get", "GE T / HTTP/1.1"])
+def test_a_request_line_that_is_none_is_400(gateway: Gateway, request_line: str) -> None:
+    answer = ask(gateway, f"{request_line}\r\nHost: localhost\r\n\r\n".encode())
+
+    assert (answer.status, answer.json["error"]) == (400, "bad_request")
+
+
+@pytest.mark.parametrize(
+    "coding", ["gzip, chunked", "gzip", "identity", "chunked, gzip", "chunked, chunked", "xchunked"]
+)
+async def test_a_transfer_coding_but_chunked_is_501_and_nothing_recorded(
+    gateway: Gateway, cast: Cast, coding: str
+) -> None:
+    patient_id = await cast.patient()
+    path = f"/v1/patients/{patient_id}/encounters"
+    body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(VISIT), VISIT.encode())
+
+    answer = ask(gateway, head("POST", path, JSON, f"Transfer-Encoding: {coding}") + body)
+
+    assert answer.status in {400, 501}
+    assert answer.json["recorded"] == "no"
+    assert await cast.rows(patient_id) == []
+
+
+def test_chunks_over_http_1_0_are_refused(gateway: Gateway) -> None:
+    request = chunked("/graphql").replace(b"HTTP/1.1", b"HTTP/1.0")
+
+    assert ask(gateway, request + b"0\r\n\r\n").status == 400
 
 
 def test_what_is_no_http_is_refused_and_the_log_does_not_repeat_it(gateway: Gateway) -> None:

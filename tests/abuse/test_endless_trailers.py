@@ -1,0 +1,56 @@
+"""Trailers without end, sent without a token: they cost their sender a connection, and no other caller anything."""
+
+import socket
+import threading
+import time
+from contextlib import suppress
+
+from tests.served import served
+
+ATTACKERS = 4
+CONNECTIONS = 200
+"""Of each attacker, at most."""
+SECONDS = 5.0
+"""Of one call of another caller, at most, on a machine that does much else."""
+HEAD = b"POST /graphql HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX-A: "
+PIECE = b"a" * 2**20
+
+
+def attack(port: int, over: threading.Event, sent: list[int]) -> None:
+    """Send trailers until each connection is cut, and note how much of each was taken."""
+    for _ in range(CONNECTIONS):
+        taken = 0
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+            client.sendall(HEAD)
+            while taken < 80 * len(PIECE) and not over.is_set():
+                client.sendall(PIECE)
+                taken += len(PIECE)
+        sent.append(taken)
+        if over.is_set():
+            return
+
+
+def healthy_after(port: int) -> float:
+    """Ask how the process is, and give how many seconds the answer took."""
+    started = time.monotonic()
+    with socket.create_connection(("127.0.0.1", port), timeout=SECONDS) as client:
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 200 ")
+    return time.monotonic() - started
+
+
+def test_endless_trailers_are_cut_off_and_do_not_stall_others(database_url: str) -> None:
+    over, sent = threading.Event(), list[int]()
+    with served(database_url) as origin:
+        port = int(origin.rpartition(":")[2])
+        attackers = [threading.Thread(target=attack, args=(port, over, sent)) for _ in range(ATTACKERS)]
+        for attacker in attackers:
+            attacker.start()
+        waited = [healthy_after(port) for _ in range(100)]
+        over.set()
+        for attacker in attackers:
+            attacker.join()
+
+    # What lies in the buffers of two kernels when the connection is cut.
+    assert max(sent) < 20 * len(PIECE)
+    assert max(waited) < 1

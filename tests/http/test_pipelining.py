@@ -1,0 +1,253 @@
+"""Several requests on one connection while the first is held, and clients that read slowly."""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+
+from gateway.protocol import GuardedProtocol
+from tests.logs import captured
+from tests.sockets import SECONDS, Sockets
+from tests.staged import STAGE, TOKENS, Stage, Tokens, staged, until
+
+HOLD = "mutation { hold }"
+WAIT = "subscription { wait }"
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+UPGRADE = (
+    b"GET /graphql HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    b"Sec-WebSocket-Protocol: graphql-transport-ws\r\n\r\n"
+)
+RECEIVE_BYTES = 64 * 1024
+"""What the kernel buffers for a client: little, so that the gateway notices soon what is not read."""
+PING = b'\x81\x90\x00\x00\x00\x00{"type": "ping"}'
+
+
+@pytest.fixture
+def stage() -> Stage:
+    STAGE.__init__()  # type: ignore[misc]
+    return STAGE
+
+
+@pytest.fixture
+def tokens() -> Tokens:
+    TOKENS.__init__()  # type: ignore[misc]
+    TOKENS.give("dev")
+    return TOKENS
+
+
+@pytest.fixture(scope="module")
+async def sockets(database_url: str) -> AsyncIterator[Sockets]:
+    async with staged(database_url, sockets_max=1, stream_heartbeat_seconds=60) as serving:
+        yield serving
+
+
+@pytest.fixture
+def impatient(sockets: Sockets, tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> Sockets:
+    """A gateway that waits for a head for a tenth of a second."""
+    monkeypatch.setattr(GuardedProtocol, "head_seconds", 0.1)
+    return sockets
+
+
+def asked(query: str, accept: str = "application/json") -> bytes:
+    body = json.dumps({"query": query}).encode()
+    return (
+        b"POST /graphql HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer dev\r\nContent-Type: application/json\r\n"
+        b"Accept: %b\r\nContent-Length: %d\r\n\r\n%b" % (accept.encode(), len(body), body)
+    )
+
+
+STREAM = asked(WAIT, "text/event-stream")
+
+
+@asynccontextmanager
+async def connected(
+    sockets: Sockets, **options: Any
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
+    client.connect(("127.0.0.1", sockets.port))
+    reader, writer = await asyncio.open_connection(sock=client, **options)
+    try:
+        async with asyncio.timeout(3 * SECONDS):
+            yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+async def silent(reader: asyncio.StreamReader, seconds: float = 0.3) -> bool:
+    """Whether nothing comes for so long."""
+    try:
+        async with asyncio.timeout(seconds):
+            await reader.read(1)
+    except TimeoutError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        b"GET /healthz HTTP/1.1\r\n\r\n",
+        b"\x16\x03\x01\r\n",
+        b"POST /graphql HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 40_000,
+        b"GET /healthz HTTP/1.1\r\nHo",
+        UPGRADE,
+        HEALTH,
+    ],
+    ids=["no host", "no HTTP", "a broken chunk", "a large head", "half a head", "an upgrade", "a request"],
+)
+@pytest.mark.parametrize("together", [True, False], ids=["at once", "later"])
+async def test_nothing_is_written_before_the_answer_to_an_earlier_request(
+    impatient: Sockets, stage: Stage, behind: bytes, together: bool
+) -> None:
+    sockets = impatient
+    async with connected(sockets) as (reader, writer):
+        writer.write(asked(HOLD) + behind if together else asked(HOLD))
+        await stage.entered.wait()
+        if not together:
+            writer.write(behind)
+        assert await silent(reader)
+        stage.gate.set()
+
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        assert json.loads(await reader.readuntil(b"}}")) == {"data": {"hold": "done"}}
+    assert stage.done == ["hold"]
+
+
+async def test_an_upgrade_behind_a_request_begins_after_its_answer(
+    sockets: Sockets, stage: Stage, tokens: Tokens
+) -> None:
+    async with connected(sockets) as (reader, writer):
+        # The client's first message comes at once too.
+        writer.write(asked(HOLD) + UPGRADE + PING)
+        await stage.entered.wait()
+        stage.gate.set()
+        await reader.readuntil(b"}}")
+
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+        assert b"pong" in await reader.readuntil(b"}")
+
+
+async def test_half_a_head_behind_a_request_has_its_time_after_the_answer(
+    sockets: Sockets, stage: Stage, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GuardedProtocol, "head_seconds", 0.5)
+    async with connected(sockets) as (reader, writer):
+        writer.write(asked(HOLD) + HEALTH[:10])
+        await stage.entered.wait()
+        assert await silent(reader, 1)
+        stage.gate.set()
+        await reader.readuntil(b"}}")
+        writer.write(HEALTH[10:])
+
+        assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 200 ")
+        await reader.readuntil(b"}")
+        writer.write(HEALTH[:10])
+        assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [HEALTH, HEALTH * 20_000, STREAM, UPGRADE, HEALTH[:10]],
+    ids=["a request", "very many", "a stream", "an upgrade", "half a head"],
+)
+@pytest.mark.parametrize("together", [True, False], ids=["at once", "later"])
+async def test_a_stream_that_is_closed_frees_its_place_whatever_is_behind_it(
+    sockets: Sockets, stage: Stage, tokens: Tokens, behind: bytes, together: bool
+) -> None:
+    with captured() as lines:
+        async with connected(sockets) as (reader, writer):
+            writer.write(STREAM + behind if together else STREAM)
+            assert b"begun" in await reader.readuntil(b"begun")
+            if not together:
+                writer.write(behind)
+                await writer.drain()
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+        await until(lambda: stage.done == ["wait"])
+        async with connected(sockets) as (reader, writer):
+            writer.write(STREAM)
+            assert b" 200 " in await reader.readline()
+        await until(lambda: stage.done == ["wait", "wait"])
+
+    assert {line["event"] for line in lines} <= {"request", "operation"}
+    assert {line["level"] for line in lines} == {"info"}
+
+
+async def test_what_waits_behind_a_request_is_bounded(sockets: Sockets, stage: Stage, tokens: Tokens) -> None:
+    many = HEALTH * 10_000
+    sent = 0
+    async with connected(sockets) as (reader, writer):
+        writer.write(asked(HOLD))
+        await stage.entered.wait()
+        try:
+            while sent < 60 * 2**20:
+                writer.write(many)
+                sent += len(many)
+                async with asyncio.timeout(0.5):
+                    await writer.drain()
+        except TimeoutError:
+            pass
+        # What lies unread in the buffers of two kernels.
+        assert sent < 30 * 2**20
+        stage.gate.set()
+
+        await reader.readuntil(b"}}")
+        for _ in range(1_000):
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+            await reader.readuntil(b"}")
+
+
+# Clients that read slowly
+
+
+@pytest.mark.parametrize("cut_off", [True, False])
+async def test_a_client_that_reads_slower_than_the_rate_is_cut_off(
+    sockets: Sockets, tokens: Tokens, cut_off: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 20_000_000
+    monkeypatch.setattr(GuardedProtocol, "send_seconds", 0.3)
+    # As long as something is read between two measurements, only the rate tells the two apart.
+    monkeypatch.setattr(GuardedProtocol, "min_send_bytes_per_second", 50_000_000 if cut_off else 1_000)
+    received = 0
+
+    async with connected(sockets, limit=1024) as (reader, writer):
+        writer.write(asked(f"{{ long(characters: {size}) }}"))
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            for _ in range(20):
+                received += len(await reader.readexactly(100_000))
+                await silent_for(0.05)
+            while piece := await reader.read(2**20):
+                received += len(piece)
+                if received > size:
+                    break
+
+    assert (received < size) is cut_off
+
+
+async def silent_for(seconds: float) -> None:
+    """Read nothing for so long: it is what the test is about."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await asyncio.Event().wait()
+
+
+async def test_a_connection_that_closes_is_not_kept_by_a_client_that_does_not_read(
+    sockets: Sockets, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GuardedProtocol, "send_seconds", 0.3)
+    state = sockets.server.server_state
+    await until(lambda: not state.connections)
+
+    async with connected(sockets, limit=1024) as (_, writer):
+        closing = asked("{ long(characters: 20000000) }").replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
+        writer.write(closing)
+        await until(lambda: bool(state.connections))
+        await until(lambda: not state.connections)
