@@ -1,18 +1,20 @@
 """A thousand sockets without a token: those who sign in come in all the same."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from tests.graphql.test_socket_limits import by_hand
 from tests.sockets import Sockets
 from tests.staged import STAGE, TOKENS, staged
 from tests.streams import listen_to
 
 FLOOD = 1_000
 WAIT = "subscription { wait }"
+UPGRADE = (
+    b"GET /graphql HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    b"Sec-WebSocket-Protocol: graphql-transport-ws\r\nX-Forwarded-For: %b\r\n\r\n"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -22,35 +24,41 @@ def _beginning() -> None:
     TOKENS.give("dev")
 
 
-@asynccontextmanager
-async def flooded(sockets: Sockets) -> AsyncIterator[None]:
-    """Hold as many sockets open as the flood has, none of them signed in."""
-    async with AsyncExitStack() as held:
-        for _ in range(FLOOD):
-            await held.enter_async_context(by_hand(sockets))
-        yield
+async def flood(sockets: Sockets, address: str, opened: asyncio.Event, over: asyncio.Event) -> None:
+    """Hold as many sockets open as the flood has, none of them signed in, until it is over."""
+    writers: list[asyncio.StreamWriter] = []
+    for _ in range(FLOOD):
+        reader, writer = await asyncio.open_connection("127.0.0.1", sockets.port)
+        writers.append(writer)
+        writer.write(UPGRADE % address.encode())
+        assert b" 101 " in await reader.readline()
+        if over.is_set():
+            break
+    opened.set()
+    await over.wait()
+    for writer in writers:
+        writer.transport.abort()
 
 
 async def test_sockets_without_a_token_keep_no_socket_and_no_stream_out(database_url: str) -> None:
-    async with staged(database_url) as sockets, sockets.signed_in() as before, flooded(sockets):
+    opened, over = asyncio.Event(), asyncio.Event()
+    async with staged(database_url) as sockets, sockets.signed_in() as before, asyncio.TaskGroup() as group:
+        group.create_task(flood(sockets, "127.0.0.1", opened, over))
+        await opened.wait()
         async with sockets.signed_in() as talk:
             await talk.ask("{ __typename }")
         async with listen_to(f"http://127.0.0.1:{sockets.port}", WAIT) as stream:
             assert stream.response.status_code == 200
             await stream.hear()
         await before.ask("{ __typename }")
+        over.set()
 
 
-async def test_who_signs_in_is_not_evicted_while_a_flood_goes_on(database_url: str) -> None:
-    async with staged(database_url, sockets_unauthenticated_max=20) as sockets:
-        flood = asyncio.create_task(_flood(sockets))
+async def test_a_flood_from_one_address_evicts_nobody_of_another(database_url: str) -> None:
+    opened, over = asyncio.Event(), asyncio.Event()
+    async with staged(database_url, sockets_unauthenticated_max=20) as sockets, asyncio.TaskGroup() as group:
+        group.create_task(flood(sockets, "192.0.2.1", opened, over))
         for _ in range(20):
-            async with sockets.signed_in() as talk:
+            async with sockets.signed_in(headers={"X-Forwarded-For": "192.0.2.2"}) as talk:
                 await talk.ask("{ __typename }")
-        flood.cancel()
-        await asyncio.gather(flood, return_exceptions=True)
-
-
-async def _flood(sockets: Sockets) -> None:
-    async with flooded(sockets):
-        await asyncio.Event().wait()
+        over.set()
