@@ -20,6 +20,7 @@ def document_rules(settings: Settings) -> DocumentRules:
             aliases=settings.max_aliases,
             directives=settings.max_directives,
             root_fields=settings.max_root_fields,
+            operations=settings.max_operations,
             enforced=settings.limits == "enforce",
         ),
         exploring=settings.exploring,

@@ -356,6 +356,7 @@ class Settings(BaseModel):
     max_aliases: int = Field(50, ge=0, description="Most aliases in a GraphQL document.")
     max_directives: int = Field(50, ge=0, description="Most directives in a GraphQL document.")
     max_root_fields: int = Field(50, ge=1, description="Most fields at the root of a GraphQL operation.")
+    max_operations: int = Field(50, ge=1, description="Most operations in a GraphQL document.")
     max_cost: int = Field(
         25_000,
         ge=100,

@@ -45,6 +45,7 @@ RuleId = Literal[
     "aliases",
     "directives",
     "root_fields",
+    "operations",
     "introspection",
     "unknown_document",
     "batching",
@@ -301,6 +302,12 @@ RULES: Mapping[RuleId, Rule] = {
         "words",
         "A query that reads a hundred encounters by their ids.",
         "Two queries of fifty.",
+    ),
+    "operations": Rule(
+        "A GraphQL document has at most `GATEWAY_MAX_OPERATIONS` operations.",
+        "words",
+        "A document that holds all operations of an application.",
+        "A document with the one that is run, or a few.",
     ),
     "introspection": Rule(
         "The schema is told to those who may know it: to all, to callers with a scope, or nobody (`GATEWAY_EXPLORER`).",

@@ -66,6 +66,7 @@ class DocumentLimits:
     aliases: int = 50
     directives: int = 50
     root_fields: int = 50
+    operations: int = 50
     enforced: bool = True
 
     def passed_by(self, extent: "Extent") -> tuple[Breach, ...]:
@@ -78,6 +79,7 @@ class DocumentLimits:
             Breach("aliases", self.aliases, extent.aliases),
             Breach("directives", self.directives, extent.directives),
             Breach("root_fields", self.root_fields, extent.root_fields),
+            Breach("operations", self.operations, extent.operations),
         )
         breaches = [each for each in every if each.found > each.limit]
         if extent.directives_at_one_place > DIRECTIVES_AT_ONE_PLACE and extent.directives <= self.directives:
@@ -101,6 +103,7 @@ class Extent:
     directives: int = 0
     directives_at_one_place: int = 0
     root_fields: int = 0
+    operations: int = 0
     root_names: set[str] = field(default_factory=set)
     explores: bool = False
     """Whether it asks what can be asked."""
@@ -133,6 +136,7 @@ def extent_of(document: DocumentNode, characters: int = 0) -> Extent:
     for definition in document.definitions:
         if isinstance(definition, OperationDefinitionNode):
             _widen(whole, _with_fragments(*_own(definition), full))
+            whole.operations += 1
     # A fragment that nobody spreads is refused by validation, but walked by it first.
     for extent in full.values():
         whole.nested = max(whole.nested, extent.nested)

@@ -58,15 +58,7 @@ def names_in_the_code() -> Iterator[str]:
 
 
 def _named_by(call: ast.Call) -> Iterator[str]:
-    position = {
-        "broken": 0,
-        "MalformedBody": 0,
-        "Violation": 1,
-        "Fault": 1,
-        "_misfit": 1,
-        "Breach": 0,
-        "refused": 1,
-    }.get(getattr(call.func, "id", ""))
+    position = PLACES.get(getattr(call.func, "id", ""))
     if position is not None and len(call.args) > position:
         yield from (
             str(each.value)

@@ -80,8 +80,9 @@ HOSTILE = {
     + fragments(40, "Patient", lambda number: spreads(m for m in range(40) if (number * m) % 4 == 1)),
     "fragments that are not used": "{ __typename }" + fragments(215, "Patient", lambda _: "id"),
     "spreads of nothing": f"{{ {many('...X#', 2)} }}",
-    "operations with one fragment": many("query Q# { ...F0 }", 6) + fragments(1, "Query", lambda _: "__typename"),
-    "operations with fragments": " ".join(f"query Q{number} {{ ...F0 }}" for number in range(120))
+    "operations with one fragment": " ".join(f"query Q{number} {{ ...F0 }}" for number in range(LIMITS.operations))
+    + fragments(1, "Query", lambda _: "__typename"),
+    "operations with fragments": " ".join(f"query Q{number} {{ ...F0 }}" for number in range(LIMITS.operations))
     + fragments(100, "Query", lambda number: f"...F{number + 1}" if number < 99 else "__typename"),
     "variables": f"query ({many('$v#: ID', 4)}) {{ __typename }}",
     "one variable defined often": f"query ({many('$v: ID', 4)}) {{ __typename }}",
