@@ -52,7 +52,7 @@ async def test_each_is_given_what_it_is_given_alone(
 ) -> None:
     service = service_in_either_form
     ours, theirs = await cast.patients(6, visits=TYPES), await cast.patients(3, "loopbio", visits=TYPES)
-    filters: Sequence[Any] = (None, {"encounterType": ["LAB", "OTHER"]}, {"encounterType": []})
+    filters: Sequence[Any] = ({}, {"encounterType": ["LAB", "OTHER"]}, {"encounterType": []})
     slices = ("", "?limit=2", "?limit=1&offset=2")
     asked: list[Callable[[], Awaitable[Any]]] = []
     for whose, token in product([*ours, *theirs, "nobody"], ("dev", "dev-loopbio")):

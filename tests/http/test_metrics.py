@@ -148,6 +148,13 @@ async def test_sinks_are_told_of_by_name(server_url: str) -> None:
 async def test_whichever_worker_is_asked_tells_of_all_of_them(server_url: str) -> None:
     url = await fresh_database(server_url)
     async with gateways(url, GATEWAY_WORKERS="2") as (gateway,):
+
+        async def both_have_opened_their_pools() -> bool:
+            async with client() as ours:
+                told = numbers(await ours.get(gateway.origin + "/metrics", headers=DEV))
+            return told["gateway_pool_connections pool=requests"] == 20
+
+        await until(both_have_opened_their_pools)
         for _ in range(20):
             # Each on a connection of its own, so that both workers get some.
             async with client() as ours:

@@ -42,7 +42,7 @@ def tokens() -> Tokens:
 
 @pytest.fixture(scope="module")
 async def sockets(database_url: str) -> AsyncIterator[Sockets]:
-    async with staged(database_url, sockets_max=1, stream_heartbeat_seconds=60) as serving:
+    async with staged(database_url, sockets_max=1, stream_heartbeat_seconds=60, max_answer_bytes=64_000_000) as serving:
         yield serving
 
 

@@ -1,0 +1,81 @@
+"""One client does its worst; the latency of another brand's client stays within twice what it was."""
+
+import asyncio
+import statistics
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import httpx2
+import pytest
+
+from gateway.migrate import migrate
+from tests.abuse.attacks import ATTACKS
+from tests.conftest import create_database
+from tests.gateways import MUTATION, ROOT, Gateway, gateways
+
+VICTIM = {"authorization": "Bearer dev-loopbio", "content-type": "application/json"}
+PATH = "/v1/patients/demo-patient-loopbio/encounters"
+ROUNDS = 60
+QUIET_FLOOR_MS = 2.0
+"""Milliseconds; below this, the timer and the scheduler of the machine are a large part of a measurement."""
+
+
+@pytest.fixture(scope="module")
+async def gateway(server_url: str) -> AsyncIterator[Gateway]:
+    url = await create_database(server_url)
+    await migrate(url)
+    settings = {"GATEWAY_RATE_READS_PER_MINUTE": "1000", "GATEWAY_RATE_WRITES_PER_MINUTE": "1000"}
+    async with gateways(url, 1, **settings) as (running,):
+        async with httpx2.AsyncClient(base_url=running.origin, headers={"authorization": "Bearer dev"}) as client:
+            for _ in range(100):
+                record = {"brand_id": "loop", "encounter_type": "lab", "notes": "n" * 50_000}
+                response = await client.post("/v1/patients/demo-patient/encounters", json=record)
+                assert response.status_code == 201
+        yield running
+
+
+@asynccontextmanager
+async def attacked(gateway: Gateway, name: str) -> AsyncIterator[None]:
+    """Run an attack for as long as the block lasts."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.abuse.attacks", name, gateway.origin, cwd=ROOT
+    )
+    try:
+        yield
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def latencies(origin: str, rounds: int) -> Sequence[float]:
+    """Return the milliseconds of a client's recordings and lists by both doors, one after another."""
+    taken: list[float] = []
+    async with httpx2.AsyncClient(base_url=origin, headers=VICTIM, timeout=30) as client:
+        record = {"brand_id": "loopbio", "encounter_type": "lab"}
+        mutation = MUTATION.replace("demo-patient", "demo-patient-loopbio")
+        operation = {"query": mutation, "variables": {"input": {"brandId": "loopbio", "encounterType": "LAB"}}}
+        for _ in range(rounds):
+            for request in (
+                client.build_request("POST", PATH, json=record),
+                client.build_request("GET", f"{PATH}?limit=5"),
+                client.build_request("POST", "/graphql", json=operation),
+            ):
+                started = time.perf_counter()
+                response = await client.send(request)
+                taken.append((time.perf_counter() - started) * 1000)
+                assert response.is_success, response.text
+                await asyncio.sleep(0.02)
+    return taken
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+async def test_one_clients_worst_leaves_others_within_twice(gateway: Gateway, name: str) -> None:
+    await latencies(gateway.origin, 10)
+    quiet = statistics.median(await latencies(gateway.origin, ROUNDS))
+    async with attacked(gateway, name):
+        under_attack = statistics.median(await latencies(gateway.origin, ROUNDS))
+
+    print(f"{name}: {quiet:.2f} ms alone, {under_attack:.2f} ms under attack, {under_attack / quiet:.2f}")
+    assert under_attack <= 2 * max(quiet, QUIET_FLOOR_MS)
