@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 import pytest
 from graphql import OperationDefinitionNode
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from resolvers.paging import PageLimits
@@ -213,7 +213,7 @@ def documents(draw: st.DrawFn) -> str:
     return " ".join(operations + spread) + draw(st.sampled_from(["", " # x"]))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(text=documents())
 def test_no_document_at_all_takes_more_work_than_those(text: str) -> None:
     assert calls_of(text) < MOST_CALLS

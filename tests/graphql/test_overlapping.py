@@ -18,7 +18,7 @@ from graphql import (
 )
 from graphql.utilities import do_types_overlap
 from graphql.validation import NoUnusedVariablesRule, OverlappingFieldsCanBeMergedRule
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import schema as ours
@@ -102,7 +102,7 @@ def both(schema: GraphQLSchema, text: str) -> tuple[bool, bool]:
     return bool(conflicts_in(schema, document, 10)), bool(theirs)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
 @given(text=documents())
 def test_our_rule_refuses_exactly_what_graphql_cores_does(text: str) -> None:
     mine, theirs = both(ABSTRACT, text)
