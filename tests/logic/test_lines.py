@@ -163,7 +163,7 @@ def test_after_a_fault_nothing_is_read_up_to_a_provable_end(
     "name", [" notes", "notes ", "Notes", "note", "NOTES", "nots", "notes\u00a0", "\u200bnotes", "scheduledAt", "Key",
              "scheduled at", "scheduled-at", "chiefComplaint", "metdata", "provider_ID", "\uff4eotes"]
 )  # fmt: skip
-def test_a_column_that_is_nearly_a_known_one_stops_the_import_before_any_record(name: str) -> None:
+def test_a_column_that_is_nearly_a_known_one_stops_an_import_first(name: str) -> None:
     content = f"patient_id,brand_id,encounter_type,{name}\np-1,loop,lab,tuberculosis\n".encode()
 
     with pytest.raises(ImportStopped, match=r"line 1: column 4 is nearly `\w+`") as stopped:

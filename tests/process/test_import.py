@@ -197,7 +197,7 @@ async def test_a_line_that_is_no_row_is_named_without_its_content_and_the_others
     assert "secret" not in error
 
 
-async def test_after_a_mark_where_none_may_stand_no_patient_is_made_of_what_follows(
+async def test_after_a_stray_mark_no_patient_is_made_of_what_follows(
     imported: Import, cast: Cast, prefix: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     closing = await imported(
