@@ -8,7 +8,16 @@ from resolvers.access import Operation
 from resolvers.context import Context
 from resolvers.errors import PatientNotFound
 from resolvers.patients import can_exist
-from resolvers.rendering import ENCOUNTERS, bytes_of, items_of, members_of, object_of
+from resolvers.rendering import (
+    ENCOUNTERS,
+    LONG,
+    LONG_BYTES,
+    are_counted,
+    bytes_of,
+    items_of,
+    members_of,
+    object_of,
+)
 from resolvers.sql import Statement
 
 
@@ -33,7 +42,7 @@ async def list_encounters_by_offset(
         raise PatientNotFound
     row = await context.database.find(
         brand_id,
-        _slice(tuple(members)),
+        _slice(tuple(members), counted=are_counted(limit * len(LONG) * LONG_BYTES, context.answer.maximum)),
         "ids",
         patient_id,
         rows=limit,
@@ -43,6 +52,7 @@ async def list_encounters_by_offset(
     )
     if row is None:
         raise PatientNotFound
+    # Of a list that is too large only a part is here.
     context.answer.add(max(row["bytes"], len(row["items"])))
     if row["given"]:
         context.note_given({(brand_id, patient_id): row["given"]})
@@ -50,10 +60,19 @@ async def list_encounters_by_offset(
 
 
 @cache
-def _slice(members: tuple[str, ...]) -> Statement:
+def _slice(members: tuple[str, ...], *, counted: bool) -> Statement:
+    """Give the statement of a slice. One that is `counted` ends where it has more than `most_bytes`."""
     columns = members_of("e", upper=False)
     item = object_of([(name, columns[name]) for name in members])
-    counted = f"sum({bytes_of(item)}) OVER (ROWS UNBOUNDED PRECEDING)"
+    rows = f"""
+        {ENCOUNTERS}
+        WHERE e.patient_id = p.id AND e.brand_id = p.brand_id
+            AND (e.created_at, e.id) <= (start.created_at, start.id)
+        ORDER BY e.created_at DESC, e.id DESC LIMIT $3::bigint"""
+    bytes_, only = "0", ""
+    if counted:
+        rows = f"SELECT e.*, sum({bytes_of(item)}) OVER (ROWS UNBOUNDED PRECEDING) AS bytes FROM ({rows}) e"
+        bytes_, only = "coalesce(max(e.bytes), 0)", "e.bytes <= $5::bigint"
     return Statement(
         f"""
 SELECT p.id AS key, slice.items, slice.given, slice.bytes,
@@ -65,19 +84,9 @@ LEFT JOIN LATERAL (
     ORDER BY e.created_at DESC, e.id DESC LIMIT 1 OFFSET $4::bigint
 ) start ON true
 CROSS JOIN LATERAL (
-    SELECT {items_of(item, only="e.bytes <= $5::bigint")}::bpchar AS items, count(*) AS given,
-        coalesce(max(e.bytes), 0) AS bytes
-    FROM (
-        SELECT e.*, {counted} AS bytes
-        FROM (
-            {ENCOUNTERS}
-            WHERE e.patient_id = p.id AND e.brand_id = p.brand_id
-                AND (e.created_at, e.id) <= (start.created_at, start.id)
-            ORDER BY e.created_at DESC, e.id DESC LIMIT $3::bigint
-        ) e
-    ) e
+    SELECT {items_of(item, only=only)}::bpchar AS items, count(*) AS given, {bytes_} AS bytes FROM ({rows}) e
 ) slice
 WHERE p.id = ANY($1::text[]) AND p.brand_id = $2::text
 """,
-        ("ids", "brand_id", "limit", "offset", "most_bytes"),
+        ("ids", "brand_id", "limit", "offset", *(["most_bytes"] if counted else [])),
     )

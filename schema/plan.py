@@ -26,10 +26,11 @@ from resolvers.errors import AnswerTooLarge, GatewayError
 from resolvers.ids import id_text
 from resolvers.paging import PageLimits, list_of, window_of
 from resolvers.patients import can_exist
+from resolvers.rendering import are_counted
 from resolvers.sql import Row
 from schema.record_plan import RecordPlan
 from schema.selection import Declined, Page, Reader, Root, Variables, coerced, conditions_of, filter_members
-from schema.statement import FIRST_JSON, Bound, Question, arguments_of, question_of
+from schema.statement import FIRST_JSON, Bound, Question, arguments_of, may_have_bytes, question_of
 
 MAX_IDS = 100
 KEPT_QUESTIONS = 16
@@ -197,7 +198,7 @@ class Variant:
                 bound[page.number], values = _bind(page, list_owner, variables, context)
                 pages |= values
                 rows += bound[page.number].window.size
-        question = self._question(bound)
+        question = self._question(bound, context.answer.maximum)
         if question is None:
             return None
         ids_of = {
@@ -232,13 +233,14 @@ class Variant:
             raise Declined
         return ids
 
-    def _question(self, bound: Mapping[int, Bound]) -> Question | None:
-        shape = tuple(each.shape for each in bound.values())
+    def _question(self, bound: Mapping[int, Bound], most_bytes: int) -> Question | None:
+        counted = are_counted(may_have_bytes(self._roots, bound), most_bytes)
+        shape = (counted, *(each.shape for each in bound.values()))
         if shape not in self._questions:
             if len(self._questions) >= KEPT_QUESTIONS:
                 self._questions.clear()
                 self.kept_characters = 0
-            self._questions[shape] = question = question_of(self._roots, bound)
+            self._questions[shape] = question = question_of(self._roots, bound, counted=counted)
             self.kept_characters += len(question.statement.text) if question else 0
         return self._questions[shape]
 

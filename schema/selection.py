@@ -5,6 +5,7 @@ It knows the fields that plans serve, and declines the others.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import NoneType
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ from strawberry.utils.str_converters import to_snake_case
 
 from models import EncounterStatus, EncounterType
 from resolvers.json_text import INT_DIGITS
+from resolvers.rendering import LONG, LONG_BYTES, USUAL_BYTES
 
 Variables = Mapping[str, Any]
 Value = Callable[[Variables], Any]
@@ -70,6 +72,23 @@ class Page:
     def reads(self) -> bool:
         """Whether the page itself is asked for, and not only how many encounters there are."""
         return any(name in {"nodes", "edges", "page_info"} for _, name, _ in self.fields)
+
+    @cached_property
+    def item_bytes(self) -> int:
+        """How many bytes an encounter on the page may have, about."""
+        return sum(_most_bytes(below) for _, name, below in self.fields if name in {"nodes", "edges"})
+
+
+def _most_bytes(fields: Sequence[Any]) -> int:
+    """Say how many bytes fields may have, about, with what lies below them."""
+    count = 0
+    for key, *_, below in fields:
+        if isinstance(below, Member):
+            count += LONG_BYTES if below.name in LONG else USUAL_BYTES
+        else:
+            count += _most_bytes(below)
+        count += len(key)
+    return count
 
 
 @dataclass(frozen=True)

@@ -95,11 +95,21 @@ class Select(NamedTuple):
         return self.head + "".join(f", ({sql})::bpchar AS json_{place}" for place, sql in enumerate(padded)) + self.tail
 
 
-def question_of(roots: Sequence[Root], bound: Mapping[int, Bound]) -> Question | None:
-    """Make the statement that answers for all the roots, or None where there is nothing to ask the database."""
+def may_have_bytes(roots: Sequence[Root], bound: Mapping[int, Bound]) -> int:
+    """Say how many bytes the pages of a row may have, about."""
+    return max(sum(bound[page.number].window.size * page.item_bytes for page in root.pages) for root in roots)
+
+
+def question_of(roots: Sequence[Root], bound: Mapping[int, Bound], *, counted: bool) -> Question | None:
+    """Make the statement that answers for all the roots, or None where there is nothing to ask the database.
+
+    The pages of one that is `counted` end where those of the row have more than `most_bytes`.
+    """
     put = Arguments()
     selects = {
-        number: _select(number, root, bound, put) for number, root in enumerate(roots) if root.name != "__typename"
+        number: _select(number, root, bound, put, counted=counted)
+        for number, root in enumerate(roots)
+        if root.name != "__typename"
     }
     if not selects:
         return None
@@ -122,7 +132,7 @@ class Arguments:
         return f"${self.names.index(name) + 1}::{kind}"
 
 
-def _select(number: int, root: Root, bound: Mapping[int, Bound], put: Put) -> Select:
+def _select(number: int, root: Root, bound: Mapping[int, Bound], put: Put, *, counted: bool) -> Select:
     if root.name == "encounter":
         return Select(
             head=f"SELECT {number} AS root, e.id::text AS key, e.patient_id, 1 AS given, 0::bigint AS bytes",
@@ -132,16 +142,16 @@ def _select(number: int, root: Root, bound: Mapping[int, Bound], put: Put) -> Se
         )
     members: list[tuple[str, Sequence[Piece]]] = []
     pages = ""
-    counted: list[str] = []
+    before: list[str] | None = [] if counted else None
     for key, each in root.fields:
         if isinstance(each, Page):
-            select, pieces = _page(each, bound[each.number], put, counted)
+            select, pieces = _page(each, bound[each.number], put, before)
             pages += f" LEFT JOIN LATERAL ({select}) page_{each.number} ON true"
             members.append((key, pieces))
         else:
             members.append((key, _of_patient("p", each)))
     given = " + ".join(f"page_{page.number}.given" for page in root.pages if page.reads) or "0"
-    bytes_ = " + ".join(counted) or "0"
+    bytes_ = " + ".join(before or ["0"])
     return Select(
         head=f"SELECT {number} AS root, p.id AS key, p.id AS patient_id, ({given})::integer AS given,"
         f" ({bytes_})::bigint AS bytes",
@@ -151,10 +161,10 @@ def _select(number: int, root: Root, bound: Mapping[int, Bound], put: Put) -> Se
     )
 
 
-def _page(page: Page, bound: Bound, arguments: Put, counted: list[str]) -> tuple[str, list[Piece]]:
+def _page(page: Page, bound: Bound, arguments: Put, before: list[str] | None) -> tuple[str, list[Piece]]:
     """Give the statement of a page and, of its columns, the pieces of its JSON.
 
-    `counted` has the SQL for the bytes of the pages before it, which are left to it of `most_bytes`; its own is added.
+    `before` has the SQL for the bytes of each page before it, where they are counted; that for its own is added.
     """
 
     def put(name: str, kind: str) -> str:
@@ -162,8 +172,7 @@ def _page(page: Page, bound: Bound, arguments: Put, counted: list[str]) -> tuple
 
     conditions = _where(put, bound)
     items = {key: _item(name, put, below) for key, name, below in page.fields if name in {"nodes", "edges"}}
-    own_bytes = bytes_of([piece for item in items.values() for piece in item])
-    left = " - ".join([arguments("most_bytes", "bigint"), *counted]) if own_bytes else None
+    left = None if before is None else " - ".join([arguments("most_bytes", "bigint"), *before])
     shown: list[tuple[str, Sequence[Piece]]] = []
     for key, name, below in page.fields:
         match name:
@@ -199,12 +208,13 @@ def _page(page: Page, bound: Bound, arguments: Put, counted: list[str]) -> tuple
         rows = f"FROM (SELECT e.*, {place}, count(*) OVER () AS found FROM (SELECT e.* {rows}) e) e OFFSET 0"
     rows = f"{COLUMNS} {rows}"
     shown_rows = f" FILTER (WHERE e.place <= {put('size', 'bigint')})" if numbered else ""
-    if own_bytes:
+    if before is not None:
         # The rows come in their order: so each has the bytes of those before it, and its own.
+        own_bytes = bytes_of([piece for item in items.values() for piece in item])
         running = f"sum({own_bytes}) OVER (ROWS UNBOUNDED PRECEDING) AS bytes"
         rows = f"SELECT e.*, {running} FROM ({rows}) e"
         columns += f", coalesce(max(e.bytes){shown_rows}, 0) AS bytes"
-        counted.append(f"page_{page.number}.bytes")
+        before.append(f"page_{page.number}.bytes")
     return f"SELECT {columns}, count(*){shown_rows} AS given FROM ({rows}) e", pieces
 
 
@@ -240,7 +250,7 @@ def _where(put: Put, bound: Bound) -> str:
 
 
 def _rows(page: Page, put: Put, bound: Bound, item: Sequence[Piece], left: str | None) -> list[Piece]:
-    """Give the pieces of a list of items: as many as have the bytes that are `left`, None where they are few."""
+    """Give the pieces of a list of items: as many as have the bytes that are `left`, where they are counted."""
     order_by = None
     only = [f"e.bytes <= {left}"] if left else []
     if _is_numbered(page, bound):

@@ -41,7 +41,7 @@ async def untouched(server_url: str) -> AsyncIterator[asyncpg.Connection]:
         (ENCOUNTERS_BY_IDS, {"brand_id": "loop", "ids": [uuid4()], "most_bytes": 1_000}, "ix_encounters_id"),
         (_pages(frozenset(), True, False, False), PAGE, "ix_encounters_patient_id_created_at_id"),
         (_pages(frozenset(), True, True, False), PAGE | AFTER, "ix_encounters_patient_id_created_at_id"),
-        (_slice(("id", "notes")), SLICE, "ix_encounters_patient_id_created_at_id"),
+        (_slice(("id", "notes"), counted=True), SLICE, "ix_encounters_patient_id_created_at_id"),
         (UNSTAMPED, {"limit": 500}, "ix_outbox_created_at_id"),
         (_events(frozenset()), EVENTS, "ix_outbox_position"),
         (_events(frozenset({"brand_id"})), EVENTS | {"brand_id": "loop"}, "ix_outbox_brand_id_position"),
@@ -70,7 +70,7 @@ def _nodes(plan):
 
 
 async def test_counting_a_list_and_skipping_in_it_read_no_encounter(untouched: asyncpg.Connection) -> None:
-    statement = _slice(("id", "notes"))
+    statement = _slice(("id", "notes"), counted=False)
     async with untouched.transaction():
         await untouched.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off")
         values = statement.arguments(SLICE)
