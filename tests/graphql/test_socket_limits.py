@@ -399,7 +399,7 @@ async def test_a_large_answer_that_is_not_read_ends_its_socket(
     ):
         for message in (
             b'{"type": "connection_init", "payload": {"Authorization": "Bearer dev"}}',
-            b'{"type": "subscribe", "id": "1", "payload": {"query": "{ long(characters: 20000000) }"}}',
+            b'{"type": "subscribe", "id": "1", "payload": {"query": "{ long(characters: 15000000) }"}}',
         ):
             writer.write(b"\x81\xfe" + len(message).to_bytes(2, "big") + bytes(4) + message)
         reader._transport.pause_reading()  # type: ignore[attr-defined]

@@ -212,7 +212,7 @@ async def test_what_waits_behind_a_request_is_bounded(sockets: Sockets, stage: S
 async def test_a_client_that_reads_slower_than_the_rate_is_cut_off(
     sockets: Sockets, tokens: Tokens, cut_off: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    size = 20_000_000
+    size = 15_000_000
     monkeypatch.setattr(GuardedProtocol, "send_seconds", 0.3)
     # As long as something is read between two measurements, only the rate tells the two apart.
     monkeypatch.setattr(GuardedProtocol, "min_send_bytes_per_second", 50_000_000 if cut_off else 1_000)
@@ -247,7 +247,7 @@ async def test_a_connection_that_closes_is_not_kept_by_a_client_that_does_not_re
     await until(lambda: not state.connections)
 
     async with connected(sockets, limit=1024) as (_, writer):
-        closing = asked("{ long(characters: 20000000) }").replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
+        closing = asked("{ long(characters: 15000000) }").replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
         writer.write(closing)
         await until(lambda: bool(state.connections))
         await until(lambda: not state.connections)
