@@ -82,11 +82,11 @@ class Ignored(NamedTuple):
     @classmethod
     def of(cls, sent: Collection[str], ours: Collection[str]) -> "Ignored":
         """Return which of the names sent, all of them unknown, are near one of ours, and how many are not."""
-        near = (name for name in islice(sent, MAX_COMPARED) if _is_plain(name) and near_miss(name, ours))
+        near = (name for name in islice(sent, MAX_COMPARED) if is_plain(name) and near_miss(name, ours))
         names = tuple(islice(near, MAX_NAMES))
         return cls(names, len(sent) - len(names))
 
 
-def _is_plain(name: str) -> bool:
+def is_plain(name: str) -> bool:
     """Whether a header can hold the name as a string of RFC 9651."""
     return name.isascii() and name.isprintable()

@@ -33,8 +33,8 @@ from graphql.validation import (
 
 from resolvers.access import Exploring
 from resolvers.errors import InvalidInput, Violation
-from resolvers.near import nearest
 from resolvers.rules import RuleId
+from resolvers.spelling import near_miss
 from schema.input_values import MOST_FAULTS, faults_of_literal, faults_of_value, violation_of
 from schema.kept import MAX_KEPT_BYTES, KeptDocuments
 from schema.limits import MOST_FIELDS, MOST_LEVELS, MOST_NESTED, Breach, DocumentLimits, extent_of
@@ -286,7 +286,7 @@ def explain_variables(
             violations += [violation_of(fault, f"/variables/{name}") for fault in faults]
         elif is_non_null_type(wanted) and definition.default_value is None:
             told = "is required"
-            if len(variables) <= MOST_FAULTS and nearest(name, variables):
+            if len(variables) <= MOST_FAULTS and near_miss(name, variables):
                 told = "is required, and one of nearly this name was sent: case and underscores count"
             violations.append(Violation(f"/variables/{name}", "required", told))
     return violations[:MOST_FAULTS]

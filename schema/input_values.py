@@ -28,8 +28,8 @@ from graphql.utilities import validate_input_literal, validate_input_value
 
 from resolvers import json_text
 from resolvers.errors import Violation
-from resolvers.near import nearest
 from resolvers.rules import RuleId
+from resolvers.spelling import is_plain, near_miss
 
 MOST_FAULTS = 20
 """Of one value or literal; whoever has mended so many is told the next."""
@@ -136,7 +136,7 @@ def _faults_of_members(
     for name in members:
         if name in fields:
             continue
-        near = nearest(name, fields) if len(meant) + strangers < MOST_FAULTS else None
+        near = near_miss(name, fields) if is_plain(name) and len(meant) + strangers < MOST_FAULTS else None
         if near is None:
             strangers += 1
             continue

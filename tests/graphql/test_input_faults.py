@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 
 from gateway.settings import Settings
-from resolvers.near import nearest
 from tests.cast import Cast
 from tests.doors import RECORD, Service, wire
 
@@ -140,18 +139,6 @@ async def test_faults_without_number_are_told_up_to_twenty(service: Service) -> 
     violations = await told(service, MANY, many=[{}] * 5_000)
 
     assert len(violations) == 20
-
-
-NEAR = {
-    "brandId": ["brand_id", "BrandID", "brand id", "brandld"],
-    "notes": ["note", "nots"],
-    None: ["id", "meta", "", "é" * 5, "x" * 500],
-}
-
-
-@pytest.mark.parametrize(("name", "meant"), [(name, meant) for meant, names in NEAR.items() for name in names])
-def test_a_name_within_two_letters_is_near(name: str, meant: str | None) -> None:
-    assert nearest(name, INPUT) == meant
 
 
 # Null
