@@ -57,7 +57,10 @@ def selection(kind: GraphQLOutputType, path: Path) -> str:
     assert isinstance(below, GraphQLObjectType)
     if not path:
         return " ".join(clinical_fields(below))
-    return f"{path[0]} {{ {selection(below.fields[path[0]].type, path[1:])} }}"
+    field = below.fields[path[0]]
+    # Small pages: a history below each item of a page is dear.
+    size = "(first: 2)" if "first" in field.args else ""
+    return f"{path[0]}{size} {{ {selection(field.type, path[1:])} }}"
 
 
 def members(kind: GraphQLOutputType) -> list[GraphQLObjectType]:
