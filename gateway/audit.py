@@ -14,7 +14,7 @@ from uuid import UUID
 import asyncpg
 from sqlalchemy import BigInteger, ColumnElement, Table, Text, and_, cast, exists, extract, func, select
 
-from gateway.connection_url import connect
+from gateway.connection import connect
 from gateway.database_problems import PROBLEMS, reason_of
 from models import EncounterEventKind, Encounters
 from resolvers.audit import encounter_event

@@ -12,7 +12,7 @@ import asyncpg
 from asyncpg.exceptions import TargetServerAttributeNotMatched
 from sqlalchemy.exc import SQLAlchemyError
 
-from gateway.connection_url import NoUserError
+from gateway.connection import NoUserError
 from gateway.session import READ_ONLY, UnusableSession
 from gateway.settings import SettingsError
 from resolvers.errors import TemporarilyUnavailable

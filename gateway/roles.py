@@ -3,7 +3,7 @@
 `docs/operators.md` has the same in SQL for a server of your own.
 """
 
-from gateway.connection_url import connect
+from gateway.connection import connect
 from gateway.database import APP_ROLE, RELAY_ROLE
 from gateway.postgres import PrivatePostgres
 

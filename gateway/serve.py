@@ -22,6 +22,7 @@ from gateway.queued_writer import QueuedWriter
 from gateway.settings import PREFIX, Settings, SettingsError
 from gateway.stopping import Stop
 from gateway.telemetry import FLUSH_SECONDS, configure_logging, log
+from gateway.workers import WorkerApp, Workers
 
 
 def upgraded(**given: Any) -> asyncio.Protocol:
@@ -33,8 +34,9 @@ def upgraded(**given: Any) -> asyncio.Protocol:
 
 
 PROTOCOLS: Mapping[str, Any] = {
-    "http": GuardedProtocol,
-    "ws": upgraded,
+    # By name, as uvicorn imports them: see `WorkerApp`.
+    "http": "gateway.protocol:GuardedProtocol",
+    "ws": "gateway.serve:upgraded",
     "ws_max_size": 1024 * 1024,
     # A kilobyte that unpacks to a megabyte would be read before anyone has signed in.
     "ws_per_message_deflate": False,
@@ -86,11 +88,11 @@ def serve(settings: Settings, port: socket.socket, faults: int | None = None) ->
     """Prepare the database, say where we listen, and serve until a signal. With `faults`, a seed, as a rehearsal."""
     assert settings.database_url is not None
     config = uvicorn.Config(
-        # Other workers are sent it through a pipe. Their environment, which other programs may read, stays as it was.
-        partial(worker, settings, faults),
+        # Settings reach workers through a pipe. Their environment, which other programs may read, stays as it was.
+        WorkerApp("gateway.serve:worker", settings) if settings.workers > 1 else partial(worker, settings, faults),
         factory=True,
         workers=settings.workers,
-        **{**PROTOCOLS, "http": GuardedProtocol if faults is None else CuttingProtocol},
+        **(PROTOCOLS if faults is None else {**PROTOCOLS, "http": CuttingProtocol}),
         log_config=None,
         access_log=False,
         server_header=False,
@@ -108,9 +110,6 @@ def serve(settings: Settings, port: socket.socket, faults: int | None = None) ->
     say(sys.stdout, welcome(settings, port.getsockname()[1], faults))
 
     if settings.workers > 1:
-        # Imported here: one process alone needs no supervisor.
-        from gateway.workers import Workers
-
         gc.enable()
         with _metrics_folder() as folder:
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder

@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 
 import asyncpg
 
-from gateway.connection_url import connect, named_by
+from gateway.connection import connect, named_by
 from gateway.telemetry import log
 
 RELIED_ON = {

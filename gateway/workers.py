@@ -2,9 +2,31 @@
 
 import os
 import signal
+from dataclasses import dataclass
 
 from prometheus_client.multiprocess import mark_process_dead
+from starlette.applications import Starlette
+from uvicorn.importer import import_from_string
 from uvicorn.supervisors import Multiprocess
+
+from gateway.settings import Settings
+
+
+@dataclass(frozen=True)
+class WorkerApp:
+    """Builds the service in a worker, which is sent this through a pipe.
+
+    It imports little: uvicorn takes a worker that is still importing for one that hangs, and kills it after 5 s.
+    """
+
+    factory: str
+    """Where the function is that builds it from settings, as uvicorn names what it imports."""
+    settings: Settings
+
+    def __call__(self) -> Starlette:
+        """Return the service."""
+        app: Starlette = import_from_string(self.factory)(self.settings)
+        return app
 
 
 class Workers(Multiprocess):

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs
 import asyncpg
 import pytest
 
-from gateway.connection_url import connect
+from gateway.connection import connect
 from gateway.session import RELIED_ON, open_session
 from tests.faults import Wire
 
@@ -47,7 +47,7 @@ async def test_the_name_of_the_application_is_the_urls(database_url: str, parame
     await connection.close()
 
 
-async def test_options_are_settings_of_the_session_unless_the_gateway_needs_others(database_url: str) -> None:
+async def test_options_set_what_the_gateway_does_not_need_otherwise(database_url: str) -> None:
     options = "-c%20work_mem%3D5MB%20-c%20statement_timeout%3D77"
 
     connection = await open_session(f"{database_url}&options={options}", {**RELIED_ON, "statement_timeout": "88"})

@@ -79,7 +79,7 @@ def test_no_write_is_longer_than_a_pipe_takes_in_one_piece(pipe, monkeypatch: py
     assert len(written) < 1_000
 
 
-def test_what_does_not_fit_is_dropped_and_its_number_told_when_reading_goes_on(pipe) -> None:
+def test_what_does_not_fit_is_dropped_and_its_number_told_later(pipe) -> None:
     dropped: list[None] = []
     queued = QueuedWriter(pipe[1], on_drop=lambda: dropped.append(None), max_lines=100)
     put = 2_000
