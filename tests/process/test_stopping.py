@@ -195,7 +195,7 @@ async def test_a_request_that_gets_in_after_the_close_is_told_to_come_back(url: 
 
 def post(path: str, body: object) -> bytes:
     written = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer dev\r\ncontent-type: application/json\r\n"
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer dev\r\ncontent-type: application/json\r\n"
     return f"{head}content-length: {len(written)}\r\n\r\n".encode() + written
 
 
