@@ -14,10 +14,8 @@ from sqlmodel import Text
 
 from models import Encounter, Encounters, EncounterStatus
 from resolvers.access import Operation
-from resolvers.bounded import bounded, fetch_bounded
+from resolvers.bounded import LONG, BoundedStatement
 from resolvers.context import Context
-from resolvers.encounters import LONG
-from resolvers.sql import Statement
 
 RECORDED: Table = Encounters.__table__.alias("recorded")  # type: ignore[attr-defined]
 EARLIER: Table = Encounters.__table__.alias("earlier")  # type: ignore[attr-defined]
@@ -42,7 +40,7 @@ ALIKE = (
     .limit(bindparam("most", type_=BigInteger))
     .lateral("alike")
 )
-POSSIBLE_DUPLICATES = (
+POSSIBLE_DUPLICATES = BoundedStatement(
     select(RECORDED.c.id.label("of_id"), ALIKE)
     .select_from(RECORDED.join(ALIKE, true()))
     .where(
@@ -50,9 +48,9 @@ POSSIBLE_DUPLICATES = (
         RECORDED.c.id == any_(bindparam("ids", type_=ARRAY(RECORDED.c.id.type))),
         RECORDED.c.brand_id == bindparam("brand_id"),
     )
-    .order_by(ALIKE.c.created_at.desc(), ALIKE.c.id.desc())
+    .order_by(ALIKE.c.created_at.desc(), ALIKE.c.id.desc()),
+    LONG,
 )
-BOUNDED_POSSIBLE_DUPLICATES = Statement(bounded(POSSIBLE_DUPLICATES, LONG))
 
 
 async def possible_duplicates_of(context: Context, encounters: Sequence[tuple[str, UUID]]) -> list[list[Encounter]]:
@@ -67,10 +65,10 @@ async def possible_duplicates_of(context: Context, encounters: Sequence[tuple[st
         return [[] for _ in encounters]
     brand_id = context.acting_brand()
     async with context.database.reading(brand_id) as connection:
-        rows = await fetch_bounded(
+        rows = await POSSIBLE_DUPLICATES.fetch(
             context.answer,
             connection,
-            BOUNDED_POSSIBLE_DUPLICATES,
+            len(encounters) * MOST,
             brand_id=brand_id,
             patient_ids=[patient_id for patient_id, _ in encounters],
             ids=[encounter_id for _, encounter_id in encounters],

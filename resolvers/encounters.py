@@ -16,7 +16,7 @@ from sqlmodel import Text
 from models import Encounter, EncounterEventKind, Encounters, EncounterStatus, IdempotencyKey, Patient
 from resolvers.access import Operation
 from resolvers.audit import append_entry, encounter_event
-from resolvers.bounded import bounded, fetch_bounded
+from resolvers.bounded import LONG, BoundedStatement
 from resolvers.commands import EVERYTHING, EncounterFilter, RecordEncounter, uuid_of
 from resolvers.context import Context
 from resolvers.errors import EncounterNotFound, OutcomeUnknown, PatientNotFound, TemporarilyUnavailable
@@ -191,11 +191,8 @@ async def encounter_of_key(context: Context, connection: Connection, key: Idempo
 OF_BRAND = TABLE.c.brand_id == bindparam("brand_id")
 OF_PATIENT = TABLE.c.patient_id == bindparam("patient_id")
 
-LONG = ("chief_complaint", "notes", "metadata")
-"""The columns of an encounter that may be long."""
-
-ENCOUNTERS_BY_IDS = Statement(
-    bounded(select(TABLE).where(TABLE.c.id == any_(bindparam("ids", type_=ARRAY(TABLE.c.id.type))), OF_BRAND), LONG)
+ENCOUNTERS_BY_IDS = BoundedStatement(
+    select(TABLE).where(TABLE.c.id == any_(bindparam("ids", type_=ARRAY(TABLE.c.id.type))), OF_BRAND), LONG
 )
 ENCOUNTER_OF_PATIENT = Statement(
     select(TABLE).where(OF_PATIENT, TABLE.c.id == bindparam("id", type_=TABLE.c.id.type), OF_BRAND)
@@ -207,7 +204,7 @@ async def encounters_by_ids(context: Context, ids: Sequence[UUID]) -> list[Encou
     context.require(Operation.READ_ENCOUNTERS)
     brand_id = context.acting_brand()
     async with context.database.reading(brand_id) as connection:
-        rows = await fetch_bounded(context.answer, connection, ENCOUNTERS_BY_IDS, brand_id=brand_id, ids=ids)
+        rows = await ENCOUNTERS_BY_IDS.fetch(context.answer, connection, len(ids), brand_id=brand_id, ids=ids)
     found = {row["id"]: _encounter(row) for row in rows}
     context.note_read(found.values())
     return [found.get(encounter_id) for encounter_id in ids]
@@ -259,7 +256,8 @@ async def list_encounters(
         position = await _feed_position(context, connection) if for_feed else None
         # One row more than asked for tells whether the list goes on.
         values = {"patient_ids": patient_ids, "limit": window.size + 1, **parts, **places}
-        rows = await fetch_bounded(context.answer, connection, statement, brand_id=brand_id, **values)
+        most = len(patient_ids) * (window.size + 1)
+        rows = await statement.fetch(context.answer, connection, most, brand_id=brand_id, **values)
     by_patient: dict[str, list[Encounter]] = {}
     for row in rows:
         by_patient.setdefault(row["patient_id"], []).append(_encounter(row))
@@ -290,7 +288,7 @@ async def count_encounters(
 
 
 @cache
-def _pages(parts: frozenset[str], forward: bool, after: bool, before: bool) -> Statement:
+def _pages(parts: frozenset[str], forward: bool, after: bool, before: bool) -> BoundedStatement:
     # Driven from the table with `= ANY`, never from the parameter: that form a cluster can push down to its shards.
     patients: Table = Patient.__table__  # type: ignore[attr-defined]
     place = tuple_(TABLE.c.created_at, TABLE.c.id)
@@ -315,7 +313,7 @@ def _pages(parts: frozenset[str], forward: bool, after: bool, before: bool) -> S
         )
         .order_by(*_order(page, forward))
     )
-    return Statement(bounded(rows, LONG))
+    return BoundedStatement(rows, LONG)
 
 
 @cache

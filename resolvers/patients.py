@@ -14,6 +14,7 @@ from models import Encounter, Patient
 from resolvers import json_text
 from resolvers.access import Operation
 from resolvers.audit import PATIENT_REGISTERED, append_entry
+from resolvers.bounded import BoundedStatement
 from resolvers.commands import Command, broken
 from resolvers.commands import Text as CommandText
 from resolvers.context import Context
@@ -22,11 +23,12 @@ from resolvers.sql import Connection, Statement
 MAX_ID_CHARACTERS = 200
 ID_RULE = f"must have 1 to {MAX_ID_CHARACTERS} printable characters, no slash among them, and be neither . nor .."
 
-FIND_PATIENTS = Statement(
+FIND_PATIENTS = BoundedStatement(
     select(Patient).where(
         col(Patient.brand_id) == bindparam("brand_id"),
         col(Patient.id) == any_(bindparam("ids", type_=ARRAY(Text))),
-    )
+    ),
+    ["external_ids"],
 )
 FIND_PATIENT = Statement(
     select(Patient).where(col(Patient.id) == bindparam("patient_id"), col(Patient.brand_id) == bindparam("brand_id"))
@@ -74,7 +76,7 @@ async def patients_by_ids(context: Context, patient_ids: Sequence[str]) -> list[
     brand_id = context.acting_brand()
     ids = [patient_id for patient_id in patient_ids if can_exist(patient_id)]
     async with context.database.reading(brand_id) as connection:
-        rows = await connection.fetch(FIND_PATIENTS, brand_id=brand_id, ids=ids)
+        rows = await FIND_PATIENTS.fetch(context.answer, connection, len(ids), brand_id=brand_id, ids=ids)
     found = {row["id"]: Patient.model_construct(**row) for row in rows}
     return [found.get(patient_id) for patient_id in patient_ids]
 

@@ -92,17 +92,6 @@ def items_of(item: Sequence[Piece], *, order_by: str | None = None, only: str = 
 USUAL_BYTES = 40
 """Bytes of a member that is not long, about: an id or an instant with its quotation marks."""
 
-LONG_BYTES = 100_000
-"""Bytes that a long member may have, about."""
-
-
-def are_counted(may_have_bytes: int, most_bytes: int) -> bool:
-    """Say whether the bytes of a row's lists are counted while it is put together: they may pass the limit by far.
-
-    A hundred encounters do not, with all their members, under the usual limit. To count costs a microsecond for each.
-    """
-    return may_have_bytes > 2 * most_bytes
-
 
 def bytes_of(items: Sequence[Piece]) -> str:
     """Return SQL for about the bytes of one row's items."""
@@ -125,7 +114,6 @@ def string_of(column: str) -> list[Piece]:
 
 INSTANTS = ("scheduled_at", "started_at", "ended_at", "created_at", "updated_at")
 TEXTS = ("chief_complaint", "notes")
-LONG = (*TEXTS, "metadata")
 _AS_JSON = ", ".join(f"to_json(e.{name})::text AS {name}_json" for name in (*INSTANTS, *TEXTS))
 COLUMNS = f"SELECT e.*, {_AS_JSON}, e.metadata::text AS metadata_json"
 """Columns of encounters, instants and long members also as JSON: which is looked at twice, or measured, and so made

@@ -5,19 +5,11 @@ from functools import cache
 from typing import NamedTuple
 
 from resolvers.access import Operation
+from resolvers.bounded import LONG, LONG_BYTES, are_counted
 from resolvers.context import Context
 from resolvers.errors import PatientNotFound
 from resolvers.patients import can_exist
-from resolvers.rendering import (
-    ENCOUNTERS,
-    LONG,
-    LONG_BYTES,
-    are_counted,
-    bytes_of,
-    items_of,
-    members_of,
-    object_of,
-)
+from resolvers.rendering import ENCOUNTERS, bytes_of, items_of, members_of, object_of
 from resolvers.sql import Statement
 
 

@@ -13,7 +13,7 @@ from sqlmodel import Text
 from models import Encounter, EncounterEventKind, EncounterVersion
 from resolvers import json_text
 from resolvers.access import Operation
-from resolvers.bounded import bounded, fetch_bounded
+from resolvers.bounded import BoundedStatement
 from resolvers.context import Context
 from resolvers.sql import Connection, Row, Statement
 
@@ -25,20 +25,18 @@ APPEND_VERSION = Statement(
 MOST_VERSIONS: Final = 100
 """How many versions of an encounter are given at once at most: its history has no end, and is priced by this."""
 
-VERSIONS_OF_ENCOUNTERS = Statement(
-    bounded(
-        select(TABLE)
-        .where(
-            TABLE.c.patient_id == any_(bindparam("patient_ids", type_=ARRAY(Text))),
-            TABLE.c.encounter_id == any_(bindparam("encounter_ids", type_=ARRAY(TABLE.c.encounter_id.type))),
-            TABLE.c.brand_id == bindparam("brand_id"),
-            # They are counted without a gap, so numbers are places.
-            TABLE.c.version > bindparam("after", type_=BigInteger),
-            TABLE.c.version <= bindparam("until", type_=BigInteger),
-        )
-        .order_by(TABLE.c.version),
-        ["changes", "reason"],
+VERSIONS_OF_ENCOUNTERS = BoundedStatement(
+    select(TABLE)
+    .where(
+        TABLE.c.patient_id == any_(bindparam("patient_ids", type_=ARRAY(Text))),
+        TABLE.c.encounter_id == any_(bindparam("encounter_ids", type_=ARRAY(TABLE.c.encounter_id.type))),
+        TABLE.c.brand_id == bindparam("brand_id"),
+        # They are counted without a gap, so numbers are places.
+        TABLE.c.version > bindparam("after", type_=BigInteger),
+        TABLE.c.version <= bindparam("until", type_=BigInteger),
     )
+    .order_by(TABLE.c.version),
+    ["changes", "reason"],
 )
 
 
@@ -109,10 +107,10 @@ async def histories_of(
     context.require(Operation.READ_ENCOUNTERS)
     brand_id = context.acting_brand()
     async with context.database.reading(brand_id) as connection:
-        rows = await fetch_bounded(
+        rows = await VERSIONS_OF_ENCOUNTERS.fetch(
             context.answer,
             connection,
-            VERSIONS_OF_ENCOUNTERS,
+            len(encounters) * first,
             brand_id=brand_id,
             patient_ids=[patient_id for patient_id, _ in encounters],
             encounter_ids=[encounter_id for _, encounter_id in encounters],

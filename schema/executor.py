@@ -58,9 +58,9 @@ class QuickExecutor(Executor[Operation]):
         self, parent_type: GraphQLObjectType, source_value: Any, path: Any, grouped_field_set: Fields, *context: Any
     ) -> Any:
         """Give the fields of an object, or what can be awaited for them."""
-        self._count(_bytes_of_names(grouped_field_set))
+        plain_fields, count = self._plain_of(parent_type, grouped_field_set)
         ready: dict[str, Any] = {}
-        for key, plain in self._plain_of(parent_type, grouped_field_set).items():
+        for key, plain in plain_fields.items():
             try:
                 value = getattr(source_value, plain.attribute)
                 completed = None if value is None else plain.complete(value)
@@ -68,7 +68,9 @@ class QuickExecutor(Executor[Operation]):
                 continue
             if (value is None and plain.nullable) or (completed is not None and completed is not Undefined):
                 ready[key] = completed
-                self._count(_bytes_of(completed) if plain.measured else USUAL_BYTES)
+                if plain.measured:
+                    count += _bytes_of(completed)
+        self._count(count)
         if len(ready) == len(grouped_field_set):
             return ready
         others = {key: details for key, details in grouped_field_set.items() if key not in ready}
@@ -84,7 +86,7 @@ class QuickExecutor(Executor[Operation]):
         object_type = item_type.of_type if is_non_null_type(item_type) else item_type
         if isinstance(items, list) and is_object_type(object_type) and object_type.is_type_of is None:
             fields = self.collect_subfields(object_type, field_details_list).grouped_field_set
-            plain = self._plain_of(object_type, fields)
+            plain, count = self._plain_of(object_type, fields)
             if plain and len(plain) == len(fields):
                 try:
                     completed = [_completed(item, plain) for item in items]
@@ -92,10 +94,8 @@ class QuickExecutor(Executor[Operation]):
                     pass
                 else:
                     measured = [key for key, each in plain.items() if each.measured]
-                    usual = _bytes_of_names(fields) + USUAL_BYTES * (len(plain) - len(measured))
-                    self._count(
-                        usual * len(completed) + sum(_bytes_of(each[key]) for each in completed for key in measured)
-                    )
+                    count *= len(completed)
+                    self._count(count + sum(_bytes_of(each[key]) for each in completed for key in measured))
                     return completed
         if path.prev is None and isinstance(items, list) and len(set(map(id, items))) < len(items):
             return self._complete_once(item_type, field_details_list, info, path, items, *context)
@@ -154,15 +154,20 @@ class QuickExecutor(Executor[Operation]):
         executor._relevant_sub_fields = {}  # noqa: SLF001 - our own, and another's only by its variable
         return executor
 
-    def _plain_of(self, parent_type: GraphQLObjectType, fields: Fields) -> dict[str, _Plain]:
-        """Say which fields are plain: worked out once for all objects of a list, whose fields are the same mapping."""
+    def _plain_of(self, parent_type: GraphQLObjectType, fields: Fields) -> tuple[dict[str, _Plain], int]:
+        """Say which fields are plain, and how many bytes an object has but for what is measured.
+
+        Worked out once for all objects of a list, whose fields are the same mapping.
+        """
         known = self.__dict__.setdefault("_plain", {})
         key = (parent_type, id(fields))
         if key not in known:
             found = {each: _plain(self.schema, parent_type, of[0].node.name.value) for each, of in fields.items()}
             # With the mapping, which as long as it is kept shares its id with no other.
-            known[key] = (fields, {each: plain for each, plain in found.items() if plain is not None})
-        return cast("dict[str, _Plain]", known[key][1])
+            plain = {each: of for each, of in found.items() if of is not None}
+            usual = sum(USUAL_BYTES for each in plain.values() if not each.measured)
+            known[key] = (fields, (plain, usual + _bytes_of_names(fields)))
+        return cast("tuple[dict[str, _Plain], int]", known[key][1])
 
 
 @lru_cache(4096)

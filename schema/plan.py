@@ -20,13 +20,13 @@ from graphql import (
 )
 
 from resolvers.access import Operation
+from resolvers.bounded import are_counted
 from resolvers.commands import EVERYTHING, EncounterFilter
 from resolvers.context import Context
 from resolvers.errors import AnswerTooLarge, GatewayError
 from resolvers.ids import id_text
 from resolvers.paging import PageLimits, list_of, window_of
 from resolvers.patients import can_exist
-from resolvers.rendering import are_counted
 from resolvers.sql import Row
 from schema.record_plan import RecordPlan
 from schema.selection import Declined, Page, Reader, Root, Variables, coerced, conditions_of, filter_members

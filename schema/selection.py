@@ -38,8 +38,9 @@ from graphql import (
 from strawberry.utils.str_converters import to_snake_case
 
 from models import EncounterStatus, EncounterType
+from resolvers.bounded import LONG, LONG_BYTES
 from resolvers.json_text import INT_DIGITS
-from resolvers.rendering import LONG, LONG_BYTES, USUAL_BYTES
+from resolvers.rendering import USUAL_BYTES
 
 Variables = Mapping[str, Any]
 Value = Callable[[Variables], Any]

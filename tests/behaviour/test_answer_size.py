@@ -586,6 +586,10 @@ async def unread(port: int, request: bytes) -> AsyncIterator[tuple[asyncio.Strea
         writer.write(head + end[:4])
         assert (await reader.readline()).split()[1] in {b"200", b"101"}
         writer.write(end[4:] + frames)
+        if frames:
+            await reader.readuntil(b'"connection_ack"')
+        # The answer has begun.
+        await reader.readexactly(600)
         try:
             yield reader, writer
         finally:

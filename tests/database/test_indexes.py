@@ -38,9 +38,10 @@ async def untouched(server_url: str) -> AsyncIterator[asyncpg.Connection]:
 @pytest.mark.parametrize(
     ("statement", "values", "index"),
     [
-        (ENCOUNTERS_BY_IDS, {"brand_id": "loop", "ids": [uuid4()], "most_bytes": 1_000}, "ix_encounters_id"),
-        (_pages(frozenset(), True, False, False), PAGE, "ix_encounters_patient_id_created_at_id"),
-        (_pages(frozenset(), True, True, False), PAGE | AFTER, "ix_encounters_patient_id_created_at_id"),
+        (ENCOUNTERS_BY_IDS.plain, {"brand_id": "loop", "ids": [uuid4()], "most_bytes": 1_000}, "ix_encounters_id"),
+        (ENCOUNTERS_BY_IDS.counted, {"brand_id": "loop", "ids": [uuid4()], "most_bytes": 1_000}, "ix_encounters_id"),
+        (_pages(frozenset(), True, False, False).plain, PAGE, "ix_encounters_patient_id_created_at_id"),
+        (_pages(frozenset(), True, True, False).counted, PAGE | AFTER, "ix_encounters_patient_id_created_at_id"),
         (_slice(("id", "notes"), counted=True), SLICE, "ix_encounters_patient_id_created_at_id"),
         (UNSTAMPED, {"limit": 500}, "ix_outbox_created_at_id"),
         (_events(frozenset()), EVENTS, "ix_outbox_position"),
