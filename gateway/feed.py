@@ -200,12 +200,12 @@ class Feed:
     async def _read_of_brand(self, brand_id: str, ids: Mapping[int, UUID]) -> None:
         # On the pool itself, of which one connection is left to this reader.
         async with self._reads.database.reading(brand_id) as connection:
-            rows = await connection.fetch(ENCOUNTERS_BY_IDS, brand_id=brand_id, ids=[*set(ids.values())])
+            rows = await connection.fetch(ENCOUNTERS_BY_IDS.plain, brand_id=brand_id, ids=[*set(ids.values())])
         found = {row["id"]: row for row in rows}
         for position, encounter_id in ids.items():
             if (row := found.get(encounter_id)) is not None:
                 values = {"brand_id": brand_id, "ids": [encounter_id]}
-                self._reads.keep(position, brand_id, ENCOUNTERS_BY_IDS, values, [row])
+                self._reads.keep(position, brand_id, ENCOUNTERS_BY_IDS.plain, values, [row])
 
     def _end_all(self) -> None:
         for followers in self._followers.values():
