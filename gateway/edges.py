@@ -91,7 +91,7 @@ class Edge:
         finally:
             if "context" in state:
                 # The client has taken the answer, but for what lies in the connection's buffer, or it has gone.
-                state["context"].answer.release()
+                state["context"].release_answer()
             log_request(scope, state.get("status"), time.perf_counter() - started)
 
 

@@ -18,6 +18,10 @@ WINDOW_SECONDS = 60
 MAX_PROVEN_TOKENS = 10_000
 PARSING_AT_ONCE_SECONDS = 5
 """How long a client's CPU time for parsing may be saved up, for an application whose documents are all new here."""
+BYTES_AT_ONCE_SECONDS = 5
+"""Seconds whose bytes a client may use at once, after it used few."""
+UNCOUNTED_BYTES = 64 * 1024
+"""Bytes of an answer that are not counted, because the number of requests bounds them."""
 UNCOUNTED_SECONDS = 0.001
 """Of CPU time a request, which the number of requests bounds: what most take is not counted at all."""
 
@@ -39,6 +43,7 @@ class RateLimits:
         address_limit: int,
         failure_limit: int,
         parsing_ms: int,
+        answer_bytes: int,
         seconds: int,
         clock: Clock = time.monotonic,
     ) -> None:
@@ -49,6 +54,8 @@ class RateLimits:
         self._seconds = seconds
         per_second = parsing_ms / 1_000 / seconds
         self._parsing = TokenBucket(per_second, per_second * PARSING_AT_ONCE_SECONDS, clock) if parsing_ms else None
+        per_second = answer_bytes / seconds
+        self._answers = TokenBucket(per_second, per_second * BYTES_AT_ONCE_SECONDS, clock) if answer_bytes else None
         self._tried = LocalWindow(seconds, clock)
         self._failed = LocalWindow(seconds, clock)
         self._proven: dict[bytes, None] = {}  # hashes of tokens, the one proven first in front
@@ -68,6 +75,7 @@ class RateLimits:
             address_limit=settings.rate_address_per_minute,
             failure_limit=settings.rate_failed_sign_ins_per_minute,
             parsing_ms=settings.rate_parsing_ms_per_minute,
+            answer_bytes=settings.rate_answer_bytes_per_minute,
             seconds=WINDOW_SECONDS,
         )
 
@@ -78,6 +86,8 @@ class RateLimits:
     async def spend(self, client_id: str, kind: Kind, units: int = 1) -> Allowance:
         """Count a request of a client; one that is too many is not granted, and not counted either."""
         limit = self._limits[kind]
+        if kind is Kind.READS and self._answers and (wait := self._answers.wait_seconds(client_id)):
+            return Allowance(kind, limit, self._seconds, remaining=0, more_in_seconds=wait, granted=False)
         if limit == 0:
             return Allowance(kind, 0, self._seconds, remaining=0, more_in_seconds=0)
         taken = await self._window.take(f"{kind}/{client_id}", limit, units)
@@ -87,6 +97,11 @@ class RateLimits:
         """Give back units that were granted."""
         if limit := self._limits[kind]:
             await self._window.release(f"{kind}/{client_id}", limit, units)
+
+    def note_answer(self, client_id: str, count: int) -> None:
+        """Count the bytes of a client's answer, and of the rows it was made of."""
+        if self._answers and count > UNCOUNTED_BYTES:
+            self._answers.use(client_id, count - UNCOUNTED_BYTES)
 
     def note_parsing(self, client_id: str, seconds: float) -> None:
         """Count the CPU time that it took to parse and validate what a client sent."""

@@ -218,6 +218,12 @@ class Settings(BaseModel):
         description="Milliseconds of CPU that one client's requests over GraphQL may take to parse and validate in any "
         "minute, in each process, beyond one each. 0: any number.",
     )
+    rate_answer_bytes_per_minute: int = Field(
+        512 * 1024 * 1024,
+        ge=0,
+        description="Bytes that one client's answers, and the rows they are made of, may have in any minute, in each "
+        "process, beyond 64 KiB each. Then its reads are 429 until the average is kept. 0: any number.",
+    )
     rate_limit_url: SecretStr | None = Field(
         None,
         description="Redis or Valkey (redis://, rediss://, unix://) in which all processes count clients together; "

@@ -36,13 +36,15 @@ class AnswerMemory:
 class AnswerBytes:
     """The bytes of one answer and of its rows, reserved until `release`."""
 
-    __slots__ = ("_memory", "_reserved", "_rows", "written")
+    __slots__ = ("_memory", "_reserved", "_rows", "total", "written")
 
     def __init__(self, memory: AnswerMemory) -> None:
         self._memory = memory
         self._rows = 0
         self._reserved = 0
         self.written = 0
+        self.total = 0
+        """Bytes read and written since the last release, each count at most the size of an answer."""
 
     @property
     def maximum(self) -> int:
@@ -57,6 +59,7 @@ class AnswerBytes:
     def add_rows(self, count: int) -> None:
         """Count bytes of rows that were read. Raises `AnswerTooLarge` or `AnswerMemoryFull`."""
         self._rows += count
+        self.total += min(count, self._memory.max_answer_bytes)
         if self._rows > self._memory.max_answer_bytes:
             raise AnswerTooLarge(self._memory.max_answer_bytes)
         self._reserve()
@@ -64,6 +67,7 @@ class AnswerBytes:
     def add(self, count: int) -> None:
         """Count bytes that will be sent. Raises `AnswerTooLarge` or `AnswerMemoryFull`."""
         self.written += count
+        self.total += min(count, self._memory.max_answer_bytes)
         if self.written > self._memory.max_answer_bytes:
             raise AnswerTooLarge(self._memory.max_answer_bytes)
         self._reserve()
@@ -82,6 +86,7 @@ class AnswerBytes:
     def release(self) -> None:
         """Give everything back: the client has taken the answer, or has gone."""
         self.keep(0)
+        self.total = 0
 
     @property
     def _missing(self) -> int:

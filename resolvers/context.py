@@ -117,6 +117,11 @@ class Context:
         """Seconds until something new of the client's may be parsed: 0 where it may be now."""
         return self.services.rates.parsing_wait(self.caller.client_id)
 
+    def release_answer(self) -> None:
+        """Release the memory of the answer, and count its bytes for the client."""
+        self.services.rates.note_answer(self.caller.client_id, self.answer.total)
+        self.answer.release()
+
     def require_one_brand(self) -> None:
         """Return if `X-Brand-Id` and the token do not contradict each other. Raises `Forbidden`."""
         resolve_brand(self.caller, self.stated_brand_id)

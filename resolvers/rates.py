@@ -46,6 +46,9 @@ class Rates(Protocol):
     def note_parsing(self, client_id: str, seconds: float) -> None:
         """Count the CPU time that it took to parse and validate what a client sent."""
 
+    def note_answer(self, client_id: str, count: int) -> None:
+        """Count the bytes of a client's answer, and of the rows it was made of."""
+
     def parsing_wait(self, client_id: str) -> float:
         """Give the seconds until something new of a client may be parsed: 0 where it may be now."""
 
@@ -67,6 +70,9 @@ class Unlimited:
         """Nothing was taken."""
 
     def note_parsing(self, client_id: str, seconds: float) -> None:
+        """Count nothing."""
+
+    def note_answer(self, client_id: str, count: int) -> None:
         """Count nothing."""
 
     def parsing_wait(self, client_id: str) -> float:  # noqa: ARG002

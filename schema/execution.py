@@ -324,7 +324,7 @@ class Runner:
                     yield _telling(cost, ask, self._event(result, context))._replace(cursor=cursor)
                 finally:
                     # The next one is asked for when the client has taken this one.
-                    context.answer.release()
+                    context.release_answer()
 
     def _event(self, result: ExecutionResult, context: Context) -> Answer:
         """Return the answer for an event; where that is too large, one that says so, because it always will be.

@@ -56,6 +56,7 @@ TOO_SLOW = Close(1013, "What was sent to you was not read in time.")
 BINARY = Close(4400, "A message must be text.")
 NOT_ACKNOWLEDGED = Close(4401, "connection_init comes first.")
 TOKEN_ENDED = {why: Close(4403, f"invalid_token: {why}.", after_changes=True) for why in TokenEnd}
+TOO_LONG_BEFORE_SIGN_IN = Close(4400, f"Before connection_ack a message has at most {MAX_SHORT_BYTES:,} characters.")
 OTHER_SUBPROTOCOL = Close(4406, f"Only {SUBPROTOCOL} is spoken here.")
 NOT_INTRODUCED = Close(4408, "connection_init did not come in time.")
 ID_IN_USE = Close(4409, "An operation with this id is under way.")
@@ -279,6 +280,9 @@ class Conversation:
         if text is None:
             raise _Over(BINARY)
         if self._caller is None:
+            if len(text) > MAX_SHORT_BYTES:
+                # Parsing costs CPU time, and it is not known yet whose.
+                raise _Over(TOO_LONG_BEFORE_SIGN_IN)
             return self._read(text)
         if len(text) > MAX_SHORT_BYTES:
             await asyncio.sleep(min(self._caller.parsing_wait, MOST_PARSING_WAIT_SECONDS))
@@ -374,7 +378,7 @@ class Conversation:
             refusal = self._runner.known(error, operation.context.request_id)
             await self._finish(operation, [refuse(refusal, operation.context)])
         finally:
-            operation.context.answer.release()
+            operation.context.release_answer()
             self._log_operation(operation.context, operation.outcome, time.perf_counter() - started)
 
     async def _answer(self, operation: _Operation, message: Subscribe, *, crowded: bool) -> None:

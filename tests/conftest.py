@@ -30,6 +30,7 @@ PATIENT: dict[str, Any] = {
     "rate_writes_per_minute": 1_000_000,
     "rate_reads_per_minute": 1_000_000,
     "rate_parsing_ms_per_minute": 0,
+    "rate_answer_bytes_per_minute": 0,
     "database_acquire_seconds": 30,
 }
 

@@ -31,6 +31,7 @@ PATIENT_SETTINGS = {
     "GATEWAY_RATE_WRITES_PER_MINUTE": "0",
     "GATEWAY_RATE_READS_PER_MINUTE": "0",
     "GATEWAY_RATE_PARSING_MS_PER_MINUTE": "0",
+    "GATEWAY_RATE_ANSWER_BYTES_PER_MINUTE": "0",
     # A busy machine is not what these tests are about; those that are about impatience say so.
     "GATEWAY_DATABASE_ACQUIRE_SECONDS": "30",
     "GATEWAY_DATABASE_STATEMENT_SECONDS": "60",

@@ -158,6 +158,7 @@ def settings(database_url: str, **changed: Any) -> Settings:
         "rate_reads_per_minute": 1_000_000,
         "rate_writes_per_minute": 1_000_000,
         "rate_parsing_ms_per_minute": 0,
+        "rate_answer_bytes_per_minute": 0,
         "origins": {"app": ("https://app.example",), "other": ("https://other.example",)},
     }
     return Settings(database_url=database_url, **usual | changed)

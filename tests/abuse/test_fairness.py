@@ -11,7 +11,7 @@ import httpx2
 import pytest
 
 from gateway.migrate import migrate
-from tests.abuse.attacks import ATTACKS
+from tests.abuse.attacks import ATTACKER, ATTACKS, RECORDS
 from tests.conftest import create_database
 from tests.gateways import MUTATION, ROOT, Gateway, gateways
 
@@ -23,16 +23,31 @@ QUIET_FLOOR_MS = 2.0
 
 
 @pytest.fixture(scope="module")
-async def gateway(server_url: str) -> AsyncIterator[Gateway]:
+async def recorded_url(server_url: str) -> str:
+    """A database in which the attacker has a hundred encounters of the largest kind."""
     url = await create_database(server_url)
     await migrate(url)
-    settings = {"GATEWAY_RATE_READS_PER_MINUTE": "1000", "GATEWAY_RATE_WRITES_PER_MINUTE": "1000"}
-    async with gateways(url, 1, **settings) as (running,):
-        async with httpx2.AsyncClient(base_url=running.origin, headers={"authorization": "Bearer dev"}) as client:
-            for _ in range(100):
-                record = {"brand_id": "loop", "encounter_type": "lab", "notes": "n" * 50_000}
-                response = await client.post("/v1/patients/demo-patient/encounters", json=record)
-                assert response.status_code == 201
+    record = {"brand_id": "loop", "encounter_type": "lab", "notes": "n" * 50_000}
+    async with (
+        gateways(url, 1) as (running,),
+        httpx2.AsyncClient(base_url=running.origin, headers=ATTACKER) as client,
+    ):
+        for _ in range(100):
+            assert (await client.post(RECORDS, json=record)).status_code == 201
+    return url
+
+
+@pytest.fixture
+async def gateway(recorded_url: str) -> AsyncIterator[Gateway]:
+    """A gateway of its own for each attack, so that each begins with all of its rate limit."""
+    limits = {
+        "GATEWAY_RATE_READS_PER_MINUTE": "1000",
+        # The measured client itself records 260 times.
+        "GATEWAY_RATE_WRITES_PER_MINUTE": "400",
+        "GATEWAY_RATE_PARSING_MS_PER_MINUTE": "6000",
+        "GATEWAY_RATE_ANSWER_BYTES_PER_MINUTE": str(512 * 1024 * 1024),
+    }
+    async with gateways(recorded_url, 1, **limits) as (running,):
         yield running
 
 

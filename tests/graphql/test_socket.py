@@ -92,6 +92,14 @@ async def test_whoever_asks_before_signing_in_is_sent_away(sockets: Sockets) -> 
         assert (await talk.closed())[0] == 4401
 
 
+@pytest.mark.parametrize("kind", ["connection_init", "ping"])
+async def test_before_sign_in_a_long_message_is_not_parsed(sockets: Sockets, kind: str) -> None:
+    async with sockets.talk() as talk:
+        await talk.say(type=kind, payload={"padding": "0." * 10_000})
+
+        assert (await talk.closed())[0] == 4400
+
+
 async def test_whoever_signs_in_twice_is_sent_away(sockets: Sockets) -> None:
     async with sockets.signed_in() as talk:
         await talk.say(type="connection_init", payload={"Authorization": "Bearer dev"})

@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import json
 import re
 import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +246,27 @@ async def test_over_graphql_too_often_is_an_error_of_the_same_code_and_status(st
     assert (error["extensions"]["code"], error["extensions"]["recorded"]) == ("rate_limited", "no")
     assert int(answer.headers["retry-after"]) == -(-error["extensions"]["retry_after_ms"] // 1000)
     assert left(answer) == ("writes", 0)
+
+
+async def test_a_client_that_has_read_too_many_bytes_waits(database_url: str, cast: Cast) -> None:
+    patient_id = await cast.patient()
+    path = f"/v1/patients/{patient_id}/encounters"
+    page = f'{{ patient(id: "{patient_id}") {{ encounters {{ nodes {{ notes }} }} }} }}'
+    reads = [partial(read, path=path), partial(ask, query=page)]
+    async with serving(database_url, writes=0, reads=0, rate_answer_bytes_per_minute=2_000_000) as service:
+        for _ in range(5):
+            large = json.dumps({"brand_id": "loop", "encounter_type": "lab", "notes": "n" * 50_000})
+            assert (await write(service, path=path, content=large)).status_code == 201
+        for client, large_read in zip(("portal", "clinic"), reads, strict=True):
+            first, second = await large_read(service, client=client), await large_read(service, client=client)
+
+            assert (first.status_code, second.status_code) == (200, 429)
+            assert 0 < int(second.headers["retry-after"]) <= 60
+        # Both doors take from one bucket; another client, and what is recorded, is not concerned.
+        for each, other in zip(reads, ("laboratory", "pharmacy"), strict=True):
+            assert (await each(service, client="portal")).status_code == 429
+            assert (await each(service, client=other)).status_code == 200
+            assert (await write(service, client="portal", path=path)).status_code == 201
 
 
 # What comes before, and what after
