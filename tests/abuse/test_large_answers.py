@@ -27,7 +27,9 @@ ENTITIES = """query ($of: [_Any!]!) { _entities(representations: $of) {
   ... on Patient { encounters(first: 100) { nodes { notes metadata } } } } }"""
 ALIASES = " ".join(f"n{number}: notes m{number}: metadata" for number in range(24))
 ALIASED = f"query ($id: ID!) {{ patient(id: $id) {{ encounters(first: 100) {{ nodes {{ {ALIASES} }} }} }} }}"
-NAMED = f"query ($id: ID!) {{ patient(id: $id) {{ encounters(first: 100) {{ nodes {{ {'a' * 200_000}: id }} }} }} }}"
+NAMED = (
+    f"query ($ids: [ID!]!) {{ patients(ids: $ids) {{ encounters(first: 100) {{ nodes {{ {'a' * 60_000}: id }} }} }} }}"
+)
 
 
 class Gateway(NamedTuple):
@@ -56,7 +58,7 @@ class Gateway(NamedTuple):
             },
             "representations": {"query": ENTITIES, "variables": {"of": of}},
             "a note many times": {"query": ALIASED, "variables": {"id": one}},
-            "a long name": {"query": NAMED, "variables": {"id": one}},
+            "a long name": {"query": NAMED, "variables": {"ids": self.patients}},
         }
 
 
