@@ -86,6 +86,8 @@ def gateway(database_url: str, large_patients: list[str]) -> Iterator[Gateway]:
         GATEWAY_FEDERATION="true",
         GATEWAY_MAX_COST="1000000",
         GATEWAY_ANSWER_MEMORY_BYTES=str(64 * MIB),
+        # One client has as many as it likes here: what holds is the memory.
+        GATEWAY_RATE_ANSWER_BYTES_PER_MINUTE="0",
     ) as origin:
         serving = [each for each in psutil.Process().children() if "serve" in each.cmdline()]
         yield Gateway(origin, max(serving, key=psutil.Process.create_time), large_patients)

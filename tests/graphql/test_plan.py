@@ -28,7 +28,7 @@ from schema.plan import MOST_CONDITIONS, Plan, plan_of
 from schema.record_plan import RecordPlan
 from schema.selection import Declined
 from tests.cast import Cast
-from tests.conftest import create_database
+from tests.conftest import PATIENT, create_database
 from tests.doors import Service
 from tests.happenings import until
 from tests.logs import captured
@@ -56,8 +56,7 @@ async def clinic(database_url: str) -> AsyncIterator[Service]:
     async def verify(token: str) -> Caller:
         return CALLERS[token]
 
-    many = {"rate_writes_per_minute": 0, "rate_reads_per_minute": 0, "database_acquire_seconds": 30}
-    async with Service.running(Settings(database_url=database_url, **many), verify=verify) as running:
+    async with Service.running(Settings(database_url=database_url, **PATIENT), verify=verify) as running:
         yield running
 
 
