@@ -51,7 +51,9 @@ def served(
     database_url: str, documents: Path | None, policy: str, **changed: Any
 ) -> AbstractAsyncContextManager[Service]:
     chosen: dict[str, Any] = {"explorer": "scoped", "documents_policy": policy, **changed}
-    return Service.running(Settings(database_url=database_url, documents=documents, **chosen), verify)
+    return Service.running(
+        Settings(database_url=database_url, documents=documents, rate_parsing_ms_per_minute=0, **chosen), verify
+    )
 
 
 @pytest.fixture(scope="module")

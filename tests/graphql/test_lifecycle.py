@@ -97,7 +97,9 @@ async def test_a_stranger_changes_nothing(database_url: str, cast: Cast, service
     async def verify(token: str) -> Caller:
         return callers[token]
 
-    async with Service.running(Settings(database_url=database_url), verify=verify) as strict:
+    async with Service.running(
+        Settings(database_url=database_url, rate_parsing_ms_per_minute=0), verify=verify
+    ) as strict:
         for action in EncounterAction:
             assert (await act(strict, encounter_id, action, token=None))["code"] == "unauthenticated"
             assert (await act(strict, encounter_id, action, token="reader"))["code"] == "insufficient_scope"
@@ -299,7 +301,9 @@ async def test_what_changes_nothing_shows_nothing_to_whoever_may_not_read(
     async def verify(token: str) -> Caller:
         return Caller(token, frozenset({"write:encounters"}), brand_id="loop")
 
-    async with Service.running(Settings(database_url=database_url), verify=verify) as strict:
+    async with Service.running(
+        Settings(database_url=database_url, rate_parsing_ms_per_minute=0), verify=verify
+    ) as strict:
         outcome = await act(strict, encounter_id, EncounterAction.AMEND, token="writer", input={})
 
     assert outcome["code"] == "insufficient_scope"
