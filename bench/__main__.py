@@ -26,7 +26,7 @@ from bench.scale import scale
 from bench.seed import Population
 from bench.servers import KINDS, ROOT, Kind, running, token_server
 from bench.workloads import WORKLOADS
-from gateway.postgres import PrivatePostgres
+from gateway.embedded_postgres.cluster import PrivatePostgres
 
 PARTS = {
     "closed": "as fast as it is answered, on many connections",

@@ -8,8 +8,8 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from bench.seed import BRAND, WRITTEN
-from gateway.postgres import PrivatePostgres
-from gateway.roles import DATABASE
+from gateway.database.roles import DATABASE
+from gateway.embedded_postgres.cluster import PrivatePostgres
 
 LOGIN = "bench_pgbench"
 

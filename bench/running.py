@@ -20,9 +20,9 @@ from bench.measuring import Measure, Measurement
 from bench.seed import Population, seed
 from bench.servers import GATEWAY, MERCURIUS, Kind, Server, admit_peers, seconds_to_first_answer
 from bench.workloads import WORKLOADS, Question, Workload
-from gateway.migrate import migrate
-from gateway.postgres import PrivatePostgres
-from gateway.roles import DATABASE, OWNER, create_database
+from gateway.database.migrate import migrate
+from gateway.database.roles import DATABASE, OWNER, create_database
+from gateway.embedded_postgres.cluster import PrivatePostgres
 
 SHARE_OF_HIGHEST = 0.7
 """At a fixed rate nobody is near what it can do at most, or only queues would be measured."""

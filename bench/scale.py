@@ -28,9 +28,9 @@ from bench.workloads import (
     encounters_to_record,
     graphql,
 )
-from gateway.migrate import migrate
-from gateway.postgres import PrivatePostgres
-from gateway.roles import DATABASE, OWNER, create_database
+from gateway.database.migrate import migrate
+from gateway.database.roles import DATABASE, OWNER, create_database
+from gateway.embedded_postgres.cluster import PrivatePostgres
 
 OF_ONE_PATIENT = (1, 10, 100, 1_000, 10_000)
 """How many encounters a patient has; the largest not in the smallest table, which it would fill."""

@@ -18,8 +18,8 @@ from urllib.parse import parse_qs, urlsplit
 import asyncpg
 
 from bench.seed import BRAND
-from gateway.postgres import PrivatePostgres
-from gateway.roles import DATABASE, LOGIN, OWNER
+from gateway.database.roles import DATABASE, LOGIN, OWNER
+from gateway.embedded_postgres.cluster import PrivatePostgres
 
 ROOT = Path(__file__).parent.parent
 PEERS = ROOT / "bench" / "peers"

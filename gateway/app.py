@@ -15,41 +15,41 @@ from starlette.types import ASGIApp
 
 import rest
 import rest.errors
-from gateway.auth import verifying
-from gateway.chain import CHAIN_AUDIT, chaining
-from gateway.database import APP_ROLE, RELAY_ROLE, Database, Patience
-from gateway.documents import document_rules, trusted_plainly
-from gateway.duties import Duty, prune_keys
-from gateway.edges import Edge, KnownHosts, cross_origin
-from gateway.events import passing_on
-from gateway.faults import Faults
-from gateway.limits import BodyLimits
-from gateway.metrics import Metered
+from gateway.audit.buffer import QueuedTrail
+from gateway.audit.chain_job import CHAIN_AUDIT, chaining
+from gateway.auth.verifier import verifying
+from gateway.database.database import APP_ROLE, RELAY_ROLE, Database, Patience
+from gateway.database.encounter_batcher import Recorder
+from gateway.events.pipeline import passing_on
+from gateway.jobs import Duty
+from gateway.metrics_endpoint import metrics
+from gateway.middleware.body_limits import BodyLimits
+from gateway.middleware.cors import cross_origin
+from gateway.middleware.fault_injection import Faults
+from gateway.middleware.request_context import Edge, KnownHosts
+from gateway.observability.logs import log, log_breach, log_operation, log_unknown_document, report
+from gateway.observability.metrics import Metered
 from gateway.pages import explorer_for_browsers, page_routes
-from gateway.rates import RateLimits, network_of
-from gateway.recorder import Recorder
-from gateway.scrape import metrics
+from gateway.rate_limits.limiter import RateLimits, network_of
 from gateway.settings import LOOPBACK, Settings
-from gateway.stopping import Stop
-from gateway.telemetry import log, log_breach, log_operation, log_unknown_document, report
-from gateway.trail import QueuedTrail
+from gateway.shutdown import Stop
+from gateway.trusted_documents import document_rules, trusted_plainly
 from resolvers.access import Verify, scopes_from
 from resolvers.answer_bytes import AnswerMemory
 from resolvers.commands import InputLimits
-from resolvers.context import Services
 from resolvers.errors import GatewayError
-from resolvers.outbox import Feed
+from resolvers.idempotency import prune_keys
 from resolvers.paging import PageLimits
-from resolvers.rates import Rates
-from resolvers.trail import Trail
+from resolvers.rate_limits import Rates
+from resolvers.services import Feed, Services, Trail
 from rest.encounters import published
 from rest.openapi import METRICS
 from schema import build_schema
-from schema.endpoint import GraphQLEndpoint
-from schema.event_stream import StreamLimits
 from schema.execution import Runner
-from schema.socket import GraphQLSocket, SocketLimits
-from schema.staying import Places
+from schema.transport.http import GraphQLEndpoint
+from schema.transport.long_lived import Places
+from schema.transport.sse import StreamLimits
+from schema.transport.websocket import GraphQLSocket, SocketLimits
 
 REQUESTS_FIRST_SECONDS = 0.25
 """How long the duties of a process that has just started leave it to those who wait for their first answer."""

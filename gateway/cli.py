@@ -62,7 +62,7 @@ def serve(faults: int | None) -> None:
     """Serve both doors; with no database configured, on a private PostgreSQL of its own."""
     # More is imported now; the collector looks again from where the service is built: `worker`.
     gc.disable()
-    from gateway.serve import refuse_what_cannot_be_served, serve, take_port
+    from gateway.server import refuse_what_cannot_be_served, serve, take_port
 
     settings = _settings()
     refuse_what_cannot_be_served(settings, faults)
@@ -74,8 +74,8 @@ def serve(faults: int | None) -> None:
 @app.command()
 def migrate() -> None:
     """Bring the database to the newest form. Safe from many processes at once."""
-    from gateway.database_problems import told_plainly
-    from gateway.migrate import migrate
+    from gateway.database.migrate import migrate
+    from gateway.database.problems import told_plainly
 
     with _database() as settings, told_plainly(settings.owner_variable):
         asyncio.run(migrate(settings.owner_url))
@@ -84,7 +84,7 @@ def migrate() -> None:
 @app.command()
 def check() -> None:
     """Say what is wrong with the settings and the database and how to mend it; show the settings in force."""
-    from gateway.checking import check
+    from gateway.check import check
 
     sys.exit(check(_settings()))
 
@@ -92,7 +92,7 @@ def check() -> None:
 @app.command()
 def canary() -> None:
     """Push marked values through every door and every failure of a gateway of its own, and look for leaks."""
-    from gateway.canary import canary
+    from gateway.leak_check import canary
 
     sys.exit(asyncio.run(canary()))
 
@@ -114,7 +114,7 @@ def import_patients(file: Path, rejects: Path | None) -> None:
 
     FILE is CSV or JSON Lines with `id` and `brand_id`; - for standard input.
     """
-    from gateway.importing import import_patients
+    from gateway.importers.patients import import_patients
 
     with _importing() as settings:
         imported = asyncio.run(import_patients(settings.owner_url, file, rejects))
@@ -160,8 +160,8 @@ def import_encounters(
     """
     if not client.isprintable() or not 0 < len(client) <= 128:
         raise click.BadParameter("1 to 128 visible characters", param_hint="--client")
-    from gateway.backfilling import import_encounters
-    from gateway.telemetry import configure_logging
+    from gateway.importers.encounters import import_encounters
+    from gateway.observability.logs import configure_logging
 
     configure_logging()
     with _importing() as settings:
@@ -183,7 +183,7 @@ def import_encounters(
 @contextmanager
 def _importing() -> Iterator[Settings]:
     """Give settings for as long as an import runs; say in one sentence why it stopped."""
-    from gateway.lines import ImportStopped
+    from gateway.importers.reader import ImportStopped
 
     # Unlike a server that is told to stop, an import that is has not done its work: it must not end with 0.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -203,7 +203,7 @@ def _importing() -> Iterator[Settings]:
 )
 def verify_audit(expect: tuple[str, ...]) -> None:
     """Look for entries of the audit log that were edited, deleted, moved or slipped in. Exit code 1 if there are."""
-    from gateway.audit import Head, VerificationStopped, print_verification
+    from gateway.audit.verify import Head, VerificationStopped, print_verification
 
     try:
         expected = [Head.read(text) for text in expect]
@@ -221,7 +221,8 @@ def verify_audit(expect: tuple[str, ...]) -> None:
 @events.command("status")
 def events_status() -> None:
     """Say how far events have come: those without a position, the watermark, and each sink."""
-    from gateway.events import on_relays_behalf, print_status
+    from gateway.events.pipeline import on_relays_behalf
+    from gateway.events.status import print_status
 
     with _database() as settings:
         asyncio.run(on_relays_behalf(settings, print_status))
@@ -234,7 +235,8 @@ def replay_events(sink: str, first: int | None) -> None:
     """Tell a sink again from a position on, or let it go on at once; one that was disabled is told again."""
     from functools import partial
 
-    from gateway.events import NoReplay, on_relays_behalf, print_replay
+    from gateway.events.pipeline import on_relays_behalf
+    from gateway.events.replay import NoReplay, print_replay
 
     with _database() as settings:
         try:
@@ -280,8 +282,8 @@ def _database(settings: Settings | None = None) -> Iterator[Settings]:
     if settings.database_url is not None:
         yield settings
         return
-    from gateway.postgres import PrivatePostgres
-    from gateway.roles import DATABASE, LOGIN, OWNER, create_database
+    from gateway.database.roles import DATABASE, LOGIN, OWNER, create_database
+    from gateway.embedded_postgres.cluster import PrivatePostgres
 
     with PrivatePostgres(settings.data_dir) as postgres:
         asyncio.run(create_database(postgres))

@@ -1,7 +1,7 @@
 """PostgreSQL connection URLs as libpq reads them. A parameter is honoured, or the URL is refused with its name.
 
 asyncpg sends a parameter that it does not know to the server as a setting, and the server then refuses the connection.
-So what it does not know is done by `gateway.connection`. Source: https://www.postgresql.org/docs/current/libpq-connect.html
+So what it does not know is done by `gateway.database.connection`. Source: https://www.postgresql.org/docs/current/libpq-connect.html
 """
 
 import difflib

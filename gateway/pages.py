@@ -16,9 +16,9 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.auth import DEVELOPMENT_BRANDS, DEVELOPMENT_PATIENTS
+from gateway.auth.development import DEVELOPMENT_BRANDS, DEVELOPMENT_PATIENTS
 from gateway.settings import Settings
-from schema.endpoint import liked_media_types
+from schema.transport.http import liked_media_types
 
 FOLDER = Path(__file__).parent / "web"
 ASSETS = FOLDER / "assets"

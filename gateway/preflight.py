@@ -6,14 +6,15 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import NamedTuple
 
-from gateway.auth import DEVELOPMENT_PATIENTS, introspection_of
-from gateway.database import APP_ROLE, RELAY_ROLE
-from gateway.database_problems import told_plainly
-from gateway.migrate import is_newest, migrate
+from gateway.auth.development import DEVELOPMENT_PATIENTS
+from gateway.auth.identity_provider import Provider
+from gateway.auth.verifier import introspection_of
+from gateway.database.database import APP_ROLE, RELAY_ROLE
+from gateway.database.inspection import examine, refuse_dangers
+from gateway.database.migrate import is_newest, migrate
+from gateway.database.problems import told_plainly
+from gateway.database.session import open_session
 from gateway.pages import built
-from gateway.provider import Provider
-from gateway.safety import examine, refuse_dangers
-from gateway.session import open_session
 from gateway.settings import PREFIX, Settings, SettingsError
 from models.base import PROCESS_SCHEMA, SCHEMA
 from resolvers.errors import InvalidToken, TemporarilyUnavailable
@@ -131,7 +132,7 @@ async def _introspect(settings: Settings, provider: Provider) -> None:
 
 async def _fetch_keys(settings: Settings, provider: Provider) -> None:
     # Imported here: only key sets need it.
-    from gateway.jwks import KeySet
+    from gateway.auth.jwks import KeySet
 
     # No key has this name; what counts is whether there are any.
     await KeySet(provider, url=str(settings.jwks_url), clock=time).matching_keys("RS256", "preflight")

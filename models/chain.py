@@ -13,7 +13,7 @@ class ChainLink(Table, table=True):
     """One audit entry, linked to the one before it. Made after the entry, and never changed.
 
     No unique index on the position: a cluster could not keep one without the patient. That a place is taken once is
-    the business of whoever chains (`gateway/chain.py`), and `gateway audit verify` sees that it was.
+    the business of whoever chains (`gateway/audit/chain_job.py`), and `gateway audit verify` sees that it was.
     """
 
     __tablename__ = "audit_chain"

@@ -2,55 +2,23 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import NamedTuple
 
 from models import Encounter
-from resolvers.access import DEFAULT_SCOPES, Caller, Operation, Scopes, Verify, require, resolve_brand
+from resolvers.access import Caller, Operation, require, resolve_brand
 from resolvers.answer_bytes import AnswerBytes, AnswerMemory
-from resolvers.commands import DEFAULT_LIMITS, InputLimits
+from resolvers.audit_notes import NOT_A_REFUSAL, reads, refusal
 from resolvers.errors import Forbidden, GatewayError, InsufficientScope, Unauthenticated
-from resolvers.outbox import Feed, Reads
-from resolvers.paging import PageLimits
-from resolvers.rates import Allowance, Kind, Rates, Unlimited
-from resolvers.recording import Recorder
+from resolvers.outbox import Reads
+from resolvers.rate_limits import Allowance, Kind
+from resolvers.services import Services
 from resolvers.sql import Database
-from resolvers.tally import Tally, Uncounted
-from resolvers.trail import NOT_A_REFUSAL, Trail, reads, refusal
 
 # Told to a client whose token has no brand, and so of its own request alone.
 NO_BRAND = "No brand was named: the token has none, so name one in X-Brand-Id."
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What exists once per process and is lent to every request."""
-
-    verify: Verify
-    database: Database
-    published: Callable[[Encounter], bytes]
-    """How the published page shows an encounter: what a replay must repeat byte for byte."""
-    trail: Trail
-    feed: Feed
-    recorder: Recorder | None = None
-    """Puts recordings that come at the same time into one statement; None where the database is a cluster."""
-    rates: Rates = field(default_factory=Unlimited)
-    tally: Tally = field(default_factory=Uncounted)
-    origins: Mapping[str, Collection[str]] = field(default_factory=dict)
-    """From which pages a client may call out of a browser, by client id."""
-    scopes: Scopes = field(default_factory=lambda: DEFAULT_SCOPES)
-    input_limits: InputLimits = DEFAULT_LIMITS
-    page_limits: PageLimits = PageLimits()
-    max_cost: int = 25_000
-    """How many objects one GraphQL operation may give at most."""
-    answers: AnswerMemory = field(default_factory=AnswerMemory)
-    """What an answer may take, and all that are under way together."""
-    keys_kept_for: timedelta = timedelta(days=7)
-    duplicate_window: timedelta = timedelta(hours=1)
-    """How long before another an encounter may lie to be called its possible duplicate; 0 is never."""
 
 
 NOT_BEGUN = AnswerMemory().begin()

@@ -17,8 +17,9 @@ from resolvers.access import Operation
 from resolvers.context import Context
 from resolvers.errors import InvalidInput, PatientNotFound, Violation
 from resolvers.feed_cursors import FeedCursors
-from resolvers.outbox import Event, Feed, Reads, find_mark, read_events
+from resolvers.outbox import Event, Reads, find_mark, read_events
 from resolvers.patients import find_patient
+from resolvers.services import Feed
 
 BATCH = 200
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 import orjson
-from sqlalchemy import Table, Text, any_, bindparam, select
+from sqlalchemy import Table, Text, any_, bindparam, delete, func, select
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from models import Encounter, IdempotencyKey
@@ -21,7 +21,7 @@ from resolvers import json_text
 from resolvers.commands import Command
 from resolvers.context import Context
 from resolvers.errors import IdempotencyKeyReused, InvalidInput, Violation
-from resolvers.sql import Connection, Statement
+from resolvers.sql import Connection, RelayDatabase, Statement
 
 TABLE: Table = IdempotencyKey.__table__  # type: ignore[attr-defined]
 
@@ -131,3 +131,27 @@ async def find_claimed(connection: Connection, claim: Claim) -> IdempotencyKey |
     if earlier is not None and earlier.request_hash != claim.request_hash:
         raise IdempotencyKeyReused
     return earlier
+
+
+KEYS: Table = IdempotencyKey.__table__  # type: ignore[attr-defined]
+
+
+PRUNE_AT_MOST = 1_000
+
+
+EXPIRED_KEYS = Statement(select(KEYS.c.key).where(KEYS.c.expires_at < func.now()).limit(PRUNE_AT_MOST))
+
+
+PRUNE_KEYS = Statement(
+    delete(KEYS)
+    .where(KEYS.c.key == any_(bindparam("keys", type_=ARRAY(Text))), KEYS.c.expires_at < func.now())
+    .returning(KEYS.c.key)
+)
+
+
+async def prune_keys(database: RelayDatabase) -> bool:
+    """Delete some expired keys: few enough that nobody waits for the locks."""
+    async with database.across_brands() as connection:
+        expired = [row["key"] for row in await connection.fetch(EXPIRED_KEYS)]
+        await connection.fetch(PRUNE_KEYS, keys=expired)
+    return len(expired) == PRUNE_AT_MOST

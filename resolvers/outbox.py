@@ -1,22 +1,19 @@
 """The outbox: events that others are told of, kept in the transaction of the change they tell of.
 
-An event is appended without a place. The relay (`gateway/relay.py`) gives it its position and, when that is committed,
-moves the watermark: what is read here is read up to there, and never changes again.
+An event is appended without a place. The relay (`resolvers/relay.py`) gives it its position and, when that is
+committed, moves the watermark: what is read here is read up to there, and never changes again.
 """
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 from uuid import UUID
 
 from sqlalchemy import BigInteger, Table, Text, bindparam, insert, select
 
 from models import Encounter, EncounterEventKind, OutboxEvent, Watermark
 from resolvers import json_text
-from resolvers.feed_cursors import FeedCursors
 from resolvers.ids import new_id
 from resolvers.sql import Connection, Database, Statement
 
@@ -131,16 +128,6 @@ def _events(of: frozenset[str]) -> Statement:
 # What the process lends to those who follow
 
 
-class Live(Protocol):
-    """The events of one brand or patient from now on."""
-
-    start: int
-    """The position they begin after."""
-
-    def __aiter__(self) -> AsyncIterator[Event]:
-        """Give them as they come. Raises `TemporarilyUnavailable` when they are not taken as fast."""
-
-
 class Reads(Database, Protocol):
     """Where to read what an event tells of. The same statement is sent once for all subscribers who ask it."""
 
@@ -148,26 +135,9 @@ class Reads(Database, Protocol):
     """Whatever is read here shows every event up to this position, and perhaps later ones."""
 
 
-class Feed(Protocol):
-    """The live end of the outbox: one reader for all who follow in this process."""
+APPENDED: Final = "gateway_outbox"
+"""Events were appended: for whoever is the relay."""
 
-    def ring(self) -> None:
-        """Say that an event was appended and committed, so that nobody has to wait for it."""
 
-    async def head(self) -> int:
-        """Give the position up to which this process has read. Raises `TemporarilyUnavailable`."""
-
-    def follow(self, brand_id: str, patient_id: str | None) -> AbstractContextManager[Live]:
-        """Follow the events of a brand, or of one of its patients, for as long as the block lasts."""
-
-    async def cursors(self) -> FeedCursors:
-        """Return what writes and reads the cursors of this database. Raises `TemporarilyUnavailable`."""
-
-    def reading(self, brand_id: str) -> AbstractAsyncContextManager[Connection]:
-        """Borrow a connection of those that only subscribers use, waiting for a turn as long as it takes.
-
-        Raises `TemporarilyUnavailable`.
-        """
-
-    def reads(self, position: int) -> Reads:
-        """Return where to read what the events up to a position tell of. Such an event must be readable by now."""
+MOVED: Final = "gateway_feed"
+"""The watermark moved: for subscribers and sinks."""

@@ -14,7 +14,7 @@ from models import Encounter, Patient
 from resolvers import json_text
 from resolvers.access import Operation
 from resolvers.audit import PATIENT_REGISTERED, append_entry
-from resolvers.bounded import BoundedStatement
+from resolvers.bounded_rows import BoundedStatement
 from resolvers.commands import Command, broken
 from resolvers.commands import Text as CommandText
 from resolvers.context import Context

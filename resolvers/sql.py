@@ -102,3 +102,13 @@ class Database(Protocol):
         Raises `OutcomeUnknown` when the connection is lost at the commit, `TemporarilyUnavailable` when it is lost
         earlier or none is free.
         """
+
+
+class RelayDatabase(Protocol):
+    """What the relay and the periodic jobs need of a database: statements for all brands."""
+
+    def across_brands(self) -> AbstractAsyncContextManager[Connection]:
+        """Acquire a connection that no brand bounds. Raises `TemporarilyUnavailable`."""
+
+    def transaction(self, brand_id: None) -> AbstractAsyncContextManager[Connection]:
+        """Acquire a connection in a transaction, as `Database.transaction` does."""

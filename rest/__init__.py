@@ -3,9 +3,9 @@
 from starlette.routing import Route
 
 from rest.encounters import get_encounter, get_encounters, post_encounter
-from rest.explanations import problem, rule
 from rest.health import healthz, readyz
 from rest.openapi import openapi_document
+from rest.problem_pages import problem, rule
 from rest.resource import Resource
 
 PATIENT_ENCOUNTERS = "/v1/patients/{patient_id}/encounters"

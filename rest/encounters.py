@@ -15,16 +15,17 @@ from models import Encounter
 from resolvers import json_text
 from resolvers.access import Operation
 from resolvers.commands import RecordEncounter
-from resolvers.encounters import record_encounter, visible_encounter
+from resolvers.encounters.dry_run import validate_encounter
+from resolvers.encounters.offset_pages import list_encounters_by_offset
+from resolvers.encounters.read import visible_encounter
+from resolvers.encounters.record import record_encounter
 from resolvers.errors import InvalidInput, MalformedBody, UnsupportedMediaType, Violation
-from resolvers.slices import list_encounters_by_offset
 from resolvers.spelling import Ignored
-from resolvers.validation import validate_encounter
-from rest.answers import json_answer, json_bytes, write_json
-from rest.media import require_json_is_accepted
+from rest.authorize import admitted
+from rest.content_negotiation import require_json_is_accepted
+from rest.etags import is_known, not_modified, tag_of_body, tag_of_version
 from rest.preferences import ignore, ignored_of, is_strict, query_violations
-from rest.signin import admitted
-from rest.tags import is_known, not_modified, tag_of_body, tag_of_version
+from rest.responses import json_answer, json_bytes, write_json
 
 MEMBERS = (
     "id", "patient_id", "provider_id", "brand_id", "encounter_type", "status", "scheduled_at", "started_at",

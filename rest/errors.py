@@ -13,10 +13,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from resolvers import errors
 from resolvers.context import Context
 from resolvers.errors import GatewayError
-from rest.answers import LINK, empty_answer, json_answer
-from rest.media import JSON, PROBLEM, accept_of, prefers_problem
+from rest.authorize import admitted
+from rest.content_negotiation import JSON, PROBLEM, accept_of, prefers_problem
 from rest.preferences import preference_fields
-from rest.signin import admitted
+from rest.responses import LINK, empty_answer, json_answer
 
 STATUS: Mapping[type[GatewayError], int] = {
     errors.Unauthenticated: 401,

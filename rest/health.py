@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from resolvers.errors import TemporarilyUnavailable
-from rest.answers import json_answer
+from rest.responses import json_answer
 
 
 async def healthz(_request: Request) -> Response:

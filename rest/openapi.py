@@ -16,8 +16,10 @@ from resolvers.access import DEFAULT_SCOPES, Operation, Scopes, told
 from resolvers.commands import RecordEncounter
 from resolvers.paging import PageLimits
 from resolvers.rules import RULES, RuleId
-from rest.answers import json_bytes
-from rest.descriptions import (
+from rest.content_negotiation import JSON, PROBLEM
+from rest.encounters import MAX_OFFSET, MEMBERS, VALID
+from rest.errors import envelope, problem_of, status_of
+from rest.openapi_text import (
     ABOUT_A_BODY,
     ALWAYS,
     ENCOUNTER,
@@ -30,10 +32,8 @@ from rest.descriptions import (
     REQUEST_ID,
     SIGNED_IN,
 )
-from rest.encounters import MAX_OFFSET, MEMBERS, VALID
-from rest.errors import envelope, problem_of, status_of
-from rest.explanations import refusals
-from rest.media import JSON, PROBLEM
+from rest.problem_pages import refusals
+from rest.responses import json_bytes
 
 Json = dict[str, Any]
 

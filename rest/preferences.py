@@ -14,7 +14,7 @@ from starlette.types import Scope
 from resolvers.commands import NAMES, misspelt, unknown_names
 from resolvers.errors import Violation
 from resolvers.spelling import Ignored, near_misses
-from rest.answers import Fields
+from rest.responses import Fields
 
 Handling = Literal["strict", "lenient"]
 

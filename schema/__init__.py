@@ -5,10 +5,10 @@ from strawberry.schema.config import StrawberryConfig
 
 from resolvers.access import DEFAULT_SCOPES, Scopes
 from schema.federation import federate
+from schema.field_scopes import tell_scopes
 from schema.mutations import Mutation
 from schema.queries import Query
 from schema.scalars import SCALARS
-from schema.scopes import tell_scopes
 from schema.subscriptions import Subscription
 
 

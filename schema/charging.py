@@ -9,10 +9,10 @@ from dataclasses import replace
 
 from resolvers.context import Context
 from resolvers.errors import GatewayError, RateLimited
-from resolvers.rates import Allowance, Kind
-from schema.documents import Document
+from resolvers.rate_limits import Allowance, Kind
+from schema.documents.parse import Document
+from schema.documents.rate_units import Price
 from schema.execution import Ask, Runner
-from schema.rates import Price
 
 MAX_SHORT_BYTES = 16 * 1024
 """How much is read of a client that has nothing to reserve: it takes about 3 ms at worst."""

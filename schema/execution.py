@@ -40,17 +40,17 @@ from resolvers.errors import (
 )
 from resolvers.rules import RuleId
 from resolvers.spelling import near_misses
-from schema.admission import Admission, LogBreach, LogUnknown
-from schema.cost import Cost
-from schema.documents import Document, DocumentRules, explain_variables
+from schema.client_semaphores import Turns
+from schema.documents.cost import Cost
+from schema.documents.limits import Breach
+from schema.documents.operation import Prepared
+from schema.documents.parse import Document, DocumentRules, explain_variables
+from schema.documents.policy import Admission, LogBreach, LogUnknown
 from schema.errors import refuse
-from schema.executor import QuickExecutor
-from schema.limits import Breach
+from schema.fast_executor import QuickExecutor
 from schema.loaders import Loaders
-from schema.plan import AnyPlan, Plan, plan_of
-from schema.prepared import Prepared
-from schema.selection import Declined
-from schema.turns import Turns
+from schema.plans.query_plan import AnyPlan, Plan, plan_of
+from schema.plans.selection import Declined
 from schema.types import Operation
 
 Report = Callable[[BaseException, str], None]

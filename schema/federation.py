@@ -26,8 +26,8 @@ import models
 from resolvers.access import Scopes, told
 from resolvers.errors import InvalidInput, Violation
 from resolvers.ids import id_or_none
+from schema.field_scopes import ENTITIES
 from schema.loaders import Loaders
-from schema.scopes import ENTITIES
 from schema.types import Operation
 
 PROVIDER = "Who met the patient, as the provider directory knows them."

@@ -10,11 +10,11 @@ from strawberry.dataloader import DataLoader
 from models import Encounter, Patient
 from resolvers.commands import EncounterFilter
 from resolvers.context import Context
-from resolvers.duplicates import possible_duplicates_of
-from resolvers.encounters import count_encounters, encounters_by_ids, list_encounters
+from resolvers.encounters.duplicates import possible_duplicates_of
+from resolvers.encounters.history import Version, histories_of
+from resolvers.encounters.read import count_encounters, encounters_by_ids, list_encounters
 from resolvers.paging import Page, Window
 from resolvers.patients import patients_by_ids
-from resolvers.versions import Version, histories_of
 
 
 class PageKey(NamedTuple):

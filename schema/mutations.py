@@ -8,13 +8,13 @@ import strawberry
 from strawberry import UNSET
 
 from models import EncounterAction, EncounterType
-from resolvers.batches import MAX_ITEMS, Item, Outcome, record_all_or_none, record_encounters
 from resolvers.context import Context
-from resolvers.encounters import Recording, record_encounter
+from resolvers.encounters.dry_run import validate_encounter
+from resolvers.encounters.lifecycle import change_encounter
+from resolvers.encounters.record import Recording, record_encounter
+from resolvers.encounters.record_many import MAX_ITEMS, Item, Outcome, record_all_or_none, record_encounters
 from resolvers.errors import GatewayError
-from resolvers.lifecycle import change_encounter
 from resolvers.patients import register_patient
-from resolvers.validation import validate_encounter
 from schema.errors import (
     EncounterHeldBack,
     EncounterNotFound,

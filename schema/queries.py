@@ -7,10 +7,10 @@ from typing import Annotated
 import strawberry
 
 from resolvers.access import Operation
+from resolvers.encounters.submissions import SubmissionState, find_submission
 from resolvers.errors import InvalidInput, Violation
 from resolvers.ids import id_or_none
 from resolvers.json_text import shape_of
-from resolvers.submissions import SubmissionState, find_submission
 from schema.types import Encounter, Info, Patient
 
 MAX_IDS = 100
@@ -21,7 +21,7 @@ strawberry.enum(SubmissionState, description="How far the request under a key ha
 
 @strawberry.type(name="Submission", description="What became of an idempotency key of the caller's own.")
 class SubmissionType:
-    """Resolved by attribute from a `resolvers.submissions.Submission`."""
+    """Resolved by attribute from a `resolvers.encounters.submissions.Submission`."""
 
     key: str
     state: SubmissionState = strawberry.field(

@@ -13,15 +13,15 @@ from strawberry.utils.str_converters import to_camel_case
 
 import models
 from models import EncounterAction, EncounterEventKind, EncounterStatus, EncounterType
-from resolvers import versions
 from resolvers.commands import EncounterFilter
 from resolvers.context import Context
+from resolvers.encounters import history as versions
+from resolvers.encounters.history import MOST_VERSIONS
+from resolvers.encounters.lifecycle import allowed_actions
 from resolvers.errors import InvalidInput, Shape, Violation
 from resolvers.json_text import shape_of
-from resolvers.lifecycle import allowed_actions
 from resolvers.paging import Page, Position, list_of, window_of, write_cursor
 from resolvers.patients import SeenPatient, patient_of
-from resolvers.versions import MOST_VERSIONS
 from schema.errors import in_argument
 from schema.loaders import CountKey, HistoryKey, Loaders, PageKey
 from schema.scalars import JSON
@@ -56,7 +56,7 @@ class EncounterChange:
 
 @strawberry.type(description="One version of an encounter: who made it, when, why, and what changed.")
 class EncounterVersion:
-    """Resolved by attribute from a `resolvers.versions.Version`."""
+    """Resolved by attribute from a `resolvers.encounters.history.Version`."""
 
     version: int
     kind: EncounterEventKind

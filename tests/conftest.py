@@ -16,10 +16,10 @@ import asyncpg
 import pytest
 from hypothesis import HealthCheck, settings
 
-from gateway.migrate import migrate
-from gateway.postgres import PrivatePostgres
+from gateway.database.migrate import migrate
+from gateway.embedded_postgres.cluster import PrivatePostgres
+from gateway.observability.logs import configure_logging
 from gateway.settings import Settings
-from gateway.telemetry import configure_logging
 from tests.cast import Cast
 from tests.doors import Door, GraphQLDoor, RestDoor, Service
 from tests.provider import Hands, IdentityProvider

@@ -22,7 +22,7 @@ import asyncpg
 import httpx2
 import psutil
 
-from gateway.roles import DATABASE, OWNER
+from gateway.database.roles import DATABASE, OWNER
 
 ROOT = Path(__file__).parent.parent
 CLIENTS = 8

@@ -16,17 +16,19 @@ from uuid import UUID
 
 import asyncpg
 
-from gateway.database import APP_ROLE, RELAY_ROLE, Database, Patience
-from gateway.events import event_numbers, passing_on
-from gateway.feed import Feed
-from gateway.migrate import migrate
+from gateway.database.database import APP_ROLE, RELAY_ROLE, Database, Patience
+from gateway.database.migrate import migrate
+from gateway.events.feed import Feed
+from gateway.events.pipeline import passing_on
+from gateway.events.status import event_numbers
 from gateway.settings import Settings
 from models import Encounter, EncounterEventKind, EncounterType
 from resolvers.access import Caller
-from resolvers.context import Context, Services
+from resolvers.context import Context
 from resolvers.feed import FeedEvent, stream_events
 from resolvers.ids import new_id
 from resolvers.outbox import append_event
+from resolvers.services import Services
 from resolvers.sql import Connection
 from rest.encounters import published
 from tests.conftest import create_database

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.telemetry import log
+from gateway.observability.logs import log
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
 from gateway.app import create_app
-from gateway.protocol import bound_unsent_bytes
-from gateway.serve import PROTOCOLS
+from gateway.protocols.http import bound_unsent_bytes
+from gateway.server import PROTOCOLS
 from gateway.settings import Settings
 from resolvers.access import Verify
 

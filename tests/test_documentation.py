@@ -5,18 +5,18 @@ from pathlib import Path
 
 from pydantic_core import PydanticUndefined
 
-from gateway.events import EventNumbers
-from gateway.metrics import REGISTRY
-from gateway.scrape import from_database
+from gateway.events.status import EventNumbers
+from gateway.metrics_endpoint import from_database
+from gateway.observability.metrics import REGISTRY
 from gateway.settings import PREFIX, Settings
 from models import EncounterStatus
 from resolvers.access import DEFAULT_SCOPES
+from resolvers.encounters.lifecycle import LIFECYCLE
 from resolvers.errors import GatewayError
-from resolvers.lifecycle import LIFECYCLE
-from rest.descriptions import HEADERS, REFUSALS
 from rest.errors import status_of
 from rest.openapi import OPERATIONS
-from schema.scopes import ENTITIES, FIELDS
+from rest.openapi_text import HEADERS, REFUSALS
+from schema.field_scopes import ENTITIES, FIELDS
 
 DOCS = Path(__file__).parent.parent / "docs"
 

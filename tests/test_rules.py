@@ -10,8 +10,8 @@ from uuid import uuid4
 
 import pytest
 
-from gateway.importing import MAX_LINE_BYTES, TABLE
-from gateway.lines import Lines, Refusal, Unknown, opened, records_of
+from gateway.importers.patients import MAX_LINE_BYTES, TABLE
+from gateway.importers.reader import Lines, Refusal, Unknown, opened, records_of
 from resolvers.commands import DEFAULT_LIMITS
 from resolvers.errors import InvalidInput
 from resolvers.patients import RegisterPatient

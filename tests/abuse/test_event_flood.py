@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from gateway.database import PoolConnection
+from gateway.database.database import PoolConnection
 from tests.faults import Wire
 from tests.graphql.test_events import EVENTS, gateway_on, record
 from tests.happenings import beginning, fresh_database, rows, until

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import httpx2
 import pytest
 
-from gateway.migrate import migrate
+from gateway.database.migrate import migrate
 from tests.abuse.attacks import ATTACKER, ATTACKS, RECORDS
 from tests.conftest import create_database
 from tests.gateways import MUTATION, ROOT, Gateway, gateways

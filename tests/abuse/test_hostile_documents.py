@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from resolvers.paging import PageLimits
 from schema import build_schema
-from schema.documents import Document, DocumentRules, Documents
-from schema.limits import DocumentLimits
-from schema.plan import plan_of
+from schema.documents.limits import DocumentLimits
+from schema.documents.parse import Document, DocumentRules, Documents
+from schema.plans.query_plan import plan_of
 
 SCHEMA = build_schema()._schema
 LIMITS = DocumentLimits()

@@ -8,7 +8,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from gateway.auth import verifying
+from gateway.auth.verifier import verifying
 from gateway.settings import Settings
 from tests.cast import Cast
 from tests.doors import RECORD, Service

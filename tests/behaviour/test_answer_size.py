@@ -12,7 +12,7 @@ import asyncpg
 import httpx2
 import pytest
 
-from gateway.database import APP_ROLE, Database, PoolConnection
+from gateway.database.database import APP_ROLE, Database, PoolConnection
 from gateway.settings import Settings
 from resolvers.errors import AnswerTooLarge
 from resolvers.sql import Statement

@@ -12,19 +12,20 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from gateway import trail
-from gateway.audit import Walk, verify
-from gateway.chain import CHAIN_AUDIT, chaining
-from gateway.database import RELAY_ROLE, Database
-from gateway.duties import take_lease
-from gateway.migrate import migrate
-from gateway.postgres import PrivatePostgres
+from gateway.audit import buffer as trail
+from gateway.audit.buffer import NOTES_DROPPED, QueuedTrail
+from gateway.audit.chain_job import CHAIN_AUDIT, chaining
+from gateway.audit.verify import Walk, verify
+from gateway.database.database import RELAY_ROLE, Database
+from gateway.database.migrate import migrate
+from gateway.embedded_postgres.cluster import PrivatePostgres
+from gateway.jobs import take_lease
 from gateway.settings import Settings
-from gateway.trail import NOTES_DROPPED, QueuedTrail
-from resolvers import encounters
 from resolvers.access import Caller
+from resolvers.audit_notes import ENCOUNTERS_READ, REQUEST_REFUSED
+from resolvers.encounters import record as encounters
 from resolvers.errors import InvalidToken, TemporarilyUnavailable
-from resolvers.trail import ENCOUNTERS_READ, REQUEST_REFUSED, Note
+from resolvers.services import Note
 from tests.cast import Cast
 from tests.conftest import PATIENT, create_database
 from tests.doors import Door, GraphQLDoor, RestDoor, Service

@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 from graphql import GraphQLObjectType, get_named_type
 
-from gateway.database import PoolConnection
+from gateway.database.database import PoolConnection
 from resolvers.context import Introduction, sign_in
 from resolvers.errors import InvalidInput, PatientNotFound
 from resolvers.feed import stream_events

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.database import ROWS_TOGETHER, PoolConnection
+from gateway.database.database import ROWS_TOGETHER, PoolConnection
 from resolvers.sql import Statement
 from tests.cast import Cast
 from tests.doors import Service
@@ -75,7 +75,7 @@ async def test_each_is_given_what_it_is_given_alone(
 async def test_a_long_list_is_read_by_itself(
     service: Service, cast: Cast, statements: list[Sequence[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.database.ROWS_TOGETHER", 199)
+    monkeypatch.setattr("gateway.database.database.ROWS_TOGETHER", 199)
     ids = await cast.patients(4)
 
     answers = await asyncio.gather(*(over_rest(service, each, "?limit=100") for each in ids))

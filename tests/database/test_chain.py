@@ -17,15 +17,16 @@ import asyncpg
 import pytest
 from click.testing import CliRunner
 
-from gateway import chain as gateway_chain
-from gateway import cli, duties
-from gateway.audit import Finding, Head, Kind, Walk, verify
-from gateway.chain import CHAIN_AUDIT, chaining
-from gateway.database import APP_ROLE, RELAY_ROLE, Database
-from gateway.duties import take_lease
-from gateway.migrate import migrate
+from gateway import cli
+from gateway import jobs as duties
+from gateway.audit import chain_job as gateway_chain
+from gateway.audit.chain_job import CHAIN_AUDIT, chaining
+from gateway.audit.verify import Finding, Head, Kind, Walk, verify
+from gateway.database.database import APP_ROLE, RELAY_ROLE, Database
+from gateway.database.migrate import migrate
+from gateway.jobs import take_lease
 from models import AuditEntry
-from resolvers import chain
+from resolvers import audit_chain as chain
 from resolvers.sql import Statement
 from tests.conftest import create_database
 
@@ -258,7 +259,7 @@ async def test_a_backlog_longer_than_the_look_back_is_chained_in_order(
     url: str, owner: asyncpg.Connection, relay: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chain, "CHAIN_AT_MOST", 2)
-    monkeypatch.setattr("gateway.chain.CHAIN_AT_MOST", 2)
+    monkeypatch.setattr("gateway.audit.chain_job.CHAIN_AT_MOST", 2)
     entries = [await append(owner, minutes_ago=minutes_ago) for minutes_ago in range(300, 0, -60)]
 
     await chain_all(relay)
@@ -283,7 +284,7 @@ async def test_a_log_that_is_busy_while_it_is_chained_and_verified_is_clean(
     url: str, owner: asyncpg.Connection, relay: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chain, "CHAIN_AT_MOST", 7)
-    monkeypatch.setattr("gateway.chain.CHAIN_AT_MOST", 7)
+    monkeypatch.setattr("gateway.audit.chain_job.CHAIN_AT_MOST", 7)
     writing = asyncio.Event()
 
     async def write() -> None:
@@ -323,7 +324,7 @@ async def test_two_that_chain_at_once_make_one_chain(
     url: str, owner: asyncpg.Connection, relay: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chain, "CHAIN_AT_MOST", 3)
-    monkeypatch.setattr("gateway.chain.CHAIN_AT_MOST", 3)
+    monkeypatch.setattr("gateway.audit.chain_job.CHAIN_AT_MOST", 3)
     for _ in range(60):
         await append(owner)
 
@@ -352,7 +353,7 @@ async def test_whoever_lost_the_lease_in_the_middle_does_not_fork_the_chain(
         await go_on.wait()
         return linked
 
-    monkeypatch.setattr("gateway.chain.link_entries", stop_in_the_middle)
+    monkeypatch.setattr("gateway.audit.chain_job.link_entries", stop_in_the_middle)
     await append(owner)
     first = asyncio.create_task(chain_all(relay))
     await stopped.wait()

@@ -9,8 +9,8 @@ from urllib.parse import parse_qs
 import asyncpg
 import pytest
 
-from gateway.connection import connect
-from gateway.session import RELIED_ON, open_session
+from gateway.database.connection import connect
+from gateway.database.session import RELIED_ON, open_session
 from tests.faults import Wire
 
 

@@ -7,9 +7,10 @@ from uuid import uuid4
 
 import pytest
 
-from gateway import duties
-from gateway.database import RELAY_ROLE, Database
-from gateway.duties import Duty, do_duties, prune_keys, take_lease
+from gateway import jobs as duties
+from gateway.database.database import RELAY_ROLE, Database
+from gateway.jobs import Duty, do_duties, take_lease
+from resolvers.idempotency import prune_keys
 from tests.cast import Cast
 
 

@@ -9,12 +9,13 @@ from uuid import uuid4
 
 import pytest
 
-from gateway import doorbell, feed
-from gateway.database import PoolConnection
-from gateway.relay import prune_events
+from gateway.database.database import PoolConnection
+from gateway.events import feed
+from gateway.events import notifier as doorbell
 from resolvers import feed as reading
 from resolvers.errors import InsufficientScope, InvalidInput, PatientNotFound, TemporarilyUnavailable
 from resolvers.feed import FeedEvent, stream_events
+from resolvers.relay import prune_events
 from tests.happenings import DEADLINE_SECONDS, Gateway, Subscriber, beginning, fresh_database, rows, until
 
 BEGINNING = beginning()

@@ -8,12 +8,12 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from gateway.database import APP_ROLE, RELAY_ROLE, Database
-from gateway.migrate import migrate
-from gateway.relay import OLDEST_KEPT, UNSTAMPED
-from resolvers.encounters import ENCOUNTERS_BY_IDS, _pages
+from gateway.database.database import APP_ROLE, RELAY_ROLE, Database
+from gateway.database.migrate import migrate
+from resolvers.encounters.offset_pages import _slice
+from resolvers.encounters.read import ENCOUNTERS_BY_IDS, _pages
 from resolvers.outbox import _events
-from resolvers.slices import _slice
+from resolvers.relay import OLDEST_KEPT, UNSTAMPED
 from resolvers.sql import Statement
 from tests.conftest import create_database
 from tests.doors import Service

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from gateway.migrate import migrate
+from gateway.database.migrate import migrate
 from models import EncounterEventKind, EncounterStatus, EncounterType, Table
 from models.base import PROCESS_SCHEMA, SCHEMA
 from tests.conftest import create_database

@@ -10,8 +10,8 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from gateway.database import APP_ROLE, Database, PoolConnection
-from gateway.pool import Pool
+from gateway.database.database import APP_ROLE, Database, PoolConnection
+from gateway.database.pool import Pool
 from resolvers.sql import Row, Statement
 from tests.cast import Cast
 from tests.happenings import until

@@ -11,13 +11,13 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from gateway.database import APP_ROLE, Database, PoolConnection
-from gateway.recorder import UNDER_WAY, Recorder
-from gateway.together import TOGETHER_AT_MOST
+from gateway.database.batcher import TOGETHER_AT_MOST
+from gateway.database.database import APP_ROLE, Database, PoolConnection
+from gateway.database.encounter_batcher import UNDER_WAY, Recorder
 from models import EncounterType
 from resolvers.errors import TemporarilyUnavailable
 from resolvers.ids import new_id
-from resolvers.recording import Kept, NewEncounter
+from resolvers.services import Kept, NewEncounter
 from resolvers.sql import Statement
 from tests.cast import Cast
 from tests.happenings import until

@@ -12,12 +12,14 @@ import asyncpg
 import pytest
 from sqlalchemy import func, select
 
-from gateway import doorbell, duties, relay
-from gateway.database import RELAY_ROLE, Database, PoolConnection
-from gateway.duties import Duty, do_duties
-from gateway.events import event_numbers
-from gateway.relay import LOCK_WATERMARK, move_watermark, prune_events, stamp_events
+from gateway import jobs as duties
+from gateway.database.database import RELAY_ROLE, Database, PoolConnection
+from gateway.events import notifier as doorbell
+from gateway.events.status import event_numbers
+from gateway.jobs import Duty, do_duties
+from resolvers import relay
 from resolvers.errors import TemporarilyUnavailable
+from resolvers.relay import LOCK_WATERMARK, move_watermark, prune_events, stamp_events
 from resolvers.sql import Statement
 from tests.happenings import Gateway, append, beginning, fresh_database, rows, until
 
@@ -280,7 +282,7 @@ async def test_of_two_changes_of_one_record_the_one_that_waited_comes_second(sti
 
 async def test_another_gateways_relay_is_woken(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Nobody polls: what arrives, arrives because a bell was rung.
-    monkeypatch.setattr("gateway.feed.POLL_SECONDS", 600)
+    monkeypatch.setattr("gateway.events.feed.POLL_SECONDS", 600)
     monkeypatch.setattr(doorbell, "LONGEST_SILENCE_SECONDS", 600)
     async with Gateway.running(url) as relaying, Gateway.running(url) as recording:
         subscribers = [gateway.subscribe() for gateway in (relaying, recording)]

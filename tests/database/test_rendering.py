@@ -4,9 +4,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from gateway.database import APP_ROLE, Database
+from gateway.database.database import APP_ROLE, Database
 from resolvers import json_text
-from resolvers.rendering import instant_of, items_of
+from resolvers.encounters.json_sql import instant_of, items_of
 from resolvers.sql import Statement
 
 

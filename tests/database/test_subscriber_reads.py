@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gateway import subscriber_reads
-from gateway.database import APP_ROLE, Database
-from gateway.subscriber_reads import POOL_SIZE, EventReads, SubscriberReads
+from gateway.database.database import APP_ROLE, Database
+from gateway.events import subscriber_reads
+from gateway.events.subscriber_reads import POOL_SIZE, EventReads, SubscriberReads
 from resolvers.errors import TemporarilyUnavailable
 from resolvers.sql import Row, Statement
 from tests.happenings import until

@@ -6,7 +6,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from gateway.database import APP_ROLE, RELAY_ROLE
+from gateway.database.database import APP_ROLE, RELAY_ROLE
 from models import Table
 from models.base import SCHEMA
 from tests.cast import Cast

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from schemathesis import Case
 
 from resolvers.errors import ServerError
-from rest.explanations import refusals
+from rest.problem_pages import refusals
 from tests.cast import Cast
 from tests.doors import Service
 from tests.served import ROOT

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.settings import Settings
 from resolvers.access import Caller
-from resolvers.trail import REQUEST_REFUSED
+from resolvers.audit_notes import REQUEST_REFUSED
 from tests.cast import Cast
 from tests.doors import Service
 from tests.logs import captured

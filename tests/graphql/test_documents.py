@@ -12,10 +12,10 @@ import pytest
 from graphql import get_introspection_query, parse, print_ast
 
 from gateway.app import create_app
-from gateway.checking import check
+from gateway.check import check
 from gateway.settings import Settings, SettingsError
 from resolvers.access import Caller
-from schema.trusted import UntrustedManifest, read_manifest
+from schema.documents.trusted import UntrustedManifest, read_manifest
 from tests.cast import Cast
 from tests.doors import LIST, RECORD, Service
 from tests.logs import captured

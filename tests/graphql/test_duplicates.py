@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from gateway.database import PoolConnection
+from gateway.database.database import PoolConnection
 from gateway.settings import Settings
 from resolvers.access import Caller
 from tests.cast import Cast

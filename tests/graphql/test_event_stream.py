@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gateway.protocol import GuardedProtocol
+from gateway.protocols.http import GuardedProtocol
 from tests.cast import Cast
 from tests.graphql.test_events import RECORD
 from tests.logs import captured

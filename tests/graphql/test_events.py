@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from gateway.database import PoolConnection
+from gateway.database.database import PoolConnection
 from resolvers.access import Operation
 from tests.cast import Cast
 from tests.happenings import beginning, fresh_database, rows, until

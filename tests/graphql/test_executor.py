@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schema import build_schema
-from schema.executor import QuickExecutor
+from schema.fast_executor import QuickExecutor
 
 SCHEMA = build_schema()._schema
 DOCUMENT = parse("""

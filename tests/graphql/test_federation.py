@@ -14,7 +14,7 @@ from graphql import GraphQLObjectType, build_ast_schema, parse, print_type
 
 from gateway.settings import Settings
 from resolvers.access import Caller
-from resolvers.trail import ENCOUNTERS_READ
+from resolvers.audit_notes import ENCOUNTERS_READ
 from schema import build_schema
 from schema.federation import DIRECTIVES, subgraph_sdl
 from tests.cast import Cast

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from gateway.database import PoolConnection
+from gateway.database.database import PoolConnection
 from resolvers.commands import DEFAULT_LIMITS, RecordEncounter
-from resolvers.encounters import columns_of, insert_encounter
+from resolvers.encounters.record import columns_of, insert_encounter
 from resolvers.outbox import FIND_MARK
 from resolvers.patients import time_at
 from tests.cast import Cast

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from gateway.settings import Settings
 from models import EncounterAction, EncounterStatus
 from resolvers.access import Caller
-from resolvers.lifecycle import LIFECYCLE
+from resolvers.encounters.lifecycle import LIFECYCLE
 from tests.cast import Cast
 from tests.doors import Service
 
@@ -380,7 +380,7 @@ async def test_every_change_is_audited_and_told_of_and_neither_says_anything_cli
 async def test_the_history_of_a_page_of_encounters_is_one_statement(
     service: Service, cast: Cast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gateway.database import PoolConnection
+    from gateway.database.database import PoolConnection
 
     patient_id = await cast.patient()
     for _ in range(5):

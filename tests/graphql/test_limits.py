@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from gateway.settings import Settings
 from schema import build_schema
-from schema.documents import DocumentRules, Documents
-from schema.limits import COUNTLESS, DocumentLimits, extent_of
+from schema.documents.limits import COUNTLESS, DocumentLimits, extent_of
+from schema.documents.parse import DocumentRules, Documents
 from tests.cast import Cast
 from tests.doors import LIST, RECORD, Service
 from tests.logs import captured
@@ -199,7 +199,7 @@ def test_a_document_that_is_kept_is_neither_parsed_nor_counted_again(monkeypatch
     documents = Documents(SCHEMA, DocumentRules())
     first = documents.read(LIST)
     monkeypatch.setattr("schema.documents.parse", None)
-    monkeypatch.setattr("schema.documents.extent_of", None)
+    monkeypatch.setattr("schema.documents.parse.extent_of", None)
 
     assert documents.read(LIST) is first
     with pytest.raises(TypeError):

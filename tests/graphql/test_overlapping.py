@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import schema as ours
-from schema.overlapping import conflicts_in
+from schema.documents.overlapping_fields import conflicts_in
 
 OTHERS = [rule for rule in specified_rules if rule not in {OverlappingFieldsCanBeMergedRule, NoUnusedVariablesRule}]
 ABSTRACT = build_schema(

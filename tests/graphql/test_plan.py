@@ -17,16 +17,16 @@ from hypothesis import strategies as st
 from hypothesis_graphql import nodes, queries
 
 import schema.mutations
-import schema.record_plan
-from gateway.database import PoolConnection
-from gateway.migrate import migrate
+import schema.plans.record_plan
+from gateway.database.database import PoolConnection
+from gateway.database.migrate import migrate
 from gateway.settings import Settings
 from resolvers.access import Caller
 from resolvers.errors import TemporarilyUnavailable
 from schema import build_schema
-from schema.plan import MOST_CONDITIONS, Plan, plan_of
-from schema.record_plan import RecordPlan
-from schema.selection import Declined
+from schema.plans.query_plan import MOST_CONDITIONS, Plan, plan_of
+from schema.plans.record_plan import RecordPlan
+from schema.plans.selection import Declined
 from tests.cast import Cast
 from tests.conftest import PATIENT, create_database
 from tests.doors import Service
@@ -486,7 +486,7 @@ async def test_a_refused_recording_is_tried_once(
         tried.append(1)
         raise TemporarilyUnavailable
 
-    monkeypatch.setattr(schema.record_plan, "record_encounter", refuse)
+    monkeypatch.setattr(schema.plans.record_plan, "record_encounter", refuse)
     monkeypatch.setattr(schema.mutations, "record_encounter", refuse)
     query = """mutation ($patient: ID!, $input: RecordEncounterInput!) {
       recordEncounter(patientId: $patient, input: $input) { __typename } }"""

@@ -7,10 +7,10 @@ from uuid import uuid4
 
 import pytest
 
-from gateway.database import PoolConnection
+from gateway.database.database import PoolConnection
 from resolvers.sql import Statement
-from schema.plan import Plan
-from schema.selection import Declined
+from schema.plans.query_plan import Plan
+from schema.plans.selection import Declined
 from tests.cast import Cast
 from tests.doors import Service
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from resolvers.rates import Kind
+from resolvers.rate_limits import Kind
 from schema import build_schema
-from schema.documents import DocumentRules, Documents
-from schema.rates import ONE_READ, Price
+from schema.documents.parse import DocumentRules, Documents
+from schema.documents.rate_units import ONE_READ, Price
 
 DOCUMENTS = Documents(build_schema()._schema, DocumentRules())
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from gateway.socket import GuardedSocket
+from gateway.protocols.websocket import GuardedSocket
 from tests.cast import Cast
 from tests.logs import captured
 from tests.sockets import SECONDS, Sockets

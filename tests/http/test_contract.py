@@ -283,7 +283,7 @@ async def test_a_fault_of_ours_is_answered_500_in_the_published_shape(
 ) -> None:
     patient_id = await cast.patient()
     for method in ("fetch", "fetch_one"):
-        monkeypatch.setattr(f"gateway.database.PoolConnection.{method}", None)  # calling it is a TypeError
+        monkeypatch.setattr(f"gateway.database.database.PoolConnection.{method}", None)  # calling it is a TypeError
 
     answer = await service.rest(verb, f"/v1/patients/{patient_id}/encounters", json=VISIT)
 

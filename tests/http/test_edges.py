@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from httpx2 import Response
 
-from gateway.edges import SECURITY_HEADERS
+from gateway.middleware.request_context import SECURITY_HEADERS
 from gateway.settings import Settings, SettingsError
 from tests.cast import Cast
 from tests.doors import Service

@@ -14,7 +14,7 @@ import asyncpg
 import httpx2
 import pytest
 
-from gateway.migrate import migrate
+from gateway.database.migrate import migrate
 from gateway.settings import Settings
 from resolvers.access import Caller
 from resolvers.errors import InvalidToken
@@ -391,8 +391,8 @@ async def broken_database() -> AsyncIterator[None]:
         raise RuntimeError(MARKER)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gateway.database.PoolConnection.fetch", fetch)
-        patch.setattr("gateway.database.PoolConnection.fetch_one", fetch)
+        patch.setattr("gateway.database.database.PoolConnection.fetch", fetch)
+        patch.setattr("gateway.database.database.PoolConnection.fetch_one", fetch)
         yield
 
 
@@ -427,7 +427,7 @@ async def test_a_fault_of_ours_is_500_in_graphqls_shape_at_the_other_door(servic
 async def test_a_token_that_cannot_be_verified_for_a_fault_of_ours_is_500_and_not_401(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.auth.DEVELOPMENT_BRANDS", None)
+    monkeypatch.setattr("gateway.auth.development.DEVELOPMENT_BRANDS", None)
 
     for path in (ENCOUNTERS, "/nowhere"):
         refused(await service.rest("GET", path), 500, "server_error", recorded="unknown")

@@ -9,8 +9,8 @@ import httpx2
 import pytest
 
 from resolvers.rules import RULES
-from rest.explanations import refusals
-from rest.media import prefers_problem
+from rest.content_negotiation import prefers_problem
+from rest.problem_pages import refusals
 from tests.cast import Cast
 from tests.doors import Service
 from tests.http.test_errors import broken_database

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.protocol import GuardedProtocol
+from gateway.protocols.http import GuardedProtocol
 from tests.logs import captured
 from tests.sockets import SECONDS, Sockets
 from tests.staged import STAGE, TOKENS, Stage, Tokens, staged, until

@@ -15,10 +15,10 @@ from typing import Any
 import httpx2
 import pytest
 
-from gateway import shared_window
-from gateway.rates import network_of
+from gateway.rate_limits import redis_window as shared_window
+from gateway.rate_limits.limiter import network_of
+from gateway.rate_limits.redis_window import PATIENCE_SECONDS
 from gateway.settings import Settings
-from gateway.shared_window import PATIENCE_SECONDS
 from resolvers.access import Caller
 from resolvers.errors import InvalidToken
 from tests.cast import Cast
@@ -114,7 +114,7 @@ async def test_each_client_has_its_own(strict: Service) -> None:
 
 
 async def test_what_is_refused_for_its_number_does_not_count(database_url: str, monkeypatch) -> None:
-    monkeypatch.setattr("gateway.rates.WINDOW_SECONDS", 1)
+    monkeypatch.setattr("gateway.rate_limits.limiter.WINDOW_SECONDS", 1)
     async with serving(database_url, writes=1) as service:
         await write(service)
         refused = await write(service)
@@ -491,7 +491,7 @@ async def test_when_redis_dies_in_the_middle_each_counts_for_itself_and_nobody_i
 
 
 async def test_when_redis_comes_back_it_is_counted_together_again(database_url: str, redis: Redis, monkeypatch) -> None:
-    monkeypatch.setattr("gateway.shared_window.PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr("gateway.rate_limits.redis_window.PAUSE_SECONDS", 0.1)
     async with serving(database_url, reads=1_000, rate_limit_url=redis.url) as service:
         redis.kill()
         with captured() as logs:
@@ -551,7 +551,7 @@ async def test_without_a_read_left_nothing_new_is_parsed(strict: Service, monkey
     for number in range(5):
         await ask(strict, f"{LOOK} # {number}")
     unparsed(monkeypatch)
-    monkeypatch.setattr("schema.endpoint.json_text.read", None)
+    monkeypatch.setattr("schema.transport.http.json_text.read", None)
 
     posted = await strict.rest("POST", "/graphql", token="clinic", headers=JSON, content=" " * 20_000 + "{}")
     monkeypatch.undo()

@@ -6,8 +6,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from gateway import faults
-from gateway.faults import Fault, Faults
+from gateway.middleware import fault_injection as faults
+from gateway.middleware.fault_injection import Fault, Faults
 from gateway.settings import Settings
 from tests.cast import Cast
 from tests.doors import ENCOUNTER, Service

@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from gateway.answering import Answering, WholeBody
+from gateway.protocols.http_response import Answering, WholeBody
 
 Fields = Sequence[tuple[bytes, bytes]]
 

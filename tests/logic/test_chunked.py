@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.chunked import ChunkedDecoder, InvalidChunk, TrailerTooLarge
+from gateway.protocols.chunked import ChunkedDecoder, InvalidChunk, TrailerTooLarge
 
 WHOLE = [b"5\r\nabcde\r\n", b"a;x=y\r\n0123456789\r\n", b"1\r\nx\r\n", b"0\r\n", b"00\r\n", b"A: b\r\n", b"\r\n"]
 BROKEN = [

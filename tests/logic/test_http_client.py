@@ -10,11 +10,11 @@ import httpx2
 import pytest
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from gateway.auth import verifying
+from gateway.auth.verifier import verifying
+from gateway.events.delivery import DeliveryFailed
+from gateway.events.webhooks import WebhookReceiver
 from gateway.http_client import http_client, refuse_unusable_proxies
 from gateway.settings import Settings, SettingsError, Webhook
-from gateway.sinks import DeliveryFailed
-from gateway.webhooks import WebhookReceiver
 from resolvers.outbox import Event
 from tests.provider import Hands, IdentityProvider, claims, jwt, signing_key
 from tests.receiver import Delivery, Receiver

@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from joserfc.errors import UnsupportedAlgorithmError
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from gateway.auth import verifying
-from gateway.jwt import REGISTRY
+from gateway.auth.jwt import REGISTRY
+from gateway.auth.verifier import verifying
 from resolvers.access import Caller, Verify
 from resolvers.errors import GatewayError, InvalidToken, TemporarilyUnavailable
 from tests.logs import captured

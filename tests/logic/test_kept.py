@@ -8,9 +8,9 @@ from graphql import OperationDefinitionNode
 
 from resolvers.paging import PageLimits
 from schema import build_schema
-from schema.documents import DocumentRules, Documents
-from schema.kept import KeptDocuments
-from schema.plan import Plan, plan_of
+from schema.documents.cache import KeptDocuments
+from schema.documents.parse import DocumentRules, Documents
+from schema.plans.query_plan import Plan, plan_of
 from tests.doors import LIST
 
 SCHEMA = build_schema()._schema

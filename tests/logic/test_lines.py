@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway import backfilling, importing
-from gateway.lines import ImportStopped, Lines, Record, Refusal, Table, Unknown, records_of
+from gateway.importers import encounters as backfilling
+from gateway.importers import patients as importing
+from gateway.importers.reader import ImportStopped, Lines, Record, Refusal, Table, Unknown, records_of
 
 MAX_BYTES = 400
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import orjson
 import pytest
 
-from gateway.queued_writer import MAX_WRITE_BYTES, QueuedWriter
+from gateway.observability.queued_writer import MAX_WRITE_BYTES, QueuedWriter
 
 PIPE_BYTES = 64 * 1024
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 
-from gateway.auth import Kept, verifying
+from gateway.auth.token_cache import Kept
+from gateway.auth.verifier import verifying
 from gateway.settings import Settings, SettingsError
 from resolvers.access import Caller, Verify, resolve_brand
 from resolvers.errors import Forbidden, InvalidToken, TemporarilyUnavailable
@@ -443,7 +444,7 @@ def test_only_so_many_are_remembered_and_the_one_unused_for_longest_is_forgotten
 async def test_a_flood_of_worthless_tokens_washes_out_no_good_one(
     provider: IdentityProvider, clock: Hands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.auth.MAX_REMEMBERED", 10)
+    monkeypatch.setattr("gateway.auth.token_cache.MAX_REMEMBERED", 10)
     provider.tokens["opaque"] = MACHINE
     async with verifying(provider.settings(introspection=True), clock) as verify:
         await verify("opaque")

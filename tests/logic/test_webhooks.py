@@ -7,9 +7,9 @@ from email.utils import format_datetime
 import httpx2
 import pytest
 
+from gateway.events.delivery import LONGEST_PATIENCE_SECONDS, LONGEST_RETRY_SECONDS, DeliveryFailed, retry_seconds
+from gateway.events.webhooks import retry_after_seconds, signed_headers
 from gateway.settings import Settings, SettingsError, signing_key
-from gateway.sinks import LONGEST_PATIENCE_SECONDS, LONGEST_RETRY_SECONDS, DeliveryFailed, retry_seconds
-from gateway.webhooks import retry_after_seconds, signed_headers
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 WEBHOOK = {"name": "crm", "url": "https://crm.test/events", "secrets": [SECRET]}

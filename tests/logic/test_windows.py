@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.windows import LocalWindow, Taken, TokenBucket
+from gateway.rate_limits.sliding_window import LocalWindow, Taken, TokenBucket
 
 
 class Clock:

@@ -4,7 +4,7 @@ import signal
 import sys
 from pathlib import Path
 
-from gateway.postgres import PrivatePostgres
+from gateway.embedded_postgres.cluster import PrivatePostgres
 
 server = PrivatePostgres(Path(sys.argv[1]))
 server.start()

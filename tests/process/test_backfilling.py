@@ -20,10 +20,10 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from gateway.backfilling import READ_TOGETHER, _encounters, import_encounters
-from gateway.lines import ImportStopped, Record
-from gateway.migrate import migrate
-from gateway.postgres import PrivatePostgres
+from gateway.database.migrate import migrate
+from gateway.embedded_postgres.cluster import PrivatePostgres
+from gateway.importers.encounters import READ_TOGETHER, _encounters, import_encounters
+from gateway.importers.reader import ImportStopped, Record
 from gateway.settings import Settings, SettingsError
 from resolvers.access import Operation
 from resolvers.commands import DEFAULT_LIMITS

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gateway.canary import MARK, Outputs
+from gateway.leak_check import MARK, Outputs
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from gateway.migrate import migrate
+from gateway.database.migrate import migrate
 from tests.conftest import create_database
 from tests.gateways import ROOT, Gateway
 from tests.process.test_safety import run

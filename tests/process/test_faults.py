@@ -17,7 +17,7 @@ import asyncpg
 import psutil
 import pytest
 
-from gateway.migrate import migrate
+from gateway.database.migrate import migrate
 from tests.gateways import (
     DOORS,
     Gateway,

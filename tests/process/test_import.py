@@ -13,9 +13,9 @@ from uuid import uuid4
 
 import pytest
 
-from gateway import importing
-from gateway.importing import import_patients
-from gateway.lines import ImportStopped
+from gateway.importers import patients as importing
+from gateway.importers.patients import import_patients
+from gateway.importers.reader import ImportStopped
 from tests.cast import Cast
 
 ROOT = Path(__file__).parents[2]

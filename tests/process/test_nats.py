@@ -15,8 +15,10 @@ import pytest
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
-from gateway import events, sinks
-from gateway.events import event_numbers, replay
+from gateway.events import delivery as sinks
+from gateway.events import pipeline as events
+from gateway.events.replay import replay
+from gateway.events.status import event_numbers
 from tests.happenings import Gateway, fresh_database, rows, until
 
 # Debian keeps it where only administrators look.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.protocol import GuardedProtocol
+from gateway.protocols.http import GuardedProtocol
 from tests.cast import Cast
 from tests.graphql.test_events import BEGINNING, EVENTS, gateway_on, record
 from tests.happenings import until

@@ -14,8 +14,8 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from gateway.database import APP_ROLE, RELAY_ROLE, Database
-from gateway.session import UnusableSession
+from gateway.database.database import APP_ROLE, RELAY_ROLE, Database
+from gateway.database.session import UnusableSession
 from gateway.settings import Settings
 from resolvers.sql import Statement
 from tests.cast import Cast

@@ -21,8 +21,8 @@ import asyncpg
 import psutil
 import pytest
 
-from gateway.account import PostgresUnavailable
-from gateway.postgres import MAX_LOG_BYTES, DataFolderInUse, PrivatePostgres
+from gateway.embedded_postgres.cluster import MAX_LOG_BYTES, DataFolderInUse, PrivatePostgres
+from gateway.embedded_postgres.os_account import PostgresUnavailable
 
 OWNER = Path(__file__).with_name("own_a_server.py")
 only_as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to become somebody else")

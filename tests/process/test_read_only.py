@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
-from gateway.database import APP_ROLE, Database
-from gateway.migrate import migrate
-from gateway.session import RELIED_ON, SessionFactory, UnusableSession, urls_of_hosts
+from gateway.database.database import APP_ROLE, Database
+from gateway.database.migrate import migrate
+from gateway.database.session import RELIED_ON, SessionFactory, UnusableSession, urls_of_hosts
 from resolvers.errors import TemporarilyUnavailable
 from resolvers.sql import Statement
 from tests.faults import Wire

@@ -10,7 +10,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from gateway.migrate import migrate
+from gateway.database.migrate import migrate
 from tests.gateways import ROOT, until
 from tests.servers import Server
 

@@ -15,8 +15,11 @@ import httpx2
 import pytest
 from starlette.responses import RedirectResponse, Response
 
-from gateway import duties, events, sinks
-from gateway.events import NoReplay, event_numbers, replay
+from gateway import jobs as duties
+from gateway.events import delivery as sinks
+from gateway.events import pipeline as events
+from gateway.events.replay import NoReplay, replay
+from gateway.events.status import event_numbers
 from gateway.settings import Settings
 from tests.doors import Service
 from tests.happenings import DEADLINE_SECONDS, Gateway, fresh_database, rows, until

@@ -1,0 +1,1 @@
+"""The audit log of the process: buffer, chain job and verification."""

@@ -1,0 +1,238 @@
+"""The trail's other end: notes of refusals and reads become audit entries, soon and in bulk.
+
+The queue is bounded and lives in memory. One task writes it, through a connection of its own, so that no request ever
+waits for a note. While the database is away the notes are kept; when there is no room the newest are dropped, and how
+many is logged and, as soon as anything can be written again, audited.
+"""
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import NamedTuple, Self
+from uuid import UUID
+
+import orjson
+from sqlalchemy import text
+
+from gateway.database.database import APP_ROLE, Database
+from gateway.observability.logs import describe, log
+from gateway.observability.metrics import AUDIT_DROPPED, AUDIT_WAITING
+from resolvers.audit_notes import REQUEST_REFUSED, UNKNOWN
+from resolvers.errors import GatewayError, RateLimited
+from resolvers.ids import new_id
+from resolvers.services import Note
+from resolvers.sql import Statement
+
+NOTES_DROPPED = "patient_graph.audit.dropped"
+
+BATCH_NOTES = 500
+"""How many notes are written at once: enough that statements cost little, few enough to stay short."""
+
+GATHER_SECONDS = 0.2
+"""How long a note waits for company. This is also what a process that is killed may lose."""
+
+RETRY_SECONDS = 1.0
+FLUSH_SECONDS = 5.0
+"""How long the end of the process waits for the notes that are left."""
+
+COUNT_SECONDS = 60.0
+"""Seconds; refusals of one client by the rate limit within this time become one entry with their count."""
+
+LATE_SECONDS = 300.0
+"""A note older than this is dated when it is written, and says how late it is. The chain of the audit log looks back
+over `resolvers.audit_chain.LOOK_BACK`, so no entry may be dated earlier than that when it appears."""
+
+# An entry is dated by the database's clock, as those of changes are, less the note's age by our own steady clock. One
+# conflicts with itself only: tried again because an answer was lost, it is not written twice.
+WRITE_NOTES = Statement(
+    text("""
+INSERT INTO patient_graph.audit_log AS entry (
+    patient_id, id, occurred_at, actor_type, actor_id, actor_brand_id,
+    event_type, entity_type, entity_id, brand_id, request_id, details
+)
+SELECT
+    note.patient_id, note.id, now() - make_interval(secs => note.age_seconds),
+    note.actor_type, note.actor_id, note.actor_brand_id,
+    note.event_type, note.entity_type, note.entity_id, CAST(:brand_id AS text), note.request_id, note.details
+FROM json_to_recordset(CAST(:notes AS json)) AS note (
+    patient_id text, id uuid, age_seconds float8, actor_type text, actor_id text, actor_brand_id text,
+    event_type text, entity_type text, entity_id text, request_id text, details jsonb
+)
+ON CONFLICT DO NOTHING
+""")
+)
+
+
+class Kept(NamedTuple):
+    """A note, the id its entry will have, and when it was left, in seconds of the steady clock."""
+
+    note: Note
+    id: UUID
+    left_at: float
+
+
+class QueuedTrail:
+    """The trail of one process (`resolvers.services.Trail`). `database` is used by nobody else."""
+
+    def __init__(self, database: Database, capacity: int) -> None:
+        self._database = database
+        self._capacity = capacity
+        self._queue: deque[Kept] = deque()
+        self._batch: list[Kept] = []
+        self._rate_limited: dict[tuple[str, str | None], Kept] = {}
+        """The first refusal of each brand's client whose count is not written yet."""
+        self._counts: Counter[tuple[str, str | None]] = Counter()
+        self._dropped: Counter[str] = Counter()
+        self._untold = 0
+        self._bell = asyncio.Event()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, url: str, capacity: int, *, acquire_seconds: float, statement_seconds: float
+    ) -> AsyncIterator[Self]:
+        """Give a trail that is written down for as long as the block lasts, and to its end afterwards."""
+        database = await Database.connect(
+            url, "audit", role=APP_ROLE, size=1, acquire_seconds=acquire_seconds, statement_seconds=statement_seconds
+        )
+        trail = cls(database, capacity)
+        writing = asyncio.create_task(trail.write(), name="trail")
+        try:
+            yield trail
+        finally:
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+            await trail.flush()
+            await database.close()
+
+    def note(self, note: Note) -> None:
+        """Queue a note; count a refusal by the rate limit, and a note for which the queue has no room."""
+        kept = Kept(note, new_id(), time.monotonic())
+        if note.details.get("code") != RateLimited.code:
+            self._enqueue(kept)
+            return
+        client = (note.brand_id, note.entity_id)
+        if client not in self._rate_limited:
+            self._rate_limited[client] = kept
+            asyncio.get_running_loop().call_later(COUNT_SECONDS, self._enqueue_count, client)
+        self._counts[client] += 1
+
+    def _enqueue_count(self, client: tuple[str, str | None]) -> None:
+        first = self._rate_limited.pop(client, None)
+        if first is not None:
+            details = {**first.note.details, "count": self._counts.pop(client)}
+            self._enqueue(first._replace(note=first.note._replace(details=details)))
+
+    def _enqueue(self, kept: Kept) -> None:
+        # Refusals get half of the queue at most, so that many of them cannot displace audit records of reads.
+        room = self._capacity if kept.note.event_type != REQUEST_REFUSED else (self._capacity + 1) // 2
+        if len(self._queue) + len(self._batch) < room:
+            self._queue.append(kept)
+        else:
+            self._drop(kept.note.brand_id, 1)
+        if not self._bell.is_set():
+            self._bell.set()
+
+    async def write(self) -> None:
+        """Write the notes down as they come, until cancelled."""
+        while True:
+            await self._bell.wait()
+            # Where a batch is full already there is nothing to gather, and whoever pauses then falls behind.
+            if len(self._queue) < BATCH_NOTES:
+                await asyncio.sleep(GATHER_SECONDS)
+            self._tell_waiting()
+            written = await self._write_batch()
+            self._tell_dropped()
+            if not written:
+                await asyncio.sleep(RETRY_SECONDS)
+            elif not (self._queue or self._dropped):
+                self._bell.clear()
+
+    async def flush(self) -> None:
+        """Write what is left, as far as `FLUSH_SECONDS` last; the rest is logged as dropped."""
+        for client in list(self._rate_limited):
+            self._enqueue_count(client)
+        try:
+            async with asyncio.timeout(FLUSH_SECONDS):
+                while self._queue or self._batch or self._dropped:
+                    if not await self._write_batch():
+                        await asyncio.sleep(RETRY_SECONDS / 10)
+        except TimeoutError:
+            self._untold += len(self._queue) + len(self._batch)
+        self._tell_dropped()
+
+    async def _write_batch(self) -> bool:
+        """Write some notes. False where the database is away: what was not written is kept."""
+        if not self._batch:
+            self._batch = [self._queue.popleft() for _ in range(min(BATCH_NOTES, len(self._queue)))]
+            losses, self._dropped = self._dropped, Counter()
+            self._batch += [Kept(_loss(*loss), new_id(), time.monotonic()) for loss in losses.items()]
+        while self._batch:
+            brand_id = self._batch[0].note.brand_id
+            of_brand = [kept for kept in self._batch if kept.note.brand_id == brand_id]
+            try:
+                await self._insert(brand_id, of_brand)
+            except GatewayError:
+                return False
+            self._batch = [kept for kept in self._batch if kept.note.brand_id != brand_id]
+            self._tell_waiting()
+        return True
+
+    async def _insert(self, brand_id: str, notes: Sequence[Kept]) -> None:
+        """Write the notes of one brand; those that the database cannot hold are dropped, one by one."""
+        try:
+            async with self._database.at_once(brand_id) as connection:
+                await connection.fetch(WRITE_NOTES, brand_id=brand_id, notes=_written(notes))
+        except GatewayError:
+            raise
+        except Exception as error:  # noqa: BLE001 - one note must not stand in the way of all that follow
+            if len(notes) > 1:
+                for kept in notes:
+                    await self._insert(brand_id, [kept])
+            else:
+                log.error("trail", **describe(error))
+                if notes[0].note.event_type != NOTES_DROPPED:
+                    self._drop(brand_id, 1)
+
+    def _drop(self, brand_id: str, number: int) -> None:
+        self._dropped[brand_id] += number
+        self._untold += number
+        AUDIT_DROPPED.inc(number)
+
+    def _tell_waiting(self) -> None:
+        AUDIT_WAITING.set(len(self._queue) + len(self._batch))
+
+    def _tell_dropped(self) -> None:
+        if self._untold:
+            log.error("trail", dropped=self._untold)
+            self._untold = 0
+
+
+def _loss(brand_id: str, number: int) -> Note:
+    return Note(
+        event_type=NOTES_DROPPED,
+        actor_type="system",
+        actor_id="gateway",
+        actor_brand_id=None,
+        entity_type="audit_log",
+        entity_id=None,
+        patient_id=UNKNOWN,
+        brand_id=brand_id,
+        request_id="",
+        details={"dropped": number},
+    )
+
+
+def _written(notes: Sequence[Kept]) -> bytes:
+    # One text costs half of what the driver takes to look at eleven lists, value by value.
+    now = time.monotonic()
+    return orjson.dumps([_entry(kept, now - kept.left_at) for kept in notes])
+
+
+def _entry(kept: Kept, age_seconds: float) -> dict[str, object]:
+    if age_seconds < LATE_SECONDS:
+        return kept.note._asdict() | {"id": kept.id, "age_seconds": age_seconds}
+    details = {**kept.note.details, "late_seconds": int(age_seconds)}
+    return kept.note._asdict() | {"id": kept.id, "age_seconds": 0.0, "details": details}

@@ -1,0 +1,155 @@
+"""RFC 9068: a JWT access token is verified here, with the keys that its issuer publishes.
+
+joserfc does the cryptography. What a token says about its own verification is not listened to: the algorithm must be
+one of ours and fit the key, and keys are only taken from the configured set, whatever `jku`, `jwk`, `x5c` or `x5u` say.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from joserfc import jws
+from joserfc.errors import JoseError, UnsupportedAlgorithmError
+from joserfc.jws import CompactSignature, JWSRegistry
+
+from gateway.auth.jwks import ALGORITHMS, KeySet
+from gateway.auth.token_claims import (
+    BRAND,
+    MAX_TOKEN_CHARACTERS,
+    Claims,
+    Clock,
+    UnreadableClaimsError,
+    caller_of,
+    instant,
+    refuse_another_services,
+    refuse_outside_its_time,
+    refused,
+)
+from resolvers import json_text
+from resolvers.access import Caller
+from resolvers.errors import MalformedBody
+
+ACCEPTED = frozenset().union(*ALGORITHMS.values())
+
+
+class _Registry(JWSRegistry):
+    """Our algorithms and no others. The token as a whole is bounded before it comes here."""
+
+    max_header_length = max_payload_length = max_signature_length = MAX_TOKEN_CHARACTERS
+
+    def get_alg(self, name: str) -> Any:
+        """Give an algorithm. joserfc's own would warn at every token that says EdDSA."""
+        if name not in ACCEPTED:
+            raise UnsupportedAlgorithmError
+        return self.algorithms[name]
+
+
+# Header members that nobody knows are ignored. Source: RFC 7515 section 4.
+REGISTRY = _Registry(strict_check_header=False)
+
+
+class Opened(NamedTuple):
+    """A token whose words can be read, and are not proven yet."""
+
+    signature: CompactSignature
+    claims: Claims
+
+    @property
+    def header(self) -> Mapping[str, Any]:
+        """The protected header."""
+        return self.signature.protected
+
+
+def opened(token: str) -> Opened | None:
+    """Read a token without believing it; None for one that is no JWT."""
+    try:
+        signature = jws.extract_compact(token.encode(), registry=REGISTRY)
+        claims = json_text.read(signature.payload)
+    except (JoseError, MalformedBody, ValueError, RecursionError):
+        return None
+    if not isinstance(signature.protected, dict) or not isinstance(claims, dict):
+        return None
+    return Opened(signature, claims)
+
+
+class AccessTokens:
+    """Verifies the JWT access tokens of one issuer."""
+
+    def __init__(
+        self,
+        keys: KeySet,
+        *,
+        issuer: str,
+        audience: str,
+        token_type: str,
+        brand_claim: str | None,
+        leeway: float,
+        clock: Clock,
+    ) -> None:
+        self._keys = keys
+        self._issuer = issuer
+        self._expected = {"iss": issuer, "aud": audience}
+        self._type = _media_type(token_type)
+        self._brand: Sequence[str] = BRAND if brand_claim is None else (brand_claim,)
+        self._leeway = leeway
+        self._clock = clock
+
+    def claims_to_be_ours(self, token: str) -> bool:
+        """Whether the token says that it is of our issuer. It may lie."""
+        read = opened(token)
+        return read is not None and read.claims.get("iss") == self._issuer
+
+    async def verify(self, token: str) -> Caller:
+        """Give whom the token stands for. Raises `InvalidToken` or `TemporarilyUnavailable`."""
+        read = opened(token)
+        if read is None:
+            raise refused("not a JWT")
+        self._refuse_header(read.header)
+        await self._refuse_forgery(read)
+        try:
+            self._refuse_claims(read.claims)
+            return caller_of(read.claims, brand=self._brand)
+        except UnreadableClaimsError as error:
+            raise refused(f"unreadable: {error}") from None
+
+    def _refuse_header(self, header: Mapping[str, Any]) -> None:
+        token_type = header.get("typ")
+        if not isinstance(token_type, str) or _media_type(token_type) != self._type:
+            raise refused("typ")
+        # Extensions that must be understood, and none is. Source: RFC 7515 section 4.1.11.
+        if "crit" in header:
+            raise refused("crit")
+
+    async def _refuse_forgery(self, read: Opened) -> None:
+        algorithm, kid = read.header["alg"], read.header.get("kid")
+        if not isinstance(algorithm, str) or algorithm not in ACCEPTED:
+            raise refused("alg")
+        if not isinstance(kid, str | None):
+            raise refused("kid")
+        keys = await self._keys.matching_keys(algorithm, kid)
+        if not keys:
+            raise refused("no such key")
+        try:
+            genuine = any(jws.validate_compact(read.signature, key, registry=REGISTRY) for key in keys)
+        except JoseError as error:
+            raise refused(type(error).__name__) from None
+        if not genuine:
+            raise refused("signature")
+
+    def _refuse_claims(self, claims: Claims) -> None:
+        refuse_another_services(claims, self._expected)
+        if instant(claims, "exp") is None:
+            raise refused("no exp")
+        now = self._clock.time()
+        refuse_outside_its_time(claims, now=now, leeway=self._leeway)
+        issued_at = instant(claims, "iat")
+        if issued_at is not None and issued_at > now + self._leeway:
+            raise refused("issued in the future")
+
+    async def close(self) -> None:
+        """Call back a fetch of keys that is under way."""
+        await self._keys.close()
+
+
+def _media_type(typ: str) -> str:
+    # Source: RFC 7515 section 4.1.9, the prefix may be left out; media types have no case.
+    return typ.lower().removeprefix("application/")

@@ -1,0 +1,42 @@
+"""Single-flight: concurrent calls with the same key share one request."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+Answer = TypeVar("Answer")
+
+
+class Flights(Generic[Key, Answer]):
+    """Lets everyone who asks the same thing at the same time wait for one answer."""
+
+    def __init__(self) -> None:
+        self._in_the_air: dict[Key, asyncio.Task[Answer]] = {}
+
+    async def join(self, key: Key, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Give the answer of whoever asks already; else ask. Who goes away meanwhile takes it from nobody else."""
+        flight = self._in_the_air.get(key)
+        if flight is None:
+            flight = self._in_the_air[key] = asyncio.create_task(_asked(ask))
+            flight.add_done_callback(lambda landed: self._land(key, landed))
+        return await asyncio.shield(flight)
+
+    def _land(self, key: Key, flight: asyncio.Task[Answer]) -> None:
+        del self._in_the_air[key]
+        # Everyone may have gone away: then nobody else looks at the exception, and asyncio complains of that.
+        if not flight.cancelled():
+            flight.exception()
+
+    async def close(self) -> None:
+        """Call back whoever is still in the air."""
+        flights = list(self._in_the_air.values())
+        for flight in flights:
+            flight.cancel()
+        await asyncio.gather(*flights, return_exceptions=True)
+
+
+async def _asked(ask: Callable[[], Awaitable[Answer]]) -> Answer:
+    return await ask()

@@ -1,0 +1,76 @@
+"""RFC 7662: the identity provider is asked whose token it is."""
+
+from collections.abc import Collection, Mapping
+from urllib.parse import quote_plus
+
+import httpx2
+
+from gateway.auth.identity_provider import Provider, trouble
+from gateway.auth.token_claims import (
+    Claims,
+    Clock,
+    UnreadableClaimsError,
+    caller_of,
+    refuse_another_services,
+    refuse_outside_its_time,
+    refused,
+)
+from resolvers.access import Caller
+from resolvers.errors import InvalidToken
+
+TOPIC = "introspection"
+MAX_ANSWER_BYTES = 64 * 1024
+
+# What whoever has it may use. Some providers name the kind of token here instead of the way it is used.
+BEARER_TYPES = {"bearer", "access_token"}
+
+
+class Introspection:
+    """Verifies any token, opaque or not, by asking its issuer.
+
+    `expected` and `optional` say whose tokens count, and for which audience: see `refuse_another_services`.
+    """
+
+    def __init__(
+        self,
+        provider: Provider,
+        *,
+        url: str,
+        client_id: str,
+        client_secret: str,
+        expected: Mapping[str, str],
+        optional: Collection[str],
+        leeway: float,
+        clock: Clock,
+    ) -> None:
+        self._provider = provider
+        self._url = url
+        # Both are form-encoded first. Source: RFC 6749 section 2.3.1.
+        self._credentials = httpx2.BasicAuth(quote_plus(client_id), quote_plus(client_secret))
+        self._expected = expected
+        self._optional = optional
+        self._leeway = leeway
+        self._clock = clock
+
+    async def verify(self, token: str) -> Caller:
+        """Give whom the token stands for. Raises `InvalidToken` or `TemporarilyUnavailable`."""
+        form = {"token": token, "token_type_hint": "access_token"}
+        answer = await self._provider.ask(TOPIC, self._url, form, self._credentials, max_bytes=MAX_ANSWER_BYTES)
+        try:
+            return self._caller(answer)
+        except UnreadableClaimsError as error:
+            raise trouble(TOPIC, f"unreadable: {error}") from None
+
+    def _caller(self, answer: Claims) -> Caller:
+        active, token_type = answer.get("active"), answer.get("token_type")
+        if not isinstance(active, bool):
+            raise UnreadableClaimsError("active")
+        if not active:
+            raise InvalidToken
+        if not isinstance(token_type, str | None):
+            raise UnreadableClaimsError("token_type")
+        if token_type is not None and token_type.lower() not in BEARER_TYPES:
+            raise refused("not a bearer token")
+        refuse_another_services(answer, self._expected, optional=self._optional)
+        refuse_outside_its_time(answer, now=self._clock.time(), leeway=self._leeway)
+        return caller_of(answer)

@@ -1,0 +1,60 @@
+"""What `gateway check` says: the settings in force, and what `gateway serve` would meet with them."""
+
+import asyncio
+from collections.abc import Callable
+
+from gateway.database.migrate import revisions
+from gateway.embedded_postgres.cluster import refuse_folder
+from gateway.preflight import preflight
+from gateway.server import refuse_what_cannot_be_served, take_port
+from gateway.settings import PREFIX, Settings, SettingsError
+
+
+def check(settings: Settings) -> int:
+    """Print what is in force and what is wrong. Return the exit code: 1 where `serve` would refuse, or refuse callers.
+
+    Nothing is changed or started.
+    """
+    print("\n".join(settings.assignments()))
+    if settings.development:
+        print("\nDevelopment mode: well-known tokens, loopback only.")
+    # Every step, so that all is told at once; `serve` stops at the first.
+    steps: list[Callable[[Settings], bool]] = [_check_documents, _check_port, _check_database]
+    passed = [_passes(step, settings) for step in steps]
+    return 0 if all(passed) else 1
+
+
+def _passes(step: Callable[[Settings], bool], settings: Settings) -> bool:
+    try:
+        return step(settings)
+    except SettingsError as error:
+        print(f"\n{error}")
+        return False
+
+
+def _check_documents(settings: Settings) -> bool:
+    refuse_what_cannot_be_served(settings)
+    if settings.documents:
+        print(f"\nThe trusted documents can be served (policy: {settings.documents_policy}).")
+    return True
+
+
+def _check_port(settings: Settings) -> bool:
+    take_port(settings).close()
+    return True
+
+
+def _check_database(settings: Settings) -> bool:
+    if settings.database_url is None:
+        refuse_folder(settings.data_dir)
+        print(f"\nNo {PREFIX}DATABASE_URL: a private PostgreSQL will be started under {settings.data_dir}.")
+        return True
+    outlook = asyncio.run(preflight(settings, lambda sentence: print(f"\n{sentence}"), changing=False))
+    if outlook.is_migrated:
+        print("\nThe database can be served from.")
+    else:
+        print(
+            f"\nThe database can be served from once it is migrated to {revisions()[-1]}; `gateway serve` and `gateway "
+            "migrate` do that."
+        )
+    return outlook.serves_everyone

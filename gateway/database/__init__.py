@@ -1,0 +1,1 @@
+"""PostgreSQL: connections, sessions, batching of statements, migrations and roles."""

@@ -1,0 +1,94 @@
+"""Recordings of a brand that come at the same time are kept by one statement, and one commit.
+
+A statement that several share waits only a moment for a lock. A recording whose key another transaction holds is then
+sent by itself, together with those under the same key, and waits on one of a few connections.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import timedelta
+from typing import NamedTuple
+from uuid import UUID
+
+from gateway.database.batcher import Together
+from resolvers.encounters.insert import NO_LOCK_TIMEOUT, keep_at_once
+from resolvers.errors import Locked, TemporarilyUnavailable
+from resolvers.services import Kept, NewEncounter
+from resolvers.sql import Database
+
+UNDER_WAY = 2
+"""Statements of a brand at once: while one waits for the disk the next is made."""
+
+SHARED_LOCK_TIMEOUT, LOCK_TIMEOUT = "50ms", "10ms"
+"""How long a statement of several recordings, and of one, waits for a lock. The first is longer than most commits take,
+so that a duplicate in flight does not split a statement; the second is short, because those of a statement that was
+split go one after the other."""
+
+LOCK_WAITERS = 2
+"""Connections of a process on which statements wait longer for locks; the others of the pool stay free."""
+
+
+class _Lock(NamedTuple):
+    """What a recording waits for: its key, or something of its own where it has none."""
+
+    brand_id: str
+    client_id: str
+    key: str | UUID
+
+
+class Recorder:
+    """Keeps recordings of all brands (`resolvers.services.Recorder`)."""
+
+    def __init__(self, database: Database, kept_for: timedelta, patience_seconds: float) -> None:
+        self._database = database
+        self._kept_for = kept_for
+        self._together: Together[str, NewEncounter, Kept] = Together(self._keep, patience_seconds, under_way=UNDER_WAY)
+        self._locked: Together[_Lock, NewEncounter, Kept] = Together(self._keep_locked, patience_seconds, under_way=1)
+        self._lock_waiters = asyncio.Semaphore(LOCK_WAITERS)
+
+    async def keep(self, brand_id: str, new: NewEncounter) -> Kept:
+        """Keep one, with those that come at the same time. Raises `TemporarilyUnavailable` or `OutcomeUnknown`.
+
+        Whoever is cancelled waits no longer; what was sent is kept all the same.
+        """
+        lock = _lock_of(brand_id, new)
+        try:
+            # While one waits for its key, those under the same key would only hold up the statement that they share.
+            if lock not in self._locked:
+                with suppress(Locked):
+                    return await self._together.do(brand_id, new)
+            return await self._locked.do(lock, new)
+        except TimeoutError:
+            raise TemporarilyUnavailable from None
+
+    async def _keep(self, brand_id: str, news: Sequence[NewEncounter], within_seconds: float) -> list[Kept]:
+        if len(news) > 1:
+            return await self._send(brand_id, news, within_seconds, SHARED_LOCK_TIMEOUT)
+        if _lock_of(brand_id, news[0]) in self._locked:
+            raise Locked
+        return await self._send(brand_id, news, within_seconds, LOCK_TIMEOUT)
+
+    async def _keep_locked(self, lock: _Lock, news: Sequence[NewEncounter], within_seconds: float) -> list[Kept]:
+        async with asyncio.timeout(within_seconds):
+            await self._lock_waiters.acquire()
+        try:
+            return await self._send(lock.brand_id, news, within_seconds, NO_LOCK_TIMEOUT)
+        finally:
+            self._lock_waiters.release()
+
+    async def _send(
+        self, brand_id: str, news: Sequence[NewEncounter], within_seconds: float, lock_timeout: str
+    ) -> list[Kept]:
+        return await keep_at_once(
+            self._database,
+            brand_id,
+            news,
+            kept_for=self._kept_for,
+            within_seconds=within_seconds,
+            lock_timeout=lock_timeout,
+        )
+
+
+def _lock_of(brand_id: str, new: NewEncounter) -> _Lock:
+    return _Lock(brand_id, new.client_id, new.key or new.id)

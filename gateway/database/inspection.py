@@ -1,0 +1,99 @@
+"""Is this database ready, and is it safe? What is dangerous is told before anything is served."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+from gateway.database.database import APP_ROLE, RELAY_ROLE
+from gateway.database.session import READ_ONLY, RELIED_ON, Session, UnusableSession, open_session
+from gateway.settings import PREFIX, Settings, SettingsError
+
+# PostgreSQL versions the tests run on, the oldest and the newest.
+OLDEST, NEWEST = 15, 18
+
+
+class Findings(NamedTuple):
+    """What was found: dangers are reasons not to serve, warnings are worth mending."""
+
+    dangers: list[str]
+    warnings: list[str]
+
+
+# Each setting that may lose an acknowledged record: name, values that may, and what would happen.
+DURABILITY = (
+    ("fsync", {"off"}, "a power cut may destroy the whole database"),
+    ("full_page_writes", {"off"}, "a power cut may destroy pages"),
+    ("synchronous_commit", {"off"}, "a power cut may lose encounters that were acknowledged"),
+)
+
+# Each setting that may write what a person said into the server's log: name, safe values, and what would be written.
+PRIVACY = (
+    ("log_error_verbosity", {"terse"}, "a refused row is written to the server's log"),
+    ("log_parameter_max_length", {"0"}, "arguments of logged statements are written to the server's log"),
+    ("log_parameter_max_length_on_error", {"0"}, "arguments of failed statements are written to the server's log"),
+    ("log_min_error_statement", {"panic"}, "failed statements are written to the server's log"),
+)
+
+LOOKED_AT = [name for name, *_ in (*DURABILITY, *PRIVACY)] + [
+    "server_encoding",
+    "server_version_num",
+    "transaction_read_only",
+]
+
+
+async def examine(database_url: str) -> Findings:
+    """Look at the server's settings and at the role we act as.
+
+    Raises `SettingsError` where the connections are not what the gateway relies on, `OSError` or
+    `asyncpg.PostgresError` when the database does not let us in.
+    """
+    try:
+        # The second one shows whether each has a session of its own.
+        async with _session(database_url, APP_ROLE) as connection, _session(database_url, RELAY_ROLE):
+            found = await connection.fetchrow(
+                f"SELECT {', '.join(f'current_setting({name!r}) AS {name}' for name in LOOKED_AT)},"  # noqa: S608 - ours
+                " rolsuper OR rolbypassrls AS passes,"
+                " EXISTS (SELECT FROM pg_tables WHERE schemaname = 'patient_graph' AND tableowner = rolname) AS owns"
+                ", (SELECT reset_val FROM pg_settings WHERE name = 'row_security') AS row_security_of_login"
+                " FROM pg_roles WHERE rolname = current_user"
+            )
+    except UnusableSession as error:
+        raise SettingsError(f"{PREFIX}DATABASE_URL: {error}") from error
+    assert found is not None
+    dangers = [f"{name} is {found[name]}: {harm}" for name, bad, harm in DURABILITY if found[name] in bad]
+    if found["server_encoding"] != "UTF8":
+        dangers.append(f"the database's encoding is {found['server_encoding']}, not UTF8: it cannot hold every text")
+    if found["transaction_read_only"] == "on":
+        dangers.append(READ_ONLY)
+    if found["passes"] or found["owns"]:
+        dangers.append(f"{APP_ROLE} owns the tables or may pass by row-level security: brands are not walled off")
+    warnings = [
+        f"{name} is {found[name]}, not {'/'.join(safe)}: {harm}"
+        for name, safe, harm in PRIVACY
+        if found[name] not in safe
+    ]
+    if found["row_security_of_login"] != "on":
+        warnings.append("row_security is off for the login: the gateway sets it on, other programs read nothing")
+    version = int(found["server_version_num"]) // 10_000
+    if not OLDEST <= version <= NEWEST:
+        warnings.append(f"PostgreSQL {version} is not one we test on ({OLDEST} to {NEWEST})")
+    return Findings(dangers, warnings)
+
+
+@asynccontextmanager
+async def _session(database_url: str, role: str) -> AsyncIterator[Session]:
+    session = await open_session(database_url, RELIED_ON, role)
+    try:
+        yield session
+    finally:
+        await session.close()
+
+
+def refuse_dangers(dangers: Sequence[str], settings: Settings) -> None:
+    """Return if it is safe to record, or said to be a rehearsal. Raises `SettingsError`."""
+    if dangers and not settings.database_unsafe:
+        told = "\n".join(f"  {danger}" for danger in dangers)
+        raise SettingsError(
+            f"the database is not safe to record in:\n{told}\n"
+            f"Mend it, or set {PREFIX}DATABASE_UNSAFE=true to rehearse on it."
+        )

@@ -1,0 +1,94 @@
+"""Bringing a database to the newest form: safe to ask for from many processes at once."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+import models
+from gateway.database.session import open_session
+from gateway.settings import SettingsError
+from models.base import PROCESS_SCHEMA, SCHEMA
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+MIGRATIONS = Path(models.__file__).parent / "migrations"
+
+# One lock for every gateway on a database. Any fixed number does; this one spells "encgw".
+ADVISORY_LOCK = int.from_bytes(b"encgw")
+
+
+async def migrate(database_url: str) -> None:
+    """Run the migrations a database still lacks, one process at a time.
+
+    Raises `OSError` or `asyncpg.PostgresError` when the database cannot be reached or does not let us, and
+    `SettingsError` when a newer gateway has migrated it.
+    """
+    if await is_newest(database_url):
+        return
+    # Imported here: only a migration needs SQLAlchemy's engine and Alembic, which take half a second.
+    from sqlalchemy import text
+    from sqlalchemy.ext.asyncio import create_async_engine
+    from sqlalchemy.pool import NullPool
+
+    engine = create_async_engine(
+        "postgresql+asyncpg://", async_creator=lambda: open_session(database_url), poolclass=NullPool
+    )
+    async with engine.connect() as connection:
+        # The lock belongs to the session, so it is freed even by a process that dies in the middle.
+        await connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": ADVISORY_LOCK})
+        for schema in (SCHEMA, PROCESS_SCHEMA):
+            await connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {schema}"))
+        await connection.commit()
+        await connection.run_sync(_upgrade)
+        await connection.commit()
+    await engine.dispose()
+
+
+async def is_newest(database_url: str) -> bool:
+    """Return whether there is nothing to migrate, without waiting for the lock.
+
+    Raises `SettingsError` when a newer gateway has migrated the database.
+    """
+    connection = await open_session(database_url)
+    try:
+        version: str | None = await connection.fetchval(f"SELECT version_num FROM {PROCESS_SCHEMA}.alembic_version")  # noqa: S608
+    except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
+        return False
+    finally:
+        await connection.close()
+    if version is not None and version not in revisions():
+        raise _newer(version)
+    return version == revisions()[-1]
+
+
+def revisions() -> list[str]:
+    """Return the revisions that this gateway knows, the oldest first."""
+    return sorted(path.name.partition("_")[0] for path in (MIGRATIONS / "versions").glob("*.py"))
+
+
+def _newer(version: object) -> SettingsError:
+    return SettingsError(
+        f"the database was migrated by a newer gateway (revision {version}; this one knows up to {revisions()[-1]}): "
+        "run that version"
+    )
+
+
+def _upgrade(connection: "Connection") -> None:
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util import CommandError
+    from sqlalchemy import text
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        # Another process has migrated it while this one waited for the lock.
+        version = connection.execute(text(f"SELECT version_num FROM {PROCESS_SCHEMA}.alembic_version")).scalar()  # noqa: S608
+        if version in revisions():
+            raise
+        raise _newer(version) from error

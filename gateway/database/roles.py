@@ -1,0 +1,28 @@
+"""The roles of a private server: one owns the tables, one logs in to serve and owns nothing.
+
+`docs/operators.md` has the same in SQL for a server of your own.
+"""
+
+from gateway.database.connection import connect
+from gateway.database.database import APP_ROLE, RELAY_ROLE
+from gateway.embedded_postgres.cluster import PrivatePostgres
+
+DATABASE = "gateway"
+OWNER = "gateway_owner"
+LOGIN = "gateway"
+
+ROLES = {OWNER: "LOGIN", LOGIN: "LOGIN", APP_ROLE: "NOLOGIN", RELAY_ROLE: "NOLOGIN"}
+
+
+async def create_database(postgres: PrivatePostgres) -> None:
+    """Make the database and its roles, unless they are there."""
+    connection = await connect(postgres.url())
+    try:
+        there = {row["rolname"] for row in await connection.fetch("SELECT rolname FROM pg_roles")}
+        for role in ROLES.keys() - there:
+            await connection.execute(f"CREATE ROLE {role} {ROLES[role]}")
+        await connection.execute(f"GRANT {APP_ROLE}, {RELAY_ROLE} TO {LOGIN}")
+        if not await connection.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", DATABASE):
+            await connection.execute(f"CREATE DATABASE {DATABASE} OWNER {OWNER}")
+    finally:
+        await connection.close()

@@ -1,0 +1,262 @@
+"""A session on PostgreSQL as the gateway relies on it: set after connecting, read back, refused where it does not hold.
+
+No setting is a start-up parameter: a pooler refuses the parameters that it does not know, or drops them silently.
+"""
+
+import asyncio
+import math
+import sys
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from weakref import WeakValueDictionary
+
+import asyncpg
+
+from gateway.database.connection import connect, named_by
+from gateway.observability.logs import log
+
+RELIED_ON = {
+    "application_name": "encounter-gateway",
+    "TimeZone": "UTC",
+    # Instants come as text (`gateway.database.database._set_codecs`).
+    "DateStyle": "ISO, MDY",
+    # A statement that waited for a key or a lease must see what the transaction before it did.
+    "default_transaction_isolation": "read committed",
+    # Off, a statement that a policy concerns is an error.
+    "row_security": "on",
+    "lock_timeout": "0",
+}
+"""Settings of every session, by their names and in the units of `pg_settings`."""
+
+READ_ONLY_SECONDS = 5.0
+"""How long a read-only session serves reads before another is opened, which may be writable."""
+
+REFUSED_SECONDS = 1.0
+"""How long no session is opened after one was refused, so that a server that recovers meets no storm of connections."""
+
+SHARED = (
+    "several connections share one session: a pooler in transaction mode. Give each connection a session of its own "
+    "(PgBouncer: pool_mode = session), or connect to PostgreSQL directly"
+)
+STANDBY = "the server is a hot standby, which takes no writes: name the primary, or all servers in one URL"
+NO_PRIMARY = "none of the servers that the URL names takes writes"
+READ_ONLY = (
+    "the database takes no writes: look at default_transaction_read_only of the server, the database and the login"
+)
+
+HOST_SECONDS = 5.0
+"""How long one of several hosts may take to let us in, before the next is tried."""
+
+# The next host may do what this one does not.
+UNREACHABLE = (OSError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError, asyncpg.InterfaceError)
+
+BRAND = "app.brand_id"
+
+READ_BACK = """
+SELECT
+    current_user::text AS role, pg_is_in_recovery() AS is_standby,
+    current_setting('transaction_read_only') = 'on' AS is_read_only,
+    pg_postmaster_start_time() AS server_started, pg_backend_pid() AS pid,
+    ARRAY(SELECT name || '=' || setting FROM pg_settings WHERE name = ANY($1))
+        || ('app.brand_id=' || current_setting('app.brand_id', true)) AS settings
+"""
+
+
+class UnusableSession(ConnectionError):
+    """The server let us in, but not as the gateway must be; the message says why. It holds no secret."""
+
+
+class Session(asyncpg.Connection):
+    """A connection that sees the rows of one brand at a time: row-level security compares with `app.brand_id`."""
+
+    expires_at: float = math.inf
+    """By the loop's clock: when it is closed instead of being used again."""
+
+    _brand_id: str | None = None
+    _established_by: str = ""
+    """The statement that sets what the gateway relies on."""
+
+    _json_bytes_left: int = sys.maxsize
+    _reading: asyncio.Timeout | None = None
+
+    @property
+    def passed_limit(self) -> bool:
+        """Whether the columns of JSON that came since `bound_json` have more bytes than it allowed."""
+        return self._json_bytes_left < 0
+
+    def bound_json(self, most_bytes: int, reading: asyncio.Timeout | None) -> None:
+        """Let the columns of JSON that come from now on have so many bytes; after these `reading` ends at once."""
+        self._json_bytes_left = most_bytes
+        self._reading = reading
+
+    def decode_json(self, data: bytes) -> bytes:
+        """Return a column of JSON as it came, or nothing of it where the limit is passed."""
+        self._json_bytes_left -= len(data)
+        if self._json_bytes_left >= 0:
+            return data
+        if self._reading is not None:
+            self._reading.reschedule(0)
+            self._reading = None
+        return b""
+
+    async def act_for(self, brand_id: str) -> None:
+        """See the rows of this brand from now on. Costs a round trip only when it is another than before."""
+        if brand_id != self._brand_id:
+            # Unset first: cut off in the middle, the connection must not be taken for one of the old brand.
+            self._brand_id = None
+            await self.execute(f"SELECT set_config('{BRAND}', $1, false)", brand_id)
+            self._brand_id = brand_id
+
+    async def establish(self, settings: Mapping[str, str], role: str | None) -> None:
+        """Set the role and the settings, and see in a second transaction that they hold. Raises `UnusableSession`."""
+        wanted = {**settings, BRAND: "", **({} if role is None else {"role": role})}
+        calls = [f"set_config({_literal(name)}, {_literal(value)}, false)" for name, value in wanted.items()]
+        self._established_by = f"SELECT {', '.join(calls)}"
+        await self.execute(self._established_by)
+        found = await self.fetchrow(READ_BACK, list(settings))
+        assert found is not None
+        self._refuse_shared((found["server_started"], found["pid"]))
+        if found["is_standby"]:
+            raise UnusableSession(STANDBY)
+        held = {*found["settings"], f"role={found['role']}"}
+        if lost := [name for name, value in wanted.items() if f"{name}={value}" not in held]:
+            raise UnusableSession(
+                f"the session did not keep what was set ({', '.join(lost)}): a pooler in between must pass it on and "
+                "give each connection a session of its own (PgBouncer: pool_mode = session)"
+            )
+        if found["is_read_only"]:
+            self.expires_at = asyncio.get_running_loop().time() + READ_ONLY_SECONDS
+
+    def _refuse_shared(self, identity: tuple[object, int]) -> None:
+        """Return if no other open connection of this process is in the same session. Raises `UnusableSession`."""
+        other = _open.get(identity)
+        if other is not None and other is not self and not other.is_closed():
+            # Its role and its brand are ours now.
+            other.terminate()
+            raise UnusableSession(SHARED)
+        _open[identity] = self
+
+    def get_reset_query(self) -> str:
+        """Return what `reset` sends: asyncpg's own, which resets every setting, and then the gateway's settings."""
+        return f"{super().get_reset_query()}\n{self._established_by}"
+
+    async def reset(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's own name
+        """End the transaction and forget the brand after a statement was cancelled."""
+        self._brand_id = None
+        await super().reset(timeout=timeout)
+
+
+_open: WeakValueDictionary[tuple[object, int], Session] = WeakValueDictionary()
+"""The connections of this process by the session that each is in: when the server started, and its backend's pid."""
+
+
+class SessionFactory:
+    """Opens sessions with the same settings, each on the first host of the URL that takes writes.
+
+    It begins with the host that it used last. After it refused a session it opens none for `REFUSED_SECONDS` (a circuit
+    breaker).
+    """
+
+    def __init__(self, url: str, settings: Mapping[str, str], role: str | None = None, **options: Any) -> None:
+        """Take what every session is opened with.
+
+        Args:
+            url: One host or several.
+            settings: By their names and in the units of `pg_settings`.
+            role: Whom to act as; None: whom the URL logs in.
+            options: What else `asyncpg.connect` is told.
+        """
+        self._urls = urls_of_hosts(url)
+        self._settings = {**settings, **(named_by(url) if "application_name" in settings else {})}
+        self._role = role
+        self._options = {"timeout": HOST_SECONDS, **options} if len(self._urls) > 1 else options
+        self._first = 0
+        self._refusal = ""
+        self._retry_at = -math.inf
+
+    async def open(self) -> Session:
+        """Open one, unless one was refused just now.
+
+        Raises:
+            UnusableSession: The session is not what it must be; where several hosts are named, none takes writes.
+            OSError, asyncpg.PostgresError: The server does not let us in.
+        """
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._retry_at:
+            raise UnusableSession(self._refusal)
+        try:
+            return await self.open_anyway()
+        except UnusableSession as error:
+            self._refusal, self._retry_at = str(error), loop.time() + REFUSED_SECONDS
+            log.error("database", refused=self._refusal)
+            raise
+
+    async def open_anyway(self) -> Session:
+        """Open one. Raises what `open` raises."""
+        number_of_hosts = len(self._urls)
+        errors: list[Exception] = []
+        for _ in self._urls:
+            host = self._first
+            try:
+                session = await self._open_on(self._urls[host])
+            except UNREACHABLE as error:
+                errors.append(error)
+            except asyncio.CancelledError:
+                # A host that does not answer must not keep the next attempt from the others.
+                self._first = (host + 1) % number_of_hosts
+                raise
+            else:
+                if number_of_hosts == 1 or session.expires_at == math.inf:
+                    return session
+                session.terminate()
+                errors.append(UnusableSession(NO_PRIMARY))
+            self._first = (host + 1) % number_of_hosts
+        if number_of_hosts > 1 and all(isinstance(error, UnusableSession) for error in errors):
+            raise UnusableSession(NO_PRIMARY) from errors[-1]
+        raise errors[-1]
+
+    async def _open_on(self, url: str) -> Session:
+        try:
+            connection: Session = await connect(url, connection_class=Session, **self._options)
+        except asyncpg.TargetServerAttributeNotMatched:
+            raise UnusableSession(NO_PRIMARY) from None
+        try:
+            await connection.establish(self._settings, self._role)
+        except (asyncpg.DuplicatePreparedStatementError, asyncpg.InvalidSQLStatementNameError):
+            # Another client of the pooler prepared it, or a statement of ours was prepared in another session.
+            connection.terminate()
+            raise UnusableSession(SHARED) from None
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
+
+
+async def open_session(
+    url: str, settings: Mapping[str, str] = MappingProxyType({}), role: str | None = None, **options: Any
+) -> Session:
+    """Open one session, as `SessionFactory` does. Raises what `SessionFactory.open` raises."""
+    return await SessionFactory(url, settings, role, **options).open_anyway()
+
+
+def urls_of_hosts(url: str) -> list[str]:
+    """Return a URL for each host that a URL names: before its path, or as its parameters `host` and `port`."""
+    parts = urlsplit(url)
+    login, at, hosts = parts.netloc.rpartition("@")
+    if "," in hosts:
+        return [urlunsplit(parts._replace(netloc=f"{login}{at}{host}")) for host in hosts.split(",")]
+    parameters = dict(parse_qsl(parts.query))
+    if "," not in parameters.get("host", ""):
+        return [url]
+    names, ports = parameters["host"].split(","), parameters.get("port", "5432").split(",")
+    ports = ports * len(names) if len(ports) == 1 else ports
+    return [
+        f"{url.partition('?')[0]}?{urlencode(parameters | {'host': name, 'port': port})}"
+        for name, port in zip(names, ports, strict=False)
+    ]
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

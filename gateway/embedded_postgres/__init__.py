@@ -1,0 +1,1 @@
+"""The private PostgreSQL server that is started without `GATEWAY_DATABASE_URL`."""

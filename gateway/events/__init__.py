@@ -1,0 +1,1 @@
+"""Events: relay, delivery to sinks, and the live feed."""

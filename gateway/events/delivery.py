@@ -1,0 +1,226 @@
+"""Sinks: those outside who are told of every event, at least once and in order.
+
+Each sink has a line of its own, worked by one gateway at a time (`gateway/jobs.py`): the event after the sink's
+position is delivered, the position moves, and so on. What fails is tried again, later and later, and everything behind
+it waits, so that no patient's events overtake each other. What failed for as long as we try is laid aside as a dead
+letter, and the line moves on.
+
+Two gateways may deliver the same event when a lease was lost in the middle. Neither moves on from a position that the
+other has moved, so what a receiver sees for the first time, it sees in order.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+from sqlalchemy import BigInteger, Interval, Table, Text, bindparam, func, literal_column, null, select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from gateway.database.database import Database
+from gateway.observability.logs import describe, log
+from models import DeadLetter, Sink, Watermark
+from resolvers import json_text
+from resolvers.outbox import Event, Mark, find_mark, read_events
+from resolvers.sql import Connection, Row, Statement
+
+SINKS: Table = Sink.__table__  # type: ignore[attr-defined]
+DEAD_LETTERS: Table = DeadLetter.__table__  # type: ignore[attr-defined]
+WATERMARK: Table = Watermark.__table__  # type: ignore[attr-defined]
+
+BATCH = 100
+FIRST_RETRY_SECONDS = 1.0
+LONGEST_RETRY_SECONDS = 600.0
+# A receiver may ask for patience, but not for ever: it may have meant milliseconds.
+LONGEST_PATIENCE_SECONDS = 24 * 3600.0
+
+
+class DeliveryFailed(Exception):
+    """The event did not arrive, or nobody said that it did. The reason is a word of ours."""
+
+    def __init__(self, reason: str, retry_after_seconds: float = 0.0) -> None:
+        self.reason = reason
+        self.retry_after_seconds = min(retry_after_seconds, LONGEST_PATIENCE_SECONDS)
+        super().__init__(reason)
+
+
+class SinkGone(Exception):
+    """The receiver wants no more events, now or later."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+class Receiver(Protocol):
+    """The way to a sink."""
+
+    name: str
+    brand_id: str | None
+    """The only brand it is told of; None: it is told of all."""
+
+    async def deliver(self, event: Event) -> None:
+        """Return when the receiver has the event. Raises `DeliveryFailed` or `SinkGone`."""
+
+    async def close(self) -> None:
+        """Let go of connections."""
+
+
+def envelope(event: Event, source: str) -> bytes:
+    """Give the event as JSON: a CloudEvents envelope around its members. The same event gives the same bytes.
+
+    Source: CloudEvents 1.0.2, sections 3.1 and 3.2; JSON Event Format 1.0.2, section 3.
+    """
+    payload = json_text.read(event.payload)
+    written = {
+        "specversion": "1.0",
+        "id": str(event.id),
+        "source": source,
+        "type": event.event_type,
+        "subject": payload["encounter_id"],
+        "time": event.created_at.isoformat().replace("+00:00", "Z"),
+        "datacontenttype": "application/json",
+        "data": payload,
+    }
+    return json_text.write(written).encode()
+
+
+MEDIA_TYPE = "application/cloudevents+json; charset=utf-8"
+
+
+# How far each sink is
+
+FIND_SINK = Statement(
+    select(SINKS, (SINKS.c.next_attempt_at <= func.now()).label("due")).where(
+        SINKS.c.name == bindparam("name", type_=Text)
+    )
+)
+# A new sink is told of what happens from now on; of the rest when it is asked for.
+ADD_SINK = Statement(
+    insert(SINKS)
+    .from_select(
+        ["name", "position"], select(bindparam("name", type_=Text), WATERMARK.c.position), include_defaults=False
+    )
+    .on_conflict_do_nothing()
+)
+
+
+def _moving(**values: object) -> Statement:
+    """Move a sink, unless it was moved by somebody else meanwhile."""
+    return Statement(
+        update(SINKS)
+        .values({"position": bindparam("position", type_=BigInteger), "updated_at": func.now(), **values})
+        .where(SINKS.c.name == bindparam("name", type_=Text), SINKS.c.position == bindparam("was", type_=BigInteger))
+        .returning(SINKS.c.name)
+    )
+
+
+MOVE_ON = _moving(failures=literal_column("0"), last_error=null())
+TRY_LATER = _moving(
+    failures=SINKS.c.failures + literal_column("1"),
+    last_error=bindparam("reason", type_=Text),
+    next_attempt_at=func.now() + bindparam("delay", type_=Interval),
+)
+DISABLE = _moving(last_error=bindparam("reason", type_=Text), disabled_at=func.now())
+
+LAY_ASIDE = Statement(
+    insert(DEAD_LETTERS)
+    .values({name: bindparam(name, type_=column.type) for name, column in DEAD_LETTERS.c.items() if name != "died_at"})
+    .on_conflict_do_nothing()
+)
+
+
+@dataclass
+class Line:
+    """The line of events before one sink."""
+
+    receiver: Receiver
+    retry_for: timedelta
+    """How long an event is tried, from when it could first be delivered."""
+
+    @property
+    def name(self) -> str:
+        """The sink's."""
+        return self.receiver.name
+
+    async def work(self, database: Database) -> bool:
+        """Deliver some events, or try the first one again if it is time; say whether more are waiting."""
+        async with database.across_brands() as connection:
+            sink = await self._sink(connection)
+            if sink["disabled_at"] or not sink["due"]:
+                return False
+            mark = await find_mark(connection)
+            events = await self._events(connection, sink["position"], mark)
+        position: int = sink["position"]
+        for event in events:
+            try:
+                await self._deliver(event)
+            except DeliveryFailed as failure:
+                await self._give_up_for_now(database, sink, position, event, failure)
+                return False
+            except SinkGone as gone:
+                await self._move(database, DISABLE, position, position, reason=gone.reason)
+                log.error("sink disabled", sink=self.name, reason=gone.reason)
+                return False
+            if not await self._move(database, MOVE_ON, position, event.position):
+                return True
+            position = event.position
+        if len(events) < BATCH and position < mark.position:
+            # What follows is of other brands.
+            await self._move(database, MOVE_ON, position, mark.position)
+        return len(events) == BATCH
+
+    async def _deliver(self, event: Event) -> None:
+        try:
+            await self.receiver.deliver(event)
+        except (DeliveryFailed, SinkGone):
+            raise
+        except Exception as error:  # noqa: BLE001 - a fault of ours must not stop the line for ever either
+            log.error("delivery", sink=self.name, event_id=str(event.id), **describe(error))
+            raise DeliveryFailed(type(error).__name__) from None
+
+    async def _sink(self, connection: Connection) -> Row:
+        sink = await connection.fetch_one(FIND_SINK, name=self.name)
+        if sink is None:
+            await connection.fetch(ADD_SINK, name=self.name)
+            sink = await connection.fetch_one(FIND_SINK, name=self.name)
+        return sink
+
+    async def _events(self, connection: Connection, position: int, mark: Mark) -> Sequence[Event]:
+        if mark.pruned > position:
+            log.error("sink missed events", sink=self.name, after=position, until=mark.pruned)
+        of = {} if self.receiver.brand_id is None else {"brand_id": self.receiver.brand_id}
+        return await read_events(connection, position, mark.position, BATCH, **of)
+
+    async def _give_up_for_now(
+        self, database: Database, sink: Row, position: int, event: Event, failure: DeliveryFailed
+    ) -> None:
+        failures = sink["failures"] + 1 if position == sink["position"] else 1
+        delay = timedelta(seconds=max(failure.retry_after_seconds, retry_seconds(failures)))
+        if datetime.now(UTC) - max(event.published_at, sink["since"]) < self.retry_for:
+            await self._move(database, TRY_LATER, position, position, reason=failure.reason, delay=delay)
+            log.warning("delivery failed", sink=self.name, event_id=str(event.id), reason=failure.reason)
+            return
+        async with database.transaction(None) as connection:
+            there = {"name": self.name, "was": position, "position": event.position}
+            moved = await connection.fetch_one(TRY_LATER, **there, reason=failure.reason, delay=delay)
+            if moved:
+                await connection.fetch(LAY_ASIDE, sink=self.name, reason=failure.reason, **_whole(event))
+        if moved:
+            log.error("dead letter", sink=self.name, event_id=str(event.id), reason=failure.reason)
+
+    async def _move(self, database: Database, statement: Statement, was: int, position: int, **values: object) -> bool:
+        async with database.across_brands() as connection:
+            moved = await connection.fetch_one(statement, name=self.name, was=was, position=position, **values)
+        return moved is not None
+
+
+def _whole(event: Event) -> dict[str, object]:
+    return {name: getattr(event, name) for name in Event.__slots__ if name in DEAD_LETTERS.c}
+
+
+def retry_seconds(failures: int) -> float:
+    """Say how long to wait after so many failures in a row: twice as long each time, and never two sinks alike."""
+    longest: float = min(FIRST_RETRY_SECONDS * 2 ** min(failures - 1, 30), LONGEST_RETRY_SECONDS)
+    return longest * random.uniform(0.5, 1)  # noqa: S311 - nobody gains by guessing it

@@ -1,0 +1,213 @@
+"""The live end of the feed: one reader for all subscribers of this process.
+
+It sleeps until the watermark moves, reads new events and their encounters once, and gives each event to its
+subscribers. Without subscribers it does not poll. A subscriber whose queue is full is disconnected and resumes from its
+last cursor.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
+from uuid import UUID
+
+from gateway.database.database import Database
+from gateway.events.notifier import Doorbell
+from gateway.events.subscriber_reads import EventReads, SubscriberReads
+from gateway.observability.logs import describe, log
+from resolvers import json_text
+from resolvers.encounters.read import ENCOUNTERS_BY_IDS
+from resolvers.errors import GatewayError, TemporarilyUnavailable
+from resolvers.feed_cursors import FeedCursors
+from resolvers.outbox import MOVED, Event, find_mark, read_events
+from resolvers.sql import Connection
+
+BATCH = 100
+"""Events read at once, with their encounters: these must fit into what `SubscriberReads` keeps."""
+
+QUEUED_AT_MOST = 1_000
+POLL_SECONDS = 1.0
+
+WOKEN_AT_ONCE = 16
+"""Subscribers given an event in one turn of the loop: requests of others come between."""
+
+TOO_SLOW = "The events were not taken as fast as they came; subscribe again after the last cursor."
+OVER = "The feed ends here for now; subscribe again after the last cursor."
+
+
+class Follower:
+    """One subscriber's queue of events, which ends with the reason."""
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+        self._queue: asyncio.Queue[Event | GatewayError] = asyncio.Queue(QUEUED_AT_MOST)
+        self._ended = False
+
+    def offer(self, event: Event) -> None:
+        """Queue an event, unless it lies before the start; end at once when there are too many."""
+        if self._ended or event.position <= self.start:
+            return
+        try:
+            self._queue.put_nowait(event)
+        except asyncio.QueueFull:
+            self.end(TOO_SLOW)
+
+    def end(self, reason: str) -> None:
+        """Let go of what is queued, and say why."""
+        self._ended = True
+        while not self._queue.empty():
+            self._queue.get_nowait()
+        self._queue.put_nowait(TemporarilyUnavailable(reason))
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        """Give the next event when it comes. Raises `TemporarilyUnavailable` at the end."""
+        event = await self._queue.get()
+        if isinstance(event, GatewayError):
+            raise event
+        return event
+
+
+class Feed:
+    """The feed of this process (`resolvers.services.Feed`).
+
+    Args:
+        database: Acts as the relay's role, and reads the events of all brands.
+        doorbell: Tells when the watermark has moved.
+        reads: Acts as the application's role, for one brand at a time.
+    """
+
+    def __init__(self, database: Database, doorbell: Doorbell, reads: SubscriberReads) -> None:
+        self._database = database
+        self._reads = reads
+        self._cursors: FeedCursors | None = None
+        self._doorbell = doorbell
+        self._bell = doorbell.wakes(asyncio.Event(), MOVED)
+        self._followers: dict[tuple[str, str | None], set[Follower]] = {}
+        self._seen = 0
+
+    def ring(self) -> None:
+        """Say that an event was appended and committed."""
+        self._doorbell.ring()
+
+    async def head(self) -> int:
+        """Give the position up to which this process has read: now, if nobody follows."""
+        if not self._followers:
+            async with self._reads.turn() as connection:
+                mark = await find_mark(connection)
+            if not self._followers:
+                self._seen = mark.position
+        return self._seen
+
+    async def cursors(self) -> FeedCursors:
+        """Return what writes and reads the cursors of this database. Raises `TemporarilyUnavailable`."""
+        if self._cursors is None:
+            async with self._reads.turn() as connection:
+                self._cursors = await FeedCursors.find(connection)
+        return self._cursors
+
+    def reading(self, brand_id: str) -> AbstractAsyncContextManager[Connection]:
+        """Borrow a connection of the subscribers' pool when it is the caller's turn."""
+        return self._reads.turn(brand_id)
+
+    def reads(self, position: int) -> EventReads:
+        """Return where to read what the events up to a position tell of."""
+        return EventReads(self._reads, position)
+
+    @contextmanager
+    def follow(self, brand_id: str, patient_id: str | None) -> Iterator[Follower]:
+        """Follow the events of a brand or a patient that come after the head."""
+        key, follower = (brand_id, patient_id), Follower(self._seen)
+        self._followers.setdefault(key, set()).add(follower)
+        try:
+            yield follower
+        finally:
+            self._followers[key].discard(follower)
+            if not self._followers[key]:
+                del self._followers[key]
+
+    async def run(self) -> None:
+        """Pass events on until cancelled; then every subscriber is told."""
+        try:
+            while True:
+                try:
+                    while self._followers and await self._pass_on():
+                        pass
+                except GatewayError:
+                    pass  # the database is away; what comes meanwhile is read afterwards
+                except Exception as error:  # noqa: BLE001 - subscribers must not be left waiting for ever
+                    log.error("feed", **describe(error))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(POLL_SECONDS):
+                        await self._bell.wait()
+                self._bell.clear()
+        finally:
+            self._end_all()
+
+    async def _pass_on(self) -> bool:
+        """Give everybody the next events; say whether there are more."""
+        seen = self._seen
+        async with self._database.across_brands() as connection:
+            until = (await find_mark(connection)).position
+            events = [] if until == seen else await read_events(connection, seen, until, BATCH)
+            # Asked afterwards: events are let go of only after this says so.
+            mark = await find_mark(connection)
+        if seen != self._seen:
+            return True  # everybody left meanwhile, and somebody came
+        last = events[-1].position if events else until
+        if not mark.allows(seen):
+            # The database is another than it was, or this process was asleep for weeks.
+            self._end_all()
+            self._seen = mark.position
+            return False
+        events = [event for event in events if self._followers_of(event)]
+        await self._read_encounters(events)
+        if seen != self._seen:
+            return True
+        # Moved first: a subscriber that comes while the events are given out begins after them.
+        self._seen = last
+        for event in events:
+            for number, follower in enumerate(self._followers_of(event), 1):
+                follower.offer(event)
+                if number % WOKEN_AT_ONCE == 0:
+                    await asyncio.sleep(0)
+        return self._seen < until
+
+    def _followers_of(self, event: Event) -> list[Follower]:
+        keys = ((event.brand_id, None), (event.brand_id, event.patient_id))
+        return [follower for key in keys for follower in self._followers.get(key, ())]
+
+    async def _read_encounters(self, events: Sequence[Event]) -> None:
+        """Read the encounters of some events, once a brand, for all who will ask. Raises `TemporarilyUnavailable`.
+
+        Where those of a brand cannot be read for another reason, each of its subscribers will meet that reason, and
+        the other brands are told as ever.
+        """
+        by_brand: dict[str, dict[int, UUID]] = {}
+        for event in events:
+            encounter_id = UUID(json_text.read(event.payload)["encounter_id"])
+            by_brand.setdefault(event.brand_id, {})[event.position] = encounter_id
+        for brand_id, ids in by_brand.items():
+            try:
+                await self._read_of_brand(brand_id, ids)
+            except GatewayError:
+                raise
+            except Exception as error:  # noqa: BLE001 - one brand's row must not stop the events of all
+                log.error("feed", **describe(error))
+
+    async def _read_of_brand(self, brand_id: str, ids: Mapping[int, UUID]) -> None:
+        # On the pool itself, of which one connection is left to this reader.
+        async with self._reads.database.reading(brand_id) as connection:
+            rows = await connection.fetch(ENCOUNTERS_BY_IDS.plain, brand_id=brand_id, ids=[*set(ids.values())])
+        found = {row["id"]: row for row in rows}
+        for position, encounter_id in ids.items():
+            if (row := found.get(encounter_id)) is not None:
+                values = {"brand_id": brand_id, "ids": [encounter_id]}
+                self._reads.keep(position, brand_id, ENCOUNTERS_BY_IDS.plain, values, [row])
+
+    def _end_all(self) -> None:
+        for followers in self._followers.values():
+            for follower in followers:
+                follower.end(OVER)

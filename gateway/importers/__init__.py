@@ -1,0 +1,1 @@
+"""Imports of patients and encounters from CSV and JSON Lines."""

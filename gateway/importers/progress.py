@@ -1,0 +1,113 @@
+"""What an import says while it runs: how far it is, and which lines it refused.
+
+On a terminal a bar, elsewhere a line now and then. Refused lines go to a file by their numbers, rules and reasons,
+never with what stands in them: whoever reads that file need not be somebody who may read about patients.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Self
+
+import orjson
+
+from gateway.importers.reader import STANDARD_INPUT, ImportStopped, Lines, Refusal
+
+TOLD_AT_MOST = 20
+"""How many refused lines are named on the terminal too, where they are written to a file."""
+
+BAR_SECONDS = 0.2
+LINE_SECONDS = 5.0
+BAR_CHARACTERS = 30
+
+
+class Progress:
+    """Tells on standard error how far an import is, and keeps what it refused."""
+
+    def __init__(self, lines: Lines, rejects: Path | None, written: IO[bytes] | None) -> None:
+        self._lines = lines
+        self._rejects = rejects
+        self._written = written
+        self._told = 0
+        self._on_terminal = sys.stderr.isatty()
+        self._pause_seconds = BAR_SECONDS if self._on_terminal else LINE_SECONDS
+        self._began_at = time.monotonic()
+        # A bar is there from the first lines on.
+        self._told_at = self._began_at - BAR_SECONDS
+
+    @classmethod
+    @contextmanager
+    def of(cls, lines: Lines, file: Path, rejects: Path | None) -> Iterator[Self]:
+        """Tell of the import of `file`; refused lines go to `rejects`, by default beside the file.
+
+        Those of standard input are named on standard error, unless there is a file for them. A file in which nothing
+        stands in the end is taken away again. Raises `ImportStopped` where it cannot be written.
+        """
+        if rejects is None and file != STANDARD_INPUT:
+            rejects = file.with_name(f"{file.name}.rejects.jsonl")
+        if rejects is None:
+            progress = cls(lines, None, None)
+            yield progress
+            progress.clear()
+            return
+        if rejects.exists() and file.exists() and rejects.samefile(file):
+            raise ImportStopped("refused lines must not be written over the file that is imported")
+        try:
+            written = rejects.open("wb", buffering=0)
+        except OSError as error:
+            raise ImportStopped(
+                f"{rejects} cannot be written ({error.strerror}); name a file for refused lines with --rejects"
+            ) from error
+        progress = cls(lines, rejects, written)
+        try:
+            with written:
+                yield progress
+        finally:
+            progress.clear()
+            if progress._told:
+                print(f"refused lines are in {rejects}", file=sys.stderr)
+            elif rejects.is_file():
+                rejects.unlink()
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Keep that lines were refused."""
+        self._told += 1
+        if self._written:
+            self._written.write(orjson.dumps(refusal.told()) + b"\n")
+        if not self._written or self._told <= TOLD_AT_MOST:
+            self.say(refusal)
+
+    def say(self, words: object) -> None:
+        """Say something on a line of its own."""
+        self.clear()
+        print(words, file=sys.stderr)
+
+    def tell(self, so_far: object) -> None:
+        """Say how far the import is, if it is time to. `so_far` is, as a text, what became of the lines until now."""
+        now = time.monotonic()
+        if now - self._told_at < self._pause_seconds:
+            return
+        self._told_at = now
+        per_second = self._lines.number / (now - self._began_at)
+        text = f"{self._lines.number:,} lines read, {per_second:,.0f} a second: {so_far}"
+        if share := self._share():
+            text = f"{share:4.0%} {text}"
+        if self._on_terminal:
+            done = round(BAR_CHARACTERS * (share or 0))
+            sys.stderr.write(f"\r\x1b[K[{'#' * done}{'.' * (BAR_CHARACTERS - done)}] {text}")
+            sys.stderr.flush()
+        else:
+            print(text.lstrip(), file=sys.stderr)
+
+    def clear(self) -> None:
+        """Take the bar away, so that something else can be said."""
+        if self._on_terminal:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+    def _share(self) -> float | None:
+        """How much of the file was read, or None where nobody knows how long it is."""
+        in_all = self._lines.bytes_in_all
+        return min(1.0, self._lines.bytes_read / in_all) if in_all else None

@@ -1,0 +1,400 @@
+"""`gateway canary`: pushes marked values through every door and every failure, then looks for the marks everywhere.
+
+A gateway of its own is started, on a private PostgreSQL in a temporary folder: a real process, whose every output is
+kept. What a person says about a patient is replaced by marks nobody could mistake. A mark may appear in an answer to
+who may see it and in the tables of the record; one hit anywhere else is a leak.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import asyncpg
+import httpx2
+import psutil
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+
+from gateway.database.roles import DATABASE, OWNER
+from gateway.http_client import http_client
+from resolvers.feed_cursors import FeedCursors
+
+PATIENT = "demo-patient"
+DEV = {"Authorization": "Bearer dev"}
+JSON = {"Content-Type": "application/json"}
+
+# The marks: in plain words, and as a time in every form that a log might give it.
+MARK = "cAnArY7421"
+INSTANT = "2031-07-13T11:42:07.345678Z"
+MARKS = (MARK, "345678Z", "07.345678", "1941709327")
+
+MARKED = {
+    "brand_id": "loop",
+    "encounter_type": "lab",
+    "scheduled_at": INSTANT,
+    "chief_complaint": f"complaint {MARK}",
+    "notes": f"notes {MARK}",
+    "metadata": {f"name {MARK}": f"value {MARK}"},
+}
+
+RECORD = """mutation ($id: ID!, $input: RecordEncounterInput!, $key: String) {
+  recordEncounter(patientId: $id, input: $input, idempotencyKey: $key) {
+    __typename ... on EncounterRecorded { encounter { notes } } ... on Problem { code message }
+  }
+}"""
+
+EVENTS = """subscription ($id: ID, $after: String) {
+  encounterEvents(patientId: $id, after: $after) { kind encounter { notes metadata scheduledAt } }
+}"""
+
+
+class Leak(NamedTuple):
+    """A mark where it must not be."""
+
+    where: str
+    line: str
+
+
+class Outputs:
+    """Everything that came out of the gateway and is not an answer to who may see the record."""
+
+    def __init__(self) -> None:
+        self.texts: list[tuple[str, str]] = []
+        self.shown = 0
+        """How often a mark was rightly shown: when it never is, nothing was tried."""
+
+    def add(self, where: str, text: str) -> None:
+        """Keep an output to be searched."""
+        self.texts.append((where, text))
+
+    def leaks(self) -> Iterator[Leak]:
+        """Give each line that holds a mark, the mark itself blacked out."""
+        for where, text in self.texts:
+            for line in text.splitlines():
+                if any(mark in line for mark in MARKS):
+                    yield Leak(where, re.sub("|".join(map(re.escape, MARKS)), "█", line)[:300])
+
+
+async def canary() -> int:
+    """Run it all and print what was found. Gives the exit code: 1 for one leak, or when nothing was tried."""
+    outputs = Outputs()
+    with tempfile.TemporaryDirectory(prefix="gateway-canary-") as folder:
+        async with _running(Path(folder), outputs) as (client, owner_url):
+            for attempt in ATTEMPTS:
+                await attempt(client, owner_url, outputs)
+            await _look_at_metrics(client, outputs)
+            await _look_into_tables(owner_url, outputs)
+            _look_at_processes(outputs)
+    leaks = list(outputs.leaks())
+    for leak in leaks:
+        print(f"LEAK in {leak.where}: {leak.line}")
+    searched = sum(len(text) for _, text in outputs.texts)
+    print(
+        f"{len(outputs.texts)} outputs searched, {searched:,} characters; shown rightly {outputs.shown} times; ", end=""
+    )
+    print(f"{len(leaks)} leaks.")
+    return 1 if leaks or not outputs.shown else 0
+
+
+@asynccontextmanager
+async def _running(folder: Path, outputs: Outputs) -> AsyncIterator[tuple[httpx2.AsyncClient, str]]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
+    environment |= {"GATEWAY_DATA_DIR": str(folder / "data"), "GATEWAY_PORT": "0"}
+    log = folder / "log"
+    with log.open("wb") as log_file:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "gateway", "serve", env=environment, stdout=subprocess.PIPE, stderr=log_file
+        )
+    assert process.stdout is not None
+    try:
+        said = await asyncio.wait_for(process.stdout.readuntil(b"GraphQL"), 60)
+        origin = said.split()[1].decode().partition("/v1")[0]
+        socket_folder = next((folder / "data").rglob("socket"))
+        owner_url = f"postgresql://{OWNER}@/{DATABASE}?host={socket_folder}&port=5432"
+        async with http_client(over_tls=False, base_url=origin, timeout=30) as client:
+            yield client, owner_url
+    finally:
+        process.terminate()
+        rest = await process.stdout.read()
+        await process.wait()
+        outputs.add("standard output", said.decode() + rest.decode())
+        outputs.add("the log", log.read_text())
+        for server_log in (folder / "data").rglob("postgres.log*"):
+            outputs.add("PostgreSQL's log", server_log.read_text(errors="replace"))
+
+
+async def _through_rest(client: httpx2.AsyncClient, _owner_url: str, outputs: Outputs) -> None:
+    path = f"/v1/patients/{PATIENT}/encounters"
+    body = json.dumps(MARKED)
+
+    async def post(where: str, *, to: str = path, content: str | bytes = body, **headers: str) -> None:
+        response = await client.post(to, content=content, headers={**DEV, **JSON, **headers})
+        _keep(outputs, f"REST, {where}", response)
+
+    await post("recorded")
+    await post("replayed", **{"Idempotency-Key": "canary"})
+    await post("replayed", **{"Idempotency-Key": "canary"})
+    await post("key of another request", content=_with(notes=f"other {MARK}"), **{"Idempotency-Key": "canary"})
+    await post("a bad key", **{"Idempotency-Key": f"two words {MARK}"})
+    await post("no token", Authorization="")
+    await post("a bad token", Authorization=f"Bearer {MARK}")
+    await post("another brand", content=_with(brand_id=f"brand{MARK}"))
+    await post("a stated brand", **{"X-Brand-Id": MARK})
+    await post("an odd request id", **{"X-Request-Id": f"{MARK} {MARK}"})
+    await post("no such patient", to=f"/v1/patients/{MARK}/encounters")
+    await post("a query", to=f"{path}?notes={MARK}")
+    await post("no such path", to=f"/v1/{MARK}")
+    await post("another media type", **{"Content-Type": f"text/{MARK}"})
+    await post("an answer of another type", Accept=f"text/{MARK}")
+    await post("as a problem", content=_with(notes=[MARK]), Accept="application/problem+json")
+    await post("a coded body", **{"Content-Encoding": MARK})
+    await post("half a body", content=body[:-20])
+    await post("twice a member", content=body[:-1] + f', "notes": "{MARK}"}}')
+    await post("too large a body", content=f'"{MARK * 40_000}"')
+    for member in MARKED:
+        for value in (f"{MARK}\x00", [MARK], {MARK: None}, MARK * 10_000, f"{INSTANT[:-1]}", None):
+            await post(f"a bad {member}", content=_with(**{member: value}))
+    for method in ("PUT", "DELETE", "PATCH"):
+        _keep(outputs, f"REST, {method}", await client.request(method, path, content=body, headers={**DEV, **JSON}))
+    listed = await client.get(path, params={"limit": MARK}, headers=DEV)
+    _keep(outputs, "REST, a bad limit", listed)
+    _keep(outputs, "REST, listed", await client.get(path, headers=DEV))
+    for where in (f"{path}/{MARK}", f"/v1/patients/{MARK}/encounters/{MARK}", f"/rules/{MARK}", f"/problems/{MARK}"):
+        odd = {**DEV, "If-None-Match": MARK}
+        _keep(outputs, "REST, nothing here", await client.get(where, headers=odd))
+
+
+async def _through_graphql(client: httpx2.AsyncClient, _owner_url: str, outputs: Outputs) -> None:
+    good = {_camel(name): value for name, value in MARKED.items()} | {"encounterType": "LAB"}
+
+    async def post(where: str, query: str, **variables: Any) -> None:
+        content = json.dumps({"query": query, "variables": variables})
+        for accept in ("application/json", "application/graphql-response+json"):
+            headers = {**DEV, **JSON, "Accept": accept}
+            _keep(outputs, f"GraphQL, {where}", await client.post("/graphql", content=content, headers=headers))
+
+    await post("recorded", RECORD, id=PATIENT, input=good)
+    await post("replayed", RECORD, id=PATIENT, input=good, key="canary2")
+    await post("key of another request", RECORD, id=PATIENT, input=good | {"notes": MARK * 2}, key="canary2")
+    await post("a bad key", RECORD, id=PATIENT, input=good, key=f"two {MARK}")
+    await post("no such patient", RECORD, id=MARK, input=good)
+    await post("a key of a marked text", "query ($key: String!) { submission(key: $key) { state } }", key=f"two {MARK}")
+    await _through_changes(client, outputs, post)
+    await post("another brand", RECORD, id=PATIENT, input=good | {"brandId": MARK})
+    await post("an unknown member", RECORD, id=PATIENT, input=good | {"colour": MARK})
+    for member in good:
+        for value in (f"{MARK}\x00", [MARK], {MARK: MARK}, MARK * 10_000, INSTANT[:-1], None):
+            await post(f"a bad {member}", RECORD, id=PATIENT, input=good | {member: value})
+    for document in (
+        f'{{ patient(id: "{PATIENT}") {{ encounters(after: "{MARK}") {{ nodes {{ id }} }} }} }}',
+        f'{{ patient(id: "{PATIENT}") {{ encounters(first: "{MARK}") {{ nodes {{ id }} }} }} }}',
+        f'{{ patient(id: "{PATIENT}" "{MARK}',
+        f'{{ encounter(id: "{MARK}") {{ id }} }} # {MARK}',
+        f'{{ encounter(id: {{a: "{MARK}"}}) {{ id }} }}',
+        f'mutation {{ recordEncounter(patientId: "x", input: {{encounterType: {MARK}}}) {{ __typename }} }}',
+    ):
+        await post("a document", document)
+    for content in (f'"{MARK}"', f'["{MARK}"]', f'{{"query": {{"{MARK}": 1}}}}', f'{{"query": "{MARK}', MARK):
+        _keep(outputs, "GraphQL, a body", await client.post("/graphql", content=content, headers={**DEV, **JSON}))
+    query = {"query": "{ __typename }", "variables": MARK, "operationName": MARK}
+    _keep(outputs, "GraphQL, a URL", await client.get("/graphql", params=query, headers=DEV))
+
+
+async def _through_changes(client: httpx2.AsyncClient, outputs: Outputs, post: Callable[..., Awaitable[None]]) -> None:
+    """Change an encounter, for reasons that are as clinical as its notes."""
+    recorded = await client.post(f"/v1/patients/{PATIENT}/encounters", json=MARKED, headers=DEV)
+    _keep(outputs, "REST, recorded", recorded)
+    marked = {"id": recorded.json()["id"], "text": f"reason {MARK}", "at": INSTANT, "json": {MARK: MARK}}
+    for change in (
+        "startEncounter(id: $id, expectedVersion: 7)",
+        "completeEncounter(id: $id)",
+        "rescheduleEncounter(id: $id, scheduledAt: $at)",
+        "amendEncounter(id: $id, input: {notes: $text, metadata: $json, reason: $text})",
+        "cancelEncounter(id: $id, reason: $text)",
+        "markEncounterEnteredInError(id: $id, reason: $text)",
+        'registerPatient(input: {id: "", brandId: $text, externalIds: $json})',
+    ):
+        declared = "$id: ID!, $text: String!, $at: DateTime!, $json: JSON!"
+        await post(
+            "a change", f"mutation ({declared}) {{ {change} {{ __typename ... on Problem {{ message }} }} }}", **marked
+        )
+    history = "query ($id: ID!) { encounter(id: $id) { history { reason changes { before after } } } }"
+    shown = await client.post("/graphql", json={"query": history, "variables": marked}, headers=DEV)
+    _keep(outputs, "GraphQL, a history listed", shown)
+
+
+def _mutation(change: str) -> str:
+    types = {"id": "ID!", "text": "String!", "at": "DateTime!", "json": "JSON!"}
+    declared = ", ".join(f"${name}: {kind}" for name, kind in types.items() if f"${name}" in change)
+    return f"mutation ({declared}) {{ {change} {{ __typename ... on Problem {{ message }} }} }}"
+
+
+async def _beginning(owner_url: str) -> str:
+    """Return the cursor of the feed's beginning, which no client has."""
+    connection = await asyncpg.connect(owner_url)
+    try:
+        return FeedCursors(await connection.fetchval("SELECT key FROM gateway.feed_key")).write(0, "loop")
+    finally:
+        await connection.close()
+
+
+async def _through_sockets(client: httpx2.AsyncClient, owner_url: str, outputs: Outputs) -> None:
+    """Say everything over WebSockets too: signing in, recording, and what no client would say."""
+    url = str(client.base_url.join("/graphql")).replace("http", "ws", 1)
+    sign_in = json.dumps({"type": "connection_init", "payload": DEV})
+    good = {_camel(name): value for name, value in MARKED.items()} | {"encounterType": "LAB"}
+    asked = [
+        {"query": RECORD, "variables": {"id": PATIENT, "input": good}},
+        {"query": RECORD, "variables": {"id": MARK, "input": good}},
+        {"query": RECORD, "variables": {"id": PATIENT, "input": good | {"notes": f"{MARK}\x00"}}},
+        {"query": RECORD, "variables": {"id": PATIENT, "input": good | {"encounterType": MARK}}},
+        {"query": f'{{ encounter(id: "{MARK}', "operationName": MARK},
+        {"query": EVENTS, "variables": {"id": MARK}},
+        {"query": EVENTS, "variables": {"after": MARK}},
+        {"query": EVENTS, "variables": {"id": PATIENT, "after": await _beginning(owner_url)}},
+    ]
+    conversations = [
+        [json.dumps({"type": "connection_init", "payload": {"Authorization": f"Bearer {MARK}"}})],
+        [sign_in, *(json.dumps({"type": "subscribe", "id": str(n), "payload": ask}) for n, ask in enumerate(asked))],
+        *(
+            [sign_in, odd]
+            for odd in (
+                MARK,
+                f'"{MARK}"',
+                f'{{"type": "{MARK}"}}',
+                f'{{"type": "subscribe", "id": "5", "payload": "{MARK}"}}',
+            )
+        ),
+    ]
+    for said in conversations:
+        heard = []
+        async with connect(url, subprotocols=["graphql-transport-ws"], proxy=None) as socket:  # type: ignore[list-item]
+            for frame in said:
+                await socket.send(frame)
+            with contextlib.suppress(TimeoutError, ConnectionClosed):
+                async with asyncio.timeout(1):
+                    while True:
+                        heard.append(str(await socket.recv()))
+        for frame in [*heard, f"{socket.close_code} {socket.close_reason}"]:
+            if "EncounterRecorded" in frame or '"kind"' in frame:
+                outputs.shown += MARK in frame
+            else:
+                outputs.add("WebSocket", frame)
+
+
+async def _through_streams(client: httpx2.AsyncClient, owner_url: str, outputs: Outputs) -> None:
+    """Follow events over HTTP: a record as it is told, and marks wherever a client says from where on."""
+    accept = {**DEV, "Accept": "text/event-stream"}
+
+    async def ask(where: str, headers: Mapping[str, str] | None = None, **variables: Any) -> None:
+        said = {**accept, **(headers or {})}
+        for response in (
+            await client.post("/graphql", json={"query": EVENTS, "variables": variables}, headers=said),
+            await client.get("/graphql", params={"query": EVENTS, "variables": json.dumps(variables)}, headers=said),
+        ):
+            _keep(outputs, f"event stream, {where}", response)
+
+    await ask("no such patient", id=MARK)
+    await ask("a bad cursor", after=MARK)
+    await ask("a bad event id", {"Last-Event-ID": MARK})
+    await ask("a bad token", {"Authorization": f"Bearer {MARK}"})
+    await ask("another brand", {"X-Brand-Id": MARK})
+    await ask("a bad variable", id=[MARK])
+    everything = {"query": EVENTS, "variables": {"id": PATIENT, "after": await _beginning(owner_url)}}
+    async with client.stream("POST", "/graphql", json=everything, headers=accept) as response:
+        async for line in response.aiter_lines():
+            if line.startswith("data:"):
+                outputs.shown += MARK in line
+                break
+            outputs.add("event stream, around the events", line)
+
+
+async def _through_the_database(client: httpx2.AsyncClient, owner_url: str, outputs: Outputs) -> None:
+    """Let the database itself refuse a row, lose its connections and run out of time."""
+    path = f"/v1/patients/{PATIENT}/encounters"
+    owner = await asyncpg.connect(owner_url)
+    table = "patient_graph.encounters"
+    try:
+        for name, condition in (("check", "notes IS NULL"), ("cast", "notes::integer > 0")):
+            await owner.execute(f"ALTER TABLE {table} ADD CONSTRAINT canary_{name} CHECK ({condition}) NOT VALID")
+            response = await client.post(path, content=json.dumps(MARKED), headers={**DEV, **JSON})
+            _keep(outputs, f"REST, a refused row ({name})", response)
+            await owner.execute(f"ALTER TABLE {table} DROP CONSTRAINT canary_{name}")
+        await owner.execute(f"ALTER TABLE {table} RENAME TO away")
+        _keep(outputs, "REST, no table", await client.post(path, content=json.dumps(MARKED), headers={**DEV, **JSON}))
+        await owner.execute("ALTER TABLE patient_graph.away RENAME TO encounters")
+        transaction = owner.transaction()
+        await transaction.start()
+        await owner.execute(f"LOCK TABLE {table}")
+        waiting = asyncio.create_task(client.post(path, content=json.dumps(MARKED), headers={**DEV, **JSON}))
+        async with asyncio.timeout(30):
+            while not await owner.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await transaction.rollback()
+        _keep(outputs, "REST, after a wait", await waiting)
+    finally:
+        await owner.close()
+
+
+ATTEMPTS = (_through_rest, _through_graphql, _through_sockets, _through_streams, _through_the_database)
+
+
+async def _look_at_metrics(client: httpx2.AsyncClient, outputs: Outputs) -> None:
+    """Search what is counted: a label may have been made of what was sent."""
+    response = await client.get("/metrics", headers=DEV)
+    response.raise_for_status()
+    outputs.add("the metrics", response.text)
+
+
+async def _look_into_tables(owner_url: str, outputs: Outputs) -> None:
+    """Search what is kept beside the record itself: events and the audit log."""
+    owner = await asyncpg.connect(owner_url)
+    try:
+        tables = await owner.fetch(
+            "SELECT format('%I.%I', schemaname, tablename) AS name FROM pg_tables"
+            " WHERE schemaname IN ('patient_graph', 'gateway')"
+            " AND tablename NOT IN ('encounters', 'encounter_versions', 'idempotency_keys')"
+        )
+        for table in tables:
+            rows = await owner.fetch(f"SELECT row_to_json(t)::text AS row FROM {table['name']} t")  # noqa: S608 - named by the catalogue
+            outputs.add(f"table {table['name']}", "\n".join(row["row"] for row in rows))
+    finally:
+        await owner.close()
+
+
+def _look_at_processes(outputs: Outputs) -> None:
+    """Search the command lines: PostgreSQL shows there what it is doing."""
+    for process in psutil.Process().children(recursive=True):
+        try:
+            outputs.add("the process list", " ".join(process.cmdline()))
+        except psutil.Error:
+            continue
+
+
+def _keep(outputs: Outputs, where: str, response: httpx2.Response) -> None:
+    """Keep an answer to be searched, unless it rightly shows the record."""
+    headers = "\n".join(f"{name}: {value}" for name, value in response.headers.items())
+    outputs.add(f"{where}: headers", headers)
+    shows = response.status_code == 201 or where.endswith("listed") or '"EncounterRecorded"' in response.text
+    if shows:
+        outputs.shown += MARK in response.text
+    else:
+        outputs.add(f"{where}: {response.status_code}", response.text)
+
+
+def _with(**members: Any) -> str:
+    return json.dumps(MARKED | members)
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() for word in rest)

@@ -1,0 +1,95 @@
+"""`GET /metrics`: what is counted, and how far events have come, for whoever watches over the gateway."""
+
+import asyncio
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.database.database import Database
+from gateway.events.status import EventNumbers, event_numbers
+from gateway.observability.metrics import REGISTRY
+from resolvers.access import Operation
+from resolvers.errors import TemporarilyUnavailable
+from rest.authorize import admitted
+from rest.responses import sharing
+
+
+async def metrics(request: Request) -> Response:
+    """200 and the metrics, in the text format of Prometheus. A scrape is no read of anybody's record."""
+    await admitted(request, Operation.READ_METRICS)
+    numbers = await _numbers(request.state.relay)
+    text = await asyncio.to_thread(_written, numbers)
+    return sharing(Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST}))
+
+
+async def _numbers(relay: Database) -> EventNumbers | None:
+    try:
+        return await event_numbers(relay)
+    except TemporarilyUnavailable:
+        return None
+
+
+def _written(numbers: EventNumbers | None) -> bytes:
+    registry = CollectorRegistry()
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    else:
+        registry.register(REGISTRY)
+    registry.register(_Told(from_database(numbers)))
+    return generate_latest(registry)
+
+
+class _Told:
+    def __init__(self, told: Iterable[Metric]) -> None:
+        self._told = list(told)
+
+    def collect(self) -> list[Metric]:
+        return self._told
+
+
+def from_database(numbers: EventNumbers | None) -> Iterable[Metric]:
+    """Give what the database knows, so that every process tells the same; none but the first when it is away."""
+    yield _gauge("database_up", "Whether the database answered this scrape.", numbers is not None)
+    if numbers is None:
+        return
+    yield _gauge("events_waiting", "Events that have no position yet.", numbers.waiting)
+    yield _gauge("events_oldest_seconds", "How long the oldest of these has waited.", numbers.oldest_seconds)
+    yield _gauge("events_position", "The watermark: events up to here may be read.", numbers.position)
+    yield _gauge("events_unsettled", "Events beyond the watermark; more than a moment is a fault.", numbers.unsettled)
+    sinks: dict[str, tuple[str, dict[str, Any]]] = {
+        "sink_behind": (
+            "Events that have not been told yet, by sink.",
+            {each.name: each.behind for each in numbers.sinks},
+        ),
+        "sink_oldest_seconds": (
+            "How long the first of these has waited, by sink.",
+            {each.name: each.oldest_seconds for each in numbers.sinks},
+        ),
+        "sink_failures": (
+            "Deliveries that failed in a row, by sink.",
+            {each.name: each.failures for each in numbers.sinks},
+        ),
+        "sink_dead_letters": (
+            "Dead letters, by sink.",
+            {each.name: each.dead_letters for each in numbers.sinks},
+        ),
+        "sink_disabled": (
+            "Whether nothing is told any more, by sink.",
+            {each.name: each.disabled_at is not None for each in numbers.sinks},
+        ),
+    }
+    for name, (told, values) in sinks.items():
+        family = GaugeMetricFamily(f"gateway_{name}", told, labels=["sink"])
+        for sink, value in values.items():
+            family.add_metric([sink], value)
+        yield family
+
+
+def _gauge(name: str, told: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"gateway_{name}", told, value=value)

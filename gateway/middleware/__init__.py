@@ -1,0 +1,1 @@
+"""ASGI middleware, the outermost first in `gateway/app.py`."""

@@ -1,0 +1,240 @@
+"""The outermost layer: what all requests and all answers have in common, and which pages elsewhere may call us."""
+
+import asyncio
+import re
+import time
+from collections.abc import Collection, Mapping
+from functools import lru_cache
+from typing import Any
+from uuid import uuid4
+
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.observability.logs import log_request, log_socket, report
+from gateway.observability.metrics import REFUSALS, SOCKETS_OPEN
+from gateway.rate_limits.limiter import headers_of
+from resolvers.context import Introduction
+from resolvers.errors import Forbidden, ServerError, Stopped
+from resolvers.rate_limits import Allowance
+from rest.errors import respond
+from rest.responses import lacking
+
+# Letters that can do no harm in a header, a log line or a URL.
+REQUEST_ID = re.compile(r"[A-Za-z0-9._~:-]{1,128}")
+
+PORT = re.compile(r":[0-9]*$")
+
+# An answer is data: nothing in it may run, be framed, be guessed at or be read by another site.
+SECURITY_HEADERS = {
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "strict-transport-security": "max-age=31536000",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+}
+_ON_EVERY_ANSWER = [(name.encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
+"""Unless it brought its own."""
+
+
+class Edge:
+    """What all requests have in common.
+
+    Each is given an id and one log line; each answer, whoever gives it, carries the headers that every answer does, and
+    what the caller has left where that is known; and what nobody caught is answered here.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._sockets = SocketEdge(app)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the request."""
+        if scope["type"] != "http":
+            await (self._sockets if scope["type"] == "websocket" else self._app)(scope, receive, send)
+            return
+        started = time.perf_counter()
+        state = _noted(scope)
+        request_id: str = state["request_id"]
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                state["status"] = message["status"]
+                message["headers"] = [
+                    *message["headers"],
+                    *lacking(message["headers"], _ON_EVERY_ANSWER),
+                    (b"x-request-id", request_id.encode()),
+                    *_allowance_of(state),
+                ]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            pass  # nobody is left to answer
+        except asyncio.CancelledError:
+            # The server stops, and waits no longer. Whoever is told so need not guess from a connection that broke.
+            if "status" in state:
+                raise
+            REFUSALS.labels(Stopped.code).inc()
+            await respond(Stopped(), request_id)(scope, receive, send_with_headers)
+        except Exception as error:
+            report(error, request_id)
+            REFUSALS.labels(ServerError.code).inc()
+            if "status" in state:
+                raise
+            refusal = respond(ServerError(), request_id, Headers(scope=scope).get("accept", ""))
+            await refusal(scope, receive, send_with_headers)
+        finally:
+            if "context" in state:
+                # The client has taken the answer, but for what lies in the connection's buffer, or it has gone.
+                state["context"].release_answer()
+            log_request(scope, state.get("status"), time.perf_counter() - started)
+
+
+class SocketEdge:
+    """What all sockets have in common: an id, and one log line when it is over."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the socket."""
+        started = time.perf_counter()
+        _noted(scope)
+        status = 403
+        code: int | None = None
+
+        async def receive_watched() -> Message:
+            nonlocal code
+            message = await receive()
+            if message["type"] == "websocket.disconnect":
+                code = message.get("code")
+            return message
+
+        async def send_watched(message: Message) -> None:
+            nonlocal status, code
+            if message["type"] == "websocket.accept":
+                status = 101
+            elif message["type"] == "websocket.close":
+                code = message.get("code")
+            await send(message)
+
+        SOCKETS_OPEN.inc()
+        try:
+            await self._app(scope, receive_watched, send_watched)
+        finally:
+            SOCKETS_OPEN.dec()
+            log_socket(scope, status, code, time.perf_counter() - started)
+
+
+class KnownHosts:
+    """Serves requests for these hosts only, on any port.
+
+    A page of another site may let its own name resolve to loopback (DNS rebinding). Its requests are then of one origin
+    with the gateway, so that only `Host` tells them apart. A request without `Host` (HTTP/1.0) comes from no browser.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
+        self._app = app
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the request or the socket, or refuse it with 403."""
+        if scope["type"] not in {"http", "websocket"} or self._is_known(scope["state"]["head"].get("host")):
+            await self._app(scope, receive, send)
+            return
+        REFUSALS.labels(Forbidden.code).inc()
+        if scope["type"] == "websocket":
+            await receive()  # websocket.connect
+            await send({"type": "websocket.close"})
+            return
+        refusal = Forbidden("Development mode serves the hosts localhost, 127.0.0.1 and [::1]; call one of these.")
+        answer = respond(refusal, scope["state"]["request_id"], scope["state"]["head"].get("accept", ""))
+        await answer(scope, receive, send)
+
+    def _is_known(self, host: str | None) -> bool:
+        return host is None or PORT.sub("", host).lower().strip("[]") in self._hosts
+
+
+def _noted(scope: Scope) -> dict[str, Any]:
+    """Note on the state what all who serve the request ask of its head.
+
+    That is its fields by their names in lower case, the lines of a field together as RFC 9110, 5.3 has it; whether its
+    body is JSON as it is; its id; and what it says of who calls.
+    """
+    head: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        head[name] = f"{head[name]}, {value}" if name in head else value
+    sent = head.get("x-request-id", "")
+    origin = head.get("origin") or None
+    if (host := head.get("host")) and origin in {f"http://{host}", f"https://{host}"}:
+        origin = None  # a page of ours
+    state: dict[str, Any] = scope.setdefault("state", {})
+    state["head"] = head
+    state["sends_json"] = _is_json(head.get("content-type", ""), head.get("content-encoding", ""))
+    state["request_id"] = request_id = sent if REQUEST_ID.fullmatch(sent) else str(uuid4())
+    client = scope.get("client")
+    state["introduction"] = Introduction(
+        authorization=head.get("authorization", ""),
+        stated_brand_id=head.get("x-brand-id"),
+        request_id=request_id,
+        origin=origin,
+        address=client[0] if client else None,
+    )
+    return state
+
+
+@lru_cache(256)
+def _is_json(content_type: str, coding: str) -> bool:
+    media_type, _, parameters = content_type.lower().partition(";")
+    charset = parameters.partition("charset=")[2].partition(";")[0].strip('" ')
+    is_read = charset in {"", "utf-8"} and coding.strip().lower() in {"", "identity"}
+    return media_type.strip() == "application/json" and is_read
+
+
+def _allowance_of(state: Mapping[str, Any]) -> list[tuple[bytes, bytes]]:
+    allowance: Allowance | None = state.get("allowance")
+    return headers_of(allowance) if allowance is not None and allowance.limit else []
+
+
+REQUEST_HEADERS = (
+    "Authorization",
+    "Content-Type",
+    "Idempotency-Key",
+    "If-None-Match",
+    "Last-Event-ID",
+    "Prefer",
+    "X-Brand-Id",
+    "X-Request-Id",
+    # Tracing adds these to requests to any origin. Source: W3C Trace Context, W3C Baggage.
+    "traceparent",
+    "tracestate",
+    "baggage",
+    # Apollo's clients say who they are, for tools beside the gateway.
+    "apollographql-client-name",
+    "apollographql-client-version",
+    "x-apollo-operation-name",
+)
+"""What a page may send, beside what `GATEWAY_CORS_HEADERS` adds."""
+
+RESPONSE_HEADERS = (
+    "Allow",
+    "ETag",
+    "Idempotent-Replayed",
+    "Link",
+    "Location",
+    "Preference-Applied",
+    "RateLimit",
+    "RateLimit-Policy",
+    "Retry-After",
+    "WWW-Authenticate",
+    "X-Ignored",
+    "X-RateLimit-Remaining",
+    "X-RateLimit-Reset",
+    "X-Request-Id",
+)
+"""What a page may read of an answer, beside what every page may."""

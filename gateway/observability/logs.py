@@ -1,0 +1,162 @@
+"""Logs. What a person wrote about a patient never leaves through here.
+
+The log is an allow-list: an event has the fields named below and no others, and an exception is told by its type and
+place, never by its words, because a driver's words repeat values.
+"""
+
+import atexit
+import logging
+import sys
+import traceback
+from datetime import UTC, datetime
+
+import orjson
+from starlette.types import Scope
+
+from gateway.observability.metrics import LOG_DROPPED, count_operation, count_request
+from gateway.observability.queued_writer import QueuedWriter
+from resolvers.access import Caller
+from resolvers.context import Context
+from schema.documents.limits import Breach
+
+FLUSH_SECONDS = 2.0
+"""How long the end of a process waits for a reader of standard error."""
+
+
+class Log:
+    """Writes one JSON object a line to standard error, at once or through a queue."""
+
+    def __init__(self) -> None:
+        self._writer: QueuedWriter | None = None
+
+    def start_queue(self) -> None:
+        """Write through a queue from now on, so that no reader of standard error can hold up a request."""
+        if self._writer is None and sys.stderr is not None:
+            self._writer = QueuedWriter(sys.stderr.fileno(), on_drop=LOG_DROPPED.inc)
+            # Before the interpreter ends, which stops the thread wherever it is.
+            atexit.register(self.flush)
+
+    def flush(self) -> None:
+        """Return when the lines so far are written, or after `FLUSH_SECONDS`."""
+        if self._writer is not None:
+            self._writer.flush(FLUSH_SECONDS)
+
+    def info(self, event: str, **fields: object) -> None:
+        """Write down what happened."""
+        self.write(event, "info", fields)
+
+    def warning(self, event: str, **fields: object) -> None:
+        """Write down what an operator may have to look at."""
+        self.write(event, "warning", fields)
+
+    def error(self, event: str, **fields: object) -> None:
+        """Write down what nobody expected."""
+        self.write(event, "error", fields)
+
+    def write(self, event: str, level: str, fields: dict[str, object]) -> None:
+        """Write a line. `level` is one of those above, or how grave a library found it."""
+        told = fields | {"event": event, "level": level, "timestamp": datetime.now(UTC)}
+        line = orjson.dumps(told, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE)
+        if self._writer is not None:
+            self._writer.put(line)
+        elif sys.stderr is not None:
+            sys.stderr.buffer.write(line)
+            sys.stderr.buffer.flush()
+
+
+log = Log()
+
+
+def configure_logging() -> None:
+    """Let every library's messages be told in lines like ours."""
+    # A library's message may quote what it choked on: say which library and how grave, and nothing else.
+    logging.basicConfig(handlers=[_LibraryMessages()], level=logging.WARNING, force=True)
+
+
+class _LibraryMessages(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        # Modules below the process log through `logging`. Their fields are ours, and hold nothing that a caller sent.
+        ours: dict[str, object] | None = getattr(record, "fields", None)
+        if ours is not None and record.name.startswith("resolvers."):
+            log.write(record.getMessage(), record.levelname.lower(), ours)
+            return
+        fields: dict[str, object] = {"logger": record.name, "place": f"{record.module}:{record.lineno}"}
+        if record.exc_info and record.exc_info[1]:
+            fields |= describe(record.exc_info[1])
+        log.write("library", record.levelname.lower(), fields)
+
+
+def describe(error: BaseException) -> dict[str, str]:
+    """Give an exception's type and the place it was raised, without a word of its message."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f"{frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno}" if frames else "unknown"
+    return {"error": type(error).__name__, "place": place}
+
+
+def report(error: BaseException, request_id: str) -> None:
+    """Write down an exception nobody expected: its type and place, under the id that the caller is told."""
+    log.error("unexpected", request_id=request_id, **describe(error))
+
+
+def log_request(scope: Scope, status: int | None, seconds: float) -> None:
+    """Count a request, and write its one log line. One that was not answered has no status."""
+    route = getattr(scope.get("route"), "path", None)
+    count_request(route, scope["method"], status, seconds)
+    log.info(
+        "request",
+        request_id=scope["state"]["request_id"],
+        route=route,
+        method=scope["method"],
+        status=status,
+        duration_ms=round(seconds * 1000, 3),
+        **_who(scope["state"].get("caller")),
+    )
+
+
+def log_socket(scope: Scope, status: int, code: int | None, seconds: float) -> None:
+    """Write the one log line of a socket that is over."""
+    log.info(
+        "socket",
+        request_id=scope["state"]["request_id"],
+        route=getattr(scope.get("route"), "path", None),
+        status=status,
+        code=code,
+        duration_ms=round(seconds * 1000, 3),
+        operations=scope["state"].get("operations", 0),
+        **_who(scope["state"].get("caller")),
+    )
+
+
+def log_operation(context: Context, outcome: str, seconds: float) -> None:
+    """Count an operation on a socket, and write its log line: `complete`, the code of what refused it, or `stopped`."""
+    count_operation(outcome, seconds)
+    log.info(
+        "operation",
+        request_id=context.request_id,
+        outcome=outcome,
+        duration_ms=round(seconds * 1000, 3),
+        **_who(context.caller),
+    )
+
+
+def log_breach(context: Context, breach: Breach) -> None:
+    """Write down that a limit would have refused what was asked for, had it been enforced."""
+    log.info(
+        "limit",
+        request_id=context.request_id,
+        rule=breach.rule,
+        limit=breach.limit,
+        found=breach.found,
+        **_who(context.caller),
+    )
+
+
+def log_unknown_document(context: Context, sha256: str) -> None:
+    """Write down that a document is in no manifest."""
+    log.info("unknown_document", request_id=context.request_id, sha256=sha256, **_who(context.caller))
+
+
+def _who(caller: Caller | None) -> dict[str, str | None]:
+    if caller is None:
+        return {"client_id": None, "user_id": None, "brand_id": None}
+    return {"client_id": caller.client_id, "user_id": caller.user_id, "brand_id": caller.brand_id}

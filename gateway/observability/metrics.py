@@ -1,0 +1,81 @@
+"""What is counted in a process. Labels are ours: never what a client sent, a patient, or a key.
+
+`gateway.metrics_endpoint` returns it. With several workers, each counts in its own file, in the folder that
+`gateway serve` names to prometheus_client before they start; the worker that is asked adds them up.
+"""
+
+from functools import cache
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+REGISTRY = CollectorRegistry()
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+def _counter(name: str, told: str, *labels: str) -> Counter:
+    return Counter(f"gateway_{name}", told, labels, registry=REGISTRY)
+
+
+def _gauge(name: str, told: str, *labels: str) -> Gauge:
+    # Of the workers that live, the sum.
+    return Gauge(f"gateway_{name}", told, labels, registry=REGISTRY, multiprocess_mode="livesum")
+
+
+def _histogram(name: str, told: str, *labels: str) -> Histogram:
+    return Histogram(f"gateway_{name}", told, labels, registry=REGISTRY)
+
+
+REQUESTS = _counter(
+    "requests", "HTTP requests, by door, route, method and status.", "door", "route", "method", "status"
+)
+REQUEST_SECONDS = _histogram(
+    "request_seconds", "How long HTTP requests took, by door, route and method.", "door", "route", "method"
+)
+SOCKETS_OPEN = _gauge("sockets_open", "WebSockets that are open.")
+SOCKET_OPERATIONS = _counter("socket_operations", "Operations on WebSockets, by outcome.", "outcome")
+SOCKET_OPERATION_SECONDS = _histogram("socket_operation_seconds", "How long operations on WebSockets took.")
+REFUSALS = _counter("refusals", "Refusals through both doors, by code.", "code")
+ENCOUNTERS_RECORDED = _counter("encounters_recorded", "Encounters recorded.")
+ENCOUNTERS_REPLAYED = _counter("encounters_replayed", "Recordings that were found to be done already, by their key.")
+POOL_CONNECTIONS = _gauge("pool_connections", "Connections to the database that may be open, by pool.", "pool")
+POOL_IN_USE = _gauge("pool_in_use", "Connections to the database in use, by pool.", "pool")
+POOL_REFUSED = _counter("pool_refused", "Waits for a free connection that were given up, by pool.", "pool")
+AUDIT_WAITING = _gauge("audit_waiting", "Notes of refusals and reads that wait to be audited.")
+AUDIT_DROPPED = _counter("audit_dropped", "Notes of refusals and reads that were dropped.")
+LOG_DROPPED = _counter("log_dropped", "Log lines that were dropped, because standard error was not read in time.")
+DRAINING = _gauge("draining", "Processes that were told to stop and still serve.")
+
+
+def count_request(route: str | None, method: str, status: int | None, seconds: float) -> None:
+    """Count an HTTP request. `route` is the template; a request that was not answered has no status."""
+    counted, timed = _of_requests(route, method if method in METHODS else "other", status)
+    counted.inc()
+    timed.observe(seconds)
+
+
+@cache
+def _of_requests(route: str | None, method: str, status: int | None) -> tuple[Counter, Histogram]:
+    # Found again for each request, they would cost more than they do.
+    told = ("graphql" if route == "/graphql" else "rest", route or "unknown", method)
+    return REQUESTS.labels(*told, status or "none"), REQUEST_SECONDS.labels(*told)
+
+
+def count_operation(outcome: str, seconds: float) -> None:
+    """Count an operation on a WebSocket. `outcome` is `complete`, `stopped`, or the code of what refused it."""
+    SOCKET_OPERATIONS.labels(outcome).inc()
+    SOCKET_OPERATION_SECONDS.observe(seconds)
+
+
+class Metered:
+    """What the rooms behind the doors are lent to count with (`resolvers.tally.Tally`)."""
+
+    def refused(self, code: str) -> None:
+        """Count a refusal."""
+        REFUSALS.labels(code).inc()
+
+    def recorded(self, *, replayed: bool) -> None:
+        """Count an encounter that was recorded, or found to be."""
+        (ENCOUNTERS_REPLAYED if replayed else ENCOUNTERS_RECORDED).inc()

@@ -1,0 +1,1 @@
+"""HTTP and WebSocket protocols under uvicorn."""

@@ -1,0 +1,439 @@
+"""One HTTP/1.1 connection: which bytes are read, which request is answered next, and when the connection ends.
+
+uvicorn parses every byte that has come, so it answers a broken second request before the first, merges trailer fields
+with head fields, and waits for the rest of a head without end. Here the parser (httptools) is given one head at a time.
+`Phase` is the state of reading: at most one request is read ahead of the one that is answered, and the bytes behind it
+wait. A fault in what was read ahead is answered by nothing: the answer under way is the connection's last.
+"""
+
+import asyncio
+import re
+import socket
+from enum import Enum, auto
+from typing import ClassVar, NamedTuple
+from uuid import uuid4
+
+import httptools
+import orjson
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from gateway.protocols.chunked import ChunkedDecoder, InvalidChunk, TrailerTooLarge
+from gateway.protocols.http_response import Answering
+
+END_OF_HEAD = b"\r\n\r\n"
+WHITE_SPACE = b" \t"
+"""What may surround a field's value, and is no part of it. Source: RFC 9110, 5.5."""
+
+_REQUEST_LINE = re.compile(rb"(?:GET +[!-~]+|[A-Za-z-]+ +[!-~]+ +HTTP/([0-9.]+) *)\r\n")
+"""Of any version: HTTP/0.9 has no version and no other method."""
+VERSIONS = frozenset({b"1.0", b"1.1"})
+FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
+"""The fields that say whose a request is, and where it ends."""
+
+
+class Refusal(NamedTuple):
+    """The last answer of a connection, given before an application was asked."""
+
+    status: int
+    code: str
+    message: str
+
+
+NOT_HTTP = Refusal(400, "bad_request", "This is not an HTTP request.")
+NO_HOST = Refusal(400, "bad_request", "A request names its Host once.")
+BAD_CHUNK = Refusal(400, "bad_request", "The chunked body is malformed.")
+BAD_LENGTH = Refusal(400, "bad_request", "A request has one Content-Length, or is sent as HTTP/1.1 in chunks.")
+LATE_HEAD = Refusal(408, "request_timeout", "The request did not arrive in time.")
+LARGE_HEAD = Refusal(431, "headers_too_large", "The request's head is too large.")
+MANY_FIELDS = Refusal(431, "headers_too_large", "There are too many header fields.")
+LARGE_TRAILER = Refusal(431, "headers_too_large", "The request's trailer is too large.")
+OTHER_CODING = Refusal(501, "not_implemented", "The only transfer coding read here is chunked.")
+OTHER_VERSION = Refusal(505, "http_version_not_supported", "Send the request as HTTP/1.1.")
+
+
+def refusal(status: int, code: str, message: str) -> bytes:
+    """Write the last answer of a connection."""
+    request_id = str(uuid4())
+    body = orjson.dumps({"error": code, "message": message, "recorded": "no", "request_id": request_id})
+    head = (
+        STATUS_LINE[status] + b"x-request-id: " + request_id.encode() + b"\r\n"
+        b"content-type: application/json\r\ncache-control: no-store\r\nconnection: close\r\n"
+        b"content-length: " + str(len(body)).encode() + b"\r\n\r\n"
+    )
+    return head + body
+
+
+def bound_unsent_bytes(listening: socket.socket) -> None:
+    """Let the kernel buffer little for a client that does not read, so that its progress can be measured here.
+
+    Otherwise megabytes lie in the kernel, and what waits here moves once in a minute for a client at 50 kB/s. Accepted
+    connections inherit the option. Source: tcp(7), TCP_NOTSENT_LOWAT.
+    """
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, HIGH_WATER_LIMIT)
+
+
+class Phase(Enum):
+    """What the next byte belongs to."""
+
+    HEAD = auto()
+    BODY = auto()
+    """Of the length that the head announced."""
+    CHUNKS = auto()
+    WAITING = auto()
+    """A request was read ahead: the next byte waits until the answer before it is complete."""
+    UPGRADE = auto()
+    """A WebSocket, which begins when the answer before it is complete."""
+    ENDED = auto()
+    """Nothing: it is dropped. The connection closes after the answer under way."""
+
+
+# An attribute of an enumeration is looked up slowly, and these are looked up for each request.
+HEAD, BODY, CHUNKS, WAITING, UPGRADE, ENDED = Phase
+
+
+class _Refused(Exception):
+    def __init__(self, refusal: Refusal) -> None:
+        self.refusal = refusal
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, with framing, limits and deadlines of our own, and refusals in our shape."""
+
+    head_seconds: ClassVar[float] = 10.0
+    max_head_bytes: ClassVar[int] = 32 * 1024
+    max_head_fields: ClassVar[int] = 100
+    send_seconds: ClassVar[float] = 20.0
+    """Seconds between two measurements of how much a client has read."""
+    min_send_bytes_per_second: ClassVar[int] = 4096
+    """Between two measurements, on average; a client that reads slower is cut off."""
+
+    _phase = HEAD
+    _unread = b""
+    """Bytes that have come and are not parsed yet: the beginning of a head, or what waits behind a request."""
+    _missing_bytes = 0
+    """Of the body."""
+    _framing: list[tuple[bytes, bytes]]
+    """The fields of `FRAMING`."""
+    _upgrades = False
+    _decoder: ChunkedDecoder
+    _answering: RequestResponseCycle | None = None
+    """The request that is being answered."""
+    _head_timeout: asyncio.TimerHandle | None = None
+    _send_timeout: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Give the first head its time."""
+        super().connection_made(transport)
+        self._time_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell every request of the connection, and forget what was timed."""
+        self._phase, self._unread = ENDED, b""
+        self._stop_timing_head()
+        self._stop_measuring()
+        for cycle in [self._answering, self.cycle]:
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+        self.pipeline.clear()
+        super().connection_lost(exc)
+
+    # Reading
+
+    def data_received(self, data: bytes) -> None:
+        """Read what has come, as far as it is its turn."""
+        self._unset_keepalive_if_required()
+        if self._phase is ENDED:
+            return
+        self._unread += data
+        self._read()
+        if self._phase is HEAD and self._answering is None:
+            self._time_head()
+
+    def _read(self) -> None:
+        try:
+            while self._unread:
+                phase = self._phase
+                if phase is HEAD:
+                    if not self._read_head():
+                        break
+                elif phase is BODY:
+                    self._read_body()
+                elif phase is CHUNKS:
+                    self._read_chunks()
+                elif phase is ENDED:
+                    self._unread = b""
+                else:
+                    break
+        except _Refused as refused:
+            self._refuse(refused.refusal)
+        if self._unread or self.pipeline:
+            self._hold_back()
+
+    def _read_head(self) -> bool:
+        """Read on in a head. Return whether it is whole."""
+        # A line break may come before a request. Source: RFC 9112, 2.2.
+        data = self._unread = self._unread.lstrip(b"\r\n")
+        end = data.find(END_OF_HEAD) + len(END_OF_HEAD)
+        is_whole = end >= len(END_OF_HEAD)
+        if (end if is_whole else len(data)) > self.max_head_bytes:
+            raise _Refused(LARGE_HEAD)
+        line = _REQUEST_LINE.match(data)
+        if line is None:
+            if data and (b"\n" in data or not data[:1].isalpha()):
+                raise _Refused(NOT_HTTP)
+        elif line[1] not in VERSIONS:
+            raise _Refused(OTHER_VERSION)
+        if is_whole:
+            self._unread = data[end:]
+            self._parse_head(data[:end])
+        return is_whole
+
+    def _parse_head(self, head: bytes) -> None:
+        self.parser, self._framing = httptools.HttpRequestParser(self), []
+        try:
+            self.parser.feed_data(head)
+        except httptools.HttpParserUpgrade:
+            pass  # it is an offer, of which `on_headers_complete` has taken what is taken
+        except httptools.HttpParserError as error:
+            # The parser turns what a callback raises into an error of its own.
+            cause = error.__context__
+            raise (cause if isinstance(cause, _Refused) else _Refused(NOT_HTTP)) from None
+        if self._phase is HEAD:
+            raise _Refused(NOT_HTTP)
+        if self._phase is BODY and not self._missing_bytes:
+            self._complete_request()
+        elif self._phase is UPGRADE and self._answering is None:
+            self._become_websocket()
+
+    def _read_body(self) -> None:
+        content = self._unread[: self._missing_bytes]
+        self._missing_bytes -= len(content)
+        self._unread = self._unread[len(content) :]
+        self.on_body(content)
+        if not self._missing_bytes:
+            self._complete_request()
+
+    def _read_chunks(self) -> None:
+        try:
+            content, self._unread = self._decoder.decode(self._unread)
+        except InvalidChunk:
+            raise _Refused(BAD_CHUNK) from None
+        except TrailerTooLarge:
+            raise _Refused(LARGE_TRAILER) from None
+        if content:
+            self.on_body(content)
+        if self._decoder.complete:
+            self._complete_request()
+
+    def _complete_request(self) -> None:
+        super().on_message_complete()
+        if not self.cycle.keep_alive:
+            self._phase = ENDED
+        else:
+            self._phase = WAITING if self.pipeline else HEAD
+
+    def _hold_back(self) -> None:
+        """Stop reading where much waits behind the request that is answered."""
+        waiting_bytes = len(self._unread) + (len(self.cycle.body) if self.pipeline else 0)
+        if self._answering is None or waiting_bytes <= HIGH_WATER_LIMIT:
+            return
+        if self._answering.response_started:
+            # It may be a stream without end. Only one that reads sees that the client has gone.
+            self._end_after_answer(self._answering)
+        else:
+            self.flow.pause_reading()
+
+    # What the parser finds in a head
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Note a field, without the white space around its value."""
+        field = (name.lower(), value.strip(WHITE_SPACE))
+        self.headers.append(field)
+        if field[0] in FRAMING:
+            self._framing.append(field)
+
+    def on_headers_complete(self) -> None:
+        """Find out where the body ends, and start the request or queue it."""
+        self._stop_timing_head()
+        if len(self.headers) > self.max_head_fields:
+            raise _Refused(MANY_FIELDS)
+        self._frame_body()
+        self._upgrades = self.parser.should_upgrade() and self._is_websocket()
+        if self._upgrades:
+            self._phase = UPGRADE
+        super().on_headers_complete()
+        if self.pipeline:
+            # uvicorn would read nothing more until it is answered, and not see a client go.
+            self.flow.resume_reading()
+        if self.cycle is not None and "draining" in self.app_state and self.app_state["draining"].is_set():
+            # This answer is the connection's last: the client's next request finds another process.
+            self.cycle.keep_alive = False
+
+    def _frame_body(self) -> None:
+        # Source: RFC 9112, 6.3. What may be understood in two ways is refused.
+        hosts, lengths, codings = 0, [], []
+        for name, value in self._framing:
+            if name == b"host":
+                hosts += 1
+            elif name == b"content-length":
+                lengths.append(value)
+            elif name == b"transfer-encoding":
+                codings.append(value.lower())
+            else:
+                self.expect_100_continue = value.lower() == b"100-continue"
+        is_newest = self.parser.get_http_version() == "1.1"
+        if hosts != 1 and is_newest:
+            # Source: RFC 9112, 3.2. Whoever stands before us may have taken another for it.
+            raise _Refused(NO_HOST)
+        if len(lengths) > 1 or (codings and (lengths or not is_newest)):
+            raise _Refused(BAD_LENGTH)
+        self._phase, self._missing_bytes = BODY, 0
+        if codings:
+            if codings != [b"chunked"]:
+                raise _Refused(OTHER_CODING)
+            self._phase, self._decoder = CHUNKS, ChunkedDecoder()
+        elif lengths:
+            if not lengths[0].isdigit():
+                raise _Refused(BAD_LENGTH)
+            self._missing_bytes = int(lengths[0])
+
+    def _is_websocket(self) -> bool:
+        """Whether the request becomes a WebSocket. Any other offer is dropped, and the request served as it is."""
+        return (
+            self.parser.get_method() == b"GET"
+            and self.parser.get_http_version() == "1.1"
+            and self._phase is BODY
+            and not self._missing_bytes
+            and super()._should_upgrade()
+        )
+
+    def _should_upgrade(self) -> bool:
+        return self._upgrades
+
+    def on_message_complete(self) -> None:
+        """Ignore the parser, which sees heads only: `_complete_request` knows where a request ends."""
+
+    # Answering
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGIApp) -> None:  # type: ignore[override]
+        self._answering = cycle
+        if not self.flow.write_paused:
+            self._stop_measuring()
+        super()._start_asgi_task(cycle, Answering(app, cycle))  # type: ignore[arg-type]
+
+    def on_response_complete(self) -> None:
+        """Go on with the request that was read ahead, and with what waits behind it."""
+        answered, self._answering = self._answering, None
+        if answered is not None and answered.more_body:
+            # The rest of its body would be taken for a request.
+            self._close()
+        super().on_response_complete()
+        if self.transport.is_closing() or self._answering is None:
+            self._measure_sending()
+        if self.transport.is_closing():
+            return
+        if self._phase is UPGRADE:
+            self._become_websocket()
+            return
+        if self._phase is WAITING:
+            self._phase = HEAD
+        self._read()
+        if self._unread and self._answering is None:
+            self._unset_keepalive_if_required()
+            self._time_head()
+
+    def _become_websocket(self) -> None:
+        behind, self._unread = self._unread, b""
+        self._phase = ENDED
+        self._unset_keepalive_if_required()
+        self._stop_timing_head()
+        self._stop_measuring()
+        self.flow.resume_reading()
+        self.handle_websocket_upgrade()
+        if behind and not self.transport.is_closing():
+            self.transport.get_protocol().data_received(behind)  # type: ignore[attr-defined]
+
+    def _refuse(self, refused: Refusal) -> None:
+        """Refuse what was read, and read no more. Nothing is written between an earlier request and its answer."""
+        self._stop_timing_head()
+        cycle = self._answering
+        if cycle is not None and (not cycle.more_body or cycle.response_started):
+            self._end_after_answer(cycle)
+            return
+        if cycle is not None:
+            # Its own body is broken, so the application can have done nothing with it yet.
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self.transport.write(refusal(*refused))
+        self._close()
+
+    def _end_after_answer(self, cycle: RequestResponseCycle) -> None:
+        """Make an answer the connection's last, and drop what has come behind its request."""
+        cycle.keep_alive = False
+        if cycle.more_body:
+            # It is answered already: the rest of the body is not waited for.
+            cycle.more_body = False
+            cycle.message_event.set()
+        self.cycle = cycle
+        self.pipeline.clear()
+        self._phase, self._unread = ENDED, b""
+        self.flow.resume_reading()
+
+    def _close(self) -> None:
+        self._phase, self._unread = ENDED, b""
+        self.transport.close()
+        self._measure_sending()
+
+    # A head that does not come
+
+    def _time_head(self) -> None:
+        if self._head_timeout is None and not self.transport.is_closing():
+            self._head_timeout = self.loop.call_later(self.head_seconds, self._head_is_late)
+
+    def _stop_timing_head(self) -> None:
+        if self._head_timeout is not None:
+            self._head_timeout.cancel()
+            self._head_timeout = None
+
+    def _head_is_late(self) -> None:
+        self._head_timeout = None
+        if not self.transport.is_closing():
+            self._refuse(LATE_HEAD)
+
+    # A client that does not read
+
+    def pause_writing(self) -> None:
+        """Wait for a client that does not read, but not for ever: what is not sent lies in our memory."""
+        super().pause_writing()
+        self._measure_sending()
+
+    def resume_writing(self) -> None:
+        """Stop measuring while more is written: it reads."""
+        self._stop_measuring()
+        if self._answering is None:
+            self._measure_sending()
+        super().resume_writing()
+
+    def _measure_sending(self) -> None:
+        """Look later whether what waits to be sent is being read. Nothing is added to it meanwhile."""
+        waiting_bytes = self.transport.get_write_buffer_size()
+        if waiting_bytes and self._send_timeout is None:
+            self._send_timeout = self.loop.call_later(self.send_seconds, self._require_rate, waiting_bytes)
+
+    def _require_rate(self, waiting_bytes: int) -> None:
+        self._send_timeout = None
+        sent_bytes = waiting_bytes - self.transport.get_write_buffer_size()
+        required_bytes = max(self.min_send_bytes_per_second * self.send_seconds, 1)
+        if sent_bytes < min(waiting_bytes, required_bytes):
+            self.transport.abort()
+        else:
+            self._measure_sending()
+
+    def _stop_measuring(self) -> None:
+        if self._send_timeout is not None:
+            self._send_timeout.cancel()
+            self._send_timeout = None

@@ -1,0 +1,175 @@
+"""How often: what a client may ask in a minute, and what an address may try before we know who it is."""
+
+import time
+from collections.abc import Mapping
+from functools import lru_cache
+from hashlib import sha256
+from ipaddress import IPv6Address, IPv6Network, ip_address
+from math import ceil
+from typing import Self
+
+from gateway.rate_limits.sliding_window import Clock, LocalWindow, TokenBucket, Window
+from gateway.settings import Settings
+from resolvers.access import Caller, Verify
+from resolvers.errors import InvalidToken, RateLimited
+from resolvers.rate_limits import Allowance, Kind
+
+WINDOW_SECONDS = 60
+MAX_PROVEN_TOKENS = 10_000
+PARSING_AT_ONCE_SECONDS = 5
+"""How long a client's CPU time for parsing may be saved up, for an application whose documents are all new here."""
+BYTES_AT_ONCE_SECONDS = 5
+"""Seconds whose bytes a client may use at once, after it used few."""
+UNCOUNTED_BYTES = 64 * 1024
+"""Bytes of an answer that are not counted, because the number of requests bounds them."""
+UNCOUNTED_SECONDS = 0.001
+"""Of CPU time a request, which the number of requests bounds: what most take is not counted at all."""
+
+
+class RateLimits:
+    """Counts what clients ask, in one bucket for both doors, and what addresses try.
+
+    An address pays only for tokens that have not been good before, and each process counts addresses for itself. So a
+    hospital behind one address is not stopped by its neighbour's guesses, or by a device with an old token: who has
+    signed in goes on, and only tokens nobody knows have to wait. What is counted per address is coarse: guesses that
+    are under way together are counted when they fail.
+    """
+
+    def __init__(
+        self,
+        limits: Mapping[Kind, int],
+        window: Window,
+        *,
+        address_limit: int,
+        failure_limit: int,
+        parsing_ms: int,
+        answer_bytes: int,
+        seconds: int,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._limits = limits
+        self._window = window
+        self._address_limit = address_limit
+        self._failure_limit = failure_limit
+        self._seconds = seconds
+        per_second = parsing_ms / 1_000 / seconds
+        self._parsing = TokenBucket(per_second, per_second * PARSING_AT_ONCE_SECONDS, clock) if parsing_ms else None
+        per_second = answer_bytes / seconds
+        self._answers = TokenBucket(per_second, per_second * BYTES_AT_ONCE_SECONDS, clock) if answer_bytes else None
+        self._tried = LocalWindow(seconds, clock)
+        self._failed = LocalWindow(seconds, clock)
+        self._proven: dict[bytes, None] = {}  # hashes of tokens, the one proven first in front
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Build what the settings ask for."""
+        window: Window = LocalWindow(WINDOW_SECONDS)
+        if settings.rate_limit_url:
+            # Imported here, because it is there only for those who use it.
+            from gateway.rate_limits.redis_window import SharedWindow
+
+            window = SharedWindow(settings.rate_limit_url.get_secret_value(), WINDOW_SECONDS)
+        return cls(
+            {Kind.READS: settings.rate_reads_per_minute, Kind.WRITES: settings.rate_writes_per_minute},
+            window,
+            address_limit=settings.rate_address_per_minute,
+            failure_limit=settings.rate_failed_sign_ins_per_minute,
+            parsing_ms=settings.rate_parsing_ms_per_minute,
+            answer_bytes=settings.rate_answer_bytes_per_minute,
+            seconds=WINDOW_SECONDS,
+        )
+
+    async def close(self) -> None:
+        """Let go of what is held."""
+        await self._window.close()
+
+    async def spend(self, client_id: str, kind: Kind, units: int = 1) -> Allowance:
+        """Count a request of a client; one that is too many is not granted, and not counted either."""
+        limit = self._limits[kind]
+        if kind is Kind.READS and self._answers and (wait := self._answers.wait_seconds(client_id)):
+            return Allowance(kind, limit, self._seconds, remaining=0, more_in_seconds=wait, granted=False)
+        if limit == 0:
+            return Allowance(kind, 0, self._seconds, remaining=0, more_in_seconds=0)
+        taken = await self._window.take(f"{kind}/{client_id}", limit, units)
+        return Allowance(kind, limit, self._seconds, taken.remaining, taken.more_in_seconds, taken.granted)
+
+    async def release(self, client_id: str, kind: Kind, units: int = 1) -> None:
+        """Give back units that were granted."""
+        if limit := self._limits[kind]:
+            await self._window.release(f"{kind}/{client_id}", limit, units)
+
+    def note_answer(self, client_id: str, count: int) -> None:
+        """Count the bytes of a client's answer, and of the rows it was made of."""
+        if self._answers and count > UNCOUNTED_BYTES:
+            self._answers.use(client_id, count - UNCOUNTED_BYTES)
+
+    def note_parsing(self, client_id: str, seconds: float) -> None:
+        """Count the CPU time that it took to parse and validate what a client sent."""
+        if self._parsing and seconds > UNCOUNTED_SECONDS:
+            self._parsing.use(client_id, seconds - UNCOUNTED_SECONDS)
+
+    def parsing_wait(self, client_id: str) -> float:
+        """Give the seconds until something new of a client may be parsed: 0 where it may be now."""
+        return self._parsing.wait_seconds(client_id) if self._parsing else 0
+
+    async def verified(self, token: str, address: str | None, verify: Verify) -> Caller:
+        """Verify a token. Raises `RateLimited` where the address has tried or failed too often, or as `verify` does."""
+        network = network_of(address)
+        if network is None:
+            return await verify(token)
+        proof = sha256(token.encode()).digest()
+        if proof not in self._proven:
+            await self._try_from(network)
+        try:
+            caller = await verify(token)
+        except InvalidToken:
+            self._proven.pop(proof, None)
+            await self._failed.take(network, self._failure_limit, 1)
+            raise
+        self._proven[proof] = None
+        if len(self._proven) > MAX_PROVEN_TOKENS:
+            del self._proven[next(iter(self._proven))]
+        return caller
+
+    async def _try_from(self, network: str) -> None:
+        if self._failure_limit and (seconds := self._failed.wait_seconds(network, self._failure_limit)):
+            raise RateLimited(seconds)
+        if self._address_limit:
+            taken = await self._tried.take(network, self._address_limit, 1)
+            if not taken.granted:
+                raise RateLimited(taken.more_in_seconds)
+
+
+@lru_cache(4096)
+def network_of(address: str | None) -> str | None:
+    """Give what one caller holds of the network: an IPv4 address, or the half of an IPv6 address that is routed.
+
+    None for loopback and for a socket without addresses: there it is a developer, or a proxy that does not say whom it
+    speaks for, and all its callers would be stopped as one.
+    """
+    try:
+        ip = ip_address((address or "").partition("%")[0])
+    except ValueError:
+        return None
+    if isinstance(ip, IPv6Address):
+        ip = ip.ipv4_mapped or ip
+    if ip.is_loopback:
+        return None
+    return str(IPv6Network((ip, 64), strict=False)) if isinstance(ip, IPv6Address) else str(ip)
+
+
+def headers_of(allowance: Allowance) -> list[tuple[bytes, bytes]]:
+    """Say what is left: for older clients with the reset as seconds since 1970, and as the IETF has it.
+
+    The window moves, so at the reset there is more than now, and not everything at once.
+    Source: draft-ietf-httpapi-ratelimit-headers-10.
+    """
+    reset_at = ceil(time.time() + allowance.more_in_seconds)
+    left = f'"{allowance.kind}";r={allowance.remaining};t={ceil(allowance.more_in_seconds)}'
+    policy = f'"{allowance.kind}";q={allowance.limit};w={allowance.window_seconds}'
+    return [
+        (b"x-ratelimit-remaining", b"%d" % allowance.remaining),
+        (b"x-ratelimit-reset", b"%d" % reset_at),
+        (b"ratelimit-policy", policy.encode()),
+        (b"ratelimit", left.encode()),
+    ]

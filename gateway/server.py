@@ -1,0 +1,196 @@
+"""From settings to a listening server, and back down in order."""
+
+import asyncio
+import gc
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from functools import partial
+from tempfile import TemporaryDirectory
+from typing import Any, TextIO
+
+import uvicorn
+from starlette.applications import Starlette
+
+from gateway.app import create_app
+from gateway.http_client import refuse_unusable_proxies
+from gateway.middleware.fault_injection import CuttingProtocol
+from gateway.observability.logs import FLUSH_SECONDS, configure_logging, log
+from gateway.observability.queued_writer import QueuedWriter
+from gateway.preflight import preflight
+from gateway.protocols.http import GuardedProtocol, bound_unsent_bytes
+from gateway.settings import PREFIX, Settings, SettingsError
+from gateway.shutdown import Stop
+from gateway.supervisor import WorkerApp, Workers
+
+
+def upgraded(**given: Any) -> asyncio.Protocol:
+    """Give the protocol that goes on when HTTP becomes a WebSocket."""
+    # Imported here: the first answer need not wait for what parses WebSockets.
+    from gateway.protocols.websocket import GuardedSocket
+
+    return GuardedSocket(**given)
+
+
+PROTOCOLS: Mapping[str, Any] = {
+    # By name, as uvicorn imports them: see `WorkerApp`.
+    "http": "gateway.protocols.http:GuardedProtocol",
+    "ws": "gateway.server:upgraded",
+    "ws_max_size": 1024 * 1024,
+    # A kilobyte that unpacks to a megabyte would be read before anyone has signed in.
+    "ws_per_message_deflate": False,
+    # What lies between closes a connection on which nothing moves, often after 60 s.
+    "ws_ping_interval": 20.0,
+    "ws_ping_timeout": 20.0,
+}
+
+YOUNG_OBJECTS = 20_000
+"""How many more objects there are than the collector saw last when it looks again: some hundred requests at once."""
+
+
+KEPT_BYTES = 4 * 1024 * 1024
+"""How much freed memory is kept for the next long answers, instead of being asked of the system again page by page."""
+
+
+def refuse_what_cannot_be_served(settings: Settings, faults: int | None = None) -> None:
+    """Return if these settings can be served. Raises `SettingsError`."""
+    if faults is not None:
+        refuse_a_rehearsal(settings)
+    refuse_unusable_proxies(settings)
+    if settings.workers > 1:
+        _metrics_folder().cleanup()
+    if settings.documents:
+        # What is wrong with them is told here, once, and not by each worker.
+        create_app(settings)
+
+
+def take_port(settings: Settings) -> socket.socket:
+    """Take the port; nobody is listened to yet. Raises `SettingsError` where it cannot be had."""
+    port = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
+    port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound_unsent_bytes(port)
+    try:
+        port.bind((settings.host, settings.port))
+    except OSError as error:
+        port.close()
+        raise _taken(settings) from error
+    port.set_inheritable(True)
+    return port
+
+
+def _taken(settings: Settings) -> SettingsError:
+    where = f"{settings.host}:{settings.port}"
+    return SettingsError(f"{PREFIX}PORT: cannot listen on {where}; stop what listens there, or set another port")
+
+
+def serve(settings: Settings, port: socket.socket, faults: int | None = None) -> None:
+    """Prepare the database, say where we listen, and serve until a signal. With `faults`, a seed, as a rehearsal."""
+    assert settings.database_url is not None
+    config = uvicorn.Config(
+        # Settings reach workers through a pipe. Their environment, which other programs may read, stays as it was.
+        WorkerApp("gateway.server:worker", settings) if settings.workers > 1 else partial(worker, settings, faults),
+        factory=True,
+        workers=settings.workers,
+        **(PROTOCOLS if faults is None else {**PROTOCOLS, "http": CuttingProtocol}),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=settings.drain_seconds,
+    )
+    configure_logging()
+    log.start_queue()
+    asyncio.run(preflight(settings, partial(say, sys.stderr), changing=True))
+    # Listening before saying so: who follows the first line at once waits in the queue instead of being refused.
+    try:
+        port.listen(config.backlog)
+    except OSError as error:
+        # Two may take a port at once, until one of them listens.
+        raise _taken(settings) from error
+    say(sys.stdout, welcome(settings, port.getsockname()[1], faults))
+
+    if settings.workers > 1:
+        gc.enable()
+        with _metrics_folder() as folder:
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+            Workers(config, sockets=[port]).run()
+    else:
+        uvicorn.Server(config).run(sockets=[port])
+
+
+def _metrics_folder() -> TemporaryDirectory[str]:
+    try:
+        return TemporaryDirectory(prefix="gateway-metrics-")
+    except OSError as error:
+        raise SettingsError(
+            f"{PREFIX}WORKERS: several workers count in files, and no temporary folder can be written to; set TMPDIR "
+            f"to a folder that can, or {PREFIX}WORKERS=1"
+        ) from error
+
+
+def refuse_a_rehearsal(settings: Settings) -> None:
+    """Return if faults may be rehearsed here. Raises `SettingsError` where they would meet real callers, or differ."""
+    if not settings.development:
+        raise SettingsError(
+            "--faults lets requests go wrong on purpose, so it is for development mode only: "
+            f"leave out {PREFIX}INTROSPECTION_URL and {PREFIX}JWKS_URL, or leave out --faults"
+        )
+    if settings.workers > 1:
+        raise SettingsError(
+            "--faults gives the same faults to the same requests, which several processes would share out by chance: "
+            f"set {PREFIX}WORKERS=1"
+        )
+
+
+def say(stream: TextIO | None, text: str) -> None:
+    """Write to standard output or standard error; a reader that reads nothing is waited for only `FLUSH_SECONDS`."""
+    if stream is not None:
+        writer = QueuedWriter(stream.fileno())
+        writer.put(f"{text}\n".encode(errors="surrogateescape"))
+        writer.flush(FLUSH_SECONDS)
+
+
+def worker(settings: Settings, faults: int | None = None) -> Starlette:
+    """Build the service in the process that serves it."""
+    configure_logging()
+    log.start_queue()
+    GuardedProtocol.head_seconds = settings.head_seconds
+    GuardedProtocol.send_seconds = settings.socket_send_seconds
+    GuardedProtocol.min_send_bytes_per_second = settings.min_send_bytes_per_second
+    stop = Stop(settings.drain_pause_seconds)
+    stop.catch_signals()
+    app = create_app(settings, stop=stop, faults=faults)
+    # What is here now stays: the collector need not look at a schema's hundred thousand objects again and again. Nor
+    # need it look whenever some more requests are under way than before: hardly anything that they leave needs it.
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS)
+    # glibc keeps twice the size of the largest piece that was ever freed. Source: mallopt(3), M_MMAP_THRESHOLD.
+    bytes(KEPT_BYTES // 2)
+    gc.enable()
+    return app
+
+
+def welcome(settings: Settings, port: int, faults: int | None = None) -> str:
+    """Say where the doors are and, in development mode, give one call that works when pasted."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    origin = f"http://{host}:{port}"
+    lines = [
+        f"REST     {origin}/v1/patients/{{patient_id}}/encounters",
+        f"GraphQL  {origin}/graphql",
+        *([f"Pages    {origin}/"] if settings.explorer_pages else []),
+    ]
+    if faults is not None:
+        lines.append(
+            f"Rehearsal: faults are on, seed {faults}. Requests go wrong on purpose, as docs/integrators.md tells."
+        )
+    if settings.development:
+        lines += [
+            "",
+            "Development mode: the token `dev` may do everything for the brand `loop`. Try:",
+            "",
+            f"curl {origin}/v1/patients/demo-patient/encounters \\",
+            "  -H 'Authorization: Bearer dev' -H 'Content-Type: application/json' \\",
+            """  -d '{"brand_id": "loop", "encounter_type": "telehealth", "notes": "Slept well."}'""",
+            "",
+        ]
+    return "\n".join(lines)

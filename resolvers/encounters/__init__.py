@@ -1,0 +1,1 @@
+"""Encounters: record, read, change. Start reading at `record.py`."""

@@ -1,0 +1,83 @@
+"""Encounters that may be the same one told twice: a warning to whoever has just recorded, and never a merge.
+
+An idempotency key tells for certain, of requests. This guesses, of encounters: two systems may each have told of the
+same visit, or a person may have typed it in again.
+"""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import BigInteger, Interval, Table, any_, bindparam, select, true, tuple_
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlmodel import Text
+
+from models import Encounter, Encounters, EncounterStatus
+from resolvers.access import Operation
+from resolvers.bounded_rows import LONG, BoundedStatement
+from resolvers.context import Context
+
+RECORDED: Table = Encounters.__table__.alias("recorded")  # type: ignore[attr-defined]
+EARLIER: Table = Encounters.__table__.alias("earlier")  # type: ignore[attr-defined]
+
+MOST = 10
+"""How many are named at most: the warning is the same, and its cost bounded."""
+
+# Served by `ix_encounters_patient_id_created_at_id`, which the list's own order is: of two recorded in one instant, the
+# one with the lesser id came first.
+ALIKE = (
+    select(EARLIER)
+    .where(
+        EARLIER.c.patient_id == RECORDED.c.patient_id,
+        EARLIER.c.brand_id == RECORDED.c.brand_id,
+        EARLIER.c.encounter_type == RECORDED.c.encounter_type,
+        EARLIER.c.provider_id.is_not_distinct_from(RECORDED.c.provider_id),
+        EARLIER.c.created_at >= RECORDED.c.created_at - bindparam("window", type_=Interval),
+        tuple_(EARLIER.c.created_at, EARLIER.c.id) < tuple_(RECORDED.c.created_at, RECORDED.c.id),
+        EARLIER.c.status != EncounterStatus.ENTERED_IN_ERROR,
+    )
+    .order_by(EARLIER.c.created_at.desc(), EARLIER.c.id.desc())
+    .limit(bindparam("most", type_=BigInteger))
+    .lateral("alike")
+)
+POSSIBLE_DUPLICATES = BoundedStatement(
+    select(RECORDED.c.id.label("of_id"), ALIKE)
+    .select_from(RECORDED.join(ALIKE, true()))
+    .where(
+        RECORDED.c.patient_id == any_(bindparam("patient_ids", type_=ARRAY(Text))),
+        RECORDED.c.id == any_(bindparam("ids", type_=ARRAY(RECORDED.c.id.type))),
+        RECORDED.c.brand_id == bindparam("brand_id"),
+    )
+    .order_by(ALIKE.c.created_at.desc(), ALIKE.c.id.desc()),
+    LONG,
+)
+
+
+async def possible_duplicates_of(context: Context, encounters: Sequence[tuple[str, UUID]]) -> list[list[Encounter]]:
+    """Give, for each encounter (its patient and id), those like it that were recorded shortly before, newest first.
+
+    Like it is: of the same patient, type and provider, or lack of one, and not entered in error. Raises
+    `InsufficientScope`: whoever may only record is not told what else there is.
+    """
+    context.require(Operation.READ_ENCOUNTERS)
+    window = context.services.duplicate_window
+    if window == timedelta(0):
+        return [[] for _ in encounters]
+    brand_id = context.acting_brand()
+    async with context.database.reading(brand_id) as connection:
+        rows = await POSSIBLE_DUPLICATES.fetch(
+            context.answer,
+            connection,
+            len(encounters) * MOST,
+            brand_id=brand_id,
+            patient_ids=[patient_id for patient_id, _ in encounters],
+            ids=[encounter_id for _, encounter_id in encounters],
+            window=window,
+            most=MOST,
+        )
+    found: dict[UUID, list[Encounter]] = {}
+    for row in rows:
+        columns = {name: value for name, value in row.items() if name not in {"of_id", "bytes"}}
+        found.setdefault(row["of_id"], []).append(Encounter(**columns))
+    context.note_read(each for alike in found.values() for each in alike)
+    return [found.get(encounter_id, []) for _, encounter_id in encounters]

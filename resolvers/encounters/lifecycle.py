@@ -1,0 +1,183 @@
+"""The life of an encounter: the one table of what may follow what, and the function that moves an encounter along it.
+
+Two people may well change the same encounter at once. Each change locks the row, so that it is judged by what is there,
+and whoever says which version they have seen is told when it is not the newest any more.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import bindparam, func, select, update
+
+from models import Encounter, EncounterAction, EncounterEventKind, EncounterStatus
+from resolvers import json_text
+from resolvers.access import Operation
+from resolvers.audit import append_entry, encounter_event
+from resolvers.commands import AmendEncounter, Change, GivenUp, Reschedule
+from resolvers.context import Context
+from resolvers.encounters.history import append_version
+from resolvers.encounters.read import OF_BRAND, OF_PATIENT, TABLE
+from resolvers.errors import EncounterNotFound, IllegalTransition, StaleVersion
+from resolvers.ids import id_or_none
+from resolvers.outbox import append_event
+from resolvers.sql import Connection, Row, Statement
+
+# The table
+
+
+class Transition(NamedTuple):
+    """What one action does: from which statuses, to which, and what it is called when it is done."""
+
+    kind: EncounterEventKind
+    sources: frozenset[EncounterStatus]
+    target: EncounterStatus | None = None
+    """None where the status stays."""
+    command: type[Change] = Change
+
+
+_SCHEDULED, _IN_PROGRESS = EncounterStatus.SCHEDULED, EncounterStatus.IN_PROGRESS
+_NOT_IN_ERROR = frozenset(EncounterStatus) - {EncounterStatus.ENTERED_IN_ERROR}
+
+LIFECYCLE: Mapping[EncounterAction, Transition] = {
+    EncounterAction.START: Transition(EncounterEventKind.STARTED, frozenset({_SCHEDULED}), _IN_PROGRESS),
+    EncounterAction.COMPLETE: Transition(
+        EncounterEventKind.COMPLETED, frozenset({_IN_PROGRESS}), EncounterStatus.COMPLETED
+    ),
+    EncounterAction.CANCEL: Transition(
+        EncounterEventKind.CANCELLED, frozenset({_SCHEDULED, _IN_PROGRESS}), EncounterStatus.CANCELLED
+    ),
+    EncounterAction.MARK_NO_SHOW: Transition(
+        EncounterEventKind.NO_SHOW, frozenset({_SCHEDULED}), EncounterStatus.NO_SHOW
+    ),
+    EncounterAction.MARK_ENTERED_IN_ERROR: Transition(
+        EncounterEventKind.ENTERED_IN_ERROR, _NOT_IN_ERROR, EncounterStatus.ENTERED_IN_ERROR, GivenUp
+    ),
+    EncounterAction.RESCHEDULE: Transition(EncounterEventKind.RESCHEDULED, frozenset({_SCHEDULED}), command=Reschedule),
+    # Also when it is over: that is when most of what was written wrongly is found.
+    EncounterAction.AMEND: Transition(EncounterEventKind.AMENDED, _NOT_IN_ERROR, command=AmendEncounter),
+}
+"""Source: the platform's published lifecycle; the documentation's table is printed from this one."""
+
+
+def allowed_actions(status: EncounterStatus) -> list[EncounterAction]:
+    """Give what can be done with an encounter that has this status."""
+    return [action for action, transition in LIFECYCLE.items() if status in transition.sources]
+
+
+# Moving along it
+
+PATIENT_OF_ENCOUNTER = Statement(
+    select(TABLE.c.patient_id).where(TABLE.c.id == bindparam("id", type_=TABLE.c.id.type), OF_BRAND)
+)
+# The time is the lock's, not the transaction's: of two changes, the one that waited must not look like the earlier.
+LOCK_ENCOUNTER = Statement(
+    select(TABLE, func.clock_timestamp().label("now"))
+    .where(OF_PATIENT, TABLE.c.id == bindparam("id", type_=TABLE.c.id.type), OF_BRAND)
+    .with_for_update()
+)
+CHANGED_COLUMNS = (
+    "encounter_type", "provider_id", "status", "scheduled_at", "started_at", "ended_at", "chief_complaint", "notes",
+    "metadata", "version", "updated_at",
+)  # fmt: skip
+CHANGE_ENCOUNTER = Statement(
+    update(TABLE)
+    .where(OF_PATIENT, TABLE.c.id == bindparam("encounter_id", type_=TABLE.c.id.type), OF_BRAND)
+    .values({name: bindparam(name, type_=TABLE.c[name].type) for name in CHANGED_COLUMNS})
+)
+
+
+async def change_encounter(
+    context: Context,
+    encounter_id: str,
+    action: EncounterAction,
+    members: Mapping[str, Any] | None = None,
+    expected_version: int | None = None,
+) -> Encounter:
+    """Do something with an encounter, and give it as it is afterwards.
+
+    What changes nothing makes no new version. It only shows the encounter, and so needs the right to read.
+
+    `members` are those of the action's command, unchecked. Raises `InsufficientScope`, `Forbidden`, `InvalidInput`,
+    `EncounterNotFound`, `StaleVersion`, `IllegalTransition`, `TemporarilyUnavailable` or `OutcomeUnknown`, in this
+    order.
+    """
+    context.require(Operation.CHANGE_ENCOUNTER)
+    brand_id = context.acting_brand()
+    transition = LIFECYCLE[action]
+    command = transition.command.read(members or {}, context.services.input_limits)
+    of = await _place_of(context, brand_id, encounter_id)
+
+    async with context.database.transaction(brand_id) as connection:
+        before, now = _unlocked(await connection.fetch_one(LOCK_ENCOUNTER, **of))
+        if expected_version not in {None, before["version"]}:
+            raise StaleVersion(before["version"])
+        if before["status"] not in transition.sources:
+            raise IllegalTransition(before["status"], allowed_actions(before["status"]))
+        after = before | command.members() | _moved(before, transition.target, now)
+        changes = {name: (before[name], after[name]) for name in CHANGED_COLUMNS if before[name] != after[name]}
+        if changes:
+            after |= {"version": before["version"] + 1, "updated_at": max(now, before["updated_at"])}
+            encounter = Encounter(**after)
+            await _keep(connection, context, encounter, transition.kind, changes=changes, reason=command.reason)
+    if not changes:
+        # Nothing was done that would give a right to see it.
+        context.require(Operation.READ_ENCOUNTERS)
+        encounter = Encounter(**before)
+        context.note_read([encounter])
+        return encounter
+    context.services.feed.ring()
+    return encounter
+
+
+async def _place_of(context: Context, brand_id: str, encounter_id: str) -> dict[str, Any]:
+    """Give what leads to the encounter's row. Raises `EncounterNotFound`."""
+    # Apart from the change itself: on a cluster this asks every shard, and the change then only the patient's.
+    if (id_ := id_or_none(encounter_id)) is not None:
+        async with context.database.reading(brand_id) as connection:
+            row = await connection.fetch_one(PATIENT_OF_ENCOUNTER, brand_id=brand_id, id=id_)
+        if row is not None:
+            return {"brand_id": brand_id, "patient_id": row["patient_id"], "id": id_}
+    raise EncounterNotFound
+
+
+def _unlocked(row: Row | None) -> tuple[dict[str, Any], datetime]:
+    assert row is not None, "an encounter is never deleted, and never moves to another patient"
+    before = dict(row)
+    now = before.pop("now")
+    # As commands write it, so that what is sent again as it was is seen to be the same.
+    before["metadata"] = json_text.write(json_text.read(before["metadata"]))
+    return before, now
+
+
+def _moved(before: Mapping[str, Any], target: EncounterStatus | None, now: datetime) -> dict[str, Any]:
+    """Give the status, and the times that a change of it stamps."""
+    match target:
+        case None:
+            return {}
+        case EncounterStatus.IN_PROGRESS:
+            return {"status": target, "started_at": now}
+        case EncounterStatus.COMPLETED:
+            return {"status": target, "ended_at": now}
+        case EncounterStatus.CANCELLED if before["started_at"] is not None:
+            return {"status": target, "ended_at": now}
+        case _:
+            return {"status": target}
+
+
+async def _keep(
+    connection: Connection,
+    context: Context,
+    encounter: Encounter,
+    kind: EncounterEventKind,
+    *,
+    changes: Mapping[str, tuple[Any, Any]],
+    reason: str | None,
+) -> None:
+    columns = {name: getattr(encounter, name) for name in CHANGED_COLUMNS}
+    of = {"brand_id": encounter.brand_id, "patient_id": encounter.patient_id, "encounter_id": encounter.id}
+    await connection.fetch(CHANGE_ENCOUNTER, **of, **columns)
+    await append_version(connection, context, encounter, kind, changes=changes, reason=reason)
+    details = {"version": encounter.version, "members": sorted(changes)}
+    await append_entry(connection, context, encounter_event(kind), encounter, details)
+    await append_event(connection, encounter, kind)

@@ -1,0 +1,84 @@
+"""A slice of a patient's encounters by offset, newest first, as JSON that PostgreSQL writes: the REST door's list."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+from resolvers.access import Operation
+from resolvers.bounded_rows import LONG, LONG_BYTES, are_counted
+from resolvers.context import Context
+from resolvers.encounters.json_sql import ENCOUNTERS, bytes_of, items_of, members_of, object_of
+from resolvers.errors import PatientNotFound
+from resolvers.patients import can_exist
+from resolvers.sql import Statement
+
+
+class Slice(NamedTuple):
+    """A slice, its encounters written already with commas between them, and how many there are in all."""
+
+    encounters: bytes
+    total: int
+
+
+async def list_encounters_by_offset(
+    context: Context, patient_id: str, limit: int, offset: int, members: Sequence[str]
+) -> Slice:
+    """Give a slice of a patient's encounters with these members, by their columns.
+
+    Raises `PatientNotFound`, `AnswerTooLarge` or `AnswerMemoryFull`. A long list is better read by cursor: an offset
+    counts what it skips, in the index.
+    """
+    context.require(Operation.READ_ENCOUNTERS)
+    brand_id = context.acting_brand()
+    if not can_exist(patient_id):
+        raise PatientNotFound
+    row = await context.database.find(
+        brand_id,
+        _slice(tuple(members), counted=are_counted(limit * len(LONG) * LONG_BYTES, context.answer.maximum)),
+        "ids",
+        patient_id,
+        rows=limit,
+        most_bytes=context.answer.maximum,
+        limit=limit,
+        offset=offset,
+    )
+    if row is None:
+        raise PatientNotFound
+    # Of a list that is too large only a part is here.
+    context.answer.add(max(row["bytes"], len(row["items"])))
+    if row["given"]:
+        context.note_given({(brand_id, patient_id): row["given"]})
+    return Slice(row["items"], row["total"])
+
+
+@cache
+def _slice(members: tuple[str, ...], *, counted: bool) -> Statement:
+    """Give the statement of a slice. One that is `counted` ends where it has more than `most_bytes`."""
+    columns = members_of("e", upper=False)
+    item = object_of([(name, columns[name]) for name in members])
+    rows = f"""
+        {ENCOUNTERS}
+        WHERE e.patient_id = p.id AND e.brand_id = p.brand_id
+            AND (e.created_at, e.id) <= (start.created_at, start.id)
+        ORDER BY e.created_at DESC, e.id DESC LIMIT $3::bigint"""
+    bytes_, only = "0", ""
+    if counted:
+        rows = f"SELECT e.*, sum({bytes_of(item)}) OVER (ROWS UNBOUNDED PRECEDING) AS bytes FROM ({rows}) e"
+        bytes_, only = "coalesce(max(e.bytes), 0)", "e.bytes <= $5::bigint"
+    return Statement(
+        f"""
+SELECT p.id AS key, slice.items, slice.given, slice.bytes,
+    (SELECT count(*) FROM patient_graph.encounters e WHERE e.patient_id = p.id AND e.brand_id = p.brand_id) AS total
+FROM patient_graph.patients p
+LEFT JOIN LATERAL (
+    SELECT e.created_at, e.id FROM patient_graph.encounters e
+    WHERE e.patient_id = p.id AND e.brand_id = p.brand_id
+    ORDER BY e.created_at DESC, e.id DESC LIMIT 1 OFFSET $4::bigint
+) start ON true
+CROSS JOIN LATERAL (
+    SELECT {items_of(item, only=only)}::bpchar AS items, count(*) AS given, {bytes_} AS bytes FROM ({rows}) e
+) slice
+WHERE p.id = ANY($1::text[]) AND p.brand_id = $2::text
+""",
+        ("ids", "brand_id", "limit", "offset", *(["most_bytes"] if counted else [])),
+    )

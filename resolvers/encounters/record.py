@@ -1,0 +1,175 @@
+"""Recording an encounter, and reading encounters back. Start reading here.
+
+Both doors call these functions; each owns its transaction, checks who may first, and answers after the commit.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import bindparam, insert
+
+from models import Encounter, EncounterEventKind, EncounterStatus
+from resolvers.access import Operation
+from resolvers.audit import append_entry, encounter_event
+from resolvers.commands import RecordEncounter
+from resolvers.context import Context
+from resolvers.encounters.history import append_version
+from resolvers.encounters.insert import NO_ANSWER, OF_THE_ENCOUNTER, TO_COME, Answer
+from resolvers.encounters.read import TABLE, encounter_of_key
+from resolvers.errors import OutcomeUnknown, PatientNotFound, TemporarilyUnavailable
+from resolvers.idempotency import Claim, claim_key, claim_of, find_claimed
+from resolvers.ids import new_id
+from resolvers.outbox import append_event
+from resolvers.patients import can_exist, time_at
+from resolvers.services import Kept, NewEncounter
+from resolvers.sql import Connection, Statement
+
+RECORDED = EncounterEventKind.RECORDED
+
+
+# Recording
+
+INSERT_ENCOUNTER = Statement(
+    insert(TABLE).values({column.name: bindparam(column.name, type_=column.type) for column in TABLE.c})
+)
+
+
+class Recording(NamedTuple):
+    """A recorded encounter."""
+
+    encounter: Encounter
+    """As it stands now."""
+    first_answer: bytes | None = None
+    """In the published form, as it was when it was recorded: what its key repeats. None where nobody has written it."""
+    replayed: bool = False
+    """Whether it was recorded earlier, under the same key."""
+
+
+async def record_encounter(
+    context: Context, patient_id: str, members: Mapping[str, Any], key: str | None = None
+) -> Recording:
+    """Record that an encounter happened; once, if the caller names an idempotency key.
+
+    `members` are those of the `RecordEncounter` command, unchecked: checking them is part of recording, because who
+    may comes before what was sent. Raises `InsufficientScope`, `Forbidden`, `InvalidInput`, `IdempotencyKeyReused`,
+    `PatientNotFound`, `TemporarilyUnavailable` or `OutcomeUnknown`, in this order.
+    """
+    context.require(Operation.RECORD_ENCOUNTER)
+    brand_id = context.acting_brand(members.get("brand_id"))
+    command = RecordEncounter.read(members, context.services.input_limits, strict=context.strict)
+    claim = None if key is None else claim_of(key, context, brand_id, patient_id, command)
+
+    columns = columns_of(command, patient_id)
+    kept, answer = await _keep(context, brand_id, columns, claim)
+    if kept.created_at is None:
+        return await _replay(context, claim, kept)
+    context.services.feed.ring()
+    context.services.tally.recorded(replayed=False)
+    return Recording(recorded(columns, kept.created_at), answer.at(kept.created_at))
+
+
+def columns_of(command: RecordEncounter, patient_id: str) -> dict[str, Any]:
+    """Give the row of a new encounter: scheduled, at version 1. Only the times of recording are still to come."""
+    return {
+        "patient_id": patient_id,
+        "id": new_id(),
+        "status": EncounterStatus.SCHEDULED,
+        "started_at": None,
+        "ended_at": None,
+        "version": 1,
+        **command.given(),
+    }
+
+
+def recorded(columns: Mapping[str, Any], at: datetime) -> Encounter:
+    """Give the encounter of a row, as it is when it is recorded."""
+    return Encounter(**columns, created_at=at, updated_at=at)
+
+
+async def _keep(
+    context: Context, brand_id: str, columns: Mapping[str, Any], claim: Claim | None
+) -> tuple[Kept, Answer]:
+    """Keep an encounter. Gives what came of it, and the answer that is kept for its key where that is known here."""
+    if not can_exist(columns["patient_id"]):
+        return Kept(patient_is_known=False, created_at=None), NO_ANSWER
+    if context.services.recorder is None:
+        return await _keep_step_by_step(context, brand_id, columns, claim), NO_ANSWER
+    caller = context.caller
+    answer = Answer.of(context.services.published(recorded(columns, TO_COME))) if claim else NO_ANSWER
+    new = NewEncounter(
+        **{name: columns[name] for name in OF_THE_ENCOUNTER},
+        entry_id=new_id(),
+        event_id=new_id(),
+        actor_type=caller.actor_type,
+        actor_id=caller.actor_id,
+        actor_brand_id=caller.brand_id,
+        request_id=context.request_id,
+        client_id=caller.client_id,
+        key=claim.key if claim else None,
+        request_hash=claim.request_hash if claim else None,
+        answer_head=answer.head,
+        answer_middle=answer.middle,
+        answer_tail=answer.tail,
+    )
+    return await context.services.recorder.keep(brand_id, new), answer
+
+
+async def _keep_step_by_step(context: Context, brand_id: str, columns: Mapping[str, Any], claim: Claim | None) -> Kept:
+    """Keep an encounter by one statement after the other: the form that a cluster likes, each of one patient."""
+    async with context.database.transaction(brand_id) as connection:
+        kept = await claim_place(context, connection, columns, claim)
+        if kept.created_at is not None:
+            await insert_encounter(context, connection, columns, kept.created_at)
+    return kept
+
+
+async def claim_place(
+    context: Context, connection: Connection, columns: Mapping[str, Any], claim: Claim | None
+) -> Kept:
+    """Claim the key, if there is one, for an encounter whose patient is known, and say when it is recorded."""
+    now = await time_at(connection, columns["brand_id"], columns["patient_id"])
+    if now is None:
+        return Kept(patient_is_known=False, created_at=None)
+    if claim:
+        encounter = recorded(columns, now)
+        kept_until = now + context.services.keys_kept_for
+        if not await claim_key(connection, claim, encounter, context.services.published(encounter), kept_until):
+            return Kept(patient_is_known=True, created_at=None)
+    return Kept(patient_is_known=True, created_at=now)
+
+
+async def insert_encounter(
+    context: Context, connection: Connection, columns: Mapping[str, Any], now: datetime
+) -> Encounter:
+    """Insert an encounter with its version, its audit entry and its event; its key is claimed already."""
+    encounter = recorded(columns, now)
+    await connection.fetch(INSERT_ENCOUNTER, **columns, created_at=now, updated_at=now)
+    await append_version(connection, context, encounter, RECORDED)
+    await append_entry(connection, context, encounter_event(RECORDED), encounter)
+    await append_event(connection, encounter, RECORDED)
+    return encounter
+
+
+KEY_UNREAD = "The database was lost while it was asked what the key stands for; ask again before you send again."
+
+
+async def _replay(context: Context, claim: Claim | None, kept: Kept) -> Recording:
+    """Give what was recorded under the key earlier. Raises what else an encounter that was not kept means."""
+    if claim is not None:
+        try:
+            async with context.database.reading(claim.brand_id) as connection:
+                if earlier := await find_claimed(connection, claim):
+                    encounter = await encounter_of_key(context, connection, earlier)
+                    context.services.tally.recorded(replayed=True)
+                    return Recording(encounter, earlier.answer, replayed=True)
+        except TemporarilyUnavailable as error:
+            # The key is taken, and perhaps by this very encounter: "no" would be a guess.
+            raise OutcomeUnknown(KEY_UNREAD) from error
+    if kept.patient_is_known:
+        # The key was there a moment ago and has just expired: the caller's next try will claim it.
+        raise TemporarilyUnavailable
+    raise PatientNotFound
+
+
+# Reading

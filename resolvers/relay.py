@@ -1,0 +1,198 @@
+"""The relay: gives each event its position, and says how far events may be read.
+
+A commit is seen later than it was begun, so nobody can read a table "since the last time" without missing the rows of
+slow transactions. Here the order is given after the commit: one relay reads what has no position, oldest first, stamps
+it, and only then moves the watermark up to which everybody reads. So the order of the feed is the relay's.
+
+Which gateway does this is a matter of a lease (`gateway/jobs.py`), but nothing depends on that: whoever stamps holds
+the watermark's row until the commit, and goes on from the position that stands there. Two relays at once take turns.
+"""
+
+import logging
+from collections.abc import Collection
+from datetime import timedelta
+from itertools import takewhile
+
+from sqlalchemy import (
+    BigInteger,
+    Interval,
+    Table,
+    Text,
+    Uuid,
+    any_,
+    bindparam,
+    delete,
+    func,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+
+from models import OutboxEvent, Sink, Watermark
+from resolvers.errors import TemporarilyUnavailable
+from resolvers.outbox import MOVED
+from resolvers.sql import RelayDatabase, Statement
+
+logger = logging.getLogger(__name__)
+
+OUTBOX: Table = OutboxEvent.__table__  # type: ignore[attr-defined]
+WATERMARK: Table = Watermark.__table__  # type: ignore[attr-defined]
+SINKS: Table = Sink.__table__  # type: ignore[attr-defined]
+
+
+# Stamping
+
+STAMP_AT_MOST = 500
+
+# Waits for a relay that is stamping. What follows it in the transaction sees what that one has committed.
+LOCK_WATERMARK = Statement(select(WATERMARK.c.stamped, WATERMARK.c.position).with_for_update())
+# None on one server. On a cluster a coordinator that crashed between the shard's commit and its own knows less than
+# the shard does.
+LAST_STAMPED = Statement(
+    select(OUTBOX.c.position)
+    .where(OUTBOX.c.position > bindparam("stamped"))
+    .order_by(OUTBOX.c.position.desc())
+    .limit(1)
+)
+UNSTAMPED = Statement(
+    select(OUTBOX.c.patient_id, OUTBOX.c.id)
+    .where(OUTBOX.c.position.is_(None))
+    .order_by(OUTBOX.c.created_at, OUTBOX.c.id)
+    .limit(bindparam("limit", type_=BigInteger))
+)
+_event = OUTBOX.alias("o")
+_given = (
+    func.unnest(
+        bindparam("patient_ids", type_=ARRAY(Text)),
+        bindparam("ids", type_=ARRAY(Uuid)),
+        bindparam("positions", type_=ARRAY(BigInteger)),
+    )
+    .table_valued("patient_id", "id", "position")
+    .render_derived("given")
+)
+STAMP = Statement(
+    update(_event)  # type: ignore[arg-type]
+    .values(position=_given.c.position, published_at=func.now())
+    .where(_event.c.patient_id == _given.c.patient_id, _event.c.id == _given.c.id, _event.c.position.is_(None))
+    .returning(_event.c.id)
+)
+KEEP_STAMPED = Statement(update(WATERMARK).values(stamped=bindparam("last", type_=BigInteger)))
+
+
+async def relay(database: RelayDatabase) -> bool:
+    """Give some events their positions and let them be read; say whether more are waiting."""
+    stamped = await stamp_events(database)
+    await move_watermark(database)
+    return stamped == STAMP_AT_MOST
+
+
+async def stamp_events(database: RelayDatabase) -> int:
+    """Give the oldest events without a position the next ones, without a gap; say how many there were.
+
+    Raises `TemporarilyUnavailable` if another relay was about to do the same, which only a cluster lets happen.
+    """
+    async with database.transaction(None) as connection:
+        mark = await connection.fetch_one(LOCK_WATERMARK)
+        assert mark is not None, "the migration put it there"
+        later = await connection.fetch_one(LAST_STAMPED, stamped=mark["stamped"])
+        before = later["position"] if later else mark["stamped"]
+        rows = await connection.fetch(UNSTAMPED, limit=STAMP_AT_MOST)
+        last = before + len(rows)
+        if last != mark["stamped"]:
+            stamped = await connection.fetch(
+                STAMP,
+                patient_ids=[row["patient_id"] for row in rows],
+                ids=[row["id"] for row in rows],
+                positions=list(range(before + 1, last + 1)),
+            )
+            if len(stamped) != len(rows):
+                raise TemporarilyUnavailable
+            await connection.fetch(KEEP_STAMPED, last=last)
+    return len(rows)
+
+
+# Moving the watermark
+
+FIND_WATERMARK = Statement(select(WATERMARK.c.stamped, WATERMARK.c.position))
+COUNT_STAMPED = Statement(
+    select(func.count())
+    .select_from(OUTBOX)
+    .where(OUTBOX.c.position > bindparam("position"), OUTBOX.c.position <= bindparam("stamped"))
+)
+MOVE_WATERMARK = Statement(
+    update(WATERMARK)
+    .values(position=bindparam("stamped", type_=BigInteger))
+    .where(WATERMARK.c.position < bindparam("stamped", type_=BigInteger))
+    .returning(WATERMARK.c.position)
+)
+TELL_THAT_IT_MOVED = Statement(select(func.pg_notify(MOVED, "")))
+
+
+async def move_watermark(database: RelayDatabase) -> None:
+    """Let everything that is stamped be read, once all of it is seen to be there.
+
+    Whoever died before doing so needs no more than that another does it: what is stamped is known from the row.
+    """
+    async with database.across_brands() as connection:
+        mark = await connection.fetch_one(FIND_WATERMARK)
+        assert mark is not None
+        if mark["stamped"] == mark["position"]:
+            return
+        count = await connection.fetch_one(COUNT_STAMPED, **mark)
+        assert count is not None
+        if count[0] != mark["stamped"] - mark["position"]:
+            # On a cluster the second half of a commit may be late. A row that was deleted by hand never comes.
+            fields = {"stamped": mark["stamped"], "position": mark["position"], "found": count[0]}
+            logger.warning("watermark waits", extra={"fields": fields})
+            return
+        if await connection.fetch_one(MOVE_WATERMARK, stamped=mark["stamped"]):
+            await connection.fetch(TELL_THAT_IT_MOVED)
+
+
+# Pruning
+
+PRUNE_AT_MOST = 1_000
+
+HELD_BACK = Statement(
+    select(func.min(SINKS.c.position)).where(
+        SINKS.c.disabled_at.is_(None),
+        or_(
+            SINKS.c.name == any_(bindparam("sinks", type_=ARRAY(Text))),
+            SINKS.c.updated_at > func.now() - bindparam("keep", type_=Interval),
+        ),
+    )
+)
+FIND_PRUNED = Statement(select(WATERMARK.c.pruned, WATERMARK.c.position))
+OLDEST_KEPT = Statement(
+    select(OUTBOX.c.position, (OUTBOX.c.published_at < func.now() - bindparam("keep", type_=Interval)).label("old"))
+    .where(OUTBOX.c.position > bindparam("pruned"), OUTBOX.c.position <= bindparam("until"))
+    .order_by(OUTBOX.c.position)
+    .limit(bindparam("limit", type_=BigInteger))
+)
+KEEP_PRUNED = Statement(
+    update(WATERMARK)
+    .values(pruned=bindparam("pruned", type_=BigInteger))
+    .where(WATERMARK.c.pruned < bindparam("pruned", type_=BigInteger))
+)
+PRUNE = Statement(delete(OUTBOX).where(OUTBOX.c.position <= bindparam("pruned")))
+
+
+async def prune_events(database: RelayDatabase, keep: timedelta, sinks: Collection[str]) -> bool:
+    """Delete some events published longer ago than `keep`; say whether more are waiting.
+
+    Kept longer is what a sink still waits for: one of those named, or one that some gateway has worked for within the
+    same time. What is about to be deleted is said first, so that who has read can see afterwards whether it was all.
+    """
+    async with database.across_brands() as connection:
+        held_back = await connection.fetch_one(HELD_BACK, sinks=list(sinks), keep=keep)
+        mark = await connection.fetch_one(FIND_PRUNED)
+        assert mark is not None
+        assert held_back is not None
+        until = mark["position"] if held_back[0] is None else min(mark["position"], held_back[0])
+        oldest = await connection.fetch(OLDEST_KEPT, pruned=mark["pruned"], until=until, keep=keep, limit=PRUNE_AT_MOST)
+        old = [row["position"] for row in takewhile(lambda row: row["old"], oldest)]
+        pruned = old[-1] if old else mark["pruned"]
+        await connection.fetch(KEEP_PRUNED, pruned=pruned)
+        await connection.fetch(PRUNE, pruned=pruned)
+    return len(old) == PRUNE_AT_MOST

@@ -1,0 +1,32 @@
+"""Who calls, as the headers of a REST request tell it, and whether the request is looked at at all."""
+
+from starlette.requests import Request
+
+from resolvers.access import Operation
+from resolvers.context import Context, sign_in
+from resolvers.rate_limits import Kind
+
+
+async def admitted(request: Request, operation: Operation | None = None) -> Context:
+    """Give the context of this request, once nothing but the request itself is left to look at.
+
+    Raises what says who calls, then `InsufficientScope`, `RateLimited` or `Forbidden`, in this order.
+    """
+    context = await signed_in(request)
+    # Counted before anything is refused, because refusals count too.
+    kind = Kind.READS if request.method in {"GET", "HEAD", "OPTIONS"} else Kind.WRITES
+    request.scope["state"]["allowance"] = allowance = await context.spend(kind)
+    if operation is not None:
+        context.require(operation)
+    allowance.require()
+    context.require_one_brand()
+    return context
+
+
+async def signed_in(request: Request) -> Context:
+    """Give the context of this request. Raises `Unauthenticated`, `RateLimited`, `InvalidToken` or `Forbidden`."""
+    state = request.scope["state"]
+    context = await sign_in(state["services"], state["introduction"])
+    state["caller"] = context.caller
+    state["context"] = context
+    return context

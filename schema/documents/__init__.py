@@ -1,0 +1,1 @@
+"""GraphQL documents: parsing, validation, limits, cost and trusted documents."""

@@ -1,0 +1,184 @@
+"""What an operation may cost at most: how many objects its pages could give, one page inside another.
+
+A page of 100 in each of a page of 100 is ten thousand objects from a few words. So the sizes are multiplied before
+anything is read, from the arguments as they were sent.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from graphql import (
+    DocumentNode,
+    FieldNode,
+    FragmentDefinitionNode,
+    FragmentSpreadNode,
+    InlineFragmentNode,
+    IntValueNode,
+    ListValueNode,
+    ObjectValueNode,
+    OperationDefinitionNode,
+    SelectionSetNode,
+    StringValueNode,
+    ValueNode,
+    VariableNode,
+)
+
+from resolvers.encounters.duplicates import MOST
+from resolvers.encounters.history import MOST_VERSIONS
+from resolvers.json_text import INT_DIGITS
+from resolvers.paging import PageLimits
+from schema.documents.limits import COUNTLESS
+
+
+class Cost(NamedTuple):
+    """Objects that an operation could give, and the most that it may."""
+
+    requested: int
+    limit: int
+
+
+ASKED_FOR_BY: Mapping[str, str] = {"patients": "ids", "_entities": "representations", "recordEncounters": "input"}
+"""The argument that lists what a field gives, one for one."""
+
+
+READ_ONCE = frozenset({"patients", "_entities"})
+"""Of these, an object that is listed several times is read, completed and priced once."""
+
+
+class Sent:
+    """The arguments of an operation's fields, as they were sent."""
+
+    def __init__(self, defaults: Mapping[str, ValueNode | None], variables: Mapping[str, Any]) -> None:
+        self._defaults = defaults
+        self._variables = variables
+        self.looked_at: set[str] = set()
+        """The variables that were asked for."""
+
+    def asked_for(self, field: FieldNode) -> int:
+        """Say how many objects a field lists that it is to give; 1 where it lists none."""
+        name = field.name.value
+        arguments = {each.name.value: each.value for each in field.arguments or ()}
+        listed = self.value(arguments.get(ASKED_FOR_BY.get(name, "")))
+        if not isinstance(listed, list):
+            return 1
+        return _distinct(listed) if name in READ_ONCE else len(listed)
+
+    def value(self, node: ValueNode | None) -> Any:
+        """Give what stands for a number or a list, or None; the items of a list may be nodes."""
+        match node:
+            case VariableNode():
+                self.looked_at.add(node.name.value)
+                return self.variable(node.name.value)
+            case IntValueNode():
+                # So many objects that no number of digits makes a difference; and Python reads only so many.
+                return int(node.value) if len(node.value) <= INT_DIGITS else COUNTLESS
+            case ListValueNode():
+                return list(node.values)
+        return None
+
+    def variable(self, name: str) -> Any:
+        """The same of a variable."""
+        return self._variables[name] if name in self._variables else self.value(self._defaults.get(name))
+
+
+def defaults_of(operation: OperationDefinitionNode) -> Mapping[str, ValueNode | None]:
+    """Give what stands for the variables that are not sent."""
+    return {each.variable.name.value: each.default_value for each in operation.variable_definitions or ()}
+
+
+MOST_KNOWN = 64
+
+
+class Costing:
+    """What a valid operation could give: counted once for each size that its variables ask for."""
+
+    def __init__(self, document: DocumentNode, operation: OperationDefinitionNode) -> None:
+        self._document = document
+        self._operation = operation
+        self._defaults = defaults_of(operation)
+        self._sizing: Sequence[str] | None = None
+        """The variables that a size depends on, once they are known."""
+        self._known: dict[tuple[Any, ...], int] = {}
+
+    def cost(self, variables: Mapping[str, Any], pages: PageLimits) -> int:
+        """Count the objects that it could give at most."""
+        sent = Sent(self._defaults, variables)
+        if self._sizing is None:
+            cost_of(self._document, self._operation, sent, pages)
+            self._sizing = sorted(sent.looked_at)
+        key = (pages, *(_size(sent.variable(name)) for name in self._sizing))
+        if key not in self._known:
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            self._known[key] = cost_of(self._document, self._operation, sent, pages)
+        return self._known[key]
+
+
+def _size(value: Any) -> object:
+    # Of a list its length counts, which must not be taken for a number, and how many objects it names.
+    if isinstance(value, list):
+        return len(value), _distinct(value)
+    return value if isinstance(value, int) else None
+
+
+def _distinct(items: Sequence[Any]) -> int:
+    """Count the objects that a list of ids or representations names. What names none is one for itself."""
+    named: set[object] = set()
+    for item in items:
+        name = _named(item)
+        named.add(object() if name is None else name)
+    return len(named)
+
+
+def _named(item: Any) -> object:
+    match item:
+        case str():
+            return item
+        case StringValueNode():
+            return item.value
+        case {"__typename": str(kind), "id": str(entity_id)}:
+            return kind, entity_id
+        case ObjectValueNode():
+            members = {each.name.value: each.value for each in item.fields}
+            match members.get("__typename"), members.get("id"):
+                case StringValueNode() as kind_node, StringValueNode() as id_node:
+                    return kind_node.value, id_node.value
+    return None
+
+
+def cost_of(document: DocumentNode, operation: OperationDefinitionNode, sent: Sent, pages: PageLimits) -> int:
+    """Count the objects that a valid operation could give at most. Capped, so that counting itself costs little."""
+    fragments = {each.name.value: each for each in document.definitions if isinstance(each, FragmentDefinitionNode)}
+    known: dict[str, int] = {}
+
+    def of(selections: SelectionSetNode | None) -> int:
+        cost = 0
+        for selection in selections.selections if selections else ():
+            match selection:
+                case FieldNode():
+                    below = of(selection.selection_set)
+                    # A scalar comes with its object.
+                    cost += size(selection) * (1 + below) if selection.selection_set else 0
+                case InlineFragmentNode():
+                    cost += of(selection.selection_set)
+                case FragmentSpreadNode():
+                    name = selection.name.value
+                    if name not in known:
+                        known[name] = of(fragments[name].selection_set)
+                    cost += known[name]
+        return cost
+
+    def size(field: FieldNode) -> int:
+        arguments = {each.name.value: each.value for each in field.arguments or ()}
+        if field.name.value == "encounters":
+            sizes = [sent.value(arguments[name]) for name in ("first", "last") if name in arguments]
+            given = [each for each in sizes if isinstance(each, int)]
+            return min(max(given[0], 0), pages.maximum) if given else pages.default
+        if field.name.value == "possibleDuplicates":
+            return MOST
+        if field.name.value == "history":
+            first = sent.value(arguments.get("first"))
+            return min(max(first, 0), MOST_VERSIONS) if isinstance(first, int) else MOST_VERSIONS
+        return sent.asked_for(field)
+
+    return min(of(operation.selection_set), COUNTLESS)

@@ -1,0 +1,179 @@
+"""Whether the fields of a document can be merged: those of one response name must stand for one value.
+
+graphql-core compares fields in pairs, which a few kilobytes make a second of work. Here each field is looked at once
+for each place it comes to: the fields of one name are grouped, and each is compared with the first of its group.
+Source: GraphQL specification, 5.3.2 "Field Selection Merging", by the algorithm that XING published for it
+(https://tech.new-work.se/graphql-overlapping-fields-can-be-merged-fast-ea6e92e0a01).
+
+The document must keep every other rule: what is unknown, or a circle of fragments, is none of this rule's business.
+`schema.documents.limits` bounds how many fields there are once fragments are put in, and so bounds this work too.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
+from typing import Any, NamedTuple
+
+from graphql import (
+    DocumentNode,
+    FieldNode,
+    FragmentDefinitionNode,
+    FragmentSpreadNode,
+    GraphQLError,
+    GraphQLSchema,
+    InlineFragmentNode,
+    ListValueNode,
+    ObjectValueNode,
+    OperationDefinitionNode,
+    SelectionSetNode,
+    StringValueNode,
+    ValueNode,
+    VariableNode,
+    get_named_type,
+    is_leaf_type,
+    is_list_type,
+    is_non_null_type,
+    is_object_type,
+)
+
+
+class _Field(NamedTuple):
+    parent: Any
+    node: FieldNode
+    type: Any
+
+
+Selections = Sequence[tuple[Any, SelectionSetNode]]
+"""Sets of selections with the types they are made on, whose fields are merged into one object."""
+
+
+def conflicts_in(schema: GraphQLSchema, document: DocumentNode, most: int) -> list[GraphQLError]:
+    """List at most so many fields of a document that cannot be merged, each with the first that it contradicts."""
+    rule = _Rule(schema, document)
+    operations = (each for each in document.definitions if isinstance(each, OperationDefinitionNode))
+    found = (rule.conflicts([(schema.get_root_type(each.operation), each.selection_set)]) for each in operations)
+    return list(islice(chain.from_iterable(found), most))
+
+
+class _Rule:
+    def __init__(self, schema: GraphQLSchema, document: DocumentNode) -> None:
+        self._schema = schema
+        self._fragments = {
+            each.name.value: each for each in document.definitions if isinstance(each, FragmentDefinitionNode)
+        }
+        self._calls: dict[int, object] = {}
+        """What each field asks for, by the id of its node: worked out once, however often it is spread."""
+
+    def conflicts(self, selections: Selections, *, together: bool = True) -> Iterator[GraphQLError]:
+        """Give the conflicts of what is merged into one object, and of what lies below.
+
+        `together` says that the objects may be one and the same. Objects of two types may ask for different things
+        under one name, which must only look alike: there is one answer to be read by the client.
+        """
+        for name, group in self._collected(selections).items():
+            parts = _of_one_object(group) if together else []
+            if len(group) > 1:
+                conflicts = [each for part in parts for each in self._conflicts_of_calls(name, part)]
+                # Different fields often look different too: the first is enough to be told.
+                yield from conflicts or _conflicts_of_shape(name, group)
+            if len(parts) != 1 and (below := _below(group)):
+                yield from self.conflicts(below, together=False)
+            for part in parts:
+                if below := _below(part):
+                    yield from self.conflicts(below)
+
+    def _collected(self, selections: Selections) -> dict[str, list[_Field]]:
+        groups: dict[str, list[_Field]] = {}
+        spread: set[str] = set()
+        pending = list(selections)
+        while pending:
+            parent, selection_set = pending.pop()
+            for selection in selection_set.selections:
+                match selection:
+                    case FieldNode():
+                        field = self._schema.get_field(parent, selection.name.value)
+                        name = (selection.alias or selection.name).value
+                        groups.setdefault(name, []).append(_Field(parent, selection, field and field.type))
+                    case InlineFragmentNode():
+                        condition = selection.type_condition
+                        within = self._schema.get_type(condition.name.value) if condition else parent
+                        pending.append((within, selection.selection_set))
+                    case FragmentSpreadNode() if selection.name.value not in spread:
+                        spread.add(selection.name.value)
+                        fragment = self._fragments[selection.name.value]
+                        within = self._schema.get_type(fragment.type_condition.name.value)
+                        pending.append((within, fragment.selection_set))
+        return groups
+
+    def _conflicts_of_calls(self, name: str, part: Sequence[_Field]) -> Iterator[GraphQLError]:
+        first = part[0].node
+        for _, node, _ in part[1:]:
+            if node.name.value != first.name.value:
+                told = f"'{first.name.value}' and '{node.name.value}' are different fields"
+            elif self._call_of(node) != self._call_of(first):
+                told = "they have differing arguments"
+            else:
+                continue
+            yield _conflict(name, told, first, node)
+
+    def _call_of(self, node: FieldNode) -> object:
+        if not node.arguments:
+            return ()
+        if id(node) not in self._calls:
+            self._calls[id(node)] = sorted((each.name.value, _written(each.value)) for each in node.arguments)
+        return self._calls[id(node)]
+
+
+def _of_one_object(group: list[_Field]) -> list[list[_Field]]:
+    """Divide fields by the types of objects that they can be fields of; one of an interface goes with each of them."""
+    if all(each.parent is group[0].parent for each in group):
+        return [group]
+    of_any = [each for each in group if not is_object_type(each.parent)]
+    objects: dict[str, list[_Field]] = {}
+    for each in group:
+        if is_object_type(each.parent):
+            objects.setdefault(each.parent.name, []).append(each)
+    return [[*of_any, *part] for part in objects.values()] or [of_any]
+
+
+def _conflicts_of_shape(name: str, group: Sequence[_Field]) -> Iterator[GraphQLError]:
+    first = group[0]
+    for each in group[1:]:
+        if each.type is not first.type and _shape(each.type) != _shape(first.type):
+            told = f"they return conflicting types '{first.type}' and '{each.type}'"
+            yield _conflict(name, told, first.node, each.node)
+
+
+def _shape(type_: Any) -> str:
+    """Give what a client can tell of a type: lists, nulls, and which scalar or enum it is."""
+    if is_non_null_type(type_):
+        return _shape(type_.of_type) + "!"
+    if is_list_type(type_):
+        return f"[{_shape(type_.of_type)}]"
+    return str(type_) if is_leaf_type(type_) else "{}"
+
+
+def _below(group: Sequence[_Field]) -> Selections:
+    return [(get_named_type(each.type), each.node.selection_set) for each in group if each.node.selection_set]
+
+
+def _written(value: ValueNode) -> str:
+    """Write a value so that two are equal if, and only if, they ask for the same."""
+    match value:
+        case ObjectValueNode():
+            members = sorted((each.name.value, _written(each.value)) for each in value.fields)
+            return repr(members)
+        case ListValueNode():
+            return f"[{','.join(map(_written, value.values))}]"
+        case StringValueNode():
+            return repr((value.value, bool(value.block)))
+        case VariableNode():
+            return f"${value.name.value}"
+    return f"{value.kind} {getattr(value, 'value', None)}"
+
+
+def _conflict(name: str, told: str, *nodes: FieldNode) -> GraphQLError:
+    return GraphQLError(
+        f"Fields '{name}' conflict because {told}."
+        " Use different aliases on the fields to fetch both if this was intentional.",
+        list(nodes),
+    )

@@ -1,0 +1,1 @@
+"""Plans: a GraphQL operation compiled once into one SQL statement."""

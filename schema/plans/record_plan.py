@@ -1,0 +1,202 @@
+"""The plan of a recording: what comes of it is written at once, in the shape that the document asks for.
+
+Like every plan it declines what it does not know: it serves one `recordEncounter` and nothing else, its metadata in a
+variable, and of the outcome the encounter's own members. Once it has begun nothing is declined: a refusal is handed to
+the ordinary way, which tells it and does not try again.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import orjson
+from graphql import (
+    DocumentNode,
+    FieldNode,
+    FragmentDefinitionNode,
+    ObjectValueNode,
+    OperationDefinitionNode,
+    VariableNode,
+)
+from strawberry.utils.str_converters import to_snake_case
+
+from models import Encounter, EncounterType
+from resolvers import json_text
+from resolvers.access import Operation
+from resolvers.context import Context
+from resolvers.encounters.lifecycle import allowed_actions
+from resolvers.encounters.record import Recording, record_encounter
+from resolvers.errors import GatewayError
+from schema.plans.selection import (
+    RECORDED,
+    RECORDING,
+    Declined,
+    Reader,
+    Value,
+    Variables,
+    coerced,
+    conditions_of,
+    fits_recording,
+    members_of,
+)
+
+Part = bytes | Callable[[Recording], bytes]
+"""A piece of the answer: always the same, or written of what was recorded."""
+
+
+class RecordPlan:
+    """The plan of one recording."""
+
+    def __init__(self, document: DocumentNode, operation: OperationDefinitionNode) -> None:
+        """Read the document. Raises `Declined` where no plan will ever serve it."""
+        if conditions_of(document):
+            raise Declined
+        fragments = {each.name.value: each for each in document.definitions if isinstance(each, FragmentDefinitionNode)}
+        self._definitions = operation.variable_definitions or ()
+        reader = Reader(fragments, {})
+        roots = reader.collected([operation.selection_set], "Mutation")
+        if len(roots) != 1:
+            raise Declined
+        ((key, nodes),) = roots
+        if nodes[0].name.value != "recordEncounter":
+            raise Declined
+        self._arguments = _arguments(nodes[0])
+        fields = reader.recorded(nodes)
+        self._shows_patient = any(
+            isinstance(each, list) for _, below in fields if isinstance(below, list) for _, each in below
+        )
+        self._parts = _joined([b"{", _named(key), *_object(fields), b"}"])
+
+    async def run(self, sent: Variables, context: Context) -> bytes:
+        """Record, and give the JSON of `data`.
+
+        Raises `Declined` before it begins, then what recording raises, and when it is recorded `AnswerTooLarge` or
+        `AnswerMemoryFull`.
+        """
+        variables = coerced(self._definitions, sent)
+        given = self._arguments(variables)
+        patient_id, members, key = given.get("patientId"), given.get("input"), given.get("idempotencyKey")
+        if not isinstance(patient_id, str) or not isinstance(key, str | None) or not fits_recording(members):
+            raise Declined
+        if self._shows_patient:
+            _require_patients(context)
+        recording = await record_encounter(context, patient_id, _command(members), key)
+        parts = [part if isinstance(part, bytes) else part(recording) for part in self._parts]
+        context.answer.add(sum(map(len, parts)))
+        return b"".join(parts)
+
+
+def _require_patients(context: Context) -> None:
+    try:
+        context.require(Operation.READ_PATIENTS)
+        context.acting_brand()
+    except GatewayError:
+        raise Declined from None
+
+
+def _arguments(node: FieldNode) -> Value:
+    nodes = {each.name.value: each.value for each in node.arguments or ()}
+    given = nodes["input"]
+    if "validateOnly" in nodes:
+        raise Declined
+    if isinstance(given, ObjectValueNode):
+        # A literal of JSON keeps every digit of its numbers, which is the ordinary way's business.
+        metadata = [each.value for each in given.fields if each.name.value == "metadata"]
+        if not all(isinstance(each, VariableNode) for each in metadata):
+            raise Declined
+    return members_of(node.arguments or ())
+
+
+MEMBERS = {name: to_snake_case(name) for name in RECORDING}
+
+
+def _command(members: dict[str, Any]) -> dict[str, Any]:
+    command = {MEMBERS[name]: value for name, value in members.items()}
+    command["encounter_type"] = EncounterType[command["encounter_type"]]
+    return command
+
+
+# Writing the outcome
+
+
+def _named(key: str) -> bytes:
+    return b'"' + key.encode() + b'":'
+
+
+def _object(fields: Sequence[tuple[str, Any]]) -> list[Part]:
+    """Give the parts of an `EncounterRecorded`."""
+    parts: list[Part] = []
+    for number, (key, each) in enumerate(fields):
+        parts += [b"," if number else b"{", _named(key)]
+        if isinstance(each, list):
+            parts += _encounter(each)
+        else:
+            parts.append(OUTCOME[each.name])
+    return [*parts, b"}"] if parts else [b"{}"]
+
+
+def _encounter(fields: Sequence[tuple[str, Any]]) -> list[Part]:
+    parts: list[Part] = []
+    for number, (key, each) in enumerate(fields):
+        parts += [b"," if number else b"{", _named(key)]
+        if isinstance(each, list):
+            # The patient of an encounter that was just recorded is known by what the encounter says.
+            for place, (name, of) in enumerate(each):
+                parts += [b"," if place else b"{", _named(name), PATIENT[of.name]]
+            parts.append(b"}")
+        else:
+            parts.append(ENCOUNTER[each.name])
+    return [*parts, b"}"]
+
+
+def _joined(parts: Sequence[Part]) -> list[Part]:
+    """Put together what is always the same."""
+    joined: list[Part] = []
+    for part in parts:
+        if joined and isinstance(part, bytes) and isinstance(last := joined[-1], bytes):
+            joined[-1] = last + part
+        else:
+            joined.append(part)
+    return joined
+
+
+def _of(write: Callable[[Encounter], Any]) -> Callable[[Recording], bytes]:
+    # The driver has a UUID of its own.
+    return lambda recording: orjson.dumps(write(recording.encounter), default=str)
+
+
+def _instant(name: str) -> Callable[[Recording], bytes]:
+    def write(recording: Recording) -> bytes:
+        value = getattr(recording.encounter, name)
+        return b"null" if value is None else b'"' + json_text.instant(value).encode() + b'"'
+
+    return write
+
+
+OUTCOME: dict[str, Part] = {
+    "__typename": f'"{RECORDED}"'.encode(),
+    "replayed": lambda recording: b"true" if recording.replayed else b"false",
+}
+PATIENT: dict[str, Part] = {
+    "__typename": b'"Patient"',
+    "id": _of(lambda encounter: encounter.patient_id),
+    "brand_id": _of(lambda encounter: encounter.brand_id),
+}
+ENCOUNTER: dict[str, Part] = {
+    "__typename": b'"Encounter"',
+    "id": _of(lambda encounter: encounter.id),
+    "patient_id": PATIENT["id"],
+    "provider_id": _of(lambda encounter: encounter.provider_id),
+    "brand_id": PATIENT["brand_id"],
+    "encounter_type": _of(lambda encounter: EncounterType(encounter.encounter_type).name),
+    "status": _of(lambda encounter: encounter.status.upper()),
+    "scheduled_at": _instant("scheduled_at"),
+    "started_at": _instant("started_at"),
+    "ended_at": _instant("ended_at"),
+    "chief_complaint": _of(lambda encounter: encounter.chief_complaint),
+    "notes": _of(lambda encounter: encounter.notes),
+    "metadata": lambda recording: recording.encounter.metadata.encode(),
+    "created_at": _instant("created_at"),
+    "updated_at": _instant("updated_at"),
+    "version": _of(lambda encounter: encounter.version),
+    "allowed_actions": _of(lambda encounter: [action.name for action in allowed_actions(encounter.status)]),
+}

@@ -1,0 +1,400 @@
+"""What a query asks for, as a tree: read once from its document, with fragments merged and conditions settled.
+
+It knows the fields that plans serve, and declines the others.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from types import NoneType
+from typing import Any, NamedTuple
+
+from graphql import (
+    ArgumentNode,
+    BooleanValueNode,
+    DocumentNode,
+    EnumValueNode,
+    FieldNode,
+    FragmentDefinitionNode,
+    FragmentSpreadNode,
+    InlineFragmentNode,
+    IntValueNode,
+    ListTypeNode,
+    ListValueNode,
+    NamedTypeNode,
+    NonNullTypeNode,
+    NullValueNode,
+    ObjectFieldNode,
+    ObjectValueNode,
+    OperationDefinitionNode,
+    SelectionNode,
+    SelectionSetNode,
+    StringValueNode,
+    TypeNode,
+    ValueNode,
+    VariableDefinitionNode,
+    VariableNode,
+)
+from strawberry.utils.str_converters import to_snake_case
+
+from models import EncounterStatus, EncounterType
+from resolvers.bounded_rows import LONG, LONG_BYTES
+from resolvers.encounters.json_sql import USUAL_BYTES
+from resolvers.json_text import INT_DIGITS
+
+Variables = Mapping[str, Any]
+Value = Callable[[Variables], Any]
+"""What an argument is, once the variables are known."""
+
+
+class Declined(Exception):
+    """The ordinary way is to answer."""
+
+
+# The tree
+
+
+class Member(NamedTuple):
+    """A plain member of an encounter or a patient, by its column; or `__typename`."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of a patient's encounters."""
+
+    number: int
+    arguments: Value
+    fields: Sequence[tuple[str, str, Sequence[Any]]]
+    """Response key, name, and what is asked for below."""
+
+    @property
+    def reads(self) -> bool:
+        """Whether the page itself is asked for, and not only how many encounters there are."""
+        return any(name in {"nodes", "edges", "page_info"} for _, name, _ in self.fields)
+
+    @cached_property
+    def item_bytes(self) -> int:
+        """How many bytes an encounter on the page may have, about."""
+        return sum(_most_bytes(below) for _, name, below in self.fields if name in {"nodes", "edges"})
+
+
+def _most_bytes(fields: Sequence[Any]) -> int:
+    """Say how many bytes fields may have, about, with what lies below them."""
+    count = 0
+    for key, *_, below in fields:
+        if isinstance(below, Member):
+            count += LONG_BYTES if below.name in LONG else USUAL_BYTES
+        else:
+            count += _most_bytes(below)
+        count += len(key)
+    return count
+
+
+@dataclass(frozen=True)
+class Root:
+    """One field at the root of the query."""
+
+    key: str
+    name: str
+    argument: Value
+    fields: Sequence[tuple[str, Any]]
+    pages: Sequence[Page]
+
+
+# Variables and values
+
+RECORDED = "EncounterRecorded"
+
+SCALARS = {"ID", "String", "UUID", "DateTime"}
+FILTER: Mapping[str, str | None] = {
+    "encounterType": "EncounterType", "status": "EncounterStatus",
+    "providerId": None, "scheduledFrom": None, "scheduledUntil": None,
+}  # fmt: skip
+"""The members of a filter: lists of an enum's words, or strings."""
+
+ENUMS: Mapping[str, Mapping[str, object]] = {
+    "EncounterType": {each.name: each for each in EncounterType},
+    "EncounterStatus": {each.name: each for each in EncounterStatus},
+}
+
+
+def fits(type_: TypeNode, value: Any) -> bool:
+    """Say whether a variable is what its type says, to the letter. What would have to be coerced does not fit."""
+    if isinstance(type_, NonNullTypeNode):
+        return value is not None and fits(type_.type, value)
+    if value is None:
+        return True
+    if isinstance(type_, ListTypeNode):
+        return isinstance(value, list) and all(fits(type_.type, item) for item in value)
+    name = type_.name.value  # type: ignore[attr-defined]
+    if name in SCALARS:
+        return isinstance(value, str)
+    if name == "Int":
+        return type(value) is int and -(2**31) <= value < 2**31
+    if name == "Boolean":
+        return isinstance(value, bool)
+    if name in ENUMS:
+        return isinstance(value, str) and value in ENUMS[name]
+    if name == "RecordEncounterInput":
+        return fits_recording(value)
+    return name == "EncounterFilter" and _fits_filter(value)
+
+
+RECORDING = {"brandId", "encounterType", "providerId", "scheduledAt", "chiefComplaint", "notes", "metadata"}
+
+
+def fits_recording(members: Any) -> bool:
+    """Say whether these are the members of a recording, each of the kind that it should be."""
+    if not isinstance(members, dict) or not members.keys() <= RECORDING:
+        return False
+    for name in ("brandId", "encounterType"):
+        if not isinstance(members.get(name), str):
+            return False
+    for name in ("providerId", "scheduledAt", "chiefComplaint", "notes"):
+        if not isinstance(members.get(name, ""), (str, NoneType)):
+            return False
+    return members["encounterType"] in ENUMS["EncounterType"]
+
+
+def coerced(definitions: Sequence[VariableDefinitionNode], sent: Variables) -> dict[str, Any]:
+    """Give the variables of an operation, defaults put in. Raises `Declined` for one that would have to be coerced."""
+    variables: dict[str, Any] = {}
+    for definition in definitions:
+        name = definition.variable.name.value
+        if name in sent:
+            if not fits(definition.type, sent[name]):
+                raise Declined
+            variables[name] = sent[name]
+        elif definition.default_value is not None:
+            variables[name] = value_of(definition.default_value)({})
+            if isinstance(definition.default_value, ObjectValueNode) or not fits(definition.type, variables[name]):
+                raise Declined
+        elif isinstance(definition.type, NonNullTypeNode):
+            raise Declined
+    return variables
+
+
+def _fits_filter(where: Any) -> bool:
+    if not isinstance(where, dict) or not where.keys() <= FILTER.keys():
+        return False
+    return all(part is None or _fits_part(FILTER[name], part) for name, part in where.items())
+
+
+def _fits_part(enum: str | None, part: Any) -> bool:
+    if enum is None:
+        return isinstance(part, str)
+    return isinstance(part, list) and all(isinstance(item, str) and item in ENUMS[enum] for item in part)
+
+
+def filter_members(where: Any) -> dict[str, Any]:
+    """Give a filter's members by their Python names. Raises `Declined`."""
+    if where is None:
+        return {}
+    if not _fits_filter(where):
+        raise Declined
+    return {
+        to_snake_case(name): [ENUMS[enum][item] for item in part] if (enum := FILTER[name]) and part else part
+        for name, part in where.items()
+    }
+
+
+def value_of(node: ValueNode) -> Value:
+    """Give how an argument's value is found. Raises `Declined` for what no argument here takes."""
+    match node:
+        case VariableNode():
+            name = node.name.value
+            return lambda variables: variables.get(name)
+        case StringValueNode() | BooleanValueNode() | EnumValueNode():
+            constant: Any = node.value
+        case IntValueNode() if len(node.value) <= INT_DIGITS:
+            constant = int(node.value)
+        case NullValueNode():
+            constant = None
+        case ListValueNode():
+            items = [value_of(item) for item in node.values]
+            return lambda variables: [item(variables) for item in items]
+        case ObjectValueNode():
+            return members_of(node.fields)
+        case _:
+            raise Declined
+    return lambda _: constant
+
+
+def members_of(nodes: Sequence[ArgumentNode | ObjectFieldNode]) -> Value:
+    """Give how arguments, or the members of an object, are found. One whose variable was not sent is not there."""
+    members = [(each.name.value, _variable_of(each.value), value_of(each.value)) for each in nodes]
+    return lambda variables: {
+        name: value(variables) for name, variable, value in members if variable is None or variable in variables
+    }
+
+
+def _variable_of(node: ValueNode) -> str | None:
+    return node.name.value if isinstance(node, VariableNode) else None
+
+
+class Reader:
+    """Reads the selections of one outcome of the conditions into a tree."""
+
+    def __init__(self, fragments: Mapping[str, FragmentDefinitionNode], variables: Variables) -> None:
+        self._fragments = fragments
+        self._variables = variables
+        self._pages = 0
+
+    def roots(self, selections: SelectionSetNode) -> list[Root]:
+        """Read what is asked for at the root."""
+        roots = []
+        for key, nodes in self.collected([selections], "Query"):
+            name = nodes[0].name.value
+            match name:
+                case "__typename":
+                    roots.append(Root(key, name, lambda _: None, (), ()))
+                case "encounter":
+                    fields = self._encounter(nodes)
+                    roots.append(Root(key, name, self._argument(nodes[0], "id"), fields, ()))
+                case "patient" | "patients":
+                    pages: list[Page] = []
+                    fields = self._patient(nodes, pages)
+                    argument = self._argument(nodes[0], "id" if name == "patient" else "ids")
+                    roots.append(Root(key, name, argument, fields, pages))
+                case _:
+                    raise Declined
+        return roots
+
+    def recorded(self, nodes: Sequence[FieldNode]) -> list[tuple[str, Any]]:
+        """Read what is asked for of an encounter that was recorded."""
+        fields: list[tuple[str, Any]] = []
+        for key, below in self.collected(_below(nodes), RECORDED):
+            match below[0].name.value:
+                case "encounter":
+                    fields.append((key, self._encounter(below)))
+                case "__typename" | "replayed" as name:
+                    fields.append((key, Member(name)))
+                case _:
+                    raise Declined
+        return fields
+
+    def _encounter(self, nodes: Sequence[FieldNode]) -> list[tuple[str, Any]]:
+        fields: list[tuple[str, Any]] = []
+        for key, below in self.collected(_below(nodes), "Encounter"):
+            name = below[0].name.value
+            if name == "patient":
+                fields.append((key, self._patient(below, None)))
+            elif below[0].selection_set:
+                # Another record: its history, or the provider that a federation knows.
+                raise Declined
+            else:
+                fields.append((key, Member(to_snake_case(name) if name != "__typename" else name)))
+        return fields
+
+    def _patient(self, nodes: Sequence[FieldNode], pages: list[Page] | None) -> list[tuple[str, Any]]:
+        """Read a patient; `pages` gathers its pages, None where a page would be one within another."""
+        fields: list[tuple[str, Any]] = []
+        for key, below in self.collected(_below(nodes), "Patient"):
+            name = below[0].name.value
+            if name != "encounters":
+                fields.append((key, Member(to_snake_case(name) if name != "__typename" else name)))
+            elif pages is None:
+                raise Declined
+            else:
+                pages.append(page := self._page(below))
+                fields.append((key, page))
+        return fields
+
+    def _page(self, nodes: Sequence[FieldNode]) -> Page:
+        fields: list[tuple[str, str, Sequence[Any]]] = []
+        for key, below in self.collected(_below(nodes), "EncounterConnection"):
+            match below[0].name.value:
+                case "nodes":
+                    fields.append((key, "nodes", self._encounter(below)))
+                case "edges":
+                    fields.append((key, "edges", self._edge(below)))
+                case "pageInfo":
+                    inner = [(each, of[0].name.value) for each, of in self.collected(_below(below), "PageInfo")]
+                    fields.append((key, "page_info", inner))
+                case "totalCount":
+                    fields.append((key, "total_count", ()))
+                case "__typename":
+                    fields.append((key, "__typename", ()))
+                case _:
+                    raise Declined
+        self._pages += 1
+        return Page(self._pages - 1, members_of(nodes[0].arguments or ()), fields)
+
+    def _edge(self, nodes: Sequence[FieldNode]) -> list[tuple[str, str, Sequence[Any]]]:
+        fields: list[tuple[str, str, Sequence[Any]]] = []
+        for key, below in self.collected(_below(nodes), "EncounterEdge"):
+            name = below[0].name.value
+            fields.append((key, name, self._encounter(below) if name == "node" else ()))
+        return fields
+
+    def _argument(self, node: FieldNode, name: str) -> Value:
+        return next(value_of(each.value) for each in node.arguments or () if each.name.value == name)
+
+    def collected(self, sets: Sequence[SelectionSetNode], type_name: str) -> list[tuple[str, list[FieldNode]]]:
+        """Give the fields of some selections by their response keys, as the specification merges them (6.3.2)."""
+        fields: dict[str, list[FieldNode]] = {}
+        seen: set[str] = set()
+
+        def collect(selections: Sequence[SelectionNode]) -> None:
+            for selection in selections:
+                if not self._included(selection):
+                    continue
+                match selection:
+                    case FieldNode():
+                        fields.setdefault((selection.alias or selection.name).value, []).append(selection)
+                    case InlineFragmentNode():
+                        if _applies(selection.type_condition, type_name):
+                            collect(selection.selection_set.selections)
+                    case FragmentSpreadNode() if selection.name.value not in seen:
+                        seen.add(selection.name.value)
+                        fragment = self._fragments[selection.name.value]
+                        if _applies(fragment.type_condition, type_name):
+                            collect(fragment.selection_set.selections)
+
+        for each in sets:
+            collect(each.selections)
+        return list(fields.items())
+
+    def _included(self, selection: SelectionNode) -> bool:
+        for directive in selection.directives or ():
+            if directive.name.value not in {"skip", "include"}:
+                raise Declined
+            applies = value_of((directive.arguments or ())[0].value)(self._variables)
+            if applies is (directive.name.value == "skip"):
+                return False
+        return True
+
+
+def _applies(condition: NamedTypeNode | None, type_name: str) -> bool:
+    if condition is None or condition.name.value == type_name:
+        return True
+    if type_name != RECORDED:
+        raise Declined
+    # The other members of the union are what did not come of it.
+    return condition.name.value == "RecordEncounterResult"
+
+
+def _below(nodes: Sequence[FieldNode]) -> list[SelectionSetNode]:
+    return [each.selection_set for each in nodes if each.selection_set]
+
+
+def conditions_of(document: DocumentNode) -> set[str]:
+    """Give the variables that `@skip` and `@include` of the whole document depend on: one too many does no harm."""
+    found: set[str] = set()
+    pending: list[SelectionSetNode] = [
+        each.selection_set
+        for each in document.definitions
+        if isinstance(each, OperationDefinitionNode | FragmentDefinitionNode)
+    ]
+    while pending:
+        for selection in pending.pop().selections:
+            for directive in selection.directives or ():
+                for argument in directive.arguments or ():
+                    if isinstance(argument.value, VariableNode):
+                        found.add(argument.value.name.value)
+            below = getattr(selection, "selection_set", None)
+            if below is not None:
+                pending.append(below)
+    return found

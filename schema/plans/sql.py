@@ -1,0 +1,323 @@
+"""The SQL statement of a tree: a row for each encounter or patient at the root, with its JSON."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from resolvers.commands import EncounterFilter
+from resolvers.encounters.json_sql import (
+    COLUMNS,
+    ENCOUNTERS,
+    Asked,
+    Listed,
+    Piece,
+    Said,
+    apart,
+    bytes_of,
+    items_of,
+    members_of,
+    object_of,
+    string_of,
+)
+from resolvers.paging import Window, sql_cursor
+from resolvers.sql import Statement
+from schema.plans.selection import Member, Page, Root
+
+
+class Bound(NamedTuple):
+    """A page, now that its arguments are known."""
+
+    window: Window
+    narrow: EncounterFilter
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """What of it is in the statement's text, and not in its arguments."""
+        window = self.window
+        return window.forward, window.after is None, window.before is None, frozenset(self.narrow.parts())
+
+
+def arguments_of(number: int, bound: Bound) -> dict[str, Any]:
+    """Give the arguments of the page with this number."""
+    window = bound.window
+    prefix = f"page_{number}_"
+    values: dict[str, Any] = {"size": window.size, "limit": window.size + 1, "narrow": bound.narrow.model_dump_json()}
+    for side, position in (("after", window.after), ("before", window.before)):
+        if position is not None:
+            values |= {f"{side}_at": position.created_at, f"{side}_id": position.id}
+    values |= bound.narrow.parts()
+    # Those who ask the same with the same arguments are served together, so each must be good for a key.
+    return {prefix + name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+Put = Callable[[str, str], str]
+"""Gives the placeholder of an argument, by its name and its type."""
+
+
+class Question(NamedTuple):
+    """What the database is asked, and how a row of its answer becomes the JSON of a root."""
+
+    statement: Statement
+    forms: Mapping[int, Sequence[bytes]]
+    """By the number of the root: its texts, and between each two of them the place of the next column of JSON."""
+
+
+FIRST_JSON = 5
+"""The place of a row's first column of JSON: behind the root's number, the key, the patient, how many encounters are
+given, and how many bytes their pages have, about. Of pages with more than `most_bytes` only a part is given."""
+
+
+class Select(NamedTuple):
+    """The statement of one root: what comes before its JSON, the parts of that, and what comes behind it."""
+
+    head: str
+    parts: Sequence[Piece]
+    tail: str
+
+    @property
+    def columns(self) -> list[str]:
+        """The SQL of each part that is not said already."""
+        return [part.sql for part in self.parts if not isinstance(part, Said)]
+
+    @property
+    def form(self) -> list[bytes]:
+        """Its form in a `Question`."""
+        form = [b""]
+        for part in self.parts:
+            if isinstance(part, Said):
+                form[-1] += part.text.encode()
+            else:
+                form += [b"", b""]
+        return form
+
+    def text(self, width: int) -> str:
+        """Give the statement with so many columns of JSON."""
+        padded = [*self.columns, *["NULL"] * (width - len(self.columns))]
+        return self.head + "".join(f", ({sql})::bpchar AS json_{place}" for place, sql in enumerate(padded)) + self.tail
+
+
+def may_have_bytes(roots: Sequence[Root], bound: Mapping[int, Bound]) -> int:
+    """Say how many bytes the pages of a row may have, about."""
+    return max(sum(bound[page.number].window.size * page.item_bytes for page in root.pages) for root in roots)
+
+
+def question_of(roots: Sequence[Root], bound: Mapping[int, Bound], *, counted: bool) -> Question | None:
+    """Make the statement that answers for all the roots, or None where there is nothing to ask the database.
+
+    The pages of one that is `counted` end where those of the row have more than `most_bytes`.
+    """
+    put = Arguments()
+    selects = {
+        number: _select(number, root, bound, put, counted=counted)
+        for number, root in enumerate(roots)
+        if root.name != "__typename"
+    }
+    if not selects:
+        return None
+    # As many columns for each root: that is what a union is.
+    width = max(len(select.columns) for select in selects.values())
+    text = " UNION ALL ".join(select.text(width) for select in selects.values())
+    return Question(Statement(text, put.names), {number: select.form for number, select in selects.items()})
+
+
+class Arguments:
+    """The arguments of a statement, numbered as they are met."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def __call__(self, name: str, kind: str) -> str:
+        """Give the placeholder of an argument."""
+        if name not in self.names:
+            self.names.append(name)
+        return f"${self.names.index(name) + 1}::{kind}"
+
+
+def _select(number: int, root: Root, bound: Mapping[int, Bound], put: Put, *, counted: bool) -> Select:
+    if root.name == "encounter":
+        return Select(
+            head=f"SELECT {number} AS root, e.id::text AS key, e.patient_id, 1 AS given, 0::bigint AS bytes",
+            parts=apart(_encounter_pieces("e", root.fields)),
+            tail=f" FROM ({ENCOUNTERS}"
+            f" WHERE e.id = ANY({put(f'ids_{number}', 'uuid[]')}) AND e.brand_id = {put('brand_id', 'text')}) e",
+        )
+    members: list[tuple[str, Sequence[Piece]]] = []
+    pages = ""
+    before: list[str] | None = [] if counted else None
+    for key, each in root.fields:
+        if isinstance(each, Page):
+            select, pieces = _page(each, bound[each.number], put, before)
+            pages += f" LEFT JOIN LATERAL ({select}) page_{each.number} ON true"
+            members.append((key, pieces))
+        else:
+            members.append((key, _of_patient("p", each)))
+    given = " + ".join(f"page_{page.number}.given" for page in root.pages if page.reads) or "0"
+    bytes_ = " + ".join(before or ["0"])
+    return Select(
+        head=f"SELECT {number} AS root, p.id AS key, p.id AS patient_id, ({given})::integer AS given,"
+        f" ({bytes_})::bigint AS bytes",
+        parts=apart(object_of(members)),
+        tail=f" FROM patient_graph.patients p{pages}"
+        f" WHERE p.id = ANY({put(f'ids_{number}', 'text[]')}) AND p.brand_id = {put('brand_id', 'text')}",
+    )
+
+
+def _page(page: Page, bound: Bound, arguments: Put, before: list[str] | None) -> tuple[str, list[Piece]]:
+    """Give the statement of a page and, of its columns, the pieces of its JSON.
+
+    `before` has the SQL for the bytes of each page before it, where they are counted; that for its own is added.
+    """
+
+    def put(name: str, kind: str) -> str:
+        return arguments(f"page_{page.number}_{name}", kind)
+
+    conditions = _where(put, bound)
+    items = {key: _item(name, put, below) for key, name, below in page.fields if name in {"nodes", "edges"}}
+    left = None if before is None else " - ".join([arguments("most_bytes", "bigint"), *before])
+    shown: list[tuple[str, Sequence[Piece]]] = []
+    for key, name, below in page.fields:
+        match name:
+            case "__typename":
+                shown.append((key, [Said('"EncounterConnection"')]))
+            case "total_count":
+                total = f"(SELECT count(*)::text FROM patient_graph.encounters e WHERE {conditions})"
+                shown.append((key, [Asked(total)]))
+            case "page_info":
+                shown.append((key, _page_info(put, bound, below)))
+            case "nodes" | "edges":
+                shown.append((key, _rows(page, put, bound, items[key], left)))
+    columns, pieces = _named(f"page_{page.number}", apart(object_of(shown)))
+    if not page.reads:
+        return f"SELECT {columns}", pieces
+    order = "DESC" if bound.window.forward else "ASC"
+    numbered = _is_numbered(page, bound)
+    places = [
+        f"(e.created_at, e.id) {sign} ({put(f'{side}_at', 'timestamptz')}, {put(f'{side}_id', 'uuid')})"
+        for side, sign in (("after", "<"), ("before", ">"))
+        if getattr(bound.window, side) is not None
+    ]
+    within = " AND ".join([conditions, *places])
+    in_order = f"ORDER BY e.created_at {order}, e.id {order}"
+    rows = (
+        f"FROM patient_graph.encounters e WHERE {within}"
+        f" {in_order} LIMIT {put('limit' if numbered else 'size', 'bigint')}"
+    )
+    if numbered:
+        # Numbered before anything is made of them: PostgreSQL keeps all of a page for its count. The offset keeps it
+        # from making a column again wherever it is looked at.
+        place = f"row_number() OVER ({in_order}) AS place"
+        rows = f"FROM (SELECT e.*, {place}, count(*) OVER () AS found FROM (SELECT e.* {rows}) e) e OFFSET 0"
+    rows = f"{COLUMNS} {rows}"
+    shown_rows = f" FILTER (WHERE e.place <= {put('size', 'bigint')})" if numbered else ""
+    if before is not None:
+        # The rows come in their order: so each has the bytes of those before it, and its own.
+        own_bytes = bytes_of([piece for item in items.values() for piece in item])
+        running = f"sum({own_bytes}) OVER (ROWS UNBOUNDED PRECEDING) AS bytes"
+        rows = f"SELECT e.*, {running} FROM ({rows}) e"
+        columns += f", coalesce(max(e.bytes){shown_rows}, 0) AS bytes"
+        before.append(f"page_{page.number}.bytes")
+    return f"SELECT {columns}, count(*){shown_rows} AS given FROM ({rows}) e", pieces
+
+
+def _named(table: str, parts: Sequence[Piece]) -> tuple[str, list[Piece]]:
+    """Make a column of each part that is not said already. Gives the columns, and the same parts by their names."""
+    columns: list[str] = []
+    pieces: list[Piece] = []
+    for part in parts:
+        if isinstance(part, Said):
+            pieces.append(part)
+        else:
+            name = f"json_{len(columns)}"
+            columns.append(f"{part.sql} AS {name}")
+            pieces.append(part._replace(sql=f"{table}.{name}"))
+    return ", ".join(columns), pieces
+
+
+def _is_numbered(page: Page, bound: Bound) -> bool:
+    """Whether it matters which row is which: where they are shown the other way round, or something is told of them."""
+    return not bound.window.forward or any(name == "page_info" for _, name, _ in page.fields)
+
+
+def _where(put: Put, bound: Bound) -> str:
+    every = {
+        "encounter_type": ("e.encounter_type = ANY({})", "text[]"),
+        "status": ("e.status = ANY({})", "text[]"),
+        "provider_id": ("e.provider_id = {}", "uuid"),
+        "scheduled_from": ("e.scheduled_at >= {}", "timestamptz"),
+        "scheduled_until": ("e.scheduled_at < {}", "timestamptz"),
+    }
+    parts = [every[part][0].format(put(part, every[part][1])) for part in sorted(bound.narrow.parts())]
+    return " AND ".join(["e.patient_id = p.id", "e.brand_id = p.brand_id", *parts])
+
+
+def _rows(page: Page, put: Put, bound: Bound, item: Sequence[Piece], left: str | None) -> list[Piece]:
+    """Give the pieces of a list of items: as many as have the bytes that are `left`, where they are counted."""
+    order_by = None
+    only = [f"e.bytes <= {left}"] if left else []
+    if _is_numbered(page, bound):
+        # Read from the oldest, they are shown from the newest all the same. One more than asked for tells whether the
+        # list goes on.
+        order_by = "e.place" if bound.window.forward else "e.place DESC"
+        only.append(f"e.place <= {put('size', 'bigint')}")
+    listed = items_of(item, order_by=order_by, only=" AND ".join(only))
+    return [Said("["), Listed(listed), Said("]")]
+
+
+def _item(name: str, put: Put, fields: Sequence[Any]) -> list[Piece]:
+    return _encounter_pieces("e", fields) if name == "nodes" else _edge_pieces(put, fields)
+
+
+def _page_info(put: Put, bound: Bound, fields: Sequence[Any]) -> list[Piece]:
+    return object_of([(key, [_of_page_info(name, put, bound.window)]) for key, name in fields])
+
+
+def _of_page_info(name: str, put: Put, window: Window) -> Piece:
+    # An argument that is named and not used has no type: so only what is asked for is made.
+    size = put("size", "bigint")
+    match name:
+        case "hasNextPage" if not window.forward:
+            return Said("true" if window.before is not None else "false")
+        case "hasPreviousPage" if window.forward:
+            return Said("true" if window.after is not None else "false")
+        case "hasNextPage" | "hasPreviousPage":
+            return Asked(f"CASE WHEN count(*) > {size} THEN 'true' ELSE 'false' END")
+        case "startCursor" | "endCursor":
+            is_first_read = (name == "startCursor") is window.forward
+            return _cursor_at(put, "1" if is_first_read else f"least(e.found, {size})")
+    return Said('"PageInfo"')
+
+
+def _cursor_at(put: Put, place: str) -> Piece:
+    cursor = sql_cursor("e", put("narrow", "text"))
+    only = f"e.place = {place} AND e.place <= {put('size', 'bigint')}"
+    return Asked(f"""coalesce('"' || max({cursor}) FILTER (WHERE {only}) || '"', 'null')""")
+
+
+def _edge_pieces(put: Put, fields: Sequence[tuple[str, str, Sequence[Any]]]) -> list[Piece]:
+    members: list[tuple[str, Sequence[Piece]]] = []
+    for key, name, below in fields:
+        match name:
+            case "cursor":
+                members.append((key, [Said('"'), Asked(sql_cursor("e", put("narrow", "text"))), Said('"')]))
+            case "node":
+                members.append((key, _encounter_pieces("e", below)))
+            case _:
+                members.append((key, [Said('"EncounterEdge"')]))
+    return object_of(members)
+
+
+def _encounter_pieces(row: str, fields: Sequence[tuple[str, Any]]) -> list[Piece]:
+    columns = members_of(row, upper=True)
+    members: list[tuple[str, Sequence[Piece]]] = []
+    for key, each in fields:
+        if isinstance(each, Member):
+            members.append((key, [Said('"Encounter"')] if each.name == "__typename" else columns[each.name]))
+        else:
+            # The patient of an encounter is there, in the encounter's brand: the database has seen to it.
+            of_row = {"id": string_of(f"{row}.patient_id"), "brand_id": string_of(f"{row}.brand_id")}
+            patient = [(name, [Said('"Patient"')] if of.name == "__typename" else of_row[of.name]) for name, of in each]
+            members.append((key, object_of(patient)))
+    return object_of(members)
+
+
+def _of_patient(row: str, member: Member) -> list[Piece]:
+    return [Said('"Patient"')] if member.name == "__typename" else string_of(f"{row}.{member.name}")

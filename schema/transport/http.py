@@ -1,0 +1,219 @@
+"""The GraphQL door as an ASGI endpoint: reads a request, runs it, phrases the answer.
+
+Source: the GraphQL over HTTP specification. Two media types are spoken. `application/graphql-response+json` tells the
+outcome by its status too; `application/json` is for older clients, which take any status but 200 for a broken network:
+there, whatever was understood as GraphQL is answered with 200. A third, `text/event-stream`, is for subscriptions.
+"""
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, lru_cache, partial
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from resolvers import json_text
+from resolvers.context import Context, sign_in
+from resolvers.errors import (
+    GatewayError,
+    InsufficientScope,
+    MethodNotAllowed,
+    NotAcceptable,
+    UnsupportedMediaType,
+)
+from schema.charging import MAX_SHORT_BYTES, Note, Reservation, charge, reserve
+from schema.documents.parse import Document
+from schema.errors import phrase, refuse
+from schema.execution import Answer, Ask, Runner, ask_of, subscription_of, written
+from schema.transport.batching import Operations, operations_of, run_batch
+from schema.transport.long_lived import LogOperation, Places, WhoCalls
+from schema.transport.sse import EVENT_STREAM, HEADERS, EventStream, StreamLimits, at_once
+
+GRAPHQL_RESPONSE = "application/graphql-response+json"
+JSON = "application/json"
+
+HttpForm = Callable[[GatewayError], tuple[int, Mapping[str, str]]]
+"""Gives the status and the headers of a request that was refused as a whole: the same at both doors."""
+
+
+class GraphQLEndpoint:
+    """Serves `/graphql`."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        http_form: HttpForm,
+        *,
+        limits: StreamLimits,
+        places: Places,
+        log_operation: LogOperation,
+        batch_operations: int,
+    ) -> None:
+        self._runner = runner
+        self._http_form = http_form
+        self._limits = limits
+        self._places = places
+        self._log_operation = log_operation
+        self._batch_operations = batch_operations
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one HTTP request."""
+        response = await self._respond(Request(scope, receive))
+        await response(scope, receive, send)
+
+    async def _respond(self, request: Request) -> ASGIApp:
+        state = request.scope["state"]
+        accepted = _accepted(state["head"].get("accept", ""))
+        media_type = next(iter(accepted), None)
+        try:
+            who_calls = partial(sign_in, state["services"], state["introduction"])
+            state["context"] = context = await who_calls()
+            state["caller"] = context.caller
+            note = partial(state.__setitem__, "allowance")
+            reservation = await reserve(context)
+            note(reservation.allowance)
+            try:
+                ask = await self._ask(request, context, media_type, reservation)
+            except GatewayError as error:
+                raise reservation.refuse(error) from None
+            if not isinstance(ask, Ask):
+                # Each operation reserves its own.
+                await reservation.give_back()
+                return await self._batch(ask, context, media_type, note)
+            document, _ = await charge(self._runner, ask, context, reservation, note)
+            if media_type == EVENT_STREAM or (EVENT_STREAM in accepted and subscription_of(document, ask)):
+                return await self._stream(request, ask, document, context, who_calls)
+            understood, body, _ = await self._runner.run(ask, document, context, read_only=request.method == "GET")
+        except ClientDisconnect:
+            raise
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - whatever it is, the client gets an answer
+            refusal = self._runner.known(error, state["request_id"])
+            status, headers = self._http_form(refusal)
+            known: Context | None = state.get("context")
+            told = refuse(refusal, known) if known else phrase(refusal, state["request_id"])
+            return _answer({"errors": [told]}, status, _of_one_answer(media_type), headers)
+        return _answer(body, 200 if understood or media_type == JSON else 400, media_type, self._challenge(body))
+
+    async def _stream(
+        self, request: Request, ask: Ask, document: Document, context: Context, who_calls: WhoCalls
+    ) -> ASGIApp:
+        begun = await self._runner.start(
+            ask,
+            document,
+            context,
+            read_only=request.method == "GET",
+            last_event_id=request.scope["state"]["head"].get("last-event-id"),
+        )
+        if isinstance(begun, Answer):
+            # Understood or not: the protocol tells a client by an event, because a browser hides what a status says.
+            return Response(at_once(begun), 200, {**HEADERS, **self._challenge(begun.body)}, EVENT_STREAM)
+        if (refusal := self._places.refusal(context.caller.client_id)) is not None:
+            raise refusal
+        return EventStream(
+            begun,
+            context,
+            who_calls,
+            runner=self._runner,
+            limits=self._limits,
+            places=self._places,
+            log_operation=self._log_operation,
+        )
+
+    async def _ask(
+        self, request: Request, context: Context, media_type: str | None, reservation: Reservation
+    ) -> Ask | Operations:
+        if media_type is None:
+            raise NotAcceptable
+        if request.method not in {"GET", "POST"}:
+            raise MethodNotAllowed(["GET", "POST"])
+        if request.method == "GET":
+            return _ask_of_url(request)
+        body = await _json_body(request)
+        if len(body) > MAX_SHORT_BYTES:
+            await reservation.require_parsing()
+        with context.parsing():
+            sent = json_text.read(body)
+        if not isinstance(sent, list):
+            return ask_of(sent)
+        operations = operations_of(sent, self._batch_operations)
+        context.require_one_brand()
+        return operations
+
+    async def _batch(self, operations: Operations, context: Context, media_type: str | None, note: Note) -> Response:
+        bodies = await run_batch(operations, self._runner, context, note)
+        # Each operation tells its own outcome, so the answer's status tells only that it came.
+        challenge = self._challenge({"errors": [each for body in bodies for each in body.get("errors", ())]})
+        return _answer(bodies, 200, _of_one_answer(media_type), challenge)
+
+    def _challenge(self, body: Mapping[str, Any]) -> Mapping[str, str]:
+        """Give the challenge of RFC 6750 for the first field that a scope was missing for."""
+        if "errors" not in body:
+            return {}
+        scopes = (error["extensions"].get("scopes") for error in body["errors"])
+        missing = next(filter(None, scopes), None)
+        return self._http_form(InsufficientScope(missing))[1] if missing else {}
+
+
+def liked_media_types(accept: str) -> dict[str, float]:
+    """Read from an Accept header which media types a client takes, and how much it likes each: 0 to 1."""
+    liked: dict[str, float] = {}
+    for part in filter(str.strip, accept.split(",")):
+        media_type, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        quality = next((each[2:] for each in parameters if re.fullmatch(r"q=[01](\.[0-9]{0,3})?", each)), "1")
+        liked[media_type] = float(quality)
+    return liked
+
+
+@lru_cache(256)
+def _accepted(accept: str) -> Sequence[str]:
+    """Give the media types of ours that the client takes, the one liked best first."""
+    liked = liked_media_types(accept)
+    if not liked:
+        return [JSON]
+    accepted: list[str] = []
+    for media_type in sorted((each for each, quality in liked.items() if quality), key=lambda each: -liked[each]):
+        if media_type in {GRAPHQL_RESPONSE, JSON, EVENT_STREAM}:
+            accepted.append(media_type)
+        elif media_type in {"*/*", "application/*"} and liked.get(JSON) != 0:
+            accepted.append(JSON)
+    return accepted
+
+
+def _of_one_answer(media_type: str | None) -> str:
+    """Give the media type of a refusal that comes before there is anything to stream."""
+    return JSON if media_type in {None, EVENT_STREAM} else media_type
+
+
+async def _json_body(request: Request) -> bytes:
+    state = request.scope["state"]
+    if not state["sends_json"]:
+        raise UnsupportedMediaType
+    # All of it is here already, or it is waited for.
+    return state["body"].read() if "body" in state else await request.body()
+
+
+def _ask_of_url(request: Request) -> Ask:
+    members: dict[str, Any] = {name: text for name, text in request.query_params.items() if text}
+    for name in members.keys() & {"variables", "extensions"}:
+        members[name] = json_text.read(members[name], f"The parameter {name}")
+    return ask_of(members)
+
+
+def _answer(
+    body: dict[str, Any] | list[dict[str, Any]],
+    status: int,
+    media_type: str | None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    response = Response(written(body), status, headers)
+    response.raw_headers += _fields(media_type)
+    return response
+
+
+@cache
+def _fields(media_type: str | None) -> Sequence[tuple[bytes, bytes]]:
+    """Give the fields that answers of this type have in common. Nobody keeps one."""
+    return [(b"content-type", f"{media_type}; charset=utf-8".encode()), (b"cache-control", b"no-store")]

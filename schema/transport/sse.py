@@ -1,0 +1,159 @@
+"""One operation's answers as server-sent events: for whoever has HTTP and no WebSocket.
+
+Source: GraphQL over Server-Sent Events, distinct connections mode,
+https://github.com/enisdenjo/graphql-sse/blob/master/PROTOCOL.md
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from resolvers.context import Context
+from resolvers.errors import GatewayError, InvalidToken, TemporarilyUnavailable
+from schema.errors import refuse
+from schema.execution import Answer, Runner, written
+from schema.transport.long_lived import LogOperation, Places, WhoCalls, end_of_token
+
+EVENT_STREAM = "text/event-stream"
+HEADERS = {
+    "Cache-Control": "no-store, no-transform",
+    # What a client does not read, nginx would keep in a file of its own, and we would never learn of it.
+    # Source: ngx_http_proxy_module, proxy_buffering.
+    "X-Accel-Buffering": "no",
+}
+_HEAD = [(b"content-type", b"text/event-stream; charset=utf-8")] + [
+    (name.lower().encode(), value.encode()) for name, value in HEADERS.items()
+]
+# A browser's EventSource passes over an event that has no data.
+COMPLETE = b"event: complete\ndata: \n\n"
+HEARTBEAT = b":\n\n"
+
+Say = Callable[[bytes], Awaitable[None]]
+
+RESTARTING = "The gateway restarts; subscribe again after the last cursor."
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLimits:
+    """What a stream may cost, and what keeps it open."""
+
+    heartbeat_seconds: float
+    """Between two signs of life."""
+    recheck_seconds: float
+    """Between two looks at whether the token is still good."""
+
+
+class EventStream:
+    """The answer to a subscription: each event as it comes, for as long as the client listens and may.
+
+    There is no queue: the next event is taken from the feed when this one is sent.
+    """
+
+    def __init__(
+        self,
+        answers: AsyncGenerator[Answer, None],
+        context: Context,
+        who_calls: WhoCalls,
+        *,
+        runner: Runner,
+        limits: StreamLimits,
+        places: Places,
+        log_operation: LogOperation,
+    ) -> None:
+        self._answers = answers
+        self._context = context
+        self._who_calls = who_calls
+        self._runner = runner
+        self._limits = limits
+        self._places = places
+        self._log_operation = log_operation
+        self._outcome = "stopped"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Tell until one side has had enough, and leave nothing running behind."""
+        started = time.perf_counter()
+        try:
+            with self._places.one(self._context.caller.client_id):
+                await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
+                await self._hold(scope["state"].get("draining"), receive, send)
+        finally:
+            self._log_operation(self._context, self._outcome, time.perf_counter() - started)
+
+    async def _hold(self, draining: asyncio.Event | None, receive: Receive, send: Send) -> None:
+        say = partial(_say, send)
+        work: list[Coroutine[Any, Any, bytes]] = [
+            self._tell(say),
+            self._until_token_ends(),
+            _until_gone(receive),
+            _keep_open(say, self._limits.heartbeat_seconds),
+        ]
+        if draining is not None:
+            work.append(self._until_stopped(draining))
+        tasks = [asyncio.create_task(each) for each in work]
+        try:
+            over, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        await send({"type": "http.response.body", "body": over.pop().result()})
+
+    # Each of these returns when the stream is over, with its last words
+
+    async def _tell(self, say: Say) -> bytes:
+        try:
+            async with aclosing(self._answers) as answers:
+                async for answer in answers:
+                    await say(next_event(answer))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client is told in the stream
+            return self._last_words(self._runner.known(error, self._context.request_id))
+        self._outcome = "complete"
+        return COMPLETE
+
+    async def _until_token_ends(self) -> bytes:
+        report = partial(self._runner.known, request_id=self._context.request_id)
+        why = await end_of_token(self._context.caller, self._who_calls, self._limits.recheck_seconds, report)
+        return self._last_words(InvalidToken(f"The bearer token was good, but {why}."))
+
+    async def _until_stopped(self, draining: asyncio.Event) -> bytes:
+        await draining.wait()
+        return self._last_words(TemporarilyUnavailable(RESTARTING))
+
+    def _last_words(self, error: GatewayError) -> bytes:
+        self._outcome = error.code
+        return at_once(Answer(False, {"errors": [refuse(error, self._context)]}))
+
+
+async def _until_gone(receive: Receive) -> bytes:
+    # A body that came with a GET is nobody's; but one that is too large or too slow ends what it came with.
+    with suppress(GatewayError):
+        while (await receive())["type"] != "http.disconnect":
+            pass
+    return b""
+
+
+async def _keep_open(say: Say, heartbeat_seconds: float) -> bytes:
+    while True:
+        await say(HEARTBEAT)
+        await asyncio.sleep(heartbeat_seconds)
+
+
+async def _say(send: Send, words: bytes) -> None:
+    await send({"type": "http.response.body", "body": words, "more_body": True})
+
+
+def next_event(answer: Answer) -> bytes:
+    """Write one answer; with the cursor as its id, so that a browser which connects again says where it was."""
+    place = f"id: {answer.cursor}\n".encode() if answer.cursor else b""
+    return b"event: next\n" + place + b"data: " + written(answer.body) + b"\n\n"
+
+
+def at_once(answer: Answer) -> bytes:
+    """Write an answer after which there is no other."""
+    return next_event(answer) + COMPLETE
