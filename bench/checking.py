@@ -12,7 +12,7 @@ import asyncpg
 
 from bench.driver import KEY
 from bench.servers import Server
-from bench.workloads import MEMBERS, Question, Row, Workload, row_of, rows_in
+from bench.workloads import MEMBERS, CompiledQuery, Row, Workload, row_of, rows_in
 
 QUESTIONS_CHECKED = 5
 
@@ -32,7 +32,10 @@ def ask(server: Server, request: str) -> tuple[int, Any]:
 
 
 async def check(
-    connection: asyncpg.Connection[Any], servers: Sequence[Server], workload: Workload, questions: Sequence[Question]
+    connection: asyncpg.Connection[Any],
+    servers: Sequence[Server],
+    workload: Workload,
+    questions: Sequence[CompiledQuery],
 ) -> list[str]:
     """Give what is wrong with the answers: nothing, if all is well."""
     wrong = []
@@ -54,7 +57,9 @@ async def check(
     return wrong
 
 
-async def _recorded_otherwise(connection: asyncpg.Connection[Any], question: Question, found: Sequence[Row]) -> str:
+async def _recorded_otherwise(
+    connection: asyncpg.Connection[Any], question: CompiledQuery, found: Sequence[Row]
+) -> str:
     """Compare what was sent, what was answered and what is kept."""
     if len(found) != 1:
         return f"{len(found)} encounters in the answer to a recording"

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from bench.clocks import Clocks, memory_bytes
 from bench.driver import Outcome, Plan
 from bench.servers import ROOT, Server
-from bench.workloads import Question, Workload
+from bench.workloads import CompiledQuery, Workload
 
 AT_REST_SECONDS = 0.5
 """So long a server without duties must be seen to rest."""
@@ -62,7 +62,7 @@ class Measure:
         self._runs = 0
 
     def warm_up(
-        self, server: Server, workload: Workload, questions: Sequence[Question], connections: int, seconds: float
+        self, server: Server, workload: Workload, questions: Sequence[CompiledQuery], connections: int, seconds: float
     ) -> None:
         """Ask, and measure nothing."""
         with self._asking(server, workload, questions, connections, seconds) as driver:
@@ -73,7 +73,7 @@ class Measure:
         self,
         server: Server,
         workload: Workload,
-        questions: Sequence[Question],
+        questions: Sequence[CompiledQuery],
         connections: int,
         seconds: float,
         rate: float | None = None,
@@ -98,7 +98,7 @@ class Measure:
         round_: int,
         server: Server,
         workload: Workload,
-        questions: Sequence[Question],
+        questions: Sequence[CompiledQuery],
         *,
         connections: int,
         seconds: float,

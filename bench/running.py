@@ -19,7 +19,7 @@ from bench.limit import pgbench_per_second
 from bench.measuring import Measure, Measurement
 from bench.seed import Population, seed
 from bench.servers import GATEWAY, MERCURIUS, Kind, Server, admit_peers, seconds_to_first_answer
-from bench.workloads import WORKLOADS, Question, Workload
+from bench.workloads import WORKLOADS, CompiledQuery, Workload
 from gateway.database.migrate import migrate
 from gateway.database.roles import DATABASE, OWNER, create_database
 from gateway.embedded_postgres.cluster import PrivatePostgres
@@ -71,7 +71,7 @@ class Bench:
         self._arguments, self._run, self._postgres, self._servers = arguments, run, postgres, servers
         self._population = population
         self._chance = random.Random(run.seed)  # noqa: S311 - the same seed asks the same
-        self._questions: dict[str, list[Question]] = {}
+        self._questions: dict[str, list[CompiledQuery]] = {}
         self._measure = Measure(Clocks(our_postmaster()), arguments.rest)
 
     def choose_questions(self) -> None:

@@ -23,7 +23,7 @@ from bench.workloads import (
     OVER_REST,
     RECORD,
     WORKLOADS,
-    Question,
+    CompiledQuery,
     Workload,
     encounters_to_record,
     graphql,
@@ -110,7 +110,7 @@ def _measured(
         yield name, measured
 
 
-def _asked(server: Server, size: int, population: Population) -> Mapping[str, tuple[Workload, list[Question]]]:
+def _asked(server: Server, size: int, population: Population) -> Mapping[str, tuple[Workload, list[CompiledQuery]]]:
     """Give the questions by name: of any encounter, and of each patient with a known number."""
     chance = random.Random(0)  # noqa: S311 - the same at each run
     asked = {"one by id": (WORKLOADS["W3"], WORKLOADS["W3"].questions(chance, population))}
@@ -130,7 +130,7 @@ def _asked(server: Server, size: int, population: Population) -> Mapping[str, tu
             asked[f"50 after {DEPTH} of {number}, REST"] = over_rest, [{"id": whose, "first": PAGE, "offset": DEPTH}]
     # Last, because they make the patients larger than their names say.
     for number in _patients(size):
-        sent: list[Question] = [
+        sent: list[CompiledQuery] = [
             {**each, "patientId": f"has-{number}"} for each in encounters_to_record(chance, population)
         ]
         asked[f"record, {number} there"] = recording, sent

@@ -16,7 +16,7 @@ from bench.seed import BRAND, OF_LARGE, OF_SMALL, WRITTEN, Population
 from bench.servers import GATEWAY, Dialect, Server
 
 Row = Mapping[str, Any]
-Question = Mapping[str, Any]
+CompiledQuery = Mapping[str, Any]
 
 QUESTIONS = 500
 """So many different questions are asked in turn."""
@@ -31,15 +31,15 @@ ALL = " ".join(MEMBERS)
 ALL_OF_POSTGRAPHILE = ALL.replace("id ", "rowId ", 1)
 
 
-class Ask(Protocol):
+class GraphQLRequest(Protocol):
     """How a question is put: method, path and, for a POST, the JSON body."""
 
-    def __call__(self, question: Question) -> tuple[str, str, Mapping[str, Any] | None]:
+    def __call__(self, question: CompiledQuery) -> tuple[str, str, Mapping[str, Any] | None]:
         """Put one question."""
 
 
-Words = Mapping[Dialect, Ask]
-Questions = Callable[[random.Random, Population], list[Question]]
+Words = Mapping[Dialect, GraphQLRequest]
+Questions = Callable[[random.Random, Population], list[CompiledQuery]]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Workload:
         """Say in which words the server is asked, None where it has none."""
         return next((dialect for dialect in self.ask if dialect in server.kind.dialects), None)
 
-    def requests(self, server: Server, questions: Sequence[Question]) -> list[str]:
+    def requests(self, server: Server, questions: Sequence[CompiledQuery]) -> list[str]:
         """Give the bytes of each question, as text."""
         dialect = self.dialect_of(server)
         assert dialect is not None
@@ -84,11 +84,11 @@ OTHERS_BUSINESS = {"truth", "offset"}
 """What a question holds that GraphQL is not asked."""
 
 
-def graphql(document: str, variables: Callable[[Question], Mapping[str, Any]] = dict) -> Ask:
+def graphql(document: str, variables: Callable[[CompiledQuery], Mapping[str, Any]] = dict) -> GraphQLRequest:
     """Give a document's words, on one line as clients send it."""
     one_line = " ".join(document.split())
 
-    def ask(question: Question) -> tuple[str, str, Mapping[str, Any]]:
+    def ask(question: CompiledQuery) -> tuple[str, str, Mapping[str, Any]]:
         told = {name: value for name, value in variables(question).items() if name not in OTHERS_BUSINESS}
         return "POST", "/graphql", {"query": one_line, "variables": told}
 
@@ -165,11 +165,11 @@ UNPLANNED = graphql(
 LATEST_UNPLANNED: Words = {"gateway": UNPLANNED, "sdl": UNPLANNED}
 
 
-def _record_over_rest(question: Question) -> tuple[str, str, Mapping[str, Any]]:
+def _record_over_rest(question: CompiledQuery) -> tuple[str, str, Mapping[str, Any]]:
     return "POST", f"/v1/patients/{question['patientId']}/encounters", _snake(question["input"])
 
 
-def list_over_rest(question: Question) -> tuple[str, str, None]:
+def list_over_rest(question: CompiledQuery) -> tuple[str, str, None]:
     """Put a question for a page of a patient's encounters."""
     return (
         "GET",
@@ -196,7 +196,7 @@ OVER_REST: Words = {"rest": list_over_rest}
 # The questions
 
 
-def encounters_to_record(chance: random.Random, _population: Population) -> list[Question]:
+def encounters_to_record(chance: random.Random, _population: Population) -> list[CompiledQuery]:
     """Make up what is recorded."""
     return [
         {
@@ -215,24 +215,24 @@ def encounters_to_record(chance: random.Random, _population: Population) -> list
     ]
 
 
-def _any_encounter(chance: random.Random, population: Population) -> list[Question]:
+def _any_encounter(chance: random.Random, population: Population) -> list[CompiledQuery]:
     return [{"id": each, "truth": each} for each in chance.sample(population.ids, min(QUESTIONS, len(population.ids)))]
 
 
 def _latest_of(kind: Literal["small", "large"], first: int) -> Questions:
-    def questions(chance: random.Random, population: Population) -> list[Question]:
+    def questions(chance: random.Random, population: Population) -> list[CompiledQuery]:
         names = [f"{kind}-{chance.randrange(getattr(population, kind))}" for _ in range(QUESTIONS)]
         return [{"id": name, "first": first, "offset": 0, "truth": [name]} for name in names]
 
     return questions
 
 
-def _latest_of_twenty(chance: random.Random, population: Population) -> list[Question]:
+def _latest_of_twenty(chance: random.Random, population: Population) -> list[CompiledQuery]:
     groups = [[f"small-{number}" for number in chance.sample(range(population.small), 20)] for _ in range(QUESTIONS)]
     return [{"ids": names, "first": 5, "truth": names} for names in groups]
 
 
-def _latest_beside(chance: random.Random, population: Population) -> list[Question]:
+def _latest_beside(chance: random.Random, population: Population) -> list[CompiledQuery]:
     return [{**each, "first": 50} for each in _any_encounter(chance, population)]
 
 

@@ -15,24 +15,24 @@ from starlette.types import ASGIApp
 
 import rest
 import rest.errors
-from gateway.audit.buffer import QueuedTrail
+from gateway.audit.buffer import AuditBuffer
 from gateway.audit.chain_job import CHAIN_AUDIT, chaining
 from gateway.auth.verifier import verifying
-from gateway.database.database import APP_ROLE, RELAY_ROLE, Database, Patience
-from gateway.database.encounter_batcher import Recorder
-from gateway.events.pipeline import passing_on
-from gateway.jobs import Duty
+from gateway.database.database import APP_ROLE, RELAY_ROLE, Database, Timeouts
+from gateway.database.encounter_batcher import EncounterBatcher
+from gateway.events.pipeline import event_pipeline
+from gateway.jobs import LeasedJob
 from gateway.metrics_endpoint import metrics
 from gateway.middleware.body_limits import BodyLimits
 from gateway.middleware.cors import cross_origin
-from gateway.middleware.fault_injection import Faults
-from gateway.middleware.request_context import Edge, KnownHosts
+from gateway.middleware.fault_injection import FaultInjectionMiddleware
+from gateway.middleware.request_context import KnownHosts, RequestContextMiddleware
 from gateway.observability.logs import log, log_breach, log_operation, log_unknown_document, report
-from gateway.observability.metrics import Metered
+from gateway.observability.metrics import PrometheusMetrics
 from gateway.pages import explorer_for_browsers, page_routes
 from gateway.rate_limits.limiter import RateLimits, network_of
 from gateway.settings import LOOPBACK, Settings
-from gateway.shutdown import Stop
+from gateway.shutdown import GracefulShutdown
 from gateway.trusted_documents import document_rules, trusted_plainly
 from resolvers.access import Verify, scopes_from
 from resolvers.answer_bytes import AnswerMemory
@@ -41,13 +41,13 @@ from resolvers.errors import GatewayError
 from resolvers.idempotency import prune_keys
 from resolvers.paging import PageLimits
 from resolvers.rate_limits import Rates
-from resolvers.services import Feed, Services, Trail
+from resolvers.services import AuditSink, Feed, Services
 from rest.encounters import published
 from rest.openapi import METRICS
 from schema import build_schema
 from schema.execution import Runner
 from schema.transport.http import GraphQLEndpoint
-from schema.transport.long_lived import Places
+from schema.transport.long_lived import ConnectionLimit
 from schema.transport.sse import StreamLimits
 from schema.transport.websocket import GraphQLSocket, SocketLimits
 
@@ -56,31 +56,31 @@ REQUESTS_FIRST_SECONDS = 0.25
 
 
 class Service(Starlette):
-    """Starlette without layers of its own: what a route raises the REST door phrases, and what nobody caught `Edge`."""
+    """Starlette without its own error layers: `ErrorMiddleware` and `RequestContextMiddleware` answer errors."""
 
     def build_middleware_stack(self) -> ASGIApp:
         """Put the layers around the routes."""
-        app: ASGIApp = rest.errors.Phrasing(self.router)
+        app: ASGIApp = rest.errors.ErrorMiddleware(self.router)
         for layer, arguments, options in reversed(self.user_middleware):
             app = layer(app, *arguments, **options)
         return app
 
 
 def create_app(
-    settings: Settings, verify: Verify | None = None, stop: Stop | None = None, faults: int | None = None
+    settings: Settings, verify: Verify | None = None, stop: GracefulShutdown | None = None, faults: int | None = None
 ) -> Starlette:
     """Build the service; `verify` in place of what the settings say. Nothing is connected until it starts.
 
     `stop` is told by whoever hears the signals. With `faults`, a seed, requests to the doors meet the faults of a
     rehearsal. Raises `SettingsError` for trusted documents that cannot be run.
     """
-    stopping = stop or Stop()
+    stopping = stop or GracefulShutdown()
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[Mapping[str, Any]]:
         assert settings.database_url is not None, "whoever serves has found or started a database"
         url = settings.database_url.get_secret_value()
-        patience: Patience = {
+        timeouts: Timeouts = {
             "acquire_seconds": settings.database_acquire_seconds,
             "statement_seconds": settings.database_statement_seconds,
         }
@@ -92,24 +92,24 @@ def create_app(
                 # A cluster must see the arguments: by them it knows whom to ask.
                 plans_once=not settings.database_cluster,
                 long_answers=True,
-                **patience,
+                **timeouts,
             ),
-            Database.connect(url, "relay", role=RELAY_ROLE, size=4, **patience),
+            Database.connect(url, "relay", role=RELAY_ROLE, size=4, **timeouts),
         )
         key = settings.audit_key.get_secret_value().encode() if settings.audit_key else b""
-        duties = [
-            Duty("prune keys", prune_keys, pause_seconds=60),
-            Duty(CHAIN_AUDIT, chaining(key), pause_seconds=5),
+        jobs = [
+            LeasedJob("prune keys", prune_keys, pause_seconds=60),
+            LeasedJob(CHAIN_AUDIT, chaining(key), pause_seconds=5),
         ]
         rates = RateLimits.of(settings)
         try:
             async with (
-                QueuedTrail.open(url, settings.audit_queue, **patience) as trail,
-                passing_on(settings, url, relay, duties, REQUESTS_FIRST_SECONDS) as feed,
+                AuditBuffer.open(url, settings.audit_queue, **timeouts) as audit_sink,
+                event_pipeline(settings, url, relay, jobs, REQUESTS_FIRST_SECONDS) as feed,
                 nullcontext(verify) if verify else verifying(settings) as known,
             ):
-                let_in = stopping.letting_in(known)
-                lent = services(settings, database, trail=trail, feed=feed, verify=let_in, rates=rates)
+                let_in = stopping.refuse_when_closed(known)
+                lent = services(settings, database, audit_sink=audit_sink, feed=feed, verify=let_in, rates=rates)
                 yield {
                     "services": lent,
                     "started": time.monotonic(),
@@ -133,7 +133,7 @@ def create_app(
             log_unknown_document,
             explains=settings.development,
         )
-    places = Places(
+    connection_limit = ConnectionLimit(
         settings.sockets_max,
         per_client=settings.sockets_max_per_client,
         unauthenticated=settings.sockets_unauthenticated_max,
@@ -143,20 +143,20 @@ def create_app(
         runner,
         http_form,
         limits=stream_limits(settings),
-        places=places,
+        connection_limit=connection_limit,
         log_operation=log_operation,
         batch_operations=settings.batch_operations,
     )
     app = Service(
         routes=[
             Route("/graphql", explorer_for_browsers(settings, door)),
-            WebSocketRoute("/graphql", GraphQLSocket(runner, socket_limits(settings), places, log_operation)),
+            WebSocketRoute("/graphql", GraphQLSocket(runner, socket_limits(settings), connection_limit, log_operation)),
             *rest.routes,
             Route(METRICS, metrics),
             *page_routes(settings),
         ],
         middleware=[
-            Middleware(Edge),
+            Middleware(RequestContextMiddleware),
             *([Middleware(KnownHosts, hosts={*LOOPBACK, settings.host})] if settings.development else []),
             *(
                 [Middleware(cross_origin, origins=settings.browser_origins, headers=settings.cors_headers)]
@@ -164,7 +164,7 @@ def create_app(
                 else []
             ),
             Middleware(BodyLimits, max_bytes=settings.max_body_bytes, seconds=settings.body_seconds),
-            *([Middleware(Faults, seed=faults)] if faults is not None else []),
+            *([Middleware(FaultInjectionMiddleware, seed=faults)] if faults is not None else []),
         ],
         lifespan=lifespan,
     )
@@ -182,7 +182,7 @@ def anchor(routes: Iterable[BaseRoute]) -> None:
 
 
 def services(
-    settings: Settings, database: Database, *, trail: Trail, feed: Feed, verify: Verify, rates: Rates
+    settings: Settings, database: Database, *, audit_sink: AuditSink, feed: Feed, verify: Verify, rates: Rates
 ) -> Services:
     """Put together what every request is lent."""
     keys_kept_for = timedelta(hours=settings.idempotency_hours)
@@ -190,14 +190,14 @@ def services(
         verify=verify,
         database=database,
         published=published,
-        recorder=None
+        batcher=None
         if settings.database_cluster
-        else Recorder(database, keys_kept_for, settings.database_acquire_seconds),
-        trail=trail,
+        else EncounterBatcher(database, keys_kept_for, settings.database_acquire_seconds),
+        audit_sink=audit_sink,
         feed=feed,
         scopes=scopes_from(settings.scopes),
         rates=rates,
-        tally=Metered(),
+        metrics=PrometheusMetrics(),
         origins=settings.origins,
         input_limits=InputLimits(
             chief_complaint_characters=settings.chief_complaint_characters,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from gateway.database.migrate import revisions
 from gateway.embedded_postgres.cluster import refuse_folder
 from gateway.preflight import preflight
-from gateway.server import refuse_what_cannot_be_served, take_port
+from gateway.server import bind_socket, refuse_what_cannot_be_served
 from gateway.settings import PREFIX, Settings, SettingsError
 
 
@@ -40,7 +40,7 @@ def _check_documents(settings: Settings) -> bool:
 
 
 def _check_port(settings: Settings) -> bool:
-    take_port(settings).close()
+    bind_socket(settings).close()
     return True
 
 

@@ -62,12 +62,12 @@ def serve(faults: int | None) -> None:
     """Serve both doors; with no database configured, on a private PostgreSQL of its own."""
     # More is imported now; the collector looks again from where the service is built: `worker`.
     gc.disable()
-    from gateway.server import refuse_what_cannot_be_served, serve, take_port
+    from gateway.server import bind_socket, refuse_what_cannot_be_served, serve
 
     settings = _settings()
     refuse_what_cannot_be_served(settings, faults)
     # The port comes before the database: where another gateway has it, none is started in vain.
-    with take_port(settings) as port, _database(settings) as settings:
+    with bind_socket(settings) as port, _database(settings) as settings:
         serve(settings, port, faults)
 
 
@@ -75,9 +75,9 @@ def serve(faults: int | None) -> None:
 def migrate() -> None:
     """Bring the database to the newest form. Safe from many processes at once."""
     from gateway.database.migrate import migrate
-    from gateway.database.problems import told_plainly
+    from gateway.database.problems import translate_driver_errors
 
-    with _database() as settings, told_plainly(settings.owner_variable):
+    with _database() as settings, translate_driver_errors(settings.owner_variable):
         asyncio.run(migrate(settings.owner_url))
 
 
@@ -221,11 +221,11 @@ def verify_audit(expect: tuple[str, ...]) -> None:
 @events.command("status")
 def events_status() -> None:
     """Say how far events have come: those without a position, the watermark, and each sink."""
-    from gateway.events.pipeline import on_relays_behalf
+    from gateway.events.pipeline import with_relay_role
     from gateway.events.status import print_status
 
     with _database() as settings:
-        asyncio.run(on_relays_behalf(settings, print_status))
+        asyncio.run(with_relay_role(settings, print_status))
 
 
 @events.command("replay")
@@ -235,12 +235,12 @@ def replay_events(sink: str, first: int | None) -> None:
     """Tell a sink again from a position on, or let it go on at once; one that was disabled is told again."""
     from functools import partial
 
-    from gateway.events.pipeline import on_relays_behalf
+    from gateway.events.pipeline import with_relay_role
     from gateway.events.replay import NoReplay, print_replay
 
     with _database() as settings:
         try:
-            asyncio.run(on_relays_behalf(settings, partial(print_replay, sink=sink, first=first)))
+            asyncio.run(with_relay_role(settings, partial(print_replay, sink=sink, first=first)))
         except NoReplay as error:
             sys.exit(f"gateway: {error}")
 

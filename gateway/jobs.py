@@ -45,59 +45,59 @@ GIVE_UP_LEASES = Statement(
 
 
 @dataclass
-class Duty:
+class LeasedJob:
     """Something one gateway at a time does: `round` does a bounded piece of it and says whether more is waiting."""
 
     name: str
     round: Callable[[Database], Awaitable[bool]]
     pause_seconds: float
-    bell: asyncio.Event = field(default_factory=asyncio.Event)
+    wakeup: asyncio.Event = field(default_factory=asyncio.Event)
     """Rung when there is something to do before the pause is over."""
 
 
-async def do_duties(database: Database, duties: list[Duty], after_seconds: float = 0.0) -> None:
+async def run_jobs(database: Database, jobs: list[LeasedJob], after_seconds: float = 0.0) -> None:
     """Do the duties until cancelled, beginning after so many seconds. `database` acts as the relay's role."""
     await asyncio.sleep(after_seconds)
     holder = uuid4()
     try:
         async with asyncio.TaskGroup() as tasks:
-            for duty in duties:
-                tasks.create_task(_do(database, duty, holder), name=f"duty {duty.name}")
+            for job in jobs:
+                tasks.create_task(_do(database, job, holder), name=f"duty {job.name}")
     finally:
         # Whoever leaves in peace need not be waited for.
         with contextlib.suppress(GatewayError):
-            async with database.across_brands() as connection:
+            async with database.unscoped() as connection:
                 await connection.fetch(GIVE_UP_LEASES, holder=holder)
 
 
-async def _do(database: Database, duty: Duty, holder: UUID) -> None:
+async def _do(database: Database, job: LeasedJob, holder: UUID) -> None:
     while True:
         held = more = False
         try:
-            held = await take_lease(database, duty.name, holder)
+            held = await take_lease(database, job.name, holder)
             if held:
-                more = await _keeping_the_lease(database, duty, holder)
+                more = await _keeping_the_lease(database, job, holder)
         except GatewayError:
             pass  # the database is away; the requests that meet it say so
         except Exception as error:  # noqa: BLE001 - a duty that fails once must be tried again
-            log.error("duty", duty=duty.name, **describe(error))
+            log.error("duty", job=job.name, **describe(error))
         if not more:
             # The bell is for the one who holds the lease: the others need not all come running.
-            bell = duty.bell if held else asyncio.Event()
+            wakeup = job.wakeup if held else asyncio.Event()
             # Not `wait_for`, which until Python 3.12 loses a cancellation that comes with the ring.
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(duty.pause_seconds):
-                    await bell.wait()
-        duty.bell.clear()
+                async with asyncio.timeout(job.pause_seconds):
+                    await wakeup.wait()
+        job.wakeup.clear()
 
 
-async def _keeping_the_lease(database: Database, duty: Duty, holder: UUID) -> bool:
+async def _keeping_the_lease(database: Database, job: LeasedJob, holder: UUID) -> bool:
     """Do one round, which is cut off when the lease cannot be renewed in the middle of it."""
-    round_ = asyncio.ensure_future(duty.round(database))
+    round_ = asyncio.ensure_future(job.round(database))
     try:
         while not round_.done():
             await asyncio.wait({round_}, timeout=LEASE_TIME.total_seconds() / 3)
-            if not round_.done() and not await take_lease(database, duty.name, holder):
+            if not round_.done() and not await take_lease(database, job.name, holder):
                 return False
         return await round_
     finally:
@@ -107,7 +107,7 @@ async def _keeping_the_lease(database: Database, duty: Duty, holder: UUID) -> bo
 
 async def take_lease(database: Database, name: str, holder: UUID) -> bool:
     """Take or renew the lease of a duty; False while another holds it."""
-    async with database.across_brands() as connection:
+    async with database.unscoped() as connection:
         taken = await connection.fetch_one(TAKE_LEASE, name=name, holder=holder, lease_time=LEASE_TIME)
     return taken is not None
 

@@ -250,7 +250,7 @@ async def _beginning(owner_url: str) -> str:
 async def _through_sockets(client: httpx2.AsyncClient, owner_url: str, outputs: Outputs) -> None:
     """Say everything over WebSockets too: signing in, recording, and what no client would say."""
     url = str(client.base_url.join("/graphql")).replace("http", "ws", 1)
-    sign_in = json.dumps({"type": "connection_init", "payload": DEV})
+    authenticate = json.dumps({"type": "connection_init", "payload": DEV})
     good = {_camel(name): value for name, value in MARKED.items()} | {"encounterType": "LAB"}
     asked = [
         {"query": RECORD, "variables": {"id": PATIENT, "input": good}},
@@ -264,9 +264,12 @@ async def _through_sockets(client: httpx2.AsyncClient, owner_url: str, outputs: 
     ]
     conversations = [
         [json.dumps({"type": "connection_init", "payload": {"Authorization": f"Bearer {MARK}"}})],
-        [sign_in, *(json.dumps({"type": "subscribe", "id": str(n), "payload": ask}) for n, ask in enumerate(asked))],
+        [
+            authenticate,
+            *(json.dumps({"type": "subscribe", "id": str(n), "payload": ask}) for n, ask in enumerate(asked)),
+        ],
         *(
-            [sign_in, odd]
+            [authenticate, odd]
             for odd in (
                 MARK,
                 f'"{MARK}"',

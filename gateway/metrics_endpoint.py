@@ -12,40 +12,40 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.database.database import Database
-from gateway.events.status import EventNumbers, event_numbers
+from gateway.events.status import EventStatus, event_numbers
 from gateway.observability.metrics import REGISTRY
-from resolvers.access import Operation
+from resolvers.access import Permission
 from resolvers.errors import TemporarilyUnavailable
-from rest.authorize import admitted
-from rest.responses import sharing
+from rest.authorize import authorize_request
+from rest.responses import with_default_headers
 
 
 async def metrics(request: Request) -> Response:
     """200 and the metrics, in the text format of Prometheus. A scrape is no read of anybody's record."""
-    await admitted(request, Operation.READ_METRICS)
+    await authorize_request(request, Permission.READ_METRICS)
     numbers = await _numbers(request.state.relay)
     text = await asyncio.to_thread(_written, numbers)
-    return sharing(Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST}))
+    return with_default_headers(Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST}))
 
 
-async def _numbers(relay: Database) -> EventNumbers | None:
+async def _numbers(relay: Database) -> EventStatus | None:
     try:
         return await event_numbers(relay)
     except TemporarilyUnavailable:
         return None
 
 
-def _written(numbers: EventNumbers | None) -> bytes:
+def _written(numbers: EventStatus | None) -> bytes:
     registry = CollectorRegistry()
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     else:
         registry.register(REGISTRY)
-    registry.register(_Told(from_database(numbers)))
+    registry.register(_StaticCollector(from_database(numbers)))
     return generate_latest(registry)
 
 
-class _Told:
+class _StaticCollector:
     def __init__(self, told: Iterable[Metric]) -> None:
         self._told = list(told)
 
@@ -53,7 +53,7 @@ class _Told:
         return self._told
 
 
-def from_database(numbers: EventNumbers | None) -> Iterable[Metric]:
+def from_database(numbers: EventStatus | None) -> Iterable[Metric]:
     """Give what the database knows, so that every process tells the same; none but the first when it is away."""
     yield _gauge("database_up", "Whether the database answered this scrape.", numbers is not None)
     if numbers is None:

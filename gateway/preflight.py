@@ -10,9 +10,9 @@ from gateway.auth.development import DEVELOPMENT_PATIENTS
 from gateway.auth.identity_provider import Provider
 from gateway.auth.verifier import introspection_of
 from gateway.database.database import APP_ROLE, RELAY_ROLE
-from gateway.database.inspection import examine, refuse_dangers
+from gateway.database.inspection import inspect_database, refuse_dangers
 from gateway.database.migrate import is_newest, migrate
-from gateway.database.problems import told_plainly
+from gateway.database.problems import translate_driver_errors
 from gateway.database.session import open_session
 from gateway.pages import built
 from gateway.settings import PREFIX, Settings, SettingsError
@@ -47,8 +47,8 @@ async def preflight(settings: Settings, warn: Callable[[str], None], *, changing
     try:
         dangers: list[str] = []
         if is_migrated := await _is_migrated(settings, changing=changing):
-            with told_plainly(f"{PREFIX}DATABASE_URL"):
-                dangers, warnings = await examine(settings.database_url.get_secret_value())
+            with translate_driver_errors(f"{PREFIX}DATABASE_URL"):
+                dangers, warnings = await inspect_database(settings.database_url.get_secret_value())
             for each in warnings:
                 warn(f"warning: {each}")
         if settings.explorer_pages and not built():
@@ -66,7 +66,7 @@ async def preflight(settings: Settings, warn: Callable[[str], None], *, changing
 
 
 async def _is_migrated(settings: Settings, *, changing: bool) -> bool:
-    with told_plainly(settings.owner_variable):
+    with translate_driver_errors(settings.owner_variable):
         if changing:
             await migrate(settings.owner_url)
             if settings.development:

@@ -19,18 +19,18 @@ from gateway.middleware.fault_injection import CuttingProtocol
 from gateway.observability.logs import FLUSH_SECONDS, configure_logging, log
 from gateway.observability.queued_writer import QueuedWriter
 from gateway.preflight import preflight
-from gateway.protocols.http import GuardedProtocol, bound_unsent_bytes
+from gateway.protocols.http import LimitedHttpProtocol, bound_unsent_bytes
 from gateway.settings import PREFIX, Settings, SettingsError
-from gateway.shutdown import Stop
-from gateway.supervisor import WorkerApp, Workers
+from gateway.shutdown import GracefulShutdown
+from gateway.supervisor import Supervisor, WorkerApp
 
 
-def upgraded(**given: Any) -> asyncio.Protocol:
+def websocket_protocol(**given: Any) -> asyncio.Protocol:
     """Give the protocol that goes on when HTTP becomes a WebSocket."""
     # Imported here: the first answer need not wait for what parses WebSockets.
-    from gateway.protocols.websocket import GuardedSocket
+    from gateway.protocols.websocket import LimitedWebSocketProtocol
 
-    return GuardedSocket(**given)
+    return LimitedWebSocketProtocol(**given)
 
 
 PROTOCOLS: Mapping[str, Any] = {
@@ -65,7 +65,7 @@ def refuse_what_cannot_be_served(settings: Settings, faults: int | None = None) 
         create_app(settings)
 
 
-def take_port(settings: Settings) -> socket.socket:
+def bind_socket(settings: Settings) -> socket.socket:
     """Take the port; nobody is listened to yet. Raises `SettingsError` where it cannot be had."""
     port = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
     port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -107,13 +107,13 @@ def serve(settings: Settings, port: socket.socket, faults: int | None = None) ->
     except OSError as error:
         # Two may take a port at once, until one of them listens.
         raise _taken(settings) from error
-    say(sys.stdout, welcome(settings, port.getsockname()[1], faults))
+    say(sys.stdout, startup_banner(settings, port.getsockname()[1], faults))
 
     if settings.workers > 1:
         gc.enable()
         with _metrics_folder() as folder:
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-            Workers(config, sockets=[port]).run()
+            Supervisor(config, sockets=[port]).run()
     else:
         uvicorn.Server(config).run(sockets=[port])
 
@@ -154,10 +154,10 @@ def worker(settings: Settings, faults: int | None = None) -> Starlette:
     """Build the service in the process that serves it."""
     configure_logging()
     log.start_queue()
-    GuardedProtocol.head_seconds = settings.head_seconds
-    GuardedProtocol.send_seconds = settings.socket_send_seconds
-    GuardedProtocol.min_send_bytes_per_second = settings.min_send_bytes_per_second
-    stop = Stop(settings.drain_pause_seconds)
+    LimitedHttpProtocol.head_seconds = settings.head_seconds
+    LimitedHttpProtocol.send_seconds = settings.socket_send_seconds
+    LimitedHttpProtocol.min_send_bytes_per_second = settings.min_send_bytes_per_second
+    stop = GracefulShutdown(settings.drain_pause_seconds)
     stop.catch_signals()
     app = create_app(settings, stop=stop, faults=faults)
     # What is here now stays: the collector need not look at a schema's hundred thousand objects again and again. Nor
@@ -170,7 +170,7 @@ def worker(settings: Settings, faults: int | None = None) -> Starlette:
     return app
 
 
-def welcome(settings: Settings, port: int, faults: int | None = None) -> str:
+def startup_banner(settings: Settings, port: int, faults: int | None = None) -> str:
     """Say where the doors are and, in development mode, give one call that works when pasted."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     origin = f"http://{host}:{port}"

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from gateway import connection_url, environment
-from resolvers.access import Exploring, Operation, scopes_from
+from resolvers.access import Exploring, Permission, scopes_from
 
 PREFIX = "GATEWAY_"
 HIDDEN = "(hidden)"
@@ -179,7 +179,7 @@ class Settings(BaseModel):
     identity_provider_seconds: float = Field(
         3.0, gt=0, le=30, description="How long the identity provider may take to answer before a caller is told 503."
     )
-    scopes: dict[Operation, tuple[str, ...]] = Field(
+    scopes: dict[Permission, tuple[str, ...]] = Field(
         {},
         description="Which scopes allow an operation, where not the default ones: a JSON object of lists. "
         "See [who may do what](access.md).",
@@ -461,8 +461,8 @@ class Settings(BaseModel):
     @field_validator("scopes")
     @classmethod
     def _every_operation_has_a_scope(
-        cls, overrides: dict[Operation, tuple[str, ...]]
-    ) -> dict[Operation, tuple[str, ...]]:
+        cls, overrides: dict[Permission, tuple[str, ...]]
+    ) -> dict[Permission, tuple[str, ...]]:
         scopes_from(overrides)
         return overrides
 

@@ -16,7 +16,7 @@ from resolvers.errors import TemporarilyUnavailable
 Handler = Callable[[int, Any], Any]
 
 
-class Stop:
+class GracefulShutdown:
     """The end of one process, and how far it has come.
 
     `pause_seconds` pass between being told to stop and closing: so long whoever balances load may take to notice.
@@ -37,13 +37,13 @@ class Stop:
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, partial(self._heard, loop, signal.getsignal(number)))
+            signal.signal(number, partial(self._on_signal, loop, signal.getsignal(number)))
 
-    def _heard(self, loop: asyncio.AbstractEventLoop, server: Any, number: int, _frame: object) -> None:
+    def _on_signal(self, loop: asyncio.AbstractEventLoop, server: Any, number: int, _frame: object) -> None:
         # Anything may be half done just now: the loop has its turn first.
-        loop.call_soon_threadsafe(self._told, server, number)
+        loop.call_soon_threadsafe(self._begin, server, number)
 
-    def _told(self, server: Handler, number: int) -> None:
+    def _begin(self, server: Handler, number: int) -> None:
         if not self.draining.is_set():
             self.draining.set()
             DRAINING.set(1)
@@ -63,7 +63,7 @@ class Stop:
             assert self._hand_on is not None
             self._hand_on()
 
-    def letting_in(self, verify: Verify) -> Verify:
+    def refuse_when_closed(self, verify: Verify) -> Verify:
         """Give the way of verifying tokens that lets in nobody after the close: every door asks it first."""
 
         async def verify_while_open(token: str) -> Caller:

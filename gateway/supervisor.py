@@ -29,7 +29,7 @@ class WorkerApp:
         return app
 
 
-class Workers(Multiprocess):
+class Supervisor(Multiprocess):
     """uvicorn's supervisor, which lets go of the port when it stops, passes on a second Ctrl-C and buries the dead."""
 
     def keep_subprocess_alive(self) -> None:

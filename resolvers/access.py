@@ -16,7 +16,7 @@ Exploring = Literal["open", "scoped", "off"]
 """Who may ask what can be asked: every caller, those with the scope for it, or nobody."""
 
 
-class Operation(StrEnum):
+class Permission(StrEnum):
     """Everything either door can be asked to do, as far as rights tell it apart."""
 
     RECORD_ENCOUNTER = "record_encounter"
@@ -29,17 +29,17 @@ class Operation(StrEnum):
     READ_METRICS = "read_metrics"
 
 
-Scopes = Mapping[Operation, tuple[str, ...]]
+Scopes = Mapping[Permission, tuple[str, ...]]
 
 DEFAULT_SCOPES: Scopes = {
-    Operation.RECORD_ENCOUNTER: ("write:encounters",),
-    Operation.CHANGE_ENCOUNTER: ("write:encounters",),
-    Operation.FIND_SUBMISSION: ("write:encounters",),
-    Operation.READ_ENCOUNTERS: ("read:encounters",),
-    Operation.READ_PATIENTS: ("read:patients", "read:encounters", "write:encounters"),
-    Operation.REGISTER_PATIENT: ("write:patients",),
-    Operation.EXPLORE: ("read:schema",),
-    Operation.READ_METRICS: ("read:metrics",),
+    Permission.RECORD_ENCOUNTER: ("write:encounters",),
+    Permission.CHANGE_ENCOUNTER: ("write:encounters",),
+    Permission.FIND_SUBMISSION: ("write:encounters",),
+    Permission.READ_ENCOUNTERS: ("read:encounters",),
+    Permission.READ_PATIENTS: ("read:patients", "read:encounters", "write:encounters"),
+    Permission.REGISTER_PATIENT: ("write:patients",),
+    Permission.EXPLORE: ("read:schema",),
+    Permission.READ_METRICS: ("read:metrics",),
 }
 """Which scopes allow an operation: any one of them will do. The published page names none, so these are ours."""
 
@@ -52,14 +52,14 @@ def told(scopes: Iterable[str]) -> str:
     return f"Needs the scope {' or '.join(f'`{scope}`' for scope in scopes)}."
 
 
-def scopes_from(overrides: Mapping[Operation, tuple[str, ...]]) -> Scopes:
+def scopes_from(overrides: Mapping[Permission, tuple[str, ...]]) -> Scopes:
     """Give the table of scopes with some entries replaced.
 
     Raises `ValueError` that names an operation left without a scope, or a text that is no scope: nothing is served
     that anybody may do.
     """
     scopes = {**DEFAULT_SCOPES, **overrides}
-    for operation in Operation:
+    for operation in Permission:
         if not scopes.get(operation):
             raise ValueError(f"{operation} needs at least one scope")
         for scope in scopes[operation]:

@@ -19,7 +19,7 @@ from resolvers.errors import (
     TemporarilyUnavailable,
     Unauthenticated,
 )
-from resolvers.services import Note
+from resolvers.services import AuditRecord
 
 ENCOUNTERS_READ = "patient_graph.encounters.read"
 REQUEST_REFUSED = "patient_graph.request.refused"
@@ -31,10 +31,10 @@ NOT_A_REFUSAL = (Unauthenticated, InvalidToken, TemporarilyUnavailable, ServerEr
 """Nobody is signed in, or the fault is ours: neither says what somebody tried and was not allowed to do."""
 
 
-def reads(caller: Caller, request_id: str, given: Mapping[tuple[str, str], int]) -> list[Note]:
+def reads(caller: Caller, request_id: str, given: Mapping[tuple[str, str], int]) -> list[AuditRecord]:
     """Say whose encounters the caller was given, by brand and patient, and how many: one note a patient."""
     return [
-        Note(
+        AuditRecord(
             event_type=ENCOUNTERS_READ,
             actor_type=caller.actor_type,
             actor_id=caller.actor_id,
@@ -50,7 +50,7 @@ def reads(caller: Caller, request_id: str, given: Mapping[tuple[str, str], int])
     ]
 
 
-def refusal(caller: Caller, request_id: str, error: GatewayError) -> Note:
+def refusal(caller: Caller, request_id: str, error: GatewayError) -> AuditRecord:
     """Say that the caller was refused, and why, in words that are ours alone.
 
     The patient asked for, and the brand stated, may be anybody's invention; of the brand, only the token's is known.
@@ -62,7 +62,7 @@ def refusal(caller: Caller, request_id: str, error: GatewayError) -> Note:
         details["rules"] = rules
     if isinstance(error, InsufficientScope):
         details["scopes"] = list(error.scopes)
-    return Note(
+    return AuditRecord(
         event_type=REQUEST_REFUSED,
         actor_type="service" if counted else caller.actor_type,
         actor_id=caller.client_id if counted else caller.actor_id,

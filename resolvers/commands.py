@@ -294,7 +294,7 @@ class Change(Command):
         }
 
 
-class GivenUp(Change):
+class MarkEnteredInError(Change):
     """That it was no encounter at all; why must be said."""
 
     reason: Annotated[Text, AfterValidator(_not_empty), _at_most("reason_characters")]
@@ -327,7 +327,7 @@ class EncounterFilter(Command):
     scheduled_from: Instant = Field(default=None, description="Inclusive.")
     scheduled_until: Instant = Field(default=None, description="Exclusive.")
 
-    def parts(self) -> dict[str, Any]:
+    def criteria(self) -> dict[str, Any]:
         """Give the parts that narrow, by name. An empty list of types lets nothing through; a part left out, all."""
         return {name: value for name, value in self.given().items() if value is not None}
 

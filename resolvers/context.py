@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from models import Encounter
-from resolvers.access import Caller, Operation, require, resolve_brand
+from resolvers.access import Caller, Permission, require, resolve_brand
 from resolvers.answer_bytes import AnswerBytes, AnswerMemory
 from resolvers.audit_notes import NOT_A_REFUSAL, reads, refusal
 from resolvers.errors import Forbidden, GatewayError, InsufficientScope, Unauthenticated
@@ -51,11 +51,11 @@ class Context:
         """Where everything is kept."""
         return self.services.database if self.reads is None else self.reads
 
-    def require(self, operation: Operation) -> None:
+    def require(self, operation: Permission) -> None:
         """Return if the caller may do this. Raises `InsufficientScope`."""
         require(self.caller, self.services.scopes[operation])
 
-    def may(self, operation: Operation) -> bool:
+    def may(self, operation: Permission) -> bool:
         """Whether the caller may do this."""
         try:
             self.require(operation)
@@ -101,20 +101,20 @@ class Context:
     def note_given(self, given: Mapping[tuple[str, str], int]) -> None:
         """The same, where the encounters are counted already, by brand and patient."""
         for note in reads(self.caller, self.request_id, given):
-            self.services.trail.note(note)
+            self.services.audit_sink.record(note)
 
     def note_refusal(self, error: GatewayError) -> None:
         """Leave on the trail that the caller is refused; once a request, however many fields are refused alike.
 
         Counted is each of them, and what is no fault of the caller's too.
         """
-        self.services.tally.refused(error.code)
+        self.services.metrics.refused(error.code)
         if isinstance(error, NOT_A_REFUSAL):
             return
         note = refusal(self.caller, self.request_id, error)
         if (kind := str(note.details)) not in self.noted:
             self.noted.add(kind)
-            self.services.trail.note(note)
+            self.services.audit_sink.record(note)
 
     def acting_brand(self, named_in_command: object = None) -> str:
         """Give the brand the caller acts for: the token's, else `X-Brand-Id`'s, else the command's own.
@@ -132,7 +132,7 @@ class Context:
         return brand_id
 
 
-class Introduction(NamedTuple):
+class Credentials(NamedTuple):
     """What a request, or a socket with its first message, says of who calls.
 
     Authorization and brand have all the lines of their headers, which together make the header (RFC 9110, 5.3): two
@@ -148,7 +148,7 @@ class Introduction(NamedTuple):
     """The caller's own."""
 
 
-async def sign_in(services: Services, said: Introduction) -> Context:
+async def authenticate(services: Services, said: Credentials) -> Context:
     """Find out who calls. Whether the brand fits is not asked yet.
 
     Raises `Unauthenticated`, `RateLimited` for an address that tried too many tokens, `InvalidToken`, or `Forbidden`
@@ -157,7 +157,7 @@ async def sign_in(services: Services, said: Introduction) -> Context:
     try:
         caller = await _caller(services, said.authorization, said.address)
     except GatewayError as error:
-        services.tally.refused(error.code)
+        services.metrics.refused(error.code)
         raise
     context = Context(caller, said.stated_brand_id, said.request_id, services)
     if said.origin is not None and said.origin not in services.origins.get(caller.client_id, ()):

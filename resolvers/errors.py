@@ -206,7 +206,7 @@ class IdempotencyKeyReused(Conflict):
     code = "idempotency_key_payload_mismatch"
 
 
-class HeldBack(Conflict):
+class BatchRolledBack(Conflict):
     """Another encounter of this request was refused, so none of them was recorded."""
 
     code = "held_back"

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from models import EncounterEventKind
 from resolvers import json_text
-from resolvers.access import Operation
+from resolvers.access import Permission
 from resolvers.context import Context
 from resolvers.errors import InvalidInput, PatientNotFound, Violation
 from resolvers.feed_cursors import FeedCursors
@@ -66,11 +66,11 @@ async def stream_events(
     before there is a stream. The stream itself ends with `TemporarilyUnavailable` for one who takes the events more
     slowly than they come, and when the process stops: go on from the last cursor.
     """
-    context.require(Operation.READ_ENCOUNTERS)
+    context.require(Permission.READ_ENCOUNTERS)
     brand_id = context.acting_brand()
     feed = context.services.feed
     position = None if after is None else (await feed.cursors()).read(after, brand_id)
-    async with feed.reading(brand_id) as connection:
+    async with feed.connection(brand_id) as connection:
         if patient_id is not None and await find_patient(connection, brand_id, patient_id) is None:
             raise PatientNotFound
         if position is not None and not (await find_mark(connection)).allows(position):
@@ -111,7 +111,7 @@ async def _stream(
 async def _kept(feed: Feed, of: Mapping[str, str], after: int, until: int) -> AsyncIterator[Event]:
     """Give the events after one position and up to another; raises `InvalidInput` if some are no longer kept."""
     while after != until:
-        async with feed.reading(of["brand_id"]) as connection:
+        async with feed.connection(of["brand_id"]) as connection:
             events = await read_events(connection, after, until, BATCH, **of)
             # Asked afterwards: events are let go of only after this says so.
             mark = await find_mark(connection)

@@ -151,7 +151,7 @@ PRUNE_KEYS = Statement(
 
 async def prune_keys(database: RelayDatabase) -> bool:
     """Delete some expired keys: few enough that nobody waits for the locks."""
-    async with database.across_brands() as connection:
+    async with database.unscoped() as connection:
         expired = [row["key"] for row in await connection.fetch(EXPIRED_KEYS)]
         await connection.fetch(PRUNE_KEYS, keys=expired)
     return len(expired) == PRUNE_AT_MOST

@@ -56,7 +56,7 @@ class Page:
 
 def window_of(
     limits: PageLimits,
-    in_list: str,
+    cursor_scope: str,
     *,
     first: int | None = None,
     after: str | None = None,
@@ -83,12 +83,12 @@ def window_of(
     return Window(
         size=next((size for size in (first, last) if size is not None), limits.default),
         forward=last is None,
-        after=None if after is None else read_cursor(after, in_list, "after"),
-        before=None if before is None else read_cursor(before, in_list, "before"),
+        after=None if after is None else read_cursor(after, cursor_scope, "after"),
+        before=None if before is None else read_cursor(before, cursor_scope, "before"),
     )
 
 
-def list_of(brand_id: str, patient_id: str, narrow: EncounterFilter) -> str:
+def cursor_scope(brand_id: str, patient_id: str, narrow: EncounterFilter) -> str:
     """Describe a list, so that a cursor of it is a cursor of no other."""
     return f"{brand_id}\n{patient_id}\n{narrow.model_dump_json()}"
 
@@ -99,24 +99,24 @@ _CURSOR_VERSION = 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def write_cursor(position: Position, in_list: str) -> str:
-    """Give the opaque text of a place in the list that `in_list` describes (brand, patient, filter)."""
+def write_cursor(position: Position, cursor_scope: str) -> str:
+    """Give the opaque text of a place in the list that `cursor_scope` describes (brand, patient, filter)."""
     micros = (position.created_at - _EPOCH) // timedelta(microseconds=1)
-    packed = _CURSOR.pack(_CURSOR_VERSION, micros, position.id.bytes, _digest(in_list))
+    packed = _CURSOR.pack(_CURSOR_VERSION, micros, position.id.bytes, _digest(cursor_scope))
     return urlsafe_b64encode(packed).decode().rstrip("=")
 
 
 def sql_cursor(row: str, narrow: str) -> str:
-    """Give SQL for the cursor of a row in its patient's list; `narrow` is SQL for the filter as `list_of` has it."""
+    """Return SQL for the cursor of a row. `filters` is SQL for the filter, in the form of `cursor_scope`."""
     micros = f"(extract(epoch FROM {row}.created_at) * 1000000)::bigint"
-    in_list = f"{row}.brand_id || E'\\n' || {row}.patient_id || E'\\n' || {narrow}"
-    digest = f"substr(sha256(convert_to({in_list}, 'UTF8')), 1, 8)"
+    cursor_scope = f"{row}.brand_id || E'\\n' || {row}.patient_id || E'\\n' || {narrow}"
+    digest = f"substr(sha256(convert_to({cursor_scope}, 'UTF8')), 1, 8)"
     packed = f"'\\x{_CURSOR_VERSION:02x}'::bytea || int8send({micros}) || uuid_send({row}.id) || {digest}"
     # 33 bytes are 44 letters: there is no padding, and no line is broken.
     return f"translate(encode({packed}, 'base64'), '+/', '-_')"
 
 
-def read_cursor(cursor: str, in_list: str, argument: Literal["after", "before"]) -> Position:
+def read_cursor(cursor: str, cursor_scope: str, argument: Literal["after", "before"]) -> Position:
     """Give the place a cursor stands for.
 
     Raises `InvalidInput` for a text that is no cursor, or a cursor of another list: of another brand, patient or
@@ -125,15 +125,15 @@ def read_cursor(cursor: str, in_list: str, argument: Literal["after", "before"])
     try:
         packed = urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4))
         version, micros, id_bytes, digest = _CURSOR.unpack(packed)
-        if (version, digest) == (_CURSOR_VERSION, _digest(in_list)):
+        if (version, digest) == (_CURSOR_VERSION, _digest(cursor_scope)):
             return Position(_EPOCH + timedelta(microseconds=micros), UUID(bytes=id_bytes))
     except (UnicodeEncodeError, Base64Error, struct.error, OverflowError):
         pass
     raise InvalidInput([Violation(f"/{argument}", "cursor", "must be a cursor of this very list")])
 
 
-def _digest(in_list: str) -> bytes:
-    return hashlib.sha256(in_list.encode()).digest()[:8]
+def _digest(cursor_scope: str) -> bytes:
+    return hashlib.sha256(cursor_scope.encode()).digest()[:8]
 
 
 def page_of(rows: Sequence[Encounter], window: Window, position: int | None = None) -> Page:

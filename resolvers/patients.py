@@ -12,7 +12,7 @@ from sqlmodel import col, select
 
 from models import Encounter, Patient
 from resolvers import json_text
-from resolvers.access import Operation
+from resolvers.access import Permission
 from resolvers.audit import PATIENT_REGISTERED, append_entry
 from resolvers.bounded_rows import BoundedStatement
 from resolvers.commands import Command, broken
@@ -72,10 +72,10 @@ async def time_at(connection: Connection, brand_id: str, patient_id: str) -> dat
 
 async def patients_by_ids(context: Context, patient_ids: Sequence[str]) -> list[Patient | None]:
     """Give the patients the caller may see, in the order of `patient_ids`, None where there is none."""
-    context.require(Operation.READ_PATIENTS)
+    context.require(Permission.READ_PATIENTS)
     brand_id = context.acting_brand()
     ids = [patient_id for patient_id in patient_ids if can_exist(patient_id)]
-    async with context.database.reading(brand_id) as connection:
+    async with context.database.connection(brand_id) as connection:
         rows = await FIND_PATIENTS.fetch(context.answer, connection, len(ids), brand_id=brand_id, ids=ids)
     found = {row["id"]: Patient.model_construct(**row) for row in rows}
     return [found.get(patient_id) for patient_id in patient_ids]
@@ -93,7 +93,7 @@ def patient_of(context: Context, encounter: Encounter) -> SeenPatient:
 
     Raises `InsufficientScope` or `Forbidden`, as reading the patient would.
     """
-    context.require(Operation.READ_PATIENTS)
+    context.require(Permission.READ_PATIENTS)
     context.acting_brand()
     return SeenPatient(encounter.patient_id, encounter.brand_id)
 
@@ -146,7 +146,7 @@ async def register_patient(context: Context, members: Mapping[str, Any]) -> tupl
     `members` are those of the `RegisterPatient` command, unchecked. Raises `InsufficientScope`, `Forbidden`,
     `InvalidInput`, `TemporarilyUnavailable` or `OutcomeUnknown`, in this order.
     """
-    context.require(Operation.REGISTER_PATIENT)
+    context.require(Permission.REGISTER_PATIENT)
     brand_id = context.acting_brand(members.get("brand_id"))
     command = RegisterPatient.read(members, context.services.input_limits)
 

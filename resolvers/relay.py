@@ -134,7 +134,7 @@ async def move_watermark(database: RelayDatabase) -> None:
 
     Whoever died before doing so needs no more than that another does it: what is stamped is known from the row.
     """
-    async with database.across_brands() as connection:
+    async with database.unscoped() as connection:
         mark = await connection.fetch_one(FIND_WATERMARK)
         assert mark is not None
         if mark["stamped"] == mark["position"]:
@@ -184,7 +184,7 @@ async def prune_events(database: RelayDatabase, keep: timedelta, sinks: Collecti
     Kept longer is what a sink still waits for: one of those named, or one that some gateway has worked for within the
     same time. What is about to be deleted is said first, so that who has read can see afterwards whether it was all.
     """
-    async with database.across_brands() as connection:
+    async with database.unscoped() as connection:
         held_back = await connection.fetch_one(HELD_BACK, sinks=list(sinks), keep=keep)
         mark = await connection.fetch_one(FIND_PRUNED)
         assert mark is not None

@@ -34,7 +34,7 @@ class Live(Protocol):
 class Feed(Protocol):
     """The live end of the outbox: one reader for all who follow in this process."""
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         """Say that an event was appended and committed, so that nobody has to wait for it."""
 
     async def head(self) -> int:
@@ -46,7 +46,7 @@ class Feed(Protocol):
     async def cursors(self) -> FeedCursors:
         """Return what writes and reads the cursors of this database. Raises `TemporarilyUnavailable`."""
 
-    def reading(self, brand_id: str) -> AbstractAsyncContextManager[Connection]:
+    def connection(self, brand_id: str) -> AbstractAsyncContextManager[Connection]:
         """Borrow a connection of those that only subscribers use, waiting for a turn as long as it takes.
 
         Raises `TemporarilyUnavailable`.
@@ -90,14 +90,14 @@ class Kept(NamedTuple):
     """When it was recorded; None where it was not: the patient is unknown, or the key is taken."""
 
 
-class Recorder(Protocol):
+class EncounterBatcher(Protocol):
     """Keeps recordings, those that come at the same time together."""
 
     async def keep(self, brand_id: str, new: NewEncounter) -> Kept:
         """Keep one. Raises `TemporarilyUnavailable` or `OutcomeUnknown`."""
 
 
-class Note(NamedTuple):
+class AuditRecord(NamedTuple):
     """An audit entry that is still to be written. `details` hold nothing that a caller or a person wrote."""
 
     event_type: str
@@ -112,14 +112,14 @@ class Note(NamedTuple):
     details: Mapping[str, Any]
 
 
-class Trail(Protocol):
+class AuditSink(Protocol):
     """Where notes are left."""
 
-    def note(self, note: Note) -> None:
+    def record(self, note: AuditRecord) -> None:
         """Leave a note. Never waits and never raises; when there is no room, the note is counted instead of kept."""
 
 
-class Tally(Protocol):
+class Metrics(Protocol):
     """Counts; never waits and never raises."""
 
     def refused(self, code: str) -> None:
@@ -129,7 +129,7 @@ class Tally(Protocol):
         """Count that an encounter was recorded, or found to be recorded already."""
 
 
-class Uncounted:
+class NullMetrics:
     """Counts nothing."""
 
     def refused(self, code: str) -> None:
@@ -147,12 +147,12 @@ class Services:
     database: Database
     published: Callable[[Encounter], bytes]
     """How the published page shows an encounter: what a replay must repeat byte for byte."""
-    trail: Trail
+    audit_sink: AuditSink
     feed: Feed
-    recorder: Recorder | None = None
+    batcher: EncounterBatcher | None = None
     """Puts recordings that come at the same time into one statement; None where the database is a cluster."""
     rates: Rates = field(default_factory=Unlimited)
-    tally: Tally = field(default_factory=Uncounted)
+    metrics: Metrics = field(default_factory=NullMetrics)
     origins: Mapping[str, Collection[str]] = field(default_factory=dict)
     """From which pages a client may call out of a browser, by client id."""
     scopes: Scopes = field(default_factory=lambda: DEFAULT_SCOPES)

@@ -68,10 +68,10 @@ class Connection(Protocol):
 class Database(Protocol):
     """What the resolvers need of a database. Every use is for one brand."""
 
-    def reading(self, brand_id: str) -> AbstractAsyncContextManager[Connection]:
+    def connection(self, brand_id: str) -> AbstractAsyncContextManager[Connection]:
         """Borrow a connection for one statement or a few that need not agree with each other."""
 
-    async def find(
+    async def fetch_one_batched(
         self,
         brand_id: str,
         statement: Statement,
@@ -89,7 +89,7 @@ class Database(Protocol):
         `most_bytes`, which the statement may take too. Raises `AnswerTooLarge` or `TemporarilyUnavailable`.
         """
 
-    def at_once(self, brand_id: str, within_seconds: float) -> AbstractAsyncContextManager[Connection]:
+    def autocommit(self, brand_id: str, within_seconds: float) -> AbstractAsyncContextManager[Connection]:
         """Borrow a connection for one statement that changes something, and commits by itself.
 
         Raises `OutcomeUnknown` when the connection is lost on the way, `TemporarilyUnavailable` when the server says
@@ -107,7 +107,7 @@ class Database(Protocol):
 class RelayDatabase(Protocol):
     """What the relay and the periodic jobs need of a database: statements for all brands."""
 
-    def across_brands(self) -> AbstractAsyncContextManager[Connection]:
+    def unscoped(self) -> AbstractAsyncContextManager[Connection]:
         """Acquire a connection that no brand bounds. Raises `TemporarilyUnavailable`."""
 
     def transaction(self, brand_id: None) -> AbstractAsyncContextManager[Connection]:

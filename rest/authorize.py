@@ -2,12 +2,12 @@
 
 from starlette.requests import Request
 
-from resolvers.access import Operation
-from resolvers.context import Context, sign_in
+from resolvers.access import Permission
+from resolvers.context import Context, authenticate
 from resolvers.rate_limits import Kind
 
 
-async def admitted(request: Request, operation: Operation | None = None) -> Context:
+async def authorize_request(request: Request, operation: Permission | None = None) -> Context:
     """Give the context of this request, once nothing but the request itself is left to look at.
 
     Raises what says who calls, then `InsufficientScope`, `RateLimited` or `Forbidden`, in this order.
@@ -26,7 +26,7 @@ async def admitted(request: Request, operation: Operation | None = None) -> Cont
 async def signed_in(request: Request) -> Context:
     """Give the context of this request. Raises `Unauthenticated`, `RateLimited`, `InvalidToken` or `Forbidden`."""
     state = request.scope["state"]
-    context = await sign_in(state["services"], state["introduction"])
+    context = await authenticate(state["services"], state["introduction"])
     state["caller"] = context.caller
     state["context"] = context
     return context

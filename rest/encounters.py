@@ -13,15 +13,15 @@ from starlette.responses import Response
 
 from models import Encounter
 from resolvers import json_text
-from resolvers.access import Operation
+from resolvers.access import Permission
 from resolvers.commands import RecordEncounter
-from resolvers.encounters.dry_run import validate_encounter
+from resolvers.encounters.dry_run import dry_run_encounter
 from resolvers.encounters.offset_pages import list_encounters_by_offset
 from resolvers.encounters.read import visible_encounter
 from resolvers.encounters.record import record_encounter
 from resolvers.errors import InvalidInput, MalformedBody, UnsupportedMediaType, Violation
 from resolvers.spelling import Ignored
-from rest.authorize import admitted
+from rest.authorize import authorize_request
 from rest.content_negotiation import require_json_is_accepted
 from rest.etags import is_known, not_modified, tag_of_body, tag_of_version
 from rest.preferences import ignore, ignored_of, is_strict, query_violations
@@ -45,12 +45,12 @@ VALID = {"recorded": "no", "message": "It would be recorded; nothing was, becaus
 
 async def post_encounter(request: Request) -> Response:
     """Record an encounter: 201 and the encounter. Or only say that it would be: 200."""
-    context = await admitted(request, Operation.RECORD_ENCOUNTER)
+    context = await authorize_request(request, Permission.RECORD_ENCOUNTER)
     require_json_is_accepted(request)
     if strict := is_strict(request):
         context = replace(context, strict=True)
     asked = (context, request.path_params["patient_id"], await _members(request), _key(request))
-    recording = await (validate_encounter if _validate_only(request, strict) else record_encounter)(*asked)
+    recording = await (dry_run_encounter if _validate_only(request, strict) else record_encounter)(*asked)
     if recording is None:
         return json_answer(_valid(ignored_of(request.scope)))
     # A replay is the first answer, and so is its tag: whoever asks with it is told what has changed since.
@@ -64,7 +64,7 @@ async def post_encounter(request: Request) -> Response:
 
 async def get_encounters(request: Request) -> Response:
     """List a patient's encounters, newest first: 200, the slice asked for, and how many there are in all."""
-    context = await admitted(request, Operation.READ_ENCOUNTERS)
+    context = await authorize_request(request, Permission.READ_ENCOUNTERS)
     require_json_is_accepted(request)
     patient_id = request.path_params["patient_id"]
     page_limits = context.services.page_limits
@@ -82,7 +82,7 @@ async def get_encounters(request: Request) -> Response:
 
 async def get_encounter(request: Request) -> Response:
     """Show an encounter: 200, or 304 where the caller holds it as it is."""
-    context = await admitted(request, Operation.READ_ENCOUNTERS)
+    context = await authorize_request(request, Permission.READ_ENCOUNTERS)
     require_json_is_accepted(request)
     if broken := query_violations(request, (), strict=is_strict(request)):
         raise InvalidInput(broken)

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from resolvers import errors
 from resolvers.context import Context
 from resolvers.errors import GatewayError
-from rest.authorize import admitted
+from rest.authorize import authorize_request
 from rest.content_negotiation import JSON, PROBLEM, accept_of, prefers_problem
 from rest.preferences import preference_fields
 from rest.responses import LINK, empty_answer, json_answer
@@ -110,7 +110,7 @@ def links_of(error: GatewayError) -> str:
     return ", ".join([LINK, *(f'<{page}>; rel="describedby"' for page in pages)])
 
 
-def respond(error: GatewayError, request_id: str, accept: str = "") -> Response:
+def error_response(error: GatewayError, request_id: str, accept: str = "") -> Response:
     """Phrase a refusal; as a problem where `accept`, the header, prefers one."""
     body, media_type = envelope(error, request_id), JSON
     if prefers_problem(accept):
@@ -118,7 +118,7 @@ def respond(error: GatewayError, request_id: str, accept: str = "") -> Response:
     return json_answer(body, status_of(error), headers_of(error) | {"Link": links_of(error)}, media_type)
 
 
-class Phrasing:
+class ErrorMiddleware:
     """The routes; what one of them raises is answered."""
 
     def __init__(self, routes: ASGIApp) -> None:
@@ -141,7 +141,7 @@ def _phrase(request: Request, error: GatewayError) -> Response:
     context: Context | None = getattr(request.state, "context", None)
     if context is not None:
         context.note_refusal(error)
-    response = respond(error, request.state.request_id, accept_of(request))
+    response = error_response(error, request.state.request_id, accept_of(request))
     response.raw_headers += preference_fields(request.scope)
     return response
 
@@ -149,7 +149,7 @@ def _phrase(request: Request, error: GatewayError) -> Response:
 async def _phrase_http(request: Request, error: HTTPException) -> Response:
     """Answer for a path or method that no route has: but first, as everywhere, who calls, and how often."""
     try:
-        await admitted(request)
+        await authorize_request(request)
     except GatewayError as refusal:
         return _phrase(request, refusal)
     if error.status_code == 405:

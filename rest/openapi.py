@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from models import Encounters, EncounterStatus, EncounterType
-from resolvers.access import DEFAULT_SCOPES, Operation, Scopes, told
+from resolvers.access import DEFAULT_SCOPES, Permission, Scopes, told
 from resolvers.commands import RecordEncounter
 from resolvers.paging import PageLimits
 from resolvers.rules import RULES, RuleId
@@ -42,10 +42,10 @@ ONE = PATH + "/{encounter_id}"
 METRICS = "/metrics"
 
 OPERATIONS = {
-    ("post", PATH): Operation.RECORD_ENCOUNTER,
-    ("get", PATH): Operation.READ_ENCOUNTERS,
-    ("get", ONE): Operation.READ_ENCOUNTERS,
-    ("get", METRICS): Operation.READ_METRICS,
+    ("post", PATH): Permission.RECORD_ENCOUNTER,
+    ("get", PATH): Permission.READ_ENCOUNTERS,
+    ("get", ONE): Permission.READ_ENCOUNTERS,
+    ("get", METRICS): Permission.READ_METRICS,
 }
 """Which right each operation needs; every one that needs a token is listed."""
 
@@ -56,7 +56,7 @@ async def openapi_document(request: Request) -> Response:
 
 
 @lru_cache(maxsize=1)
-def _written(scopes: frozenset[tuple[Operation, tuple[str, ...]]]) -> bytes:
+def _written(scopes: frozenset[tuple[Permission, tuple[str, ...]]]) -> bytes:
     return json.dumps(openapi(dict(scopes)), ensure_ascii=False).encode()
 
 

@@ -32,21 +32,21 @@ def json_answer(
 
 def json_bytes(body: bytes, status: int, headers: Mapping[str, str] | None = None, media_type: str = JSON) -> Response:
     """Answer with a JSON body that is written already. No cache keeps it."""
-    return sharing(Response(body, status, headers, media_type))
+    return with_default_headers(Response(body, status, headers, media_type))
 
 
 def empty_answer(status: int, headers: Mapping[str, str]) -> Response:
     """Answer with headers alone."""
-    return sharing(Response(None, status, headers))
+    return with_default_headers(Response(None, status, headers))
 
 
-def lacking(head: Fields, fields: Fields) -> Fields:
+def missing_headers(head: Fields, fields: Fields) -> Fields:
     """Give those of the fields whose names are not in the head."""
     own = dict(head)
     return [field for field in fields if field[0] not in own]
 
 
-def sharing(response: Response) -> Response:
+def with_default_headers(response: Response) -> Response:
     """Give the answer with what every answer has in its head."""
-    response.raw_headers += lacking(response.raw_headers, SHARED)
+    response.raw_headers += missing_headers(response.raw_headers, SHARED)
     return response

@@ -11,13 +11,13 @@ from resolvers.context import Context
 from resolvers.errors import GatewayError, RateLimited
 from resolvers.rate_limits import Allowance, Kind
 from schema.documents.parse import Document
-from schema.documents.rate_units import Price
-from schema.execution import Ask, Runner
+from schema.documents.rate_units import RateUnits
+from schema.execution import GraphQLRequest, Runner
 
 MAX_SHORT_BYTES = 16 * 1024
 """How much is read of a client that has nothing to reserve: it takes about 3 ms at worst."""
 
-Note = Callable[[Allowance], None]
+AuditRecord = Callable[[Allowance], None]
 """Takes what the client is told it has left."""
 
 
@@ -32,10 +32,10 @@ class Reservation:
         """Return if something new may be parsed. Raises `RateLimited`."""
         self.allowance.require()
         if seconds := self._context.parsing_wait:
-            await self.give_back()
+            await self.release()
             raise RateLimited(seconds)
 
-    async def give_back(self) -> None:
+    async def release(self) -> None:
         """Give the read back, if it was reserved."""
         if self.allowance.granted:
             await self._context.release(Kind.READS)
@@ -53,8 +53,8 @@ async def reserve(context: Context) -> Reservation:
 
 
 async def charge(
-    runner: Runner, ask: Ask, context: Context, reservation: Reservation, note: Note = lambda _: None
-) -> tuple[Document, Price]:
+    runner: Runner, ask: GraphQLRequest, context: Context, reservation: Reservation, note: AuditRecord = lambda _: None
+) -> tuple[Document, RateUnits]:
     """Find the document that is asked for, and charge for it what it counts for.
 
     Raises `RateLimited`, then `Forbidden` for a brand that the token is not for, then what `Runner.read` raises.
@@ -75,7 +75,7 @@ async def charge(
     return document, price
 
 
-async def _settled(context: Context, price: Price, reservation: Reservation, *, known: bool) -> Allowance:
+async def _settled(context: Context, price: RateUnits, reservation: Reservation, *, known: bool) -> Allowance:
     """Take what is left of the price. Give the reserved read back where something else is charged, or nothing is.
 
     One that is refused after its document was parsed for the first time is charged that read: else parsing were free.
@@ -86,7 +86,7 @@ async def _settled(context: Context, price: Price, reservation: Reservation, *, 
     allowance = await context.spend(price.kind, price.units - (price.kind is Kind.READS))
     gives_back = price.kind is Kind.WRITES if allowance.granted else known
     if gives_back:
-        await reservation.give_back()
+        await reservation.release()
         if price.kind is Kind.READS:
             allowance = replace(allowance, remaining=allowance.remaining + 1)
     return allowance

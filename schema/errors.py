@@ -111,7 +111,7 @@ def outcome(error: GatewayError, context: Context, within: str | None = "input")
             return EncounterNotFound(**said)
         case errors.IdempotencyKeyReused():
             return IdempotencyKeyReused(**said)
-        case errors.HeldBack():
+        case errors.BatchRolledBack():
             return EncounterHeldBack(**said)
         case errors.StaleVersion():
             return StaleVersion(**said, current_version=error.current_version)

@@ -42,16 +42,16 @@ from resolvers.rules import RuleId
 from resolvers.spelling import near_misses
 from schema.client_semaphores import Turns
 from schema.documents.cost import Cost
-from schema.documents.limits import Breach
-from schema.documents.operation import Prepared
+from schema.documents.limits import LimitViolation
+from schema.documents.operation import PreparedOperation
 from schema.documents.parse import Document, DocumentRules, explain_variables
 from schema.documents.policy import Admission, LogBreach, LogUnknown
 from schema.errors import refuse
 from schema.fast_executor import QuickExecutor
 from schema.loaders import Loaders
 from schema.plans.query_plan import AnyPlan, Plan, plan_of
-from schema.plans.selection import Declined
-from schema.types import Operation
+from schema.plans.selection import Unplannable
+from schema.types import OperationContext
 
 Report = Callable[[BaseException, str], None]
 """Writes down an exception that nobody expected, under the request's id."""
@@ -63,7 +63,7 @@ EVENTS_AT_ONCE = 4
 APOLLO_ID = "/extensions/persistedQuery/sha256Hash"
 
 
-class Ask(NamedTuple):
+class GraphQLRequest(NamedTuple):
     """What a client asks for: a document by its text, or by the id of a trusted one."""
 
     query: str | None
@@ -81,7 +81,7 @@ class Ask(NamedTuple):
 MEMBERS = frozenset({"query", "variables", "operationName", "extensions", "documentId"})
 
 
-def ask_of(members: Any) -> Ask:
+def parse_request(members: Any) -> GraphQLRequest:
     """Read what a client asks for. Raises `MalformedBody` or `InvalidInput`."""
     if not isinstance(members, dict):
         raise MalformedBody("object", "The body must be a JSON object.", json_text.shape_of(members))
@@ -106,7 +106,9 @@ def ask_of(members: Any) -> Ask:
         raise InvalidInput(violations)
     tell_cost = (extensions or {}).get("cost") is True
     explain = (extensions or {}).get("explain") is True
-    return Ask(query, variables or {}, operation_name, document_id, id_pointer == APOLLO_ID, tell_cost, explain)
+    return GraphQLRequest(
+        query, variables or {}, operation_name, document_id, id_pointer == APOLLO_ID, tell_cost, explain
+    )
 
 
 def _is_text(value: Any) -> bool:
@@ -133,16 +135,16 @@ def _misfit(name: str, rule: RuleId, message: str, members: Mapping[str, Any]) -
     return Violation(f"/{name}", rule, message, received=received)
 
 
-class Answer(NamedTuple):
+class GraphQLResponse(NamedTuple):
     """What came of an operation: whether it could be run at all, and the body that says so."""
 
-    understood: bool
+    is_well_formed: bool
     body: dict[str, Any]
     cursor: str | None = None
     """Where to go on from, if it tells of an event."""
 
 
-def written(body: Any) -> bytes:
+def serialize(body: Any) -> bytes:
     """Write a body, or what is wrapped around it, as JSON. Instants are in UTC, with `Z`."""
     return orjson.dumps(body, default=str, option=orjson.OPT_UTC_Z)
 
@@ -166,21 +168,23 @@ class Runner:
         self._explains = explains
         self._event_turns = Turns(EVENTS_AT_ONCE)
 
-    def read(self, ask: Ask, context: Context) -> Document:
+    def read(self, ask: GraphQLRequest, context: Context) -> Document:
         """Find the document that is asked for, with all that is wrong with it for this caller.
 
         Raises `InsufficientScope` where the schema is asked for that this caller may not be told.
         """
         return self._admission.find(ask.query, ask.document_id, context, apollo=ask.apollo)
 
-    def knows(self, ask: Ask) -> bool:
+    def knows(self, ask: GraphQLRequest) -> bool:
         """Whether the document that is asked for need not be parsed, to be run or refused."""
         return self._admission.knows(ask.query, ask.document_id)
 
-    async def run(self, ask: Ask, document: Document, context: Context, *, read_only: bool = False) -> Answer:
+    async def run(
+        self, ask: GraphQLRequest, document: Document, context: Context, *, read_only: bool = False
+    ) -> GraphQLResponse:
         """Run a query or a mutation. Raises `MethodNotAllowed` for a mutation where only reading is allowed."""
         if document.ast is None or document.errors:
-            return Answer(False, {"errors": [_document_error(error, context) for error in document.errors]})
+            return GraphQLResponse(False, {"errors": [_document_error(error, context) for error in document.errors]})
         try:
             prepared = document.operation(ask.operation_name)
         except InvalidInput as error:
@@ -203,8 +207,8 @@ class Runner:
                 if ask.explain and self._explains and isinstance(plan, Plan):
                     body["extensions"] = {"explain": (await plan.explain(ask.variables, context))._asdict()}
                 body = {"data": orjson.Fragment(await plan.run(ask.variables, context))} | body
-                return _telling(cost, ask, Answer(True, body))
-            except Declined:
+                return _telling(cost, ask, GraphQLResponse(True, body))
+            except Unplannable:
                 pass
             except (AnswerTooLarge, AnswerMemoryFull) as error:
                 context.answer.keep(written)
@@ -218,7 +222,7 @@ class Runner:
         result = execute(
             self._schema,
             document.ast,
-            context_value=Operation(context, Loaders(context, met), met),
+            context_value=OperationContext(context, Loaders(context, met), met),
             variable_values=dict(ask.variables),
             operation_name=ask.operation_name,
             executor_class=QuickExecutor,
@@ -243,7 +247,7 @@ class Runner:
                 told["extensions"]["recorded"] = "unknown"
         return answer
 
-    def _unsendable(self, error: GatewayError, context: Context, *, changes: bool) -> Answer:
+    def _unsendable(self, error: GatewayError, context: Context, *, changes: bool) -> GraphQLResponse:
         """Refuse what was asked for as a whole, because of its size. A change has happened, or perhaps not.
 
         Raises `AnswerMemoryFull` or `OutcomeUnknown`: what may be asked again shortly is no fault of the request.
@@ -255,7 +259,7 @@ class Runner:
             answer.body["errors"][0]["extensions"]["recorded"] = "unknown"
         return answer
 
-    def _plan(self, document: DocumentNode, prepared: Prepared, context: Context) -> AnyPlan | None:
+    def _plan(self, document: DocumentNode, prepared: PreparedOperation, context: Context) -> AnyPlan | None:
         if not prepared.planned:
             prepared.planned = True
             try:
@@ -266,13 +270,13 @@ class Runner:
 
     async def start(
         self,
-        ask: Ask,
+        ask: GraphQLRequest,
         document: Document,
         context: Context,
         *,
         read_only: bool = False,
         last_event_id: str | None = None,
-    ) -> Answer | AsyncGenerator[Answer, None]:
+    ) -> GraphQLResponse | AsyncGenerator[GraphQLResponse, None]:
         """Run a query or a mutation, or begin a subscription, which gives an answer for each event.
 
         A subscription that is refused is an answer too. `last_event_id` is where a client goes on that says so beside
@@ -288,7 +292,7 @@ class Runner:
         executor = QuickExecutor.build(
             self._schema,
             document.ast,
-            context_value=Operation(context, Loaders(context), last_event_id=last_event_id),
+            context_value=OperationContext(context, Loaders(context), last_event_id=last_event_id),
             raw_variable_values=dict(ask.variables),
             operation_name=ask.operation_name,
             is_awaitable=optimized_is_awaitable,  # type: ignore[arg-type]
@@ -299,12 +303,12 @@ class Runner:
         if executor.is_awaitable(source):
             source = await source
         if isinstance(source, ExecutionResult):
-            return self._answer(source, context)._replace(understood=False)
+            return self._answer(source, context)._replace(is_well_formed=False)
         return self._answers(executor, source, context, ask=ask, cost=cost)  # type: ignore[arg-type]
 
     async def _answers(
-        self, executor: Executor[Any], source: AsyncIterable[Any], context: Context, *, ask: Ask, cost: Cost
-    ) -> AsyncGenerator[Answer, None]:
+        self, executor: Executor[Any], source: AsyncIterable[Any], context: Context, *, ask: GraphQLRequest, cost: Cost
+    ) -> AsyncGenerator[GraphQLResponse, None]:
         cursor: str | None = None
         turns = self._event_turns.of(context.caller.client_id)
 
@@ -313,7 +317,7 @@ class Runner:
             cursor = getattr(event.root_value, "cursor", None)
             # A loader that lived as long as the stream would show to each event what it read for the first.
             of_event = replace(context, reads=getattr(event.root_value, "reads", None))
-            event.context_value = Operation(of_event, Loaders(of_event))
+            event.context_value = OperationContext(of_event, Loaders(of_event))
             async with turns:
                 result = execute_subscription_event(event)
                 return await result if event.is_awaitable(result) else result
@@ -326,7 +330,7 @@ class Runner:
                     # The next one is asked for when the client has taken this one.
                     context.release_answer()
 
-    def _event(self, result: ExecutionResult, context: Context) -> Answer:
+    def _event(self, result: ExecutionResult, context: Context) -> GraphQLResponse:
         """Return the answer for an event; where that is too large, one that says so, because it always will be.
 
         Raise what else a field met: told in part, the event would be lost to a client that goes on after its cursor.
@@ -336,7 +340,7 @@ class Runner:
                 raise self.known(_cause(result.errors[0]), context.request_id)
             return self._answer(result, context)
         except AnswerTooLarge as error:
-            return Answer(True, {"errors": [refuse(error, context)], "data": None})
+            return GraphQLResponse(True, {"errors": [refuse(error, context)], "data": None})
 
     def known(self, error: BaseException, request_id: str) -> GatewayError:
         """Give the error itself if it is one of ours; else write it down and give `ServerError`."""
@@ -348,26 +352,28 @@ class Runner:
         self._report(error, request_id)
         return ServerError()
 
-    def _too_dear(self, cost: Cost, ask: Ask, context: Context) -> Answer | None:
+    def _too_dear(self, cost: Cost, ask: GraphQLRequest, context: Context) -> GraphQLResponse | None:
         if cost.requested <= cost.limit:
             return None
-        if self._admission.log_if_measuring(Breach("cost", cost.limit, cost.requested), context):
+        if self._admission.log_if_measuring(LimitViolation("cost", cost.limit, cost.requested), context):
             return None
         told = f"could give {cost.requested:,} objects, and {cost.limit:,} is the most; ask for smaller pages"
         return _telling(
             cost, ask, _refused(InvalidInput([Violation("/query", "cost", told, maximum=cost.limit)]), context)
         )
 
-    def _answer(self, result: ExecutionResult, context: Context, *, changes: bool = False) -> Answer:
+    def _answer(self, result: ExecutionResult, context: Context, *, changes: bool = False) -> GraphQLResponse:
         body: dict[str, Any] = {"data": result.data}
         if result.errors:
             # Each names its place, by the client's own names: these may be long, and the errors many.
             for error in result.errors:
                 context.answer.add(sum(len(str(each)) for each in error.path or ()))
             body = {"errors": [self._field_error(error, context, changes=changes) for error in result.errors]} | body
-        return Answer(True, body)
+        return GraphQLResponse(True, body)
 
-    def _variables_refused(self, operation: OperationDefinitionNode, ask: Ask, context: Context) -> Answer:
+    def _variables_refused(
+        self, operation: OperationDefinitionNode, ask: GraphQLRequest, context: Context
+    ) -> GraphQLResponse:
         violations = explain_variables(self._schema, operation, ask.variables)
         return _refused(
             InvalidInput(violations or [Violation("/variables", "type", "do not fit their types")]), context
@@ -406,7 +412,7 @@ def _is_one_field(operation: OperationDefinitionNode) -> bool:
     return len(selections) == 1 and isinstance(selections[0], FieldNode)
 
 
-def subscription_of(document: Document, ask: Ask) -> Prepared | None:
+def subscription_of(document: Document, ask: GraphQLRequest) -> PreparedOperation | None:
     """Give the operation that is asked for if it is a subscription that can be run."""
     if document.ast is None or document.errors:
         return None
@@ -417,21 +423,21 @@ def subscription_of(document: Document, ask: Ask) -> Prepared | None:
     return prepared if prepared.node.operation is OperationType.SUBSCRIPTION else None
 
 
-def _cost(prepared: Prepared, ask: Ask, context: Context) -> Cost:
+def _cost(prepared: PreparedOperation, ask: GraphQLRequest, context: Context) -> Cost:
     """Say what an operation could give; of a subscription, for one event."""
     services = context.services
     return Cost(prepared.costing.cost(ask.variables, services.page_limits), services.max_cost)
 
 
-def _telling(cost: Cost, ask: Ask, answer: Answer) -> Answer:
+def _telling(cost: Cost, ask: GraphQLRequest, answer: GraphQLResponse) -> GraphQLResponse:
     """Tell the client the cost, if it asked for that."""
     if ask.tell_cost:
         answer.body["extensions"] = answer.body.get("extensions", {}) | {"cost": cost._asdict()}
     return answer
 
 
-def _refused(error: GatewayError, context: Context) -> Answer:
-    return Answer(False, {"errors": [refuse(error, context)]})
+def _refused(error: GatewayError, context: Context) -> GraphQLResponse:
+    return GraphQLResponse(False, {"errors": [refuse(error, context)]})
 
 
 def _document_error(error: GraphQLError, context: Context) -> dict[str, Any]:

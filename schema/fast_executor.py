@@ -21,7 +21,7 @@ from graphql import (
 )
 from strawberry.resolvers import is_default_resolver
 
-from schema.types import Operation
+from schema.types import OperationContext
 
 Fields = Mapping[str, Any]
 """What is asked for of an object, by response key."""
@@ -51,7 +51,7 @@ class _Again(NamedTuple):
     """That one's."""
 
 
-class QuickExecutor(Executor[Operation]):
+class QuickExecutor(Executor[OperationContext]):
     """graphql-core's executor, with plain fields completed at once."""
 
     def execute_fields(

@@ -28,7 +28,7 @@ from resolvers.errors import InvalidInput, Violation
 from resolvers.ids import id_or_none
 from schema.field_scopes import ENTITIES
 from schema.loaders import Loaders
-from schema.types import Operation
+from schema.types import OperationContext
 
 PROVIDER = "Who met the patient, as the provider directory knows them."
 
@@ -74,7 +74,7 @@ def federate(schema: strawberry.Schema, scopes: Scopes) -> None:
 
 
 def _provider_field() -> GraphQLField:
-    def resolve(encounter: models.Encounter, _info: GraphQLResolveInfo[Operation]) -> Mapping[str, str] | None:
+    def resolve(encounter: models.Encounter, _info: GraphQLResolveInfo[OperationContext]) -> Mapping[str, str] | None:
         return None if encounter.provider_id is None else {"id": str(encounter.provider_id)}
 
     provider = GraphQLObjectType("Provider", {"id": GraphQLField(GraphQLNonNull(GraphQLID))})
@@ -113,7 +113,7 @@ def _entities_field(plain: GraphQLSchema, scopes: Scopes) -> GraphQLField:
 
 
 async def _resolve_entities(
-    _root: None, info: GraphQLResolveInfo[Operation], representations: Sequence[Any]
+    _root: None, info: GraphQLResolveInfo[OperationContext], representations: Sequence[Any]
 ) -> list[models.Encounter | models.Patient | None]:
     asked_for = [_read(each) for each in representations]
     for name in sorted({each[0] for each in asked_for if each}):

@@ -4,33 +4,33 @@ from collections.abc import Mapping
 
 from graphql import GraphQLObjectType, GraphQLSchema
 
-from resolvers.access import Operation, Scopes, told
+from resolvers.access import Permission, Scopes, told
 
-FIELDS: Mapping[str, Operation] = {
-    "Query.encounter": Operation.READ_ENCOUNTERS,
-    "Query.patient": Operation.READ_PATIENTS,
-    "Query.patients": Operation.READ_PATIENTS,
-    "Query.submission": Operation.FIND_SUBMISSION,
-    "Patient.encounters": Operation.READ_ENCOUNTERS,
-    "Encounter.history": Operation.READ_ENCOUNTERS,
-    "EncounterRecorded.possibleDuplicates": Operation.READ_ENCOUNTERS,
-    "Mutation.recordEncounter": Operation.RECORD_ENCOUNTER,
-    "Mutation.recordEncounters": Operation.RECORD_ENCOUNTER,
-    "Mutation.registerPatient": Operation.REGISTER_PATIENT,
-    "Mutation.startEncounter": Operation.CHANGE_ENCOUNTER,
-    "Mutation.completeEncounter": Operation.CHANGE_ENCOUNTER,
-    "Mutation.cancelEncounter": Operation.CHANGE_ENCOUNTER,
-    "Mutation.markEncounterNoShow": Operation.CHANGE_ENCOUNTER,
-    "Mutation.markEncounterEnteredInError": Operation.CHANGE_ENCOUNTER,
-    "Mutation.rescheduleEncounter": Operation.CHANGE_ENCOUNTER,
-    "Mutation.amendEncounter": Operation.CHANGE_ENCOUNTER,
-    "Subscription.encounterEvents": Operation.READ_ENCOUNTERS,
+FIELDS: Mapping[str, Permission] = {
+    "Query.encounter": Permission.READ_ENCOUNTERS,
+    "Query.patient": Permission.READ_PATIENTS,
+    "Query.patients": Permission.READ_PATIENTS,
+    "Query.submission": Permission.FIND_SUBMISSION,
+    "Patient.encounters": Permission.READ_ENCOUNTERS,
+    "Encounter.history": Permission.READ_ENCOUNTERS,
+    "EncounterRecorded.possibleDuplicates": Permission.READ_ENCOUNTERS,
+    "Mutation.recordEncounter": Permission.RECORD_ENCOUNTER,
+    "Mutation.recordEncounters": Permission.RECORD_ENCOUNTER,
+    "Mutation.registerPatient": Permission.REGISTER_PATIENT,
+    "Mutation.startEncounter": Permission.CHANGE_ENCOUNTER,
+    "Mutation.completeEncounter": Permission.CHANGE_ENCOUNTER,
+    "Mutation.cancelEncounter": Permission.CHANGE_ENCOUNTER,
+    "Mutation.markEncounterNoShow": Permission.CHANGE_ENCOUNTER,
+    "Mutation.markEncounterEnteredInError": Permission.CHANGE_ENCOUNTER,
+    "Mutation.rescheduleEncounter": Permission.CHANGE_ENCOUNTER,
+    "Mutation.amendEncounter": Permission.CHANGE_ENCOUNTER,
+    "Subscription.encounterEvents": Permission.READ_ENCOUNTERS,
 }
 """Every root field, and every other field behind which there is more than its parent's right allows."""
 
-ENTITIES: Mapping[str, Operation] = {
-    "Encounter": Operation.READ_ENCOUNTERS,
-    "Patient": Operation.READ_PATIENTS,
+ENTITIES: Mapping[str, Permission] = {
+    "Encounter": Permission.READ_ENCOUNTERS,
+    "Patient": Permission.READ_PATIENTS,
 }
 """What `Query._entities` gives where the schema is federated, and the right each needs; `Query._service` needs none."""
 

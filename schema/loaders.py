@@ -22,7 +22,7 @@ class PageKey(NamedTuple):
 
     patient_id: str
     window: Window
-    narrow: EncounterFilter
+    filters: EncounterFilter
     for_feed: bool = False
     """Whether its position in the feed is asked for, which must be read before the page is."""
 
@@ -31,7 +31,7 @@ class CountKey(NamedTuple):
     """The number of one patient's encounters that a filter lets through."""
 
     patient_id: str
-    narrow: EncounterFilter
+    filters: EncounterFilter
 
 
 class HistoryKey(NamedTuple):
@@ -109,23 +109,23 @@ class Loaders:
         # Sibling patients nearly always ask for the same window, and then this is one statement.
         patients = defaultdict[tuple[Window, EncounterFilter, bool], list[str]](list)
         for key in keys:
-            patients[key.window, key.narrow, key.for_feed].append(key.patient_id)
+            patients[key.window, key.filters, key.for_feed].append(key.patient_id)
         pages: dict[PageKey, Page] = {}
-        for (window, narrow, for_feed), ids in patients.items():
-            read = await list_encounters(self._context, ids, window, narrow, for_feed=for_feed)
+        for (window, filters, for_feed), ids in patients.items():
+            read = await list_encounters(self._context, ids, window, filters, for_feed=for_feed)
             for patient_id, page in zip(ids, read, strict=True):
-                pages[PageKey(patient_id, window, narrow, for_feed)] = page
+                pages[PageKey(patient_id, window, filters, for_feed)] = page
         return [pages[key] for key in keys]
 
     async def _load_counts(self, keys: list[CountKey]) -> list[int]:
         self._tell()
         patients = defaultdict[EncounterFilter, list[str]](list)
         for key in keys:
-            patients[key.narrow].append(key.patient_id)
+            patients[key.filters].append(key.patient_id)
         counts: dict[CountKey, int] = {}
-        for narrow, ids in patients.items():
-            for patient_id, count in zip(ids, await count_encounters(self._context, ids, narrow), strict=True):
-                counts[CountKey(patient_id, narrow)] = count
+        for filters, ids in patients.items():
+            for patient_id, count in zip(ids, await count_encounters(self._context, ids, filters), strict=True):
+                counts[CountKey(patient_id, filters)] = count
         return [counts[key] for key in keys]
 
     def _tell(self) -> None:

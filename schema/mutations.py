@@ -9,7 +9,7 @@ from strawberry import UNSET
 
 from models import EncounterAction, EncounterType
 from resolvers.context import Context
-from resolvers.encounters.dry_run import validate_encounter
+from resolvers.encounters.dry_run import dry_run_encounter
 from resolvers.encounters.lifecycle import change_encounter
 from resolvers.encounters.record import Recording, record_encounter
 from resolvers.encounters.record_many import MAX_ITEMS, Item, Outcome, record_all_or_none, record_encounters
@@ -177,7 +177,7 @@ class Mutation:
             if info.context.met is not None:
                 raise info.context.met
             asked = (info.context.context, patient_id, given(input), none_if_left_out(idempotency_key))
-            recording = await (validate_encounter if validate_only is True else record_encounter)(*asked)
+            recording = await (dry_run_encounter if validate_only is True else record_encounter)(*asked)
         except GatewayError as error:
             return outcome(error, info.context.context)  # type: ignore[no-any-return]
         if recording is None:

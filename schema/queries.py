@@ -6,7 +6,7 @@ from typing import Annotated
 
 import strawberry
 
-from resolvers.access import Operation
+from resolvers.access import Permission
 from resolvers.encounters.submissions import SubmissionState, find_submission
 from resolvers.errors import InvalidInput, Violation
 from resolvers.ids import id_or_none
@@ -36,7 +36,7 @@ class SubmissionType:
 class Query:
     @strawberry.field(description="An encounter, or null where the caller sees none with this id.")
     async def encounter(self, info: Info, id: strawberry.ID) -> Encounter | None:
-        info.context.context.require(Operation.READ_ENCOUNTERS)
+        info.context.context.require(Permission.READ_ENCOUNTERS)
         if (encounter_id := id_or_none(id)) is None:
             return None
         return await info.context.loaders.encounters.load(encounter_id)  # type: ignore[return-value]

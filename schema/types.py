@@ -20,7 +20,7 @@ from resolvers.encounters.history import MOST_VERSIONS
 from resolvers.encounters.lifecycle import allowed_actions
 from resolvers.errors import InvalidInput, Shape, Violation
 from resolvers.json_text import shape_of
-from resolvers.paging import Page, Position, list_of, window_of, write_cursor
+from resolvers.paging import Page, Position, cursor_scope, window_of, write_cursor
 from resolvers.patients import SeenPatient, patient_of
 from schema.errors import in_argument
 from schema.loaders import CountKey, HistoryKey, Loaders, PageKey
@@ -31,7 +31,7 @@ strawberry.enum(EncounterEventKind, description="What happened to an encounter."
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
+class OperationContext:
     """What the fields of one operation share: the caller's context, and loaders that live no longer than it."""
 
     context: Context
@@ -42,7 +42,7 @@ class Operation:
     """The cursor a client names beside the operation, not in it: one that comes back to server-sent events."""
 
 
-Info = StrawberryInfo[Operation, None]
+Info = StrawberryInfo[OperationContext, None]
 
 T = TypeVar("T")
 
@@ -189,7 +189,7 @@ class EncounterConnection:
         description="How many encounters the filter lets through, on all pages. Counted only when asked for."
     )
     async def total_count(self, info: Info) -> int:
-        return await info.context.loaders.counts.load(CountKey(self.key.patient_id, self.key.narrow))
+        return await info.context.loaders.counts.load(CountKey(self.key.patient_id, self.key.filters))
 
     @strawberry.field(
         description="The place in the feed to follow this page from. Whatever happens to encounters that it does not "
@@ -253,17 +253,17 @@ class Patient:
         context = info.context.context
         require_not_null("where", where)
         try:
-            narrow = EncounterFilter.read(given(where), context.services.input_limits)
+            filters = EncounterFilter.read(given(where), context.services.input_limits)
         except InvalidInput as error:
             raise in_argument("where", error) from None
-        in_list = list_of(root.brand_id, root.id, narrow)
+        in_list = cursor_scope(root.brand_id, root.id, filters)
         relay: dict[str, Any] = {"first": first, "after": after, "last": last, "before": before}
         window = window_of(
             context.services.page_limits,
             in_list,
             **{name: value for name, value in relay.items() if value is not UNSET},
         )
-        key = PageKey(root.id, window, narrow, for_feed=asks_for(info, "feedCursor"))
+        key = PageKey(root.id, window, filters, for_feed=asks_for(info, "feedCursor"))
         return EncounterConnection(key=key, in_list=in_list)
 
 

@@ -16,10 +16,10 @@ from uuid import UUID
 
 import asyncpg
 
-from gateway.database.database import APP_ROLE, RELAY_ROLE, Database, Patience
+from gateway.database.database import APP_ROLE, RELAY_ROLE, Database, Timeouts
 from gateway.database.migrate import migrate
 from gateway.events.feed import Feed
-from gateway.events.pipeline import passing_on
+from gateway.events.pipeline import event_pipeline
 from gateway.events.status import event_numbers
 from gateway.settings import Settings
 from models import Encounter, EncounterEventKind, EncounterType
@@ -81,7 +81,7 @@ async def append(connection: Connection, patient_id: str, brand_id: str = "loop"
 class Silent:
     """A trail that nobody reads."""
 
-    def note(self, _note: object) -> None:
+    def record(self, _note: object) -> None:
         pass
 
 
@@ -132,14 +132,14 @@ class Gateway:
     @asynccontextmanager
     async def running(cls, url: str, *, relays: bool = True, **settings: Any) -> AsyncIterator[Self]:
         """Start a gateway on a database; without `relays` its relay finds that somebody else has the lease."""
-        patience: Patience = {"acquire_seconds": 10, "statement_seconds": 20}
+        patience: Timeouts = {"acquire_seconds": 10, "statement_seconds": 20}
         app = await Database.connect(url, role=APP_ROLE, size=12, **patience)
         relay = await Database.connect(url, role=RELAY_ROLE, size=4, **patience)
         if not relays:
             await rows(url, "INSERT INTO gateway.leases VALUES ('relay', gen_random_uuid(), 'infinity')")
         try:
-            async with passing_on(Settings(database_url=url, **settings), url, relay, []) as feed:
-                services = Services(verify=_nobody, database=app, published=published, trail=Silent(), feed=feed)
+            async with event_pipeline(Settings(database_url=url, **settings), url, relay, []) as feed:
+                services = Services(verify=_nobody, database=app, published=published, audit_sink=Silent(), feed=feed)
                 caller = Caller("tester", frozenset({"read:encounters"}), brand_id="loop")
                 yield cls(url, app, relay, feed, Context(caller, None, "request", services))
         finally:
@@ -159,7 +159,7 @@ class Gateway:
     async def record(self, patient_id: str, brand_id: str = "loop") -> UUID:
         """Record and commit, and ring as the resolver does."""
         encounter_id = await (await self.begin(patient_id, brand_id)).commit()
-        self.feed.ring()
+        self.feed.notify()
         return encounter_id
 
     async def relayed(self, position: int) -> None:

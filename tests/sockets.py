@@ -47,7 +47,7 @@ class Talk:
             message: dict[str, Any] = json.loads(await self.connection.recv())
         return message
 
-    async def sign_in(self, token: str | None = "dev", **headers: Any) -> Self:
+    async def authenticate(self, token: str | None = "dev", **headers: Any) -> Self:
         """Say who calls, and wait until that is believed."""
         await self.say(type="connection_init", payload={"Authorization": f"Bearer {token}", **headers})
         assert await self.hear() == {"type": "connection_ack"}
@@ -155,4 +155,4 @@ class Sockets:
     async def signed_in(self, token: str = "dev", **options: Any) -> AsyncIterator[Talk]:
         """Open a socket of a caller who is known."""
         async with self.talk(**options) as talk:
-            yield await talk.sign_in(token)
+            yield await talk.authenticate(token)

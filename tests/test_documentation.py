@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic_core import PydanticUndefined
 
-from gateway.events.status import EventNumbers
+from gateway.events.status import EventStatus
 from gateway.metrics_endpoint import from_database
 from gateway.observability.metrics import REGISTRY
 from gateway.settings import PREFIX, Settings
@@ -79,7 +79,7 @@ def test_the_table_of_metrics_is_that_of_the_code() -> None:
 
 def metrics_table() -> str:
     """Give the table of metrics as docs/operators.md has it."""
-    nothing = EventNumbers(waiting=0, oldest_seconds=0, position=0, unsettled=0, pruned=0, sinks=())
+    nothing = EventStatus(waiting=0, oldest_seconds=0, position=0, unsettled=0, pruned=0, sinks=())
     rows = ["| metric | kind | what it tells |", "|---|---|---|"]
     for family in [*REGISTRY.collect(), *from_database(nothing)]:
         name = f"{family.name}_total" if family.type == "counter" else family.name

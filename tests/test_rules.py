@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 
 from gateway.importers.patients import MAX_LINE_BYTES, TABLE
-from gateway.importers.reader import Lines, Refusal, Unknown, opened, records_of
+from gateway.importers.reader import LineReader, Refusal, Unknown, opened, records_of
 from resolvers.commands import DEFAULT_LIMITS
 from resolvers.errors import InvalidInput
 from resolvers.patients import RegisterPatient
@@ -39,7 +39,7 @@ def test_every_rule_that_the_code_names_is_in_the_table_and_every_rule_in_it_is_
 
 
 # Where in a call the name of a rule stands.
-PLACES = {"broken": 0, "MalformedBody": 0, "Violation": 1, "Fault": 1, "_misfit": 1, "Breach": 0, "refused": 1}
+PLACES = {"broken": 0, "MalformedBody": 0, "Violation": 1, "Fault": 1, "_misfit": 1, "LimitViolation": 0, "refused": 1}
 
 
 def names_in_the_code() -> Iterator[str]:
@@ -150,7 +150,7 @@ def test_an_example_of_a_line(example: str, name: str, broken: bool) -> None:
 def test_an_example_of_a_file(tmp_path: Path, example: str, name: str, broken: bool) -> None:
     (tmp_path / "patients.csv").write_text(example)
     with opened(tmp_path / "patients.csv") as stream:
-        (record,) = records_of(Lines(stream, MAX_LINE_BYTES), tmp_path / "patients.csv", TABLE, Unknown())
+        (record,) = records_of(LineReader(stream, MAX_LINE_BYTES), tmp_path / "patients.csv", TABLE, Unknown())
 
     assert (record.rules if isinstance(record, Refusal) else ()) == (name,) * broken
 

@@ -44,7 +44,7 @@ RECORD = f"""INSERT INTO patient_graph.encounters AS e ({SENT})
     ) RETURNING e.id::text, """  # noqa: S608
 
 
-class Together:
+class MicroBatcher:
     """One statement for all who come while the one before is under way, on a connection of its own."""
 
     def __init__(self, connection: asyncpg.Connection, statement: str, argument: Callable[[list[Any]], object]) -> None:
@@ -74,9 +74,9 @@ class Bare:
     """The application."""
 
     def __init__(self, find: asyncpg.Connection, graphql: asyncpg.Connection, rest: asyncpg.Connection) -> None:
-        self._find = Together(find, FIND, list)
-        self._over_graphql = Together(graphql, RECORD + written(["id", "status", "createdAt"]), text)
-        self._over_rest = Together(rest, RECORD + written(COLUMNS.values()), text)
+        self._find = MicroBatcher(find, FIND, list)
+        self._over_graphql = MicroBatcher(graphql, RECORD + written(["id", "status", "createdAt"]), text)
+        self._over_rest = MicroBatcher(rest, RECORD + written(COLUMNS.values()), text)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one of three questions."""

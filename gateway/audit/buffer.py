@@ -22,7 +22,7 @@ from gateway.observability.metrics import AUDIT_DROPPED, AUDIT_WAITING
 from resolvers.audit_notes import REQUEST_REFUSED, UNKNOWN
 from resolvers.errors import GatewayError, RateLimited
 from resolvers.ids import new_id
-from resolvers.services import Note
+from resolvers.services import AuditRecord
 from resolvers.sql import Statement
 
 NOTES_DROPPED = "patient_graph.audit.dropped"
@@ -68,13 +68,13 @@ ON CONFLICT DO NOTHING
 class Kept(NamedTuple):
     """A note, the id its entry will have, and when it was left, in seconds of the steady clock."""
 
-    note: Note
+    note: AuditRecord
     id: UUID
     left_at: float
 
 
-class QueuedTrail:
-    """The trail of one process (`resolvers.services.Trail`). `database` is used by nobody else."""
+class AuditBuffer:
+    """The trail of one process (`resolvers.services.AuditSink`). `database` is used by nobody else."""
 
     def __init__(self, database: Database, capacity: int) -> None:
         self._database = database
@@ -86,7 +86,7 @@ class QueuedTrail:
         self._counts: Counter[tuple[str, str | None]] = Counter()
         self._dropped: Counter[str] = Counter()
         self._untold = 0
-        self._bell = asyncio.Event()
+        self._wakeup = asyncio.Event()
 
     @classmethod
     @asynccontextmanager
@@ -107,7 +107,7 @@ class QueuedTrail:
             await trail.flush()
             await database.close()
 
-    def note(self, note: Note) -> None:
+    def record(self, note: AuditRecord) -> None:
         """Queue a note; count a refusal by the rate limit, and a note for which the queue has no room."""
         kept = Kept(note, new_id(), time.monotonic())
         if note.details.get("code") != RateLimited.code:
@@ -132,13 +132,13 @@ class QueuedTrail:
             self._queue.append(kept)
         else:
             self._drop(kept.note.brand_id, 1)
-        if not self._bell.is_set():
-            self._bell.set()
+        if not self._wakeup.is_set():
+            self._wakeup.set()
 
     async def write(self) -> None:
         """Write the notes down as they come, until cancelled."""
         while True:
-            await self._bell.wait()
+            await self._wakeup.wait()
             # Where a batch is full already there is nothing to gather, and whoever pauses then falls behind.
             if len(self._queue) < BATCH_NOTES:
                 await asyncio.sleep(GATHER_SECONDS)
@@ -148,7 +148,7 @@ class QueuedTrail:
             if not written:
                 await asyncio.sleep(RETRY_SECONDS)
             elif not (self._queue or self._dropped):
-                self._bell.clear()
+                self._wakeup.clear()
 
     async def flush(self) -> None:
         """Write what is left, as far as `FLUSH_SECONDS` last; the rest is logged as dropped."""
@@ -183,7 +183,7 @@ class QueuedTrail:
     async def _insert(self, brand_id: str, notes: Sequence[Kept]) -> None:
         """Write the notes of one brand; those that the database cannot hold are dropped, one by one."""
         try:
-            async with self._database.at_once(brand_id) as connection:
+            async with self._database.autocommit(brand_id) as connection:
                 await connection.fetch(WRITE_NOTES, brand_id=brand_id, notes=_written(notes))
         except GatewayError:
             raise
@@ -210,8 +210,8 @@ class QueuedTrail:
             self._untold = 0
 
 
-def _loss(brand_id: str, number: int) -> Note:
-    return Note(
+def _loss(brand_id: str, number: int) -> AuditRecord:
+    return AuditRecord(
         event_type=NOTES_DROPPED,
         actor_type="system",
         actor_id="gateway",

@@ -65,6 +65,6 @@ async def _chain_brands(
             linked = await link_entries(connection, brand_id, key, look_back, looked_at.get(brand_id))
         more |= linked.entries == CHAIN_AT_MOST
         looked_at[brand_id] = linked.at
-        async with database.across_brands() as connection:
+        async with database.unscoped() as connection:
             brand_id = await next_brand(connection, brand_id)
     return more

@@ -57,31 +57,31 @@ class Provider:
             async with asyncio.timeout(self._seconds), self._client.stream(method, url, **request) as response:
                 body = await _body(topic, response, max_bytes)
         except TimeoutError:
-            raise trouble(topic, "timeout") from None
+            raise provider_error(topic, "timeout") from None
         except httpx2.HTTPError as error:
             # The error holds the request, and the request the token: nothing of it goes further.
-            raise trouble(topic, type(error).__name__) from None
+            raise provider_error(topic, type(error).__name__) from None
         try:
             answer = json_text.read(body)
         except MalformedBody:
-            raise trouble(topic, "not JSON") from None
+            raise provider_error(topic, "not JSON") from None
         if not isinstance(answer, dict):
-            raise trouble(topic, "not an object")
+            raise provider_error(topic, "not an object")
         return answer
 
 
 async def _body(topic: str, response: httpx2.Response, max_bytes: int) -> bytes:
     if response.status_code != 200:
-        raise trouble(topic, f"status {response.status_code}")
+        raise provider_error(topic, f"status {response.status_code}")
     body = bytearray()
     async for piece in response.aiter_raw():
         body += piece
         if len(body) > max_bytes:
-            raise trouble(topic, "too large")
+            raise provider_error(topic, "too large")
     return bytes(body)
 
 
-def trouble(topic: str, reason: str) -> TemporarilyUnavailable:
+def provider_error(topic: str, reason: str) -> TemporarilyUnavailable:
     """Write down what is wrong with the provider, in words of ours, and give what the caller is told."""
     log.warning("identity provider", topic=topic, reason=reason)
     return unavailable()

@@ -12,8 +12,8 @@ from typing import Any
 from joserfc.errors import JoseError, SecurityWarning
 from joserfc.jwk import Key, import_key
 
-from gateway.auth.identity_provider import Provider, trouble
-from gateway.auth.single_flight import Flights
+from gateway.auth.identity_provider import Provider, provider_error
+from gateway.auth.single_flight import SingleFlight
 from gateway.auth.token_claims import Clock
 from resolvers.errors import TemporarilyUnavailable
 
@@ -65,7 +65,7 @@ class KeySet:
         self._keys: Sequence[PublishedKey] = ()
         self._fetched_at: float | None = None
         self._answered_at: float | None = None
-        self._flights: Flights[str, bool] = Flights()
+        self._single_flight: SingleFlight[str, bool] = SingleFlight()
 
     async def matching_keys(self, algorithm: str, kid: str | None) -> list[Key]:
         """Return the keys that a signature may be of: those with this id or, where it names none, the only one.
@@ -100,7 +100,7 @@ class KeySet:
         pause = pause if self._keys else LOOKUP_PAUSE_WITHOUT_KEYS_SECONDS
         if self._answered_at is not None and self._clock.monotonic() - self._answered_at < pause:
             return False
-        return await self._flights.join(self._url, self._fetch)
+        return await self._single_flight.run(self._url, self._fetch)
 
     async def _fetch(self) -> bool:
         try:
@@ -115,18 +115,18 @@ class KeySet:
 
     async def close(self) -> None:
         """Call back a fetch that is under way."""
-        await self._flights.close()
+        await self._single_flight.close()
 
 
 def _usable(jwks: object) -> list[PublishedKey]:
     """Read the keys of a set and leave out those that are not for us (RFC 7517 section 5). There must be one."""
     if not isinstance(jwks, list):
-        raise trouble(TOPIC, "no list of keys")
+        raise provider_error(TOPIC, "no list of keys")
     if len(jwks) > MAX_KEYS:
-        raise trouble(TOPIC, "too many keys")
+        raise provider_error(TOPIC, "too many keys")
     keys = [key for jwk in jwks if isinstance(jwk, dict) and (key := _published(jwk)) is not None]
     if not keys:
-        raise trouble(TOPIC, "no usable key")
+        raise provider_error(TOPIC, "no usable key")
     return keys
 
 

@@ -20,9 +20,9 @@ from gateway.auth.token_claims import (
     UnreadableClaimsError,
     caller_of,
     instant,
+    invalid_token,
     refuse_another_services,
     refuse_outside_its_time,
-    refused,
 )
 from resolvers import json_text
 from resolvers.access import Caller
@@ -102,48 +102,48 @@ class AccessTokens:
         """Give whom the token stands for. Raises `InvalidToken` or `TemporarilyUnavailable`."""
         read = opened(token)
         if read is None:
-            raise refused("not a JWT")
+            raise invalid_token("not a JWT")
         self._refuse_header(read.header)
         await self._refuse_forgery(read)
         try:
             self._refuse_claims(read.claims)
             return caller_of(read.claims, brand=self._brand)
         except UnreadableClaimsError as error:
-            raise refused(f"unreadable: {error}") from None
+            raise invalid_token(f"unreadable: {error}") from None
 
     def _refuse_header(self, header: Mapping[str, Any]) -> None:
         token_type = header.get("typ")
         if not isinstance(token_type, str) or _media_type(token_type) != self._type:
-            raise refused("typ")
+            raise invalid_token("typ")
         # Extensions that must be understood, and none is. Source: RFC 7515 section 4.1.11.
         if "crit" in header:
-            raise refused("crit")
+            raise invalid_token("crit")
 
     async def _refuse_forgery(self, read: Opened) -> None:
         algorithm, kid = read.header["alg"], read.header.get("kid")
         if not isinstance(algorithm, str) or algorithm not in ACCEPTED:
-            raise refused("alg")
+            raise invalid_token("alg")
         if not isinstance(kid, str | None):
-            raise refused("kid")
+            raise invalid_token("kid")
         keys = await self._keys.matching_keys(algorithm, kid)
         if not keys:
-            raise refused("no such key")
+            raise invalid_token("no such key")
         try:
             genuine = any(jws.validate_compact(read.signature, key, registry=REGISTRY) for key in keys)
         except JoseError as error:
-            raise refused(type(error).__name__) from None
+            raise invalid_token(type(error).__name__) from None
         if not genuine:
-            raise refused("signature")
+            raise invalid_token("signature")
 
     def _refuse_claims(self, claims: Claims) -> None:
         refuse_another_services(claims, self._expected)
         if instant(claims, "exp") is None:
-            raise refused("no exp")
+            raise invalid_token("no exp")
         now = self._clock.time()
         refuse_outside_its_time(claims, now=now, leeway=self._leeway)
         issued_at = instant(claims, "iat")
         if issued_at is not None and issued_at > now + self._leeway:
-            raise refused("issued in the future")
+            raise invalid_token("issued in the future")
 
     async def close(self) -> None:
         """Call back a fetch of keys that is under way."""

@@ -10,29 +10,29 @@ Key = TypeVar("Key", bound=Hashable)
 Answer = TypeVar("Answer")
 
 
-class Flights(Generic[Key, Answer]):
+class SingleFlight(Generic[Key, Answer]):
     """Lets everyone who asks the same thing at the same time wait for one answer."""
 
     def __init__(self) -> None:
-        self._in_the_air: dict[Key, asyncio.Task[Answer]] = {}
+        self._in_flight: dict[Key, asyncio.Task[Answer]] = {}
 
-    async def join(self, key: Key, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def run(self, key: Key, ask: Callable[[], Awaitable[Answer]]) -> Answer:
         """Give the answer of whoever asks already; else ask. Who goes away meanwhile takes it from nobody else."""
-        flight = self._in_the_air.get(key)
+        flight = self._in_flight.get(key)
         if flight is None:
-            flight = self._in_the_air[key] = asyncio.create_task(_asked(ask))
-            flight.add_done_callback(lambda landed: self._land(key, landed))
+            flight = self._in_flight[key] = asyncio.create_task(_asked(ask))
+            flight.add_done_callback(lambda landed: self._finish(key, landed))
         return await asyncio.shield(flight)
 
-    def _land(self, key: Key, flight: asyncio.Task[Answer]) -> None:
-        del self._in_the_air[key]
+    def _finish(self, key: Key, flight: asyncio.Task[Answer]) -> None:
+        del self._in_flight[key]
         # Everyone may have gone away: then nobody else looks at the exception, and asyncio complains of that.
         if not flight.cancelled():
             flight.exception()
 
     async def close(self) -> None:
         """Call back whoever is still in the air."""
-        flights = list(self._in_the_air.values())
+        flights = list(self._in_flight.values())
         for flight in flights:
             flight.cancel()
         await asyncio.gather(*flights, return_exceptions=True)

@@ -6,7 +6,7 @@ from functools import partial
 from hashlib import sha256
 from typing import Generic, TypeVar
 
-from gateway.auth.single_flight import Flights
+from gateway.auth.single_flight import SingleFlight
 from gateway.auth.token_claims import MAX_TOKEN_CHARACTERS, Clock
 from resolvers.access import Caller, Verify
 from resolvers.errors import InvalidToken
@@ -15,30 +15,30 @@ from resolvers.errors import InvalidToken
 TOKEN = re.compile(rf"[\x21-\x7e]{{1,{MAX_TOKEN_CHARACTERS}}}")
 
 
-WORTHLESS_SECONDS = 5.0
+REJECTED_SECONDS = 5.0
 """How long a token that was found worthless is not asked about again."""
 
 
-MAX_REMEMBERED = 10_000
+MAX_CACHED = 10_000
 """Good tokens that are remembered, and worthless ones: apart, so that a flood of these washes out none of those."""
 
 
 Thing = TypeVar("Thing")
 
 
-class Memory:
+class TokenCache:
     """Verifies a token once for everyone who brings it, and again when that was too long ago.
 
     What is kept is a hash of the token. A judge who cannot answer leaves no trace: the next caller asks again.
     """
 
-    def __init__(self, judge: Verify, *, seconds: float, clock: Clock) -> None:
-        self._judge = judge
+    def __init__(self, verifier: Verify, *, seconds: float, clock: Clock) -> None:
+        self._verify = verifier
         self._seconds = seconds
         self._clock = clock
-        self._good: Kept[Caller] = Kept(MAX_REMEMBERED)
-        self._worthless: Kept[bool] = Kept(MAX_REMEMBERED)
-        self._flights: Flights[bytes, Caller] = Flights()
+        self._valid: TtlCache[Caller] = TtlCache(MAX_CACHED)
+        self._rejected: TtlCache[bool] = TtlCache(MAX_CACHED)
+        self._single_flight: SingleFlight[bytes, Caller] = SingleFlight()
 
     async def verify(self, token: str) -> Caller:
         """Give whom a token stands for. Raises `InvalidToken` or `TemporarilyUnavailable`."""
@@ -46,22 +46,22 @@ class Memory:
             raise InvalidToken
         digest = sha256(token.encode()).digest()
         now = self._clock.monotonic()
-        caller = self._good.get(digest, now)
+        caller = self._valid.get(digest, now)
         # The other clock is asked too: a machine that slept does not count its sleep.
         if caller is not None and self._seconds_left(caller) > 0:
             return caller
-        if self._worthless.get(digest, now):
+        if self._rejected.get(digest, now):
             raise InvalidToken
-        return await self._flights.join(digest, partial(self._ask, digest, token))
+        return await self._single_flight.run(digest, partial(self._ask, digest, token))
 
     async def _ask(self, digest: bytes, token: str) -> Caller:
         try:
-            caller = await self._judge(token)
+            caller = await self._verify(token)
         except InvalidToken:
-            self._good.forget(digest)
-            self._worthless.keep(digest, True, self._clock.monotonic() + WORTHLESS_SECONDS)
+            self._valid.forget(digest)
+            self._rejected.keep(digest, True, self._clock.monotonic() + REJECTED_SECONDS)
             raise
-        self._good.keep(digest, caller, self._clock.monotonic() + self._seconds_left(caller))
+        self._valid.keep(digest, caller, self._clock.monotonic() + self._seconds_left(caller))
         return caller
 
     def _seconds_left(self, caller: Caller) -> float:
@@ -72,10 +72,10 @@ class Memory:
 
     async def close(self) -> None:
         """Call back whoever is being asked."""
-        await self._flights.close()
+        await self._single_flight.close()
 
 
-class Kept(Generic[Thing]):
+class TtlCache(Generic[Thing]):
     """Things that are each kept until a time; when there are too many, the one longest unused goes first."""
 
     def __init__(self, most: int) -> None:

@@ -42,7 +42,7 @@ class UnreadableClaimsError(Exception):
     """A claim is not what the RFCs say it is; the message names the claim, never its value."""
 
 
-def refused(reason: str) -> InvalidToken:
+def invalid_token(reason: str) -> InvalidToken:
     """Write down why a token is refused, for whoever sets a client up, and give what the caller is told."""
     log.info("token refused", reason=reason)
     return InvalidToken()
@@ -56,10 +56,10 @@ def caller_of(claims: Claims, *, brand: Sequence[str] = BRAND) -> Caller:
     """
     # Source: RFC 9449 section 7.2, RFC 8705 section 3. Nobody proves to us that the key is theirs.
     if claims.get("cnf") is not None:
-        raise refused("bound to a key")
+        raise invalid_token("bound to a key")
     client_id = next((name for name in (_name(claims, claim) for claim in CLIENT) if name is not None), None)
     if client_id is None:
-        raise refused("no client")
+        raise invalid_token("no client")
     subject = _name(claims, "sub")
     expires = instant(claims, "exp")
     return Caller(
@@ -85,7 +85,7 @@ def refuse_another_services(claims: Claims, expected: Mapping[str, str], *, opti
         if named is None and claim in optional:
             continue
         if right not in (named if claim == "aud" and isinstance(named, list) else [named]):
-            raise refused(claim)
+            raise invalid_token(claim)
 
 
 def refuse_outside_its_time(claims: Claims, *, now: float, leeway: float) -> None:
@@ -95,9 +95,9 @@ def refuse_outside_its_time(claims: Claims, *, now: float, leeway: float) -> Non
     """
     expires, not_before = instant(claims, "exp"), instant(claims, "nbf")
     if expires is not None and expires <= now - leeway:
-        raise refused("expired")
+        raise invalid_token("expired")
     if not_before is not None and not_before > now + leeway:
-        raise refused("not valid yet")
+        raise invalid_token("not valid yet")
 
 
 def instant(claims: Claims, claim: str) -> float | None:

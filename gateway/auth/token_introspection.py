@@ -5,15 +5,15 @@ from urllib.parse import quote_plus
 
 import httpx2
 
-from gateway.auth.identity_provider import Provider, trouble
+from gateway.auth.identity_provider import Provider, provider_error
 from gateway.auth.token_claims import (
     Claims,
     Clock,
     UnreadableClaimsError,
     caller_of,
+    invalid_token,
     refuse_another_services,
     refuse_outside_its_time,
-    refused,
 )
 from resolvers.access import Caller
 from resolvers.errors import InvalidToken
@@ -59,7 +59,7 @@ class Introspection:
         try:
             return self._caller(answer)
         except UnreadableClaimsError as error:
-            raise trouble(TOPIC, f"unreadable: {error}") from None
+            raise provider_error(TOPIC, f"unreadable: {error}") from None
 
     def _caller(self, answer: Claims) -> Caller:
         active, token_type = answer.get("active"), answer.get("token_type")
@@ -70,7 +70,7 @@ class Introspection:
         if not isinstance(token_type, str | None):
             raise UnreadableClaimsError("token_type")
         if token_type is not None and token_type.lower() not in BEARER_TYPES:
-            raise refused("not a bearer token")
+            raise invalid_token("not a bearer token")
         refuse_another_services(answer, self._expected, optional=self._optional)
         refuse_outside_its_time(answer, now=self._clock.time(), leeway=self._leeway)
         return caller_of(answer)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gateway.auth.development import verify_development_token
 from gateway.auth.identity_provider import Provider
-from gateway.auth.token_cache import Memory
+from gateway.auth.token_cache import TokenCache
 from gateway.auth.token_claims import Clock
 from gateway.auth.token_introspection import Introspection
 from gateway.settings import Settings
@@ -32,13 +32,13 @@ async def verifying(settings: Settings, clock: Clock = time) -> AsyncIterator[Ve
         access_tokens = _access_tokens(settings, provider, clock)
         if access_tokens is not None:
             closing.push_async_callback(access_tokens.close)
-        judge = _judge(introspection_of(settings, provider, clock), access_tokens)
-        memory = Memory(judge, seconds=settings.token_cache_seconds, clock=clock)
+        verifier = _choose_verifier(introspection_of(settings, provider, clock), access_tokens)
+        memory = TokenCache(verifier, seconds=settings.token_cache_seconds, clock=clock)
         closing.push_async_callback(memory.close)
         yield memory.verify
 
 
-def _judge(introspection: Introspection | None, access_tokens: "AccessTokens | None") -> Verify:
+def _choose_verifier(introspection: Introspection | None, access_tokens: "AccessTokens | None") -> Verify:
     """Decide who verifies a token, so that each has one judge.
 
     What says that it is a JWT of our issuer must prove it by its signature, and is not sent on if it cannot.
@@ -50,11 +50,11 @@ def _judge(introspection: Introspection | None, access_tokens: "AccessTokens | N
     if introspection is None:
         return access_tokens.verify
 
-    async def judged(token: str) -> Caller:
-        judge = access_tokens if access_tokens.claims_to_be_ours(token) else introspection
-        return await judge.verify(token)
+    async def verify_by_issuer(token: str) -> Caller:
+        verifier = access_tokens if access_tokens.claims_to_be_ours(token) else introspection
+        return await verifier.verify(token)
 
-    return judged
+    return verify_by_issuer
 
 
 def introspection_of(settings: Settings, provider: Provider, clock: Clock) -> Introspection | None:

@@ -15,10 +15,10 @@ import asyncpg
 
 from resolvers.errors import AnswerTooLarge, Locked
 
-LEAST_SECONDS = 0.1
+MIN_ACQUIRE_SECONDS = 0.1
 """How long those that have waited long may still wait for a connection: a free one is taken by then."""
 
-TOGETHER_AT_MOST = 64
+MAX_BATCH_SIZE = 64
 """Items in one statement: enough that what they share is cheap, few enough that nobody waits for many."""
 
 Group = TypeVar("Group", bound=Hashable)
@@ -36,29 +36,29 @@ class _Waiting(Generic[Item, Outcome]):
     since: float
 
 
-class Together(Generic[Group, Item, Outcome]):
+class MicroBatcher(Generic[Group, Item, Outcome]):
     """Does the items of each group, those that come at the same time by one call of `work`."""
 
     def __init__(
         self,
         work: Work[Group, Item, Outcome],
-        patience_seconds: float,
+        queue_timeout: float,
         *,
-        under_way: int,
-        at_most: Callable[[Group], int] = lambda _group: TOGETHER_AT_MOST,
+        max_in_flight: int,
+        max_batch_size: Callable[[Group], int] = lambda _group: MAX_BATCH_SIZE,
     ) -> None:
         self._work = work
-        self._patience_seconds = patience_seconds
-        self._most_under_way = under_way
-        self._at_most = at_most
+        self._queue_timeout = queue_timeout
+        self._max_in_flight = max_in_flight
+        self._max_batch_size = max_batch_size
         self._waiting: dict[Group, list[_Waiting[Item, Outcome]]] = {}
-        self._under_way: dict[Group, set[asyncio.Task[None]]] = {}
+        self._in_flight: dict[Group, set[asyncio.Task[None]]] = {}
         self._watched: set[Group] = set()
         """The groups at whose waiting somebody will look again."""
 
     def __contains__(self, group: Group) -> bool:
         """Whether items of this group wait or are under way."""
-        return group in self._waiting or group in self._under_way
+        return group in self._waiting or group in self._in_flight
 
     async def do(self, group: Group, item: Item) -> Outcome:
         """Do one, with those that come at the same time. Raises what `work` raises; `TimeoutError`: nothing was done.
@@ -70,57 +70,57 @@ class Together(Generic[Group, Item, Outcome]):
         outcome: asyncio.Future[Outcome] = loop.create_future()
         waiting.append(_Waiting(item, outcome, loop.time()))
         if len(waiting) == 1:
-            if len(self._under_way.get(group, ())) < self._most_under_way:
+            if len(self._in_flight.get(group, ())) < self._max_in_flight:
                 loop.call_soon(self._send, group)
             else:
-                self._watch(group)
+                self._arm_timeout(group)
         return await outcome
 
     def _send(self, group: Group) -> None:
-        under_way = self._under_way.setdefault(group, set())
-        at_most = self._at_most(group)
-        while len(under_way) < self._most_under_way and (waiting := self._waiting.pop(group, None)):
+        in_flight = self._in_flight.setdefault(group, set())
+        max_batch_size = self._max_batch_size(group)
+        while len(in_flight) < self._max_in_flight and (waiting := self._waiting.pop(group, None)):
             # Whoever has gone meanwhile was not sent, and is not.
-            together = [one for one in waiting[:at_most] if not one.outcome.done()]
-            if rest := waiting[at_most:]:
+            together = [one for one in waiting[:max_batch_size] if not one.outcome.done()]
+            if rest := waiting[max_batch_size:]:
                 self._waiting[group] = rest
             if together:
                 task = asyncio.create_task(self._do(group, together))
-                under_way.add(task)
+                in_flight.add(task)
                 task.add_done_callback(partial(self._sent, group))
-        if not under_way:
-            del self._under_way[group]
+        if not in_flight:
+            del self._in_flight[group]
         if group in self._waiting:
             # More came at once than are sent at once.
-            self._watch(group)
+            self._arm_timeout(group)
 
     def _sent(self, group: Group, task: asyncio.Task[None]) -> None:
-        self._under_way[group].discard(task)
+        self._in_flight[group].discard(task)
         self._send(group)
 
-    def _watch(self, group: Group) -> None:
+    def _arm_timeout(self, group: Group) -> None:
         """Look again when the first of those who wait has waited too long."""
         if group not in self._watched:
             self._watched.add(group)
-            too_long_at = self._waiting[group][0].since + self._patience_seconds
-            asyncio.get_running_loop().call_at(too_long_at, self._lose_patience, group)
+            too_long_at = self._waiting[group][0].since + self._queue_timeout
+            asyncio.get_running_loop().call_at(too_long_at, self._expire_waiting, group)
 
-    def _lose_patience(self, group: Group) -> None:
+    def _expire_waiting(self, group: Group) -> None:
         """Let go who has waited too long, of whom nothing was sent; look again when the next one has."""
         now = asyncio.get_running_loop().time()
         self._watched.discard(group)
         waiting = self._waiting.get(group, [])
-        patient = [one for one in waiting if now < one.since + self._patience_seconds]
+        patient = [one for one in waiting if now < one.since + self._queue_timeout]
         _refuse(waiting[: len(waiting) - len(patient)], TimeoutError())
         if patient:
             self._waiting[group] = patient
-            self._watch(group)
+            self._arm_timeout(group)
         else:
             self._waiting.pop(group, None)
 
     async def _do(self, group: Group, together: list[_Waiting[Item, Outcome]]) -> None:
         waited_seconds = asyncio.get_running_loop().time() - together[0].since
-        within_seconds = max(self._patience_seconds - waited_seconds, LEAST_SECONDS)
+        within_seconds = max(self._queue_timeout - waited_seconds, MIN_ACQUIRE_SECONDS)
         try:
             outcomes = await self._work(group, [one.item for one in together], within_seconds)
         except (asyncpg.PostgresError, Locked, AnswerTooLarge) as error:

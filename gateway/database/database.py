@@ -12,7 +12,7 @@ from typing import NamedTuple, Self, TypedDict
 
 import asyncpg
 
-from gateway.database.batcher import Together
+from gateway.database.batcher import MicroBatcher
 from gateway.database.pool import Pool
 from gateway.database.session import RELIED_ON, Session, SessionFactory
 from gateway.observability.metrics import POOL_CONNECTIONS, POOL_IN_USE, POOL_REFUSED
@@ -50,7 +50,7 @@ UNAVAILABLE = (
 )
 
 
-class Patience(TypedDict):
+class Timeouts(TypedDict):
     """How long a connection, and a statement, are waited for."""
 
     acquire_seconds: float
@@ -101,7 +101,7 @@ class PoolConnection:
             raise Locked from error
 
 
-class Finding(NamedTuple):
+class BatchKey(NamedTuple):
     """What those have in common who may be served together."""
 
     brand_id: str
@@ -119,10 +119,12 @@ class Database:
         self._pool = pool
         self._acquire_seconds = acquire_seconds
         # Nobody waits for a disk here. A second statement would only have a few of those whom the next could have.
-        self._finding: Together[Finding, str, Row | None] = Together(self._find, acquire_seconds, under_way=1)
+        self._finding: MicroBatcher[BatchKey, str, Row | None] = MicroBatcher(
+            self._find, acquire_seconds, max_in_flight=1
+        )
         # Lists are the database's work more than ours: it is given several at once, and others find connections too.
-        self._listing: Together[Finding, str, Row | None] = Together(
-            self._find, acquire_seconds, under_way=max(1, pool.size // 2), at_most=_lists_together
+        self._listing: MicroBatcher[BatchKey, str, Row | None] = MicroBatcher(
+            self._find, acquire_seconds, max_in_flight=max(1, pool.size // 2), max_batch_size=_lists_together
         )
         self._in_use = POOL_IN_USE.labels(name)
         self._refused = POOL_REFUSED.labels(name)
@@ -193,17 +195,17 @@ class Database:
 
     async def ping(self) -> None:
         """Return when a write would be taken. Raises `TemporarilyUnavailable`."""
-        async with self._borrowed() as connection:
+        async with self._acquired() as connection:
             if await connection.fetchval("SELECT current_setting('transaction_read_only') = 'on'"):
                 raise asyncpg.ReadOnlySQLTransactionError
 
     @asynccontextmanager
-    async def reading(self, brand_id: str) -> AsyncIterator[PoolConnection]:
+    async def connection(self, brand_id: str) -> AsyncIterator[PoolConnection]:
         """Borrow a connection outside a transaction. Raises `TemporarilyUnavailable`."""
-        async with self._borrowed(brand_id) as connection:
+        async with self._acquired(brand_id) as connection:
             yield PoolConnection(connection)
 
-    async def find(
+    async def fetch_one_batched(
         self,
         brand_id: str,
         statement: Statement,
@@ -219,21 +221,21 @@ class Database:
         All of them together have at most `most_bytes` of JSON; where they have more, each is read alone. Raises
         `AnswerTooLarge` or `TemporarilyUnavailable`.
         """
-        finding = Finding(brand_id, statement, by, rows, most_bytes, tuple(given.items()))
+        finding = BatchKey(brand_id, statement, by, rows, most_bytes, tuple(given.items()))
         if _lists_together(finding) == 1:
-            return await self._find_alone(finding, value)
+            return await self._fetch_one(finding, value)
         try:
             return await (self._finding if rows == 1 else self._listing).do(finding, value)
         except TimeoutError:
             # The statements under way hang, and perhaps nothing else does.
-            return await self._find_alone(finding, value)
+            return await self._fetch_one(finding, value)
 
-    async def _find_alone(self, finding: Finding, value: str) -> Row | None:
+    async def _fetch_one(self, finding: BatchKey, value: str) -> Row | None:
         (row,) = await self._find(finding, [value], self._acquire_seconds)
         return row
 
-    async def _find(self, finding: Finding, values: Sequence[str], within_seconds: float) -> list[Row | None]:
-        async with self._borrowed(finding.brand_id, within_seconds) as connection:
+    async def _find(self, finding: BatchKey, values: Sequence[str], within_seconds: float) -> list[Row | None]:
+        async with self._acquired(finding.brand_id, within_seconds) as connection:
             rows = await PoolConnection(connection).fetch_at_most(
                 finding.most_bytes,
                 finding.statement,
@@ -248,12 +250,12 @@ class Database:
         return [found.get(value) for value in values]
 
     @asynccontextmanager
-    async def at_once(self, brand_id: str, within_seconds: float | None = None) -> AsyncIterator[PoolConnection]:
+    async def autocommit(self, brand_id: str, within_seconds: float | None = None) -> AsyncIterator[PoolConnection]:
         """Borrow a connection for one statement that commits by itself, if one is free within that time or the usual.
 
         Raises `TemporarilyUnavailable` or `OutcomeUnknown`.
         """
-        async with self._borrowed(brand_id, within_seconds) as connection:
+        async with self._acquired(brand_id, within_seconds) as connection:
             try:
                 yield PoolConnection(connection)
             except UNAVAILABLE as error:
@@ -265,9 +267,9 @@ class Database:
                 raise OutcomeUnknown from error
 
     @asynccontextmanager
-    async def across_brands(self) -> AsyncIterator[PoolConnection]:
+    async def unscoped(self) -> AsyncIterator[PoolConnection]:
         """Borrow a connection for no brand: for a role whose policies need none. Raises `TemporarilyUnavailable`."""
-        async with self._borrowed() as connection:
+        async with self._acquired() as connection:
             yield PoolConnection(connection)
 
     @asynccontextmanager
@@ -276,7 +278,7 @@ class Database:
 
         Raises `TemporarilyUnavailable` or `OutcomeUnknown`.
         """
-        async with self._borrowed(brand_id) as connection:
+        async with self._acquired(brand_id) as connection:
             transaction = connection.transaction()
             try:
                 await transaction.start()
@@ -300,17 +302,17 @@ class Database:
                 raise OutcomeUnknown from error
 
     @asynccontextmanager
-    async def _borrowed(
+    async def _acquired(
         self, brand_id: str | None = None, within_seconds: float | None = None
     ) -> AsyncIterator[Session]:
         try:
-            connection = await self._pool.take(within_seconds or self._acquire_seconds)
+            connection = await self._pool.acquire(within_seconds or self._acquire_seconds)
         except (*UNAVAILABLE, asyncpg.PostgresError) as error:  # it lets nobody in, for whatever reason
             if isinstance(error, TimeoutError):
                 self._refused.inc()
             raise TemporarilyUnavailable from error
         self._in_use.inc()
-        called_off = False
+        cancelled = False
         try:
             if brand_id is not None:
                 await connection.act_for(brand_id)
@@ -321,11 +323,11 @@ class Database:
                 self._expire_writable()
             raise TemporarilyUnavailable from error
         except (asyncio.CancelledError, AnswerTooLarge):
-            called_off = True
+            cancelled = True
             raise
         finally:
             self._in_use.dec()
-            self._pool.give_back(connection, called_off=called_off)
+            self._pool.release(connection, cancelled=cancelled)
 
     def _expire_writable(self) -> None:
         """Close every connection that was writable when it was opened: its server, or its role, is read-only now.
@@ -342,7 +344,7 @@ def _is_usable(connection: Session) -> bool:
     return not connection.is_closed() and asyncio.get_running_loop().time() < connection.expires_at
 
 
-def _lists_together(finding: Finding) -> int:
+def _lists_together(finding: BatchKey) -> int:
     return max(1, ROWS_TOGETHER // finding.rows)
 
 

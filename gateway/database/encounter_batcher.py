@@ -11,13 +11,13 @@ from datetime import timedelta
 from typing import NamedTuple
 from uuid import UUID
 
-from gateway.database.batcher import Together
+from gateway.database.batcher import MicroBatcher
 from resolvers.encounters.insert import NO_LOCK_TIMEOUT, keep_at_once
 from resolvers.errors import Locked, TemporarilyUnavailable
 from resolvers.services import Kept, NewEncounter
 from resolvers.sql import Database
 
-UNDER_WAY = 2
+MAX_IN_FLIGHT = 2
 """Statements of a brand at once: while one waits for the disk the next is made."""
 
 SHARED_LOCK_TIMEOUT, LOCK_TIMEOUT = "50ms", "10ms"
@@ -37,14 +37,18 @@ class _Lock(NamedTuple):
     key: str | UUID
 
 
-class Recorder:
-    """Keeps recordings of all brands (`resolvers.services.Recorder`)."""
+class EncounterBatcher:
+    """Keeps recordings of all brands (`resolvers.services.EncounterBatcher`)."""
 
-    def __init__(self, database: Database, kept_for: timedelta, patience_seconds: float) -> None:
+    def __init__(self, database: Database, kept_for: timedelta, queue_timeout: float) -> None:
         self._database = database
         self._kept_for = kept_for
-        self._together: Together[str, NewEncounter, Kept] = Together(self._keep, patience_seconds, under_way=UNDER_WAY)
-        self._locked: Together[_Lock, NewEncounter, Kept] = Together(self._keep_locked, patience_seconds, under_way=1)
+        self._together: MicroBatcher[str, NewEncounter, Kept] = MicroBatcher(
+            self._keep, queue_timeout, max_in_flight=MAX_IN_FLIGHT
+        )
+        self._locked: MicroBatcher[_Lock, NewEncounter, Kept] = MicroBatcher(
+            self._keep_locked, queue_timeout, max_in_flight=1
+        )
         self._lock_waiters = asyncio.Semaphore(LOCK_WAITERS)
 
     async def keep(self, brand_id: str, new: NewEncounter) -> Kept:

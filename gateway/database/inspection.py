@@ -12,7 +12,7 @@ from gateway.settings import PREFIX, Settings, SettingsError
 OLDEST, NEWEST = 15, 18
 
 
-class Findings(NamedTuple):
+class PreflightReport(NamedTuple):
     """What was found: dangers are reasons not to serve, warnings are worth mending."""
 
     dangers: list[str]
@@ -41,7 +41,7 @@ LOOKED_AT = [name for name, *_ in (*DURABILITY, *PRIVACY)] + [
 ]
 
 
-async def examine(database_url: str) -> Findings:
+async def inspect_database(database_url: str) -> PreflightReport:
     """Look at the server's settings and at the role we act as.
 
     Raises `SettingsError` where the connections are not what the gateway relies on, `OSError` or
@@ -77,7 +77,7 @@ async def examine(database_url: str) -> Findings:
     version = int(found["server_version_num"]) // 10_000
     if not OLDEST <= version <= NEWEST:
         warnings.append(f"PostgreSQL {version} is not one we test on ({OLDEST} to {NEWEST})")
-    return Findings(dangers, warnings)
+    return PreflightReport(dangers, warnings)
 
 
 @asynccontextmanager

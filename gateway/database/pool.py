@@ -34,7 +34,7 @@ class Pool(Generic[Connection]):
         self._free: list[Connection] = []
         self._lent: set[Connection] = set()
         """Those in use, and those that are being reset."""
-        self._places = 0
+        self._open_count = 0
         """How many of `size` are taken: by a connection in use, or one that is being opened or reset."""
         self._waiting: deque[asyncio.Future[Connection | None]] = deque()
         self._resetting: set[asyncio.Task[None]] = set()
@@ -48,33 +48,33 @@ class Pool(Generic[Connection]):
         """Open the first connection, to be lent. Raises what keeps it from being opened."""
         self._free.append(await self._connect())
 
-    async def take(self, within_seconds: float) -> Connection:
+    async def acquire(self, within_seconds: float) -> Connection:
         """Borrow a connection. Raises `TimeoutError`, what keeps one from being opened, or that the pool is closed."""
         if self._closed:
             raise asyncpg.InterfaceError("the pool is closed")
         while self._free:
             connection = self._free.pop()
             if self._is_usable(connection):
-                self._places += 1
+                self._open_count += 1
                 self._lent.add(connection)
                 return connection
             connection.terminate()
         async with asyncio.timeout(within_seconds):
-            if self._places < self.size:
-                self._places += 1
+            if self._open_count < self.size:
+                self._open_count += 1
                 connection = await self._opened()
             else:
-                connection = await self._turn() or await self._opened()
+                connection = await self._wait_for_release() or await self._opened()
         self._lent.add(connection)
         return connection
 
-    def give_back(self, connection: Connection, *, called_off: bool = False) -> None:
+    def release(self, connection: Connection, *, cancelled: bool = False) -> None:
         """Return what was borrowed. What is lost, or left in a transaction, makes room for another.
 
-        `called_off` says that a statement may still be under way: the connection comes to itself before it is lent
+        `cancelled` says that a statement may still be under way: the connection comes to itself before it is lent
         again.
         """
-        if called_off and not self._closed and not connection.is_closed():
+        if cancelled and not self._closed and not connection.is_closed():
             task = asyncio.create_task(self._reset(connection))
             self._resetting.add(task)
             task.add_done_callback(self._resetting.discard)
@@ -85,9 +85,9 @@ class Pool(Generic[Connection]):
         """Close every connection, waiting for those in use, but not for ever."""
         with suppress(TimeoutError):
             async with asyncio.timeout(within_seconds):
-                while self._places:
-                    connection = await self._turn()
-                    self._places -= 1
+                while self._open_count:
+                    connection = await self._wait_for_release()
+                    self._open_count -= 1
                     if connection is not None:
                         self._free.append(connection)
         self._closed = True
@@ -123,7 +123,7 @@ class Pool(Generic[Connection]):
             self._pass_on(None)
             raise
 
-    async def _turn(self) -> Connection | None:
+    async def _wait_for_release(self) -> Connection | None:
         """Wait for a place: with a connection in it, or None where it was lost."""
         turn: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
@@ -141,6 +141,6 @@ class Pool(Generic[Connection]):
             if not turn.done():
                 turn.set_result(connection)
                 return
-        self._places -= 1
+        self._open_count -= 1
         if connection is not None:
             self._free.append(connection)

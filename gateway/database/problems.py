@@ -78,7 +78,7 @@ def reason_of(error: BaseException) -> str:
 
 
 @contextmanager
-def told_plainly(variable: str) -> Iterator[None]:
+def translate_driver_errors(variable: str) -> Iterator[None]:
     """Turn whatever a database raises that cannot be used into a `SettingsError` that names the variable."""
     try:
         yield

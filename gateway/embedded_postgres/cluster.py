@@ -40,7 +40,7 @@ from gateway.embedded_postgres.os_account import (
     PostgresUnavailable,
     choose_account,
     make_private,
-    within_reach,
+    readable_copy,
 )
 
 # Recovery after a crash replays the log since the last checkpoint: minutes on a slow disk, and starting over
@@ -158,7 +158,7 @@ class PrivatePostgres:
         self._clear_remains(cluster)
 
         if not account.is_ours:
-            programs = within_reach(programs)
+            programs = readable_copy(programs)
         if not cluster.exists():
             self._make_cluster(cluster, account, programs / "initdb")
         self._server = self._launch(cluster, account, programs / "postgres")

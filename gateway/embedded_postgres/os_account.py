@@ -69,7 +69,7 @@ def choose_account(*needed: Path) -> Account:
     others = [entry for entry in pwd.getpwall() if entry.pw_uid != 0]
     if ourselves.uid != 0 and _has_name(ourselves.uid):
         return ourselves
-    if others and (wrapper := _disguise(others[0].pw_uid, needed)):
+    if others and (wrapper := _user_namespace(others[0].pw_uid, needed)):
         return replace(ourselves, wrapper=wrapper)
     accounts = {entry.pw_name: Account(entry.pw_uid, entry.pw_gid) for entry in others}
     for name in ("postgres", "nobody"):
@@ -87,7 +87,7 @@ def _has_name(uid: int) -> bool:
     return False
 
 
-def _disguise(uid: int, needed: tuple[Path, ...]) -> tuple[str, ...] | None:
+def _user_namespace(uid: int, needed: tuple[Path, ...]) -> tuple[str, ...] | None:
     """Return what makes a program see itself as user `uid`, or None where it would not work."""
     unshare = shutil.which("unshare")
     if unshare is None:
@@ -99,7 +99,7 @@ def _disguise(uid: int, needed: tuple[Path, ...]) -> tuple[str, ...] | None:
     return wrapper if subprocess.run(trial, capture_output=True, check=False).returncode == 0 else None
 
 
-def within_reach(programs: Path) -> Path:
+def readable_copy(programs: Path) -> Path:
     """Return the folder of programs or, if it lies where only root can go, that of a copy of the wheel."""
     postgres = (programs / "postgres").resolve()
     if all(path.stat().st_mode & stat.S_IXOTH for path in (postgres, *postgres.parents)):

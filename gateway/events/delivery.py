@@ -124,7 +124,7 @@ TRY_LATER = _moving(
 )
 DISABLE = _moving(last_error=bindparam("reason", type_=Text), disabled_at=func.now())
 
-LAY_ASIDE = Statement(
+INSERT_DEAD_LETTER = Statement(
     insert(DEAD_LETTERS)
     .values({name: bindparam(name, type_=column.type) for name, column in DEAD_LETTERS.c.items() if name != "died_at"})
     .on_conflict_do_nothing()
@@ -132,7 +132,7 @@ LAY_ASIDE = Statement(
 
 
 @dataclass
-class Line:
+class DeliveryQueue:
     """The line of events before one sink."""
 
     receiver: Receiver
@@ -146,7 +146,7 @@ class Line:
 
     async def work(self, database: Database) -> bool:
         """Deliver some events, or try the first one again if it is time; say whether more are waiting."""
-        async with database.across_brands() as connection:
+        async with database.unscoped() as connection:
             sink = await self._sink(connection)
             if sink["disabled_at"] or not sink["due"]:
                 return False
@@ -157,7 +157,7 @@ class Line:
             try:
                 await self._deliver(event)
             except DeliveryFailed as failure:
-                await self._give_up_for_now(database, sink, position, event, failure)
+                await self._schedule_retry(database, sink, position, event, failure)
                 return False
             except SinkGone as gone:
                 await self._move(database, DISABLE, position, position, reason=gone.reason)
@@ -193,7 +193,7 @@ class Line:
         of = {} if self.receiver.brand_id is None else {"brand_id": self.receiver.brand_id}
         return await read_events(connection, position, mark.position, BATCH, **of)
 
-    async def _give_up_for_now(
+    async def _schedule_retry(
         self, database: Database, sink: Row, position: int, event: Event, failure: DeliveryFailed
     ) -> None:
         failures = sink["failures"] + 1 if position == sink["position"] else 1
@@ -206,12 +206,12 @@ class Line:
             there = {"name": self.name, "was": position, "position": event.position}
             moved = await connection.fetch_one(TRY_LATER, **there, reason=failure.reason, delay=delay)
             if moved:
-                await connection.fetch(LAY_ASIDE, sink=self.name, reason=failure.reason, **_whole(event))
+                await connection.fetch(INSERT_DEAD_LETTER, sink=self.name, reason=failure.reason, **_whole(event))
         if moved:
             log.error("dead letter", sink=self.name, event_id=str(event.id), reason=failure.reason)
 
     async def _move(self, database: Database, statement: Statement, was: int, position: int, **values: object) -> bool:
-        async with database.across_brands() as connection:
+        async with database.unscoped() as connection:
             moved = await connection.fetch_one(statement, name=self.name, was=was, position=position, **values)
         return moved is not None
 

@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from uuid import UUID
 
 from gateway.database.database import Database
-from gateway.events.notifier import Doorbell
+from gateway.events.notifier import Notifier
 from gateway.events.subscriber_reads import EventReads, SubscriberReads
 from gateway.observability.logs import describe, log
 from resolvers import json_text
@@ -79,18 +79,18 @@ class Feed:
         reads: Acts as the application's role, for one brand at a time.
     """
 
-    def __init__(self, database: Database, doorbell: Doorbell, reads: SubscriberReads) -> None:
+    def __init__(self, database: Database, notifier: Notifier, reads: SubscriberReads) -> None:
         self._database = database
         self._reads = reads
         self._cursors: FeedCursors | None = None
-        self._doorbell = doorbell
-        self._bell = doorbell.wakes(asyncio.Event(), MOVED)
+        self._notifier = notifier
+        self._wakeup = notifier.subscribe(asyncio.Event(), MOVED)
         self._followers: dict[tuple[str, str | None], set[Follower]] = {}
         self._seen = 0
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         """Say that an event was appended and committed."""
-        self._doorbell.ring()
+        self._notifier.notify()
 
     async def head(self) -> int:
         """Give the position up to which this process has read: now, if nobody follows."""
@@ -108,7 +108,7 @@ class Feed:
                 self._cursors = await FeedCursors.find(connection)
         return self._cursors
 
-    def reading(self, brand_id: str) -> AbstractAsyncContextManager[Connection]:
+    def connection(self, brand_id: str) -> AbstractAsyncContextManager[Connection]:
         """Borrow a connection of the subscribers' pool when it is the caller's turn."""
         return self._reads.turn(brand_id)
 
@@ -141,15 +141,15 @@ class Feed:
                     log.error("feed", **describe(error))
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(POLL_SECONDS):
-                        await self._bell.wait()
-                self._bell.clear()
+                        await self._wakeup.wait()
+                self._wakeup.clear()
         finally:
             self._end_all()
 
     async def _pass_on(self) -> bool:
         """Give everybody the next events; say whether there are more."""
         seen = self._seen
-        async with self._database.across_brands() as connection:
+        async with self._database.unscoped() as connection:
             until = (await find_mark(connection)).position
             events = [] if until == seen else await read_events(connection, seen, until, BATCH)
             # Asked afterwards: events are let go of only after this says so.
@@ -199,7 +199,7 @@ class Feed:
 
     async def _read_of_brand(self, brand_id: str, ids: Mapping[int, UUID]) -> None:
         # On the pool itself, of which one connection is left to this reader.
-        async with self._reads.database.reading(brand_id) as connection:
+        async with self._reads.database.connection(brand_id) as connection:
             rows = await connection.fetch(ENCOUNTERS_BY_IDS.plain, brand_id=brand_id, ids=[*set(ids.values())])
         found = {row["id"]: row for row in rows}
         for position, encounter_id in ids.items():

@@ -25,7 +25,7 @@ PATIENCE_SECONDS = 5.0
 RING = f"SELECT pg_notify('{APPENDED}', '')"
 
 
-class Doorbell:
+class Notifier:
     """One connection of this process that listens for all its parts, and rings for them."""
 
     def __init__(self, url: str) -> None:
@@ -33,12 +33,12 @@ class Doorbell:
         self._bells: dict[str, list[asyncio.Event]] = {APPENDED: [], MOVED: []}
         self._wanted = asyncio.Event()
 
-    def wakes(self, bell: asyncio.Event, channel: str) -> asyncio.Event:
+    def subscribe(self, wakeup: asyncio.Event, channel: str) -> asyncio.Event:
         """Set this event whenever the channel is rung, and give it back."""
-        self._bells[channel].append(bell)
-        return bell
+        self._bells[channel].append(wakeup)
+        return wakeup
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         """Say that events were appended and committed, to every gateway, very soon."""
         self._wanted.set()
 
@@ -56,11 +56,11 @@ class Doorbell:
             self._url, {"application_name": "encounter-gateway doorbell"}, timeout=PATIENCE_SECONDS
         )
         try:
-            connection.add_termination_listener(lambda _: self.ring())
+            connection.add_termination_listener(lambda _: self.notify())
             for channel in self._bells:
                 await connection.add_listener(channel, self._heard)
             # Nothing was heard while nobody listened.
-            self.ring()
+            self.notify()
             for channel in self._bells:
                 self._heard(connection, 0, channel, "")
             while True:
@@ -74,5 +74,5 @@ class Doorbell:
             connection.terminate()
 
     def _heard(self, _connection: object, _pid: int, channel: str, _payload: object) -> None:
-        for bell in self._bells[channel]:
-            bell.set()
+        for wakeup in self._bells[channel]:
+            wakeup.set()

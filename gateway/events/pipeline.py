@@ -9,13 +9,13 @@ from functools import partial
 from sqlalchemy import Table
 
 from gateway.database.database import APP_ROLE, RELAY_ROLE, Database
-from gateway.database.problems import told_plainly
-from gateway.events.delivery import Line, Receiver
+from gateway.database.problems import translate_driver_errors
+from gateway.events.delivery import DeliveryQueue, Receiver
 from gateway.events.feed import Feed
-from gateway.events.notifier import Doorbell
+from gateway.events.notifier import Notifier
 from gateway.events.subscriber_reads import ACQUIRE_SECONDS, POOL_SIZE, SubscriberReads
 from gateway.events.webhooks import WebhookReceiver
-from gateway.jobs import Duty, do_duties
+from gateway.jobs import LeasedJob, run_jobs
 from gateway.settings import PREFIX, Settings
 from models import DeadLetter, OutboxEvent, Sink, Watermark
 from resolvers.outbox import APPENDED, MOVED
@@ -34,14 +34,14 @@ LOOK_AGAIN_SECONDS = 1.0
 
 
 @asynccontextmanager
-async def passing_on(
-    settings: Settings, url: str, database: Database, others: Sequence[Duty], after_seconds: float = 0.0
+async def event_pipeline(
+    settings: Settings, url: str, database: Database, others: Sequence[LeasedJob], after_seconds: float = 0.0
 ) -> AsyncIterator[Feed]:
     """Relay events, deliver them and lend the feed, for as long as the block lasts; beside the other duties.
 
     `database` acts as the relay's role, `url` is its address. The duties begin after so many seconds.
     """
-    doorbell = Doorbell(url)
+    notifier = Notifier(url)
     reads = SubscriberReads(
         await Database.connect(
             url,
@@ -53,11 +53,11 @@ async def passing_on(
             opens_first=False,
         )
     )
-    feed = Feed(database, doorbell, reads)
+    feed = Feed(database, notifier, reads)
     receivers = receivers_of(settings)
-    duties = [*others, *_duties(settings, doorbell, receivers)]
+    jobs = [*others, *_duties(settings, notifier, receivers)]
     running = [
-        asyncio.create_task(work) for work in (doorbell.run(), feed.run(), do_duties(database, duties, after_seconds))
+        asyncio.create_task(work) for work in (notifier.run(), feed.run(), run_jobs(database, jobs, after_seconds))
     ]
     try:
         yield feed
@@ -84,16 +84,18 @@ def receivers_of(settings: Settings) -> list[Receiver]:
     return receivers
 
 
-def _duties(settings: Settings, doorbell: Doorbell, receivers: Iterable[Receiver]) -> Iterable[Duty]:
+def _duties(settings: Settings, notifier: Notifier, receivers: Iterable[Receiver]) -> Iterable[LeasedJob]:
     retry_for = timedelta(hours=settings.event_retry_hours)
     names = [receiver.name for receiver in receivers]
     prune = partial(prune_events, keep=timedelta(days=settings.event_days), sinks=names)
-    yield Duty("relay", relay, pause_seconds=LOOK_AGAIN_SECONDS, bell=doorbell.wakes(asyncio.Event(), APPENDED))
-    yield Duty("prune events", prune, pause_seconds=60)
+    yield LeasedJob(
+        "relay", relay, pause_seconds=LOOK_AGAIN_SECONDS, wakeup=notifier.subscribe(asyncio.Event(), APPENDED)
+    )
+    yield LeasedJob("prune events", prune, pause_seconds=60)
     for receiver in receivers:
-        line = Line(receiver, retry_for)
-        bell = doorbell.wakes(asyncio.Event(), MOVED)
-        yield Duty(f"sink {receiver.name}", line.work, pause_seconds=LOOK_AGAIN_SECONDS, bell=bell)
+        line = DeliveryQueue(receiver, retry_for)
+        wakeup = notifier.subscribe(asyncio.Event(), MOVED)
+        yield LeasedJob(f"sink {receiver.name}", line.work, pause_seconds=LOOK_AGAIN_SECONDS, wakeup=wakeup)
 
 
 # How far it is
@@ -105,11 +107,11 @@ def _duties(settings: Settings, doorbell: Doorbell, receivers: Iterable[Receiver
 # At the command line
 
 
-async def on_relays_behalf(settings: Settings, work: Callable[[Database], Awaitable[None]]) -> None:
+async def with_relay_role(settings: Settings, work: Callable[[Database], Awaitable[None]]) -> None:
     """Do something with the relay's rights. Raises `SettingsError` when the database cannot be used."""
     assert settings.database_url is not None, "whoever asks has found or started a database"
     url = settings.database_url.get_secret_value()
-    with told_plainly(f"{PREFIX}DATABASE_URL"):
+    with translate_driver_errors(f"{PREFIX}DATABASE_URL"):
         database = await Database.connect(
             url,
             role=RELAY_ROLE,

@@ -29,7 +29,7 @@ class SinkNumbers:
 
 
 @dataclass(frozen=True, slots=True)
-class EventNumbers:
+class EventStatus:
     """How far events have come."""
 
     waiting: int
@@ -71,13 +71,13 @@ COUNT_DEAD_LETTERS = Statement(
 )
 
 
-async def event_numbers(database: Database) -> EventNumbers:
+async def event_numbers(database: Database) -> EventStatus:
     """Say how far events have come. `database` acts as the relay's role. Raises `TemporarilyUnavailable`."""
-    async with database.across_brands() as connection:
+    async with database.unscoped() as connection:
         waiting = await _one(connection, WAITING)
         mark = await _one(connection, FIND_WATERMARK)
         sinks = [await _sink_numbers(connection, sink, mark) for sink in await connection.fetch(LIST_SINKS)]
-    return EventNumbers(
+    return EventStatus(
         waiting=waiting[0],
         oldest_seconds=float(waiting["age"] or 0),
         position=mark["position"],
@@ -105,7 +105,7 @@ async def _one(connection: Connection, statement: Statement, **values: object) -
     return row
 
 
-def told(numbers: EventNumbers) -> str:
+def told(numbers: EventStatus) -> str:
     """Say the numbers to a person, a line for each sink."""
     lines = [
         f"events up to position {numbers.position}, kept from {numbers.pruned + 1}",

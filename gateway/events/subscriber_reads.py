@@ -64,7 +64,7 @@ class SubscriberReads:
         Raises `TemporarilyUnavailable`.
         """
         async with self._turns:
-            lent = self.database.across_brands() if brand_id is None else self.database.reading(brand_id)
+            lent = self.database.unscoped() if brand_id is None else self.database.connection(brand_id)
             async with lent as connection:
                 yield connection
 
@@ -141,11 +141,11 @@ class EventReads:
         self._reads = reads
 
     @asynccontextmanager
-    async def reading(self, brand_id: str) -> AsyncIterator[Connection]:
+    async def connection(self, brand_id: str) -> AsyncIterator[Connection]:
         """Lend what looks like a connection. A real one is borrowed for each statement that must be sent."""
         yield _SharedConnection(self._reads, self.position, brand_id)
 
-    async def find(
+    async def fetch_one_batched(
         self,
         brand_id: str,
         statement: Statement,
@@ -158,7 +158,7 @@ class EventReads:
         asked = {"brand_id": brand_id, by: [value], **given}
         return next(iter(await self._reads.rows(self.position, brand_id, statement, asked)), None)
 
-    def at_once(self, brand_id: str, within_seconds: float) -> AbstractAsyncContextManager[Connection]:
+    def autocommit(self, brand_id: str, within_seconds: float) -> AbstractAsyncContextManager[Connection]:
         """Refuse: a subscription changes nothing."""
         raise NotImplementedError
 

@@ -22,23 +22,23 @@ from typing import Annotated, Any, NamedTuple, Never
 from pydantic import BeforeValidator
 
 from gateway.app import services
-from gateway.audit.buffer import QueuedTrail
-from gateway.database.database import APP_ROLE, Database, Patience
-from gateway.database.inspection import examine, refuse_dangers
+from gateway.audit.buffer import AuditBuffer
+from gateway.database.database import APP_ROLE, Database, Timeouts
+from gateway.database.inspection import inspect_database, refuse_dangers
 from gateway.database.migrate import migrate
-from gateway.database.problems import told_plainly
+from gateway.database.problems import translate_driver_errors
 from gateway.events.feed import Feed
-from gateway.events.notifier import Doorbell
+from gateway.events.notifier import Notifier
 from gateway.events.subscriber_reads import SubscriberReads
 from gateway.importers.patients import plural
 from gateway.importers.progress import Progress
 from gateway.importers.reader import (
     STANDARD_INPUT,
+    CsvFormat,
     ImportStopped,
-    Lines,
+    LineReader,
     Record,
     Refusal,
-    Table,
     Unknown,
     opened,
     records_of,
@@ -46,7 +46,7 @@ from gateway.importers.reader import (
 from gateway.observability.logs import describe, log
 from gateway.settings import PREFIX, Settings
 from resolvers import json_text
-from resolvers.access import Caller, Operation, scopes_from
+from resolvers.access import Caller, Permission, scopes_from
 from resolvers.audit_notes import ENCOUNTERS_READ
 from resolvers.commands import InputLimits, RecordEncounter, Text, refuse_null
 from resolvers.context import Context
@@ -63,7 +63,7 @@ from resolvers.errors import (
 from resolvers.idempotency import kept_keys
 from resolvers.ids import new_id
 from resolvers.rate_limits import Unlimited
-from resolvers.services import Note, Trail
+from resolvers.services import AuditRecord, AuditSink
 
 UNDER_WAY = 256
 """Lines under way at once: as many as two full statements hold, and as many again that are ready when one is done."""
@@ -79,7 +79,7 @@ ACQUIRE_SECONDS = 30.0
 
 
 @dataclass
-class Backfilled:
+class ImportSummary:
     """What became of the lines, counted; as a text, the sentence that closes an import."""
 
     recorded: int = 0
@@ -102,7 +102,7 @@ async def import_encounters(
     client: str = "import",
     keep_keys_days: int = 90,
     patience_seconds: float = 300.0,
-) -> Backfilled:
+) -> ImportSummary:
     """Record the encounters of `file` (`-` for standard input), each line once.
 
     `name` says which import it is, by default the file's own name: lines without a key of their own are told by it from
@@ -115,12 +115,12 @@ async def import_encounters(
         update={"idempotency_hours": keep_keys_days * 24, "database_acquire_seconds": ACQUIRE_SECONDS}
     )
     with opened(file) as stream:
-        lines = Lines(stream, settings.max_body_bytes)
+        lines = LineReader(stream, settings.max_body_bytes)
         async with _context(settings, client) as context:
             with Progress.of(lines, file, rejects) as progress:
                 limits = context.services.input_limits
                 named = name or ("-" if file == STANDARD_INPUT else file.name)
-                done = Backfilled()
+                done = ImportSummary()
                 encounters = _encounters(records_of(lines, file, TABLE, done.unknown), limits, named)
                 return await _Backfilling(context, progress, patience_seconds, done).record_all(encounters)
 
@@ -160,7 +160,7 @@ def _members(values: dict[str, str]) -> dict[str, Any]:
 
 
 # What a person wrote has line breaks.
-TABLE = Table(
+TABLE = CsvFormat(
     ("patient_id", "brand_id", "encounter_type"), frozenset(EncounterLine.model_fields), _members, breaks=True
 )
 
@@ -168,7 +168,7 @@ TABLE = Table(
 def _encounters(
     records: Iterator[Record | Refusal], limits: InputLimits, name: str
 ) -> Generator[_Line | Refusal, None, None]:
-    with closing(_Alike()) as alike:
+    with closing(_DuplicateCounter()) as alike:
         for record in records:
             if isinstance(record, Refusal):
                 yield record
@@ -194,7 +194,7 @@ def derived_key(name: str, meaning: str, place: int) -> str:
     return f"import-{hashlib.sha256(told).hexdigest()}"
 
 
-class _Alike:
+class _DuplicateCounter:
     """Counts lines that mean the same, on disk: in memory it would grow with the file. For one thread at a time."""
 
     def __init__(self) -> None:
@@ -226,7 +226,7 @@ class _Alike:
 class _Backfilling:
     """One import: many workers take lines from one queue, which a thread fills."""
 
-    def __init__(self, context: Context, progress: Progress, patience_seconds: float, done: Backfilled) -> None:
+    def __init__(self, context: Context, progress: Progress, patience_seconds: float, done: ImportSummary) -> None:
         self._context = context
         self._progress = progress
         self._patience_seconds = patience_seconds
@@ -235,7 +235,7 @@ class _Backfilling:
         self._queue: asyncio.Queue[_Line | Refusal | Exception | None] = asyncio.Queue(READ_TOGETHER)
         self._done = done
 
-    async def record_all(self, encounters: Iterator[_Line | Refusal]) -> Backfilled:
+    async def record_all(self, encounters: Iterator[_Line | Refusal]) -> ImportSummary:
         """Record what is read, and say what became of it."""
         # A thread, so that a file that comes slowly does not hold up what is under way; one that does not have to be
         # waited for when the process is told to stop.
@@ -285,7 +285,7 @@ class _Backfilling:
         done: set[str] = set()
         with suppress(TemporarilyUnavailable):
             for brand_id, keys in keys_of_brand.items():
-                async with self._context.database.reading(brand_id) as connection:
+                async with self._context.database.connection(brand_id) as connection:
                     done |= await kept_keys(connection, brand_id, self._context.caller.client_id, keys)
         return done
 
@@ -351,35 +351,35 @@ async def _context(settings: Settings, client: str) -> AsyncIterator[Context]:
     """
     assert settings.database_url is not None, "whoever imports has found or started a database"
     url = settings.database_url.get_secret_value()
-    patience: Patience = {"acquire_seconds": ACQUIRE_SECONDS, "statement_seconds": settings.database_statement_seconds}
-    with told_plainly(f"{PREFIX}DATABASE_URL"):
+    timeouts: Timeouts = {"acquire_seconds": ACQUIRE_SECONDS, "statement_seconds": settings.database_statement_seconds}
+    with translate_driver_errors(f"{PREFIX}DATABASE_URL"):
         await migrate(settings.owner_url)
-        dangers, _ = await examine(url)
+        dangers, _ = await inspect_database(url)
         refuse_dangers(dangers, settings)
-        database = await Database.connect(url, role=APP_ROLE, size=settings.database_pool_size, **patience)
+        database = await Database.connect(url, role=APP_ROLE, size=settings.database_pool_size, **timeouts)
     # Nobody rings for so many: the relay of whichever gateway runs looks every second by itself.
-    feed = Feed(database, Doorbell(url), SubscriberReads(database))
-    scopes = frozenset(scopes_from(settings.scopes)[Operation.RECORD_ENCOUNTER])
+    feed = Feed(database, Notifier(url), SubscriberReads(database))
+    scopes = frozenset(scopes_from(settings.scopes)[Permission.RECORD_ENCOUNTER])
     try:
-        async with QueuedTrail.open(url, settings.audit_queue, **patience) as trail:
+        async with AuditBuffer.open(url, settings.audit_queue, **timeouts) as audit_sink:
             lent = services(
-                settings, database, trail=_ShownToNobody(trail), feed=feed, verify=_nobody, rates=Unlimited()
+                settings, database, audit_sink=_NoReadAudit(audit_sink), feed=feed, verify=_nobody, rates=Unlimited()
             )
             yield Context(Caller(client, scopes), None, f"import-{new_id()}", lent)
     finally:
         await database.close()
 
 
-class _ShownToNobody:
+class _NoReadAudit:
     """A trail on which reads are not noted: of what was recorded already an import shows nobody anything."""
 
-    def __init__(self, trail: Trail) -> None:
-        self._trail = trail
+    def __init__(self, audit_sink: AuditSink) -> None:
+        self._audit_sink = audit_sink
 
-    def note(self, note: Note) -> None:
+    def record(self, note: AuditRecord) -> None:
         """Leave a note of anything else."""
         if note.event_type != ENCOUNTERS_READ:
-            self._trail.note(note)
+            self._audit_sink.record(note)
 
 
 async def _nobody(_token: str) -> Never:

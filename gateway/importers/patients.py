@@ -15,7 +15,7 @@ from gateway.database.database import Database
 from gateway.database.migrate import migrate
 from gateway.database.problems import PROBLEMS, reason_of
 from gateway.importers.progress import Progress
-from gateway.importers.reader import ImportStopped, Lines, Record, Refusal, Table, Unknown, opened, records_of
+from gateway.importers.reader import CsvFormat, ImportStopped, LineReader, Record, Refusal, Unknown, opened, records_of
 from resolvers.commands import DEFAULT_LIMITS
 from resolvers.errors import InvalidInput, TemporarilyUnavailable
 from resolvers.patients import RegisterPatient, add_patients
@@ -49,7 +49,7 @@ async def import_patients(database_url: str, file: Path, rejects: Path | None = 
     """
     imported = Imported()
     # Reading blocks, and may: this process has nothing else to do.
-    with opened(file) as stream, Progress.of(lines := Lines(stream, MAX_LINE_BYTES), file, rejects) as progress:
+    with opened(file) as stream, Progress.of(lines := LineReader(stream, MAX_LINE_BYTES), file, rejects) as progress:
         outcomes = _outcomes(records_of(lines, file, TABLE, imported.unknown))
         async with _database(database_url) as database:
             try:
@@ -66,7 +66,7 @@ def _members(values: dict[str, str]) -> dict[str, object]:
     return patient | {"external_ids": {name: value for name, value in values.items() if value}}
 
 
-TABLE = Table(("id", "brand_id"), frozenset(RegisterPatient.model_fields), _members, others_are_members=True)
+TABLE = CsvFormat(("id", "brand_id"), frozenset(RegisterPatient.model_fields), _members, others_are_members=True)
 
 
 def _outcomes(records: Iterable[Record | Refusal]) -> Iterator[RegisterPatient | Refusal]:

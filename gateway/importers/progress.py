@@ -13,7 +13,7 @@ from typing import IO, Self
 
 import orjson
 
-from gateway.importers.reader import STANDARD_INPUT, ImportStopped, Lines, Refusal
+from gateway.importers.reader import STANDARD_INPUT, ImportStopped, LineReader, Refusal
 
 TOLD_AT_MOST = 20
 """How many refused lines are named on the terminal too, where they are written to a file."""
@@ -26,7 +26,7 @@ BAR_CHARACTERS = 30
 class Progress:
     """Tells on standard error how far an import is, and keeps what it refused."""
 
-    def __init__(self, lines: Lines, rejects: Path | None, written: IO[bytes] | None) -> None:
+    def __init__(self, lines: LineReader, rejects: Path | None, written: IO[bytes] | None) -> None:
         self._lines = lines
         self._rejects = rejects
         self._written = written
@@ -39,7 +39,7 @@ class Progress:
 
     @classmethod
     @contextmanager
-    def of(cls, lines: Lines, file: Path, rejects: Path | None) -> Iterator[Self]:
+    def of(cls, lines: LineReader, file: Path, rejects: Path | None) -> Iterator[Self]:
         """Tell of the import of `file`; refused lines go to `rejects`, by default beside the file.
 
         Those of standard input are named on standard error, unless there is a file for them. A file in which nothing

@@ -74,7 +74,7 @@ class Record(NamedTuple):
     members: dict[str, Any]
 
 
-class Table(NamedTuple):
+class CsvFormat(NamedTuple):
     """How the records of a file are understood."""
 
     needed: Collection[str]
@@ -108,7 +108,7 @@ class Unknown:
         return f"; ignored: {', '.join(told)}" if told else ""
 
 
-class Lines:
+class LineReader:
     """The lines of a stream, counted."""
 
     def __init__(self, stream: BufferedReader, max_bytes: int) -> None:
@@ -139,7 +139,7 @@ class Lines:
         return iter(self.read, b"")
 
 
-def records_of(lines: Lines, file: Path, table: Table, unknown: Unknown) -> Iterator[Record | Refusal]:
+def records_of(lines: LineReader, file: Path, table: CsvFormat, unknown: Unknown) -> Iterator[Record | Refusal]:
     """Give what each record says, or why it cannot be read; count in `unknown` what is ignored.
 
     Raises `ImportStopped` where no record can be read.
@@ -167,7 +167,7 @@ def _text(record: bytes) -> str:
         raise MalformedBody("utf8", "must be UTF-8") from None
 
 
-def _too_long(lines: Lines) -> MalformedBody:
+def _too_long(lines: LineReader) -> MalformedBody:
     return MalformedBody("too_long", f"must have at most {lines.max_bytes} bytes")
 
 
@@ -177,7 +177,7 @@ def _too_long(lines: Lines) -> MalformedBody:
 class _JsonLines(Iterator[dict[str, Any] | None]):
     """The members of each line. A line break is never part of a JSON string, so each line ends where it ends."""
 
-    def __init__(self, lines: Lines, table: Table, unknown: Unknown) -> None:
+    def __init__(self, lines: LineReader, table: CsvFormat, unknown: Unknown) -> None:
         self._lines = lines
         self._known = table.known
         self._unknown = unknown
@@ -219,7 +219,7 @@ class _CsvRows(Iterator[dict[str, Any] | None]):
     the next row is read, because the quotation marks say where it begins.
     """
 
-    def __init__(self, lines: Lines, table: Table, unknown: Unknown) -> None:
+    def __init__(self, lines: LineReader, table: CsvFormat, unknown: Unknown) -> None:
         self._lines = lines
         self._table = table
         self._columns = self._header()
@@ -287,7 +287,7 @@ def _values(record: bytes) -> list[str]:
 CSV_RULE = "must be CSV: quotation marks around whole values, doubled inside"
 
 
-def _require_columns(columns: Sequence[str], table: Table) -> None:
+def _require_columns(columns: Sequence[str], table: CsvFormat) -> None:
     """Return if line 1 names the columns. Raises `ImportStopped`, also for a column that is nearly a known one."""
     if not set(table.needed) <= set(columns) or "" in columns or len(set(columns)) != len(columns):
         *others, last = (f"`{name}`" for name in table.needed)

@@ -15,7 +15,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.observability.logs import log
-from gateway.protocols.http import GuardedProtocol
+from gateway.protocols.http import LimitedHttpProtocol
 from resolvers.errors import GatewayError, RateLimited, TemporarilyUnavailable
 
 HEADER = b"x-rehearsed-fault"
@@ -56,7 +56,7 @@ REFUSALS: Mapping[Fault, Callable[[], GatewayError]] = {
 }
 
 
-class Faults:
+class FaultInjectionMiddleware:
     """Lets something go wrong with some of the requests that a door is sent."""
 
     def __init__(self, app: ASGIApp, *, seed: int) -> None:
@@ -148,7 +148,7 @@ async def _cut(scope: Scope, receive: Receive) -> None:
         pass
 
 
-class CuttingProtocol(GuardedProtocol):
+class CuttingProtocol(LimitedHttpProtocol):
     """The protocol of a rehearsal: lets the application cut the connection that a request came by."""
 
     def on_message_begin(self) -> None:

@@ -15,11 +15,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gateway.observability.logs import log_request, log_socket, report
 from gateway.observability.metrics import REFUSALS, SOCKETS_OPEN
 from gateway.rate_limits.limiter import headers_of
-from resolvers.context import Introduction
+from resolvers.context import Credentials
 from resolvers.errors import Forbidden, ServerError, Stopped
 from resolvers.rate_limits import Allowance
-from rest.errors import respond
-from rest.responses import lacking
+from rest.errors import error_response
+from rest.responses import missing_headers
 
 # Letters that can do no harm in a header, a log line or a URL.
 REQUEST_ID = re.compile(r"[A-Za-z0-9._~:-]{1,128}")
@@ -39,7 +39,7 @@ _ON_EVERY_ANSWER = [(name.encode(), value.encode()) for name, value in SECURITY_
 """Unless it brought its own."""
 
 
-class Edge:
+class RequestContextMiddleware:
     """What all requests have in common.
 
     Each is given an id and one log line; each answer, whoever gives it, carries the headers that every answer does, and
@@ -48,7 +48,7 @@ class Edge:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._sockets = SocketEdge(app)
+        self._sockets = WebSocketLogMiddleware(app)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request."""
@@ -56,7 +56,7 @@ class Edge:
             await (self._sockets if scope["type"] == "websocket" else self._app)(scope, receive, send)
             return
         started = time.perf_counter()
-        state = _noted(scope)
+        state = _populate_state(scope)
         request_id: str = state["request_id"]
 
         async def send_with_headers(message: Message) -> None:
@@ -64,7 +64,7 @@ class Edge:
                 state["status"] = message["status"]
                 message["headers"] = [
                     *message["headers"],
-                    *lacking(message["headers"], _ON_EVERY_ANSWER),
+                    *missing_headers(message["headers"], _ON_EVERY_ANSWER),
                     (b"x-request-id", request_id.encode()),
                     *_allowance_of(state),
                 ]
@@ -79,13 +79,13 @@ class Edge:
             if "status" in state:
                 raise
             REFUSALS.labels(Stopped.code).inc()
-            await respond(Stopped(), request_id)(scope, receive, send_with_headers)
+            await error_response(Stopped(), request_id)(scope, receive, send_with_headers)
         except Exception as error:
             report(error, request_id)
             REFUSALS.labels(ServerError.code).inc()
             if "status" in state:
                 raise
-            refusal = respond(ServerError(), request_id, Headers(scope=scope).get("accept", ""))
+            refusal = error_response(ServerError(), request_id, Headers(scope=scope).get("accept", ""))
             await refusal(scope, receive, send_with_headers)
         finally:
             if "context" in state:
@@ -94,7 +94,7 @@ class Edge:
             log_request(scope, state.get("status"), time.perf_counter() - started)
 
 
-class SocketEdge:
+class WebSocketLogMiddleware:
     """What all sockets have in common: an id, and one log line when it is over."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -103,7 +103,7 @@ class SocketEdge:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the socket."""
         started = time.perf_counter()
-        _noted(scope)
+        _populate_state(scope)
         status = 403
         code: int | None = None
 
@@ -152,14 +152,14 @@ class KnownHosts:
             await send({"type": "websocket.close"})
             return
         refusal = Forbidden("Development mode serves the hosts localhost, 127.0.0.1 and [::1]; call one of these.")
-        answer = respond(refusal, scope["state"]["request_id"], scope["state"]["head"].get("accept", ""))
+        answer = error_response(refusal, scope["state"]["request_id"], scope["state"]["head"].get("accept", ""))
         await answer(scope, receive, send)
 
     def _is_known(self, host: str | None) -> bool:
         return host is None or PORT.sub("", host).lower().strip("[]") in self._hosts
 
 
-def _noted(scope: Scope) -> dict[str, Any]:
+def _populate_state(scope: Scope) -> dict[str, Any]:
     """Note on the state what all who serve the request ask of its head.
 
     That is its fields by their names in lower case, the lines of a field together as RFC 9110, 5.3 has it; whether its
@@ -178,7 +178,7 @@ def _noted(scope: Scope) -> dict[str, Any]:
     state["sends_json"] = _is_json(head.get("content-type", ""), head.get("content-encoding", ""))
     state["request_id"] = request_id = sent if REQUEST_ID.fullmatch(sent) else str(uuid4())
     client = scope.get("client")
-    state["introduction"] = Introduction(
+    state["introduction"] = Credentials(
         authorization=head.get("authorization", ""),
         stated_brand_id=head.get("x-brand-id"),
         request_id=request_id,

@@ -17,7 +17,7 @@ from gateway.observability.metrics import LOG_DROPPED, count_operation, count_re
 from gateway.observability.queued_writer import QueuedWriter
 from resolvers.access import Caller
 from resolvers.context import Context
-from schema.documents.limits import Breach
+from schema.documents.limits import LimitViolation
 
 FLUSH_SECONDS = 2.0
 """How long the end of a process waits for a reader of standard error."""
@@ -139,7 +139,7 @@ def log_operation(context: Context, outcome: str, seconds: float) -> None:
     )
 
 
-def log_breach(context: Context, breach: Breach) -> None:
+def log_breach(context: Context, breach: LimitViolation) -> None:
     """Write down that a limit would have refused what was asked for, had it been enforced."""
     log.info(
         "limit",

@@ -69,8 +69,8 @@ def count_operation(outcome: str, seconds: float) -> None:
     SOCKET_OPERATION_SECONDS.observe(seconds)
 
 
-class Metered:
-    """What the rooms behind the doors are lent to count with (`resolvers.tally.Tally`)."""
+class PrometheusMetrics:
+    """What the rooms behind the doors are lent to count with (`resolvers.services.Metrics`)."""
 
     def refused(self, code: str) -> None:
         """Count a refusal."""

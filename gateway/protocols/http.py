@@ -20,7 +20,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from gateway.protocols.chunked import ChunkedDecoder, InvalidChunk, TrailerTooLarge
-from gateway.protocols.http_response import Answering
+from gateway.protocols.http_response import ResponseWriter
 
 END_OF_HEAD = b"\r\n\r\n"
 WHITE_SPACE = b" \t"
@@ -99,7 +99,7 @@ class _Refused(Exception):
         self.refusal = refusal
 
 
-class GuardedProtocol(HttpToolsProtocol):
+class LimitedHttpProtocol(HttpToolsProtocol):
     """uvicorn's protocol, with framing, limits and deadlines of our own, and refusals in our shape."""
 
     head_seconds: ClassVar[float] = 10.0
@@ -323,7 +323,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._answering = cycle
         if not self.flow.write_paused:
             self._stop_measuring()
-        super()._start_asgi_task(cycle, Answering(app, cycle))  # type: ignore[arg-type]
+        super()._start_asgi_task(cycle, ResponseWriter(app, cycle))  # type: ignore[arg-type]
 
     def on_response_complete(self) -> None:
         """Go on with the request that was read ahead, and with what waits behind it."""

@@ -20,7 +20,7 @@ FRAMING = frozenset({b"content-length", b"transfer-encoding", b"connection"})
 """The fields that say where an answer ends, and whether the connection does."""
 
 
-class WholeBody:
+class BufferedBody:
     """The body of a request, all of which is here: whoever wants it need not wait for it."""
 
     __slots__ = ("_cycle",)
@@ -42,7 +42,7 @@ class WholeBody:
         return body
 
 
-class Answering:
+class ResponseWriter:
     """Serves one request on uvicorn's cycle, as the application that the cycle runs."""
 
     __slots__ = ("_app", "_cycle", "_held")
@@ -56,7 +56,7 @@ class Answering:
     async def __call__(self, scope: Scope, receive: Receive, _send: Send) -> None:
         """Serve the request."""
         if not self._cycle.more_body:
-            scope["state"]["body"] = WholeBody(self._cycle)
+            scope["state"]["body"] = BufferedBody(self._cycle)
         await self._app(scope, receive, self._send)
 
     async def _send(self, message: Message) -> None:

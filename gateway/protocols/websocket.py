@@ -11,7 +11,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from gateway.protocols.http import refusal
 
 
-class GuardedSocket(WebSocketsSansIOProtocol):
+class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket over websockets' own parser.
 
     Closing takes at most `linger_seconds`: for so long the client may read on to the code, and the connection is cut.

@@ -8,7 +8,7 @@ from ipaddress import IPv6Address, IPv6Network, ip_address
 from math import ceil
 from typing import Self
 
-from gateway.rate_limits.sliding_window import Clock, LocalWindow, TokenBucket, Window
+from gateway.rate_limits.sliding_window import Clock, InMemorySlidingWindow, TokenBucket, Window
 from gateway.settings import Settings
 from resolvers.access import Caller, Verify
 from resolvers.errors import InvalidToken, RateLimited
@@ -56,19 +56,19 @@ class RateLimits:
         self._parsing = TokenBucket(per_second, per_second * PARSING_AT_ONCE_SECONDS, clock) if parsing_ms else None
         per_second = answer_bytes / seconds
         self._answers = TokenBucket(per_second, per_second * BYTES_AT_ONCE_SECONDS, clock) if answer_bytes else None
-        self._tried = LocalWindow(seconds, clock)
-        self._failed = LocalWindow(seconds, clock)
+        self._tried = InMemorySlidingWindow(seconds, clock)
+        self._failed = InMemorySlidingWindow(seconds, clock)
         self._proven: dict[bytes, None] = {}  # hashes of tokens, the one proven first in front
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """Build what the settings ask for."""
-        window: Window = LocalWindow(WINDOW_SECONDS)
+        window: Window = InMemorySlidingWindow(WINDOW_SECONDS)
         if settings.rate_limit_url:
             # Imported here, because it is there only for those who use it.
-            from gateway.rate_limits.redis_window import SharedWindow
+            from gateway.rate_limits.redis_window import RedisSlidingWindow
 
-            window = SharedWindow(settings.rate_limit_url.get_secret_value(), WINDOW_SECONDS)
+            window = RedisSlidingWindow(settings.rate_limit_url.get_secret_value(), WINDOW_SECONDS)
         return cls(
             {Kind.READS: settings.rate_reads_per_minute, Kind.WRITES: settings.rate_writes_per_minute},
             window,

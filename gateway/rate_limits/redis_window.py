@@ -15,7 +15,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from gateway.observability.logs import describe, log
-from gateway.rate_limits.sliding_window import Clock, LocalWindow, Taken
+from gateway.rate_limits.sliding_window import Clock, InMemorySlidingWindow, Usage
 
 CONNECTIONS = 8
 PATIENCE_SECONDS = 1.0
@@ -24,7 +24,7 @@ PAUSE_SECONDS = 5.0
 """How long a shared window that did not answer is left alone."""
 
 
-class SharedWindow:
+class RedisSlidingWindow:
     """Counts in Redis or Valkey, for all processes together; while that does not answer, in this process.
 
     Open rather than closed: an encounter that cannot be recorded harms a patient, one too many harms nobody. The
@@ -45,10 +45,10 @@ class SharedWindow:
         self._limiter = MovingWindowRateLimiter(self._storage)
         self._seconds = seconds
         self._clock = clock
-        self._local = LocalWindow(seconds, clock)
+        self._local = InMemorySlidingWindow(seconds, clock)
         self._lost_until: float | None = None
 
-    async def take(self, key: str, limit: int, units: int) -> Taken:
+    async def take(self, key: str, limit: int, units: int) -> Usage:
         """Take units if there are so many left; else take none."""
         # A crowd that waits for its turn here says nothing about the other side.
         async with self._turn:
@@ -66,7 +66,7 @@ class SharedWindow:
         """Close the connections."""
         await self._pool.aclose()
 
-    async def _take_shared(self, key: str, limit: int, units: int) -> Taken | None:
+    async def _take_shared(self, key: str, limit: int, units: int) -> Usage | None:
         window = RateLimitItemPerSecond(limit, self._seconds)
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
@@ -76,7 +76,7 @@ class SharedWindow:
             self._lose(error)
             return None
         self._find()
-        return Taken(granted, remaining, max(more_at - time.time(), 0))
+        return Usage(granted, remaining, max(more_at - time.time(), 0))
 
     async def _release_shared(self, key: str, limit: int, units: int) -> bool:
         # Of the list that the limiter keeps, the newest is at the left.

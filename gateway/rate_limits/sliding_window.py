@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 Clock = Callable[[], float]
 
 
-class Taken(NamedTuple):
+class Usage(NamedTuple):
     """What came of asking for some units."""
 
     granted: bool
@@ -25,7 +25,7 @@ class Taken(NamedTuple):
 class Window(Protocol):
     """Counts uses by key."""
 
-    async def take(self, key: str, limit: int, units: int) -> Taken:
+    async def take(self, key: str, limit: int, units: int) -> Usage:
         """Take units if there are so many left; else take none."""
 
     async def release(self, key: str, limit: int, units: int) -> None:
@@ -35,7 +35,7 @@ class Window(Protocol):
         """Let go of what is held."""
 
 
-class LocalWindow:
+class InMemorySlidingWindow:
     """Counts in this process.
 
     Not `limits`' own memory storage: that one starts a task at each hit, which takes every key through a thread.
@@ -47,14 +47,14 @@ class LocalWindow:
         self._uses: dict[str, list[float]] = {}  # when each unit was taken, the oldest first
         self._sweep_at = clock() + seconds
 
-    async def take(self, key: str, limit: int, units: int) -> Taken:
+    async def take(self, key: str, limit: int, units: int) -> Usage:
         """Take units if there are so many left; else take none."""
         now, uses = self._clock(), self._in_window(key)
         too_many = len(uses) + units - limit
         if too_many > 0:
-            return Taken(False, max(limit - len(uses), 0), self._left_in(uses, too_many, now))
+            return Usage(False, max(limit - len(uses), 0), self._left_in(uses, too_many, now))
         uses += [now] * units
-        return Taken(True, limit - len(uses), self._left_in(uses, 1, now))
+        return Usage(True, limit - len(uses), self._left_in(uses, 1, now))
 
     async def release(self, key: str, limit: int, units: int) -> None:  # noqa: ARG002
         """Give back so many of the units that were taken last."""

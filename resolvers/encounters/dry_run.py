@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from resolvers.access import Operation
+from resolvers.access import Permission
 from resolvers.commands import RecordEncounter
 from resolvers.context import Context
 from resolvers.encounters.read import encounter_of_key
@@ -13,19 +13,19 @@ from resolvers.idempotency import claim_of, find_claimed
 from resolvers.patients import find_patient
 
 
-async def validate_encounter(
+async def dry_run_encounter(
     context: Context, patient_id: str, members: Mapping[str, Any], key: str | None = None
 ) -> Recording | None:
     """Say what `record_encounter` would answer: None where it would record, the recording where it would replay one.
 
     Reads only, so the key stays free. Raises what `record_encounter` would raise, in the same order.
     """
-    context.require(Operation.RECORD_ENCOUNTER)
+    context.require(Permission.RECORD_ENCOUNTER)
     brand_id = context.acting_brand(members.get("brand_id"))
     command = RecordEncounter.read(members, context.services.input_limits, strict=context.strict)
     claim = None if key is None else claim_of(key, context, brand_id, patient_id, command)
 
-    async with context.database.reading(brand_id) as connection:
+    async with context.database.connection(brand_id) as connection:
         if claim and (earlier := await find_claimed(connection, claim)):
             encounter = await encounter_of_key(context, connection, earlier)
             return Recording(encounter, earlier.answer, replayed=True)

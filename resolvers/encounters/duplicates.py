@@ -13,7 +13,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlmodel import Text
 
 from models import Encounter, Encounters, EncounterStatus
-from resolvers.access import Operation
+from resolvers.access import Permission
 from resolvers.bounded_rows import LONG, BoundedStatement
 from resolvers.context import Context
 
@@ -59,12 +59,12 @@ async def possible_duplicates_of(context: Context, encounters: Sequence[tuple[st
     Like it is: of the same patient, type and provider, or lack of one, and not entered in error. Raises
     `InsufficientScope`: whoever may only record is not told what else there is.
     """
-    context.require(Operation.READ_ENCOUNTERS)
+    context.require(Permission.READ_ENCOUNTERS)
     window = context.services.duplicate_window
     if window == timedelta(0):
         return [[] for _ in encounters]
     brand_id = context.acting_brand()
-    async with context.database.reading(brand_id) as connection:
+    async with context.database.connection(brand_id) as connection:
         rows = await POSSIBLE_DUPLICATES.fetch(
             context.answer,
             connection,

@@ -12,7 +12,7 @@ from sqlmodel import Text
 
 from models import Encounter, EncounterEventKind, EncounterVersion
 from resolvers import json_text
-from resolvers.access import Operation
+from resolvers.access import Permission
 from resolvers.bounded_rows import BoundedStatement
 from resolvers.context import Context
 from resolvers.sql import Connection, Row, Statement
@@ -104,9 +104,9 @@ async def histories_of(
 
     The `first` so many behind the version `after`. Raises `AnswerTooLarge` or `AnswerMemoryFull`.
     """
-    context.require(Operation.READ_ENCOUNTERS)
+    context.require(Permission.READ_ENCOUNTERS)
     brand_id = context.acting_brand()
-    async with context.database.reading(brand_id) as connection:
+    async with context.database.connection(brand_id) as connection:
         rows = await VERSIONS_OF_ENCOUNTERS.fetch(
             context.answer,
             connection,

@@ -178,7 +178,7 @@ async def keep_at_once(
     """
     many = len(news) > 1
     sent = {"sent": _written(news)} if many else news[0]._asdict()
-    async with database.at_once(brand_id, within_seconds) as connection:
+    async with database.autocommit(brand_id, within_seconds) as connection:
         rows = await connection.fetch(
             _keep(many),
             **sent,

@@ -12,13 +12,13 @@ from models import EncounterStatus
 from resolvers.encounters.lifecycle import allowed_actions
 
 
-class Said(NamedTuple):
+class Literal(NamedTuple):
     """A text that is part of every answer."""
 
     text: str
 
 
-class Asked(NamedTuple):
+class SqlExpr(NamedTuple):
     """SQL that gives a text, never null."""
 
     sql: str
@@ -30,21 +30,21 @@ class Long(NamedTuple):
     sql: str
 
 
-class Listed(NamedTuple):
+class SqlRows(NamedTuple):
     """SQL that gives the rows of a list as one text, never null: it may be long, and each `||` would copy it."""
 
     sql: str
 
 
-Piece = Said | Asked | Long | Listed
+Piece = Literal | SqlExpr | Long | SqlRows
 
 
 def joined(pieces: Iterable[Piece]) -> str:
     """Give the SQL of all the pieces, one after the other."""
     parts: list[str] = []
     said = ""
-    for piece in (*pieces, Asked("")):
-        if isinstance(piece, Said):
+    for piece in (*pieces, SqlExpr("")):
+        if isinstance(piece, Literal):
             said += piece.text
             continue
         if said:
@@ -55,18 +55,18 @@ def joined(pieces: Iterable[Piece]) -> str:
     return " || ".join(parts)
 
 
-def apart(pieces: Iterable[Piece]) -> list[Piece]:
+def merge_adjacent(pieces: Iterable[Piece]) -> list[Piece]:
     """Join what lies between the lists, so that each list can be a column to itself; what is only said stays said."""
     parts: list[Piece] = []
-    for are_lists, each in groupby(pieces, key=lambda piece: isinstance(piece, Listed)):
+    for are_lists, each in groupby(pieces, key=lambda piece: isinstance(piece, SqlRows)):
         together = list(each)
-        said = [piece.text for piece in together if isinstance(piece, Said)]
+        said = [piece.text for piece in together if isinstance(piece, Literal)]
         if are_lists:
             parts += together
         elif len(said) == len(together):
-            parts.append(Said("".join(said)))
+            parts.append(Literal("".join(said)))
         else:
-            parts.append(Asked(joined(together)))
+            parts.append(SqlExpr(joined(together)))
     return parts
 
 
@@ -74,8 +74,8 @@ def object_of(members: Sequence[tuple[str, Sequence[Piece]]]) -> list[Piece]:
     """Give the pieces of a JSON object. The names are plain: nothing in them needs an escape."""
     pieces: list[Piece] = []
     for number, (name, value) in enumerate(members):
-        pieces += [Said(f'{"," if number else "{"}"{name}":'), *value]
-    return [*pieces, Said("}" if members else "{}")]
+        pieces += [Literal(f'{"," if number else "{"}"{name}":'), *value]
+    return [*pieces, Literal("}" if members else "{}")]
 
 
 def items_of(item: Sequence[Piece], *, order_by: str | None = None, only: str = "") -> str:
@@ -95,7 +95,7 @@ USUAL_BYTES = 40
 
 def bytes_of(items: Sequence[Piece]) -> str:
     """Return SQL for about the bytes of one row's items."""
-    said = sum(len(piece.text) if isinstance(piece, Said) else USUAL_BYTES for piece in items)
+    said = sum(len(piece.text) if isinstance(piece, Literal) else USUAL_BYTES for piece in items)
     return " + ".join([str(said), *(f"octet_length({piece.sql})" for piece in items if isinstance(piece, Long))])
 
 
@@ -109,7 +109,7 @@ def text_of(row: str, name: str) -> list[Piece]:
 
 def string_of(column: str) -> list[Piece]:
     """A string that is never null."""
-    return [Asked(f"to_json({column})::text")]
+    return [SqlExpr(f"to_json({column})::text")]
 
 
 INSTANTS = ("scheduled_at", "started_at", "ended_at", "created_at", "updated_at")
@@ -132,20 +132,20 @@ def instant_of(row: str, name: str) -> list[Piece]:
     """An instant of a row of `ENCOUNTERS`: in UTC because the session is, its microseconds where it has any."""
     written = f"{row}.{name}_json"
     text = f"replace({written}, '+00:00', CASE octet_length({written}) {_ENDINGS} ELSE 'Z' END)"
-    return [Asked(f"coalesce({text}, 'null')")]
+    return [SqlExpr(f"coalesce({text}, 'null')")]
 
 
 def word_of(column: str, *, upper: bool) -> list[Piece]:
     """One of an enum's words."""
-    return [Said('"'), Asked(f'upper({column} COLLATE "C")' if upper else column), Said('"')]
+    return [Literal('"'), SqlExpr(f'upper({column} COLLATE "C")' if upper else column), Literal('"')]
 
 
 def members_of(row: str, *, upper: bool) -> dict[str, list[Piece]]:
     """Give each column of a row of `ENCOUNTERS` as JSON; `upper` for the words of GraphQL's enums."""
     return {
-        "id": [Said('"'), Asked(f"{row}.id::text"), Said('"')],
+        "id": [Literal('"'), SqlExpr(f"{row}.id::text"), Literal('"')],
         "patient_id": string_of(f"{row}.patient_id"),
-        "provider_id": [Asked(f"""coalesce('"' || {row}.provider_id::text || '"', 'null')""")],
+        "provider_id": [SqlExpr(f"""coalesce('"' || {row}.provider_id::text || '"', 'null')""")],
         "brand_id": string_of(f"{row}.brand_id"),
         "encounter_type": word_of(f"{row}.encounter_type", upper=upper),
         "status": word_of(f"{row}.status", upper=upper),
@@ -157,7 +157,7 @@ def members_of(row: str, *, upper: bool) -> dict[str, list[Piece]]:
         "metadata": [Long(f"{row}.metadata_json")],
         "created_at": instant_of(row, "created_at"),
         "updated_at": instant_of(row, "updated_at"),
-        "version": [Asked(f"{row}.version::text")],
+        "version": [SqlExpr(f"{row}.version::text")],
         "allowed_actions": _allowed_actions(f"{row}.status"),
     }
 
@@ -167,4 +167,4 @@ def _allowed_actions(status: str) -> list[Piece]:
         f"WHEN '{each}' THEN '[{','.join(f'{chr(34)}{action.name}{chr(34)}' for action in allowed_actions(each))}]'"
         for each in EncounterStatus
     )
-    return [Asked(f"CASE {status} {cases} END")]
+    return [SqlExpr(f"CASE {status} {cases} END")]

@@ -12,9 +12,9 @@ from sqlalchemy import bindparam, func, select, update
 
 from models import Encounter, EncounterAction, EncounterEventKind, EncounterStatus
 from resolvers import json_text
-from resolvers.access import Operation
+from resolvers.access import Permission
 from resolvers.audit import append_entry, encounter_event
-from resolvers.commands import AmendEncounter, Change, GivenUp, Reschedule
+from resolvers.commands import AmendEncounter, Change, MarkEnteredInError, Reschedule
 from resolvers.context import Context
 from resolvers.encounters.history import append_version
 from resolvers.encounters.read import OF_BRAND, OF_PATIENT, TABLE
@@ -51,7 +51,7 @@ LIFECYCLE: Mapping[EncounterAction, Transition] = {
         EncounterEventKind.NO_SHOW, frozenset({_SCHEDULED}), EncounterStatus.NO_SHOW
     ),
     EncounterAction.MARK_ENTERED_IN_ERROR: Transition(
-        EncounterEventKind.ENTERED_IN_ERROR, _NOT_IN_ERROR, EncounterStatus.ENTERED_IN_ERROR, GivenUp
+        EncounterEventKind.ENTERED_IN_ERROR, _NOT_IN_ERROR, EncounterStatus.ENTERED_IN_ERROR, MarkEnteredInError
     ),
     EncounterAction.RESCHEDULE: Transition(EncounterEventKind.RESCHEDULED, frozenset({_SCHEDULED}), command=Reschedule),
     # Also when it is over: that is when most of what was written wrongly is found.
@@ -102,7 +102,7 @@ async def change_encounter(
     `EncounterNotFound`, `StaleVersion`, `IllegalTransition`, `TemporarilyUnavailable` or `OutcomeUnknown`, in this
     order.
     """
-    context.require(Operation.CHANGE_ENCOUNTER)
+    context.require(Permission.CHANGE_ENCOUNTER)
     brand_id = context.acting_brand()
     transition = LIFECYCLE[action]
     command = transition.command.read(members or {}, context.services.input_limits)
@@ -122,11 +122,11 @@ async def change_encounter(
             await _keep(connection, context, encounter, transition.kind, changes=changes, reason=command.reason)
     if not changes:
         # Nothing was done that would give a right to see it.
-        context.require(Operation.READ_ENCOUNTERS)
+        context.require(Permission.READ_ENCOUNTERS)
         encounter = Encounter(**before)
         context.note_read([encounter])
         return encounter
-    context.services.feed.ring()
+    context.services.feed.notify()
     return encounter
 
 
@@ -134,7 +134,7 @@ async def _place_of(context: Context, brand_id: str, encounter_id: str) -> dict[
     """Give what leads to the encounter's row. Raises `EncounterNotFound`."""
     # Apart from the change itself: on a cluster this asks every shard, and the change then only the patient's.
     if (id_ := id_or_none(encounter_id)) is not None:
-        async with context.database.reading(brand_id) as connection:
+        async with context.database.connection(brand_id) as connection:
             row = await connection.fetch_one(PATIENT_OF_ENCOUNTER, brand_id=brand_id, id=id_)
         if row is not None:
             return {"brand_id": brand_id, "patient_id": row["patient_id"], "id": id_}

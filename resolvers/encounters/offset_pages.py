@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
-from resolvers.access import Operation
+from resolvers.access import Permission
 from resolvers.bounded_rows import LONG, LONG_BYTES, are_counted
 from resolvers.context import Context
 from resolvers.encounters.json_sql import ENCOUNTERS, bytes_of, items_of, members_of, object_of
@@ -28,11 +28,11 @@ async def list_encounters_by_offset(
     Raises `PatientNotFound`, `AnswerTooLarge` or `AnswerMemoryFull`. A long list is better read by cursor: an offset
     counts what it skips, in the index.
     """
-    context.require(Operation.READ_ENCOUNTERS)
+    context.require(Permission.READ_ENCOUNTERS)
     brand_id = context.acting_brand()
     if not can_exist(patient_id):
         raise PatientNotFound
-    row = await context.database.find(
+    row = await context.database.fetch_one_batched(
         brand_id,
         _slice(tuple(members), counted=are_counted(limit * len(LONG) * LONG_BYTES, context.answer.maximum)),
         "ids",

@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlmodel import Text
 
 from models import Encounter, Encounters, IdempotencyKey, Patient
-from resolvers.access import Operation
+from resolvers.access import Permission
 from resolvers.bounded_rows import LONG, BoundedStatement
 from resolvers.commands import EVERYTHING, EncounterFilter, uuid_of
 from resolvers.context import Context
@@ -49,9 +49,9 @@ ENCOUNTER_OF_PATIENT = Statement(
 
 async def encounters_by_ids(context: Context, ids: Sequence[UUID]) -> list[Encounter | None]:
     """Give the encounters the caller may see, in the order of `ids`, None where there is none."""
-    context.require(Operation.READ_ENCOUNTERS)
+    context.require(Permission.READ_ENCOUNTERS)
     brand_id = context.acting_brand()
-    async with context.database.reading(brand_id) as connection:
+    async with context.database.connection(brand_id) as connection:
         rows = await ENCOUNTERS_BY_IDS.fetch(context.answer, connection, len(ids), brand_id=brand_id, ids=ids)
     found = {row["id"]: _encounter(row) for row in rows}
     context.note_read(found.values())
@@ -64,12 +64,12 @@ async def visible_encounter(context: Context, patient_id: str, encounter_id: str
     Raises `EncounterNotFound`, in the same words whether it is another patient's, another brand's or nobody's, or the
     text is no id at all.
     """
-    context.require(Operation.READ_ENCOUNTERS)
+    context.require(Permission.READ_ENCOUNTERS)
     brand_id = context.acting_brand()
     uuid = uuid_of(encounter_id)
     if uuid is None or not can_exist(patient_id):
         raise EncounterNotFound
-    async with context.database.reading(brand_id) as connection:
+    async with context.database.connection(brand_id) as connection:
         row = await connection.fetch_one(ENCOUNTER_OF_PATIENT, brand_id=brand_id, patient_id=patient_id, id=uuid)
     if row is None:
         raise EncounterNotFound
@@ -82,7 +82,7 @@ async def list_encounters(
     context: Context,
     patient_ids: Sequence[str],
     window: Window,
-    narrow: EncounterFilter = EVERYTHING,
+    filters: EncounterFilter = EVERYTHING,
     *,
     for_feed: bool = False,
 ) -> list[Page]:
@@ -90,9 +90,9 @@ async def list_encounters(
 
     With `for_feed` each page has its position in the feed.
     """
-    context.require(Operation.READ_ENCOUNTERS)
+    context.require(Permission.READ_ENCOUNTERS)
     brand_id = context.acting_brand()
-    parts = narrow.parts()
+    parts = filters.criteria()
     places = {
         f"{side}_{name}": value
         for side in ("after", "before")
@@ -100,7 +100,7 @@ async def list_encounters(
         for name, value in zip(("created_at", "id"), position, strict=True)
     }
     statement = _pages(frozenset(parts), window.forward, window.after is not None, window.before is not None)
-    async with context.database.reading(brand_id) as connection:
+    async with context.database.connection(brand_id) as connection:
         position = await _feed_position(context, connection) if for_feed else None
         # One row more than asked for tells whether the list goes on.
         values = {"patient_ids": patient_ids, "limit": window.size + 1, **parts, **places}
@@ -123,13 +123,13 @@ async def _feed_position(context: Context, connection: Connection) -> int:
 
 
 async def count_encounters(
-    context: Context, patient_ids: Sequence[str], narrow: EncounterFilter = EVERYTHING
+    context: Context, patient_ids: Sequence[str], filters: EncounterFilter = EVERYTHING
 ) -> list[int]:
     """Count the encounters of each patient, in the order of `patient_ids`; all in one statement."""
-    context.require(Operation.READ_ENCOUNTERS)
+    context.require(Permission.READ_ENCOUNTERS)
     brand_id = context.acting_brand()
-    parts = narrow.parts()
-    async with context.database.reading(brand_id) as connection:
+    parts = filters.criteria()
+    async with context.database.connection(brand_id) as connection:
         rows = await connection.fetch(_counts(frozenset(parts)), brand_id=brand_id, patient_ids=patient_ids, **parts)
     counts = {row["patient_id"]: row["count"] for row in rows}
     return [counts.get(patient_id, 0) for patient_id in patient_ids]

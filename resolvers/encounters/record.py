@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import bindparam, insert
 
 from models import Encounter, EncounterEventKind, EncounterStatus
-from resolvers.access import Operation
+from resolvers.access import Permission
 from resolvers.audit import append_entry, encounter_event
 from resolvers.commands import RecordEncounter
 from resolvers.context import Context
@@ -55,7 +55,7 @@ async def record_encounter(
     may comes before what was sent. Raises `InsufficientScope`, `Forbidden`, `InvalidInput`, `IdempotencyKeyReused`,
     `PatientNotFound`, `TemporarilyUnavailable` or `OutcomeUnknown`, in this order.
     """
-    context.require(Operation.RECORD_ENCOUNTER)
+    context.require(Permission.RECORD_ENCOUNTER)
     brand_id = context.acting_brand(members.get("brand_id"))
     command = RecordEncounter.read(members, context.services.input_limits, strict=context.strict)
     claim = None if key is None else claim_of(key, context, brand_id, patient_id, command)
@@ -64,8 +64,8 @@ async def record_encounter(
     kept, answer = await _keep(context, brand_id, columns, claim)
     if kept.created_at is None:
         return await _replay(context, claim, kept)
-    context.services.feed.ring()
-    context.services.tally.recorded(replayed=False)
+    context.services.feed.notify()
+    context.services.metrics.recorded(replayed=False)
     return Recording(recorded(columns, kept.created_at), answer.at(kept.created_at))
 
 
@@ -93,7 +93,7 @@ async def _keep(
     """Keep an encounter. Gives what came of it, and the answer that is kept for its key where that is known here."""
     if not can_exist(columns["patient_id"]):
         return Kept(patient_is_known=False, created_at=None), NO_ANSWER
-    if context.services.recorder is None:
+    if context.services.batcher is None:
         return await _keep_step_by_step(context, brand_id, columns, claim), NO_ANSWER
     caller = context.caller
     answer = Answer.of(context.services.published(recorded(columns, TO_COME))) if claim else NO_ANSWER
@@ -112,21 +112,19 @@ async def _keep(
         answer_middle=answer.middle,
         answer_tail=answer.tail,
     )
-    return await context.services.recorder.keep(brand_id, new), answer
+    return await context.services.batcher.keep(brand_id, new), answer
 
 
 async def _keep_step_by_step(context: Context, brand_id: str, columns: Mapping[str, Any], claim: Claim | None) -> Kept:
     """Keep an encounter by one statement after the other: the form that a cluster likes, each of one patient."""
     async with context.database.transaction(brand_id) as connection:
-        kept = await claim_place(context, connection, columns, claim)
+        kept = await reserve(context, connection, columns, claim)
         if kept.created_at is not None:
             await insert_encounter(context, connection, columns, kept.created_at)
     return kept
 
 
-async def claim_place(
-    context: Context, connection: Connection, columns: Mapping[str, Any], claim: Claim | None
-) -> Kept:
+async def reserve(context: Context, connection: Connection, columns: Mapping[str, Any], claim: Claim | None) -> Kept:
     """Claim the key, if there is one, for an encounter whose patient is known, and say when it is recorded."""
     now = await time_at(connection, columns["brand_id"], columns["patient_id"])
     if now is None:
@@ -158,10 +156,10 @@ async def _replay(context: Context, claim: Claim | None, kept: Kept) -> Recordin
     """Give what was recorded under the key earlier. Raises what else an encounter that was not kept means."""
     if claim is not None:
         try:
-            async with context.database.reading(claim.brand_id) as connection:
+            async with context.database.connection(claim.brand_id) as connection:
                 if earlier := await find_claimed(connection, claim):
                     encounter = await encounter_of_key(context, connection, earlier)
-                    context.services.tally.recorded(replayed=True)
+                    context.services.metrics.recorded(replayed=True)
                     return Recording(encounter, earlier.answer, replayed=True)
         except TemporarilyUnavailable as error:
             # The key is taken, and perhaps by this very encounter: "no" would be a guess.

@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 
 from models import IdempotencyKey
 from resolvers import json_text
-from resolvers.access import Operation
+from resolvers.access import Permission
 from resolvers.commands import RecordEncounter
 from resolvers.context import Context
 from resolvers.encounters.read import encounter_of_key
-from resolvers.encounters.record import Recording, claim_place, columns_of, insert_encounter, record_encounter
+from resolvers.encounters.record import Recording, columns_of, insert_encounter, record_encounter, reserve
 from resolvers.errors import (
+    BatchRolledBack,
     Forbidden,
     GatewayError,
-    HeldBack,
     IdempotencyKeyReused,
     InvalidInput,
     PatientNotFound,
@@ -49,7 +49,7 @@ async def record_encounters(context: Context, items: Sequence[Item]) -> list[Out
     _require(context, items)
     # Sent at the same time they share statements. On a cluster each is a transaction of its own, and all at once would
     # take every connection there is.
-    together = MAX_ITEMS if context.services.recorder else 1
+    together = MAX_ITEMS if context.services.batcher else 1
     outcomes: list[Outcome] = []
     for first in range(0, len(items), together):
         asked = [record_encounter(context, *item) for item in items[first : first + together]]
@@ -60,7 +60,7 @@ async def record_encounters(context: Context, items: Sequence[Item]) -> list[Out
 async def record_all_or_none(context: Context, items: Sequence[Item]) -> list[Outcome]:
     """Record all in one transaction, or none; give what came of each in their order.
 
-    Where one is refused, it says why, and the others are `HeldBack`; those recorded earlier under their keys are
+    Where one is refused, it says why, and the others are `BatchRolledBack`; those recorded earlier under their keys are
     recordings all the same, which is no reason to refuse the others. Raises `InsufficientScope`, `InvalidInput` for too
     many, `Forbidden`, also where they are of several brands, `TemporarilyUnavailable` or `OutcomeUnknown`.
     """
@@ -82,9 +82,9 @@ async def record_all_or_none(context: Context, items: Sequence[Item]) -> list[Ou
         return outcomes
     news = [outcome for outcome in outcomes if isinstance(outcome, Recording)]
     for each in news:
-        context.services.tally.recorded(replayed=each.replayed)
+        context.services.metrics.recorded(replayed=each.replayed)
     if not all(each.replayed for each in news):
-        context.services.feed.ring()
+        context.services.feed.notify()
     return outcomes
 
 
@@ -92,7 +92,7 @@ class _NoneIsKept(Exception):
     """Rolls back what is not kept as a whole."""
 
 
-class _Place(NamedTuple):
+class _ValidItem(NamedTuple):
     """An encounter that breaks no rule, and the key it claims."""
 
     columns: dict[str, Any]
@@ -100,23 +100,23 @@ class _Place(NamedTuple):
 
 
 def _require(context: Context, items: Sequence[Item]) -> None:
-    context.require(Operation.RECORD_ENCOUNTER)
+    context.require(Permission.RECORD_ENCOUNTER)
     if len(items) > MAX_ITEMS:
         told, came = f"must have at most {MAX_ITEMS} items", json_text.shape_of(list(items))
         raise InvalidInput([Violation("/input", "too_many", told, maximum=MAX_ITEMS, received=came)])
 
 
-def _place(context: Context, brand_id: str, item: Item) -> _Place | GatewayError:
+def _place(context: Context, brand_id: str, item: Item) -> _ValidItem | GatewayError:
     try:
         command = RecordEncounter.read(item.members, context.services.input_limits)
         claim = None if item.key is None else claim_of(item.key, context, brand_id, item.patient_id, command)
     except InvalidInput as error:
         return error
-    return _Place(columns_of(command, item.patient_id), claim)
+    return _ValidItem(columns_of(command, item.patient_id), claim)
 
 
 async def _record_places(
-    context: Context, connection: Connection, places: Sequence[_Place | GatewayError]
+    context: Context, connection: Connection, places: Sequence[_ValidItem | GatewayError]
 ) -> list[Outcome]:
     # Keys in their own order, as everywhere, so that two at once never wait for each other; the rest in the order of
     # the items, which is that of their ids and so of their events.
@@ -124,7 +124,7 @@ async def _record_places(
     for number in sorted(range(len(places)), key=lambda number: _key(places[number])):
         place = places[number]
         claimed[number] = place if isinstance(place, GatewayError) else await _claim(context, connection, place)
-    ours = {place.columns["id"] for place in places if isinstance(place, _Place)}
+    ours = {place.columns["id"] for place in places if isinstance(place, _ValidItem)}
     refused = any(isinstance(each, GatewayError) for each in claimed.values())
 
     outcomes: list[Outcome] = []
@@ -136,23 +136,23 @@ async def _record_places(
                 encounter = await encounter_of_key(context, connection, earlier)
                 outcomes.append(Recording(encounter, earlier.answer, replayed=True))
             case Kept(created_at=now) if now is not None and not refused:
-                assert isinstance(place, _Place)
+                assert isinstance(place, _ValidItem)
                 encounter = await insert_encounter(context, connection, place.columns, now)
                 outcomes.append(Recording(encounter))
             case _:
-                outcomes.append(HeldBack())
+                outcomes.append(BatchRolledBack())
     return outcomes
 
 
-def _key(place: _Place | GatewayError) -> str:
-    return place.claim.key if isinstance(place, _Place) and place.claim else ""
+def _key(place: _ValidItem | GatewayError) -> str:
+    return place.claim.key if isinstance(place, _ValidItem) and place.claim else ""
 
 
-async def _claim(context: Context, connection: Connection, place: _Place) -> Kept | IdempotencyKey | GatewayError:
+async def _claim(context: Context, connection: Connection, place: _ValidItem) -> Kept | IdempotencyKey | GatewayError:
     """Claim the place of an encounter; or give what its key stands for already, or why there is no place for it."""
     kept = Kept(patient_is_known=False, created_at=None)
     if can_exist(place.columns["patient_id"]):
-        kept = await claim_place(context, connection, place.columns, place.claim)
+        kept = await reserve(context, connection, place.columns, place.claim)
     if kept.created_at is not None:
         return kept
     if place.claim is not None:

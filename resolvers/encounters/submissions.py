@@ -7,7 +7,7 @@ from typing import NamedTuple
 from sqlalchemy import text
 
 from models import Encounter
-from resolvers.access import Operation
+from resolvers.access import Permission
 from resolvers.context import Context
 from resolvers.encounters.read import encounter_of_key
 from resolvers.errors import Locked
@@ -50,7 +50,7 @@ async def find_submission(context: Context, key: str) -> Submission:
     it is tried whether the key can be had: the trial waits in vain, finds the key taken, or is rolled back. Raises
     `InsufficientScope`, `Forbidden`, `InvalidInput` for a text that is no key, or `TemporarilyUnavailable`.
     """
-    context.require(Operation.FIND_SUBMISSION)
+    context.require(Permission.FIND_SUBMISSION)
     brand_id = context.acting_brand()
     require_key(key)
     try:

@@ -27,7 +27,7 @@ from resolvers.encounters.duplicates import MOST
 from resolvers.encounters.history import MOST_VERSIONS
 from resolvers.json_text import INT_DIGITS
 from resolvers.paging import PageLimits
-from schema.documents.limits import COUNTLESS
+from schema.documents.limits import SATURATED
 
 
 class Cost(NamedTuple):
@@ -71,7 +71,7 @@ class Sent:
                 return self.variable(node.name.value)
             case IntValueNode():
                 # So many objects that no number of digits makes a difference; and Python reads only so many.
-                return int(node.value) if len(node.value) <= INT_DIGITS else COUNTLESS
+                return int(node.value) if len(node.value) <= INT_DIGITS else SATURATED
             case ListValueNode():
                 return list(node.values)
         return None
@@ -181,4 +181,4 @@ def cost_of(document: DocumentNode, operation: OperationDefinitionNode, sent: Se
             return min(max(first, 0), MOST_VERSIONS) if isinstance(first, int) else MOST_VERSIONS
         return sent.asked_for(field)
 
-    return min(of(operation.selection_set), COUNTLESS)
+    return min(of(operation.selection_set), SATURATED)

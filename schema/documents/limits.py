@@ -32,13 +32,13 @@ MOST_FIELDS = 100_000
 DIRECTIVES_AT_ONE_PLACE = 4
 
 # Numbers beyond are all the same to us, and those of a malicious document have thousands of digits.
-COUNTLESS = 1_000_000_000
+SATURATED = 1_000_000_000
 
 EXPLORING = frozenset({"__schema", "__type", "_service"})
 """The fields that tell what can be asked; `_service` is how a federation's router asks."""
 
 
-class Breach(NamedTuple):
+class LimitViolation(NamedTuple):
     """A limit that a document passes."""
 
     rule: RuleId
@@ -49,7 +49,7 @@ class Breach(NamedTuple):
     def message(self) -> str:
         """Say what the document has and what is the most."""
         name = self.rule.replace("_", " ")
-        found = f"{self.found:,}" if self.found < COUNTLESS else "countless"
+        found = f"{self.found:,}" if self.found < SATURATED else "countless"
         if self.rule == "depth":
             return f"The document is {found} levels deep, and {self.limit:,} is the most."
         return f"The document has {found} {name}, and {self.limit:,} is the most."
@@ -69,26 +69,26 @@ class DocumentLimits:
     operations: int = 50
     enforced: bool = True
 
-    def passed_by(self, extent: "Extent") -> tuple[Breach, ...]:
+    def exceeded(self, extent: "DocumentStats") -> tuple[LimitViolation, ...]:
         """Give each limit that a document passes."""
         every = (
-            Breach("characters", self.characters, extent.characters),
-            Breach("tokens", self.tokens, extent.tokens),
-            Breach("depth", self.depth, extent.depth),
-            Breach("fields", self.fields, extent.fields),
-            Breach("aliases", self.aliases, extent.aliases),
-            Breach("directives", self.directives, extent.directives),
-            Breach("root_fields", self.root_fields, extent.root_fields),
-            Breach("operations", self.operations, extent.operations),
+            LimitViolation("characters", self.characters, extent.characters),
+            LimitViolation("tokens", self.tokens, extent.tokens),
+            LimitViolation("depth", self.depth, extent.depth),
+            LimitViolation("fields", self.fields, extent.fields),
+            LimitViolation("aliases", self.aliases, extent.aliases),
+            LimitViolation("directives", self.directives, extent.directives),
+            LimitViolation("root_fields", self.root_fields, extent.root_fields),
+            LimitViolation("operations", self.operations, extent.operations),
         )
         breaches = [each for each in every if each.found > each.limit]
         if extent.directives_at_one_place > DIRECTIVES_AT_ONE_PLACE and extent.directives <= self.directives:
-            breaches.append(Breach("directives", DIRECTIVES_AT_ONE_PLACE, extent.directives_at_one_place))
+            breaches.append(LimitViolation("directives", DIRECTIVES_AT_ONE_PLACE, extent.directives_at_one_place))
         return tuple(breaches)
 
 
 @dataclass(slots=True)
-class Extent:
+class DocumentStats:
     """How much of everything a document has, its fragments put in where they are spread."""
 
     characters: int = 0
@@ -122,17 +122,17 @@ class _Spread(NamedTuple):
     """The number of the selection set of a field that it is merged into."""
 
 
-def extent_of(document: DocumentNode, characters: int = 0) -> Extent:
+def document_stats(document: DocumentNode, characters: int = 0) -> DocumentStats:
     """Count what a document has. It need not be valid: unknown fragments count nothing, and circles once."""
     fragments: dict[str, FragmentDefinitionNode] = {}
     for definition in document.definitions:
         if isinstance(definition, FragmentDefinitionNode):
             fragments.setdefault(definition.name.value, definition)
     own = {name: _own(fragment) for name, fragment in fragments.items()}
-    full: dict[str, Extent] = {}
+    full: dict[str, DocumentStats] = {}
     for name in _inner_first({name: spreads for name, (_, spreads) in own.items()}):
         full[name] = _with_fragments(*own[name], full)
-    whole = Extent(characters, document.token_count or 0)
+    whole = DocumentStats(characters, document.token_count or 0)
     for definition in document.definitions:
         if isinstance(definition, OperationDefinitionNode):
             _widen(whole, _with_fragments(*_own(definition), full))
@@ -145,10 +145,10 @@ def extent_of(document: DocumentNode, characters: int = 0) -> Extent:
     return whole
 
 
-def _own(definition: DefinitionNode) -> tuple[Extent, list[_Spread]]:
+def _own(definition: DefinitionNode) -> tuple[DocumentStats, list[_Spread]]:
     """Count what a definition has itself, and list what it spreads."""
     assert isinstance(definition, OperationDefinitionNode | FragmentDefinitionNode)
-    extent, spreads = Extent(), list[_Spread]()
+    extent, spreads = DocumentStats(), list[_Spread]()
     _count_directives(extent, definition)
     for variable in definition.variable_definitions or ():
         _count_directives(extent, variable)
@@ -178,7 +178,7 @@ def _own(definition: DefinitionNode) -> tuple[Extent, list[_Spread]]:
     return extent, spreads
 
 
-def _count_directives(extent: Extent, node: object) -> None:
+def _count_directives(extent: DocumentStats, node: object) -> None:
     at_this_place = len(getattr(node, "directives", None) or ())
     extent.directives += at_this_place
     extent.directives_at_one_place = max(extent.directives_at_one_place, at_this_place)
@@ -201,29 +201,29 @@ def _inner_first(spreads: Mapping[str, list[_Spread]]) -> Iterator[str]:
                 path.append((spread.name, iter(spreads[spread.name])))
 
 
-def _with_fragments(extent: Extent, spreads: list[_Spread], full: Mapping[str, Extent]) -> Extent:
+def _with_fragments(extent: DocumentStats, spreads: list[_Spread], full: Mapping[str, DocumentStats]) -> DocumentStats:
     for spread, times in Counter(spreads).items():
         within = full.get(spread.name)
         if within is None:
             continue
         extent.depth = max(extent.depth, spread.level + within.depth)
         extent.nested = max(extent.nested, spread.nested + within.nested)
-        extent.fields = min(extent.fields + within.fields, COUNTLESS)
-        extent.aliases = min(extent.aliases + times * within.aliases, COUNTLESS)
-        extent.directives = min(extent.directives + times * within.directives, COUNTLESS)
+        extent.fields = min(extent.fields + within.fields, SATURATED)
+        extent.aliases = min(extent.aliases + times * within.aliases, SATURATED)
+        extent.directives = min(extent.directives + times * within.directives, SATURATED)
         if spread.level == 0:
-            extent.root_fields = min(extent.root_fields + times * within.root_fields, COUNTLESS)
+            extent.root_fields = min(extent.root_fields + times * within.root_fields, SATURATED)
             extent.root_names |= within.root_names
     return extent
 
 
-def _widen(whole: Extent, operation: Extent) -> None:
+def _widen(whole: DocumentStats, operation: DocumentStats) -> None:
     """Count an operation in: levels and root fields are those of the largest, for one alone is run."""
     whole.depth = max(whole.depth, operation.depth)
     whole.nested = max(whole.nested, operation.nested)
-    whole.fields = min(whole.fields + operation.fields, COUNTLESS)
-    whole.aliases = min(whole.aliases + operation.aliases, COUNTLESS)
-    whole.directives = min(whole.directives + operation.directives, COUNTLESS)
+    whole.fields = min(whole.fields + operation.fields, SATURATED)
+    whole.aliases = min(whole.aliases + operation.aliases, SATURATED)
+    whole.directives = min(whole.directives + operation.directives, SATURATED)
     whole.directives_at_one_place = max(whole.directives_at_one_place, operation.directives_at_one_place)
     whole.root_fields = max(whole.root_fields, operation.root_fields)
     whole.root_names |= operation.root_names

@@ -3,16 +3,16 @@
 from graphql import DocumentNode, OperationDefinitionNode
 
 from schema.documents.cost import Costing
-from schema.documents.rate_units import Pricing
+from schema.documents.rate_units import RateCost
 from schema.plans.query_plan import AnyPlan, Plan
 
 
-class Prepared:
+class PreparedOperation:
     """An operation that is known to be valid."""
 
     def __init__(self, document: DocumentNode, node: OperationDefinitionNode) -> None:
         self.node = node
-        self.pricing = Pricing(document, node)
+        self.pricing = RateCost(document, node)
         self.costing = Costing(document, node)
         self.plan: AnyPlan | None = None
         self.planned = False

@@ -37,10 +37,17 @@ from resolvers.rules import RuleId
 from resolvers.spelling import near_miss
 from schema.documents.cache import MAX_KEPT_BYTES, KeptDocuments
 from schema.documents.input_values import MOST_FAULTS, faults_of_literal, faults_of_value, violation_of
-from schema.documents.limits import MOST_FIELDS, MOST_LEVELS, MOST_NESTED, Breach, DocumentLimits, extent_of
-from schema.documents.operation import Prepared
+from schema.documents.limits import (
+    MOST_FIELDS,
+    MOST_LEVELS,
+    MOST_NESTED,
+    DocumentLimits,
+    LimitViolation,
+    document_stats,
+)
+from schema.documents.operation import PreparedOperation
 from schema.documents.overlapping_fields import conflicts_in
-from schema.documents.rate_units import ONE_READ, Price
+from schema.documents.rate_units import ONE_READ, RateUnits
 from schema.documents.trusted import DocumentsPolicy, UntrustedManifest, normal_form, sha256_of
 
 # Longer texts are not kept: they hold values, and nobody sends them twice.
@@ -74,16 +81,16 @@ class Document(NamedTuple):
     """Each names its rule in its extensions, where it has one of its own."""
     errors_with_hints: tuple[GraphQLError, ...] = ()
     """The same in words that suggest what exists, for those who may know what does."""
-    breaches: tuple[Breach, ...] = ()
+    breaches: tuple[LimitViolation, ...] = ()
     """The limits it passes."""
     explores: bool = False
     only_explores: bool = False
     trusted: bool = False
     """Whether it is in the manifest, however it is laid out."""
-    prepared: dict[str | None, Prepared] | None = None
+    prepared: dict[str | None, PreparedOperation] | None = None
     """Its operations by the names they were asked for by; None where there is nothing to run."""
 
-    def operation(self, name: str | None) -> Prepared:
+    def operation(self, name: str | None) -> PreparedOperation:
         """Choose the operation to run. Raises `InvalidInput` where there is none, or several and none is named."""
         assert self.ast is not None, "it can be run"
         assert self.prepared is not None, "it can be run"
@@ -93,7 +100,7 @@ class Document(NamedTuple):
                 raise InvalidInput(
                     [Violation("/operationName", "operation", "must name one of the document's operations")]
                 )
-            self.prepared[name] = Prepared(self.ast, node)
+            self.prepared[name] = PreparedOperation(self.ast, node)
         return self.prepared[name]
 
     def weight(self, text: str) -> int:
@@ -102,7 +109,7 @@ class Document(NamedTuple):
         plans = sum(each.weight(tokens) for each in (self.prepared or {}).values())
         return BYTES_OF_A_DOCUMENT + 2 * sys.getsizeof(text) + BYTES_OF_A_TOKEN * tokens + plans
 
-    def price(self, operation_name: str | None, variables: Mapping[str, Any]) -> Price:
+    def price(self, operation_name: str | None, variables: Mapping[str, Any]) -> RateUnits:
         """Price the operation that is asked for. A document that cannot be run is one read."""
         if self.ast is None or self.errors:
             return ONE_READ
@@ -176,20 +183,20 @@ class Documents:
     def _read(self, text: str) -> Document:
         limits = self._rules.limits
         if limits.enforced and len(text) > self._most_characters:
-            breach = Breach("characters", self._most_characters, len(text))
+            breach = LimitViolation("characters", self._most_characters, len(text))
             return refused(breach.message, breach.rule)
         ast = _parsed(text, max_tokens=self._most_tokens if limits.enforced else None)
         return ast if isinstance(ast, Document) else self._checked(ast, len(text), limits)
 
     def _checked(self, ast: DocumentNode, characters: int, limits: DocumentLimits | None) -> Document:
         """Count, then validate. What has no limits is trusted: someone has looked at it."""
-        extent = extent_of(ast, characters)
+        extent = document_stats(ast, characters)
         if extent.depth > MOST_LEVELS or extent.nested > MOST_NESTED:
             return refused(TOO_DEEP, "depth")
         if extent.fields > MOST_FIELDS:
             return refused(TOO_LARGE, "fields")
         trusted = limits is None or (bool(self._normal_forms) and normal_form(ast) in self._normal_forms)
-        breaches = limits.passed_by(extent) if limits and not trusted else ()
+        breaches = limits.exceeded(extent) if limits and not trusted else ()
         document = Document(ast, (), (), breaches, extent.explores, extent.only_explores, trusted, {})
         if limits and limits.enforced and breaches:
             return document._replace(errors=tuple(_error(each.message, each.rule) for each in breaches))

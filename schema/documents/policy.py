@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 from graphql import GraphQLSchema
 
-from resolvers.access import Operation
+from resolvers.access import Permission
 from resolvers.context import Context
-from schema.documents.limits import Breach
+from schema.documents.limits import LimitViolation
 from schema.documents.parse import Document, DocumentRules, Documents, refused
 from schema.documents.trusted import sha256_of
 
-LogBreach = Callable[[Context, Breach], None]
+LogBreach = Callable[[Context, LimitViolation], None]
 """Writes down that a limit would have refused what was asked for."""
 
 LogUnknown = Callable[[Context, str], None]
@@ -61,7 +61,7 @@ class Admission:
             return True
         return text is None or self._documents.knows(text)
 
-    def log_if_measuring(self, breach: Breach, context: Context) -> bool:
+    def log_if_measuring(self, breach: LimitViolation, context: Context) -> bool:
         """Write a limit that is passed down, if that is all that is to be done. Gives whether it was."""
         if not self._rules.limits.enforced:
             self._log_breach(context, breach)
@@ -69,12 +69,12 @@ class Admission:
 
     def _as_told(self, document: Document, context: Context) -> Document:
         """Give the document as it is for this caller: who may not explore is told nothing of what exists."""
-        if self._rules.exploring == "open" or (self._rules.exploring == "scoped" and context.may(Operation.EXPLORE)):
+        if self._rules.exploring == "open" or (self._rules.exploring == "scoped" and context.may(Permission.EXPLORE)):
             return document._replace(errors=document.errors_with_hints) if document.errors_with_hints else document
         if not document.explores:
             return document
         if self._rules.exploring == "scoped":
-            context.require(Operation.EXPLORE)
+            context.require(Permission.EXPLORE)
         return refused("This gateway does not tell its schema; `__typename` may be asked for.", "introspection")
 
     def _untrusted(self, document: Document) -> Document | None:

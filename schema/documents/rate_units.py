@@ -19,29 +19,29 @@ from resolvers.rate_limits import Kind
 from schema.documents.cost import Sent, defaults_of
 
 
-class Price(NamedTuple):
+class RateUnits(NamedTuple):
     """Units of one kind."""
 
     kind: Kind
     units: int
 
 
-ONE_READ = Price(Kind.READS, 1)
+ONE_READ = RateUnits(Kind.READS, 1)
 """What everything counts for that does not get as far as an operation."""
 
 
-class Pricing:
+class RateCost:
     """What a valid operation counts for."""
 
     def __init__(self, document: DocumentNode, operation: OperationDefinitionNode) -> None:
         fields = _root_fields(document, operation.selection_set).values()
         self._many = [each for each in fields if each.name.value == "recordEncounters"]
-        self._others = Price(
+        self._others = RateUnits(
             Kind.WRITES if operation.operation is OperationType.MUTATION else Kind.READS, len(fields) - len(self._many)
         )
         self._defaults = defaults_of(operation)
 
-    def price(self, variables: Mapping[str, Any]) -> Price:
+    def price(self, variables: Mapping[str, Any]) -> RateUnits:
         """Price it."""
         if not self._many:
             return self._others

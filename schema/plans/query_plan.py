@@ -19,18 +19,27 @@ from graphql import (
     OperationType,
 )
 
-from resolvers.access import Operation
+from resolvers.access import Permission
 from resolvers.bounded_rows import are_counted
 from resolvers.commands import EVERYTHING, EncounterFilter
 from resolvers.context import Context
 from resolvers.errors import AnswerTooLarge, GatewayError
 from resolvers.ids import id_text
-from resolvers.paging import PageLimits, list_of, window_of
+from resolvers.paging import PageLimits, cursor_scope, window_of
 from resolvers.patients import can_exist
 from resolvers.sql import Row
 from schema.plans.record_plan import RecordPlan
-from schema.plans.selection import Declined, Page, Reader, Root, Variables, coerced, conditions_of, filter_members
-from schema.plans.sql import FIRST_JSON, Bound, Question, arguments_of, may_have_bytes, question_of
+from schema.plans.selection import (
+    PageNode,
+    Reader,
+    Root,
+    Unplannable,
+    Variables,
+    coerced,
+    conditions_of,
+    filter_members,
+)
+from schema.plans.sql import FIRST_JSON, BoundPage, CompiledQuery, arguments_of, compile_query, may_have_bytes
 
 MAX_IDS = 100
 KEPT_QUESTIONS = 16
@@ -56,7 +65,7 @@ def plan_of(document: DocumentNode, operation: OperationDefinitionNode) -> "AnyP
                 return RecordPlan(document, operation)
             case OperationType.QUERY:
                 return Plan(document, operation)
-    except Declined:
+    except Unplannable:
         pass
     return None
 
@@ -65,7 +74,7 @@ class Plan:
     """The plan of one query. What `@skip` and `@include` leave of it is worked out once for each of their outcomes."""
 
     def __init__(self, document: DocumentNode, operation: OperationDefinitionNode) -> None:
-        """Read the document. Raises `Declined` where no plan will ever serve it."""
+        """Read the document. Raises `Unplannable` where no plan will ever serve it."""
         self._fragments = {
             each.name.value: each for each in document.definitions if isinstance(each, FragmentDefinitionNode)
         }
@@ -75,11 +84,11 @@ class Plan:
         own = {each.variable.name.value for each in self._definitions}
         self._conditions = sorted(conditions_of(document) & own)
         if len(self._conditions) > MOST_CONDITIONS:
-            raise Declined
+            raise Unplannable
         self._variants: dict[tuple[bool | None, ...], Variant | None] = {}
 
     async def run(self, sent: Variables, context: Context) -> bytes:
-        """Answer the query: the JSON of `data`. Raises `Declined`, or what kept the database from answering."""
+        """Answer the query: the JSON of `data`. Raises `Unplannable`, or what kept the database from answering."""
         variant, variables = self._settled(sent)
         return await variant.run(variables, context)
 
@@ -97,25 +106,25 @@ class Plan:
         variables = coerced(self._definitions, sent)
         outcome = tuple(variables.get(name) for name in self._conditions)
         if None in outcome:
-            raise Declined
+            raise Unplannable
         if outcome not in self._variants:
             self._variants[outcome] = self._variant(variables)
         variant = self._variants[outcome]
         if variant is None:
-            raise Declined
+            raise Unplannable
         return variant, variables
 
     def _variant(self, variables: Variables) -> "Variant | None":
         try:
             return Variant(Reader(self._fragments, variables).roots(self._operation.selection_set))
-        except Declined:
+        except Unplannable:
             return None
 
 
-class Asking(NamedTuple):
+class BoundQuery(NamedTuple):
     """What the database is asked."""
 
-    question: Question
+    question: CompiledQuery
     ids: Mapping[str, list[Any]]
     """Of the root with this number."""
     pages: Mapping[str, Any]
@@ -131,12 +140,12 @@ class Variant:
         self._roots = roots
         self._needed = _needed(roots)
         self._is_of_one = [root.name for root in roots] in (["encounter"], ["patient"])
-        self._questions: dict[tuple[Any, ...], Question | None] = {}
+        self._questions: dict[tuple[Any, ...], CompiledQuery | None] = {}
         self.kept_characters = 0
         """Of the statements of its questions."""
 
     async def run(self, variables: Variables, context: Context) -> bytes:
-        """Answer it. Raises `Declined`, or what kept the database from answering."""
+        """Answer it. Raises `Unplannable`, or what kept the database from answering."""
         brand_id = self._admitted(context)
         asked = [self._ids(root, variables) for root in self._roots]
         asking = self._asking(brand_id, asked, variables, context)
@@ -165,31 +174,31 @@ class Variant:
         if asking is None:
             return Explained("", [])
         statement = asking.question.statement
-        async with context.database.reading(brand_id) as connection:
+        async with context.database.connection(brand_id) as connection:
             values = {"brand_id": brand_id, "most_bytes": context.answer.maximum, **asking.ids, **asking.pages}
             lines = await connection.fetch(statement.explaining(), **values)
         return Explained(statement.text, [line[0] for line in lines])
 
-    async def _rows(self, asking: Asking, brand_id: str, context: Context) -> Sequence[Row]:
+    async def _rows(self, asking: BoundQuery, brand_id: str, context: Context) -> Sequence[Row]:
         statement, most_bytes = asking.question.statement, context.answer.maximum
         if not self._is_of_one:
-            async with context.database.reading(brand_id) as connection:
+            async with context.database.connection(brand_id) as connection:
                 values = {"brand_id": brand_id, **asking.ids, **asking.pages}
                 return await connection.fetch_at_most(most_bytes, statement, **values, most_bytes=most_bytes)
         # Many ask for one of these at a time: those of one moment share the way to the database and back.
         ((by, ids),) = asking.ids.items()
         if not ids:
             return ()
-        row = await context.database.find(
+        row = await context.database.fetch_one_batched(
             brand_id, statement, by, ids[0], rows=asking.rows, most_bytes=most_bytes, **asking.pages
         )
         return () if row is None else (row,)
 
     def _asking(
         self, brand_id: str, asked: Sequence[list[Any]], variables: Variables, context: Context
-    ) -> Asking | None:
+    ) -> BoundQuery | None:
         """Say what the database is asked; None where that is nothing."""
-        bound: dict[int, Bound] = {}
+        bound: dict[int, BoundPage] = {}
         pages: dict[str, Any] = {}
         rows = 0
         for root, ids in zip(self._roots, asked, strict=True):
@@ -205,7 +214,7 @@ class Variant:
             f"ids_{number}": ids if root.name == "encounter" else [each for each in ids if can_exist(each)]
             for number, (root, ids) in enumerate(zip(self._roots, asked, strict=True))
         }
-        return Asking(question, ids_of, pages, max(1, rows))
+        return BoundQuery(question, ids_of, pages, max(1, rows))
 
     def _admitted(self, context: Context) -> str:
         try:
@@ -213,7 +222,7 @@ class Variant:
                 context.require(operation)
             return context.acting_brand()
         except GatewayError:
-            raise Declined from None
+            raise Unplannable from None
 
     def _ids(self, root: Root, variables: Variables) -> list[Any]:
         value = root.argument(variables)
@@ -222,7 +231,7 @@ class Variant:
                 return []
             case "encounter":
                 if not isinstance(value, str):
-                    raise Declined
+                    raise Unplannable
                 id_ = id_text(value)
                 return [] if id_ is None else [id_]
             case "patient":
@@ -230,17 +239,17 @@ class Variant:
             case _:
                 ids = value
         if not isinstance(ids, list) or len(ids) > MAX_IDS or not all(isinstance(each, str) for each in ids):
-            raise Declined
+            raise Unplannable
         return ids
 
-    def _question(self, bound: Mapping[int, Bound], most_bytes: int) -> Question | None:
+    def _question(self, bound: Mapping[int, BoundPage], most_bytes: int) -> CompiledQuery | None:
         counted = are_counted(may_have_bytes(self._roots, bound), most_bytes)
         shape = (counted, *(each.shape for each in bound.values()))
         if shape not in self._questions:
             if len(self._questions) >= KEPT_QUESTIONS:
                 self._questions.clear()
                 self.kept_characters = 0
-            self._questions[shape] = question = question_of(self._roots, bound, counted=counted)
+            self._questions[shape] = question = compile_query(self._roots, bound, counted=counted)
             self.kept_characters += len(question.statement.text) if question else 0
         return self._questions[shape]
 
@@ -262,14 +271,14 @@ class Variant:
         return [*parts, b"}"]
 
 
-def _needed(roots: Sequence[Root]) -> list[Operation]:
+def _needed(roots: Sequence[Root]) -> list[Permission]:
     """Give what the caller must be allowed to do."""
     names = {root.name for root in roots}
     needed = []
     if names & {"patient", "patients"} or any(_shows_patients(root) for root in roots):
-        needed.append(Operation.READ_PATIENTS)
+        needed.append(Permission.READ_PATIENTS)
     if "encounter" in names or any(root.pages for root in roots):
-        needed.append(Operation.READ_ENCOUNTERS)
+        needed.append(Permission.READ_ENCOUNTERS)
     return needed
 
 
@@ -279,7 +288,7 @@ def _shows_patients(root: Root) -> bool:
     def shown(fields: Sequence[Any]) -> bool:
         for each in fields:
             below = each[-1]
-            if isinstance(below, Page):
+            if isinstance(below, PageNode):
                 if any(shown_below(name, inner) for _, name, inner in below.fields):
                     return True
             elif isinstance(below, list):
@@ -294,36 +303,36 @@ def _shows_patients(root: Root) -> bool:
     return shown(root.fields)
 
 
-Settled = tuple[Bound, Mapping[str, Any]]
+Settled = tuple[BoundPage, Mapping[str, Any]]
 """A page whose arguments are known, and the arguments of its statement."""
 
 
-def _bind(page: Page, list_owner: tuple[str, str] | None, variables: Variables, context: Context) -> Settled:
+def _bind(page: PageNode, list_owner: tuple[str, str] | None, variables: Variables, context: Context) -> Settled:
     """Settle a page's arguments. `list_owner` is the brand and patient whose list it is, None for several."""
     given = page.arguments(variables)
     limits = context.services.page_limits
     if given.get("where", EVERYTHING) is None:
-        raise Declined
+        raise Unplannable
     where = given.pop("where", None)
     relay = {name: value for name, value in given.items() if value is not None}
     has_cursor = not relay.keys().isdisjoint({"after", "before"})
     if has_cursor and list_owner is None:
-        raise Declined
+        raise Unplannable
     try:
         if where is None and not has_cursor:
             return _of_size(page.number, limits, **relay)
-        narrow = EncounterFilter.read(filter_members(where), context.services.input_limits)
-        in_list = list_of(*list_owner, narrow) if has_cursor and list_owner else ""
-        bound = Bound(window_of(limits, in_list, **relay), narrow)
+        filters = EncounterFilter.read(filter_members(where), context.services.input_limits)
+        in_list = cursor_scope(*list_owner, filters) if has_cursor and list_owner else ""
+        bound = BoundPage(window_of(limits, in_list, **relay), filters)
     except GatewayError:
-        raise Declined from None
+        raise Unplannable from None
     return bound, arguments_of(page.number, bound)
 
 
 @lru_cache(256)
 def _of_size(number: int, limits: PageLimits, *, first: int | None = None, last: int | None = None) -> Settled:
     """Settle a page that is told apart by nothing but its size, as most are. Raises `InvalidInput`."""
-    bound = Bound(window_of(limits, "", first=first, last=last), EVERYTHING)
+    bound = BoundPage(window_of(limits, "", first=first, last=last), EVERYTHING)
     return bound, arguments_of(number, bound)
 
 

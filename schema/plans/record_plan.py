@@ -21,7 +21,7 @@ from strawberry.utils.str_converters import to_snake_case
 
 from models import Encounter, EncounterType
 from resolvers import json_text
-from resolvers.access import Operation
+from resolvers.access import Permission
 from resolvers.context import Context
 from resolvers.encounters.lifecycle import allowed_actions
 from resolvers.encounters.record import Recording, record_encounter
@@ -29,8 +29,8 @@ from resolvers.errors import GatewayError
 from schema.plans.selection import (
     RECORDED,
     RECORDING,
-    Declined,
     Reader,
+    Unplannable,
     Value,
     Variables,
     coerced,
@@ -47,18 +47,18 @@ class RecordPlan:
     """The plan of one recording."""
 
     def __init__(self, document: DocumentNode, operation: OperationDefinitionNode) -> None:
-        """Read the document. Raises `Declined` where no plan will ever serve it."""
+        """Read the document. Raises `Unplannable` where no plan will ever serve it."""
         if conditions_of(document):
-            raise Declined
+            raise Unplannable
         fragments = {each.name.value: each for each in document.definitions if isinstance(each, FragmentDefinitionNode)}
         self._definitions = operation.variable_definitions or ()
         reader = Reader(fragments, {})
         roots = reader.collected([operation.selection_set], "Mutation")
         if len(roots) != 1:
-            raise Declined
+            raise Unplannable
         ((key, nodes),) = roots
         if nodes[0].name.value != "recordEncounter":
-            raise Declined
+            raise Unplannable
         self._arguments = _arguments(nodes[0])
         fields = reader.recorded(nodes)
         self._shows_patient = any(
@@ -69,14 +69,14 @@ class RecordPlan:
     async def run(self, sent: Variables, context: Context) -> bytes:
         """Record, and give the JSON of `data`.
 
-        Raises `Declined` before it begins, then what recording raises, and when it is recorded `AnswerTooLarge` or
+        Raises `Unplannable` before it begins, then what recording raises, and when it is recorded `AnswerTooLarge` or
         `AnswerMemoryFull`.
         """
         variables = coerced(self._definitions, sent)
         given = self._arguments(variables)
         patient_id, members, key = given.get("patientId"), given.get("input"), given.get("idempotencyKey")
         if not isinstance(patient_id, str) or not isinstance(key, str | None) or not fits_recording(members):
-            raise Declined
+            raise Unplannable
         if self._shows_patient:
             _require_patients(context)
         recording = await record_encounter(context, patient_id, _command(members), key)
@@ -87,22 +87,22 @@ class RecordPlan:
 
 def _require_patients(context: Context) -> None:
     try:
-        context.require(Operation.READ_PATIENTS)
+        context.require(Permission.READ_PATIENTS)
         context.acting_brand()
     except GatewayError:
-        raise Declined from None
+        raise Unplannable from None
 
 
 def _arguments(node: FieldNode) -> Value:
     nodes = {each.name.value: each.value for each in node.arguments or ()}
     given = nodes["input"]
     if "validateOnly" in nodes:
-        raise Declined
+        raise Unplannable
     if isinstance(given, ObjectValueNode):
         # A literal of JSON keeps every digit of its numbers, which is the ordinary way's business.
         metadata = [each.value for each in given.fields if each.name.value == "metadata"]
         if not all(isinstance(each, VariableNode) for each in metadata):
-            raise Declined
+            raise Unplannable
     return members_of(node.arguments or ())
 
 

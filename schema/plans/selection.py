@@ -47,7 +47,7 @@ Value = Callable[[Variables], Any]
 """What an argument is, once the variables are known."""
 
 
-class Declined(Exception):
+class Unplannable(Exception):
     """The ordinary way is to answer."""
 
 
@@ -61,7 +61,7 @@ class Member(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Page:
+class PageNode:
     """A page of a patient's encounters."""
 
     number: int
@@ -100,7 +100,7 @@ class Root:
     name: str
     argument: Value
     fields: Sequence[tuple[str, Any]]
-    pages: Sequence[Page]
+    pages: Sequence[PageNode]
 
 
 # Variables and values
@@ -159,20 +159,20 @@ def fits_recording(members: Any) -> bool:
 
 
 def coerced(definitions: Sequence[VariableDefinitionNode], sent: Variables) -> dict[str, Any]:
-    """Give the variables of an operation, defaults put in. Raises `Declined` for one that would have to be coerced."""
+    """Return the variables of an operation with defaults. Raise `Unplannable` where one must be coerced."""
     variables: dict[str, Any] = {}
     for definition in definitions:
         name = definition.variable.name.value
         if name in sent:
             if not fits(definition.type, sent[name]):
-                raise Declined
+                raise Unplannable
             variables[name] = sent[name]
         elif definition.default_value is not None:
             variables[name] = value_of(definition.default_value)({})
             if isinstance(definition.default_value, ObjectValueNode) or not fits(definition.type, variables[name]):
-                raise Declined
+                raise Unplannable
         elif isinstance(definition.type, NonNullTypeNode):
-            raise Declined
+            raise Unplannable
     return variables
 
 
@@ -189,11 +189,11 @@ def _fits_part(enum: str | None, part: Any) -> bool:
 
 
 def filter_members(where: Any) -> dict[str, Any]:
-    """Give a filter's members by their Python names. Raises `Declined`."""
+    """Give a filter's members by their Python names. Raises `Unplannable`."""
     if where is None:
         return {}
     if not _fits_filter(where):
-        raise Declined
+        raise Unplannable
     return {
         to_snake_case(name): [ENUMS[enum][item] for item in part] if (enum := FILTER[name]) and part else part
         for name, part in where.items()
@@ -201,7 +201,7 @@ def filter_members(where: Any) -> dict[str, Any]:
 
 
 def value_of(node: ValueNode) -> Value:
-    """Give how an argument's value is found. Raises `Declined` for what no argument here takes."""
+    """Give how an argument's value is found. Raises `Unplannable` for what no argument here takes."""
     match node:
         case VariableNode():
             name = node.name.value
@@ -218,7 +218,7 @@ def value_of(node: ValueNode) -> Value:
         case ObjectValueNode():
             return members_of(node.fields)
         case _:
-            raise Declined
+            raise Unplannable
     return lambda _: constant
 
 
@@ -254,12 +254,12 @@ class Reader:
                     fields = self._encounter(nodes)
                     roots.append(Root(key, name, self._argument(nodes[0], "id"), fields, ()))
                 case "patient" | "patients":
-                    pages: list[Page] = []
+                    pages: list[PageNode] = []
                     fields = self._patient(nodes, pages)
                     argument = self._argument(nodes[0], "id" if name == "patient" else "ids")
                     roots.append(Root(key, name, argument, fields, pages))
                 case _:
-                    raise Declined
+                    raise Unplannable
         return roots
 
     def recorded(self, nodes: Sequence[FieldNode]) -> list[tuple[str, Any]]:
@@ -272,7 +272,7 @@ class Reader:
                 case "__typename" | "replayed" as name:
                     fields.append((key, Member(name)))
                 case _:
-                    raise Declined
+                    raise Unplannable
         return fields
 
     def _encounter(self, nodes: Sequence[FieldNode]) -> list[tuple[str, Any]]:
@@ -283,12 +283,12 @@ class Reader:
                 fields.append((key, self._patient(below, None)))
             elif below[0].selection_set:
                 # Another record: its history, or the provider that a federation knows.
-                raise Declined
+                raise Unplannable
             else:
                 fields.append((key, Member(to_snake_case(name) if name != "__typename" else name)))
         return fields
 
-    def _patient(self, nodes: Sequence[FieldNode], pages: list[Page] | None) -> list[tuple[str, Any]]:
+    def _patient(self, nodes: Sequence[FieldNode], pages: list[PageNode] | None) -> list[tuple[str, Any]]:
         """Read a patient; `pages` gathers its pages, None where a page would be one within another."""
         fields: list[tuple[str, Any]] = []
         for key, below in self.collected(_below(nodes), "Patient"):
@@ -296,13 +296,13 @@ class Reader:
             if name != "encounters":
                 fields.append((key, Member(to_snake_case(name) if name != "__typename" else name)))
             elif pages is None:
-                raise Declined
+                raise Unplannable
             else:
                 pages.append(page := self._page(below))
                 fields.append((key, page))
         return fields
 
-    def _page(self, nodes: Sequence[FieldNode]) -> Page:
+    def _page(self, nodes: Sequence[FieldNode]) -> PageNode:
         fields: list[tuple[str, str, Sequence[Any]]] = []
         for key, below in self.collected(_below(nodes), "EncounterConnection"):
             match below[0].name.value:
@@ -318,9 +318,9 @@ class Reader:
                 case "__typename":
                     fields.append((key, "__typename", ()))
                 case _:
-                    raise Declined
+                    raise Unplannable
         self._pages += 1
-        return Page(self._pages - 1, members_of(nodes[0].arguments or ()), fields)
+        return PageNode(self._pages - 1, members_of(nodes[0].arguments or ()), fields)
 
     def _edge(self, nodes: Sequence[FieldNode]) -> list[tuple[str, str, Sequence[Any]]]:
         fields: list[tuple[str, str, Sequence[Any]]] = []
@@ -360,7 +360,7 @@ class Reader:
     def _included(self, selection: SelectionNode) -> bool:
         for directive in selection.directives or ():
             if directive.name.value not in {"skip", "include"}:
-                raise Declined
+                raise Unplannable
             applies = value_of((directive.arguments or ())[0].value)(self._variables)
             if applies is (directive.name.value == "skip"):
                 return False
@@ -371,7 +371,7 @@ def _applies(condition: NamedTypeNode | None, type_name: str) -> bool:
     if condition is None or condition.name.value == type_name:
         return True
     if type_name != RECORDED:
-        raise Declined
+        raise Unplannable
     # The other members of the union are what did not come of it.
     return condition.name.value == "RecordEncounterResult"
 

@@ -7,53 +7,53 @@ from resolvers.commands import EncounterFilter
 from resolvers.encounters.json_sql import (
     COLUMNS,
     ENCOUNTERS,
-    Asked,
-    Listed,
+    Literal,
     Piece,
-    Said,
-    apart,
+    SqlExpr,
+    SqlRows,
     bytes_of,
     items_of,
     members_of,
+    merge_adjacent,
     object_of,
     string_of,
 )
 from resolvers.paging import Window, sql_cursor
 from resolvers.sql import Statement
-from schema.plans.selection import Member, Page, Root
+from schema.plans.selection import Member, PageNode, Root
 
 
-class Bound(NamedTuple):
+class BoundPage(NamedTuple):
     """A page, now that its arguments are known."""
 
     window: Window
-    narrow: EncounterFilter
+    filters: EncounterFilter
 
     @property
     def shape(self) -> tuple[Any, ...]:
         """What of it is in the statement's text, and not in its arguments."""
         window = self.window
-        return window.forward, window.after is None, window.before is None, frozenset(self.narrow.parts())
+        return window.forward, window.after is None, window.before is None, frozenset(self.filters.criteria())
 
 
-def arguments_of(number: int, bound: Bound) -> dict[str, Any]:
+def arguments_of(number: int, bound: BoundPage) -> dict[str, Any]:
     """Give the arguments of the page with this number."""
     window = bound.window
     prefix = f"page_{number}_"
-    values: dict[str, Any] = {"size": window.size, "limit": window.size + 1, "narrow": bound.narrow.model_dump_json()}
+    values: dict[str, Any] = {"size": window.size, "limit": window.size + 1, "narrow": bound.filters.model_dump_json()}
     for side, position in (("after", window.after), ("before", window.before)):
         if position is not None:
             values |= {f"{side}_at": position.created_at, f"{side}_id": position.id}
-    values |= bound.narrow.parts()
+    values |= bound.filters.criteria()
     # Those who ask the same with the same arguments are served together, so each must be good for a key.
     return {prefix + name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
-Put = Callable[[str, str], str]
+Placeholder = Callable[[str, str], str]
 """Gives the placeholder of an argument, by its name and its type."""
 
 
-class Question(NamedTuple):
+class CompiledQuery(NamedTuple):
     """What the database is asked, and how a row of its answer becomes the JSON of a root."""
 
     statement: Statement
@@ -76,14 +76,14 @@ class Select(NamedTuple):
     @property
     def columns(self) -> list[str]:
         """The SQL of each part that is not said already."""
-        return [part.sql for part in self.parts if not isinstance(part, Said)]
+        return [part.sql for part in self.parts if not isinstance(part, Literal)]
 
     @property
     def form(self) -> list[bytes]:
-        """Its form in a `Question`."""
+        """Its form in a `CompiledQuery`."""
         form = [b""]
         for part in self.parts:
-            if isinstance(part, Said):
+            if isinstance(part, Literal):
                 form[-1] += part.text.encode()
             else:
                 form += [b"", b""]
@@ -95,12 +95,12 @@ class Select(NamedTuple):
         return self.head + "".join(f", ({sql})::bpchar AS json_{place}" for place, sql in enumerate(padded)) + self.tail
 
 
-def may_have_bytes(roots: Sequence[Root], bound: Mapping[int, Bound]) -> int:
+def may_have_bytes(roots: Sequence[Root], bound: Mapping[int, BoundPage]) -> int:
     """Say how many bytes the pages of a row may have, about."""
     return max(sum(bound[page.number].window.size * page.item_bytes for page in root.pages) for root in roots)
 
 
-def question_of(roots: Sequence[Root], bound: Mapping[int, Bound], *, counted: bool) -> Question | None:
+def compile_query(roots: Sequence[Root], bound: Mapping[int, BoundPage], *, counted: bool) -> CompiledQuery | None:
     """Make the statement that answers for all the roots, or None where there is nothing to ask the database.
 
     The pages of one that is `counted` end where those of the row have more than `most_bytes`.
@@ -116,7 +116,7 @@ def question_of(roots: Sequence[Root], bound: Mapping[int, Bound], *, counted: b
     # As many columns for each root: that is what a union is.
     width = max(len(select.columns) for select in selects.values())
     text = " UNION ALL ".join(select.text(width) for select in selects.values())
-    return Question(Statement(text, put.names), {number: select.form for number, select in selects.items()})
+    return CompiledQuery(Statement(text, put.names), {number: select.form for number, select in selects.items()})
 
 
 class Arguments:
@@ -132,11 +132,11 @@ class Arguments:
         return f"${self.names.index(name) + 1}::{kind}"
 
 
-def _select(number: int, root: Root, bound: Mapping[int, Bound], put: Put, *, counted: bool) -> Select:
+def _select(number: int, root: Root, bound: Mapping[int, BoundPage], put: Placeholder, *, counted: bool) -> Select:
     if root.name == "encounter":
         return Select(
             head=f"SELECT {number} AS root, e.id::text AS key, e.patient_id, 1 AS given, 0::bigint AS bytes",
-            parts=apart(_encounter_pieces("e", root.fields)),
+            parts=merge_adjacent(_encounter_pieces("e", root.fields)),
             tail=f" FROM ({ENCOUNTERS}"
             f" WHERE e.id = ANY({put(f'ids_{number}', 'uuid[]')}) AND e.brand_id = {put('brand_id', 'text')}) e",
         )
@@ -144,7 +144,7 @@ def _select(number: int, root: Root, bound: Mapping[int, Bound], put: Put, *, co
     pages = ""
     before: list[str] | None = [] if counted else None
     for key, each in root.fields:
-        if isinstance(each, Page):
+        if isinstance(each, PageNode):
             select, pieces = _page(each, bound[each.number], put, before)
             pages += f" LEFT JOIN LATERAL ({select}) page_{each.number} ON true"
             members.append((key, pieces))
@@ -155,13 +155,15 @@ def _select(number: int, root: Root, bound: Mapping[int, Bound], put: Put, *, co
     return Select(
         head=f"SELECT {number} AS root, p.id AS key, p.id AS patient_id, ({given})::integer AS given,"
         f" ({bytes_})::bigint AS bytes",
-        parts=apart(object_of(members)),
+        parts=merge_adjacent(object_of(members)),
         tail=f" FROM patient_graph.patients p{pages}"
         f" WHERE p.id = ANY({put(f'ids_{number}', 'text[]')}) AND p.brand_id = {put('brand_id', 'text')}",
     )
 
 
-def _page(page: Page, bound: Bound, arguments: Put, before: list[str] | None) -> tuple[str, list[Piece]]:
+def _page(
+    page: PageNode, bound: BoundPage, arguments: Placeholder, before: list[str] | None
+) -> tuple[str, list[Piece]]:
     """Give the statement of a page and, of its columns, the pieces of its JSON.
 
     `before` has the SQL for the bytes of each page before it, where they are counted; that for its own is added.
@@ -177,15 +179,15 @@ def _page(page: Page, bound: Bound, arguments: Put, before: list[str] | None) ->
     for key, name, below in page.fields:
         match name:
             case "__typename":
-                shown.append((key, [Said('"EncounterConnection"')]))
+                shown.append((key, [Literal('"EncounterConnection"')]))
             case "total_count":
                 total = f"(SELECT count(*)::text FROM patient_graph.encounters e WHERE {conditions})"
-                shown.append((key, [Asked(total)]))
+                shown.append((key, [SqlExpr(total)]))
             case "page_info":
                 shown.append((key, _page_info(put, bound, below)))
             case "nodes" | "edges":
                 shown.append((key, _rows(page, put, bound, items[key], left)))
-    columns, pieces = _named(f"page_{page.number}", apart(object_of(shown)))
+    columns, pieces = _named(f"page_{page.number}", merge_adjacent(object_of(shown)))
     if not page.reads:
         return f"SELECT {columns}", pieces
     order = "DESC" if bound.window.forward else "ASC"
@@ -223,7 +225,7 @@ def _named(table: str, parts: Sequence[Piece]) -> tuple[str, list[Piece]]:
     columns: list[str] = []
     pieces: list[Piece] = []
     for part in parts:
-        if isinstance(part, Said):
+        if isinstance(part, Literal):
             pieces.append(part)
         else:
             name = f"json_{len(columns)}"
@@ -232,12 +234,12 @@ def _named(table: str, parts: Sequence[Piece]) -> tuple[str, list[Piece]]:
     return ", ".join(columns), pieces
 
 
-def _is_numbered(page: Page, bound: Bound) -> bool:
+def _is_numbered(page: PageNode, bound: BoundPage) -> bool:
     """Whether it matters which row is which: where they are shown the other way round, or something is told of them."""
     return not bound.window.forward or any(name == "page_info" for _, name, _ in page.fields)
 
 
-def _where(put: Put, bound: Bound) -> str:
+def _where(put: Placeholder, bound: BoundPage) -> str:
     every = {
         "encounter_type": ("e.encounter_type = ANY({})", "text[]"),
         "status": ("e.status = ANY({})", "text[]"),
@@ -245,11 +247,11 @@ def _where(put: Put, bound: Bound) -> str:
         "scheduled_from": ("e.scheduled_at >= {}", "timestamptz"),
         "scheduled_until": ("e.scheduled_at < {}", "timestamptz"),
     }
-    parts = [every[part][0].format(put(part, every[part][1])) for part in sorted(bound.narrow.parts())]
+    parts = [every[part][0].format(put(part, every[part][1])) for part in sorted(bound.filters.criteria())]
     return " AND ".join(["e.patient_id = p.id", "e.brand_id = p.brand_id", *parts])
 
 
-def _rows(page: Page, put: Put, bound: Bound, item: Sequence[Piece], left: str | None) -> list[Piece]:
+def _rows(page: PageNode, put: Placeholder, bound: BoundPage, item: Sequence[Piece], left: str | None) -> list[Piece]:
     """Give the pieces of a list of items: as many as have the bytes that are `left`, where they are counted."""
     order_by = None
     only = [f"e.bytes <= {left}"] if left else []
@@ -259,49 +261,49 @@ def _rows(page: Page, put: Put, bound: Bound, item: Sequence[Piece], left: str |
         order_by = "e.place" if bound.window.forward else "e.place DESC"
         only.append(f"e.place <= {put('size', 'bigint')}")
     listed = items_of(item, order_by=order_by, only=" AND ".join(only))
-    return [Said("["), Listed(listed), Said("]")]
+    return [Literal("["), SqlRows(listed), Literal("]")]
 
 
-def _item(name: str, put: Put, fields: Sequence[Any]) -> list[Piece]:
+def _item(name: str, put: Placeholder, fields: Sequence[Any]) -> list[Piece]:
     return _encounter_pieces("e", fields) if name == "nodes" else _edge_pieces(put, fields)
 
 
-def _page_info(put: Put, bound: Bound, fields: Sequence[Any]) -> list[Piece]:
+def _page_info(put: Placeholder, bound: BoundPage, fields: Sequence[Any]) -> list[Piece]:
     return object_of([(key, [_of_page_info(name, put, bound.window)]) for key, name in fields])
 
 
-def _of_page_info(name: str, put: Put, window: Window) -> Piece:
+def _of_page_info(name: str, put: Placeholder, window: Window) -> Piece:
     # An argument that is named and not used has no type: so only what is asked for is made.
     size = put("size", "bigint")
     match name:
         case "hasNextPage" if not window.forward:
-            return Said("true" if window.before is not None else "false")
+            return Literal("true" if window.before is not None else "false")
         case "hasPreviousPage" if window.forward:
-            return Said("true" if window.after is not None else "false")
+            return Literal("true" if window.after is not None else "false")
         case "hasNextPage" | "hasPreviousPage":
-            return Asked(f"CASE WHEN count(*) > {size} THEN 'true' ELSE 'false' END")
+            return SqlExpr(f"CASE WHEN count(*) > {size} THEN 'true' ELSE 'false' END")
         case "startCursor" | "endCursor":
             is_first_read = (name == "startCursor") is window.forward
             return _cursor_at(put, "1" if is_first_read else f"least(e.found, {size})")
-    return Said('"PageInfo"')
+    return Literal('"PageInfo"')
 
 
-def _cursor_at(put: Put, place: str) -> Piece:
+def _cursor_at(put: Placeholder, place: str) -> Piece:
     cursor = sql_cursor("e", put("narrow", "text"))
     only = f"e.place = {place} AND e.place <= {put('size', 'bigint')}"
-    return Asked(f"""coalesce('"' || max({cursor}) FILTER (WHERE {only}) || '"', 'null')""")
+    return SqlExpr(f"""coalesce('"' || max({cursor}) FILTER (WHERE {only}) || '"', 'null')""")
 
 
-def _edge_pieces(put: Put, fields: Sequence[tuple[str, str, Sequence[Any]]]) -> list[Piece]:
+def _edge_pieces(put: Placeholder, fields: Sequence[tuple[str, str, Sequence[Any]]]) -> list[Piece]:
     members: list[tuple[str, Sequence[Piece]]] = []
     for key, name, below in fields:
         match name:
             case "cursor":
-                members.append((key, [Said('"'), Asked(sql_cursor("e", put("narrow", "text"))), Said('"')]))
+                members.append((key, [Literal('"'), SqlExpr(sql_cursor("e", put("narrow", "text"))), Literal('"')]))
             case "node":
                 members.append((key, _encounter_pieces("e", below)))
             case _:
-                members.append((key, [Said('"EncounterEdge"')]))
+                members.append((key, [Literal('"EncounterEdge"')]))
     return object_of(members)
 
 
@@ -310,14 +312,16 @@ def _encounter_pieces(row: str, fields: Sequence[tuple[str, Any]]) -> list[Piece
     members: list[tuple[str, Sequence[Piece]]] = []
     for key, each in fields:
         if isinstance(each, Member):
-            members.append((key, [Said('"Encounter"')] if each.name == "__typename" else columns[each.name]))
+            members.append((key, [Literal('"Encounter"')] if each.name == "__typename" else columns[each.name]))
         else:
             # The patient of an encounter is there, in the encounter's brand: the database has seen to it.
             of_row = {"id": string_of(f"{row}.patient_id"), "brand_id": string_of(f"{row}.brand_id")}
-            patient = [(name, [Said('"Patient"')] if of.name == "__typename" else of_row[of.name]) for name, of in each]
+            patient = [
+                (name, [Literal('"Patient"')] if of.name == "__typename" else of_row[of.name]) for name, of in each
+            ]
             members.append((key, object_of(patient)))
     return object_of(members)
 
 
 def _of_patient(row: str, member: Member) -> list[Piece]:
-    return [Said('"Patient"')] if member.name == "__typename" else string_of(f"{row}.{member.name}")
+    return [Literal('"Patient"')] if member.name == "__typename" else string_of(f"{row}.{member.name}")

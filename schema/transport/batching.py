@@ -10,9 +10,9 @@ from typing import Any
 
 from resolvers.context import Context
 from resolvers.errors import GatewayError, InvalidInput, MalformedBody, Violation
-from schema.charging import Note, charge, reserve
+from schema.charging import AuditRecord, charge, reserve
 from schema.errors import refuse
-from schema.execution import Runner, ask_of
+from schema.execution import Runner, parse_request
 
 Operations = Sequence[Mapping[str, Any]]
 
@@ -29,7 +29,9 @@ def operations_of(batch: list[Any], most: int) -> Operations:
     return batch
 
 
-async def run_batch(operations: Operations, runner: Runner, context: Context, note: Note) -> list[dict[str, Any]]:
+async def run_batch(
+    operations: Operations, runner: Runner, context: Context, note: AuditRecord
+) -> list[dict[str, Any]]:
     """Run the operations and give the bodies of their answers.
 
     One after another: a query sees what the mutation before it recorded, and no request holds more connections of the
@@ -46,12 +48,14 @@ def _alone(context: Context, number: int) -> Context:
     return replace(context, request_id=f"{context.request_id}.{number}", noted=set())
 
 
-async def _run_alone(operation: Mapping[str, Any], runner: Runner, context: Context, note: Note) -> dict[str, Any]:
+async def _run_alone(
+    operation: Mapping[str, Any], runner: Runner, context: Context, note: AuditRecord
+) -> dict[str, Any]:
     try:
         reservation = await reserve(context)
         note(reservation.allowance)
         try:
-            ask = ask_of(operation)
+            ask = parse_request(operation)
         except GatewayError as error:
             raise reservation.refuse(error) from None
         document, _ = await charge(runner, ask, context, reservation, note)

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from resolvers import json_text
-from resolvers.context import Context, sign_in
+from resolvers.context import Context, authenticate
 from resolvers.errors import (
     GatewayError,
     InsufficientScope,
@@ -24,12 +24,12 @@ from resolvers.errors import (
     NotAcceptable,
     UnsupportedMediaType,
 )
-from schema.charging import MAX_SHORT_BYTES, Note, Reservation, charge, reserve
+from schema.charging import MAX_SHORT_BYTES, AuditRecord, Reservation, charge, reserve
 from schema.documents.parse import Document
 from schema.errors import phrase, refuse
-from schema.execution import Answer, Ask, Runner, ask_of, subscription_of, written
+from schema.execution import GraphQLRequest, GraphQLResponse, Runner, parse_request, serialize, subscription_of
 from schema.transport.batching import Operations, operations_of, run_batch
-from schema.transport.long_lived import LogOperation, Places, WhoCalls
+from schema.transport.long_lived import ConnectionLimit, LogOperation, Reauthenticate
 from schema.transport.sse import EVENT_STREAM, HEADERS, EventStream, StreamLimits, at_once
 
 GRAPHQL_RESPONSE = "application/graphql-response+json"
@@ -48,14 +48,14 @@ class GraphQLEndpoint:
         http_form: HttpForm,
         *,
         limits: StreamLimits,
-        places: Places,
+        connection_limit: ConnectionLimit,
         log_operation: LogOperation,
         batch_operations: int,
     ) -> None:
         self._runner = runner
         self._http_form = http_form
         self._limits = limits
-        self._places = places
+        self._connection_limit = connection_limit
         self._log_operation = log_operation
         self._batch_operations = batch_operations
 
@@ -69,8 +69,8 @@ class GraphQLEndpoint:
         accepted = _accepted(state["head"].get("accept", ""))
         media_type = next(iter(accepted), None)
         try:
-            who_calls = partial(sign_in, state["services"], state["introduction"])
-            state["context"] = context = await who_calls()
+            reauthenticate = partial(authenticate, state["services"], state["introduction"])
+            state["context"] = context = await reauthenticate()
             state["caller"] = context.caller
             note = partial(state.__setitem__, "allowance")
             reservation = await reserve(context)
@@ -79,14 +79,14 @@ class GraphQLEndpoint:
                 ask = await self._ask(request, context, media_type, reservation)
             except GatewayError as error:
                 raise reservation.refuse(error) from None
-            if not isinstance(ask, Ask):
+            if not isinstance(ask, GraphQLRequest):
                 # Each operation reserves its own.
-                await reservation.give_back()
+                await reservation.release()
                 return await self._batch(ask, context, media_type, note)
             document, _ = await charge(self._runner, ask, context, reservation, note)
             if media_type == EVENT_STREAM or (EVENT_STREAM in accepted and subscription_of(document, ask)):
-                return await self._stream(request, ask, document, context, who_calls)
-            understood, body, _ = await self._runner.run(ask, document, context, read_only=request.method == "GET")
+                return await self._stream(request, ask, document, context, reauthenticate)
+            is_well_formed, body, _ = await self._runner.run(ask, document, context, read_only=request.method == "GET")
         except ClientDisconnect:
             raise
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - whatever it is, the client gets an answer
@@ -95,10 +95,15 @@ class GraphQLEndpoint:
             known: Context | None = state.get("context")
             told = refuse(refusal, known) if known else phrase(refusal, state["request_id"])
             return _answer({"errors": [told]}, status, _of_one_answer(media_type), headers)
-        return _answer(body, 200 if understood or media_type == JSON else 400, media_type, self._challenge(body))
+        return _answer(body, 200 if is_well_formed or media_type == JSON else 400, media_type, self._challenge(body))
 
     async def _stream(
-        self, request: Request, ask: Ask, document: Document, context: Context, who_calls: WhoCalls
+        self,
+        request: Request,
+        ask: GraphQLRequest,
+        document: Document,
+        context: Context,
+        reauthenticate: Reauthenticate,
     ) -> ASGIApp:
         begun = await self._runner.start(
             ask,
@@ -107,24 +112,24 @@ class GraphQLEndpoint:
             read_only=request.method == "GET",
             last_event_id=request.scope["state"]["head"].get("last-event-id"),
         )
-        if isinstance(begun, Answer):
+        if isinstance(begun, GraphQLResponse):
             # Understood or not: the protocol tells a client by an event, because a browser hides what a status says.
             return Response(at_once(begun), 200, {**HEADERS, **self._challenge(begun.body)}, EVENT_STREAM)
-        if (refusal := self._places.refusal(context.caller.client_id)) is not None:
+        if (refusal := self._connection_limit.refusal(context.caller.client_id)) is not None:
             raise refusal
         return EventStream(
             begun,
             context,
-            who_calls,
+            reauthenticate,
             runner=self._runner,
             limits=self._limits,
-            places=self._places,
+            connection_limit=self._connection_limit,
             log_operation=self._log_operation,
         )
 
     async def _ask(
         self, request: Request, context: Context, media_type: str | None, reservation: Reservation
-    ) -> Ask | Operations:
+    ) -> GraphQLRequest | Operations:
         if media_type is None:
             raise NotAcceptable
         if request.method not in {"GET", "POST"}:
@@ -137,12 +142,14 @@ class GraphQLEndpoint:
         with context.parsing():
             sent = json_text.read(body)
         if not isinstance(sent, list):
-            return ask_of(sent)
+            return parse_request(sent)
         operations = operations_of(sent, self._batch_operations)
         context.require_one_brand()
         return operations
 
-    async def _batch(self, operations: Operations, context: Context, media_type: str | None, note: Note) -> Response:
+    async def _batch(
+        self, operations: Operations, context: Context, media_type: str | None, note: AuditRecord
+    ) -> Response:
         bodies = await run_batch(operations, self._runner, context, note)
         # Each operation tells its own outcome, so the answer's status tells only that it came.
         challenge = self._challenge({"errors": [each for body in bodies for each in body.get("errors", ())]})
@@ -195,11 +202,11 @@ async def _json_body(request: Request) -> bytes:
     return state["body"].read() if "body" in state else await request.body()
 
 
-def _ask_of_url(request: Request) -> Ask:
+def _ask_of_url(request: Request) -> GraphQLRequest:
     members: dict[str, Any] = {name: text for name, text in request.query_params.items() if text}
     for name in members.keys() & {"variables", "extensions"}:
         members[name] = json_text.read(members[name], f"The parameter {name}")
-    return ask_of(members)
+    return parse_request(members)
 
 
 def _answer(
@@ -208,7 +215,7 @@ def _answer(
     media_type: str | None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    response = Response(written(body), status, headers)
+    response = Response(serialize(body), status, headers)
     response.raw_headers += _fields(media_type)
     return response
 

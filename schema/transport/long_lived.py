@@ -13,8 +13,8 @@ from resolvers.access import Caller
 from resolvers.context import Context
 from resolvers.errors import Forbidden, GatewayError, InvalidToken, RateLimited, TemporarilyUnavailable
 
-WhoCalls = Callable[[], Awaitable[Context]]
-"""Signs in again with what was sent at first. Raises what `sign_in` raises."""
+Reauthenticate = Callable[[], Awaitable[Context]]
+"""Signs in again with what was sent at first. Raises what `authenticate` raises."""
 
 LogOperation = Callable[[Context, str, float], None]
 """Writes the log line of an operation: whose it was, what became of it, and how many seconds it took."""
@@ -24,7 +24,7 @@ RETRY_SECONDS = 1.0
 """Seconds until a client with too many sockets and streams may try again: one of them may be closed by then."""
 
 
-class Places:
+class ConnectionLimit:
     """The sockets and streams that are open in this process at once.
 
     A place is taken after sign-in. Sockets that have not signed in are bounded apart, so a flood of them keeps no
@@ -48,20 +48,20 @@ class Places:
         self._waiting: dict[object, tuple[str | None, Callable[[], None]]] = {}
 
     @property
-    def all_taken(self) -> bool:
+    def is_full(self) -> bool:
         """Whether one more would be one too many, whoever opens it."""
         return self._open.total() >= self._number
 
     def refusal(self, client_id: str) -> GatewayError | None:
         """Return why this client may open no socket or stream now."""
-        if self.all_taken:
+        if self.is_full:
             return TemporarilyUnavailable("Too many sockets and streams are open; try again later.")
         if self._open[client_id] >= self._per_client:
             return RateLimited(RETRY_SECONDS, "This client has too many sockets and streams open; close one first.")
         return None
 
     @contextmanager
-    def one(self, client_id: str) -> Iterator[None]:
+    def slot(self, client_id: str) -> Iterator[None]:
         """Take a place of this client for as long as the block lasts. Raises what `refusal` returns."""
         if (refusal := self.refusal(client_id)) is not None:
             raise refusal
@@ -100,8 +100,8 @@ class TokenEnd(StrEnum):
     CHANGED = "it stands for other rights now"
 
 
-async def end_of_token(
-    caller: Caller, who_calls: WhoCalls, recheck_seconds: float, report: Callable[[Exception], object]
+async def watch_token(
+    caller: Caller, reauthenticate: Reauthenticate, recheck_seconds: float, report: Callable[[Exception], object]
 ) -> TokenEnd:
     """Return when the caller's token ends, or at the next look when it is worth nothing, or something else."""
     while seconds_left(caller) > 0:
@@ -110,7 +110,7 @@ async def end_of_token(
             break
         try:
             async with asyncio.timeout(min(seconds_left(caller), recheck_seconds)):
-                now = (await who_calls()).caller
+                now = (await reauthenticate()).caller
         except (InvalidToken, Forbidden):
             return TokenEnd.REVOKED
         except Exception as error:  # noqa: BLE001 - nobody can say, so the last word holds until the token ends

@@ -17,8 +17,8 @@ from starlette.types import Receive, Scope, Send
 from resolvers.context import Context
 from resolvers.errors import GatewayError, InvalidToken, TemporarilyUnavailable
 from schema.errors import refuse
-from schema.execution import Answer, Runner, written
-from schema.transport.long_lived import LogOperation, Places, WhoCalls, end_of_token
+from schema.execution import GraphQLResponse, Runner, serialize
+from schema.transport.long_lived import ConnectionLimit, LogOperation, Reauthenticate, watch_token
 
 EVENT_STREAM = "text/event-stream"
 HEADERS = {
@@ -57,21 +57,21 @@ class EventStream:
 
     def __init__(
         self,
-        answers: AsyncGenerator[Answer, None],
+        answers: AsyncGenerator[GraphQLResponse, None],
         context: Context,
-        who_calls: WhoCalls,
+        reauthenticate: Reauthenticate,
         *,
         runner: Runner,
         limits: StreamLimits,
-        places: Places,
+        connection_limit: ConnectionLimit,
         log_operation: LogOperation,
     ) -> None:
         self._answers = answers
         self._context = context
-        self._who_calls = who_calls
+        self._reauthenticate = reauthenticate
         self._runner = runner
         self._limits = limits
-        self._places = places
+        self._connection_limit = connection_limit
         self._log_operation = log_operation
         self._outcome = "stopped"
 
@@ -79,7 +79,7 @@ class EventStream:
         """Tell until one side has had enough, and leave nothing running behind."""
         started = time.perf_counter()
         try:
-            with self._places.one(self._context.caller.client_id):
+            with self._connection_limit.slot(self._context.caller.client_id):
                 await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
                 await self._hold(scope["state"].get("draining"), receive, send)
         finally:
@@ -118,7 +118,7 @@ class EventStream:
 
     async def _until_token_ends(self) -> bytes:
         report = partial(self._runner.known, request_id=self._context.request_id)
-        why = await end_of_token(self._context.caller, self._who_calls, self._limits.recheck_seconds, report)
+        why = await watch_token(self._context.caller, self._reauthenticate, self._limits.recheck_seconds, report)
         return self._last_words(InvalidToken(f"The bearer token was good, but {why}."))
 
     async def _until_stopped(self, draining: asyncio.Event) -> bytes:
@@ -127,7 +127,7 @@ class EventStream:
 
     def _last_words(self, error: GatewayError) -> bytes:
         self._outcome = error.code
-        return at_once(Answer(False, {"errors": [refuse(error, self._context)]}))
+        return at_once(GraphQLResponse(False, {"errors": [refuse(error, self._context)]}))
 
 
 async def _until_gone(receive: Receive) -> bytes:
@@ -148,12 +148,12 @@ async def _say(send: Send, words: bytes) -> None:
     await send({"type": "http.response.body", "body": words, "more_body": True})
 
 
-def next_event(answer: Answer) -> bytes:
+def next_event(answer: GraphQLResponse) -> bytes:
     """Write one answer; with the cursor as its id, so that a browser which connects again says where it was."""
     place = f"id: {answer.cursor}\n".encode() if answer.cursor else b""
-    return b"event: next\n" + place + b"data: " + written(answer.body) + b"\n\n"
+    return b"event: next\n" + place + b"data: " + serialize(answer.body) + b"\n\n"
 
 
-def at_once(answer: Answer) -> bytes:
+def at_once(answer: GraphQLResponse) -> bytes:
     """Write an answer after which there is no other."""
     return next_event(answer) + COMPLETE

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from starlette.types import Receive, Scope, Send
 
-from resolvers.context import Context, Introduction, sign_in
+from resolvers.context import Context, Credentials, authenticate
 from resolvers.errors import (
     Forbidden,
     GatewayError,
@@ -30,9 +30,16 @@ from resolvers.services import Services
 from schema.charging import MAX_SHORT_BYTES, charge, reserve
 from schema.documents.parse import Document
 from schema.errors import refuse
-from schema.execution import Answer, Ask, Runner, ask_of, written
-from schema.transport.long_lived import LogOperation, Places, TokenEnd, WhoCalls, end_of_token, seconds_left
-from schema.transport.websocket_messages import Complete, ConnectionInit, Message, NotAMessage, Ping, Subscribe, read
+from schema.execution import GraphQLRequest, GraphQLResponse, Runner, parse_request, serialize
+from schema.transport.long_lived import (
+    ConnectionLimit,
+    LogOperation,
+    Reauthenticate,
+    TokenEnd,
+    seconds_left,
+    watch_token,
+)
+from schema.transport.websocket_messages import Complete, ConnectionInit, InvalidMessage, Message, Ping, Subscribe, read
 
 SUBPROTOCOL = "graphql-transport-ws"
 
@@ -111,10 +118,12 @@ class SocketLimits:
 class GraphQLSocket:
     """Serves `/graphql` to sockets."""
 
-    def __init__(self, runner: Runner, limits: SocketLimits, places: Places, log_operation: LogOperation) -> None:
+    def __init__(
+        self, runner: Runner, limits: SocketLimits, connection_limit: ConnectionLimit, log_operation: LogOperation
+    ) -> None:
         self._runner = runner
         self._limits = limits
-        self._places = places
+        self._connection_limit = connection_limit
         self._log_operation = log_operation
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -130,20 +139,20 @@ class GraphQLSocket:
         if (refusal := self._refusal(scope)) is not None:
             await send({"type": "websocket.close", "code": refusal.code, "reason": refusal.reason})
             return
-        await Conversation(
+        await WebSocketConnection(
             scope,
             receive,
             send,
             runner=self._runner,
             limits=self._limits,
-            places=self._places,
+            connection_limit=self._connection_limit,
             log_operation=self._log_operation,
-        ).hold()
+        ).run()
 
     def _refusal(self, scope: Scope) -> Close | None:
         if SUBPROTOCOL not in scope["subprotocols"]:
             return OTHER_SUBPROTOCOL
-        return TOO_MANY_SOCKETS if self._places.all_taken else None
+        return TOO_MANY_SOCKETS if self._connection_limit.is_full else None
 
 
 def _welcome(services: Services, origin: str | None) -> bool:
@@ -169,7 +178,7 @@ class _Operation:
     outcome: str = "stopped"
 
 
-class Conversation:
+class WebSocketConnection:
     """One socket: listens to one client, and answers each of its operations as soon as there is an answer.
 
     There is no queue. An operation waits until its message is taken, and does nothing meanwhile; so what a client that
@@ -184,7 +193,7 @@ class Conversation:
         *,
         runner: Runner,
         limits: SocketLimits,
-        places: Places,
+        connection_limit: ConnectionLimit,
         log_operation: LogOperation,
     ) -> None:
         self._scope = scope
@@ -192,7 +201,7 @@ class Conversation:
         self._send = send
         self._runner = runner
         self._limits = limits
-        self._places = places
+        self._connection_limit = connection_limit
         self._place = ExitStack()
         """The socket's place: among those that have not signed in, and then among its client's."""
         self._log_operation = log_operation
@@ -207,11 +216,11 @@ class Conversation:
 
     # From beginning to end
 
-    async def hold(self) -> None:
+    async def run(self) -> None:
         """Talk until one side has had enough, and leave nothing running behind."""
         self._state["operations"] = 0
         address = self._state["introduction"].address
-        self._place.enter_context(self._places.unauthenticated(address, lambda: self._end(EVICTED)))
+        self._place.enter_context(self._connection_limit.unauthenticated(address, lambda: self._end(EVICTED)))
         self._in_background(self._listen())
         try:
             close = await self._over
@@ -259,12 +268,12 @@ class Conversation:
         try:
             try:
                 async with asyncio.timeout(self._limits.init_seconds):
-                    introduction = await self._introduction()
+                    credentials = await self._introduction()
             except TimeoutError:
                 raise _Over(NOT_INTRODUCED) from None
-            await self._sign_in(introduction)
+            await self._sign_in(credentials)
             while True:
-                await self._take(await self._next())
+                await self._dispatch(await self._next())
         except _Over as over:
             self._end(over.close)
         except Exception as error:  # noqa: BLE001 - whatever it is, it stays with this socket
@@ -293,56 +302,56 @@ class Conversation:
     def _read(self, text: str) -> Message:
         try:
             return read(text)
-        except NotAMessage as error:
+        except InvalidMessage as error:
             raise _Over(Close(4400, str(error))) from None
 
     async def _introduction(self) -> ConnectionInit:
         while True:
             match await self._next():
-                case ConnectionInit() as introduction:
-                    return introduction
+                case ConnectionInit() as credentials:
+                    return credentials
                 case Ping():
-                    await self._say(type="pong")
+                    await self._send_message(type="pong")
                 case Subscribe():
                     raise _Over(NOT_ACKNOWLEDGED)
 
-    async def _take(self, message: Message) -> None:
+    async def _dispatch(self, message: Message) -> None:
         match message:
             case Subscribe():
                 await self._subscribe(message)
             case Complete():
                 self._stop(message.id)
             case Ping():
-                await self._say(type="pong")
+                await self._send_message(type="pong")
             case ConnectionInit():
                 raise _Over(INTRODUCED_TWICE)
 
     # Who calls
 
-    async def _sign_in(self, introduction: ConnectionInit) -> None:
+    async def _sign_in(self, credentials: ConnectionInit) -> None:
         # Programs can send headers with the upgrade, and some can send nothing else; browsers cannot.
-        upgrade: Introduction = self._state["introduction"]
+        upgrade: Credentials = self._state["introduction"]
         said = upgrade._replace(
-            authorization=introduction.authorization or upgrade.authorization,
-            stated_brand_id=introduction.stated_brand_id or upgrade.stated_brand_id,
+            authorization=credentials.authorization or upgrade.authorization,
+            stated_brand_id=credentials.stated_brand_id or upgrade.stated_brand_id,
         )
-        who_calls = partial(sign_in, self._state["services"], said)
+        reauthenticate = partial(authenticate, self._state["services"], said)
         try:
-            self._caller = await who_calls()
+            self._caller = await reauthenticate()
             self._place.close()
-            self._place.enter_context(self._places.one(self._caller.caller.client_id))
+            self._place.enter_context(self._connection_limit.slot(self._caller.caller.client_id))
         except GatewayError as error:
             raise _Over(close_for(error)) from None
         self._state["caller"] = self._caller.caller
         if seconds_left(self._caller.caller) <= 0:
             raise _Over(TOKEN_ENDED[TokenEnd.EXPIRED])
-        self._in_background(self._watch(self._caller, who_calls))
-        await self._say(type="connection_ack")
+        self._in_background(self._watch(self._caller, reauthenticate))
+        await self._send_message(type="connection_ack")
 
-    async def _watch(self, context: Context, who_calls: WhoCalls) -> None:
+    async def _watch(self, context: Context, reauthenticate: Reauthenticate) -> None:
         """End the socket when the token ends."""
         report = partial(self._runner.known, request_id=context.request_id)
-        why = await end_of_token(context.caller, who_calls, self._limits.recheck_seconds, report)
+        why = await watch_token(context.caller, reauthenticate, self._limits.recheck_seconds, report)
         self._end(TOKEN_ENDED[why])
 
     # Operations
@@ -385,8 +394,8 @@ class Conversation:
     async def _answer(self, operation: _Operation, message: Subscribe, *, crowded: bool) -> None:
         ask, document = await self._admit(operation, message, crowded=crowded)
         begun = await self._runner.start(ask, document, operation.context)
-        if isinstance(begun, Answer):
-            if not begun.understood:
+        if isinstance(begun, GraphQLResponse):
+            if not begun.is_well_formed:
                 await self._finish(operation, begun.body["errors"])
                 return
             await self._tell(operation, type="next", payload=begun.body)
@@ -396,7 +405,9 @@ class Conversation:
                     await self._tell(operation, type="next", payload=answer.body)
         await self._finish(operation)
 
-    async def _admit(self, operation: _Operation, message: Subscribe, *, crowded: bool) -> tuple[Ask, Document]:
+    async def _admit(
+        self, operation: _Operation, message: Subscribe, *, crowded: bool
+    ) -> tuple[GraphQLRequest, Document]:
         """Give what is asked for. Raises what every door raises before it runs anything, in the same order."""
         reservation = await reserve(operation.context)
         try:
@@ -404,7 +415,7 @@ class Conversation:
                 raise RateLimited(CROWDED_SECONDS)
             if message.size > self._limits.message_bytes:
                 raise PayloadTooLarge("The message is larger than this gateway reads.")
-            ask = ask_of(message.payload)
+            ask = parse_request(message.payload)
         except GatewayError as error:
             raise reservation.refuse(error) from None
         document, price = await charge(self._runner, ask, operation.context, reservation)
@@ -415,7 +426,7 @@ class Conversation:
 
     async def _tell(self, operation: _Operation, **members: Any) -> None:
         if self._listened_to.get(operation.id) is operation:
-            await self._say(id=operation.id, **members)
+            await self._send_message(id=operation.id, **members)
 
     async def _finish(self, operation: _Operation, errors: list[dict[str, Any]] | None = None) -> None:
         """Say an operation's last message."""
@@ -424,14 +435,14 @@ class Conversation:
             # Before it is said: whoever hears it may use the id again.
             del self._listened_to[operation.id]
             last = {"type": "error", "payload": errors} if errors else {"type": "complete"}
-            await self._say(id=operation.id, **last)
+            await self._send_message(id=operation.id, **last)
 
-    async def _say(self, **message: Any) -> None:
+    async def _send_message(self, **message: Any) -> None:
         if self._closed:
             return
         try:
             async with asyncio.timeout(self._limits.send_seconds):
-                await self._send({"type": "websocket.send", "text": written(message).decode()})
+                await self._send({"type": "websocket.send", "text": serialize(message).decode()})
         except TimeoutError:
             self._end(TOO_SLOW)
         except (OSError, RuntimeError):

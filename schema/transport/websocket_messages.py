@@ -12,7 +12,7 @@ from resolvers.errors import MalformedBody
 MAX_ID_CHARACTERS = 256
 
 
-class NotAMessage(Exception):
+class InvalidMessage(Exception):
     """A frame that the protocol does not know. The text says which rule it breaks, and repeats nothing of it."""
 
 
@@ -55,14 +55,14 @@ Message = ConnectionInit | Ping | Pong | Subscribe | Complete
 
 
 def read(text: str) -> Message:
-    """Read a text frame. Raises `NotAMessage`."""
+    """Read a text frame. Raises `InvalidMessage`."""
     try:
         members = json_text.read(text)
     except MalformedBody as error:
         place = ", line {}, column {}".format(*error.place) if error.place else ""
-        raise NotAMessage(f"A message must be one JSON object ({error.violations[0].rule}{place}).") from None
+        raise InvalidMessage(f"A message must be one JSON object ({error.violations[0].rule}{place}).") from None
     if not isinstance(members, dict):
-        raise NotAMessage("A message must be a JSON object.")
+        raise InvalidMessage("A message must be a JSON object.")
     match members.get("type"):
         case "connection_init":
             return _connection_init(_object_or_nothing(members))
@@ -77,7 +77,7 @@ def read(text: str) -> Message:
         case "complete":
             return Complete(_id(members))
         case _:
-            raise NotAMessage("No client says a message of this type.")
+            raise InvalidMessage("No client says a message of this type.")
 
 
 def _connection_init(payload: dict[str, Any]) -> ConnectionInit:
@@ -87,9 +87,9 @@ def _connection_init(payload: dict[str, Any]) -> ConnectionInit:
         if (header := name.lower()) not in {"authorization", "x-brand-id"} or value is None:
             continue
         if header in said:
-            raise NotAMessage("The payload names a header twice.")
+            raise InvalidMessage("The payload names a header twice.")
         if not isinstance(value, str) or not value.isascii() or not value.isprintable():
-            raise NotAMessage("A header in the payload must be a string of visible characters.")
+            raise InvalidMessage("A header in the payload must be a string of visible characters.")
         said[header] = value
     return ConnectionInit(said.get("authorization"), said.get("x-brand-id"))
 
@@ -97,14 +97,14 @@ def _connection_init(payload: dict[str, Any]) -> ConnectionInit:
 def _object_or_nothing(members: dict[str, Any]) -> dict[str, Any]:
     payload = members.get("payload")
     if not isinstance(payload, dict | None):
-        raise NotAMessage("This message's payload must be an object.")
+        raise InvalidMessage("This message's payload must be an object.")
     return payload or {}
 
 
 def _id(members: dict[str, Any]) -> str:
     operation_id = members.get("id")
     if not isinstance(operation_id, str) or not 0 < len(operation_id) <= MAX_ID_CHARACTERS:
-        raise NotAMessage(f"The id must be a string of 1 to {MAX_ID_CHARACTERS} characters.")
+        raise InvalidMessage(f"The id must be a string of 1 to {MAX_ID_CHARACTERS} characters.")
     if json_text.problem_with(operation_id):
-        raise NotAMessage("The id must be Unicode without NUL.")
+        raise InvalidMessage("The id must be Unicode without NUL.")
     return operation_id

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from gateway.settings import Settings, SettingsError
-from resolvers.access import DEFAULT_SCOPES, Caller, Operation, require
+from resolvers.access import DEFAULT_SCOPES, Caller, Permission, require
 from resolvers.errors import InsufficientScope
 from tests.cast import Cast
 from tests.doors import GraphQLDoor, RestDoor, Service
@@ -72,7 +72,7 @@ async def test_who_may_record_sees_that_encounter_and_no_other_through_any_path(
 
 
 def test_every_operation_has_a_scope_and_nothing_else_does() -> None:
-    assert DEFAULT_SCOPES.keys() == set(Operation)
+    assert DEFAULT_SCOPES.keys() == set(Permission)
 
 
 @pytest.mark.parametrize(
@@ -93,9 +93,9 @@ def test_the_gateway_refuses_a_table_with_a_hole(monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_override_replaces_an_entry() -> None:
-    settings = Settings(scopes={Operation.RECORD_ENCOUNTER: ("write:visits",)})
+    settings = Settings(scopes={Permission.RECORD_ENCOUNTER: ("write:visits",)})
 
-    assert settings.scopes[Operation.RECORD_ENCOUNTER] == ("write:visits",)
+    assert settings.scopes[Permission.RECORD_ENCOUNTER] == ("write:visits",)
 
 
 def test_a_scope_above_satisfies_and_one_beside_does_not() -> None:

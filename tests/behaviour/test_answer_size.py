@@ -625,9 +625,9 @@ async def test_a_statement_is_cancelled_when_its_rows_pass_the_limit(database_ur
 
     async with asyncio.timeout(10):
         with pytest.raises(AnswerTooLarge):
-            async with database.reading("loop") as connection:
+            async with database.connection("loop") as connection:
                 await connection.fetch_at_most(3_000_000, endless)
-        async with database.reading("loop") as connection:
+        async with database.connection("loop") as connection:
             (row,) = await connection.fetch_at_most(10, Statement("SELECT 'x'::bpchar AS one"))
     await database.close()
 

@@ -12,8 +12,8 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from gateway.audit import buffer as trail
-from gateway.audit.buffer import NOTES_DROPPED, QueuedTrail
+from gateway.audit import buffer
+from gateway.audit.buffer import NOTES_DROPPED, AuditBuffer
 from gateway.audit.chain_job import CHAIN_AUDIT, chaining
 from gateway.audit.verify import Walk, verify
 from gateway.database.database import RELAY_ROLE, Database
@@ -25,7 +25,7 @@ from resolvers.access import Caller
 from resolvers.audit_notes import ENCOUNTERS_READ, REQUEST_REFUSED
 from resolvers.encounters import record as encounters
 from resolvers.errors import InvalidToken, TemporarilyUnavailable
-from resolvers.services import Note
+from resolvers.services import AuditRecord
 from tests.cast import Cast
 from tests.conftest import PATIENT, create_database
 from tests.doors import Door, GraphQLDoor, RestDoor, Service
@@ -330,8 +330,8 @@ async def test_rate_limited_requests_are_one_entry_with_a_count(
 
 @pytest.mark.parametrize("sent", [None, "worthless"])
 async def test_a_stranger_is_not_audited(clinic: Clinic, sent: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    notes: list[Note] = []
-    monkeypatch.setattr(QueuedTrail, "note", lambda _, note: notes.append(note))
+    notes: list[AuditRecord] = []
+    monkeypatch.setattr(AuditBuffer, "note", lambda _, note: notes.append(note))
 
     for path in ("/v1/patients/p/encounters", "/v1/nothing", "/graphql"):
         assert (await clinic.service.rest("GET", path, token=sent)).status_code == 401
@@ -382,10 +382,10 @@ async def test_nothing_that_a_caller_wrote_is_in_an_entry(clinic: Clinic, cast: 
 
 
 @asynccontextmanager
-async def without_its_connection(service: Service) -> AsyncIterator[QueuedTrail]:
+async def without_its_connection(service: Service) -> AsyncIterator[AuditBuffer]:
     """Keep the trail from writing: somebody else has the one connection it has."""
-    queue: QueuedTrail = service.services.trail
-    async with queue._database.across_brands():
+    queue: AuditBuffer = service.services.audit_sink
+    async with queue._database.unscoped():
         yield queue
 
 
@@ -461,29 +461,31 @@ async def test_notes_that_are_left_at_the_end_are_written(
 async def test_the_end_does_not_wait_forever(
     database_url: str, client: str, token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trail, "FLUSH_SECONDS", 0.2)
+    monkeypatch.setattr(buffer, "FLUSH_SECONDS", 0.2)
     async with Clinic.open(database_url) as clinic:
-        stolen = await clinic.service.services.trail._database._pool.take(1)
+        stolen = await clinic.service.services.audit_sink._database._pool.acquire(1)
         await clinic.service.rest("GET", "/v1/nothing", token=token)
-        stopping = asyncio.create_task(clinic.service.services.trail.flush())
+        stopping = asyncio.create_task(clinic.service.services.audit_sink.flush())
         async with asyncio.timeout(3):
             await stopping
-        clinic.service.services.trail._database._pool.give_back(stolen)
+        clinic.service.services.audit_sink._database._pool.release(stolen)
 
 
 # The queue itself
 
 
 @pytest.fixture
-async def queue(database_url: str) -> AsyncIterator[QueuedTrail]:
+async def queue(database_url: str) -> AsyncIterator[AuditBuffer]:
     """A trail that nobody writes down until told to."""
     database = await Database.connect(database_url, role="gateway_app", size=1, acquire_seconds=1, statement_seconds=5)
-    yield QueuedTrail(database, capacity=10)
+    yield AuditBuffer(database, capacity=10)
     await database.close()
 
 
-def note(client: str, event_type: str = ENCOUNTERS_READ, brand_id: str = "loop", **changed: Any) -> Note:
-    note = Note(event_type, "user", client, brand_id, "patient", "p", "p", brand_id, "request", {"encounters": 1})
+def note(client: str, event_type: str = ENCOUNTERS_READ, brand_id: str = "loop", **changed: Any) -> AuditRecord:
+    note = AuditRecord(
+        event_type, "user", client, brand_id, "patient", "p", "p", brand_id, "request", {"encounters": 1}
+    )
     return note._replace(**changed)
 
 
@@ -494,11 +496,11 @@ async def kept_of(cast: Cast, client: str) -> list[dict[str, Any]]:
     return [dict(row) for row in rows]
 
 
-async def test_a_storm_of_refusals_leaves_room_for_reads(queue: QueuedTrail, cast: Cast, client: str) -> None:
+async def test_a_storm_of_refusals_leaves_room_for_reads(queue: AuditBuffer, cast: Cast, client: str) -> None:
     for _ in range(100):
-        queue.note(note(client, REQUEST_REFUSED))
+        queue.record(note(client, REQUEST_REFUSED))
     for _ in range(100):
-        queue.note(note(client, ENCOUNTERS_READ))
+        queue.record(note(client, ENCOUNTERS_READ))
     await queue.flush()
 
     kinds = [entry["event_type"] for entry in await kept_of(cast, client)]
@@ -506,12 +508,12 @@ async def test_a_storm_of_refusals_leaves_room_for_reads(queue: QueuedTrail, cas
 
 
 async def test_a_count_is_written_when_its_minute_ends(
-    queue: QueuedTrail, cast: Cast, client: str, monkeypatch: pytest.MonkeyPatch
+    queue: AuditBuffer, cast: Cast, client: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trail, "COUNT_SECONDS", 0)
+    monkeypatch.setattr(buffer, "COUNT_SECONDS", 0)
     writing = asyncio.create_task(queue.write())
     for _ in range(50):
-        queue.note(note(client, REQUEST_REFUSED, entity_id=client, details={"code": "rate_limited"}))
+        queue.record(note(client, REQUEST_REFUSED, entity_id=client, details={"code": "rate_limited"}))
 
     (entry,) = await until(lambda: kept_of(cast, client), bool)
     writing.cancel()
@@ -519,11 +521,11 @@ async def test_a_count_is_written_when_its_minute_ends(
     assert json.loads(entry["details"]) == {"code": "rate_limited", "count": 50}
 
 
-async def test_the_loss_is_told_to_each_brand(queue: QueuedTrail, cast: Cast) -> None:
+async def test_the_loss_is_told_to_each_brand(queue: AuditBuffer, cast: Cast) -> None:
     ours, theirs = f"brand-{uuid4().hex}", f"brand-{uuid4().hex}"
     for brand_id in (ours, theirs, theirs):
         for _ in range(10):
-            queue.note(note("somebody", brand_id=brand_id))
+            queue.record(note("somebody", brand_id=brand_id))
     await queue.flush()
 
     rows = await cast.connection.fetch(
@@ -536,13 +538,13 @@ async def test_the_loss_is_told_to_each_brand(queue: QueuedTrail, cast: Cast) ->
 
 
 async def test_a_full_batch_waits_for_no_company(
-    queue: QueuedTrail, cast: Cast, client: str, monkeypatch: pytest.MonkeyPatch
+    queue: AuditBuffer, cast: Cast, client: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or a busy process could not write as fast as it notes, and would lose the rest."""
-    monkeypatch.setattr(trail, "GATHER_SECONDS", 3600)
-    monkeypatch.setattr(trail, "BATCH_NOTES", 3)
+    monkeypatch.setattr(buffer, "GATHER_SECONDS", 3600)
+    monkeypatch.setattr(buffer, "BATCH_NOTES", 3)
     for _ in range(6):
-        queue.note(note(client))
+        queue.record(note(client))
     writing = asyncio.create_task(queue.write())
 
     await until(lambda: kept_of(cast, client), lambda kept: len(kept) == 6)
@@ -551,17 +553,17 @@ async def test_a_full_batch_waits_for_no_company(
 
 
 async def test_a_note_that_cannot_be_kept_does_not_stand_in_the_way(
-    queue: QueuedTrail, cast: Cast, client: str
+    queue: AuditBuffer, cast: Cast, client: str
 ) -> None:
     for request_id in ("one", "\x00", "\ud800", "two"):
-        queue.note(note(client, request_id=request_id))
+        queue.record(note(client, request_id=request_id))
     await queue.flush()
 
     assert [entry["request_id"] for entry in await kept_of(cast, client)] == ["one", "two"]
 
 
 async def test_a_note_that_was_written_unnoticed_is_not_written_twice(
-    queue: QueuedTrail, cast: Cast, client: str, monkeypatch: pytest.MonkeyPatch
+    queue: AuditBuffer, cast: Cast, client: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     insert = queue._insert
 
@@ -571,17 +573,17 @@ async def test_a_note_that_was_written_unnoticed_is_not_written_twice(
         raise TemporarilyUnavailable
 
     monkeypatch.setattr(queue, "_insert", lose_the_answer)
-    queue.note(note(client))
+    queue.record(note(client))
     await queue.flush()
 
     assert len(await kept_of(cast, client)) == 1
 
 
 async def test_an_entry_is_dated_when_it_was_noted_unless_that_is_too_long_ago(
-    queue: QueuedTrail, cast: Cast, client: str
+    queue: AuditBuffer, cast: Cast, client: str
 ) -> None:
-    for age in (60, trail.LATE_SECONDS + 60):
-        queue.note(note(client))
+    for age in (60, buffer.LATE_SECONDS + 60):
+        queue.record(note(client))
         queue._queue[-1] = queue._queue[-1]._replace(left_at=queue._queue[-1].left_at - age)
     await queue.flush()
 

@@ -8,7 +8,7 @@ import pytest
 from graphql import GraphQLObjectType, get_named_type
 
 from gateway.database.database import PoolConnection
-from resolvers.context import Introduction, sign_in
+from resolvers.context import Credentials, authenticate
 from resolvers.errors import InvalidInput, PatientNotFound
 from resolvers.feed import stream_events
 from schema import build_schema
@@ -289,7 +289,7 @@ async def test_a_batch_is_refused_alike_whoever_it_asks_for(service: Service, th
 
 async def test_the_feed_of_events_knows_neither_their_patients_nor_their_cursors(service: Service, theirs) -> None:
     """What subscriptions are made of."""
-    context = await sign_in(service.services, Introduction("Bearer dev", stated_brand_id=None, request_id="a-test"))
+    context = await authenticate(service.services, Credentials("Bearer dev", stated_brand_id=None, request_id="a-test"))
 
     for patient_id in (theirs["patient_id"], "nobody"):
         with pytest.raises(PatientNotFound):

@@ -17,16 +17,15 @@ import asyncpg
 import pytest
 from click.testing import CliRunner
 
-from gateway import cli
-from gateway import jobs as duties
-from gateway.audit import chain_job as gateway_chain
+from gateway import cli, jobs
+from gateway.audit import chain_job
 from gateway.audit.chain_job import CHAIN_AUDIT, chaining
 from gateway.audit.verify import Finding, Head, Kind, Walk, verify
 from gateway.database.database import APP_ROLE, RELAY_ROLE, Database
 from gateway.database.migrate import migrate
 from gateway.jobs import take_lease
 from models import AuditEntry
-from resolvers import audit_chain as chain
+from resolvers import audit_chain
 from resolvers.sql import Statement
 from tests.conftest import create_database
 
@@ -221,12 +220,12 @@ async def test_where_it_was_looked_before_it_is_not_looked_again(owner: asyncpg.
     for minutes_ago in (5, 5.1):
         await append(owner, minutes_ago=minutes_ago)
         async with relay.transaction("loop") as connection:
-            first = await chain.link_entries(connection, "loop", KEY, chain.GLANCE)
+            first = await audit_chain.link_entries(connection, "loop", KEY, audit_chain.GLANCE)
     await append(owner, minutes_ago=5.2)
 
     async with relay.transaction("loop") as connection:
-        again = await chain.link_entries(connection, "loop", KEY, chain.GLANCE, first.at)
-        anew = await chain.link_entries(connection, "loop", KEY, chain.GLANCE)
+        again = await audit_chain.link_entries(connection, "loop", KEY, audit_chain.GLANCE, first.at)
+        anew = await audit_chain.link_entries(connection, "loop", KEY, audit_chain.GLANCE)
 
     assert [linked.entries for linked in (first, again, anew)] == [1, 0, 1]
 
@@ -240,16 +239,16 @@ async def test_whoever_looks_for_long_looks_more_seldom(relay: Database, monkeyp
         now += seconds if look_back else 0
         return await ours(database, key, look_back, looked_at)
 
-    ours = gateway_chain._chain_brands
-    monkeypatch.setattr(gateway_chain, "_chain_brands", slowly)
+    ours = chain_job._chain_brands
+    monkeypatch.setattr(chain_job, "_chain_brands", slowly)
     chain_some = chaining(KEY, lambda: now)
 
     while now < 200:
         await chain_some(relay)
         now += 1
 
-    far = [at for at, look_back in looks if look_back == chain.LOOK_BACK]
-    near = [at for at, look_back in looks if look_back == chain.GLANCE]
+    far = [at for at, look_back in looks if look_back == audit_chain.LOOK_BACK]
+    near = [at for at, look_back in looks if look_back == audit_chain.GLANCE]
     assert {after - before for before, after in pairwise(far)} <= {60, 61, 62}
     assert min(after - before for before, after in pairwise(near)) >= 20 * seconds
     assert len(near) > 1
@@ -258,7 +257,7 @@ async def test_whoever_looks_for_long_looks_more_seldom(relay: Database, monkeyp
 async def test_a_backlog_longer_than_the_look_back_is_chained_in_order(
     url: str, owner: asyncpg.Connection, relay: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chain, "CHAIN_AT_MOST", 2)
+    monkeypatch.setattr(audit_chain, "CHAIN_AT_MOST", 2)
     monkeypatch.setattr("gateway.audit.chain_job.CHAIN_AT_MOST", 2)
     entries = [await append(owner, minutes_ago=minutes_ago) for minutes_ago in range(300, 0, -60)]
 
@@ -271,7 +270,7 @@ async def test_a_backlog_longer_than_the_look_back_is_chained_in_order(
 async def test_writers_do_not_wait_for_whoever_chains(url: str, owner: asyncpg.Connection, relay: Database) -> None:
     await append(owner)
     async with relay.transaction("loop") as connection:
-        assert (await chain.link_entries(connection, "loop", KEY)).entries == 1
+        assert (await audit_chain.link_entries(connection, "loop", KEY)).entries == 1
 
         async with asyncio.timeout(1):
             entry = await append(owner)
@@ -283,7 +282,7 @@ async def test_writers_do_not_wait_for_whoever_chains(url: str, owner: asyncpg.C
 async def test_a_log_that_is_busy_while_it_is_chained_and_verified_is_clean(
     url: str, owner: asyncpg.Connection, relay: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chain, "CHAIN_AT_MOST", 7)
+    monkeypatch.setattr(audit_chain, "CHAIN_AT_MOST", 7)
     monkeypatch.setattr("gateway.audit.chain_job.CHAIN_AT_MOST", 7)
     writing = asyncio.Event()
 
@@ -323,7 +322,7 @@ async def test_a_log_that_is_busy_while_it_is_chained_and_verified_is_clean(
 async def test_two_that_chain_at_once_make_one_chain(
     url: str, owner: asyncpg.Connection, relay: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chain, "CHAIN_AT_MOST", 3)
+    monkeypatch.setattr(audit_chain, "CHAIN_AT_MOST", 3)
     monkeypatch.setattr("gateway.audit.chain_job.CHAIN_AT_MOST", 3)
     for _ in range(60):
         await append(owner)
@@ -340,12 +339,12 @@ async def test_whoever_lost_the_lease_in_the_middle_does_not_fork_the_chain(
     url: str, owner: asyncpg.Connection, relay: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first is stopped after it has read where the chain ends, and goes on when its lease is another's."""
-    monkeypatch.setattr(duties, "LEASE_TIME", timedelta(milliseconds=1))
+    monkeypatch.setattr(jobs, "LEASE_TIME", timedelta(milliseconds=1))
     await five(owner, relay)
     stopped, go_on = asyncio.Event(), asyncio.Event()
-    link_entries = chain.link_entries
+    link_entries = audit_chain.link_entries
 
-    async def stop_in_the_middle(connection, brand_id: str, *how: Any) -> chain.Linked:
+    async def stop_in_the_middle(connection, brand_id: str, *how: Any) -> audit_chain.Linked:
         linked = await link_entries(connection, brand_id, *how)
         if stopped.is_set() or brand_id != "loop":
             return linked
@@ -395,10 +394,10 @@ async def test_an_entry_that_is_dated_ahead_does_not_stop_the_chain(
 @pytest.mark.parametrize(
     ("statement", "values", "index"),
     [
-        (chain.HEAD, {"brand_id": "loop"}, "ix_audit_chain_brand_id_position"),
-        (chain.NEXT_BRAND, {"after": "loop"}, "ix_audit_log_brand_id_occurred_at_id"),
+        (audit_chain.HEAD, {"brand_id": "loop"}, "ix_audit_chain_brand_id_position"),
+        (audit_chain.NEXT_BRAND, {"after": "loop"}, "ix_audit_log_brand_id_occurred_at_id"),
         (
-            chain.UNCHAINED,
+            audit_chain.UNCHAINED,
             {"brand_id": "loop", "since": datetime(2026, 1, 1, tzinfo=UTC), "limit": 10},
             "ix_audit_log_brand_id_occurred_at_id",
         ),

@@ -7,9 +7,9 @@ from uuid import uuid4
 
 import pytest
 
-from gateway import jobs as duties
+from gateway import jobs
 from gateway.database.database import RELAY_ROLE, Database
-from gateway.jobs import Duty, do_duties, take_lease
+from gateway.jobs import LeasedJob, run_jobs, take_lease
 from resolvers.idempotency import prune_keys
 from tests.cast import Cast
 
@@ -23,7 +23,7 @@ async def relay(database_url: str) -> AsyncIterator[Database]:
 
 @pytest.fixture(autouse=True)
 def short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duties, "LEASE_TIME", timedelta(milliseconds=200))
+    monkeypatch.setattr(jobs, "LEASE_TIME", timedelta(milliseconds=200))
 
 
 async def test_one_holds_a_lease_and_may_renew_it(relay: Database) -> None:
@@ -37,17 +37,17 @@ async def test_one_holds_a_lease_and_may_renew_it(relay: Database) -> None:
 async def test_another_takes_over_when_the_holder_is_gone(relay: Database) -> None:
     rounds: list[str] = []
 
-    def duty(who: str) -> Duty:
+    def duty(who: str) -> LeasedJob:
         async def round_(_: Database) -> bool:
             rounds.append(who)
             return False
 
-        return Duty(name, round_, pause_seconds=0.01)
+        return LeasedJob(name, round_, pause_seconds=0.01)
 
     name = str(uuid4())
-    first = asyncio.create_task(do_duties(relay, [duty("first")]))
+    first = asyncio.create_task(run_jobs(relay, [duty("first")]))
     await _until(lambda: "first" in rounds)
-    second = asyncio.create_task(do_duties(relay, [duty("second")]))
+    second = asyncio.create_task(run_jobs(relay, [duty("second")]))
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
 
@@ -67,7 +67,7 @@ async def test_another_takes_over_from_one_who_died_without_a_word(relay: Databa
 
     name = str(uuid4())
     assert await take_lease(relay, name, uuid4())
-    living = asyncio.create_task(do_duties(relay, [Duty(name, round_, pause_seconds=0.01)]))
+    living = asyncio.create_task(run_jobs(relay, [LeasedJob(name, round_, pause_seconds=0.01)]))
 
     await _until(lambda: rounds)
 
@@ -84,9 +84,9 @@ async def test_the_lease_is_kept_through_a_round_longer_than_it(relay: Database)
         return False
 
     name = str(uuid4())
-    at_work = asyncio.create_task(do_duties(relay, [Duty(name, long_round, pause_seconds=0.01)]))
+    at_work = asyncio.create_task(run_jobs(relay, [LeasedJob(name, long_round, pause_seconds=0.01)]))
     await started.wait()
-    until = asyncio.get_running_loop().time() + 3 * duties.LEASE_TIME.total_seconds()
+    until = asyncio.get_running_loop().time() + 3 * jobs.LEASE_TIME.total_seconds()
     while asyncio.get_running_loop().time() < until:
         assert not await take_lease(relay, name, other)
 
@@ -107,7 +107,7 @@ async def test_a_round_is_cut_off_when_another_has_the_lease(relay: Database, ca
         return False
 
     name = str(uuid4())
-    at_work = asyncio.create_task(do_duties(relay, [Duty(name, long_round, pause_seconds=0.01)]))
+    at_work = asyncio.create_task(run_jobs(relay, [LeasedJob(name, long_round, pause_seconds=0.01)]))
     await started.wait()
     await cast.connection.execute(
         "UPDATE gateway.leases SET holder = gen_random_uuid(), expires_at = now() + '1 hour' WHERE name = $1", name

@@ -10,8 +10,7 @@ from uuid import uuid4
 import pytest
 
 from gateway.database.database import PoolConnection
-from gateway.events import feed
-from gateway.events import notifier as doorbell
+from gateway.events import feed, notifier
 from resolvers import feed as reading
 from resolvers.errors import InsufficientScope, InvalidInput, PatientNotFound, TemporarilyUnavailable
 from resolvers.feed import FeedEvent, stream_events
@@ -225,8 +224,8 @@ async def test_events_that_are_pruned_under_a_reader_are_not_skipped(
 async def test_a_lost_doorbell_is_hung_up_again(gateway: Gateway, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Nobody polls: what arrives, arrives because a bell was rung.
     monkeypatch.setattr(feed, "POLL_SECONDS", 600)
-    monkeypatch.setattr(doorbell, "LONGEST_SILENCE_SECONDS", 600)
-    monkeypatch.setattr(doorbell, "RECONNECT_SECONDS", 0.01)
+    monkeypatch.setattr(notifier, "LONGEST_SILENCE_SECONDS", 600)
+    monkeypatch.setattr(notifier, "RECONNECT_SECONDS", 0.01)
 
     async def another(killed: set[int]) -> bool:
         return bool({row["pid"] for row in await rows(url, f"SELECT pid {listening}")} - killed)
@@ -248,7 +247,7 @@ async def test_whoever_listens_again_looks_what_came_meanwhile(
 ) -> None:
     # Nobody polls; the other gateway is the relay, and this one does not hear it.
     monkeypatch.setattr(feed, "POLL_SECONDS", 600)
-    monkeypatch.setattr(doorbell, "RECONNECT_SECONDS", 1)
+    monkeypatch.setattr(notifier, "RECONNECT_SECONDS", 1)
     await until(lambda: rows(url, "SELECT FROM gateway.leases WHERE name = 'relay'"))
     async with Gateway.running(url) as other:
         subscriber = other.subscribe()
@@ -275,7 +274,7 @@ async def count_is(url: str, query: str, count: int) -> bool:
 async def test_what_comes_while_the_doorbell_is_lost_arrives_all_the_same(
     gateway: Gateway, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doorbell, "RECONNECT_SECONDS", 600)
+    monkeypatch.setattr(notifier, "RECONNECT_SECONDS", 600)
     subscriber = gateway.subscribe()
     await rows(
         url,

@@ -89,7 +89,7 @@ async def test_the_gateway_gathers_nothing_that_it_can_read_in_order_and_takes_o
 ) -> None:
     # PostgreSQL expects of each patient what is usual, and would gather and sort all that an unusual one has.
     database = await Database.connect(database_url, role=APP_ROLE, size=1, acquire_seconds=5, statement_seconds=5)
-    async with database.reading("loop") as connection:
+    async with database.connection("loop") as connection:
         told = await connection.fetch_one(Statement(f"SHOW {setting}"))
     await database.close()
 
@@ -106,7 +106,7 @@ async def test_what_callers_ask_is_planned_once_and_on_a_cluster_for_its_argumen
     # By the arguments a cluster knows whom to ask: a plan for all arguments it refuses.
     modes = []
     for service in (service_on_a_server, service_on_a_cluster):
-        async with service.services.database.reading("loop") as connection:
+        async with service.services.database.connection("loop") as connection:
             told = await connection.fetch_one(PLANNING)
         modes.append(told["plan_cache_mode"])
 
@@ -116,7 +116,7 @@ async def test_what_callers_ask_is_planned_once_and_on_a_cluster_for_its_argumen
 async def test_what_a_duty_asks_is_planned_for_what_it_looks_for(database_url: str) -> None:
     # Planned for any time since which it could look, the chain of the audit log reads a third of the log, each time.
     database = await Database.connect(database_url, role=RELAY_ROLE, size=1, acquire_seconds=5, statement_seconds=5)
-    async with database.across_brands() as connection:
+    async with database.unscoped() as connection:
         told = await connection.fetch_one(PLANNING)
     await database.close()
 

@@ -30,57 +30,57 @@ async def pool(database_url: str) -> AsyncIterator[Connections]:
 
 async def borrowed(pool: Connections) -> list[asyncpg.Connection]:
     """Borrow all there are."""
-    return [await pool.take(5) for _ in range(pool.size)]
+    return [await pool.acquire(5) for _ in range(pool.size)]
 
 
 async def test_the_connection_used_last_is_lent_first(pool: Connections) -> None:
     one, other = await borrowed(pool)
-    pool.give_back(one)
-    pool.give_back(other)
+    pool.release(one)
+    pool.release(other)
 
-    assert await pool.take(5) is other
-    assert await pool.take(5) is one
-    pool.give_back(one)
-    pool.give_back(other)
+    assert await pool.acquire(5) is other
+    assert await pool.acquire(5) is one
+    pool.release(one)
+    pool.release(other)
 
 
 async def test_whoever_finds_none_gets_the_next_one_in_the_order_of_coming(pool: Connections) -> None:
     one, other = await borrowed(pool)
-    first, second = (asyncio.create_task(pool.take(5)) for _ in range(2))
+    first, second = (asyncio.create_task(pool.acquire(5)) for _ in range(2))
     await asyncio.sleep(0)
-    pool.give_back(one)
-    pool.give_back(other)
+    pool.release(one)
+    pool.release(other)
 
     assert await first is one
     assert await second is other
-    pool.give_back(one)
-    pool.give_back(other)
+    pool.release(one)
+    pool.release(other)
 
 
 async def test_whoever_waits_too_long_is_told_and_takes_nobodys_place(pool: Connections) -> None:
     connections = await borrowed(pool)
     with pytest.raises(TimeoutError):
-        await pool.take(0.05)
+        await pool.acquire(0.05)
     for each in connections:
-        pool.give_back(each)
+        pool.release(each)
 
     assert set(await borrowed(pool)) == set(connections)
     for each in connections:
-        pool.give_back(each)
+        pool.release(each)
 
 
 async def test_a_connection_that_comes_when_nobody_waits_any_more_is_lent_to_the_next(pool: Connections) -> None:
     one, other = await borrowed(pool)
-    waiting = asyncio.create_task(pool.take(5))
+    waiting = asyncio.create_task(pool.acquire(5))
     await asyncio.sleep(0)
-    pool.give_back(one)
+    pool.release(one)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
 
-    assert await pool.take(0.05) is one
-    pool.give_back(one)
-    pool.give_back(other)
+    assert await pool.acquire(0.05) is one
+    pool.release(one)
+    pool.release(other)
 
 
 @pytest.mark.parametrize("lost", ["in use", "idle"])
@@ -89,7 +89,7 @@ async def test_a_lost_connection_makes_room_for_another(pool: Connections, lost:
     if lost == "in use":
         connections[0].terminate()
     for each in connections:
-        pool.give_back(each)
+        pool.release(each)
     if lost == "idle":
         connections[0].terminate()
 
@@ -98,19 +98,19 @@ async def test_a_lost_connection_makes_room_for_another(pool: Connections, lost:
     assert connections[0] not in again
     assert [await each.fetchval("SELECT 1") for each in again] == [1, 1]
     for each in again:
-        pool.give_back(each)
+        pool.release(each)
 
 
 async def test_a_connection_left_in_a_transaction_is_not_lent_again(pool: Connections) -> None:
-    connection = await pool.take(5)
+    connection = await pool.acquire(5)
     await connection.execute("BEGIN")
-    pool.give_back(connection)
+    pool.release(connection)
 
-    again = await pool.take(5)
+    again = await pool.acquire(5)
 
     assert again is not connection
     assert connection.is_closed()
-    pool.give_back(again)
+    pool.release(again)
 
 
 async def test_a_connection_whose_statement_was_called_off_comes_to_itself_before_it_is_lent(pool: Connections) -> None:
@@ -120,13 +120,13 @@ async def test_a_connection_whose_statement_was_called_off_comes_to_itself_befor
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    pool.give_back(connection, called_off=True)
+    pool.release(connection, cancelled=True)
 
-    again = await pool.take(5)
+    again = await pool.acquire(5)
     assert again is connection
     assert await again.fetchval("SELECT 1", timeout=0.5) == 1
-    pool.give_back(again)
-    pool.give_back(other)
+    pool.release(again)
+    pool.release(other)
 
 
 @pytest.mark.parametrize("turns", range(6))
@@ -148,7 +148,7 @@ async def test_a_transaction_that_was_called_off_while_it_began_poisons_nobody(
 
         patient_id = f"called-off-{uuid4()}"
         insert = Statement("INSERT INTO patient_graph.patients (id, brand_id) VALUES ($1, 'loop')", ["id"])
-        lend = database.at_once("loop", 5) if number % 2 else database.transaction("loop")
+        lend = database.autocommit("loop", 5) if number % 2 else database.transaction("loop")
         async with lend as connection:
             await connection.fetch(insert, id=patient_id)
         known = "SELECT count(*) FROM patient_graph.patients WHERE id = $1"
@@ -163,7 +163,7 @@ async def test_a_long_answer_uses_the_memory_of_the_one_before(database_url: str
     answer = Statement("SELECT string_agg(repeat('x', 700), '') FROM generate_series(1, 500)")
     faults = []
 
-    async with database.reading("loop") as connection:
+    async with database.connection("loop") as connection:
         row = await connection.fetch_one(Statement("SELECT pg_backend_pid()"))
         assert row is not None
         for _ in range(3):
@@ -196,15 +196,15 @@ async def test_whoever_looks_while_others_statements_hang_is_served_all_the_same
         return await ours(self, statement, **values)
 
     monkeypatch.setattr(PoolConnection, "fetch", hang)
-    slow = asyncio.create_task(database.find("loop", find, "ids", patient_id, most_bytes=1_000))
+    slow = asyncio.create_task(database.fetch_one_batched("loop", find, "ids", patient_id, most_bytes=1_000))
     await until(lambda: hanging)
 
     async with asyncio.timeout(2):
-        row = await database.find("loop", find, "ids", patient_id, most_bytes=1_000)
+        row = await database.fetch_one_batched("loop", find, "ids", patient_id, most_bytes=1_000)
 
     assert row is not None
     assert row["key"] == patient_id
-    assert await database.find("loop", find, "ids", "nobody", most_bytes=1_000) is None
+    assert await database.fetch_one_batched("loop", find, "ids", "nobody", most_bytes=1_000) is None
     slow.cancel()
     await database.close()
 
@@ -220,11 +220,11 @@ async def test_what_cannot_be_opened_takes_no_place(database_url: str) -> None:
     pool = Pool(connect, 1)
     for _ in range(3):
         with pytest.raises(ConnectionRefusedError):
-            await pool.take(5)
+            await pool.acquire(5)
     lets_in = True
 
-    connection = await pool.take(5)
-    pool.give_back(connection)
+    connection = await pool.acquire(5)
+    pool.release(connection)
     await pool.close(5)
     assert connection.is_closed()
 
@@ -248,7 +248,7 @@ async def test_an_instant_comes_back_as_it_was_sent_whatever_the_server_is_used_
     database = await Database.connect(url, role=APP_ROLE, size=1, acquire_seconds=5, statement_seconds=5)
     asked = Statement("SELECT sent, ARRAY[sent], isfinite(sent) FROM CAST($1 AS timestamptz) AS sent", ["instant"])
 
-    async with database.reading("loop") as connection:
+    async with database.connection("loop") as connection:
         row = await connection.fetch_one(asked, instant=instant)
     await database.close()
 
@@ -262,21 +262,21 @@ async def test_closing_waits_for_what_is_in_use_but_not_for_ever(pool: Connectio
     closing = asyncio.create_task(pool.close(5))
     await asyncio.sleep(0.05)
     assert not closing.done()
-    pool.give_back(one)
-    pool.give_back(other)
+    pool.release(one)
+    pool.release(other)
     await closing
     assert one.is_closed()
     assert other.is_closed()
 
     with pytest.raises(asyncpg.InterfaceError):
-        await pool.take(5)
+        await pool.acquire(5)
 
 
 async def test_closing_ends_what_does_not_come_back(database_url: str) -> None:
     pool: Connections = Pool(lambda: asyncpg.connect(database_url), 2)
-    never = await pool.take(5)
+    never = await pool.acquire(5)
     async with asyncio.timeout(3):
         await pool.close(0.05)
 
     assert never.is_closed()
-    pool.give_back(never)
+    pool.release(never)

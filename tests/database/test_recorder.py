@@ -11,9 +11,9 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from gateway.database.batcher import TOGETHER_AT_MOST
+from gateway.database.batcher import MAX_BATCH_SIZE
 from gateway.database.database import APP_ROLE, Database, PoolConnection
-from gateway.database.encounter_batcher import UNDER_WAY, Recorder
+from gateway.database.encounter_batcher import MAX_IN_FLIGHT, EncounterBatcher
 from models import EncounterType
 from resolvers.errors import TemporarilyUnavailable
 from resolvers.ids import new_id
@@ -31,8 +31,8 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 
 @pytest.fixture
-def recorder(database: Database) -> Recorder:
-    return Recorder(database, timedelta(days=7), patience_seconds=30)
+def recorder(database: Database) -> EncounterBatcher:
+    return EncounterBatcher(database, timedelta(days=7), queue_timeout=30)
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def new(patient_id: str, **other: Any) -> NewEncounter:
     return NewEncounter(**columns | other)
 
 
-async def test_a_lone_recording_goes_alone(recorder: Recorder, cast: Cast, sizes: list[int]) -> None:
+async def test_a_lone_recording_goes_alone(recorder: EncounterBatcher, cast: Cast, sizes: list[int]) -> None:
     patient_id = await cast.patient()
 
     for _ in range(3):
@@ -74,7 +74,7 @@ async def test_a_lone_recording_goes_alone(recorder: Recorder, cast: Cast, sizes
 
 
 async def test_what_comes_at_the_same_time_goes_together_and_each_is_whole(
-    recorder: Recorder, cast: Cast, sizes: list[int]
+    recorder: EncounterBatcher, cast: Cast, sizes: list[int]
 ) -> None:
     patients = [await cast.patient() for _ in range(5)]
     news = [new(patients[number % 5], notes=f"Note {number}.", key=str(uuid4())) for number in range(200)]
@@ -83,7 +83,7 @@ async def test_what_comes_at_the_same_time_goes_together_and_each_is_whole(
 
     assert all(each.patient_is_known and each.created_at for each in kept)
     assert sum(sizes) == 200
-    assert max(sizes) == TOGETHER_AT_MOST
+    assert max(sizes) == MAX_BATCH_SIZE
     assert len(sizes) < 20
     for patient_id in patients:
         for table in ("encounters", "encounter_versions", "audit_log", "outbox", "idempotency_keys"):
@@ -96,7 +96,7 @@ ODD = '"quoted", \\ and / and \n\t, é, 🩺, \u2028, \', {}, null'
 
 
 async def test_what_is_kept_is_the_same_to_the_letter_whether_it_goes_alone_or_with_others(
-    recorder: Recorder, cast: Cast, sizes: list[int]
+    recorder: EncounterBatcher, cast: Cast, sizes: list[int]
 ) -> None:
     def odd(patient_id: str) -> list[NewEncounter]:
         named: dict[str, Any] = {
@@ -129,7 +129,7 @@ async def test_what_is_kept_is_the_same_to_the_letter_whether_it_goes_alone_or_w
         assert [rows[each.id]["notes"] for each in news] == [ODD] * 3
 
 
-async def test_a_patients_events_are_in_the_order_of_the_recordings(recorder: Recorder, cast: Cast) -> None:
+async def test_a_patients_events_are_in_the_order_of_the_recordings(recorder: EncounterBatcher, cast: Cast) -> None:
     patient_id = await cast.patient()
     news = [new(patient_id, key=str(uuid4())) for _ in range(150)]
 
@@ -146,7 +146,7 @@ async def test_a_patients_events_are_in_the_order_of_the_recordings(recorder: Re
     assert [row["id"] for row in await cast.rows(patient_id)] == [each.id for each in news]
 
 
-async def test_one_bad_row_fails_alone(recorder: Recorder, cast: Cast) -> None:
+async def test_one_bad_row_fails_alone(recorder: EncounterBatcher, cast: Cast) -> None:
     patient_id = await cast.patient()
     # No client can send this: the doors have refused it before.
     news = [new(patient_id, notes="a\x00b" if number == 7 else None) for number in range(20)]
@@ -159,7 +159,7 @@ async def test_one_bad_row_fails_alone(recorder: Recorder, cast: Cast) -> None:
 
 
 async def test_who_is_unknown_and_whose_key_is_taken_are_told_and_the_others_kept(
-    recorder: Recorder, cast: Cast
+    recorder: EncounterBatcher, cast: Cast
 ) -> None:
     patient_id, foreigner, key = await cast.patient(), await cast.patient("loopbio"), str(uuid4())
     news = [new(patient_id), new("nobody"), new(foreigner), new(patient_id, key=key), new(patient_id, key=key)]
@@ -176,7 +176,7 @@ async def test_keys_that_meet_in_two_statements_in_any_order_never_lock_each_oth
 ) -> None:
     patient_id = await cast.patient()
     keys = [str(uuid4()) for _ in range(60)]
-    one, other = (Recorder(database, timedelta(days=7), patience_seconds=30) for _ in range(2))
+    one, other = (EncounterBatcher(database, timedelta(days=7), queue_timeout=30) for _ in range(2))
 
     kept = await asyncio.gather(
         *(one.keep("loop", new(patient_id, key=key)) for key in keys),
@@ -188,7 +188,7 @@ async def test_keys_that_meet_in_two_statements_in_any_order_never_lock_each_oth
 
 
 async def test_of_a_shared_statement_only_what_needs_a_held_lock_waits(
-    recorder: Recorder, database: Database, database_url: str, cast: Cast
+    recorder: EncounterBatcher, database: Database, database_url: str, cast: Cast
 ) -> None:
     held, free = await cast.patient(), await cast.patient()
     blocker = await asyncpg.connect(database_url)
@@ -205,13 +205,13 @@ async def test_of_a_shared_statement_only_what_needs_a_held_lock_waits(
     await blocker.close()
     assert all(each.created_at for each in await asyncio.gather(*blocked))
     assert await cast.count("encounters", held) == 3
-    async with database.reading("loop") as connection:
+    async with database.connection("loop") as connection:
         row = await connection.fetch_one(Statement("SHOW lock_timeout"))
     assert row is not None
     assert row[0] == "0"
 
 
-async def test_each_brand_goes_for_itself(recorder: Recorder, cast: Cast) -> None:
+async def test_each_brand_goes_for_itself(recorder: EncounterBatcher, cast: Cast) -> None:
     patients = {brand: await cast.patient(brand) for brand in ("loop", "loopbio")}
 
     kept = await asyncio.gather(
@@ -221,7 +221,9 @@ async def test_each_brand_goes_for_itself(recorder: Recorder, cast: Cast) -> Non
     assert [each.patient_is_known for each in kept] == [True] * 5 + [False] * 10 + [True] * 5
 
 
-async def test_who_gives_up_before_it_is_sent_is_not_sent_and_the_others_are(recorder: Recorder, cast: Cast) -> None:
+async def test_who_gives_up_before_it_is_sent_is_not_sent_and_the_others_are(
+    recorder: EncounterBatcher, cast: Cast
+) -> None:
     patient_id = await cast.patient()
     tasks = [asyncio.create_task(recorder.keep("loop", new(patient_id))) for _ in range(10)]
     await asyncio.sleep(0)
@@ -236,13 +238,13 @@ async def test_who_gives_up_before_it_is_sent_is_not_sent_and_the_others_are(rec
 async def test_who_waits_too_long_for_a_turn_is_refused_and_nothing_of_theirs_is_kept(
     database: Database, database_url: str, cast: Cast
 ) -> None:
-    recorder = Recorder(database, timedelta(days=7), patience_seconds=0.2)
+    recorder = EncounterBatcher(database, timedelta(days=7), queue_timeout=0.2)
     patient_id = await cast.patient()
     blocker = await asyncpg.connect(database_url)
     async with blocker.transaction():
         await blocker.execute("SELECT FROM patient_graph.patients WHERE id = $1 FOR UPDATE", patient_id)
         under_way = []
-        for number in range(UNDER_WAY):
+        for number in range(MAX_IN_FLIGHT):
             under_way.append(asyncio.create_task(recorder.keep("loop", new(patient_id))))
             await until(partial(waiting, cast, number + 1))
 
@@ -253,7 +255,7 @@ async def test_who_waits_too_long_for_a_turn_is_refused_and_nothing_of_theirs_is
 
     assert [type(each) for each in refused] == [TemporarilyUnavailable] * 5
     assert all(each.created_at for each in await asyncio.gather(*under_way))
-    assert await cast.count("encounters", patient_id) == UNDER_WAY
+    assert await cast.count("encounters", patient_id) == MAX_IN_FLIGHT
     # And it serves on.
     assert (await recorder.keep("loop", new(patient_id))).created_at is not None
 
@@ -262,27 +264,27 @@ async def test_who_has_waited_for_a_turn_waits_so_much_less_for_a_connection(
     database_url: str, cast: Cast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = await Database.connect(database_url, role=APP_ROLE, size=1, acquire_seconds=30, statement_seconds=30)
-    recorder = Recorder(database, timedelta(days=7), patience_seconds=1)
+    recorder = EncounterBatcher(database, timedelta(days=7), queue_timeout=1)
     patient_id, patience = await cast.patient(), []
-    at_once = Database.at_once
+    at_once = Database.autocommit
 
     def noted(self: Database, brand_id: str, within_seconds: float) -> Any:
         patience.append(within_seconds)
         return at_once(self, brand_id, within_seconds)
 
     monkeypatch.setattr(Database, "at_once", noted)
-    async with database.reading("loop"):
+    async with database.connection("loop"):
         tasks = []
         # One statement after the other, until all that may be under way wait for the one connection; then some more.
-        for number in range(2 * UNDER_WAY):
+        for number in range(2 * MAX_IN_FLIGHT):
             tasks.append(asyncio.create_task(recorder.keep("loop", new(patient_id))))
-            await until(partial(has_sent, patience, min(number + 1, UNDER_WAY)))
+            await until(partial(has_sent, patience, min(number + 1, MAX_IN_FLIGHT)))
         refused = await asyncio.gather(*tasks, return_exceptions=True)
     await database.close()
 
-    assert [type(each) for each in refused] == [TemporarilyUnavailable] * 2 * UNDER_WAY
-    assert all(each > 0.9 for each in patience[:UNDER_WAY])
-    assert all(each < 0.5 for each in patience[UNDER_WAY:])
+    assert [type(each) for each in refused] == [TemporarilyUnavailable] * 2 * MAX_IN_FLIGHT
+    assert all(each > 0.9 for each in patience[:MAX_IN_FLIGHT])
+    assert all(each < 0.5 for each in patience[MAX_IN_FLIGHT:])
 
 
 async def has_sent(patience: list[float], number: int) -> bool:
@@ -294,7 +296,7 @@ async def test_statements_that_claim_the_same_words_for_several_clients_do_not_l
 ) -> None:
     # Two that claim (one, k) and (other, k) in opposite order, each held up between its two claims by another key.
     patient_id, key = await cast.patient(), str(uuid4())
-    recorders = [Recorder(database, timedelta(days=7), patience_seconds=30) for _ in range(2)]
+    recorders = [EncounterBatcher(database, timedelta(days=7), queue_timeout=30) for _ in range(2)]
     orders = (("client-1", "client-2"), ("client-2", "client-1"))
     blockers = []
     for client in ("middle-1", "middle-2"):

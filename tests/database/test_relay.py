@@ -12,11 +12,11 @@ import asyncpg
 import pytest
 from sqlalchemy import func, select
 
-from gateway import jobs as duties
+from gateway import jobs
 from gateway.database.database import RELAY_ROLE, Database, PoolConnection
-from gateway.events import notifier as doorbell
+from gateway.events import notifier
 from gateway.events.status import event_numbers
-from gateway.jobs import Duty, do_duties
+from gateway.jobs import LeasedJob, run_jobs
 from resolvers import relay
 from resolvers.errors import TemporarilyUnavailable
 from resolvers.relay import LOCK_WATERMARK, move_watermark, prune_events, stamp_events
@@ -51,7 +51,7 @@ async def write_late(gateway: Gateway, rounds: int) -> dict[str, list[UUID]]:
         chance.shuffle(held)
         for patient_id, transaction in held:
             recorded[patient_id].append(await transaction.commit())
-            gateway.feed.ring()
+            gateway.feed.notify()
             # Somebody else's turn: readers read between any two commits.
             await asyncio.sleep(chance.choice([0, 0, 0.001]))
     return recorded
@@ -90,25 +90,25 @@ async def test_late_commits_are_neither_lost_nor_repeated_nor_out_of_order(url: 
 async def test_relays_that_lose_the_lease_in_the_middle_take_turns(
     still: Gateway, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(duties, "LEASE_TIME", timedelta(milliseconds=3))
+    monkeypatch.setattr(jobs, "LEASE_TIME", timedelta(milliseconds=3))
     monkeypatch.setattr(relay, "STAMP_AT_MOST", 3)
     relays = [
         await Database.connect(url, role=RELAY_ROLE, size=2, acquire_seconds=10, statement_seconds=20) for _ in range(3)
     ]
     at_work: set[int] = set()
 
-    def fighter(number: int) -> Duty:
+    def fighter(number: int) -> LeasedJob:
         async def round_(database: Database) -> bool:
             at_work.add(number)
             return await relay.relay(database)
 
-        return Duty("fight", round_, pause_seconds=0.001)
+        return LeasedJob("fight", round_, pause_seconds=0.001)
 
     async def disturb() -> None:
         while True:
             await rows(url, "UPDATE gateway.leases SET expires_at = '-infinity' WHERE name = 'fight'")
 
-    fighting = [asyncio.create_task(do_duties(database, [fighter(number)])) for number, database in enumerate(relays)]
+    fighting = [asyncio.create_task(run_jobs(database, [fighter(number)])) for number, database in enumerate(relays)]
     fighting.append(asyncio.create_task(disturb()))
     subscriber = still.subscribe(BEGINNING)
     recorded: dict[str, list[UUID]] = defaultdict(list)
@@ -283,7 +283,7 @@ async def test_of_two_changes_of_one_record_the_one_that_waited_comes_second(sti
 async def test_another_gateways_relay_is_woken(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Nobody polls: what arrives, arrives because a bell was rung.
     monkeypatch.setattr("gateway.events.feed.POLL_SECONDS", 600)
-    monkeypatch.setattr(doorbell, "LONGEST_SILENCE_SECONDS", 600)
+    monkeypatch.setattr(notifier, "LONGEST_SILENCE_SECONDS", 600)
     async with Gateway.running(url) as relaying, Gateway.running(url) as recording:
         subscribers = [gateway.subscribe() for gateway in (relaying, recording)]
         recorded = []

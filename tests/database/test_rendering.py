@@ -21,7 +21,7 @@ async def test_an_instant_has_all_its_digits_or_none(database_url: str, year: in
         ["instants"],
     )
 
-    async with database.reading("loop") as connection:
+    async with database.connection("loop") as connection:
         row = await connection.fetch_one(written, instants=[*instants, None])
 
     assert row is not None

@@ -29,7 +29,7 @@ async def reads(database_url: str) -> AsyncIterator[SubscriberReads]:
 
 
 async def sent(reads: SubscriberReads, position: int = 1, brand_id: str = "loop", length: int = 0) -> list[Row]:
-    async with EventReads(reads, position).reading(brand_id) as connection:
+    async with EventReads(reads, position).connection(brand_id) as connection:
         return await connection.fetch(SENT, length=length)
 
 
@@ -53,7 +53,7 @@ async def test_another_event_brand_or_argument_is_another_read(reads: Subscriber
 
 async def test_a_subscriber_that_goes_takes_no_rows_of_others_with_it(reads: SubscriberReads) -> None:
     async def slow() -> list[Row]:
-        async with EventReads(reads, 1).reading("loop") as connection:
+        async with EventReads(reads, 1).connection("loop") as connection:
             return await connection.fetch(SLOW)
 
     first, second = asyncio.ensure_future(slow()), asyncio.ensure_future(slow())
@@ -64,7 +64,7 @@ async def test_a_subscriber_that_goes_takes_no_rows_of_others_with_it(reads: Sub
 
 
 async def test_what_failed_is_told_to_all_and_tried_anew_by_the_next(reads: SubscriberReads) -> None:
-    async with EventReads(reads, 1).reading("loop") as connection:
+    async with EventReads(reads, 1).connection("loop") as connection:
         failed = await asyncio.gather(*(connection.fetch(BROKEN) for _ in range(5)), return_exceptions=True)
 
         assert {type(each) for each in failed} == {TemporarilyUnavailable}
@@ -96,7 +96,7 @@ async def test_those_who_catch_up_leave_a_connection_to_the_reader(reads: Subscr
 
     held = [asyncio.ensure_future(hold()) for _ in range(10 * POOL_SIZE)]
     await until(lambda: len(reads.database._pool._lent) == POOL_SIZE - 1)
-    async with asyncio.timeout(1), reads.database.reading("loop"):
+    async with asyncio.timeout(1), reads.database.connection("loop"):
         pass
 
     holding.set()
@@ -104,6 +104,6 @@ async def test_those_who_catch_up_leave_a_connection_to_the_reader(reads: Subscr
 
 
 async def test_nothing_is_changed_through_them(reads: SubscriberReads) -> None:
-    for change in (EventReads(reads, 1).transaction, lambda brand_id: EventReads(reads, 1).at_once(brand_id, 1)):
+    for change in (EventReads(reads, 1).transaction, lambda brand_id: EventReads(reads, 1).autocommit(brand_id, 1)):
         with pytest.raises(NotImplementedError):
             change("loop")

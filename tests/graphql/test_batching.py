@@ -256,7 +256,7 @@ async def test_each_refusal_is_on_the_trail_under_its_own_id(batching: Service, 
     read, request_id = {"query": '{ encounter(id: "x") { id } }'}, uuid4().hex
 
     await post(batching, [read, HELLO, read], token="writer", **{"x-request-id": request_id})
-    await batching.services.trail.flush()
+    await batching.services.audit_sink.flush()
 
     refused = await cast.connection.fetch(
         "SELECT request_id FROM patient_graph.audit_log WHERE event_type = $1 AND request_id LIKE $2 ORDER BY 1",

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gateway.protocols.http import GuardedProtocol
+from gateway.protocols.http import LimitedHttpProtocol
 from tests.cast import Cast
 from tests.graphql.test_events import RECORD
 from tests.logs import captured
@@ -296,7 +296,7 @@ async def test_streams_and_sockets_share_their_places(sockets: Sockets, stage: S
 async def test_whoever_does_not_read_is_cut_off_and_nobody_else(
     sockets: Sockets, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(GuardedProtocol, "send_seconds", 0.3)
+    monkeypatch.setattr(LimitedHttpProtocol, "send_seconds", 0.3)
     flood = "subscription { count(to: 1000000, characters: 50000) }"
     async with listen(sockets, WAIT) as other:
         await other.hear()

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import pytest
 
 from gateway.database.database import PoolConnection
-from resolvers.access import Operation
+from resolvers.access import Permission
 from tests.cast import Cast
 from tests.happenings import beginning, fresh_database, rows, until
 from tests.sockets import Sockets, Talk
@@ -316,7 +316,7 @@ async def test_rows_are_shared_and_rights_and_entries_are_each_subscribers_own(
 ) -> None:
     patient_id = await cast.patient()
     tokens.give("half", "read:encounters")
-    own_right = {Operation.READ_PATIENTS: ("read:patients",)}
+    own_right = {Permission.READ_PATIENTS: ("read:patients",)}
 
     async with (
         gateway_on(database_url, scopes=own_right) as sockets,

@@ -276,7 +276,7 @@ async def test_an_entity_that_is_read_is_on_the_trail_like_any_other(subgraph: S
     patient_id = await cast.patient()
     await ask(subgraph, encounter(await recorded(subgraph, patient_id)))
 
-    await subgraph.services.trail.flush()
+    await subgraph.services.audit_sink.flush()
 
     read = "SELECT count(*) FROM patient_graph.audit_log WHERE patient_id = $1 AND event_type = $2"
     assert await cast.connection.fetchval(read, patient_id, ENCOUNTERS_READ) == 1

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.settings import Settings
 from schema import build_schema
-from schema.documents.limits import COUNTLESS, DocumentLimits, extent_of
+from schema.documents.limits import SATURATED, DocumentLimits, document_stats
 from schema.documents.parse import DocumentRules, Documents
 from tests.cast import Cast
 from tests.doors import LIST, RECORD, Service
@@ -152,7 +152,7 @@ async def test_the_usual_limits_let_clients_and_their_tools_through(service: Ser
     assert told["data"]["__schema"]["queryType"]
     assert "errors" not in listed
     for query in (LIST, RECORD):
-        assert not DocumentLimits().passed_by(extent_of(parse(query)))
+        assert not DocumentLimits().exceeded(document_stats(parse(query)))
 
 
 # Documents that grow
@@ -173,9 +173,9 @@ async def test_a_document_that_doubles_is_counted_in_full_without_being_written_
 
 
 def test_counting_never_goes_beyond_a_number_that_can_be_written() -> None:
-    extent = extent_of(parse(doubling(5_000, "a: __typename @skip(if: true)")))
+    extent = document_stats(parse(doubling(5_000, "a: __typename @skip(if: true)")))
 
-    assert (extent.aliases, extent.directives, extent.root_fields) == (COUNTLESS,) * 3
+    assert (extent.aliases, extent.directives, extent.root_fields) == (SATURATED,) * 3
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_counting_never_goes_beyond_a_number_that_can_be_written() -> None:
     ],
 )
 def test_circles_and_gaps_are_counted_as_far_as_they_go(text: str) -> None:
-    extent_of(parse(text))
+    document_stats(parse(text))
 
 
 # Nothing is counted twice
@@ -199,7 +199,7 @@ def test_a_document_that_is_kept_is_neither_parsed_nor_counted_again(monkeypatch
     documents = Documents(SCHEMA, DocumentRules())
     first = documents.read(LIST)
     monkeypatch.setattr("schema.documents.parse", None)
-    monkeypatch.setattr("schema.documents.parse.extent_of", None)
+    monkeypatch.setattr("schema.documents.parse.document_stats", None)
 
     assert documents.read(LIST) is first
     with pytest.raises(TypeError):

@@ -26,7 +26,7 @@ from resolvers.errors import TemporarilyUnavailable
 from schema import build_schema
 from schema.plans.query_plan import MOST_CONDITIONS, Plan, plan_of
 from schema.plans.record_plan import RecordPlan
-from schema.plans.selection import Declined
+from schema.plans.selection import Unplannable
 from tests.cast import Cast
 from tests.conftest import PATIENT, create_database
 from tests.doors import Service
@@ -100,7 +100,7 @@ def without_plans() -> Iterator[None]:
     """Let the ordinary way answer everything."""
 
     async def decline(*_: object) -> bytes:
-        raise Declined
+        raise Unplannable
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Plan, "run", decline)

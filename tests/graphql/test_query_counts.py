@@ -10,7 +10,7 @@ import pytest
 from gateway.database.database import PoolConnection
 from resolvers.sql import Statement
 from schema.plans.query_plan import Plan
-from schema.plans.selection import Declined
+from schema.plans.selection import Unplannable
 from tests.cast import Cast
 from tests.doors import Service
 
@@ -26,7 +26,7 @@ def statements(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     sent: Counter[str] = Counter()
 
     async def decline(*_: object) -> bytes:
-        raise Declined
+        raise Unplannable
 
     monkeypatch.setattr(Plan, "run", decline)
 

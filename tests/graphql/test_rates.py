@@ -5,7 +5,7 @@ import pytest
 from resolvers.rate_limits import Kind
 from schema import build_schema
 from schema.documents.parse import DocumentRules, Documents
-from schema.documents.rate_units import ONE_READ, Price
+from schema.documents.rate_units import ONE_READ, RateUnits
 
 DOCUMENTS = Documents(build_schema()._schema, DocumentRules())
 
@@ -20,33 +20,38 @@ POWERS_OF_TWO = (
 @pytest.mark.parametrize(
     ("text", "price"),
     [
-        ('{ patient(id: "a") { id encounters { nodes { id } } } }', Price(Kind.READS, 1)),
-        ('{ a: patient(id: "a") { id } b: patient(id: "a") { id } __typename }', Price(Kind.READS, 3)),
-        ("{ __schema { types { name } } }", Price(Kind.READS, 1)),
-        (f"mutation {{ {RECORD} }}", Price(Kind.WRITES, 1)),
-        (f"mutation {{ a: {RECORD} b: {RECORD} }}", Price(Kind.WRITES, 2)),
-        (f"mutation {{ ...two }} fragment two on Mutation {{ a: {RECORD} b: {RECORD} }}", Price(Kind.WRITES, 2)),
-        (f"mutation {{ ... {{ a: {RECORD} }} ... on Mutation {{ b: {RECORD} }} }}", Price(Kind.WRITES, 2)),
+        ('{ patient(id: "a") { id encounters { nodes { id } } } }', RateUnits(Kind.READS, 1)),
+        ('{ a: patient(id: "a") { id } b: patient(id: "a") { id } __typename }', RateUnits(Kind.READS, 3)),
+        ("{ __schema { types { name } } }", RateUnits(Kind.READS, 1)),
+        (f"mutation {{ {RECORD} }}", RateUnits(Kind.WRITES, 1)),
+        (f"mutation {{ a: {RECORD} b: {RECORD} }}", RateUnits(Kind.WRITES, 2)),
+        (f"mutation {{ ...two }} fragment two on Mutation {{ a: {RECORD} b: {RECORD} }}", RateUnits(Kind.WRITES, 2)),
+        (f"mutation {{ ... {{ a: {RECORD} }} ... on Mutation {{ b: {RECORD} }} }}", RateUnits(Kind.WRITES, 2)),
         # Run once, counted once.
-        (f"mutation {{ a: {RECORD} ...again }} fragment again on Mutation {{ a: {RECORD} }}", Price(Kind.WRITES, 1)),
-        (POWERS_OF_TWO, Price(Kind.READS, 1)),
+        (
+            f"mutation {{ a: {RECORD} ...again }} fragment again on Mutation {{ a: {RECORD} }}",
+            RateUnits(Kind.WRITES, 1),
+        ),
+        (POWERS_OF_TWO, RateUnits(Kind.READS, 1)),
         # What might be run counts.
-        ("{ __typename @skip(if: true) a: __typename }", Price(Kind.READS, 2)),
+        ("{ __typename @skip(if: true) a: __typename }", RateUnits(Kind.READS, 2)),
         ("{", ONE_READ),
         ("{ nothing }", ONE_READ),
         ("mutation { nothing }", ONE_READ),
         ("query a { __typename } query b { __typename }", ONE_READ),
     ],
 )
-def test_an_operation_counts_for_its_root_fields_and_what_cannot_be_run_for_one_read(text: str, price: Price) -> None:
+def test_an_operation_counts_for_its_root_fields_and_what_cannot_be_run_for_one_read(
+    text: str, price: RateUnits
+) -> None:
     assert DOCUMENTS.read(text).price(None, {}) == price
 
 
 def test_of_several_operations_the_one_that_is_named_counts() -> None:
     document = DOCUMENTS.read(f"query look {{ __typename }} mutation record {{ a: {RECORD} b: {RECORD} }}")
 
-    assert document.price("look", {}) == Price(Kind.READS, 1)
-    assert document.price("record", {}) == Price(Kind.WRITES, 2)
+    assert document.price("look", {}) == RateUnits(Kind.READS, 1)
+    assert document.price("record", {}) == RateUnits(Kind.WRITES, 2)
     assert document.price("nobody", {}) == ONE_READ
 
 
@@ -66,4 +71,4 @@ MANY = "mutation ($many: [RecordEncountersItem!]!) { recordEncounters(input: $ma
     ],
 )
 def test_many_encounters_count_for_as_many_writes(text: str, many: list[object] | None, units: int) -> None:
-    assert DOCUMENTS.read(text).price(None, {"many": many}) == Price(Kind.WRITES, units)
+    assert DOCUMENTS.read(text).price(None, {"many": many}) == RateUnits(Kind.WRITES, units)

@@ -271,14 +271,14 @@ async def test_a_client_of_several_brands_states_one_in_the_first_message(
     tokens.give("machine", brand_id=None)
     query = "query ($id: ID!) { patient(id: $id) { id } }"
     async with sockets.talk() as talk:
-        await talk.sign_in("machine", **{"x-brand-id": "loopbio"})
+        await talk.authenticate("machine", **{"x-brand-id": "loopbio"})
 
         assert (await talk.ask(query, id=patient_id))["data"]["patient"] == {"id": patient_id}
 
 
 async def test_a_stated_brand_that_contradicts_the_token_is_refused_as_over_http(sockets: Sockets) -> None:
     async with sockets.talk() as talk:
-        await talk.sign_in("dev", **{"X-Brand-Id": "loopbio"})
+        await talk.authenticate("dev", **{"X-Brand-Id": "loopbio"})
 
         assert (await talk.refusal("{ __typename }"))["code"] == "forbidden"
 

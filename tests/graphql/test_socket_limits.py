@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from gateway.protocols.websocket import GuardedSocket
+from gateway.protocols.websocket import LimitedWebSocketProtocol
 from tests.cast import Cast
 from tests.logs import captured
 from tests.sockets import SECONDS, Sockets
@@ -213,8 +213,8 @@ async def test_who_sends_pings_and_does_not_read_is_not_listened_to(sockets: Soc
     pings = (b"\x89\xfd\x00\x00\x00\x00" + b"x" * 125) * 1_000
     sent = 0
     async with by_hand(sockets) as (reader, writer):
-        sign_in = b'{"type": "connection_init", "payload": {"Authorization": "Bearer dev"}}'
-        writer.write(b"\x81" + bytes([0x80 + len(sign_in)]) + bytes(4) + sign_in)
+        authenticate = b'{"type": "connection_init", "payload": {"Authorization": "Bearer dev"}}'
+        writer.write(b"\x81" + bytes([0x80 + len(authenticate)]) + bytes(4) + authenticate)
         assert b"connection_ack" in await reader.readuntil(b"}")
         reader._transport.pause_reading()  # type: ignore[attr-defined]
         try:
@@ -348,7 +348,7 @@ async def test_one_more_that_has_not_signed_in_closes_the_oldest(
     ):
         assert await oldest.closed() == (1013, "Too many sockets wait for sign-in; try again later.")
         for talk in (second, third):
-            await talk.sign_in()
+            await talk.authenticate()
         await signed_in.ask("{ __typename }")
 
 
@@ -367,7 +367,7 @@ async def test_an_address_with_many_sockets_does_not_close_those_of_others(
     ):
         assert (await one.closed())[0] == 1013
         for talk in (other, two, three):
-            await talk.sign_in()
+            await talk.authenticate()
 
 
 async def test_a_client_with_too_many_sockets_keeps_no_other_client_out(
@@ -392,7 +392,7 @@ async def test_a_client_with_too_many_sockets_keeps_no_other_client_out(
 async def test_a_large_answer_that_is_not_read_ends_its_socket(
     database_url: str, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(GuardedSocket, "linger_seconds", 0.3)
+    monkeypatch.setattr(LimitedWebSocketProtocol, "linger_seconds", 0.3)
     async with (
         staged(database_url, {"ws_ping_interval": 0.3, "ws_ping_timeout": 0.3}) as sockets,
         by_hand(sockets) as (reader, writer),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.protocols.http import GuardedProtocol
+from gateway.protocols.http import LimitedHttpProtocol
 from tests.logs import captured
 from tests.sockets import SECONDS, Sockets
 from tests.staged import STAGE, TOKENS, Stage, Tokens, staged, until
@@ -49,7 +49,7 @@ async def sockets(database_url: str) -> AsyncIterator[Sockets]:
 @pytest.fixture
 def impatient(sockets: Sockets, tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> Sockets:
     """A gateway that waits for a head for a tenth of a second."""
-    monkeypatch.setattr(GuardedProtocol, "head_seconds", 0.1)
+    monkeypatch.setattr(LimitedHttpProtocol, "head_seconds", 0.1)
     return sockets
 
 
@@ -137,7 +137,7 @@ async def test_an_upgrade_behind_a_request_begins_after_its_answer(
 async def test_half_a_head_behind_a_request_has_its_time_after_the_answer(
     sockets: Sockets, stage: Stage, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(GuardedProtocol, "head_seconds", 0.5)
+    monkeypatch.setattr(LimitedHttpProtocol, "head_seconds", 0.5)
     async with connected(sockets) as (reader, writer):
         writer.write(asked(HOLD) + HEALTH[:10])
         await stage.entered.wait()
@@ -213,9 +213,9 @@ async def test_a_client_that_reads_slower_than_the_rate_is_cut_off(
     sockets: Sockets, tokens: Tokens, cut_off: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = 15_000_000
-    monkeypatch.setattr(GuardedProtocol, "send_seconds", 0.3)
+    monkeypatch.setattr(LimitedHttpProtocol, "send_seconds", 0.3)
     # As long as something is read between two measurements, only the rate tells the two apart.
-    monkeypatch.setattr(GuardedProtocol, "min_send_bytes_per_second", 50_000_000 if cut_off else 1_000)
+    monkeypatch.setattr(LimitedHttpProtocol, "min_send_bytes_per_second", 50_000_000 if cut_off else 1_000)
     received = 0
 
     async with connected(sockets, limit=1024) as (reader, writer):
@@ -242,7 +242,7 @@ async def silent_for(seconds: float) -> None:
 async def test_a_connection_that_closes_is_not_kept_by_a_client_that_does_not_read(
     sockets: Sockets, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(GuardedProtocol, "send_seconds", 0.3)
+    monkeypatch.setattr(LimitedHttpProtocol, "send_seconds", 0.3)
     state = sockets.server.server_state
     await until(lambda: not state.connections)
 

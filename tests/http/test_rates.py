@@ -15,7 +15,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from gateway.rate_limits import redis_window as shared_window
+from gateway.rate_limits import redis_window
 from gateway.rate_limits.limiter import network_of
 from gateway.rate_limits.redis_window import PATIENCE_SECONDS
 from gateway.settings import Settings
@@ -464,7 +464,7 @@ async def test_of_300_at_once_at_two_services_exactly_200_pass_in_redis(
     database_url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Whoever is busy is not down.
-    monkeypatch.setattr(shared_window, "PATIENCE_SECONDS", 30.0)
+    monkeypatch.setattr(redis_window, "PATIENCE_SECONDS", 30.0)
     async with (
         serving(database_url, writes=200, rate_limit_url=redis.url) as one,
         serving(database_url, writes=200, rate_limit_url=redis.url) as other,

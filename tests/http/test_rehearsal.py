@@ -6,8 +6,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from gateway.middleware import fault_injection as faults
-from gateway.middleware.fault_injection import Fault, Faults
+from gateway.middleware import fault_injection
+from gateway.middleware.fault_injection import Fault, FaultInjectionMiddleware
 from gateway.settings import Settings
 from tests.cast import Cast
 from tests.doors import ENCOUNTER, Service
@@ -28,8 +28,8 @@ async def rehearsal(database_url: str) -> AsyncIterator[Service]:
 @pytest.fixture
 def fault(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Fault:
     """The one thing that goes wrong, each time."""
-    monkeypatch.setattr(faults, "WEIGHTS", {request.param: 1})
-    monkeypatch.setattr(faults, "MAX_DELAY_SECONDS", 0.01)
+    monkeypatch.setattr(fault_injection, "WEIGHTS", {request.param: 1})
+    monkeypatch.setattr(fault_injection, "MAX_DELAY_SECONDS", 0.01)
     return request.param
 
 
@@ -164,7 +164,7 @@ def test_a_seed_gives_one_order_of_faults_and_another_seed_another() -> None:
 
 def order(seed: int) -> list[Fault]:
     """Draw for two hundred requests."""
-    drawing = Faults(no_app, seed=seed)
+    drawing = FaultInjectionMiddleware(no_app, seed=seed)
     return [drawing._draw()[0] for _ in range(200)]
 
 

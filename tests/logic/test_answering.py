@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from gateway.protocols.http_response import Answering, WholeBody
+from gateway.protocols.http_response import BufferedBody, ResponseWriter
 
 Fields = Sequence[tuple[bytes, bytes]]
 
@@ -114,7 +114,7 @@ async def answered(case: Case, *, by_us: bool) -> Any:
         for number, piece in enumerate(case.pieces, 1):
             await send({"type": "http.response.body", "body": piece, "more_body": number < len(case.pieces)})
 
-    await cycle.run_asgi(cast("Any", Answering(app, cycle) if by_us else app))
+    await cycle.run_asgi(cast("Any", ResponseWriter(app, cycle) if by_us else app))
     return transport.sent, transport.closed, cycle.keep_alive, cycle.response_complete
 
 
@@ -130,7 +130,7 @@ async def test_an_answer_that_is_whole_goes_out_at_once() -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"{}"})
 
-    await cycle.run_asgi(cast("Any", Answering(app, cycle)))
+    await cycle.run_asgi(cast("Any", ResponseWriter(app, cycle)))
 
     assert len(transport.writes) == 1
 
@@ -144,7 +144,7 @@ async def test_the_head_of_an_answer_that_comes_in_pieces_goes_out_with_the_firs
         assert transport.sent.endswith(b"\r\n\r\n")
         await send({"type": "http.response.body", "body": b"{}"})
 
-    await cycle.run_asgi(cast("Any", Answering(app, cycle)))
+    await cycle.run_asgi(cast("Any", ResponseWriter(app, cycle)))
 
     assert cycle.response_complete
 
@@ -170,7 +170,7 @@ async def test_a_body_is_handed_over_once_all_of_it_is_here(more_to_come: bool, 
     async def app(scope: Scope, _receive: Receive, _send: Send) -> None:
         seen.append(scope["state"])
 
-    await cycle.run_asgi(cast("Any", Answering(app, cycle)))
+    await cycle.run_asgi(cast("Any", ResponseWriter(app, cycle)))
 
     assert [each["body"].read() if "body" in each else None for each in seen] == [told]
 
@@ -179,7 +179,7 @@ async def test_a_body_is_read_once_and_held_no_longer() -> None:
     cycle, _ = cycle_for("POST", keep_alive=True)
     cycle.body += b"12345"
 
-    assert [len(WholeBody(cycle)), WholeBody(cycle).read(), len(cycle.body)] == [5, b"12345", 0]
+    assert [len(BufferedBody(cycle)), BufferedBody(cycle).read(), len(cycle.body)] == [5, b"12345", 0]
 
 
 async def test_what_a_client_sent_that_has_gone_is_not_read() -> None:
@@ -188,4 +188,4 @@ async def test_what_a_client_sent_that_has_gone_is_not_read() -> None:
     cycle.disconnected = True
 
     with pytest.raises(ClientDisconnect):
-        WholeBody(cycle).read()
+        BufferedBody(cycle).read()

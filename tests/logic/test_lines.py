@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from gateway.importers import encounters as backfilling
 from gateway.importers import patients as importing
-from gateway.importers.reader import ImportStopped, Lines, Record, Refusal, Table, Unknown, records_of
+from gateway.importers.reader import CsvFormat, ImportStopped, LineReader, Record, Refusal, Unknown, records_of
 
 MAX_BYTES = 400
 
@@ -34,11 +34,11 @@ values = st.lists(st.sampled_from(WORDS), max_size=4).map(lambda words: "z".join
 rows = st.lists(st.tuples(st.sampled_from(["p-1", "p-2"]), st.just("loop"), values, values, st.just("lab")), min_size=1)
 
 
-def read(content: bytes, table: Table, name: str, unknown: Unknown | None = None) -> list[Record | Refusal]:
+def read(content: bytes, table: CsvFormat, name: str, unknown: Unknown | None = None) -> list[Record | Refusal]:
     with NamedTemporaryFile() as written, Path(written.name).open("rb") as file:
         written.write(content)
         written.flush()
-        return list(records_of(Lines(file, MAX_BYTES), Path(name), table, unknown or Unknown()))
+        return list(records_of(LineReader(file, MAX_BYTES), Path(name), table, unknown or Unknown()))
 
 
 def members_of(records: list[Record | Refusal]) -> Iterator[str]:
@@ -47,7 +47,7 @@ def members_of(records: list[Record | Refusal]) -> Iterator[str]:
             yield json.dumps(each.members, sort_keys=True)
 
 
-def meant(table: Table, row: tuple[str, ...]) -> str:
+def meant(table: CsvFormat, row: tuple[str, ...]) -> str:
     """Give what a row says, in a form that can be compared."""
     return json.dumps(table.members(dict(zip(COLUMNS[table], row, strict=True))), sort_keys=True)
 
@@ -61,7 +61,7 @@ def csv_of(row: tuple[str, ...], quoting: Any, end: str) -> bytes:
 @TABLES
 @given(rows, st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL]), st.sampled_from(["\n", "\r\n"]))
 def test_what_is_written_as_rfc_4180_has_it_is_read(
-    table: Table, rows: list[tuple[str, ...]], quoting: Any, end: str
+    table: CsvFormat, rows: list[tuple[str, ...]], quoting: Any, end: str
 ) -> None:
     written = [csv_of(row, quoting, end) for row in rows]
     content = b"".join([csv_of(COLUMNS[table], quoting, end), *written])
@@ -99,7 +99,7 @@ def broken(draw: st.DrawFn, line: bytes, faults: Sequence[str] = FAULTS) -> byte
 @TABLES
 @given(st.data(), rows, st.sampled_from(["\n", "\r\n"]))
 def test_every_row_that_is_read_of_a_broken_file_was_a_row_of_it(
-    table: Table, data: st.DataObject, rows: list[tuple[str, ...]], end: str
+    table: CsvFormat, data: st.DataObject, rows: list[tuple[str, ...]], end: str
 ) -> None:
     # Where values are quoted as a rule, what is quoted cannot be taken for rows of its own.
     written = [csv_of(row, csv.QUOTE_ALL, end) for row in rows]
@@ -113,7 +113,7 @@ def test_every_row_that_is_read_of_a_broken_file_was_a_row_of_it(
 @TABLES
 @given(st.data(), rows)
 def test_every_line_that_is_read_of_a_broken_json_file_was_a_line_of_it(
-    table: Table, data: st.DataObject, rows: list[tuple[str, ...]]
+    table: CsvFormat, data: st.DataObject, rows: list[tuple[str, ...]]
 ) -> None:
     lines = [table.members(dict(zip(COLUMNS[table], row, strict=True))) for row in rows]
     written = [json.dumps(line).encode() + b"\n" for line in lines]

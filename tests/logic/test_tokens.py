@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 
-from gateway.auth.token_cache import Kept
+from gateway.auth.token_cache import TtlCache
 from gateway.auth.verifier import verifying
 from gateway.settings import Settings, SettingsError
 from resolvers.access import Caller, Verify, resolve_brand
@@ -430,7 +430,7 @@ async def test_a_worthless_token_is_not_asked_about_again_for_five_seconds(
 
 
 def test_only_so_many_are_remembered_and_the_one_unused_for_longest_is_forgotten() -> None:
-    kept: Kept[int] = Kept(2)
+    kept: TtlCache[int] = TtlCache(2)
     kept.keep(b"a", 1, until=10)
     kept.keep(b"b", 2, until=10)
     kept.get(b"a", 0)
@@ -444,7 +444,7 @@ def test_only_so_many_are_remembered_and_the_one_unused_for_longest_is_forgotten
 async def test_a_flood_of_worthless_tokens_washes_out_no_good_one(
     provider: IdentityProvider, clock: Hands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.auth.token_cache.MAX_REMEMBERED", 10)
+    monkeypatch.setattr("gateway.auth.token_cache.MAX_CACHED", 10)
     provider.tokens["opaque"] = MACHINE
     async with verifying(provider.settings(introspection=True), clock) as verify:
         await verify("opaque")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.rate_limits.sliding_window import LocalWindow, Taken, TokenBucket
+from gateway.rate_limits.sliding_window import InMemorySlidingWindow, TokenBucket, Usage
 
 
 class Clock:
@@ -23,18 +23,18 @@ def clock() -> Clock:
 
 
 async def test_what_is_left_and_when_there_is_more(clock: Clock) -> None:
-    window = LocalWindow(60, clock)
+    window = InMemorySlidingWindow(60, clock)
 
     first = await window.take("a", 3, 1)
     clock.now += 10
     second = await window.take("a", 3, 1)
 
-    assert first == Taken(granted=True, remaining=2, more_in_seconds=60)
-    assert second == Taken(granted=True, remaining=1, more_in_seconds=50)
+    assert first == Usage(granted=True, remaining=2, more_in_seconds=60)
+    assert second == Usage(granted=True, remaining=1, more_in_seconds=50)
 
 
 async def test_what_is_refused_is_not_counted_and_granted_at_the_very_moment_it_was_told(clock: Clock) -> None:
-    window = LocalWindow(60, clock)
+    window = InMemorySlidingWindow(60, clock)
     for _ in range(3):
         await window.take("a", 3, 1)
         clock.now += 10
@@ -43,21 +43,21 @@ async def test_what_is_refused_is_not_counted_and_granted_at_the_very_moment_it_
     clock.now += refused[-1].more_in_seconds
     granted = await window.take("a", 3, 2)
 
-    assert refused == [Taken(granted=False, remaining=0, more_in_seconds=40)] * 5
+    assert refused == [Usage(granted=False, remaining=0, more_in_seconds=40)] * 5
     assert granted.granted
 
 
 async def test_more_than_the_limit_at_once_is_never_granted_and_takes_nothing(clock: Clock) -> None:
-    window = LocalWindow(60, clock)
+    window = InMemorySlidingWindow(60, clock)
 
     refused = await window.take("a", 3, 4)
 
-    assert refused == Taken(granted=False, remaining=3, more_in_seconds=60)
+    assert refused == Usage(granted=False, remaining=3, more_in_seconds=60)
     assert (await window.take("a", 3, 3)).granted
 
 
 async def test_each_key_counts_for_itself(clock: Clock) -> None:
-    window = LocalWindow(60, clock)
+    window = InMemorySlidingWindow(60, clock)
 
     taken = [await window.take(key, 1, 1) for key in ("a", "b", "a")]
 
@@ -65,7 +65,7 @@ async def test_each_key_counts_for_itself(clock: Clock) -> None:
 
 
 async def test_who_does_not_come_back_is_forgotten(clock: Clock) -> None:
-    window = LocalWindow(60, clock)
+    window = InMemorySlidingWindow(60, clock)
     for number in range(1_000):
         await window.take(f"passer-by {number}", 10, 1)
 
@@ -83,7 +83,7 @@ async def test_no_span_holds_more_than_the_limit_and_nothing_that_fits_is_refuse
     limit: int, asked: list[tuple[float, int]]
 ) -> None:
     clock, granted = Clock(), list[float]()
-    window = LocalWindow(10, clock)
+    window = InMemorySlidingWindow(10, clock)
 
     for pause, units in asked:
         clock.now += pause
@@ -99,13 +99,13 @@ async def test_there_is_never_longer_to_wait_than_the_window(now: float) -> None
     clock = Clock()
     clock.now = now
 
-    taken = await LocalWindow(60, clock).take("a", 1, 1)
+    taken = await InMemorySlidingWindow(60, clock).take("a", 1, 1)
 
     assert taken.more_in_seconds == 60
 
 
 async def test_what_is_given_back_can_be_taken_again(clock: Clock) -> None:
-    window = LocalWindow(60, clock)
+    window = InMemorySlidingWindow(60, clock)
     for _ in range(3):
         await window.take("a", 3, 1)
 

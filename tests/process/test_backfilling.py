@@ -25,7 +25,7 @@ from gateway.embedded_postgres.cluster import PrivatePostgres
 from gateway.importers.encounters import READ_TOGETHER, _encounters, import_encounters
 from gateway.importers.reader import ImportStopped, Record
 from gateway.settings import Settings, SettingsError
-from resolvers.access import Operation
+from resolvers.access import Permission
 from resolvers.commands import DEFAULT_LIMITS
 from tests.cast import Cast
 from tests.conftest import create_database
@@ -152,7 +152,7 @@ async def test_the_right_to_record_is_all_the_import_has_whatever_it_is_called(
 ) -> None:
     patient_id = await cast.patient()
     (tmp_path / "e.jsonl").write_text(json_lines([visit(patient_id)]))
-    renamed = settings.model_copy(update={"scopes": {Operation.RECORD_ENCOUNTER: ("write:visits",)}})
+    renamed = settings.model_copy(update={"scopes": {Permission.RECORD_ENCOUNTER: ("write:visits",)}})
 
     assert (await import_encounters(renamed, tmp_path / "e.jsonl")).recorded == 1
 

@@ -16,7 +16,7 @@ from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
 from gateway.events import delivery as sinks
-from gateway.events import pipeline as events
+from gateway.events import pipeline
 from gateway.events.replay import replay
 from gateway.events.status import event_numbers
 from tests.happenings import Gateway, fresh_database, rows, until
@@ -87,7 +87,7 @@ async def url(server_url: str) -> str:
 async def gateway(url: str, server: Nats, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Gateway]:
     monkeypatch.setattr(sinks, "FIRST_RETRY_SECONDS", 0.01)
     monkeypatch.setattr(sinks, "LONGEST_RETRY_SECONDS", 0.05)
-    monkeypatch.setattr(events, "LOOK_AGAIN_SECONDS", 0.02)
+    monkeypatch.setattr(pipeline, "LOOK_AGAIN_SECONDS", 0.02)
     async with Gateway.running(url, nats_url=server.url, nats_subject=SUBJECT, webhook_seconds=2) as running:
         await until(lambda: rows(url, "SELECT FROM gateway.sinks"))
         yield running

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.protocols.http import GuardedProtocol
+from gateway.protocols.http import LimitedHttpProtocol
 from tests.cast import Cast
 from tests.graphql.test_events import BEGINNING, EVENTS, gateway_on, record
 from tests.happenings import until
@@ -93,7 +93,7 @@ async def test_events_come_through_nginx_one_by_one_as_they_happen(
 async def test_what_a_client_does_not_read_is_not_kept_on_the_disk_of_nginx(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(GuardedProtocol, "send_seconds", 0.3)
+    monkeypatch.setattr(LimitedHttpProtocol, "send_seconds", 0.3)
     TOKENS.give("dev")
     STAGE.__init__()  # type: ignore[misc]
     size = 50_000_000

@@ -126,7 +126,7 @@ async def test_through_pgbouncer_in_session_mode_role_brand_and_timeouts_hold(
         database = await Database.connect(through, role=APP_ROLE, plans_once=True, **SETTINGS)
         seen = []
         for brand in ("loop", "loopbio", "loop"):
-            async with database.reading(brand) as one, database.reading(brand) as other:
+            async with database.connection(brand) as one, database.connection(brand) as other:
                 seen += [dict(row) for each in (one, other) if (row := await each.fetch_one(ASKED))]
         await database.close()
 
@@ -147,7 +147,7 @@ async def test_through_pgbouncer_a_cancelled_statement_leaves_the_settings_as_th
         database = await Database.connect(through, role=APP_ROLE, **SETTINGS | {"size": 1})
 
         async def hang() -> None:
-            async with database.reading("loop") as connection:
+            async with database.connection("loop") as connection:
                 await connection.fetch(Statement("SELECT pg_sleep(30)"))
 
         hanging = asyncio.create_task(hang())
@@ -155,7 +155,7 @@ async def test_through_pgbouncer_a_cancelled_statement_leaves_the_settings_as_th
             await until(lambda: is_sleeping(owner))
         hanging.cancel()
         await asyncio.gather(hanging, return_exceptions=True)
-        async with database.reading("loopbio") as connection:
+        async with database.connection("loopbio") as connection:
             row = await connection.fetch_one(ASKED)
         await database.close()
 
@@ -211,7 +211,7 @@ async def test_two_connections_in_one_session_are_both_closed(url: str, login: s
             await Database.connect(through, "relay", role=RELAY_ROLE, **SETTINGS)
 
         # The other one set its role in the session that this one was in.
-        async with app.reading("loop") as connection:
+        async with app.connection("loop") as connection:
             row = await connection.fetch_one(ASKED)
         await app.close()
 

@@ -89,7 +89,7 @@ async def test_a_gateway_records_again_soon_after_the_database_takes_writes_agai
 
 async def test_readiness_says_what_a_write_would_meet_and_closes_the_connection(url: str) -> None:
     database = await Database.connect(url, role=APP_ROLE, size=2, acquire_seconds=5, statement_seconds=5)
-    async with database.reading("loop") as connection, database.reading("loop") as other:
+    async with database.connection("loop") as connection, database.connection("loop") as other:
         for each in (connection, other):
             await each.fetch(Statement("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"))
     with pytest.raises(TemporarilyUnavailable):
@@ -103,17 +103,21 @@ async def test_readiness_says_what_a_write_would_meet_and_closes_the_connection(
 async def test_a_write_that_meets_a_read_only_session_closes_all_of_them(url: str) -> None:
     database = await Database.connect(url, role=APP_ROLE, size=3, acquire_seconds=5, statement_seconds=5)
     pids = Statement("SELECT pg_backend_pid()")
-    async with database.reading("loop") as one, database.reading("loop") as two, database.reading("loop") as three:
+    async with (
+        database.connection("loop") as one,
+        database.connection("loop") as two,
+        database.connection("loop") as three,
+    ):
         before = {(await each.fetch(pids))[0][0] for each in (one, two, three)}
         for each in (one, two, three):
             await each.fetch(Statement("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"))
     write = Statement("INSERT INTO patient_graph.patients (id, brand_id) VALUES (gen_random_uuid()::text, 'loop')")
     with pytest.raises(TemporarilyUnavailable):
-        async with database.at_once("loop", 5) as connection:
+        async with database.autocommit("loop", 5) as connection:
             await connection.fetch(write)
 
     for _ in range(3):
-        async with database.at_once("loop", 5) as connection:
+        async with database.autocommit("loop", 5) as connection:
             await connection.fetch(write)
             assert (await connection.fetch(pids))[0][0] not in before
     await database.close()

@@ -186,7 +186,7 @@ async def test_a_signal_lets_sockets_finish_what_is_being_recorded_and_says_that
     one = await asyncio.to_thread(gateway(GATEWAY_DATABASE_URL=url, GATEWAY_DATABASE_UNSAFE="true").started)
     connection = await asyncpg.connect(url)
     async with talk_to(one.origin) as talk, talk_to(one.origin) as idle:
-        await talk.sign_in()
+        await talk.authenticate()
         async with connection.transaction():
             await connection.execute("LOCK TABLE patient_graph.encounters")
             await talk.start(

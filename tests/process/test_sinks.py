@@ -15,9 +15,9 @@ import httpx2
 import pytest
 from starlette.responses import RedirectResponse, Response
 
-from gateway import jobs as duties
+from gateway import jobs
 from gateway.events import delivery as sinks
-from gateway.events import pipeline as events
+from gateway.events import pipeline
 from gateway.events.replay import NoReplay, replay
 from gateway.events.status import event_numbers
 from gateway.settings import Settings
@@ -36,7 +36,7 @@ DOCS = Path(__file__).parent.parent.parent / "docs"
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sinks, "FIRST_RETRY_SECONDS", 0.01)
     monkeypatch.setattr(sinks, "LONGEST_RETRY_SECONDS", 0.05)
-    monkeypatch.setattr(events, "LOOK_AGAIN_SECONDS", 0.02)
+    monkeypatch.setattr(pipeline, "LOOK_AGAIN_SECONDS", 0.02)
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ async def record(gateway: Gateway, count: int, patient_id: str = "patient") -> l
 
 
 def verifier() -> Callable[[str, Any, bytes], bool]:
-    """Give the function that docs/events.md offers to receivers."""
+    """Give the function that docs/pipeline.md offers to receivers."""
     code = re.findall(r"```python\n(.*?)```", (DOCS / "events.md").read_text(), re.DOTALL)
     namespace: dict[str, Any] = {}
     exec(code[0], namespace)
@@ -413,7 +413,7 @@ async def serving(url: str, settings: dict[str, str]) -> AsyncIterator[tuple[asy
 async def test_a_delivery_that_takes_longer_than_the_lease_is_not_done_twice(
     url: str, webhook: dict[str, Any], receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(duties, "LEASE_TIME", timedelta(seconds=0.9))
+    monkeypatch.setattr(jobs, "LEASE_TIME", timedelta(seconds=0.9))
 
     async def slow(_delivery: Delivery) -> Response:
         await asyncio.sleep(2)
