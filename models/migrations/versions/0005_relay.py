@@ -16,7 +16,7 @@ GRANTS = {
     "gateway_app": {"gateway.watermark": "SELECT"},
     "gateway_relay": {
         "gateway.watermark": "SELECT, UPDATE",
-        "gateway.events.delivery": "SELECT, INSERT, UPDATE",
+        "gateway.sinks": "SELECT, INSERT, UPDATE",
         "patient_graph.dead_letters": "SELECT, INSERT, DELETE",
         "patient_graph.outbox": "DELETE",
     },
