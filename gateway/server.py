@@ -35,8 +35,8 @@ def websocket_protocol(**given: Any) -> asyncio.Protocol:
 
 PROTOCOLS: Mapping[str, Any] = {
     # By name, as uvicorn imports them: see `WorkerApp`.
-    "http": "gateway.protocols.http:GuardedProtocol",
-    "ws": "gateway.server:upgraded",
+    "http": "gateway.protocols.http:LimitedHttpProtocol",
+    "ws": "gateway.server:websocket_protocol",
     "ws_max_size": 1024 * 1024,
     # A kilobyte that unpacks to a megabyte would be read before anyone has signed in.
     "ws_per_message_deflate": False,
