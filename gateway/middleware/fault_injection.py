@@ -2,8 +2,8 @@
 
 It is only active with `gateway serve --faults SEED`, in development mode, so no real patient is affected. A fault is
 drawn for each POST to a door, in order of arrival, except for event streams. The same seed and the same requests
-produce the same faults. Pure ASGI, directly around the doors. A refusal is raised when the door reads the body: the
-door has authenticated the caller by then, formats the error itself, and has recorded nothing.
+produce the same faults. Pure ASGI, directly around the doors. A refusal is raised when the door reads the body. By then
+the door has authenticated the caller and recorded nothing, and it formats the error itself.
 """
 
 import asyncio

@@ -6,7 +6,7 @@ httptools merges trailer fields into the header fields and does not limit them. 
 import re
 
 MAX_LINE_BYTES = 256
-"""Bytes of a chunk-size line with its extensions; small, because our clients send no extensions."""
+"""Bytes of a chunk-size line with its extensions; small, because the gateway's clients send no extensions."""
 MAX_TRAILER_BYTES = 8 * 1024
 """Bytes of all trailer fields together; they are parsed and ignored."""
 MAX_TRAILER_FIELDS = 100

@@ -1,8 +1,8 @@
 """HTTP/1.1 protocol of one connection: parsing with limits, pipelining, and closing.
 
-uvicorn parses all received bytes at once. It therefore answers a malformed second request before the first, merges
-trailer fields into the header fields, and waits for an incomplete head without a timeout. This protocol passes one head
-at a time to the parser (httptools). `Phase` is the state of the reader. At most one request is read ahead of the
+uvicorn parses all received bytes at once. It therefore answers a malformed second request before the first, and merges
+trailer fields into the header fields. It also waits for an incomplete head without a timeout. This protocol passes one
+head at a time to the parser (httptools). `Phase` is the state of the reader. At most one request is read ahead of the
 request that is being answered; later bytes stay buffered. A malformed request that was read ahead gets no response:
 the connection closes after the response in progress.
 """

@@ -33,7 +33,7 @@ class RateLimits:
     """Counts the requests of each client, for both doors together, and the attempts of each address.
 
     An address is only charged for tokens that have not been verified before. Each process counts addresses separately.
-    So a hospital behind one address is not blocked by a neighbour's guesses, or by a device with an old token: verified
+    So a hospital behind one address is not blocked by a neighbour's guesses, or by a device with an old token. Verified
     tokens pass, and only unknown tokens have to wait. The count per address is coarse, because concurrent guesses are
     counted when they fail.
     """

@@ -50,7 +50,7 @@ class RedisSlidingWindow:
 
     async def take(self, key: str, limit: int, units: int) -> Usage:
         """Take the units if all of them are left; otherwise take none."""
-        # The wait for the semaphore is outside the timeout, because local load says nothing about Redis.
+        # The wait for the semaphore is outside the timeout, because local load does not mean that Redis is down.
         async with self._turn:
             taken = await self._take_shared(key, limit, units) if self._worth_trying() else None
         return taken or await self._local.take(key, limit, units)

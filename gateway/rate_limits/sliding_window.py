@@ -1,8 +1,8 @@
 """Sliding-window log: at most `limit` uses in any span of the window's length.
 
 A fixed window admits up to twice the limit around its end. A sliding counter assumes an even distribution of uses in
-the last window, so it refuses a client that sends 200 requests at once every minute. The cost of the log is one number
-for each use, at most `limit` for each client.
+the last window. It would refuse a client that sends 200 requests at once every minute. The cost of the log is one
+number for each use, at most `limit` for each client.
 """
 
 import time
