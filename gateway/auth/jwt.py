@@ -72,7 +72,18 @@ def opened(token: str) -> Opened | None:
 
 
 class AccessTokens:
-    """Verifier of the JWT access tokens of one issuer."""
+    """Verifier of the JWT access tokens of one issuer.
+
+    Args:
+        keys: Public keys of the issuer.
+        issuer: Required `iss`.
+        audience: Name of this gateway, which `aud` must equal or contain.
+        token_type: Required `typ`, with or without the prefix `application/`.
+        brand_claim: Claim that names the brand. None: the claims of `BRAND`.
+        leeway: Seconds by which the issuer's clock may differ.
+        clock: Clock in seconds.
+
+    """
 
     def __init__(
         self,

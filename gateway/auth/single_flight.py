@@ -11,7 +11,7 @@ Answer = TypeVar("Answer")
 
 
 class SingleFlight(Generic[Key, Answer]):
-    """Runs one call for each key at a time, and returns its result to all concurrent callers."""
+    """Deduplicator of concurrent calls: one call for each key runs at a time, and all callers get its result."""
 
     def __init__(self) -> None:
         self._in_flight: dict[Key, asyncio.Task[Answer]] = {}

@@ -27,7 +27,7 @@ Thing = TypeVar("Thing")
 
 
 class TokenCache:
-    """Caches the result of a verifier, and verifies a token again when the result has expired.
+    """Cache of a verifier's results. A token is verified again when its result has expired.
 
     The key is a hash of the token. An error of the verifier is not cached: the next caller verifies again.
     """

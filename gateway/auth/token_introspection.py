@@ -28,7 +28,16 @@ BEARER_TYPES = {"bearer", "access_token"}
 class Introspection:
     """Verifier that sends each token, opaque or not, to the introspection endpoint.
 
-    `expected` and `optional` are the required issuer and audience: see `refuse_another_services`.
+    Args:
+        provider: HTTP client of the identity provider.
+        url: Introspection endpoint.
+        client_id: Client id of this gateway at the endpoint (HTTP Basic).
+        client_secret: Secret of that client.
+        expected: Required `iss` and `aud`: see `refuse_another_services`.
+        optional: Names of expected claims that the response may omit.
+        leeway: Seconds by which the provider's clock may differ.
+        clock: Clock in seconds.
+
     """
 
     def __init__(

@@ -30,12 +30,24 @@ Most requests take less.
 
 
 class RateLimits:
-    """Counts the requests of each client, for both doors together, and the attempts of each address.
+    """Counters of the requests of each client, for both doors together, and of the attempts of each address.
 
     An address is only charged for tokens that have not been verified before. Each process counts addresses separately.
     So a hospital behind one address is not blocked by a neighbour's guesses, or by a device with an old token. Verified
     tokens pass, and only unknown tokens have to wait. The count per address is coarse, because concurrent guesses are
     counted when they fail.
+
+    Args:
+        limits: Units of each kind that a client may use in a window. 0: no limit.
+        window: Counter of the clients' units.
+        address_limit: Unverified tokens that an address may try in a window. 0: no limit.
+        failure_limit: Rejected tokens of an address in a window, after which its unverified tokens must wait. 0: no
+            limit.
+        parsing_ms: Milliseconds of CPU time for parsing that a client may use in a window. 0: no limit.
+        answer_bytes: Bytes of responses that a client may use in a window. 0: no limit.
+        seconds: Length of the window.
+        clock: Monotonic clock in seconds.
+
     """
 
     def __init__(

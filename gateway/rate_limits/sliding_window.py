@@ -87,7 +87,14 @@ class InMemorySlidingWindow:
 
 
 class TokenBucket:
-    """Token bucket for each key, in the memory of this process. A bucket may be overdrawn."""
+    """Token bucket for each key, in the memory of this process. A bucket may be overdrawn.
+
+    Args:
+        per_second: Amount that a bucket regains each second.
+        capacity: Amount in a full bucket; every bucket starts full.
+        clock: Monotonic clock in seconds.
+
+    """
 
     def __init__(self, per_second: float, capacity: float, clock: Clock = time.monotonic) -> None:
         self._per_second = per_second
