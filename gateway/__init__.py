@@ -1,1 +1,1 @@
-"""The process: what exists once per running server. Imports every room; no room imports it."""
+"""Server process: everything that exists once per process. It imports the other packages; none imports it."""

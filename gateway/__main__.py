@@ -1,8 +1,8 @@
-"""The command `gateway`, as `python -m gateway` too."""
+"""Entry point of the command `gateway` and of `python -m gateway`."""
 
 import gc
 
-# Nothing that is imported is garbage, and looking for some takes a tenth of a start. `main` goes on with it.
+# Imports create no garbage, and collecting takes a tenth of the startup time. `main` enables the collector again.
 gc.disable()
 
 from gateway.cli import main  # noqa: E402 - the imports are what it is off for

@@ -1,4 +1,4 @@
-"""The service on one screen: its routes, its middleware in order, and what lives as long as the process."""
+"""Application factory: routes, middleware in order, and resources that live as long as the process."""
 
 import asyncio
 import re
@@ -52,14 +52,14 @@ from schema.transport.sse import StreamLimits
 from schema.transport.websocket import GraphQLSocket, SocketLimits
 
 REQUESTS_FIRST_SECONDS = 0.25
-"""How long the duties of a process that has just started leave it to those who wait for their first answer."""
+"""Seconds from the start of a process to its first background job, so that the first requests are not delayed."""
 
 
 class Service(Starlette):
-    """Starlette without its own error layers: `ErrorMiddleware` and `RequestContextMiddleware` answer errors."""
+    """Starlette without its own error middleware: `ErrorMiddleware` and `RequestContextMiddleware` answer errors."""
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Put the layers around the routes."""
+        """Return the router, wrapped in the middleware."""
         app: ASGIApp = rest.errors.ErrorMiddleware(self.router)
         for layer, arguments, options in reversed(self.user_middleware):
             app = layer(app, *arguments, **options)
@@ -69,10 +69,17 @@ class Service(Starlette):
 def create_app(
     settings: Settings, verify: Verify | None = None, stop: GracefulShutdown | None = None, faults: int | None = None
 ) -> Starlette:
-    """Build the service; `verify` in place of what the settings say. Nothing is connected until it starts.
+    """Return the application. Connections are opened when it starts, not here.
 
-    `stop` is told by whoever hears the signals. With `faults`, a seed, requests to the doors meet the faults of a
-    rehearsal. Raises `SettingsError` for trusted documents that cannot be run.
+    Args:
+        settings: They must name a database when the application starts.
+        verify: Token verifier. None: the one that the settings configure.
+        stop: Shutdown state, which the signal handlers change. None: a new one.
+        faults: Seed of the fault injection. None: no faults.
+
+    Raises:
+        SettingsError: The trusted documents cannot be served.
+
     """
     stopping = stop or GracefulShutdown()
 
@@ -89,7 +96,7 @@ def create_app(
                 url,
                 role=APP_ROLE,
                 size=settings.database_pool_size,
-                # A cluster must see the arguments: by them it knows whom to ask.
+                # Citus routes a statement by its arguments, so it must plan each execution.
                 plans_once=not settings.database_cluster,
                 long_answers=True,
                 **timeouts,
@@ -120,7 +127,7 @@ def create_app(
             await rates.close()
             await relay.close()
             await database.close()
-            # A worker ends by the signal that stopped it, and runs nothing after this.
+            # Flush the log here: a worker ends by the signal that stopped it, and runs no code after this.
             await asyncio.to_thread(log.flush)
 
     with trusted_plainly():
@@ -168,14 +175,17 @@ def create_app(
         ],
         lifespan=lifespan,
     )
-    # A redirect would answer before anyone asked who calls.
+    # A redirect would be sent before the caller is authenticated.
     app.router.redirect_slashes = False
     anchor(app.routes)
     return app
 
 
 def anchor(routes: Iterable[BaseRoute]) -> None:
-    """End each route's pattern at the end of the path. Starlette's `$` matches before a last line break (`%0A`) too."""
+    r"""Replace the final `$` of each route's pattern with `\Z`.
+
+    Starlette's `$` also matches before a final line break (`%0A`).
+    """
     for route in routes:
         if isinstance(route, Route | WebSocketRoute | Mount) and route.path_regex.pattern.endswith("$"):
             route.path_regex = re.compile(route.path_regex.pattern[:-1] + r"\Z")
@@ -184,7 +194,7 @@ def anchor(routes: Iterable[BaseRoute]) -> None:
 def services(
     settings: Settings, database: Database, *, audit_sink: AuditSink, feed: Feed, verify: Verify, rates: Rates
 ) -> Services:
-    """Put together what every request is lent."""
+    """Return the services that every request uses."""
     keys_kept_for = timedelta(hours=settings.idempotency_hours)
     return Services(
         verify=verify,
@@ -215,7 +225,7 @@ def services(
 
 
 def socket_limits(settings: Settings) -> SocketLimits:
-    """Say what a socket may cost."""
+    """Return the limits of a WebSocket."""
     return SocketLimits(
         operations=settings.socket_operations,
         message_bytes=settings.max_body_bytes,
@@ -226,12 +236,12 @@ def socket_limits(settings: Settings) -> SocketLimits:
 
 
 def stream_limits(settings: Settings) -> StreamLimits:
-    """Say what a stream of events may cost."""
+    """Return the limits of an event stream."""
     return StreamLimits(
         heartbeat_seconds=settings.stream_heartbeat_seconds, recheck_seconds=settings.socket_recheck_seconds
     )
 
 
 def http_form(error: GatewayError) -> tuple[int, Mapping[str, str]]:
-    """Give a refusal's status and headers, which are HTTP's and so the same at both doors."""
+    """Return the HTTP status and headers of an error; they are the same at both doors."""
     return rest.errors.status_of(error), rest.errors.headers_of(error)

@@ -1,4 +1,4 @@
-"""What `gateway check` says: the settings in force, and what `gateway serve` would meet with them."""
+"""`gateway check`: print the settings in force, and the problems that `gateway serve` would have with them."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,14 +11,15 @@ from gateway.settings import PREFIX, Settings, SettingsError
 
 
 def check(settings: Settings) -> int:
-    """Print what is in force and what is wrong. Return the exit code: 1 where `serve` would refuse, or refuse callers.
+    """Print the settings in force and their problems. Change and start nothing.
 
-    Nothing is changed or started.
+    Return the exit code: 1 if `serve` would fail, or would refuse callers because the identity provider does not
+    answer.
     """
     print("\n".join(settings.assignments()))
     if settings.development:
         print("\nDevelopment mode: well-known tokens, loopback only.")
-    # Every step, so that all is told at once; `serve` stops at the first.
+    # Run every step, so that all problems are printed at once; `serve` stops at the first.
     steps: list[Callable[[Settings], bool]] = [_check_documents, _check_port, _check_database]
     passed = [_passes(step, settings) for step in steps]
     return 0 if all(passed) else 1

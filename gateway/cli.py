@@ -1,4 +1,4 @@
-"""The program: each command a few lines."""
+"""Command-line interface."""
 
 import asyncio
 import gc
@@ -41,11 +41,11 @@ def events() -> None:
 
 
 def main() -> None:
-    """Run a command; a mistake in the surroundings is one clear sentence, not a traceback."""
-    # What is imported stays, and need not be looked at ever.
+    """Run a command. Print a `SettingsError` as one sentence, without a traceback."""
+    # Imported objects live as long as the process, so the collector can skip them.
     gc.freeze()
     gc.enable()
-    # Exit 0 on both, so that `finally` runs and `make` has nothing to complain of.
+    # Exit with 0 on both signals, so that `finally` blocks run and `make` reports no error.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     try:
@@ -60,13 +60,13 @@ def main() -> None:
 )
 def serve(faults: int | None) -> None:
     """Serve both doors; with no database configured, on a private PostgreSQL of its own."""
-    # More is imported now; the collector looks again from where the service is built: `worker`.
+    # More imports follow; `gateway.server.worker` enables the collector again.
     gc.disable()
     from gateway.server import bind_socket, refuse_what_cannot_be_served, serve
 
     settings = _settings()
     refuse_what_cannot_be_served(settings, faults)
-    # The port comes before the database: where another gateway has it, none is started in vain.
+    # The port is bound first: if another gateway uses it, no database is started in vain.
     with bind_socket(settings) as port, _database(settings) as settings:
         serve(settings, port, faults)
 
@@ -182,10 +182,10 @@ def import_encounters(
 
 @contextmanager
 def _importing() -> Iterator[Settings]:
-    """Give settings for as long as an import runs; say in one sentence why it stopped."""
+    """Yield the settings for an import. Print an `ImportStopped` as one sentence, and exit with 1."""
     from gateway.importers.reader import ImportStopped
 
-    # Unlike a server that is told to stop, an import that is has not done its work: it must not end with 0.
+    # A signal interrupts an import before it is complete, so the exit code must not be 0, unlike for a server.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     with _database() as settings:
@@ -264,7 +264,7 @@ def export(contract: str, *, federation: bool) -> None:
 
 
 def _settings() -> Settings:
-    """Return the settings, and say which variables of a Kubernetes Service are none."""
+    """Return the settings. Print a warning with the variables of Kubernetes Services that were ignored."""
     settings = Settings.from_environment()
     if names := environment.of_kubernetes(PREFIX):
         click.echo(
@@ -277,7 +277,7 @@ def _settings() -> Settings:
 
 @contextmanager
 def _database(settings: Settings | None = None) -> Iterator[Settings]:
-    """Give settings whose database is there: the configured one, or a private one for as long as we run."""
+    """Yield settings with a database URL: the configured one, or that of a private PostgreSQL stopped on exit."""
     settings = settings or _settings()
     if settings.database_url is not None:
         yield settings

@@ -1,7 +1,8 @@
-"""PostgreSQL connection URLs as libpq reads them. A parameter is honoured, or the URL is refused with its name.
+"""Parser of PostgreSQL connection URLs, compatible with libpq. A parameter is supported, or the error names it.
 
-asyncpg sends a parameter that it does not know to the server as a setting, and the server then refuses the connection.
-So what it does not know is done by `gateway.database.connection`. Source: https://www.postgresql.org/docs/current/libpq-connect.html
+asyncpg sends unknown parameters to the server as settings, and the server then refuses the connection.
+`gateway.database.connection` implements supported parameters that asyncpg does not know.
+Source: https://www.postgresql.org/docs/current/libpq-connect.html
 """
 
 import difflib
@@ -13,7 +14,7 @@ from urllib.parse import SplitResult, quote, unquote, urlencode, urlsplit
 
 TLS_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 
-# What asyncpg honours by itself, beside those above.
+# Parameters that asyncpg implements, including the TLS files above.
 HONOURED_BY_ASYNCPG = frozenset(TLS_FILES) | {
     *("dbname", "gsslib", "host", "krbsrvname", "options", "passfile", "password", "port", "service"),
     *("ssl_max_protocol_version", "ssl_min_protocol_version", "sslmode", "sslnegotiation", "sslpassword"),
@@ -23,7 +24,7 @@ HONOURED_BY_ASYNCPG = frozenset(TLS_FILES) | {
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
     "sslnegotiation": ("postgres", "direct"),
-    # The others ask for servers that take no writes.
+    # The other values select servers that accept no writes.
     "target_session_attrs": ("any", "read-write", "primary"),
     "keepalives": ("0", "1"),
 }
@@ -32,7 +33,7 @@ NUMBERS = ("connect_timeout", "keepalives_idle", "keepalives_interval", "keepali
 
 NAMES = ("application_name", "fallback_application_name")
 
-# What neither asyncpg nor this module can do. These values ask for nothing that is not so anyway; any other is refused.
+# Parameters that are not implemented, with the values that match the actual behaviour. Any other value is refused.
 HARMLESS: Mapping[str, tuple[str, ...]] = {
     "channel_binding": ("disable", "prefer"),
     "client_encoding": ("auto", "utf8", "utf-8"),
@@ -66,7 +67,7 @@ _NUMBER = re.compile(r"-?\d{1,9}")
 
 
 class ConnectionUrl(NamedTuple):
-    """A connection URL that was found to be usable. `dsn` is what is left of it for asyncpg."""
+    """A valid connection URL. `dsn` is the URL with only the parameters that asyncpg implements."""
 
     dsn: str
     hosts: tuple[tuple[str, int | None], ...]
@@ -74,7 +75,7 @@ class ConnectionUrl(NamedTuple):
 
 
 def parse(url: str) -> ConnectionUrl:
-    """Read a URL. Raises `ValueError` with a sentence that names the parameter and quotes no value."""
+    """Return the parsed URL. Raises `ValueError`; its message names the parameter and quotes no value."""
     if not url.startswith(("postgresql://", "postgres://")):
         raise ValueError("must begin with postgresql://")
     try:
@@ -98,13 +99,13 @@ def _parameters(query: str) -> dict[str, str]:
     for pair in filter(None, query.split("&")):
         name, separator, value = pair.partition("=")
         name = unquote(name)
-        # JDBC's and asyncpg's own words for it.
+        # JDBC and asyncpg also accept `database`.
         name = {"database": "dbname"}.get(name, name)
         if name not in KNOWN:
             raise ValueError(_unknown(name))
         if not separator:
             raise ValueError(f"{name}: has no value")
-        # Empty is unset. In a URL of libpq a plus is a plus.
+        # An empty value is unset. libpq does not decode a plus as a space.
         if value:
             given[name] = unquote(value)
     for name, value in given.items():
@@ -113,7 +114,7 @@ def _parameters(query: str) -> dict[str, str]:
 
 
 def _unknown(name: str) -> str:
-    # It may be part of a password with a question mark in it; only a word is repeated.
+    # The name may be part of a password with a question mark, so only a plain word is quoted.
     nearest = difflib.get_close_matches(name, sorted(KNOWN), n=1, cutoff=0)[0]
     shown = f"{name} " if re.fullmatch(r"[a-z_]{3,40}", name) else ""
     return (
@@ -133,7 +134,7 @@ def _refuse_value(name: str, value: str) -> None:
 
 
 def _hosts(parts: SplitResult, given: Mapping[str, str]) -> tuple[tuple[str, int | None], ...]:
-    """Return the hosts in order, each with its port or None for the default; none where the URL names none."""
+    """Return the hosts in order, each with its port, or None for the default port. Empty if the URL names no host."""
     named = parts.netloc.rpartition("@")[2]
     if named:
         found = [_host(each) for each in named.split(",")]

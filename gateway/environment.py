@@ -1,4 +1,4 @@
-"""Values of settings as an operator gives them: in variables of the environment, and secrets in files too."""
+"""Settings from environment variables, and secrets from files."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from resolvers.spelling import nearest
 
-# What Kubernetes adds to each container of a namespace for a Service whose name begins like our prefix.
+# Variables that Kubernetes adds to each container of a namespace for a Service whose name starts with the prefix.
 # Source: https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
 _OF_A_SERVICE = re.compile(
     r"(.+_)?(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
@@ -22,10 +22,10 @@ _ADDRESS = re.compile(r"(tcp|udp|sctp)://")
 
 
 def read(prefix: str, fields: Mapping[str, FieldInfo]) -> tuple[dict[str, Any], list[str]]:
-    """Return what the environment says of these fields, and a sentence for each variable that cannot be used.
+    """Return the values of these fields from the environment, and a message for each unusable variable.
 
-    An empty variable is unset, and so is one whose file is empty. What has a default of several values is JSON. No
-    sentence quotes a value: it may be a secret in the wrong variable.
+    An empty variable is unset, and so is a variable whose file is empty. A field whose default is a dict or tuple is
+    parsed as JSON. No message quotes a value: it may be a secret in the wrong variable.
     """
     known = {(prefix + name).upper(): name for name in fields}
     files = {f"{prefix}{name}_FILE".upper(): name for name, field in fields.items() if _is_secret(field)}
@@ -53,7 +53,7 @@ def read(prefix: str, fields: Mapping[str, FieldInfo]) -> tuple[dict[str, Any], 
 
 
 def of_kubernetes(prefix: str) -> list[str]:
-    """Return the variables that Kubernetes added for a Service and that are therefore no settings."""
+    """Return the names of variables that Kubernetes added for a Service, which are not settings."""
     return sorted(name for name, value in os.environ.items() if _is_of_kubernetes(prefix, name, value))
 
 
@@ -69,7 +69,7 @@ def _is_of_kubernetes(prefix: str, name: str, value: str) -> bool:
     if not name.startswith(prefix):
         return False
     rest = name.removeprefix(prefix)
-    # A port that was set to a number is a setting.
+    # Kubernetes sets `…_PORT` to a URL. A port that is a number is a setting.
     return bool(_OF_A_SERVICE.fullmatch(rest) or (_PORT_OF_A_SERVICE.fullmatch(rest) and _ADDRESS.match(value)))
 
 

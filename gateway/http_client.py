@@ -1,7 +1,7 @@
-"""The HTTP client of every request that the gateway sends: to the identity provider and to receivers of webhooks.
+"""HTTP client of every request that the gateway sends: to the identity provider and to receivers of webhooks.
 
-Each request stands alone. Nothing of an answer is kept for the next request: no cookie, no redirect, no authentication
-state. Loopback is reached directly; for every other host the environment may name a proxy.
+The client is stateless: it stores no cookies or authentication state, and follows no redirects. It connects to loopback
+addresses directly. For every other host the environment may name a proxy.
 """
 
 import os
@@ -15,27 +15,27 @@ import httpx2
 from gateway.settings import Settings, SettingsError
 
 LOOPBACK = ("*localhost", "127.0.0.0/8", "[::1]", "[::ffff:127.0.0.0]/104")
-"""Patterns of httpx2 for the hosts of this machine; `*localhost` includes the names below it (RFC 6761, 6.3)."""
+"""httpx2 patterns for the hosts of this machine; `*localhost` includes its subdomains (RFC 6761, 6.3)."""
 
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy")
-"""In lower case; each counts in upper case too. `NO_PROXY` needs no check: an entry that cannot be read is ignored."""
+"""Names in lower case; upper case is accepted too. `NO_PROXY` needs no check: invalid entries are ignored."""
 
 MAX_PORT = 65535
 
 
 def http_client(*, over_tls: bool = True, **options: Any) -> httpx2.AsyncClient:
-    """Return a client that keeps nothing of an answer. The caller sets the deadline of each exchange.
+    """Return a stateless client without a timeout. The caller sets the deadline of each exchange.
 
     Args:
-        over_tls: Whether any URL is `https://`. Reading the certificates of the system takes 20 ms.
+        over_tls: Whether any URL is `https://`. If not, the system's certificates are not loaded, which takes 20 ms.
         options: Further arguments of `httpx2.AsyncClient`, such as `headers` and `limits`.
 
     """
     return httpx2.AsyncClient(
         verify=True if over_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
         follow_redirects=False,
-        # A policy that admits no domain. An endpoint that sets ever more cookies would refuse the request that
-        # returns them, with 431.
+        # The policy accepts no cookies. An endpoint that sets more and more cookies would answer 431 to a request
+        # that returns them.
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         mounts=dict.fromkeys((f"all://{host}" for host in LOOPBACK), None),
         **{"timeout": None, **options},
@@ -43,9 +43,9 @@ def http_client(*, over_tls: bool = True, **options: Any) -> httpx2.AsyncClient:
 
 
 def refuse_unusable_proxies(settings: Settings) -> None:
-    """Return if the proxies that the environment names can be used. Raises `SettingsError` that names the variable.
+    """Return if the proxies in the environment are usable. Raises `SettingsError`, which names the variable.
 
-    A gateway that sends no HTTP requests ignores them.
+    A gateway that sends no HTTP requests does not check them.
     """
     if settings.development and not settings.every_webhook:
         return
@@ -55,7 +55,7 @@ def refuse_unusable_proxies(settings: Settings) -> None:
     problems = [
         f"{name}: {problem}"
         for name, value in sorted(os.environ.items())
-        # Of two spellings one is in force.
+        # If both spellings are set, only one is in force.
         if name.lower() in PROXY_VARIABLES and value and in_force.get(name.lower().removesuffix("_proxy")) == value
         if (problem := _problem_with(value))
     ]
@@ -64,7 +64,7 @@ def refuse_unusable_proxies(settings: Settings) -> None:
 
 
 def _problem_with(proxy: str) -> str | None:
-    # Never the value: it may hold a password.
+    # The message never quotes the value: it may contain a password.
     try:
         url = httpx2.URL(proxy if "://" in proxy else f"http://{proxy}")
         if not url.host or (url.port or 0) > MAX_PORT:

@@ -1,8 +1,8 @@
-"""What must be done now and then by one gateway at a time: each duty is held by a lease.
+"""Periodic jobs that run on one gateway at a time, under a lease.
 
-Every gateway tries every duty. One gets the lease and renews it at each round and during a long one; when it dies, the
-lease runs out and another takes over within seconds. A round is made of short transactions, so that a holder who was
-paused past its lease can do no harm that the next one's transactions would not see.
+Every gateway tries to take the lease of every job. The holder renews it before each round and during a long round. When
+the holder dies, the lease expires and another gateway takes over within seconds. A round consists of short
+transactions. If a paused holder continues after its lease expired, the next holder's transactions see all its changes.
 """
 
 import asyncio
@@ -46,17 +46,28 @@ GIVE_UP_LEASES = Statement(
 
 @dataclass
 class LeasedJob:
-    """Something one gateway at a time does: `round` does a bounded piece of it and says whether more is waiting."""
+    """A job that runs on one gateway at a time.
+
+    `round` does a bounded part of the work, and returns whether more is waiting. After a round that returned False the
+    job waits `pause_seconds`.
+    """
 
     name: str
     round: Callable[[Database], Awaitable[bool]]
     pause_seconds: float
     wakeup: asyncio.Event = field(default_factory=asyncio.Event)
-    """Rung when there is something to do before the pause is over."""
+    """Set to end the pause early when there is new work."""
 
 
 async def run_jobs(database: Database, jobs: list[LeasedJob], after_seconds: float = 0.0) -> None:
-    """Do the duties until cancelled, beginning after so many seconds. `database` acts as the relay's role."""
+    """Run the jobs until cancelled, and release their leases at the end.
+
+    Args:
+        database: Connections with the relay's role.
+        jobs: The jobs, which run concurrently.
+        after_seconds: Delay before the first round.
+
+    """
     await asyncio.sleep(after_seconds)
     holder = uuid4()
     try:
@@ -64,7 +75,7 @@ async def run_jobs(database: Database, jobs: list[LeasedJob], after_seconds: flo
             for job in jobs:
                 tasks.create_task(_do(database, job, holder), name=f"duty {job.name}")
     finally:
-        # Whoever leaves in peace need not be waited for.
+        # Release the leases on a clean exit, so that another gateway takes over without waiting for expiry.
         with contextlib.suppress(GatewayError):
             async with database.unscoped() as connection:
                 await connection.fetch(GIVE_UP_LEASES, holder=holder)
@@ -78,13 +89,13 @@ async def _do(database: Database, job: LeasedJob, holder: UUID) -> None:
             if held:
                 more = await _keeping_the_lease(database, job, holder)
         except GatewayError:
-            pass  # the database is away; the requests that meet it say so
+            pass  # the database is unavailable; the requests that fail for it log that
         except Exception as error:  # noqa: BLE001 - a duty that fails once must be tried again
             log.error("duty", job=job.name, **describe(error))
         if not more:
-            # The bell is for the one who holds the lease: the others need not all come running.
+            # Only the holder of the lease is woken: the other gateways could not take the lease.
             wakeup = job.wakeup if held else asyncio.Event()
-            # Not `wait_for`, which until Python 3.12 loses a cancellation that comes with the ring.
+            # Not `wait_for`, which before Python 3.12 can lose a cancellation at the moment the event is set.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(job.pause_seconds):
                     await wakeup.wait()
@@ -92,7 +103,7 @@ async def _do(database: Database, job: LeasedJob, holder: UUID) -> None:
 
 
 async def _keeping_the_lease(database: Database, job: LeasedJob, holder: UUID) -> bool:
-    """Do one round, which is cut off when the lease cannot be renewed in the middle of it."""
+    """Run one round while renewing the lease. Cancel the round and return False if a renewal fails."""
     round_ = asyncio.ensure_future(job.round(database))
     try:
         while not round_.done():
@@ -106,10 +117,7 @@ async def _keeping_the_lease(database: Database, job: LeasedJob, holder: UUID) -
 
 
 async def take_lease(database: Database, name: str, holder: UUID) -> bool:
-    """Take or renew the lease of a duty; False while another holds it."""
+    """Take or renew the lease of a job. Return False while another gateway holds it."""
     async with database.unscoped() as connection:
         taken = await connection.fetch_one(TAKE_LEASE, name=name, holder=holder, lease_time=LEASE_TIME)
     return taken is not None
-
-
-# Pruning idempotency keys

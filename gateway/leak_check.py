@@ -1,8 +1,8 @@
-"""`gateway canary`: pushes marked values through every door and every failure, then looks for the marks everywhere.
+"""`gateway canary`: send marked values through every door and every failure, and search all outputs for the marks.
 
-A gateway of its own is started, on a private PostgreSQL in a temporary folder: a real process, whose every output is
-kept. What a person says about a patient is replaced by marks nobody could mistake. A mark may appear in an answer to
-who may see it and in the tables of the record; one hit anywhere else is a leak.
+The command starts a gateway as a separate process, on a private PostgreSQL in a temporary folder, and captures every
+output. Unmistakable marks (canary tokens) replace the clinical content. A mark may appear in a response to an
+authorized caller, and in the tables of the record. A mark anywhere else is a leak.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ PATIENT = "demo-patient"
 DEV = {"Authorization": "Bearer dev"}
 JSON = {"Content-Type": "application/json"}
 
-# The marks: in plain words, and as a time in every form that a log might give it.
+# The marks: a text, and a time in every format that a log might use.
 MARK = "cAnArY7421"
 INSTANT = "2031-07-13T11:42:07.345678Z"
 MARKS = (MARK, "345678Z", "07.345678", "1941709327")
@@ -58,26 +58,26 @@ EVENTS = """subscription ($id: ID, $after: String) {
 
 
 class Leak(NamedTuple):
-    """A mark where it must not be."""
+    """A mark in an output that must not contain it."""
 
     where: str
     line: str
 
 
 class Outputs:
-    """Everything that came out of the gateway and is not an answer to who may see the record."""
+    """Outputs of the gateway, except responses with the record to an authorized caller."""
 
     def __init__(self) -> None:
         self.texts: list[tuple[str, str]] = []
         self.shown = 0
-        """How often a mark was rightly shown: when it never is, nothing was tried."""
+        """Number of authorized responses with a mark; 0 means that the attempts did not record anything."""
 
     def add(self, where: str, text: str) -> None:
-        """Keep an output to be searched."""
+        """Add an output to the search."""
         self.texts.append((where, text))
 
     def leaks(self) -> Iterator[Leak]:
-        """Give each line that holds a mark, the mark itself blacked out."""
+        """Yield each line with a mark; the mark itself is redacted."""
         for where, text in self.texts:
             for line in text.splitlines():
                 if any(mark in line for mark in MARKS):
@@ -85,7 +85,7 @@ class Outputs:
 
 
 async def canary() -> int:
-    """Run it all and print what was found. Gives the exit code: 1 for one leak, or when nothing was tried."""
+    """Run the check and print the result. Return the exit code: 1 for any leak, or if no mark was shown at all."""
     outputs = Outputs()
     with tempfile.TemporaryDirectory(prefix="gateway-canary-") as folder:
         async with _running(Path(folder), outputs) as (client, owner_url):
@@ -210,7 +210,7 @@ async def _through_graphql(client: httpx2.AsyncClient, _owner_url: str, outputs:
 
 
 async def _through_changes(client: httpx2.AsyncClient, outputs: Outputs, post: Callable[..., Awaitable[None]]) -> None:
-    """Change an encounter, for reasons that are as clinical as its notes."""
+    """Send every change of an encounter, with marks in reasons and values."""
     recorded = await client.post(f"/v1/patients/{PATIENT}/encounters", json=MARKED, headers=DEV)
     _keep(outputs, "REST, recorded", recorded)
     marked = {"id": recorded.json()["id"], "text": f"reason {MARK}", "at": INSTANT, "json": {MARK: MARK}}
@@ -239,7 +239,7 @@ def _mutation(change: str) -> str:
 
 
 async def _beginning(owner_url: str) -> str:
-    """Return the cursor of the feed's beginning, which no client has."""
+    """Return the cursor of the feed's beginning; clients have no way to get it."""
     connection = await asyncpg.connect(owner_url)
     try:
         return FeedCursors(await connection.fetchval("SELECT key FROM gateway.feed_key")).write(0, "loop")
@@ -248,7 +248,7 @@ async def _beginning(owner_url: str) -> str:
 
 
 async def _through_sockets(client: httpx2.AsyncClient, owner_url: str, outputs: Outputs) -> None:
-    """Say everything over WebSockets too: signing in, recording, and what no client would say."""
+    """Send marks over WebSockets: in authentication, operations, and invalid messages."""
     url = str(client.base_url.join("/graphql")).replace("http", "ws", 1)
     authenticate = json.dumps({"type": "connection_init", "payload": DEV})
     good = {_camel(name): value for name, value in MARKED.items()} | {"encounterType": "LAB"}
@@ -295,7 +295,7 @@ async def _through_sockets(client: httpx2.AsyncClient, owner_url: str, outputs: 
 
 
 async def _through_streams(client: httpx2.AsyncClient, owner_url: str, outputs: Outputs) -> None:
-    """Follow events over HTTP: a record as it is told, and marks wherever a client says from where on."""
+    """Subscribe to events over HTTP: one authorized stream, and marks in cursors, variables and headers."""
     accept = {**DEV, "Accept": "text/event-stream"}
 
     async def ask(where: str, headers: Mapping[str, str] | None = None, **variables: Any) -> None:
@@ -322,7 +322,7 @@ async def _through_streams(client: httpx2.AsyncClient, owner_url: str, outputs: 
 
 
 async def _through_the_database(client: httpx2.AsyncClient, owner_url: str, outputs: Outputs) -> None:
-    """Let the database itself refuse a row, lose its connections and run out of time."""
+    """Provoke database errors: a violated constraint, a failing cast, a missing table and a blocked statement."""
     path = f"/v1/patients/{PATIENT}/encounters"
     owner = await asyncpg.connect(owner_url)
     table = "patient_graph.encounters"
@@ -352,14 +352,14 @@ ATTEMPTS = (_through_rest, _through_graphql, _through_sockets, _through_streams,
 
 
 async def _look_at_metrics(client: httpx2.AsyncClient, outputs: Outputs) -> None:
-    """Search what is counted: a label may have been made of what was sent."""
+    """Add the metrics to the search: a label may contain a value from a request."""
     response = await client.get("/metrics", headers=DEV)
     response.raise_for_status()
     outputs.add("the metrics", response.text)
 
 
 async def _look_into_tables(owner_url: str, outputs: Outputs) -> None:
-    """Search what is kept beside the record itself: events and the audit log."""
+    """Add all tables except those of the record, such as events and the audit log, to the search."""
     owner = await asyncpg.connect(owner_url)
     try:
         tables = await owner.fetch(
@@ -375,7 +375,7 @@ async def _look_into_tables(owner_url: str, outputs: Outputs) -> None:
 
 
 def _look_at_processes(outputs: Outputs) -> None:
-    """Search the command lines: PostgreSQL shows there what it is doing."""
+    """Add the command lines to the search: PostgreSQL shows its current activity there."""
     for process in psutil.Process().children(recursive=True):
         try:
             outputs.add("the process list", " ".join(process.cmdline()))
@@ -384,7 +384,7 @@ def _look_at_processes(outputs: Outputs) -> None:
 
 
 def _keep(outputs: Outputs, where: str, response: httpx2.Response) -> None:
-    """Keep an answer to be searched, unless it rightly shows the record."""
+    """Add a response to the search, unless it may contain the record; its headers are always added."""
     headers = "\n".join(f"{name}: {value}" for name, value in response.headers.items())
     outputs.add(f"{where}: headers", headers)
     shows = response.status_code == 201 or where.endswith("listed") or '"EncounterRecorded"' in response.text

@@ -1,4 +1,4 @@
-"""`GET /metrics`: what is counted, and how far events have come, for whoever watches over the gateway."""
+"""`GET /metrics`: the metrics of all processes, and the event pipeline's progress from the database."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ from rest.responses import with_default_headers
 
 
 async def metrics(request: Request) -> Response:
-    """200 and the metrics, in the text format of Prometheus. A scrape is no read of anybody's record."""
+    """Return 200 and the metrics in the text format of Prometheus. A scrape does not count as a read of a record."""
     await authorize_request(request, Permission.READ_METRICS)
     numbers = await _numbers(request.state.relay)
     text = await asyncio.to_thread(_written, numbers)
@@ -54,7 +54,10 @@ class _StaticCollector:
 
 
 def from_database(numbers: EventStatus | None) -> Iterable[Metric]:
-    """Give what the database knows, so that every process tells the same; none but the first when it is away."""
+    """Yield the metrics from the database, which are the same in every process.
+
+    Without `numbers` the database is unavailable, and only `gateway_database_up` is yielded.
+    """
     yield _gauge("database_up", "Whether the database answered this scrape.", numbers is not None)
     if numbers is None:
         return

@@ -1,7 +1,7 @@
-"""The pages for people: the start page, the explorer and the REST page, as `web/build.py` built them.
+"""HTML pages: the start page, the explorer and the REST page, as built by `web/build.py`.
 
-They hold nothing and need no token: what they show is asked for by the browser, with the token its user gives it. They
-load nothing from anywhere else, so they work where no cable leads out of the building.
+The pages contain no data and need no token. The browser requests the data with the token that the user enters. The
+pages load nothing from other hosts, so they work without internet access.
 """
 
 import json
@@ -23,17 +23,17 @@ from schema.transport.http import liked_media_types
 FOLDER = Path(__file__).parent / "web"
 ASSETS = FOLDER / "assets"
 
-# Everything from here and nothing from elsewhere. The editor, Monaco, writes styles of its own.
+# Only the gateway's own resources are allowed. The editor, Monaco, adds inline styles.
 POLICY = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; font-src 'self' data:; connect-src 'self'; worker-src 'self'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
 }
 
-# What the GraphQL door answers in.
+# Media types of the GraphQL door's responses.
 DATA = ("application/graphql-response+json", "application/json", "text/event-stream", "application/*", "*/*")
 
-# Not the machine's own table: where that calls a script something else, no browser would run it.
+# Not the operating system's table: with another media type for scripts, browsers would not run them.
 MEDIA_TYPES = {
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -58,15 +58,15 @@ had then. To try again: <code>make pages</code>, and start the gateway anew.</p>
 
 
 class Page:
-    """One HTML page, held in memory."""
+    """An HTML page in memory."""
 
     def __init__(self, html: str) -> None:
         self._body = html.encode()
         self._etag = f'"{sha256(self._body).hexdigest()[:32]}"'
 
     async def answer(self, request: Request) -> Response:
-        """Answer with the page, or with 304 to a browser that has it."""
-        # The same address answers programs in JSON.
+        """Return the page, or 304 if the browser has it."""
+        # The same URL answers programs in JSON.
         headers = {**POLICY, "ETag": self._etag, "Cache-Control": "no-cache", "Vary": "Accept"}
         known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
         if known & {self._etag, "*"}:
@@ -75,10 +75,10 @@ class Page:
 
 
 class Assets(StaticFiles):
-    """Files whose names hold a digest of what is in them, so that a browser may keep them for good."""
+    """Static files whose names contain a digest of their content, so that browsers may cache them permanently."""
 
     def file_response(self, full_path: Any, *args: Any, **kwargs: Any) -> Response:
-        """Answer with a file, or with 304."""
+        """Return a file, or 304."""
         response = super().file_response(full_path, *args, **kwargs)
         response.headers.update({**POLICY, "Cache-Control": "public, max-age=31536000, immutable"})
         if response.status_code == 200:
@@ -87,12 +87,12 @@ class Assets(StaticFiles):
 
 
 def built() -> bool:
-    """Whether there are pages to serve."""
+    """Whether the pages were built."""
     return ASSETS.is_dir()
 
 
 def page(name: str, settings: Settings) -> Page:
-    """Give a page, told who one can be in development mode; or the one that says why there is none."""
+    """Return a page, with the development tokens in development mode; if the pages were not built, `NOT_BUILT`."""
     if not built():
         return Page(NOT_BUILT)
     told = escape(json.dumps(_development() if settings.development else []))
@@ -100,12 +100,12 @@ def page(name: str, settings: Settings) -> Page:
 
 
 def explorer_for_browsers(settings: Settings, door: ASGIApp) -> ASGIApp:
-    """Give the GraphQL door, with the explorer before it where the pages are served."""
+    """Return the GraphQL door, wrapped in `ExplorerForBrowsers` if the pages are served."""
     return ExplorerForBrowsers(page("explorer", settings), door) if settings.explorer_pages else door
 
 
 class ExplorerForBrowsers:
-    """The GraphQL door, where a browser that asks for a page is given the explorer."""
+    """ASGI application that sends the explorer to browsers, and passes all other requests to the GraphQL door."""
 
     def __init__(self, explorer: Page, door: ASGIApp) -> None:
         self._explorer = explorer
@@ -122,14 +122,14 @@ class ExplorerForBrowsers:
 
 
 def _likes_pages(accept: str) -> bool:
-    """Whether a client likes HTML better than anything a program would ask for, as browsers do."""
+    """Whether an `Accept` header prefers HTML to all media types of the GraphQL door, as browsers do."""
     liked = liked_media_types(accept)
     page = liked.pop("text/html", 0)
     return page > max(liked.get(each, 0) for each in DATA)
 
 
 def page_routes(settings: Settings) -> list[BaseRoute]:
-    """Give the routes of the pages but the explorer's, whose address is the GraphQL door's."""
+    """Return the routes of all pages except the explorer, which shares the URL of the GraphQL door."""
     if not settings.explorer_pages:
         return []
     return [

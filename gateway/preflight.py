@@ -1,4 +1,4 @@
-"""What keeps a gateway from serving, looked for by `gateway serve` and `gateway check` with the same function."""
+"""Checks before serving, shared by `gateway serve` and `gateway check`."""
 
 import asyncio
 import time
@@ -26,7 +26,7 @@ FROM pg_roles WHERE rolname = current_user"""
 
 
 class Outlook(NamedTuple):
-    """How a gateway would fare that started now."""
+    """Result of `preflight`."""
 
     is_migrated: bool
     serves_everyone: bool
@@ -34,13 +34,13 @@ class Outlook(NamedTuple):
 
 
 async def preflight(settings: Settings, warn: Callable[[str], None], *, changing: bool) -> Outlook:
-    """Go through what a gateway meets at its start. Raises `SettingsError` for what keeps it from serving.
+    """Check the database, the pages and the identity provider. Raises `SettingsError` if the gateway cannot serve.
 
     Args:
-        settings: They must name a database by now.
-        warn: Called with a sentence for each thing that does not keep it from serving.
-        changing: Whether to migrate the database, and in development mode register the examples' patients, as a start
-            does. Without, nothing is changed, and a database that is not migrated yet is not looked at any closer.
+        settings: They must name a database.
+        warn: Called with a sentence for each problem that does not prevent serving.
+        changing: Whether to migrate the database and, in development mode, register the demo patients, as `serve` does.
+            If False, nothing is changed, and a database that is not migrated is not inspected further.
     """
     assert settings.database_url is not None
     asking = asyncio.create_task(_outages(settings))
@@ -91,7 +91,7 @@ async def _may_migrate(owner_url: str) -> bool:
 
 
 async def _register_demo_patients(owner_url: str) -> None:
-    """Register the patients of the examples, unless they are known."""
+    """Insert the patients of the examples, unless they exist."""
     connection = await open_session(owner_url)
     try:
         await connection.executemany(
@@ -103,7 +103,7 @@ async def _register_demo_patients(owner_url: str) -> None:
 
 
 async def _outages(settings: Settings) -> list[str]:
-    """Ask the identity provider what each request will need of it, and name the settings that are not answered."""
+    """Send the identity provider the requests that the verifiers will send. Return a message for each that fails."""
     if settings.development:
         return []
     over_tls = any(url.scheme == "https" for url in (settings.introspection_url, settings.jwks_url) if url)
@@ -125,14 +125,14 @@ async def _outages(settings: Settings) -> list[str]:
 async def _introspect(settings: Settings, provider: Provider) -> None:
     introspection = introspection_of(settings, provider, time)
     assert introspection is not None
-    # The provider knows no such token, and that is an answer.
+    # The provider does not know this token; a rejection proves that the provider answers.
     with suppress(InvalidToken):
         await introspection.verify("preflight")
 
 
 async def _fetch_keys(settings: Settings, provider: Provider) -> None:
-    # Imported here: only key sets need it.
+    # Imported here: only a gateway with a key set needs it.
     from gateway.auth.jwks import KeySet
 
-    # No key has this name; what counts is whether there are any.
+    # No key has this id; the call succeeds if the key set could be fetched.
     await KeySet(provider, url=str(settings.jwks_url), clock=time).matching_keys("RS256", "preflight")

@@ -1,4 +1,4 @@
-"""From settings to a listening server, and back down in order."""
+"""Start of the server: bind the port, run the preflight, and serve in one process or several workers."""
 
 import asyncio
 import gc
@@ -26,31 +26,31 @@ from gateway.supervisor import Supervisor, WorkerApp
 
 
 def websocket_protocol(**given: Any) -> asyncio.Protocol:
-    """Give the protocol that goes on when HTTP becomes a WebSocket."""
-    # Imported here: the first answer need not wait for what parses WebSockets.
+    """Return the protocol that takes over a connection after the upgrade to a WebSocket."""
+    # Imported here: the first response need not wait for the import of the WebSocket parser.
     from gateway.protocols.websocket import LimitedWebSocketProtocol
 
     return LimitedWebSocketProtocol(**given)
 
 
 PROTOCOLS: Mapping[str, Any] = {
-    # By name, as uvicorn imports them: see `WorkerApp`.
+    # Import strings for uvicorn: see `WorkerApp`.
     "http": "gateway.protocols.http:LimitedHttpProtocol",
     "ws": "gateway.server:websocket_protocol",
     "ws_max_size": 1024 * 1024,
-    # A kilobyte that unpacks to a megabyte would be read before anyone has signed in.
+    # Off: before authentication, a client could send a kilobyte that decompresses to a megabyte.
     "ws_per_message_deflate": False,
-    # What lies between closes a connection on which nothing moves, often after 60 s.
+    # Seconds; proxies close idle connections, often after 60 s.
     "ws_ping_interval": 20.0,
     "ws_ping_timeout": 20.0,
 }
 
 YOUNG_OBJECTS = 20_000
-"""How many more objects there are than the collector saw last when it looks again: some hundred requests at once."""
+"""GC threshold for generation 0, in objects: about a hundred concurrent requests."""
 
 
 KEPT_BYTES = 4 * 1024 * 1024
-"""How much freed memory is kept for the next long answers, instead of being asked of the system again page by page."""
+"""Bytes of freed memory that malloc retains for long responses, so that they cause no new page faults."""
 
 
 def refuse_what_cannot_be_served(settings: Settings, faults: int | None = None) -> None:
@@ -61,12 +61,12 @@ def refuse_what_cannot_be_served(settings: Settings, faults: int | None = None) 
     if settings.workers > 1:
         _metrics_folder().cleanup()
     if settings.documents:
-        # What is wrong with them is told here, once, and not by each worker.
+        # Errors in the trusted documents are reported here once, and not by each worker.
         create_app(settings)
 
 
 def bind_socket(settings: Settings) -> socket.socket:
-    """Take the port; nobody is listened to yet. Raises `SettingsError` where it cannot be had."""
+    """Return a socket bound to the port, not listening yet. Raises `SettingsError` if the port is unavailable."""
     port = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
     port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     bound_unsent_bytes(port)
@@ -85,10 +85,17 @@ def _taken(settings: Settings) -> SettingsError:
 
 
 def serve(settings: Settings, port: socket.socket, faults: int | None = None) -> None:
-    """Prepare the database, say where we listen, and serve until a signal. With `faults`, a seed, as a rehearsal."""
+    """Run the preflight, print the startup banner, and serve until a signal.
+
+    Args:
+        settings: They must name a database.
+        port: The bound socket.
+        faults: Seed of the fault injection. None: no faults.
+
+    """
     assert settings.database_url is not None
     config = uvicorn.Config(
-        # Settings reach workers through a pipe. Their environment, which other programs may read, stays as it was.
+        # Workers get the settings through a pipe, not through their environment, which other programs may read.
         WorkerApp("gateway.server:worker", settings) if settings.workers > 1 else partial(worker, settings, faults),
         factory=True,
         workers=settings.workers,
@@ -101,11 +108,11 @@ def serve(settings: Settings, port: socket.socket, faults: int | None = None) ->
     configure_logging()
     log.start_queue()
     asyncio.run(preflight(settings, partial(say, sys.stderr), changing=True))
-    # Listening before saying so: who follows the first line at once waits in the queue instead of being refused.
+    # Listen before printing the banner: a client that connects at once is queued instead of refused.
     try:
         port.listen(config.backlog)
     except OSError as error:
-        # Two may take a port at once, until one of them listens.
+        # With SO_REUSEADDR two processes can bind the same port; only one can listen.
         raise _taken(settings) from error
     say(sys.stdout, startup_banner(settings, port.getsockname()[1], faults))
 
@@ -129,7 +136,10 @@ def _metrics_folder() -> TemporaryDirectory[str]:
 
 
 def refuse_a_rehearsal(settings: Settings) -> None:
-    """Return if faults may be rehearsed here. Raises `SettingsError` where they would meet real callers, or differ."""
+    """Return if fault injection is allowed. Raises `SettingsError` outside development mode, and for several workers.
+
+    Several workers would share the requests, so the same seed would not produce the same faults.
+    """
     if not settings.development:
         raise SettingsError(
             "--faults lets requests go wrong on purpose, so it is for development mode only: "
@@ -143,7 +153,7 @@ def refuse_a_rehearsal(settings: Settings) -> None:
 
 
 def say(stream: TextIO | None, text: str) -> None:
-    """Write to standard output or standard error; a reader that reads nothing is waited for only `FLUSH_SECONDS`."""
+    """Write to standard output or standard error. A blocked reader delays the call by at most `FLUSH_SECONDS`."""
     if stream is not None:
         writer = QueuedWriter(stream.fileno())
         writer.put(f"{text}\n".encode(errors="surrogateescape"))
@@ -151,7 +161,7 @@ def say(stream: TextIO | None, text: str) -> None:
 
 
 def worker(settings: Settings, faults: int | None = None) -> Starlette:
-    """Build the service in the process that serves it."""
+    """Return the application, built in the process that serves it."""
     configure_logging()
     log.start_queue()
     LimitedHttpProtocol.head_seconds = settings.head_seconds
@@ -160,18 +170,18 @@ def worker(settings: Settings, faults: int | None = None) -> Starlette:
     stop = GracefulShutdown(settings.drain_pause_seconds)
     stop.catch_signals()
     app = create_app(settings, stop=stop, faults=faults)
-    # What is here now stays: the collector need not look at a schema's hundred thousand objects again and again. Nor
-    # need it look whenever some more requests are under way than before: hardly anything that they leave needs it.
+    # All current objects live as long as the process, so the collector can skip the schema's hundred thousand objects.
+    # The threshold is high because requests leave hardly any cyclic garbage.
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS)
-    # glibc keeps twice the size of the largest piece that was ever freed. Source: mallopt(3), M_MMAP_THRESHOLD.
+    # glibc retains up to twice the size of the largest block ever freed. Source: mallopt(3), M_MMAP_THRESHOLD.
     bytes(KEPT_BYTES // 2)
     gc.enable()
     return app
 
 
 def startup_banner(settings: Settings, port: int, faults: int | None = None) -> str:
-    """Say where the doors are and, in development mode, give one call that works when pasted."""
+    """Return the text with the URLs of the doors and, in development mode, a command that can be pasted."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     origin = f"http://{host}:{port}"
     lines = [

@@ -1,4 +1,4 @@
-"""Every knob an operator may turn, with its unit, default and reason. Built by nobody at import."""
+"""Settings of the gateway, with unit, default and reason. The environment is not read at import."""
 
 import importlib.util
 from base64 import b64decode
@@ -26,18 +26,18 @@ PREFIX = "GATEWAY_"
 HIDDEN = "(hidden)"
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
-# What belongs together. Source: RFC 7662 section 2.1, the endpoint must ask for credentials; RFC 9068 section 4, a
-# token of another issuer or for another audience must be refused.
+# Settings that must be set together. The introspection endpoint must require credentials (RFC 7662 section 2.1). A
+# token of another issuer or for another audience must be refused (RFC 9068 section 4).
 VERIFIERS = (
     ("introspection_url", "introspection_client_id", "introspection_client_secret"),
     ("jwks_url", "jwt_issuer", "jwt_audience"),
 )
 FOR_INTROSPECTION = ("introspection_issuer", "introspection_audience")
-"""Settings without which introspection works, and which without it would be heeded by nothing."""
+"""Optional settings of introspection, which have no effect without it."""
 
 
 def _confidential(url: AnyHttpUrl) -> AnyHttpUrl:
-    """Give the URL back if what is said there stays between the two. Raises `ValueError`."""
+    """Return the URL if requests to it are confidential: HTTPS or loopback. Raises `ValueError`."""
     if url.scheme == "http" and (url.host or "").strip("[]") not in LOOPBACK:
         raise ValueError("must begin with https:// (http:// is for an address of this machine only)")
     if url.username or url.password or url.fragment:
@@ -49,11 +49,11 @@ ProviderUrl = Annotated[AnyHttpUrl, AfterValidator(_confidential)]
 
 
 HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'+.^_`|~-]{1,100}$")]
-"""Source: RFC 9110, 5.1 and 5.6.2; without `*`, which would mean any name."""
+"""Name of a header field, without `*`, which would allow any name. Source: RFC 9110, 5.1 and 5.6.2."""
 
 
 def signing_key(secret: str) -> bytes:
-    """Give the key that a `whsec_…` text stands for. Raises `ValueError`. Source: Standard Webhooks 1.0.0."""
+    """Return the key of a `whsec_…` secret. Raises `ValueError`. Source: Standard Webhooks 1.0.0."""
     prefix, _, encoded = secret.partition("_")
     try:
         key = b64decode(encoded, validate=True)
@@ -65,7 +65,7 @@ def signing_key(secret: str) -> bytes:
 
 
 class Webhook(BaseModel):
-    """One receiver of signed webhooks. `brand_id` is the only brand it is told of; without one it is told of all."""
+    """A receiver of signed webhooks. With `brand_id` it gets the events of that brand only; without, all events."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -83,7 +83,7 @@ class Webhook(BaseModel):
 
     @property
     def keys(self) -> list[bytes]:
-        """What to sign with: the secrets' keys, all of them while the receiver changes from one to the next."""
+        """The signing keys of all secrets; there are several while the receiver rotates its secret."""
         return [signing_key(secret.get_secret_value()) for secret in self.secrets]
 
 
@@ -91,18 +91,18 @@ def _user_data_folder() -> Path:
     try:
         return platformdirs.user_data_path("encounter-gateway")
     except RuntimeError:
-        # A user without a home. Only a private PostgreSQL needs the folder, and says then that there is none.
+        # The user has no home folder. Only a private PostgreSQL needs the folder, and it then reports the error.
         return Path("~/.local/share/encounter-gateway")
 
 
 class SettingsError(Exception):
-    """The settings do not make sense; the message says which and how to mend it."""
+    """The settings are invalid. The message names the setting and the remedy."""
 
 
 class Settings(BaseModel):
-    """The gateway's settings. A field `max_body_bytes` is read from `GATEWAY_MAX_BODY_BYTES`.
+    """Settings of the gateway. The field `max_body_bytes` is read from `GATEWAY_MAX_BODY_BYTES`.
 
-    A secret may also lie in a file: `GATEWAY_DATABASE_URL_FILE` names the one that holds `GATEWAY_DATABASE_URL`.
+    A secret may also be read from a file: `GATEWAY_DATABASE_URL_FILE` names the file with the database URL.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
@@ -404,12 +404,15 @@ class Settings(BaseModel):
 
     @classmethod
     def from_environment(cls) -> Self:
-        """Read the settings. Raises `SettingsError` that names every wrong variable, and the nearest known one."""
+        """Return the settings from the environment. Raises `SettingsError`, which names every invalid variable.
+
+        For an unknown variable the error also names the most similar known one.
+        """
         values, problems = environment.read(PREFIX, cls.model_fields)
         try:
             settings = cls(**values)
         except ValidationError as error:
-            # Never the value: it may be a secret in the wrong variable.
+            # The message never quotes the value: it may be a secret in the wrong variable.
             problems += [
                 f"{PREFIX}{str(detail['loc'][0]).upper()}: {detail['msg'].removeprefix('Value error, ')}"
                 for detail in error.errors(include_input=False, include_url=False)
@@ -436,7 +439,7 @@ class Settings(BaseModel):
     @field_validator("webhook_secret")
     @classmethod
     def _webhooks_can_be_signed(cls, secrets: SecretStr | None) -> SecretStr | None:
-        # An empty one is none of the form either.
+        # An empty value is invalid too: `[""]` makes `signing_key` raise.
         for secret in [] if secrets is None else secrets.get_secret_value().split() or [""]:
             signing_key(secret)
         return secrets
@@ -467,28 +470,28 @@ class Settings(BaseModel):
         return overrides
 
     def shown(self) -> dict[str, str]:
-        """Return every setting as it is in force, by its variable, in the form that is read; secrets are hidden."""
+        """Return the values in force by variable, in the format that `from_environment` reads. Secrets are hidden."""
         return {f"{PREFIX}{name.upper()}": _shown(value) for name, value in self}
 
     def assignments(self) -> list[str]:
-        """Return lines for a file of variables. A hidden one is a comment, so that the file can be read again."""
+        """Return lines for an environment file. Secrets are commented out, so that the file can be loaded again."""
         return [f"{'# ' if HIDDEN in value else ''}{name}={value}" for name, value in self.shown().items()]
 
     @property
     def owner_variable(self) -> str:
-        """The variable that the owner's URL comes from."""
+        """Name of the variable that sets the owner's URL."""
         return PREFIX + ("DATABASE_URL" if self.database_owner_url is None else "DATABASE_OWNER_URL")
 
     @property
     def owner_url(self) -> str:
-        """The URL of the role that owns the tables. There must be a database URL by now."""
+        """URL of the role that owns the tables. A database URL must be set."""
         url = self.database_owner_url or self.database_url
         assert url is not None, "whoever asks has found or started a database"
         return url.get_secret_value()
 
     @property
     def every_webhook(self) -> tuple[Webhook, ...]:
-        """Every receiver of webhooks: the one with settings of its own, and those of the list."""
+        """All receivers of webhooks: the one of `webhook_url`, and those of `webhooks`."""
         if self.webhook_url is None or self.webhook_secret is None:
             return self.webhooks
         secrets = tuple(SecretStr(secret) for secret in self.webhook_secret.get_secret_value().split())
@@ -496,7 +499,7 @@ class Settings(BaseModel):
 
     @property
     def browser_origins(self) -> list[str]:
-        """Every origin that some client's pages come from."""
+        """Allowed browser origins of all clients, sorted."""
         return sorted({origin for origins in self.origins.values() for origin in origins})
 
     @property
@@ -506,21 +509,21 @@ class Settings(BaseModel):
 
     @property
     def exploring(self) -> Exploring:
-        """Who is told what can be asked."""
+        """The callers that may explore the schema; the default depends on development mode."""
         return self.explorer or ("open" if self.development else "off")
 
     @property
     def explorer_pages(self) -> bool:
-        """Whether the explorer's page is served. What it can find out depends on who signs in there."""
+        """Whether the explorer's page is served. The schema that it shows depends on the user's token."""
         return self.exploring != "off"
 
     def refuse_a_policy_without_documents(self) -> None:
-        """Return if what is to be refused can be told from what is not. Raises `SettingsError`."""
+        """Return if `documents` is set, or the policy needs no documents. Raises `SettingsError`."""
         if self.documents is None and self.documents_policy != "log":
             raise SettingsError(f"{PREFIX}DOCUMENTS: needed beside {PREFIX}DOCUMENTS_POLICY={self.documents_policy}")
 
     def refuse_open_development(self) -> None:
-        """Return if it is safe to serve. Raises `SettingsError` for development tokens on an open address."""
+        """Return unless development mode listens on an address other than loopback. Raises `SettingsError`."""
         if self.development and self.host not in LOOPBACK:
             raise SettingsError(
                 f"{PREFIX}HOST: development mode accepts well-known tokens, so it listens on loopback only. "
@@ -528,7 +531,7 @@ class Settings(BaseModel):
             )
 
     def refuse_half_a_verifier(self) -> None:
-        """Return if tokens can be verified as configured. Raises `SettingsError` that names what is missing."""
+        """Return if the verifiers are configured completely. Raises `SettingsError`, which names missing settings."""
         incomplete = [
             f"{_variables(missing)}: needed beside {_variables(given)}"
             for names in VERIFIERS
@@ -541,12 +544,15 @@ class Settings(BaseModel):
             raise SettingsError("\n".join(incomplete))
 
     def refuse_answers_larger_than_their_memory(self) -> None:
-        """Return if the largest answer fits into the memory for answers. Raises `SettingsError`."""
+        """Return if `answer_memory_bytes` is at least `max_answer_bytes`. Raises `SettingsError`."""
         if self.answer_memory_bytes < self.max_answer_bytes:
             raise SettingsError(f"{PREFIX}ANSWER_MEMORY_BYTES: must be at least {PREFIX}MAX_ANSWER_BYTES")
 
     def refuse_contradicting_sinks(self) -> None:
-        """Return if every sink has what it needs and a name of its own. Raises `SettingsError`."""
+        """Return if every sink is configured completely, with a unique name, and retries end before events are deleted.
+
+        Raises `SettingsError`.
+        """
         if (self.webhook_url is None) != (self.webhook_secret is None):
             raise SettingsError(f"{_variables(['webhook_url', 'webhook_secret'])}: one is needed beside the other")
         names = [webhook.name for webhook in self.every_webhook] + ["nats"]

@@ -1,6 +1,6 @@
-"""How a process stops: it says that it is not ready, serves on for a while, and then lets nobody in any more.
+"""Graceful shutdown of a process: it reports that it is not ready, serves for a pause, then refuses new requests.
 
-What is under way then is finished: that is the server's business, within `GATEWAY_DRAIN_SECONDS`.
+uvicorn then finishes in-flight requests, within `GATEWAY_DRAIN_SECONDS`.
 """
 
 import asyncio
@@ -17,30 +17,31 @@ Handler = Callable[[int, Any], Any]
 
 
 class GracefulShutdown:
-    """The end of one process, and how far it has come.
+    """State of the shutdown of one process.
 
-    `pause_seconds` pass between being told to stop and closing: so long whoever balances load may take to notice.
+    `pause_seconds` pass between the signal and the close, so that a load balancer can notice that the process is not
+    ready.
     """
 
     def __init__(self, pause_seconds: float = 0) -> None:
         self.draining = asyncio.Event()
-        """Set when the process is told to stop."""
+        """Set when the process gets the first signal."""
         self.closed = asyncio.Event()
-        """Set when nobody is let in any more."""
+        """Set when new requests are refused."""
         self._pause_seconds = pause_seconds
         self._hand_on: Callable[[], None] | None = None
 
     def catch_signals(self) -> None:
-        """Hear SIGTERM and SIGINT before the server does; it hears them after the pause.
+        """Install handlers for SIGTERM and SIGINT that call the server's own handlers after the pause.
 
-        Called in the server's loop, once the server has set handlers of its own.
+        Call this in the server's event loop, after the server has installed its handlers.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, partial(self._on_signal, loop, signal.getsignal(number)))
 
     def _on_signal(self, loop: asyncio.AbstractEventLoop, server: Any, number: int, _frame: object) -> None:
-        # Anything may be half done just now: the loop has its turn first.
+        # A signal handler may interrupt any code, so the work is scheduled on the event loop.
         loop.call_soon_threadsafe(self._begin, server, number)
 
     def _begin(self, server: Handler, number: int) -> None:
@@ -52,8 +53,8 @@ class GracefulShutdown:
         elif self.closed.is_set():
             server(number, None)
         elif number == signal.SIGINT:
-            # Ctrl-C again: no pause any more, and the server hears of both. SIGTERM again comes from our own parent,
-            # when Ctrl-C reached us all.
+            # Second Ctrl-C: end the pause and pass both signals to the server. A SIGTERM after a SIGINT is ignored: it
+            # comes from the supervisor, when Ctrl-C reached the whole process group.
             self._close()
             server(number, None)
 
@@ -64,7 +65,7 @@ class GracefulShutdown:
             self._hand_on()
 
     def refuse_when_closed(self, verify: Verify) -> Verify:
-        """Give the way of verifying tokens that lets in nobody after the close: every door asks it first."""
+        """Return a verifier that raises `TemporarilyUnavailable` after the close. Every door verifies tokens first."""
 
         async def verify_while_open(token: str) -> Caller:
             if self.closed.is_set():

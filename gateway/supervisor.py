@@ -1,4 +1,4 @@
-"""The processes that share one port, and who watches over them."""
+"""Supervisor of the worker processes that share one port."""
 
 import os
 import signal
@@ -14,40 +14,43 @@ from gateway.settings import Settings
 
 @dataclass(frozen=True)
 class WorkerApp:
-    """Builds the service in a worker, which is sent this through a pipe.
+    """Application factory that is pickled and sent to a worker through a pipe.
 
-    It imports little: uvicorn takes a worker that is still importing for one that hangs, and kills it after 5 s.
+    Its module imports little: uvicorn treats a worker that is still importing as hung, and kills it after 5 s.
     """
 
     factory: str
-    """Where the function is that builds it from settings, as uvicorn names what it imports."""
+    """Import string (`module:function`) of the function that builds the application from the settings."""
     settings: Settings
 
     def __call__(self) -> Starlette:
-        """Return the service."""
+        """Return the application."""
         app: Starlette = import_from_string(self.factory)(self.settings)
         return app
 
 
 class Supervisor(Multiprocess):
-    """uvicorn's supervisor, which lets go of the port when it stops, passes on a second Ctrl-C and buries the dead."""
+    """uvicorn's supervisor with three additions.
+
+    It closes the listening socket on shutdown, forwards a second SIGINT, and drops the live metrics of dead workers.
+    """
 
     def keep_subprocess_alive(self) -> None:
-        """Replace the workers that died, and count no more what they had in hand."""
+        """Replace dead workers, and drop their live metrics, such as open sockets."""
         before = {process.pid for process in self.processes}
         super().keep_subprocess_alive()
         for pid in before - {process.pid for process in self.processes}:
             mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
     def terminate_all(self) -> None:
-        """Tell every worker to stop."""
-        # Held open here, the port would take connections on after the last worker has closed it, and answer none.
+        """Close the listening sockets and send every worker the signal to stop."""
+        # If they stayed open here, the kernel would accept connections that no worker answers.
         for port in self.sockets:
             port.close()
         super().terminate_all()
 
     def join_all(self) -> None:
-        """Wait until every worker has stopped; after another Ctrl-C they are not to finish."""
+        """Wait until every worker has stopped. Forward a further SIGINT, which ends them without finishing requests."""
         while any(process.exitcode is None for process in self.processes):
             for process in self.processes:
                 process.process.join(0.05)

@@ -1,4 +1,4 @@
-"""Which documents are let in: settings become rules, and what is wrong with the manifest becomes a sentence."""
+"""Rules for GraphQL documents from the settings, and errors of the trusted-documents manifest as `SettingsError`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from schema.documents.trusted import UntrustedManifest, read_manifest
 
 
 def document_rules(settings: Settings) -> DocumentRules:
-    """Say what a document may be, and read the manifest. Raises `UntrustedManifest`."""
+    """Return the rules for documents, including the manifest. Raises `UntrustedManifest`."""
     return DocumentRules(
         limits=DocumentLimits(
             tokens=settings.max_tokens,
@@ -31,7 +31,7 @@ def document_rules(settings: Settings) -> DocumentRules:
 
 @contextmanager
 def trusted_plainly() -> Iterator[None]:
-    """Turn what is wrong with the trusted documents into a `SettingsError` with a line for each."""
+    """Convert an `UntrustedManifest` into a `SettingsError` with one line for each problem."""
     try:
         yield
     except UntrustedManifest as error:

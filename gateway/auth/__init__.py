@@ -1,1 +1,1 @@
-"""Authentication: a bearer token becomes a `Caller`."""
+"""Authentication of a bearer token as a `Caller`."""

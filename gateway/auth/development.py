@@ -3,7 +3,7 @@
 from resolvers.access import Caller
 from resolvers.errors import InvalidToken
 
-# The tokens of development mode, published in the contract: worthless wherever a verifier is configured.
+# Brand of each development token. The contract publishes the tokens; they are invalid where a verifier is configured.
 DEVELOPMENT_BRANDS = {"dev": "loop", "dev-loopbio": "loopbio"}
 
 
@@ -11,7 +11,7 @@ DEVELOPMENT_PATIENTS = {"demo-patient": "loop", "demo-patient-loopbio": "loopbio
 
 
 async def verify_development_token(token: str) -> Caller:
-    """Give the caller of a development token. Raises `InvalidToken`."""
+    """Return the caller of a development token. Raises `InvalidToken`."""
     brand_id = DEVELOPMENT_BRANDS.get(token)
     if brand_id is None:
         raise InvalidToken

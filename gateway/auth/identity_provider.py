@@ -1,7 +1,7 @@
-"""Asking the identity provider: one bounded exchange for all who wait for it, and every failure is the provider's.
+"""Client of the identity provider, with a timeout and a size limit for each response.
 
-Who asks while the provider is down, slow or talking nonsense is told 503: never let in, and never told that a token is
-bad which nobody could look at.
+If the provider is unavailable, slow or answers invalidly, the caller gets 503. A token is accepted or rejected only if
+it was actually verified.
 """
 
 import asyncio
@@ -18,12 +18,12 @@ from resolvers.errors import MalformedBody, TemporarilyUnavailable
 
 MAX_CONNECTIONS = 32
 
-# Common servers hang up after five idle seconds; a request sent into that moment would be lost.
+# Seconds; common servers close a connection after 5 idle seconds, and a request sent at that moment would be lost.
 KEEPALIVE_SECONDS = 4.0
 
 
 class Provider:
-    """The identity provider, as far as it can be asked things."""
+    """HTTP client of the identity provider."""
 
     def __init__(self, client: httpx2.AsyncClient, *, seconds: float) -> None:
         self._client = client
@@ -32,34 +32,34 @@ class Provider:
     @classmethod
     @asynccontextmanager
     async def reached(cls, *, over_tls: bool, seconds: float) -> AsyncIterator[Self]:
-        """Lend a provider that has `seconds` for each answer, and close the connections at the end."""
+        """Yield a provider with a timeout of `seconds` for each response, and close its connections on exit."""
         async with http_client(
             over_tls=over_tls,
             limits=httpx2.Limits(max_connections=MAX_CONNECTIONS, keepalive_expiry=KEEPALIVE_SECONDS),
-            # Uncompressed, so that what is counted is what is kept.
+            # Uncompressed, so that the counted bytes are the bytes in memory.
             headers={"Accept": "application/json", "Accept-Encoding": "identity"},
         ) as client:
             yield cls(client, seconds=seconds)
 
     async def fetch(self, topic: str, url: str, *, max_bytes: int) -> dict[str, Any]:
-        """Get the JSON object at `url`. `topic` names it in the log. Raises `TemporarilyUnavailable`."""
+        """Return the JSON object at `url`. `topic` names the request in the log. Raises `TemporarilyUnavailable`."""
         return await self._object(topic, "GET", url, max_bytes=max_bytes)
 
     async def ask(
         self, topic: str, url: str, form: Mapping[str, str], credentials: httpx2.Auth, *, max_bytes: int
     ) -> dict[str, Any]:
-        """Post a form and give the JSON object of the answer. Raises `TemporarilyUnavailable`."""
+        """Post a form and return the JSON object of the response. Raises `TemporarilyUnavailable`."""
         return await self._object(topic, "POST", url, max_bytes=max_bytes, data=form, auth=credentials)
 
     async def _object(self, topic: str, method: str, url: str, *, max_bytes: int, **request: Any) -> dict[str, Any]:
-        # Only a whole answer will do, with status 200, in time and in size. The whole exchange has one deadline.
+        # Only a complete response with status 200, within the size limit, is accepted. One timeout covers the exchange.
         try:
             async with asyncio.timeout(self._seconds), self._client.stream(method, url, **request) as response:
                 body = await _body(topic, response, max_bytes)
         except TimeoutError:
             raise provider_error(topic, "timeout") from None
         except httpx2.HTTPError as error:
-            # The error holds the request, and the request the token: nothing of it goes further.
+            # The error refers to the request, which contains the token, so only the error's type is logged.
             raise provider_error(topic, type(error).__name__) from None
         try:
             answer = json_text.read(body)
@@ -82,11 +82,11 @@ async def _body(topic: str, response: httpx2.Response, max_bytes: int) -> bytes:
 
 
 def provider_error(topic: str, reason: str) -> TemporarilyUnavailable:
-    """Write down what is wrong with the provider, in words of ours, and give what the caller is told."""
+    """Log the reason, and return the error for the caller. The reason never quotes the provider's response."""
     log.warning("identity provider", topic=topic, reason=reason)
     return unavailable()
 
 
 def unavailable() -> TemporarilyUnavailable:
-    """Give what a caller is told whose token cannot be verified just now."""
+    """Return the error for a caller whose token cannot be verified at present."""
     return TemporarilyUnavailable("The identity provider does not answer as it should; try again shortly.")

@@ -1,7 +1,7 @@
-"""The public keys that an issuer signs with (RFC 7517): fetched when first needed, and as its keys change.
+"""JSON Web Key Set of an issuer (RFC 7517), fetched on first use and again when its keys change.
 
-A token may name any key id, so tokens cause fetches at a bounded rate. A token is refused for its key only when the
-keys were fetched for it; while they may not be fetched again, its caller is asked to try again.
+A token may name any key id, so the rate of fetches is limited. A token is rejected for an unknown key only after the
+keys were fetched for it. While the rate limit forbids a fetch, the caller gets 503.
 """
 
 import warnings
@@ -20,35 +20,35 @@ from resolvers.errors import TemporarilyUnavailable
 TOPIC = "key set"
 MAX_SET_BYTES = 1024 * 1024
 MAX_KEYS = 100
-"""Reading a key takes some 100 µs, in which nothing else is served."""
+"""Keys in a set; importing a key blocks the event loop for about 100 µs."""
 
 MAX_AGE_SECONDS = 600.0
-"""How long a key that the issuer has taken back may go on."""
+"""Maximum cache age in seconds: a revoked key is accepted for at most this long."""
 
 LOOKUP_PAUSE_SECONDS = 5.0
-"""Seconds between an answer of the issuer and the next fetch for an unknown key id; a new key is found within them."""
+"""Minimum seconds between a response and a fetch for an unknown key id; also the delay until a new key is found."""
 
 LOOKUP_PAUSE_WITHOUT_KEYS_SECONDS = 1.0
-"""The same while there is no key at all, and so nothing to serve."""
+"""Minimum seconds between fetches while there are no keys; shorter, because no token can be verified."""
 
 RETRY_SECONDS = 30.0
-"""The same where the keys are past their age and the issuer did not answer: every caller waits for such a fetch."""
+"""Minimum seconds between fetches of stale keys that failed; longer, because every caller waits for such a fetch."""
 
 ALGORITHMS: Mapping[tuple[str | None, str | None], frozenset[str]] = {
     ("RSA", None): frozenset({"RS256"}),
     ("EC", "P-256"): frozenset({"ES256"}),
-    # Two names of one algorithm. Source: RFC 9864.
+    # Two names for one algorithm. Source: RFC 9864.
     ("OKP", "Ed25519"): frozenset({"EdDSA", "Ed25519"}),
 }
-"""The algorithms that are accepted, by the type and curve of their keys."""
+"""Accepted algorithms, by the type and curve of their keys."""
 
-# Whatever else an issuer publishes, a private part included, is not for us.
+# All other members of a key, including private ones, are ignored.
 _PUBLIC_MEMBERS = ("kty", "crv", "x", "y", "n", "e")
 
 
 @dataclass(frozen=True, slots=True)
 class PublishedKey:
-    """A key that signatures may be verified with, and by which algorithms."""
+    """Public key for verifying signatures, with its key id and its algorithms."""
 
     key: Key
     kid: str | None
@@ -56,7 +56,7 @@ class PublishedKey:
 
 
 class KeySet:
-    """An issuer's keys, as last seen."""
+    """Cached public keys of an issuer."""
 
     def __init__(self, provider: Provider, *, url: str, clock: Clock) -> None:
         self._provider = provider
@@ -68,10 +68,10 @@ class KeySet:
         self._single_flight: SingleFlight[str, bool] = SingleFlight()
 
     async def matching_keys(self, algorithm: str, kid: str | None) -> list[Key]:
-        """Return the keys that a signature may be of: those with this id or, where it names none, the only one.
+        """Return the keys with this id; without an id, the only key of the algorithm.
 
-        None match where the issuer, asked for this token, has none. Raises `TemporarilyUnavailable` where none match
-        and the issuer does not answer, or was asked so lately that it is not asked again.
+        The list is empty if the keys were fetched for this call and none matches. Raises `TemporarilyUnavailable` if
+        none matches and the fetch failed, or was not made because the last one is too recent.
         """
         is_fresh = self._is_stale and await self._refresh(RETRY_SECONDS)
         keys = self._find(algorithm, kid)
@@ -93,9 +93,9 @@ class KeySet:
         return self._fetched_at is None or self._clock.monotonic() - self._fetched_at >= MAX_AGE_SECONDS
 
     async def _refresh(self, pause: float) -> bool:
-        """Fetch the keys, or wait for a fetch under way; return whether that succeeded. If not, the old ones go on.
+        """Fetch the keys, or join a fetch in flight; return whether it succeeded. Otherwise the old keys stay in use.
 
-        The issuer is not asked within `pause` seconds after it answered, or failed to.
+        No fetch is made within `pause` seconds after the last one ended, successfully or not.
         """
         pause = pause if self._keys else LOOKUP_PAUSE_WITHOUT_KEYS_SECONDS
         if self._answered_at is not None and self._clock.monotonic() - self._answered_at < pause:
@@ -109,17 +109,20 @@ class KeySet:
         except TemporarilyUnavailable:
             return False
         finally:
-            # Not before: who comes while the answer is under way waits for it.
+            # Set after the response, so that callers during the fetch join it.
             self._answered_at = self._clock.monotonic()
         return True
 
     async def close(self) -> None:
-        """Call back a fetch that is under way."""
+        """Cancel a fetch in flight."""
         await self._single_flight.close()
 
 
 def _usable(jwks: object) -> list[PublishedKey]:
-    """Read the keys of a set and leave out those that are not for us (RFC 7517 section 5). There must be one."""
+    """Return the usable keys of a set and ignore all others (RFC 7517 section 5).
+
+    Raises `TemporarilyUnavailable` for an invalid set, or one without a usable key.
+    """
     if not isinstance(jwks, list):
         raise provider_error(TOPIC, "no list of keys")
     if len(jwks) > MAX_KEYS:
@@ -139,7 +142,7 @@ def _published(jwk: Mapping[str, Any]) -> PublishedKey | None:
         return None
     try:
         with warnings.catch_warnings():
-            # joserfc warns of keys that are too short: those are not used.
+            # joserfc warns about keys that are too short; as errors, the warnings exclude these keys.
             warnings.simplefilter("error", SecurityWarning)
             key = import_key({name: jwk[name] for name in _PUBLIC_MEMBERS if name in jwk})
     except (JoseError, SecurityWarning, ValueError, TypeError, KeyError):

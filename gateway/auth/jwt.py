@@ -1,7 +1,7 @@
-"""RFC 9068: a JWT access token is verified here, with the keys that its issuer publishes.
+"""Verification of JWT access tokens (RFC 9068) with the published keys of their issuer.
 
-joserfc does the cryptography. What a token says about its own verification is not listened to: the algorithm must be
-one of ours and fit the key, and keys are only taken from the configured set, whatever `jku`, `jwk`, `x5c` or `x5u` say.
+joserfc does the cryptography. A token does not choose how it is verified: its algorithm must be in `ACCEPTED` and fit
+the key. Keys come only from the configured set; `jku`, `jwk`, `x5c` and `x5u` are ignored.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,23 +32,23 @@ ACCEPTED = frozenset().union(*ALGORITHMS.values())
 
 
 class _Registry(JWSRegistry):
-    """Our algorithms and no others. The token as a whole is bounded before it comes here."""
+    """joserfc registry that is limited to `ACCEPTED`. The token's length was checked before."""
 
     max_header_length = max_payload_length = max_signature_length = MAX_TOKEN_CHARACTERS
 
     def get_alg(self, name: str) -> Any:
-        """Give an algorithm. joserfc's own would warn at every token that says EdDSA."""
+        """Return an algorithm. joserfc's own method would warn for each token that names EdDSA."""
         if name not in ACCEPTED:
             raise UnsupportedAlgorithmError
         return self.algorithms[name]
 
 
-# Header members that nobody knows are ignored. Source: RFC 7515 section 4.
+# Unknown header members are ignored. Source: RFC 7515 section 4.
 REGISTRY = _Registry(strict_check_header=False)
 
 
 class Opened(NamedTuple):
-    """A token whose words can be read, and are not proven yet."""
+    """A parsed token whose signature is not verified yet."""
 
     signature: CompactSignature
     claims: Claims
@@ -60,7 +60,7 @@ class Opened(NamedTuple):
 
 
 def opened(token: str) -> Opened | None:
-    """Read a token without believing it; None for one that is no JWT."""
+    """Parse a token without verifying it. Return None if it is not a JWT."""
     try:
         signature = jws.extract_compact(token.encode(), registry=REGISTRY)
         claims = json_text.read(signature.payload)
@@ -72,7 +72,18 @@ def opened(token: str) -> Opened | None:
 
 
 class AccessTokens:
-    """Verifies the JWT access tokens of one issuer."""
+    """Verifier of the JWT access tokens of one issuer.
+
+    Args:
+        keys: Public keys of the issuer.
+        issuer: Required `iss`.
+        audience: Name of this gateway, which `aud` must equal or contain.
+        token_type: Required `typ`, with or without the prefix `application/`.
+        brand_claim: Claim that names the brand. None: the claims of `BRAND`.
+        leeway: Seconds by which the issuer's clock may differ.
+        clock: Clock in seconds.
+
+    """
 
     def __init__(
         self,
@@ -94,12 +105,12 @@ class AccessTokens:
         self._clock = clock
 
     def claims_to_be_ours(self, token: str) -> bool:
-        """Whether the token says that it is of our issuer. It may lie."""
+        """Whether the `iss` of the token is the configured issuer. The claim is not verified."""
         read = opened(token)
         return read is not None and read.claims.get("iss") == self._issuer
 
     async def verify(self, token: str) -> Caller:
-        """Give whom the token stands for. Raises `InvalidToken` or `TemporarilyUnavailable`."""
+        """Return the caller of the token. Raises `InvalidToken` or `TemporarilyUnavailable`."""
         read = opened(token)
         if read is None:
             raise invalid_token("not a JWT")
@@ -115,7 +126,7 @@ class AccessTokens:
         token_type = header.get("typ")
         if not isinstance(token_type, str) or _media_type(token_type) != self._type:
             raise invalid_token("typ")
-        # Extensions that must be understood, and none is. Source: RFC 7515 section 4.1.11.
+        # `crit` lists extensions that the verifier must support, and none is supported. Source: RFC 7515, 4.1.11.
         if "crit" in header:
             raise invalid_token("crit")
 
@@ -146,10 +157,10 @@ class AccessTokens:
             raise invalid_token("issued in the future")
 
     async def close(self) -> None:
-        """Call back a fetch of keys that is under way."""
+        """Cancel a fetch of keys in flight."""
         await self._keys.close()
 
 
 def _media_type(typ: str) -> str:
-    # Source: RFC 7515 section 4.1.9, the prefix may be left out; media types have no case.
+    # The prefix is optional, and media types are case-insensitive. Source: RFC 7515 section 4.1.9.
     return typ.lower().removeprefix("application/")

@@ -11,13 +11,13 @@ Answer = TypeVar("Answer")
 
 
 class SingleFlight(Generic[Key, Answer]):
-    """Lets everyone who asks the same thing at the same time wait for one answer."""
+    """Deduplicator of concurrent calls: one call for each key runs at a time, and all callers get its result."""
 
     def __init__(self) -> None:
         self._in_flight: dict[Key, asyncio.Task[Answer]] = {}
 
     async def run(self, key: Key, ask: Callable[[], Awaitable[Answer]]) -> Answer:
-        """Give the answer of whoever asks already; else ask. Who goes away meanwhile takes it from nobody else."""
+        """Return the result of the call in flight for `key`, or start one. Cancelling a caller does not cancel it."""
         flight = self._in_flight.get(key)
         if flight is None:
             flight = self._in_flight[key] = asyncio.create_task(_asked(ask))
@@ -26,12 +26,12 @@ class SingleFlight(Generic[Key, Answer]):
 
     def _finish(self, key: Key, flight: asyncio.Task[Answer]) -> None:
         del self._in_flight[key]
-        # Everyone may have gone away: then nobody else looks at the exception, and asyncio complains of that.
+        # If all callers were cancelled, the exception is never retrieved, which asyncio would log.
         if not flight.cancelled():
             flight.exception()
 
     async def close(self) -> None:
-        """Call back whoever is still in the air."""
+        """Cancel all calls in flight."""
         flights = list(self._in_flight.values())
         for flight in flights:
             flight.cancel()

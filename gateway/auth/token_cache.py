@@ -11,25 +11,25 @@ from gateway.auth.token_claims import MAX_TOKEN_CHARACTERS, Clock
 from resolvers.access import Caller, Verify
 from resolvers.errors import InvalidToken
 
-# Visible ASCII, as a header can carry it; nobody is asked about anything else.
+# Visible ASCII, which a header field can carry. Any other text is rejected without verification.
 TOKEN = re.compile(rf"[\x21-\x7e]{{1,{MAX_TOKEN_CHARACTERS}}}")
 
 
 REJECTED_SECONDS = 5.0
-"""How long a token that was found worthless is not asked about again."""
+"""Seconds for which a rejected token is not verified again."""
 
 
 MAX_CACHED = 10_000
-"""Good tokens that are remembered, and worthless ones: apart, so that a flood of these washes out none of those."""
+"""Size of each cache. Valid and rejected tokens are cached separately, so invalid tokens cannot evict valid ones."""
 
 
 Thing = TypeVar("Thing")
 
 
 class TokenCache:
-    """Verifies a token once for everyone who brings it, and again when that was too long ago.
+    """Cache of a verifier's results. A token is verified again when its result has expired.
 
-    What is kept is a hash of the token. A judge who cannot answer leaves no trace: the next caller asks again.
+    The key is a hash of the token. An error of the verifier is not cached: the next caller verifies again.
     """
 
     def __init__(self, verifier: Verify, *, seconds: float, clock: Clock) -> None:
@@ -41,13 +41,13 @@ class TokenCache:
         self._single_flight: SingleFlight[bytes, Caller] = SingleFlight()
 
     async def verify(self, token: str) -> Caller:
-        """Give whom a token stands for. Raises `InvalidToken` or `TemporarilyUnavailable`."""
+        """Return the caller of a token. Raises `InvalidToken` or `TemporarilyUnavailable`."""
         if not TOKEN.fullmatch(token):
             raise InvalidToken
         digest = sha256(token.encode()).digest()
         now = self._clock.monotonic()
         caller = self._valid.get(digest, now)
-        # The other clock is asked too: a machine that slept does not count its sleep.
+        # Check the wall clock as well: the monotonic clock may not advance while the machine sleeps.
         if caller is not None and self._seconds_left(caller) > 0:
             return caller
         if self._rejected.get(digest, now):
@@ -65,25 +65,25 @@ class TokenCache:
         return caller
 
     def _seconds_left(self, caller: Caller) -> float:
-        """How long to believe that the caller is who they are: to the token's end, and never long."""
+        """Return the seconds for which the result may be cached: up to the token's expiry, and at most `seconds`."""
         if caller.expires_at is None:
             return self._seconds
         return min(caller.expires_at.timestamp() - self._clock.time(), self._seconds)
 
     async def close(self) -> None:
-        """Call back whoever is being asked."""
+        """Cancel the verifications in flight."""
         await self._single_flight.close()
 
 
 class TtlCache(Generic[Thing]):
-    """Things that are each kept until a time; when there are too many, the one longest unused goes first."""
+    """LRU cache of `most` entries, each with an expiry time."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._things: OrderedDict[bytes, tuple[Thing, float]] = OrderedDict()
 
     def get(self, key: bytes, now: float) -> Thing | None:
-        """Give the thing while it is kept."""
+        """Return the value, or None if it is absent or expired at `now`."""
         thing, until = self._things.get(key, (None, now))
         if thing is None:
             return None
@@ -94,11 +94,11 @@ class TtlCache(Generic[Thing]):
         return thing
 
     def forget(self, key: bytes) -> None:
-        """Keep the thing no longer."""
+        """Remove the entry if it exists."""
         self._things.pop(key, None)
 
     def keep(self, key: bytes, thing: Thing, until: float) -> None:
-        """Keep a thing until a time."""
+        """Insert or replace an entry that expires at `until`, and evict the least recently used one if necessary."""
         self._things[key] = (thing, until)
         self._things.move_to_end(key)
         if len(self._things) > self._most:

@@ -1,6 +1,6 @@
-"""What a token says of its bearer: the same members in an introspection answer and in a JWT access token.
+"""Claims of a token, from an introspection response or a JWT access token.
 
-A member that is null is one that is absent. Numbers are exact (`int` or `Decimal`), as `json_text` reads them.
+A null claim counts as absent. Numbers are exact (`int` or `Decimal`), because `json_text` parses them so.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -17,44 +17,47 @@ Claims = Mapping[str, Any]
 
 BRAND = ("brand", "brand_id")
 CLIENT = ("client_id", "azp")
-"""Claims that name the client: in the RFCs, and in OpenID Connect. `sub` is not one: it may be a person."""
+"""Claims that name the client, in the RFCs and in OpenID Connect. `sub` is not one of them: it may name a person."""
 
 MAX_TOKEN_CHARACTERS = 8 * 1024
 
 MAX_NAME_CHARACTERS = 255
-"""Source: OpenID Connect Core section 2, of `sub`. Names become parts of keys in the database, which are bounded."""
+"""Characters of a client, user or brand name; they become parts of database keys, whose size is limited.
 
-# Short of the last instant that Python knows, so that there is room for a leeway.
+Source: OpenID Connect Core section 2, on `sub`.
+"""
+
+# Seconds since 1970; below the maximum of `datetime`, so that adding the leeway does not overflow.
 LAST_INSTANT = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
 
 
 class Clock(Protocol):
-    """What tells the time, in seconds; the module `time` is one."""
+    """Clock in seconds; the module `time` implements it."""
 
     def time(self) -> float:
-        """Tell the time since 1970, which can be set back."""
+        """Return the seconds since 1970; this clock can be set back."""
 
     def monotonic(self) -> float:
-        """Tell the time since some moment, which cannot."""
+        """Return the seconds since an arbitrary start; this clock cannot be set back."""
 
 
 class UnreadableClaimsError(Exception):
-    """A claim is not what the RFCs say it is; the message names the claim, never its value."""
+    """A claim violates its RFC. The message names the claim, never its value."""
 
 
 def invalid_token(reason: str) -> InvalidToken:
-    """Write down why a token is refused, for whoever sets a client up, and give what the caller is told."""
+    """Log why a token is rejected, for the developer of the client, and return the error for the caller."""
     log.info("token refused", reason=reason)
     return InvalidToken()
 
 
 def caller_of(claims: Claims, *, brand: Sequence[str] = BRAND) -> Caller:
-    """Give who these claims stand for. `brand` are the claims that may name the brand.
+    """Return the caller that the claims describe. `brand` lists the claims that may name the brand.
 
-    A `sub` other than the client is a person who acts through it. Raises `UnreadableClaimsError`, and `InvalidToken`
-    for a token that names no client or is bound to a key.
+    A `sub` other than the client is a person who acts through the client. Raises `UnreadableClaimsError`. Raises
+    `InvalidToken` for a token that names no client or is bound to a key.
     """
-    # Source: RFC 9449 section 7.2, RFC 8705 section 3. Nobody proves to us that the key is theirs.
+    # The gateway checks no proof of possession of the key. Source: RFC 9449 section 7.2, RFC 8705 section 3.
     if claims.get("cnf") is not None:
         raise invalid_token("bound to a key")
     client_id = next((name for name in (_name(claims, claim) for claim in CLIENT) if name is not None), None)
@@ -72,12 +75,12 @@ def caller_of(claims: Claims, *, brand: Sequence[str] = BRAND) -> Caller:
 
 
 def refuse_another_services(claims: Claims, expected: Mapping[str, str], *, optional: Collection[str] = ()) -> None:
-    """Return for a token that was made by and for whom it should be. Raises `InvalidToken`.
+    """Return if the issuer and the audience of a token are the expected ones. Raises `InvalidToken`.
 
     Args:
-        claims: What the token says.
-        expected: The right `iss`, and the name of this gateway that `aud` must hold, a text or a list of them.
-        optional: Which of these the claims may leave out. One that is there must be right all the same.
+        claims: The claims of the token.
+        expected: The required `iss`, and the name of this gateway that `aud` must equal or contain.
+        optional: Names of expected claims that may be absent. A claim that is present must match all the same.
 
     """
     for claim, right in expected.items():
@@ -89,9 +92,17 @@ def refuse_another_services(claims: Claims, expected: Mapping[str, str], *, opti
 
 
 def refuse_outside_its_time(claims: Claims, *, now: float, leeway: float) -> None:
-    """Return while a token is good by its own `exp` and `nbf`, of a clock that may be `leeway` seconds off.
+    """Return if `now` is between the `nbf` and the `exp` of a token.
 
-    Raises `InvalidToken` or `UnreadableClaimsError`.
+    Args:
+        claims: The claims of the token.
+        now: Seconds since 1970.
+        leeway: Seconds by which the issuer's clock may differ.
+
+    Raises:
+        InvalidToken: The token is expired or not valid yet.
+        UnreadableClaimsError: `exp` or `nbf` is not a NumericDate.
+
     """
     expires, not_before = instant(claims, "exp"), instant(claims, "nbf")
     if expires is not None and expires <= now - leeway:
@@ -101,7 +112,7 @@ def refuse_outside_its_time(claims: Claims, *, now: float, leeway: float) -> Non
 
 
 def instant(claims: Claims, claim: str) -> float | None:
-    """Give a NumericDate (RFC 7519 section 2), in seconds since 1970. Raises `UnreadableClaimsError`."""
+    """Return a NumericDate (RFC 7519, 2) in seconds since 1970, or None if absent. Raises `UnreadableClaimsError`."""
     value = claims.get(claim)
     if value is None:
         return None
@@ -119,7 +130,7 @@ def _scopes(claims: Claims) -> frozenset[str]:
 
 def _brand(claims: Claims, names: Sequence[str]) -> str | None:
     brands = {brand for brand in (_name(claims, claim) for claim in names) if brand is not None}
-    # Which of two would hold is not for us to guess.
+    # Two different brands are ambiguous.
     if len(brands) > 1:
         raise UnreadableClaimsError(" and ".join(names))
     return brands.pop() if brands else None
@@ -129,7 +140,7 @@ def _name(claims: Claims, claim: str) -> str | None:
     value = claims.get(claim)
     if value is None:
         return None
-    # An empty name is not an absent one: a caller without a brand may choose it.
+    # An empty name is refused rather than treated as absent, because a caller without a brand may choose any brand.
     if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME_CHARACTERS or json_text.problem_with(value):
         raise UnreadableClaimsError(claim)
     return value

@@ -1,4 +1,4 @@
-"""RFC 7662: the identity provider is asked whose token it is."""
+"""Token introspection (RFC 7662): verification of a token by the identity provider."""
 
 from collections.abc import Collection, Mapping
 from urllib.parse import quote_plus
@@ -21,14 +21,23 @@ from resolvers.errors import InvalidToken
 TOPIC = "introspection"
 MAX_ANSWER_BYTES = 64 * 1024
 
-# What whoever has it may use. Some providers name the kind of token here instead of the way it is used.
+# Values of `token_type` for a bearer token. Some providers name the kind of token instead of its usage.
 BEARER_TYPES = {"bearer", "access_token"}
 
 
 class Introspection:
-    """Verifies any token, opaque or not, by asking its issuer.
+    """Verifier that sends each token, opaque or not, to the introspection endpoint.
 
-    `expected` and `optional` say whose tokens count, and for which audience: see `refuse_another_services`.
+    Args:
+        provider: HTTP client of the identity provider.
+        url: Introspection endpoint.
+        client_id: Client id of this gateway at the endpoint (HTTP Basic).
+        client_secret: Secret of that client.
+        expected: Required `iss` and `aud`: see `refuse_another_services`.
+        optional: Names of expected claims that the response may omit.
+        leeway: Seconds by which the provider's clock may differ.
+        clock: Clock in seconds.
+
     """
 
     def __init__(
@@ -53,7 +62,7 @@ class Introspection:
         self._clock = clock
 
     async def verify(self, token: str) -> Caller:
-        """Give whom the token stands for. Raises `InvalidToken` or `TemporarilyUnavailable`."""
+        """Return the caller of the token. Raises `InvalidToken` or `TemporarilyUnavailable`."""
         form = {"token": token, "token_type_hint": "access_token"}
         answer = await self._provider.ask(TOPIC, self._url, form, self._credentials, max_bytes=MAX_ANSWER_BYTES)
         try:

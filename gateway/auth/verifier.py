@@ -1,4 +1,4 @@
-"""A bearer token becomes a Caller. Each way of verifying has a file; which one serves is the settings' word."""
+"""Verification of bearer tokens. Each verification method is a module; the settings select one."""
 
 import time
 from collections.abc import AsyncIterator
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def verifying(settings: Settings, clock: Clock = time) -> AsyncIterator[Verify]:
-    """Lend the way of verifying tokens that the settings say. Raises `SettingsError`."""
+    """Yield the token verifier that the settings select. Raises `SettingsError`."""
     if settings.development:
         yield verify_development_token
         return
@@ -39,10 +39,10 @@ async def verifying(settings: Settings, clock: Clock = time) -> AsyncIterator[Ve
 
 
 def _choose_verifier(introspection: Introspection | None, access_tokens: "AccessTokens | None") -> Verify:
-    """Decide who verifies a token, so that each has one judge.
+    """Return a function that sends each token to exactly one verifier.
 
-    What says that it is a JWT of our issuer must prove it by its signature, and is not sent on if it cannot.
-    Introspection judges everything else: opaque tokens, and the JWTs of other issuers, which our provider may know.
+    A JWT that names the configured issuer is verified by its signature, and never by introspection. Introspection
+    verifies all other tokens: opaque ones, and JWTs of other issuers, which the provider may know.
     """
     if access_tokens is None:
         assert introspection is not None, "one of them is configured"
@@ -58,12 +58,13 @@ def _choose_verifier(introspection: Introspection | None, access_tokens: "Access
 
 
 def introspection_of(settings: Settings, provider: Provider, clock: Clock) -> Introspection | None:
-    """Return the verifier of tokens by introspection, or None where the settings name no endpoint."""
+    """Return the introspection verifier, or None if the settings name no endpoint."""
     if settings.introspection_url is None:
         return None
     assert settings.introspection_client_id is not None
     assert settings.introspection_client_secret is not None
-    # Settings of its own demand the claim. Those of JWTs hold here too, but the claim is optional (RFC 7662, 2.2).
+    # The introspection settings require the claim. The JWT settings apply too, but the claim is then optional in the
+    # response (RFC 7662, 2.2).
     demanded = {"iss": settings.introspection_issuer, "aud": settings.introspection_audience}
     fallback = {"iss": settings.jwt_issuer, "aud": settings.jwt_audience}
     expected = {claim: demanded[claim] or fallback[claim] for claim in demanded}
@@ -82,7 +83,7 @@ def introspection_of(settings: Settings, provider: Provider, clock: Clock) -> In
 def _access_tokens(settings: Settings, provider: Provider, clock: Clock) -> "AccessTokens | None":
     if settings.jwks_url is None:
         return None
-    # Imported here: whoever has no JWTs need not wait for what verifies them.
+    # Imported here: a gateway without JWTs need not load the libraries that verify them.
     from gateway.auth.jwks import KeySet
     from gateway.auth.jwt import AccessTokens
 

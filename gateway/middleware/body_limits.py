@@ -1,4 +1,4 @@
-"""What one HTTP request may cost. Pure ASGI: the door sees a `receive` that refuses, and phrases the refusal itself."""
+"""Limits on the size and duration of a request body. Pure ASGI: `receive` raises, and the door answers the error."""
 
 import asyncio
 from collections.abc import Sized
@@ -7,12 +7,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from resolvers.errors import PayloadTooLarge, RequestTimeout
 
-# How much of a body nobody wants is read all the same, so that its sender gets to see the answer.
+# Bytes of an unused body that are read and dropped, so that the client receives the response before the close.
 MAX_IGNORED_BYTES = 64 * 1024 * 1024
 
 
 class BodyLimits:
-    """Refuses a body that is too large, or too slow to arrive: its sender costs one slot for seconds, not minutes."""
+    """Middleware that refuses a body above `max_bytes`, or one that takes longer than `seconds` to arrive.
+
+    A slow client therefore occupies a slot for seconds, not minutes.
+    """
 
     def __init__(self, app: ASGIApp, *, max_bytes: int, seconds: float) -> None:
         self._app = app
@@ -20,12 +23,12 @@ class BodyLimits:
         self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve the request, its body watched unless it is here and small enough."""
+        """Serve the request; limit its body unless it has arrived and is small enough."""
         whole: Sized | None = scope.get("state", {}).get("body")
         if scope["type"] != "http" or (whole is not None and len(whole) <= self._max_bytes):
             await self._app(scope, receive, send)
             return
-        # One that is here and too large is refused as any other: where it is read.
+        # A body that has arrived and is too large is refused by `receive`, like any other.
         scope["state"].pop("body", None)
         headers = dict(scope["headers"])
         announced_bytes = int(headers.get(b"content-length", b"0"))
@@ -46,7 +49,7 @@ class BodyLimits:
 
 
 class _Body:
-    """One request's body on its way in, and the answer on its way out."""
+    """Wrapper of `receive` and `send` for one request."""
 
     def __init__(
         self,
@@ -68,9 +71,9 @@ class _Body:
         self._complete = False
 
     async def receive(self) -> Message:
-        """Give the next part. Raises `PayloadTooLarge` or `RequestTimeout`."""
+        """Return the next part of the body. Raises `PayloadTooLarge` or `RequestTimeout`."""
         if self._complete:
-            # Whoever still listens waits for the client to go away, for as long as that takes.
+            # A further call waits for the disconnect, without a deadline.
             return await self._receive()
         if self._announced_bytes > self._max_bytes:
             raise PayloadTooLarge
@@ -83,10 +86,10 @@ class _Body:
         return message
 
     async def send(self, message: Message) -> None:
-        """Pass on the answer. If the body is not here by then, the connection ends with it.
+        """Send a message of the response. If the body is incomplete, close the connection after the response.
 
-        The answer goes out first and the rest of the body is read afterwards: closing on unread bytes would make the
-        network throw away the answer with them.
+        The rest of the body is read after the response was sent. Closing a socket with unread bytes sends a reset,
+        which can discard the response.
         """
         if message["type"] == "http.response.start":
             await self._ignore_rest(until=0)
@@ -99,7 +102,7 @@ class _Body:
         await self._send(message)
 
     async def _ignore_rest(self, until: float) -> None:
-        # Asking for a part tells a client that waits for leave to send it: one that was refused is not to.
+        # `receive` sends "100 Continue", which a refused client must not get.
         if self._expects_continue and not self._received_bytes:
             return
         try:

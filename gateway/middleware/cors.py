@@ -9,12 +9,12 @@ from gateway.middleware.request_context import REQUEST_HEADERS, RESPONSE_HEADERS
 
 
 def cross_origin(app: ASGIApp, origins: Sequence[str], headers: Sequence[str]) -> CORSMiddleware:
-    """Let pages of these origins call us, with a token and with nothing a browser would send by itself.
+    """Return CORS middleware for these origins. Credentials that a browser adds by itself (cookies) are not allowed.
 
     Args:
-        app: What answers.
-        origins: Origins, as a browser writes them.
-        headers: Names of request headers that are allowed beside `REQUEST_HEADERS`.
+        app: The ASGI application to wrap.
+        origins: Allowed values of `Origin`, as browsers send them.
+        headers: Names of allowed request headers, in addition to `REQUEST_HEADERS`.
 
     """
     return CORSMiddleware(

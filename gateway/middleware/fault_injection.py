@@ -1,9 +1,9 @@
-"""Faults to rehearse with: what a network and a busy service do to a client, done on purpose and in a seeded order.
+"""Fault injection: seeded network and overload faults, for testing clients.
 
-Only for `gateway serve --faults SEED`, so only where no real patient is. A fault is drawn for each POST to a door, in
-the order they come, but for streams; the same seed and the same requests make the same faults. Pure ASGI, next to the
-doors: a refusal is raised where a body would be read, so the door phrases it, after it has found out who calls, and it
-is true that nothing was recorded.
+It is only active with `gateway serve --faults SEED`, in development mode, so no real patient is affected. A fault is
+drawn for each POST to a door, in order of arrival, except for event streams. The same seed and the same requests
+produce the same faults. Pure ASGI, directly around the doors. A refusal is raised when the door reads the body. By then
+the door has authenticated the caller and recorded nothing, and it formats the error itself.
 """
 
 import asyncio
@@ -20,26 +20,26 @@ from resolvers.errors import GatewayError, RateLimited, TemporarilyUnavailable
 
 HEADER = b"x-rehearsed-fault"
 CUT = "encounter_gateway.cut"
-"""The ASGI extension that cuts a connection: there is no message for that."""
+"""ASGI extension that aborts the connection; ASGI defines no message for it."""
 
 
 class Fault(StrEnum):
-    """What can go wrong with one request."""
+    """Fault of one request."""
 
     NONE = "none"
     DELAY = "delay"
-    """It is handled late."""
+    """The request is handled after a delay."""
     RATE_LIMITED = "rate_limited"
-    """429, and it is not handled."""
+    """The response is 429; the request is not handled."""
     UNAVAILABLE = "unavailable"
-    """503, and it is not handled."""
+    """The response is 503; the request is not handled."""
     LOST_ANSWER = "lost_answer"
-    """It is handled, and the connection is cut before the answer."""
+    """The request is handled, and the connection is aborted before the response."""
     DELIVERED_TWICE = "delivered_twice"
-    """It is handled twice, as a proxy would that tries again by itself; the second answer is the one that is given."""
+    """The request is handled twice, as by a proxy that retries. The client gets the second response."""
 
 
-# Often enough that thirty requests meet every kind, seldom enough that four tries nearly always do.
+# Relative weights. Thirty requests usually meet every fault, and four attempts of a request nearly always succeed.
 WEIGHTS: Mapping[Fault, int] = {
     Fault.NONE: 5,
     Fault.DELAY: 2,
@@ -57,18 +57,18 @@ REFUSALS: Mapping[Fault, Callable[[], GatewayError]] = {
 
 
 class FaultInjectionMiddleware:
-    """Lets something go wrong with some of the requests that a door is sent."""
+    """Middleware that injects faults into some of the POST requests to a door."""
 
     def __init__(self, app: ASGIApp, *, seed: int) -> None:
         self._app = app
         self._chance = random.Random(seed)  # noqa: S311 - to be foreseen is what it is for
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve the request, or what is left of it."""
+        """Serve the request, with the fault that is drawn for it."""
         if not _is_sent_to_a_door(scope):
             await self._app(scope, receive, send)
             return
-        # The body has to be asked for, so that it can be refused, or handed over twice.
+        # Without the buffered body the door calls `receive`, which can raise, or replay the body.
         scope["state"].pop("body", None)
         fault, seconds = self._draw()
         if fault is not Fault.NONE:
@@ -88,7 +88,7 @@ class FaultInjectionMiddleware:
                 await self._deliver_twice(scope, receive, _telling(fault, send))
 
     def _draw(self) -> tuple[Fault, float]:
-        """Draw what goes wrong next. The same number of draws for each, so that no fault shifts the others."""
+        """Return the next fault and its delay. Each call draws twice, so that no fault shifts the later ones."""
         (fault,) = self._chance.choices(list(WEIGHTS), list(WEIGHTS.values()))
         return fault, self._chance.uniform(0, MAX_DELAY_SECONDS)
 
@@ -101,7 +101,7 @@ class FaultInjectionMiddleware:
             raise error
 
         async def send_told(message: Message) -> None:
-            # Not where the door has refused by itself before it read the body: without a token, for one.
+            # No header if the door refused the request before reading the body, for example without a token.
             await (_telling(fault, send) if refused else send)(message)
 
         await self._app(scope, refusing_receive, send_told)
@@ -124,7 +124,7 @@ def _is_sent_to_a_door(scope: Scope) -> bool:
     if scope["type"] != "http" or scope["method"] != "POST":
         return False
     if b"text/event-stream" in dict(scope["headers"]).get(b"accept", b""):
-        return False  # a stream has no one answer that could be lost, and its end may never come
+        return False  # a stream has no single response to lose, and may never end
     path: str = scope["path"]
     return path == "/graphql" or path.startswith("/v1/")
 
@@ -149,10 +149,10 @@ async def _cut(scope: Scope, receive: Receive) -> None:
 
 
 class CuttingProtocol(LimitedHttpProtocol):
-    """The protocol of a rehearsal: lets the application cut the connection that a request came by."""
+    """HTTP protocol with an ASGI extension that aborts the connection of a request."""
 
     def on_message_begin(self) -> None:
-        """Lend the request what cuts its connection."""
+        """Add the extension `CUT` to the scope of the request."""
         super().on_message_begin()
         extensions: dict[str, Any] = {CUT: self.transport.abort}
         self.scope["extensions"] = extensions

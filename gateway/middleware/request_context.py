@@ -1,4 +1,4 @@
-"""The outermost layer: what all requests and all answers have in common, and which pages elsewhere may call us."""
+"""Outermost middleware: request ids, log lines, common headers, unhandled errors, and the allowed hosts."""
 
 import asyncio
 import re
@@ -21,12 +21,12 @@ from resolvers.rate_limits import Allowance
 from rest.errors import error_response
 from rest.responses import missing_headers
 
-# Letters that can do no harm in a header, a log line or a URL.
+# Characters that are safe in a header, a log line and a URL.
 REQUEST_ID = re.compile(r"[A-Za-z0-9._~:-]{1,128}")
 
 PORT = re.compile(r":[0-9]*$")
 
-# An answer is data: nothing in it may run, be framed, be guessed at or be read by another site.
+# A response is data: it must not run scripts, be framed, have its type guessed, or be read by another site.
 SECURITY_HEADERS = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
     "cross-origin-resource-policy": "same-origin",
@@ -36,14 +36,14 @@ SECURITY_HEADERS = {
     "x-frame-options": "DENY",
 }
 _ON_EVERY_ANSWER = [(name.encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
-"""Unless it brought its own."""
+"""Fields that are added to every response that does not set them itself."""
 
 
 class RequestContextMiddleware:
-    """What all requests have in common.
+    """Middleware for all HTTP requests; WebSockets are passed to `WebSocketLogMiddleware`.
 
-    Each is given an id and one log line; each answer, whoever gives it, carries the headers that every answer does, and
-    what the caller has left where that is known; and what nobody caught is answered here.
+    Each request gets an id and one log line. Each response gets the security headers and, if known, the caller's rate
+    limit headers. Unhandled exceptions are answered here.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -73,9 +73,9 @@ class RequestContextMiddleware:
         try:
             await self._app(scope, receive, send_with_headers)
         except ClientDisconnect:
-            pass  # nobody is left to answer
+            pass  # the client has disconnected
         except asyncio.CancelledError:
-            # The server stops, and waits no longer. Whoever is told so need not guess from a connection that broke.
+            # Shutdown timeout: answer 503 so that the client need not interpret a dropped connection.
             if "status" in state:
                 raise
             REFUSALS.labels(Stopped.code).inc()
@@ -89,13 +89,13 @@ class RequestContextMiddleware:
             await refusal(scope, receive, send_with_headers)
         finally:
             if "context" in state:
-                # The client has taken the answer, but for what lies in the connection's buffer, or it has gone.
+                # The client has read the response, except for bytes in the connection's buffer, or has disconnected.
                 state["context"].release_answer()
             log_request(scope, state.get("status"), time.perf_counter() - started)
 
 
 class WebSocketLogMiddleware:
-    """What all sockets have in common: an id, and one log line when it is over."""
+    """Middleware for all WebSockets: a request id, and one log line when the socket closes."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -131,10 +131,10 @@ class WebSocketLogMiddleware:
 
 
 class KnownHosts:
-    """Serves requests for these hosts only, on any port.
+    """Middleware that serves requests for these hosts only, on any port.
 
-    A page of another site may let its own name resolve to loopback (DNS rebinding). Its requests are then of one origin
-    with the gateway, so that only `Host` tells them apart. A request without `Host` (HTTP/1.0) comes from no browser.
+    A page of another site may let its own name resolve to loopback (DNS rebinding). Its requests then have the same
+    origin as the gateway, and only `Host` differs. A request without `Host` (HTTP/1.0) does not come from a browser.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
@@ -160,10 +160,10 @@ class KnownHosts:
 
 
 def _populate_state(scope: Scope) -> dict[str, Any]:
-    """Note on the state what all who serve the request ask of its head.
+    """Store data from the request's head in `scope["state"]`, and return that state.
 
-    That is its fields by their names in lower case, the lines of a field together as RFC 9110, 5.3 has it; whether its
-    body is JSON as it is; its id; and what it says of who calls.
+    `head` holds the fields by lower-case name, with the lines of a field joined (RFC 9110, 5.3). `sends_json` is true
+    for an uncompressed JSON body in UTF-8. `request_id` is the id. `introduction` holds the `Credentials`.
     """
     head: dict[str, str] = {}
     for raw_name, raw_value in scope["headers"]:
@@ -172,7 +172,7 @@ def _populate_state(scope: Scope) -> dict[str, Any]:
     sent = head.get("x-request-id", "")
     origin = head.get("origin") or None
     if (host := head.get("host")) and origin in {f"http://{host}", f"https://{host}"}:
-        origin = None  # a page of ours
+        origin = None  # a page served by the gateway
     state: dict[str, Any] = scope.setdefault("state", {})
     state["head"] = head
     state["sends_json"] = _is_json(head.get("content-type", ""), head.get("content-encoding", ""))
@@ -210,16 +210,16 @@ REQUEST_HEADERS = (
     "Prefer",
     "X-Brand-Id",
     "X-Request-Id",
-    # Tracing adds these to requests to any origin. Source: W3C Trace Context, W3C Baggage.
+    # Tracing libraries add these to requests to any origin. Source: W3C Trace Context, W3C Baggage.
     "traceparent",
     "tracestate",
     "baggage",
-    # Apollo's clients say who they are, for tools beside the gateway.
+    # Apollo clients send their name and version, for other tools.
     "apollographql-client-name",
     "apollographql-client-version",
     "x-apollo-operation-name",
 )
-"""What a page may send, beside what `GATEWAY_CORS_HEADERS` adds."""
+"""Request headers that a page of an allowed origin may send; `GATEWAY_CORS_HEADERS` adds more."""
 
 RESPONSE_HEADERS = (
     "Allow",
@@ -237,4 +237,4 @@ RESPONSE_HEADERS = (
     "X-RateLimit-Reset",
     "X-Request-Id",
 )
-"""What a page may read of an answer, beside what every page may."""
+"""Response headers that a page of an allowed origin may read, in addition to the CORS-safelisted ones."""

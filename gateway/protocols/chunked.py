@@ -1,14 +1,14 @@
-"""Decode a chunked request body, strictly. Source: RFC 9112, 7.1.
+"""Strict decoder of chunked request bodies. Source: RFC 9112, 7.1.
 
-httptools merges trailer fields with head fields and puts no bound on them, so it parses heads only.
+httptools merges trailer fields into the header fields and does not limit them. It therefore parses request heads only.
 """
 
 import re
 
 MAX_LINE_BYTES = 256
-"""Bytes; the longest chunk-size line, its extensions included, because no client of ours sends any."""
+"""Bytes of a chunk-size line with its extensions; small, because the gateway's clients send no extensions."""
 MAX_TRAILER_BYTES = 8 * 1024
-"""Bytes; all trailer fields together, because they are read and ignored."""
+"""Bytes of all trailer fields together; they are parsed and ignored."""
 MAX_TRAILER_FIELDS = 100
 
 _TEXT = rb"[^\x00-\x08\x0a-\x1f\x7f]*"
@@ -19,32 +19,32 @@ _FIELD_LINE_BEGUN = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+(?::" + _TEXT + 
 
 
 class InvalidChunk(Exception):
-    """The bytes are no chunked body."""
+    """The bytes are not a valid chunked body."""
 
 
 class TrailerTooLarge(Exception):
-    """The trailer fields pass the bound on their bytes or their number."""
+    """The trailer section exceeds `MAX_TRAILER_BYTES` or `MAX_TRAILER_FIELDS`."""
 
 
 class ChunkedDecoder:
-    """Decodes one body, piece by piece."""
+    """Incremental decoder of one body."""
 
     __slots__ = ("_in_trailer", "_missing_bytes", "_trailer_bytes", "_trailer_fields", "_undecoded", "complete")
 
     def __init__(self) -> None:
         self.complete = False
-        """Whether the last byte of the body, trailer included, was decoded."""
+        """Whether the whole body, including its trailer section, was decoded."""
         self._undecoded = b""
-        """The beginning of a line."""
+        """An incomplete line."""
         self._missing_bytes = 0
-        """Bytes of the chunk that are still to come, the line break behind it included."""
+        """Bytes of the current chunk that have not arrived, including the line break after its data."""
         self._in_trailer = False
         self._trailer_bytes = self._trailer_fields = 0
 
     def decode(self, data: bytes) -> tuple[bytes, bytes]:
-        """Return the content in `data`, and the bytes behind the body.
+        """Return the content in `data`, and the bytes that follow the body.
 
-        The second is empty until the body is complete. Raises `InvalidChunk` or `TrailerTooLarge`.
+        The second value is empty until the body is complete. Raises `InvalidChunk` or `TrailerTooLarge`.
         """
         data, self._undecoded = self._undecoded + data, b""
         content: list[bytes] = []
@@ -62,7 +62,7 @@ class ChunkedDecoder:
         taken = min(self._missing_bytes, len(data) - at)
         content_bytes = min(taken, max(self._missing_bytes - 2, 0))
         content.append(data[at : at + content_bytes])
-        # The line break may come in two pieces.
+        # The line break may be split between two calls.
         line_break = data[at + content_bytes : at + taken]
         missing_bytes = self._missing_bytes - content_bytes
         if line_break and line_break != b"\r\n"[2 - missing_bytes :][: len(line_break)]:
@@ -75,7 +75,7 @@ class ChunkedDecoder:
         if line is not None and line.end() - at <= MAX_LINE_BYTES:
             start, size = line.end(), int(line[1], 16)
             if size and data.startswith(b"\r\n", start + size):
-                # Usually all of the chunk has come.
+                # Fast path: the whole chunk is in the buffer, as it usually is.
                 content.append(data[start : start + size])
                 return start + size + 2
             self._missing_bytes = size + 2 if size else 0
@@ -102,6 +102,6 @@ class ChunkedDecoder:
         return end
 
     def _wait(self, data: bytes, at: int) -> int:
-        """Keep the beginning of a line until the rest of it comes."""
+        """Store an incomplete line until the next call of `decode`."""
         self._undecoded = data[at:]
         return len(data)

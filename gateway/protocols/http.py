@@ -1,9 +1,10 @@
-"""One HTTP/1.1 connection: which bytes are read, which request is answered next, and when the connection ends.
+"""HTTP/1.1 protocol of one connection: parsing with limits, pipelining, and closing.
 
-uvicorn parses every byte that has come, so it answers a broken second request before the first, merges trailer fields
-with head fields, and waits for the rest of a head without end. Here the parser (httptools) is given one head at a time.
-`Phase` is the state of reading: at most one request is read ahead of the one that is answered, and the bytes behind it
-wait. A fault in what was read ahead is answered by nothing: the answer under way is the connection's last.
+uvicorn parses all received bytes at once. It therefore answers a malformed second request before the first, and merges
+trailer fields into the header fields. It also waits for an incomplete head without a timeout. This protocol passes one
+head at a time to the parser (httptools). `Phase` is the state of the reader. At most one request is read ahead of the
+request that is being answered; later bytes stay buffered. A malformed request that was read ahead gets no response:
+the connection closes after the response in progress.
 """
 
 import asyncio
@@ -24,17 +25,17 @@ from gateway.protocols.http_response import ResponseWriter
 
 END_OF_HEAD = b"\r\n\r\n"
 WHITE_SPACE = b" \t"
-"""What may surround a field's value, and is no part of it. Source: RFC 9110, 5.5."""
+"""Optional white space around a field value, which is not part of the value. Source: RFC 9110, 5.5."""
 
 _REQUEST_LINE = re.compile(rb"(?:GET +[!-~]+|[A-Za-z-]+ +[!-~]+ +HTTP/([0-9.]+) *)\r\n")
-"""Of any version: HTTP/0.9 has no version and no other method."""
+"""Request line of any HTTP version. HTTP/0.9 has only GET, and no version in the line."""
 VERSIONS = frozenset({b"1.0", b"1.1"})
 FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
-"""The fields that say whose a request is, and where it ends."""
+"""Fields that determine the host, the length and the transfer coding of a request."""
 
 
 class Refusal(NamedTuple):
-    """The last answer of a connection, given before an application was asked."""
+    """Final response of a connection, sent without calling the application."""
 
     status: int
     code: str
@@ -54,7 +55,7 @@ OTHER_VERSION = Refusal(505, "http_version_not_supported", "Send the request as 
 
 
 def refusal(status: int, code: str, message: str) -> bytes:
-    """Write the last answer of a connection."""
+    """Return the bytes of a connection's final response."""
     request_id = str(uuid4())
     body = orjson.dumps({"error": code, "message": message, "recorded": "no", "request_id": request_id})
     head = (
@@ -66,31 +67,31 @@ def refusal(status: int, code: str, message: str) -> bytes:
 
 
 def bound_unsent_bytes(listening: socket.socket) -> None:
-    """Let the kernel buffer little for a client that does not read, so that its progress can be measured here.
+    """Limit the unsent bytes in the kernel's send buffer, so that a client's read rate can be measured.
 
-    Otherwise megabytes lie in the kernel, and what waits here moves once in a minute for a client at 50 kB/s. Accepted
-    connections inherit the option. Source: tcp(7), TCP_NOTSENT_LOWAT.
+    Without the limit the kernel buffers megabytes. For a client at 50 kB/s, the transport's own buffer then shrinks
+    only once a minute. Accepted connections inherit the option. Source: tcp(7), TCP_NOTSENT_LOWAT.
     """
     if hasattr(socket, "TCP_NOTSENT_LOWAT"):
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, HIGH_WATER_LIMIT)
 
 
 class Phase(Enum):
-    """What the next byte belongs to."""
+    """State of the reader: the element that the next byte belongs to."""
 
     HEAD = auto()
     BODY = auto()
-    """Of the length that the head announced."""
+    """A body with Content-Length."""
     CHUNKS = auto()
     WAITING = auto()
-    """A request was read ahead: the next byte waits until the answer before it is complete."""
+    """A request was read ahead. Later bytes stay buffered until the response before it is complete."""
     UPGRADE = auto()
-    """A WebSocket, which begins when the answer before it is complete."""
+    """A WebSocket, which starts when the response before it is complete."""
     ENDED = auto()
-    """Nothing: it is dropped. The connection closes after the answer under way."""
+    """Nothing: received bytes are dropped. The connection closes after the response in progress."""
 
 
-# An attribute of an enumeration is looked up slowly, and these are looked up for each request.
+# Aliases: attribute access on an enumeration is slow, and these members are read for each request.
 HEAD, BODY, CHUNKS, WAITING, UPGRADE, ENDED = Phase
 
 
@@ -100,37 +101,37 @@ class _Refused(Exception):
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, with framing, limits and deadlines of our own, and refusals in our shape."""
+    """uvicorn's HTTP protocol with stricter framing, with limits and timeouts, and with JSON error responses."""
 
     head_seconds: ClassVar[float] = 10.0
     max_head_bytes: ClassVar[int] = 32 * 1024
     max_head_fields: ClassVar[int] = 100
     send_seconds: ClassVar[float] = 20.0
-    """Seconds between two measurements of how much a client has read."""
+    """Seconds between two measurements of the bytes that a client has read."""
     min_send_bytes_per_second: ClassVar[int] = 4096
-    """Between two measurements, on average; a client that reads slower is cut off."""
+    """Bytes per second, averaged between two measurements; the connection of a slower client is aborted."""
 
     _phase = HEAD
     _unread = b""
-    """Bytes that have come and are not parsed yet: the beginning of a head, or what waits behind a request."""
+    """Received bytes that are not parsed yet: an incomplete head, or the bytes after a request that was read ahead."""
     _missing_bytes = 0
-    """Of the body."""
+    """Bytes of the body that have not arrived."""
     _framing: list[tuple[bytes, bytes]]
-    """The fields of `FRAMING`."""
+    """The fields of the current head that are in `FRAMING`."""
     _upgrades = False
     _decoder: ChunkedDecoder
     _answering: RequestResponseCycle | None = None
-    """The request that is being answered."""
+    """The cycle of the request that is being answered."""
     _head_timeout: asyncio.TimerHandle | None = None
     _send_timeout: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Give the first head its time."""
+        """Start the timeout of the first head."""
         super().connection_made(transport)
         self._time_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell every request of the connection, and forget what was timed."""
+        """Signal the disconnect to every request of the connection, and cancel the timers."""
         self._phase, self._unread = ENDED, b""
         self._stop_timing_head()
         self._stop_measuring()
@@ -144,7 +145,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     # Reading
 
     def data_received(self, data: bytes) -> None:
-        """Read what has come, as far as it is its turn."""
+        """Buffer the data, and process as much of it as the current phase permits."""
         self._unset_keepalive_if_required()
         if self._phase is ENDED:
             return
@@ -174,8 +175,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._hold_back()
 
     def _read_head(self) -> bool:
-        """Read on in a head. Return whether it is whole."""
-        # A line break may come before a request. Source: RFC 9112, 2.2.
+        """Check the buffered part of a head, and parse the head when it is complete. Return whether it is complete."""
+        # A line break may precede a request. Source: RFC 9112, 2.2.
         data = self._unread = self._unread.lstrip(b"\r\n")
         end = data.find(END_OF_HEAD) + len(END_OF_HEAD)
         is_whole = end >= len(END_OF_HEAD)
@@ -197,9 +198,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(head)
         except httptools.HttpParserUpgrade:
-            pass  # it is an offer, of which `on_headers_complete` has taken what is taken
+            pass  # `on_headers_complete` has already decided whether to accept the upgrade
         except httptools.HttpParserError as error:
-            # The parser turns what a callback raises into an error of its own.
+            # The parser wraps an exception of a callback in its own error.
             cause = error.__context__
             raise (cause if isinstance(cause, _Refused) else _Refused(NOT_HTTP)) from None
         if self._phase is HEAD:
@@ -237,27 +238,27 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._phase = WAITING if self.pipeline else HEAD
 
     def _hold_back(self) -> None:
-        """Stop reading where much waits behind the request that is answered."""
+        """Stop reading when more than `HIGH_WATER_LIMIT` bytes wait for the response in progress."""
         waiting_bytes = len(self._unread) + (len(self.cycle.body) if self.pipeline else 0)
         if self._answering is None or waiting_bytes <= HIGH_WATER_LIMIT:
             return
         if self._answering.response_started:
-            # It may be a stream without end. Only one that reads sees that the client has gone.
+            # The response may be an endless stream, and a disconnect is only detected while the transport reads.
             self._end_after_answer(self._answering)
         else:
             self.flow.pause_reading()
 
-    # What the parser finds in a head
+    # Parser callbacks
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Note a field, without the white space around its value."""
+        """Store a field, without the white space around its value."""
         field = (name.lower(), value.strip(WHITE_SPACE))
         self.headers.append(field)
         if field[0] in FRAMING:
             self._framing.append(field)
 
     def on_headers_complete(self) -> None:
-        """Find out where the body ends, and start the request or queue it."""
+        """Determine the length of the body, and start or queue the request."""
         self._stop_timing_head()
         if len(self.headers) > self.max_head_fields:
             raise _Refused(MANY_FIELDS)
@@ -267,14 +268,14 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._phase = UPGRADE
         super().on_headers_complete()
         if self.pipeline:
-            # uvicorn would read nothing more until it is answered, and not see a client go.
+            # uvicorn pauses reading until the queued request is answered, and would not detect a disconnect.
             self.flow.resume_reading()
         if self.cycle is not None and "draining" in self.app_state and self.app_state["draining"].is_set():
-            # This answer is the connection's last: the client's next request finds another process.
+            # Close the connection after this response, so that the client's next request reaches another process.
             self.cycle.keep_alive = False
 
     def _frame_body(self) -> None:
-        # Source: RFC 9112, 6.3. What may be understood in two ways is refused.
+        # Source: RFC 9112, 6.3. Ambiguous framing is refused.
         hosts, lengths, codings = 0, [], []
         for name, value in self._framing:
             if name == b"host":
@@ -287,7 +288,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
                 self.expect_100_continue = value.lower() == b"100-continue"
         is_newest = self.parser.get_http_version() == "1.1"
         if hosts != 1 and is_newest:
-            # Source: RFC 9112, 3.2. Whoever stands before us may have taken another for it.
+            # Source: RFC 9112, 3.2. A proxy before the gateway may have used another of the repeated lines.
             raise _Refused(NO_HOST)
         if len(lengths) > 1 or (codings and (lengths or not is_newest)):
             raise _Refused(BAD_LENGTH)
@@ -302,7 +303,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._missing_bytes = int(lengths[0])
 
     def _is_websocket(self) -> bool:
-        """Whether the request becomes a WebSocket. Any other offer is dropped, and the request served as it is."""
+        """Whether the request becomes a WebSocket. Any other upgrade is ignored, and the request served as HTTP."""
         return (
             self.parser.get_method() == b"GET"
             and self.parser.get_http_version() == "1.1"
@@ -315,7 +316,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         return self._upgrades
 
     def on_message_complete(self) -> None:
-        """Ignore the parser, which sees heads only: `_complete_request` knows where a request ends."""
+        """Ignore the callback: the parser gets heads only, and `_complete_request` ends a request."""
 
     # Answering
 
@@ -326,10 +327,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, ResponseWriter(app, cycle))  # type: ignore[arg-type]
 
     def on_response_complete(self) -> None:
-        """Go on with the request that was read ahead, and with what waits behind it."""
+        """Continue with the request that was read ahead, and with the buffered bytes after it."""
         answered, self._answering = self._answering, None
         if answered is not None and answered.more_body:
-            # The rest of its body would be taken for a request.
+            # The rest of the request's body would be parsed as a request.
             self._close()
         super().on_response_complete()
         if self.transport.is_closing() or self._answering is None:
@@ -358,24 +359,24 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self.transport.get_protocol().data_received(behind)  # type: ignore[attr-defined]
 
     def _refuse(self, refused: Refusal) -> None:
-        """Refuse what was read, and read no more. Nothing is written between an earlier request and its answer."""
+        """Send a final response and stop reading. While an earlier request is being answered, send nothing."""
         self._stop_timing_head()
         cycle = self._answering
         if cycle is not None and (not cycle.more_body or cycle.response_started):
             self._end_after_answer(cycle)
             return
         if cycle is not None:
-            # Its own body is broken, so the application can have done nothing with it yet.
+            # The refused bytes are this request's own body, so the application cannot have acted on it yet.
             cycle.disconnected = True
             cycle.message_event.set()
         self.transport.write(refusal(*refused))
         self._close()
 
     def _end_after_answer(self, cycle: RequestResponseCycle) -> None:
-        """Make an answer the connection's last, and drop what has come behind its request."""
+        """Close the connection after this response, and drop the bytes received after its request."""
         cycle.keep_alive = False
         if cycle.more_body:
-            # It is answered already: the rest of the body is not waited for.
+            # The response has started, so the rest of the request body is not awaited.
             cycle.more_body = False
             cycle.message_event.set()
         self.cycle = cycle
@@ -388,7 +389,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.transport.close()
         self._measure_sending()
 
-    # A head that does not come
+    # Timeout of a head
 
     def _time_head(self) -> None:
         if self._head_timeout is None and not self.transport.is_closing():
@@ -404,22 +405,22 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             self._refuse(LATE_HEAD)
 
-    # A client that does not read
+    # Timeout of a client that does not read
 
     def pause_writing(self) -> None:
-        """Wait for a client that does not read, but not for ever: what is not sent lies in our memory."""
+        """Start measuring how fast the client reads: unsent bytes stay in the gateway's memory."""
         super().pause_writing()
         self._measure_sending()
 
     def resume_writing(self) -> None:
-        """Stop measuring while more is written: it reads."""
+        """Stop measuring while a response is written: the client reads."""
         self._stop_measuring()
         if self._answering is None:
             self._measure_sending()
         super().resume_writing()
 
     def _measure_sending(self) -> None:
-        """Look later whether what waits to be sent is being read. Nothing is added to it meanwhile."""
+        """Schedule a check of how many buffered bytes the client has read. Nothing is written in the meantime."""
         waiting_bytes = self.transport.get_write_buffer_size()
         if waiting_bytes and self._send_timeout is None:
             self._send_timeout = self.loop.call_later(self.send_seconds, self._require_rate, waiting_bytes)

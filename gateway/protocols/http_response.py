@@ -1,8 +1,8 @@
-"""One request between uvicorn's protocol and the application: its body, where that is here, and its answer.
+"""Fast path between uvicorn's request cycle and the application: buffered request body and response writer.
 
-uvicorn looks for what is forbidden in each field of each head, by two patterns a field. Most of an answer's fields are
-those of the answer before, so here a field is looked at when it is new. And it writes the head and the body one after
-the other, each a journey through the network for both sides: here an answer that is whole is written at once.
+uvicorn validates each field of each response head with two regular expressions. Most fields repeat those of the
+previous response, so `_line` caches validated fields. uvicorn also writes head and body separately, so each passes the
+network stack of both hosts on its own. `ResponseWriter` writes a complete response in one call.
 """
 
 from functools import lru_cache
@@ -17,11 +17,11 @@ REMEMBERED_FIELDS = 512
 END: Message = {"type": "http.response.body", "body": b""}
 
 FRAMING = frozenset({b"content-length", b"transfer-encoding", b"connection"})
-"""The fields that say where an answer ends, and whether the connection does."""
+"""Fields that determine the length of a response, and whether the connection closes after it."""
 
 
 class BufferedBody:
-    """The body of a request, all of which is here: whoever wants it need not wait for it."""
+    """Request body that has arrived completely, so it can be read without awaiting."""
 
     __slots__ = ("_cycle",)
 
@@ -32,18 +32,18 @@ class BufferedBody:
         return len(self._cycle.body)
 
     def read(self) -> bytes:
-        """Give the body, once. Raises `ClientDisconnect` where the client has gone: nobody is told what comes of it."""
+        """Return the body; later calls return no bytes. Raises `ClientDisconnect`: a response could not be sent."""
         cycle = self._cycle
         if cycle.disconnected:
             raise ClientDisconnect
         body = bytes(cycle.body)
-        # A stream may last for hours.
+        # Free the memory: the response may be a stream that lasts for hours.
         cycle.body = bytearray()
         return body
 
 
 class ResponseWriter:
-    """Serves one request on uvicorn's cycle, as the application that the cycle runs."""
+    """ASGI application that wraps the real one for a single request on uvicorn's cycle."""
 
     __slots__ = ("_app", "_cycle", "_held")
 
@@ -51,7 +51,7 @@ class ResponseWriter:
         self._app = app
         self._cycle = cycle
         self._held = b""
-        """The head, until something comes that it goes with."""
+        """The serialized head, until the first part of the body is sent with it."""
 
     async def __call__(self, scope: Scope, receive: Receive, _send: Send) -> None:
         """Serve the request."""
@@ -79,11 +79,11 @@ class ResponseWriter:
             self._held = b""
         await cycle.send(message)  # type: ignore[arg-type]
         if message.get("more_body") and cycle.flow.write_paused and not cycle.disconnected:
-            # Whoever streams may count on it that what was sent is taken, but for what a buffer holds.
+            # Backpressure for streams: return when the client has read all but the bytes in the transport's buffer.
             await cycle.flow.drain()
 
     def _is_whole(self, message: Message) -> bool:
-        """Whether this is all of the body that the head announced."""
+        """Whether this message holds the complete body, of the length in Content-Length."""
         cycle = self._cycle
         return (
             cycle.chunked_encoding is False
@@ -113,7 +113,7 @@ class ResponseWriter:
         elif not cycle.keep_alive:
             head.append(b"connection: close\r\n")
         if cycle.chunked_encoding is None and cycle.scope["method"] != "HEAD" and message["status"] not in {204, 304}:
-            # It does not say how long it is, so each piece says it for itself.
+            # The response has no Content-Length, so it is sent in chunks.
             cycle.chunked_encoding = True
             head.append(b"transfer-encoding: chunked\r\n")
         head.append(b"\r\n")
@@ -122,7 +122,7 @@ class ResponseWriter:
 
 @lru_cache(REMEMBERED_FIELDS)
 def _line(name: bytes, value: bytes) -> bytes:
-    """Write a field. Raises `ValueError` for one that could be taken for two, or for the end of the head."""
+    """Return a serialized field. Raises `ValueError` for characters that would split the field or end the head."""
     if HEADER_RE.search(name) or HEADER_VALUE_RE.search(value):
         raise ValueError("a header field holds what none may hold")
     return name.lower() + b": " + value + b"\r\n"

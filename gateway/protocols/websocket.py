@@ -1,7 +1,7 @@
-"""What one WebSocket may cost, below the door: uvicorn's protocol, with an end to every wait and a code for every end.
+"""WebSocket protocol with limits, timeouts and close codes, based on uvicorn's.
 
-Out of the box a client that is too slow, too large or too late to hear why gets no code at all, one that sends pings
-and reads no answers fills our memory, and a server that stops cuts off what is being recorded.
+In uvicorn, a client that is too slow or sends too large a message may get no close code. A client that sends pings and
+does not read the pongs fills the server's memory. A server shutdown cancels an encounter that is being recorded.
 """
 
 from typing import Any, ClassVar
@@ -12,25 +12,26 @@ from gateway.protocols.http import refusal
 
 
 class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket over websockets' own parser.
+    """uvicorn's WebSocket protocol over the sans-I/O parser of `websockets`.
 
-    Closing takes at most `linger_seconds`: for so long the client may read on to the code, and the connection is cut.
+    Closing takes at most `linger_seconds`. The client can read up to the close code in that time. Then the connection
+    is aborted.
     """
 
     linger_seconds: ClassVar[float] = 5.0
     max_fragments: ClassVar[int] = 1_000
 
     def data_received(self, data: bytes) -> None:
-        """Read on. The head of the upgrade comes first, and whole: if it was not understood now, it never will be."""
+        """Parse the data. The first call gets the complete head of the upgrade, so a failed handshake is final."""
         super().data_received(data)
         if not self.handshake_initiated and not self.transport.is_closing():
             self.transport.write(refusal(400, "bad_request", "This is no WebSocket handshake."))
             self.transport.close()
 
-    # What the client sends
+    # Received messages
 
     def handle_cont(self, event: Any) -> None:
-        """Put a message together, but not out of endlessly many pieces, which may be empty."""
+        """Append a fragment. Fail the connection with 1009 at `max_fragments`, because fragments may be empty."""
         if len(self.frames) >= self.max_fragments:
             self.conn.fail(1009, "too many fragments")
             self._sent_away()
@@ -38,7 +39,10 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
         super().handle_cont(event)
 
     def send_receive_event_to_app(self) -> None:
-        """Give the door a message that is text; what is none is the client's mistake, and no fault to be logged."""
+        """Pass a complete message to the application. Fail the connection with 1007 if a text is not UTF-8.
+
+        Invalid UTF-8 is a client error, so no exception is logged.
+        """
         if self.curr_msg_data_type == "text" and not self.close_sent and not _is_text(self.frames):
             self.conn.fail(1007, "not UTF-8")
             self._sent_away()
@@ -46,35 +50,35 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
         super().send_receive_event_to_app()
 
     def handle_ping(self) -> None:
-        """Answer, unless the last word is said."""
+        """Answer with a pong, unless the close frame was sent."""
         if self.close_sent:
             self.conn.data_to_send()
         else:
             super().handle_ping()
 
     async def receive(self) -> Any:
-        """Give the door the next message, and read on where what was read before is taken and answered."""
+        """Return the next message. Reading stays paused while the client does not read what it is sent."""
         message = await super().receive()
         if not self.writable.is_set():
             self._pause_reading()
         return message
 
-    # What the client does not read
+    # Backpressure
 
     def pause_writing(self) -> None:
-        """Hear nothing more from who does not read: what it says would have to be answered."""
+        """Pause reading as well: each further message of the client would need a response."""
         super().pause_writing()
         if not self.close_sent:
             self._pause_reading()
 
     def resume_writing(self) -> None:
-        """Hear it again."""
+        """Resume reading."""
         super().resume_writing()
         if not self.read_paused:
             self._resume_reading()
 
     async def send(self, message: Any) -> None:
-        """Send what the door says, and return when it is taken; the close without waiting for who does not read."""
+        """Send a message, and return when the transport accepts more. A close frame is sent without waiting."""
         if message["type"] == "websocket.close":
             self.writable.set()
         await super().send(message)
@@ -83,10 +87,10 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
         else:
             await self.writable.wait()
 
-    # The end
+    # Closing
 
     def shutdown(self) -> None:
-        """Tell the door that the server stops: it finishes what is being recorded, and closes."""
+        """Send the application a disconnect (1012) on shutdown; it finishes what is being recorded, and closes."""
         if self.handshake_complete and not self.close_sent:
             self.stop_keepalive()
             self.queue.put_nowait({"type": "websocket.disconnect", "code": 1012})
@@ -94,14 +98,14 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
             super().shutdown()
 
     def keepalive_timeout(self) -> None:
-        """Send away who answers no ping, with a code at which a laptop that was opened again connects again."""
+        """Close with 1013 if a ping got no pong. A laptop that resumes from sleep reconnects on this code."""
         self.pong_timer = self.pending_ping_payload = None
         if not self.close_sent and not self.transport.is_closing():
             self.conn.fail(1013, "A ping was not answered in time.")
             self._sent_away()
 
     def handle_parser_exception(self) -> None:
-        """Send away who sends what is no frame, or a message too large; the parser has chosen the code."""
+        """Close on an invalid frame or a message that is too large, with the parser's close code."""
         if not self.close_sent:
             self._sent_away()
 
@@ -112,14 +116,14 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
         self.transport.write(b"".join(self.conn.data_to_send()))
         self.close_sent = True
         self.stop_keepalive()
-        # Closed with something still to read, the kernel would answer with a reset, which overtakes the code. So only
-        # our half is closed, and the rest is read and forgotten until the client has closed its own.
+        # Closing a socket with unread data makes the kernel send a reset, which may overtake the close code. So only
+        # the write side is closed, and received data is dropped until the client closes its side.
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._linger()
 
     def _linger(self) -> None:
-        """Read on until the client closes, but cut the connection when that takes too long."""
+        """Read until the client closes, and abort the connection after `linger_seconds`."""
         if self.close_timer is not None:
             self.close_timer.cancel()
         self.close_timer = self.loop.call_later(self.linger_seconds, self.transport.abort)

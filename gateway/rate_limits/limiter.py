@@ -1,4 +1,4 @@
-"""How often: what a client may ask in a minute, and what an address may try before we know who it is."""
+"""Rate limits: requests of a client per minute, and attempts of an address before the client is authenticated."""
 
 import time
 from collections.abc import Mapping
@@ -17,22 +17,37 @@ from resolvers.rate_limits import Allowance, Kind
 WINDOW_SECONDS = 60
 MAX_PROVEN_TOKENS = 10_000
 PARSING_AT_ONCE_SECONDS = 5
-"""How long a client's CPU time for parsing may be saved up, for an application whose documents are all new here."""
+"""Burst of CPU time for parsing, in seconds of refill; for a client whose documents are all new to the gateway."""
 BYTES_AT_ONCE_SECONDS = 5
-"""Seconds whose bytes a client may use at once, after it used few."""
+"""Burst of answer bytes, in seconds of refill."""
 UNCOUNTED_BYTES = 64 * 1024
-"""Bytes of an answer that are not counted, because the number of requests bounds them."""
+"""Bytes of each answer that are not counted; the limit on the number of requests bounds them."""
 UNCOUNTED_SECONDS = 0.001
-"""Of CPU time a request, which the number of requests bounds: what most take is not counted at all."""
+"""Seconds of CPU time of each request that are not counted; the limit on the number of requests bounds them.
+
+Most requests take less.
+"""
 
 
 class RateLimits:
-    """Counts what clients ask, in one bucket for both doors, and what addresses try.
+    """Counters of the requests of each client, for both doors together, and of the attempts of each address.
 
-    An address pays only for tokens that have not been good before, and each process counts addresses for itself. So a
-    hospital behind one address is not stopped by its neighbour's guesses, or by a device with an old token: who has
-    signed in goes on, and only tokens nobody knows have to wait. What is counted per address is coarse: guesses that
-    are under way together are counted when they fail.
+    An address is only charged for tokens that have not been verified before. Each process counts addresses separately.
+    So a hospital behind one address is not blocked by a neighbour's guesses, or by a device with an old token. Verified
+    tokens pass, and only unknown tokens have to wait. The count per address is coarse, because concurrent guesses are
+    counted when they fail.
+
+    Args:
+        limits: Units of each kind that a client may use in a window. 0: no limit.
+        window: Counter of the clients' units.
+        address_limit: Unverified tokens that an address may try in a window. 0: no limit.
+        failure_limit: Rejected tokens of an address in a window, after which its unverified tokens must wait. 0: no
+            limit.
+        parsing_ms: Milliseconds of CPU time for parsing that a client may use in a window. 0: no limit.
+        answer_bytes: Bytes of responses that a client may use in a window. 0: no limit.
+        seconds: Length of the window.
+        clock: Monotonic clock in seconds.
+
     """
 
     def __init__(
@@ -58,14 +73,14 @@ class RateLimits:
         self._answers = TokenBucket(per_second, per_second * BYTES_AT_ONCE_SECONDS, clock) if answer_bytes else None
         self._tried = InMemorySlidingWindow(seconds, clock)
         self._failed = InMemorySlidingWindow(seconds, clock)
-        self._proven: dict[bytes, None] = {}  # hashes of tokens, the one proven first in front
+        self._proven: dict[bytes, None] = {}  # hashes of verified tokens, oldest first
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Build what the settings ask for."""
+        """Return the rate limits that the settings configure."""
         window: Window = InMemorySlidingWindow(WINDOW_SECONDS)
         if settings.rate_limit_url:
-            # Imported here, because it is there only for those who use it.
+            # Imported here: its libraries are an optional dependency.
             from gateway.rate_limits.redis_window import RedisSlidingWindow
 
             window = RedisSlidingWindow(settings.rate_limit_url.get_secret_value(), WINDOW_SECONDS)
@@ -80,11 +95,11 @@ class RateLimits:
         )
 
     async def close(self) -> None:
-        """Let go of what is held."""
+        """Close the window of the clients."""
         await self._window.close()
 
     async def spend(self, client_id: str, kind: Kind, units: int = 1) -> Allowance:
-        """Count a request of a client; one that is too many is not granted, and not counted either."""
+        """Count a request and return the client's allowance. A request above the limit is not granted or counted."""
         limit = self._limits[kind]
         if kind is Kind.READS and self._answers and (wait := self._answers.wait_seconds(client_id)):
             return Allowance(kind, limit, self._seconds, remaining=0, more_in_seconds=wait, granted=False)
@@ -94,26 +109,29 @@ class RateLimits:
         return Allowance(kind, limit, self._seconds, taken.remaining, taken.more_in_seconds, taken.granted)
 
     async def release(self, client_id: str, kind: Kind, units: int = 1) -> None:
-        """Give back units that were granted."""
+        """Return granted units to the client's allowance."""
         if limit := self._limits[kind]:
             await self._window.release(f"{kind}/{client_id}", limit, units)
 
     def note_answer(self, client_id: str, count: int) -> None:
-        """Count the bytes of a client's answer, and of the rows it was made of."""
+        """Count the bytes of a client's answer, and of the rows that it was built from."""
         if self._answers and count > UNCOUNTED_BYTES:
             self._answers.use(client_id, count - UNCOUNTED_BYTES)
 
     def note_parsing(self, client_id: str, seconds: float) -> None:
-        """Count the CPU time that it took to parse and validate what a client sent."""
+        """Count the CPU time of parsing and validating a client's request."""
         if self._parsing and seconds > UNCOUNTED_SECONDS:
             self._parsing.use(client_id, seconds - UNCOUNTED_SECONDS)
 
     def parsing_wait(self, client_id: str) -> float:
-        """Give the seconds until something new of a client may be parsed: 0 where it may be now."""
+        """Return the seconds until another document of the client may be parsed; 0 if one may be parsed now."""
         return self._parsing.wait_seconds(client_id) if self._parsing else 0
 
     async def verified(self, token: str, address: str | None, verify: Verify) -> Caller:
-        """Verify a token. Raises `RateLimited` where the address has tried or failed too often, or as `verify` does."""
+        """Verify a token and return its caller.
+
+        Raises `RateLimited` if the address has exceeded its attempts or failures, and the exceptions of `verify`.
+        """
         network = network_of(address)
         if network is None:
             return await verify(token)
@@ -142,10 +160,10 @@ class RateLimits:
 
 @lru_cache(4096)
 def network_of(address: str | None) -> str | None:
-    """Give what one caller holds of the network: an IPv4 address, or the half of an IPv6 address that is routed.
+    """Return the network of one caller: the IPv4 address, or the /64 prefix of the IPv6 address.
 
-    None for loopback and for a socket without addresses: there it is a developer, or a proxy that does not say whom it
-    speaks for, and all its callers would be stopped as one.
+    Return None for loopback and for a socket without addresses. The caller is then a developer, or a proxy that does
+    not forward client addresses; a limit would block all callers behind the proxy together.
     """
     try:
         ip = ip_address((address or "").partition("%")[0])
@@ -159,10 +177,10 @@ def network_of(address: str | None) -> str | None:
 
 
 def headers_of(allowance: Allowance) -> list[tuple[bytes, bytes]]:
-    """Say what is left: for older clients with the reset as seconds since 1970, and as the IETF has it.
+    """Return the response headers for an allowance: `X-RateLimit-*` for older clients, and those of the IETF draft.
 
-    The window moves, so at the reset there is more than now, and not everything at once.
-    Source: draft-ietf-httpapi-ratelimit-headers-10.
+    `X-RateLimit-Reset` is in seconds since 1970. The window slides: at the reset more units are available than now, but
+    not all of them. Source: draft-ietf-httpapi-ratelimit-headers-10.
     """
     reset_at = ceil(time.time() + allowance.more_in_seconds)
     left = f'"{allowance.kind}";r={allowance.remaining};t={ceil(allowance.more_in_seconds)}'

@@ -1,7 +1,7 @@
-"""Counting uses in a moving window that all processes share (`gateway/rate_limits/sliding_window.py`).
+"""Sliding-window counter shared by all processes, in Redis or Valkey (see `gateway/rate_limits/sliding_window.py`).
 
-A module of its own, because its libraries are for those who have a Redis: who counts in one process need not have, or
-wait for, what talks to it.
+A separate module, because its libraries are optional: a gateway that counts per process need not install or import
+them.
 """
 
 import asyncio
@@ -19,20 +19,20 @@ from gateway.rate_limits.sliding_window import Clock, InMemorySlidingWindow, Usa
 
 CONNECTIONS = 8
 PATIENCE_SECONDS = 1.0
-"""How long the shared window may take. It answers within a millisecond; so long, and it is down, not we are busy."""
+"""Seconds; timeout of one Redis call. Redis answers within a millisecond, so a timeout means that Redis is down."""
 PAUSE_SECONDS = 5.0
-"""How long a shared window that did not answer is left alone."""
+"""Seconds without further Redis calls after one failed."""
 
 
 class RedisSlidingWindow:
-    """Counts in Redis or Valkey, for all processes together; while that does not answer, in this process.
+    """Sliding window in Redis or Valkey for all processes; in this process while Redis does not answer.
 
-    Open rather than closed: an encounter that cannot be recorded harms a patient, one too many harms nobody. The
-    clocks of the machines that share a window should agree to a second.
+    It fails open: an encounter that cannot be recorded harms a patient, and an extra request harms no one. The clocks
+    of the machines that share a window should agree to one second.
     """
 
     def __init__(self, url: str, seconds: int, clock: Clock = time.monotonic) -> None:
-        # Again once, for a connection that was closed while it lay idle.
+        # One retry, for a connection that was closed while idle.
         self._pool = ConnectionPool.from_url(url, retry=Retry(NoBackoff(), 1))
         self._redis = Redis(connection_pool=self._pool)
         self._turn = asyncio.Semaphore(CONNECTIONS)
@@ -49,14 +49,14 @@ class RedisSlidingWindow:
         self._lost_until: float | None = None
 
     async def take(self, key: str, limit: int, units: int) -> Usage:
-        """Take units if there are so many left; else take none."""
-        # A crowd that waits for its turn here says nothing about the other side.
+        """Take the units if all of them are left; otherwise take none."""
+        # The wait for the semaphore is outside the timeout, because local load does not mean that Redis is down.
         async with self._turn:
             taken = await self._take_shared(key, limit, units) if self._worth_trying() else None
         return taken or await self._local.take(key, limit, units)
 
     async def release(self, key: str, limit: int, units: int) -> None:
-        """Give back so many of the units that were taken last."""
+        """Return the `units` that were taken last."""
         async with self._turn:
             released = await self._release_shared(key, limit, units) if self._lost_until is None else False
         if not released:
@@ -79,7 +79,7 @@ class RedisSlidingWindow:
         return Usage(granted, remaining, max(more_at - time.time(), 0))
 
     async def _release_shared(self, key: str, limit: int, units: int) -> bool:
-        # Of the list that the limiter keeps, the newest is at the left.
+        # The limiter stores uses in a list, newest on the left.
         name = self._storage.bridge.prefixed_key(RateLimitItemPerSecond(limit, self._seconds).key_for(key))
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
@@ -94,7 +94,7 @@ class RedisSlidingWindow:
             return True
         if self._clock() < self._lost_until:
             return False
-        # This request tries; those that come meanwhile do not wait with it.
+        # Only this request tries; concurrent requests count locally and do not wait for it.
         self._lost_until = self._clock() + PAUSE_SECONDS
         return True
 
