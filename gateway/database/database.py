@@ -157,8 +157,7 @@ class Database:
             url: The server and the login.
             pool: Name of the pool in the metrics.
             role: Role of the connections, whatever the login. It owns no table and cannot bypass row-level security.
-                None:
-                the login itself, only for work of the tables' owner.
+                None: the login itself, only for work of the tables' owner.
             size: Maximum number of connections.
             acquire_seconds: Seconds to wait for a connection.
             statement_seconds: Seconds that a statement may run, or a transaction be idle.

@@ -1,7 +1,7 @@
 """A PostgreSQL session with the properties that the gateway relies on.
 
-The settings are made after connecting, read back, and the session is refused if they do not hold. No setting is a
-start-up parameter: a pooler refuses unknown ones or drops them silently.
+Settings are set after connecting and read back. The session is refused if they do not hold. No setting is a start-up
+parameter: a pooler refuses unknown ones or drops them silently.
 """
 
 import asyncio
