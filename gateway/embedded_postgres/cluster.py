@@ -150,7 +150,7 @@ class PrivatePostgres:
         return f"postgresql://{quote(user, safe='')}@/{quote(database, safe='')}?{place}"
 
     def exit_code(self) -> int | None:
-        """Return None while the server runs or is stopped on purpose, else its exit code, negative for a signal."""
+        """Return None while the server runs or is not started, else its exit code, negative for a signal."""
         return self._server.poll() if self._server else None
 
     def _bring_up(self) -> None:

@@ -221,6 +221,10 @@ def _whole(event: Event) -> dict[str, object]:
 
 
 def retry_seconds(failures: int) -> float:
-    """Return the delay after `failures` consecutive failures: exponential backoff with random jitter."""
+    """Return the delay after `failures` consecutive failures.
+
+    It doubles with each failure, up to `LONGEST_RETRY_SECONDS`. Random jitter keeps sinks from retrying at the same
+    time.
+    """
     longest: float = min(FIRST_RETRY_SECONDS * 2 ** min(failures - 1, 30), LONGEST_RETRY_SECONDS)
     return longest * random.uniform(0.5, 1)  # noqa: S311 - nobody gains by guessing it

@@ -14,8 +14,9 @@ from gateway.database.session import open_session
 from gateway.observability.logs import describe, log
 from resolvers.outbox import APPENDED, MOVED
 
-# Seconds; a notification has its own transaction, because commits that notify wait for each other's lock. The first
-# notification is sent at once, those within the next interval together.
+# Seconds between notifications. A notification has its own transaction instead of the recording's: a commit that
+# notifies takes a lock that every other such commit waits for. The first notification is sent at once, those within the
+# interval together.
 QUIET_SECONDS = 0.05
 RECONNECT_SECONDS = 1.0
 # Seconds; a NOTIFY at this interval serves as keep-alive and detects a dead connection.

@@ -40,7 +40,7 @@ async def event_pipeline(
     """Relay and deliver events, run the other jobs, and yield the feed until the block ends.
 
     Args:
-        settings: Name the sinks and their limits.
+        settings: The gateway's settings, which name the sinks.
         url: Address of the database, for the notifier and the subscribers' pool.
         database: Acts as the relay's role.
         others: Further leased jobs.

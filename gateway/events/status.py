@@ -40,7 +40,7 @@ class EventStatus:
     position: int
     """The watermark: events up to this position may be read."""
     unsettled: int
-    """Events with a position beyond the watermark. More than a brief occurrence is a fault."""
+    """Events with a position beyond the watermark. A value that stays above 0 for more than a moment is a fault."""
     pruned: int
     """Events up to this position have been deleted."""
     sinks: tuple[SinkNumbers, ...]
