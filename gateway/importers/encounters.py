@@ -112,7 +112,7 @@ async def import_encounters(
         settings: The gateway's settings, which name the database and the limits.
         file: The file; `-` for standard input.
         rejects: File for refused lines. None: a file beside the imported one.
-        name: Name of the import; distinguishes lines without a key from those of other imports. None: the file's own name.
+        name: Name of the import; distinguishes its lines without a key from those of others. None: the file's own name.
         client: Client id that owns the idempotency keys.
         keep_keys_days: Days that the keys are stored; a run after that would record the lines again.
         patience_seconds: Seconds to retry while the database is unavailable.
