@@ -31,8 +31,8 @@ SILENCE_SECONDS = 2.0
 no error arrives, the network is down, which the kernel would notice only after many minutes."""
 
 ROWS_TOGETHER = 400
-"""Rows of lists that one statement reads; a long list costs far more than a statement, so sharing one statement with
-many lists saves little and delays each."""
+"""Rows of lists that one statement reads. A statement costs little beside a long list, and no caller should wait for
+many long lists."""
 
 CLOSE_SECONDS = 5.0
 """Seconds; how long shutdown waits for connections in use."""
