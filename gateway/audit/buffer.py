@@ -1,8 +1,8 @@
-"""The trail's other end: notes of refusals and reads become audit entries, soon and in bulk.
+"""Buffer audit records of refusals and reads, and insert them into the audit log in batches.
 
-The queue is bounded and lives in memory. One task writes it, through a connection of its own, so that no request ever
-waits for a note. While the database is away the notes are kept; when there is no room the newest are dropped, and how
-many is logged and, as soon as anything can be written again, audited.
+The queue is bounded and lives in memory. One task writes it over its own connection, so that no request waits for an
+insert. While the database is unavailable, records stay queued. If the queue is full, the newest are dropped. Their
+number is logged, and audited as soon as the database accepts writes again.
 """
 
 import asyncio
@@ -28,24 +28,24 @@ from resolvers.sql import Statement
 NOTES_DROPPED = "patient_graph.audit.dropped"
 
 BATCH_NOTES = 500
-"""How many notes are written at once: enough that statements cost little, few enough to stay short."""
+"""Records in one batch; enough that statements cost little, few enough that they stay short."""
 
 GATHER_SECONDS = 0.2
-"""How long a note waits for company. This is also what a process that is killed may lose."""
+"""Seconds that a record waits for others; also the time whose records a killed process may lose."""
 
 RETRY_SECONDS = 1.0
 FLUSH_SECONDS = 5.0
-"""How long the end of the process waits for the notes that are left."""
+"""Seconds; how long shutdown waits for the remaining records to be written."""
 
 COUNT_SECONDS = 60.0
-"""Seconds; refusals of one client by the rate limit within this time become one entry with their count."""
+"""Seconds; rate-limit refusals of one client within this time become one entry with their count."""
 
 LATE_SECONDS = 300.0
-"""A note older than this is dated when it is written, and says how late it is. The chain of the audit log looks back
-over `resolvers.audit_chain.LOOK_BACK`, so no entry may be dated earlier than that when it appears."""
+"""Seconds; an older record is dated at its insertion, and its details state the delay. The audit chain looks back over
+`resolvers.audit_chain.LOOK_BACK`, so no entry may be dated earlier than that when it appears."""
 
-# An entry is dated by the database's clock, as those of changes are, less the note's age by our own steady clock. One
-# conflicts with itself only: tried again because an answer was lost, it is not written twice.
+# An entry is dated by the database's clock, like those of changes, minus the record's age by the local monotonic clock.
+# A conflict is possible only with itself: an insert that is retried because its answer was lost writes no duplicate.
 WRITE_NOTES = Statement(
     text("""
 INSERT INTO patient_graph.audit_log AS entry (
@@ -66,7 +66,7 @@ ON CONFLICT DO NOTHING
 
 
 class Kept(NamedTuple):
-    """A note, the id its entry will have, and when it was left, in seconds of the steady clock."""
+    """An audit record, the id of its entry, and when it was recorded, in seconds of the monotonic clock."""
 
     note: AuditRecord
     id: UUID
@@ -74,7 +74,7 @@ class Kept(NamedTuple):
 
 
 class AuditBuffer:
-    """The trail of one process (`resolvers.services.AuditSink`). `database` is used by nobody else."""
+    """The audit sink of one process (`resolvers.services.AuditSink`). `database` must not be shared."""
 
     def __init__(self, database: Database, capacity: int) -> None:
         self._database = database
@@ -93,7 +93,14 @@ class AuditBuffer:
     async def open(
         cls, url: str, capacity: int, *, acquire_seconds: float, statement_seconds: float
     ) -> AsyncIterator[Self]:
-        """Give a trail that is written down for as long as the block lasts, and to its end afterwards."""
+        """Yield a buffer whose records are written in the background; flush it at the end of the block.
+
+        Args:
+            url: Address of the database.
+            capacity: Maximum number of queued records.
+            acquire_seconds: Seconds to wait for the connection.
+            statement_seconds: Seconds that a statement may run.
+        """
         database = await Database.connect(
             url, "audit", role=APP_ROLE, size=1, acquire_seconds=acquire_seconds, statement_seconds=statement_seconds
         )
@@ -108,7 +115,7 @@ class AuditBuffer:
             await database.close()
 
     def record(self, note: AuditRecord) -> None:
-        """Queue a note; count a refusal by the rate limit, and a note for which the queue has no room."""
+        """Queue a record. Rate-limit refusals are counted, and a record that finds the queue full is dropped."""
         kept = Kept(note, new_id(), time.monotonic())
         if note.details.get("code") != RateLimited.code:
             self._enqueue(kept)
@@ -126,7 +133,7 @@ class AuditBuffer:
             self._enqueue(first._replace(note=first.note._replace(details=details)))
 
     def _enqueue(self, kept: Kept) -> None:
-        # Refusals get half of the queue at most, so that many of them cannot displace audit records of reads.
+        # Refusals get at most half of the queue, so that many of them cannot displace audit records of reads.
         room = self._capacity if kept.note.event_type != REQUEST_REFUSED else (self._capacity + 1) // 2
         if len(self._queue) + len(self._batch) < room:
             self._queue.append(kept)
@@ -136,10 +143,10 @@ class AuditBuffer:
             self._wakeup.set()
 
     async def write(self) -> None:
-        """Write the notes down as they come, until cancelled."""
+        """Write queued records until cancelled."""
         while True:
             await self._wakeup.wait()
-            # Where a batch is full already there is nothing to gather, and whoever pauses then falls behind.
+            # A full batch is written at once; a pause would only let the queue grow.
             if len(self._queue) < BATCH_NOTES:
                 await asyncio.sleep(GATHER_SECONDS)
             self._tell_waiting()
@@ -151,7 +158,7 @@ class AuditBuffer:
                 self._wakeup.clear()
 
     async def flush(self) -> None:
-        """Write what is left, as far as `FLUSH_SECONDS` last; the rest is logged as dropped."""
+        """Write the remaining records within `FLUSH_SECONDS`; log the rest as dropped."""
         for client in list(self._rate_limited):
             self._enqueue_count(client)
         try:
@@ -164,7 +171,7 @@ class AuditBuffer:
         self._tell_dropped()
 
     async def _write_batch(self) -> bool:
-        """Write some notes. False where the database is away: what was not written is kept."""
+        """Write a batch. Return False if the database is unavailable; unwritten records stay in the batch."""
         if not self._batch:
             self._batch = [self._queue.popleft() for _ in range(min(BATCH_NOTES, len(self._queue)))]
             losses, self._dropped = self._dropped, Counter()
@@ -181,7 +188,10 @@ class AuditBuffer:
         return True
 
     async def _insert(self, brand_id: str, notes: Sequence[Kept]) -> None:
-        """Write the notes of one brand; those that the database cannot hold are dropped, one by one."""
+        """Insert the records of one brand. If the database rejects the batch, insert each alone.
+
+        A record that is rejected alone is dropped.
+        """
         try:
             async with self._database.autocommit(brand_id) as connection:
                 await connection.fetch(WRITE_NOTES, brand_id=brand_id, notes=_written(notes))
@@ -226,7 +236,7 @@ def _loss(brand_id: str, number: int) -> AuditRecord:
 
 
 def _written(notes: Sequence[Kept]) -> bytes:
-    # One text costs half of what the driver takes to look at eleven lists, value by value.
+    # One JSON text costs half of the driver's work to encode eleven lists value by value.
     now = time.monotonic()
     return orjson.dumps([_entry(kept, now - kept.left_at) for kept in notes])
 

@@ -1,4 +1,4 @@
-"""The duty that chains the audit log, and what keeps two gateways from making two chains of it."""
+"""The leased job that chains the audit log, and the row lock that keeps two gateways from forking the chain."""
 
 import math
 import time
@@ -15,24 +15,30 @@ from resolvers.sql import Statement
 
 CHAIN_AUDIT = "chain audit"
 
-# Held until the transaction ends. Who comes second waits here, and reads the chain's end only afterwards: so it is the
-# row that forbids a fork, and not the time on it, which may run out for a holder that is paused in the middle.
+# The row lock is held until the transaction ends. A second linker blocks here until the first commits, and reads the
+# chain's end only then. So the lock prevents a fork. The lease's expiry is not relied on, since a paused holder may
+# outlive it.
 LOCK_LEASE = Statement(select(LEASES.c.holder).where(LEASES.c.name == bindparam("name")).with_for_update())
 
 
 LOOKS: Mapping[timedelta, float] = {LOOK_BACK: 60.0, GLANCE: 5.0}
-"""How far behind the last link to look, and every how many seconds."""
+"""How far behind the last link to search, and the seconds between such searches."""
 
 PAUSES = 20
-"""A look is followed by a pause so many times as long: in a busy log nearly all that it sees is linked already."""
+"""The pause after a search, as a multiple of its duration: in a busy log nearly all entries it sees are linked
+already."""
 
 LONGEST_PAUSE_SECONDS = LOOK_BACK.total_seconds() / 2
 
 
 def chaining(key: bytes, clock: Callable[[], float] = time.monotonic) -> Callable[[Database], Awaitable[bool]]:
-    """Give the round of the duty: links some entries of every brand, and says whether more are waiting.
+    """Return the job's function: it links some entries of every brand and returns whether more are waiting.
 
-    The first round looks all the way back.
+    The first call searches back by the longest interval of `LOOKS`.
+
+    Args:
+        key: Key of the HMAC.
+        clock: Returns seconds of a monotonic clock.
     """
     due_at = dict.fromkeys(LOOKS, -math.inf)
     looked_at: Mapping[timedelta, dict[str, datetime | None]] = {look: {} for look in LOOKS}
@@ -42,7 +48,8 @@ def chaining(key: bytes, clock: Callable[[], float] = time.monotonic) -> Callabl
         due = [look for look in LOOKS if due_at[look] <= now]
         far = max(due, default=timedelta())
         more = await _chain_brands(database, key, far, looked_at.get(far, {}))
-        # The oldest are linked first: what is left follows the last link, and needs no look behind it.
+        # The oldest entries are linked first. The remaining ones follow the last link, so no search behind it is
+        # needed.
         due_at.update({look: now + LOOKS[look] for look in due})
         if due:
             due_at[far] = max(due_at[far], now + min(PAUSES * (clock() - now), LONGEST_PAUSE_SECONDS))
@@ -55,11 +62,11 @@ async def _chain_brands(
     database: Database, key: bytes, look_back: timedelta, looked_at: dict[str, datetime | None]
 ) -> bool:
     more = False
-    # Those of no known brand have a chain as well; no other brand comes before it.
+    # Entries of no known brand have a chain as well. Its brand sorts first.
     brand_id: str | None = UNKNOWN
     while brand_id is not None:
         async with database.transaction(brand_id) as connection:
-            # No row means that nobody ever took the lease: then there is no line to wait in.
+            # Without a row, the lease was never taken, and there is no lock to wait for.
             if await connection.fetch_one(LOCK_LEASE, name=CHAIN_AUDIT) is None:
                 return False
             linked = await link_entries(connection, brand_id, key, look_back, looked_at.get(brand_id))

@@ -1,4 +1,4 @@
-"""`gateway audit verify`: walks along the audit log and its chain, and names every entry that is not as it was."""
+"""Verify the audit log and its chain, and report every altered entry (`gateway audit verify`)."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from resolvers.sql import Row, Statement
 ENCOUNTERS: Table = Encounters.__table__  # type: ignore[attr-defined]
 
 ROWS_AT_ONCE = 1_000
-"""How many rows are held in memory, however long the log is."""
+"""Rows in memory at once, whatever the length of the log."""
 
 
 class VerificationStopped(Exception):
-    """The log could not be looked at; the message says why."""
+    """The log cannot be verified; the message says why."""
 
 
 class Kind(StrEnum):
-    """What can be found, in the words it is told in."""
+    """The kinds of findings, as they are printed."""
 
     EDITED = "edited"
     DELETED = "deleted"
@@ -57,15 +57,15 @@ MEANING: Mapping[Kind, str] = {
 
 
 class Finding(NamedTuple):
-    """Something that is not as it should be. No patient is named: who may see the log finds one by the id."""
+    """A discrepancy. It names no patient: users with access to the log find the patient by the id."""
 
     kind: Kind
     brand_id: str
     position: int | None = None
     last_position: int | None = None
-    """Where it is not one place but several: the last of them."""
+    """The last position of a range; None for a single position."""
     id: UUID | None = None
-    """Of the entry, or of the encounter that has none."""
+    """Id of the entry, or of the encounter that has no entry."""
     occurred_at: str | None = None
 
     def __str__(self) -> str:
@@ -82,7 +82,7 @@ class Finding(NamedTuple):
 
 
 class Head(NamedTuple):
-    """The end of a brand's chain at some time, written `brand:position:hash`."""
+    """The end of a brand's chain at some time, written as `brand:position:hash`."""
 
     brand_id: str
     position: int
@@ -90,7 +90,7 @@ class Head(NamedTuple):
 
     @classmethod
     def read(cls, text: str) -> Self:
-        """Read a head that was printed earlier. Raises `ValueError`."""
+        """Parse a head that was printed earlier. Raises `ValueError`."""
         brand_id, position, chain_hash = text.rsplit(":", 2)
         head = cls(brand_id, int(position), bytes.fromhex(chain_hash))
         if head.position < 1 or len(head.chain_hash) != len(BEFORE_THE_FIRST):
@@ -101,13 +101,13 @@ class Head(NamedTuple):
         return f"{self.brand_id}:{self.position}:{self.chain_hash.hex()}"
 
 
-# What is read
+# Statements
 
 LONG_MICROSECONDS = LOOK_BACK // timedelta(microseconds=1)
 
 
 def _when(column: ColumnElement[Any]) -> ColumnElement[Any]:
-    # As text, because what was tampered with may be a time that Python has none for.
+    # As text, because a tampered time may be outside the range of Python's `datetime`.
     return func.to_char(func.timezone("UTC", column), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"').label("occurred_text")
 
 
@@ -144,11 +144,11 @@ UNAUDITED = Statement(
 )
 
 
-# Walking
+# The walk along the chain
 
 
 class Walk:
-    """Walks along the links of one brand after another, and remembers no more than where each brand's chain ends."""
+    """Walk along the links of one brand after another. The only state is the end of each brand's chain."""
 
     def __init__(self, key: bytes, expected: Iterable[Head] = ()) -> None:
         self._key = key
@@ -158,15 +158,15 @@ class Walk:
         self.out_of_place = 0
         self.waiting = 0
         self._newest: dict[str, int] = {}
-        """The latest time of an entry chained so far, in microseconds since 1970, by brand."""
+        """The latest time of a chained entry so far, in microseconds since 1970, by brand."""
 
     @property
     def every_hash_is_wrong(self) -> bool:
-        """Whether not one link fits, as with the wrong key."""
+        """Whether every link has a wrong hash, as with the wrong key."""
         return self.links > 0 and self.out_of_place == self.links
 
     def link(self, row: Row) -> Iterator[Finding]:
-        """Look at the next link and at its entry."""
+        """Check the next link and its entry, and yield the findings."""
         self.links += 1
         brand_id, position = row["brand_id"], row["position"]
         found = partial(Finding, brand_id=brand_id, id=row["entry_id"], occurred_at=row["occurred_text"])
@@ -175,7 +175,7 @@ class Walk:
         if gap > 0:
             last = position - 1 if gap > 1 else None
             yield Finding(Kind.MISSING, brand_id, position=before.position + 1, last_position=last)
-        # After a gap there is no hash that it could be seen to follow from.
+        # After a gap the previous hash is unknown, so the link cannot be checked.
         follows = hash_link(self._key, before.chain_hash, row["entry_hash"]) == row["chain_hash"]
         if gap < 0 or (gap == 0 and not follows):
             self.out_of_place += 1
@@ -193,9 +193,9 @@ class Walk:
         self._expected.discard(head)
 
     def unlinked(self, row: Row, now: int) -> Iterator[Finding]:
-        """Look at an entry without a link, `now` in microseconds. After all links: until then nobody knows."""
+        """Check an entry without a link, after all links are known. `now` is in microseconds since 1970."""
         brand_id, time = row["brand_id"], row["hashed_occurred_at"]
-        at = int(time) if time.removeprefix("-").isdecimal() else None  # an infinity is no time
+        at = int(time) if time.removeprefix("-").isdecimal() else None  # an infinity has no microseconds
         found = partial(Finding, brand_id=brand_id, id=row["id"], occurred_at=row["occurred_text"])
         if at is not None and self._is_behind(brand_id, at):
             yield found(Kind.INSERTED)
@@ -205,7 +205,7 @@ class Walk:
             self.waiting += 1
 
     def end(self) -> Iterator[Finding]:
-        """Name the heads that were expected and not met."""
+        """Yield the expected heads that the chain does not contain."""
         for head in sorted(self._expected):
             yield Finding(Kind.HEAD, head.brand_id, position=head.position)
 
@@ -214,9 +214,9 @@ class Walk:
 
 
 async def verify(owner_url: str, walk: Walk) -> AsyncIterator[Finding]:
-    """Look at the log, the chain and the encounters as they stand at one moment, and give what is found.
+    """Check the log, the chain and the encounters in one snapshot, and yield the findings.
 
-    The URL is the owner's, who sees all brands. Raises `VerificationStopped`.
+    The URL is the owner's, whose role sees all brands. Raises `VerificationStopped`.
     """
     try:
         async with _snapshot(owner_url) as connection:
@@ -238,7 +238,7 @@ async def verify(owner_url: str, walk: Walk) -> AsyncIterator[Finding]:
 
 
 async def print_verification(owner_url: str, key: bytes, expected: Iterable[Head]) -> bool:
-    """Print every finding and the heads of the chains. Gives whether nothing was found."""
+    """Print every finding and the heads of the chains. Return whether there were no findings."""
     walk = Walk(key, expected)
     kinds = Counter[Kind]()
     async for finding in verify(owner_url, walk):

@@ -1,8 +1,8 @@
-"""What comes at the same time is done together: one statement, one commit, one wait for the disk.
+"""Micro-batching: items submitted at the same time share one statement, one commit and one flush to disk.
 
-Nobody waits on a timer. What comes in one turn of the loop goes out at its end, as long as few enough statements of its
-group are under way; what comes meanwhile goes out with the next. So a lone one goes alone and at
-once, and the busier the gateway is, the more share a statement. Who waits longer than for a free connection is let go.
+There is no timer. A batch is sent at the end of the event-loop turn if fewer than `max_in_flight` batches of its group
+are in flight. Later items join the next batch. A single item is therefore sent at once, and batches grow with load. An
+item that is queued for longer than `queue_timeout` fails with `TimeoutError`.
 """
 
 import asyncio
@@ -16,17 +16,19 @@ import asyncpg
 from resolvers.errors import AnswerTooLarge, Locked
 
 MIN_ACQUIRE_SECONDS = 0.1
-"""How long those that have waited long may still wait for a connection: a free one is taken by then."""
+"""Seconds; the minimum time left to acquire a connection, however long the item was queued: a free one is acquired by
+then."""
 
 MAX_BATCH_SIZE = 64
-"""Items in one statement: enough that what they share is cheap, few enough that nobody waits for many."""
+"""Items in one statement; enough that their shared cost is low, few enough that no item waits for many others."""
 
 Group = TypeVar("Group", bound=Hashable)
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
 Work = Callable[[Group, Sequence[Item], float], Awaitable[Sequence[Outcome]]]
-"""Does some items of a group and gives their outcomes, in their order. It may wait so many seconds for a connection."""
+"""Processes items of a group and returns their outcomes in the same order. The number is the seconds that it may wait
+for a connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,14 @@ class _Waiting(Generic[Item, Outcome]):
 
 
 class MicroBatcher(Generic[Group, Item, Outcome]):
-    """Does the items of each group, those that come at the same time by one call of `work`."""
+    """Process the items of each group, with one call of `work` for those submitted at the same time.
+
+    Args:
+        work: Processes one batch.
+        queue_timeout: Seconds that an item may be queued.
+        max_in_flight: Batches of one group in flight at once.
+        max_batch_size: Items in one batch of the given group.
+    """
 
     def __init__(
         self,
@@ -54,16 +63,17 @@ class MicroBatcher(Generic[Group, Item, Outcome]):
         self._waiting: dict[Group, list[_Waiting[Item, Outcome]]] = {}
         self._in_flight: dict[Group, set[asyncio.Task[None]]] = {}
         self._watched: set[Group] = set()
-        """The groups at whose waiting somebody will look again."""
+        """The groups for whose waiting items a timeout is armed."""
 
     def __contains__(self, group: Group) -> bool:
-        """Whether items of this group wait or are under way."""
+        """Whether items of this group are waiting or in flight."""
         return group in self._waiting or group in self._in_flight
 
     async def do(self, group: Group, item: Item) -> Outcome:
-        """Do one, with those that come at the same time. Raises what `work` raises; `TimeoutError`: nothing was done.
+        """Process an item, batched with those submitted at the same time, and return its outcome.
 
-        Whoever is cancelled waits no longer; what was sent is done all the same.
+        Raises what `work` raises. `TimeoutError` means that nothing was done. A cancelled caller stops waiting, but an
+        item that was already sent is still processed.
         """
         loop = asyncio.get_running_loop()
         waiting = self._waiting.setdefault(group, [])
@@ -80,7 +90,7 @@ class MicroBatcher(Generic[Group, Item, Outcome]):
         in_flight = self._in_flight.setdefault(group, set())
         max_batch_size = self._max_batch_size(group)
         while len(in_flight) < self._max_in_flight and (waiting := self._waiting.pop(group, None)):
-            # Whoever has gone meanwhile was not sent, and is not.
+            # Skip items whose caller was cancelled while they were queued.
             together = [one for one in waiting[:max_batch_size] if not one.outcome.done()]
             if rest := waiting[max_batch_size:]:
                 self._waiting[group] = rest
@@ -91,7 +101,7 @@ class MicroBatcher(Generic[Group, Item, Outcome]):
         if not in_flight:
             del self._in_flight[group]
         if group in self._waiting:
-            # More came at once than are sent at once.
+            # More items were waiting than `max_in_flight` batches hold.
             self._arm_timeout(group)
 
     def _sent(self, group: Group, task: asyncio.Task[None]) -> None:
@@ -99,14 +109,14 @@ class MicroBatcher(Generic[Group, Item, Outcome]):
         self._send(group)
 
     def _arm_timeout(self, group: Group) -> None:
-        """Look again when the first of those who wait has waited too long."""
+        """Schedule `_expire_waiting` for when the oldest waiting item has been queued for `queue_timeout`."""
         if group not in self._watched:
             self._watched.add(group)
             too_long_at = self._waiting[group][0].since + self._queue_timeout
             asyncio.get_running_loop().call_at(too_long_at, self._expire_waiting, group)
 
     def _expire_waiting(self, group: Group) -> None:
-        """Let go who has waited too long, of whom nothing was sent; look again when the next one has."""
+        """Fail the items queued for `queue_timeout` with `TimeoutError`; none of them was sent. Re-arm for the rest."""
         now = asyncio.get_running_loop().time()
         self._watched.discard(group)
         waiting = self._waiting.get(group, [])
@@ -127,8 +137,8 @@ class MicroBatcher(Generic[Group, Item, Outcome]):
             if len(together) == 1:
                 _refuse(together, error)
                 return
-            # One row breaks a rule of the database's or needs a lock that is held, so nothing was done; or the rows are
-            # too large together. Each is sent alone.
+            # One row violates a constraint or needs a lock that is held, so nothing was done; or the rows are too large
+            # together. Send each item alone.
             for one in together:
                 await self._do(group, [one])
         except Exception as error:  # noqa: BLE001 - whoever waits must be told, whatever it is

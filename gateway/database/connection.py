@@ -1,4 +1,4 @@
-"""Opening connections to PostgreSQL as their URLs say, with what asyncpg does not know of libpq's parameters."""
+"""Open connections to PostgreSQL from URLs, with the libpq parameters that asyncpg does not support."""
 
 import getpass
 import os
@@ -13,7 +13,7 @@ from asyncpg.exceptions import TargetServerAttributeNotMatched
 
 from gateway.connection_url import ConnectionUrl, parse
 
-# asyncpg's names of them differ from libpq's in nothing but the option that the kernel knows.
+# libpq's keep-alive parameters and the kernel's names of the socket options, which asyncpg does not set.
 _SOCKET_OPTIONS = {
     "keepalives_idle": "TCP_KEEPIDLE",
     "keepalives_interval": "TCP_KEEPINTVL",
@@ -21,7 +21,7 @@ _SOCKET_OPTIONS = {
     "tcp_user_timeout": "TCP_USER_TIMEOUT",
 }
 
-# What another host may not share.
+# Errors of one host, after which the next host of the URL is tried.
 _OF_THIS_HOST = (OSError, asyncpg.CannotConnectNowError, TargetServerAttributeNotMatched)
 
 
@@ -33,21 +33,25 @@ _parse_once = lru_cache(8)(parse)
 
 
 def named_by(url: str) -> dict[str, str]:
-    """Return the setting `application_name` where the URL gives it, as `fallback_application_name` too."""
+    """Return the server setting `application_name` if the URL gives it, also as `fallback_application_name`."""
     given = _parse_once(url).parameters
     name = given.get("application_name") or given.get("fallback_application_name")
     return {"application_name": name} if name else {}
 
 
 async def connect(url: str, *, timeout: float | None = None, **options: Any) -> Any:  # noqa: ASYNC109 - asyncpg's name
-    """Open a connection as the URL says. Several hosts are tried in order, each for `connect_timeout`.
-
-    Raises `OSError`, `ValueError`, `asyncpg.PostgresError` or `asyncpg.InterfaceError`.
+    """Open a connection as the URL specifies. Several hosts are tried in order, each for `connect_timeout`.
 
     Args:
-        url: Where to connect.
+        url: One host or several.
         timeout: Seconds for each host where the URL gives none. None: 60.
-        options: What else `asyncpg.connect` takes.
+        options: Further arguments of `asyncpg.connect`.
+
+    Raises:
+        OSError: No host can be reached.
+        ValueError: The URL is invalid or names no user.
+        asyncpg.PostgresError: The server refuses the connection.
+        asyncpg.InterfaceError: asyncpg cannot connect with these parameters.
     """
     parsed = _parse_once(url)
     given = parsed.parameters
@@ -61,7 +65,7 @@ async def connect(url: str, *, timeout: float | None = None, **options: Any) -> 
                 parsed.dsn,
                 host=host,
                 port=port,
-                timeout=seconds if seconds > 0 else None,  # type: ignore[arg-type] # None is for ever
+                timeout=seconds if seconds > 0 else None,  # type: ignore[arg-type] # None: no limit
                 server_settings=named_by(url),
                 **options,
             )
@@ -87,11 +91,11 @@ def _keep_alive(connection: Any, given: Mapping[str, str]) -> None:
     link = connection._transport.get_extra_info("socket")  # noqa: SLF001 - asyncpg has no way to it
     if link is None or link.family == socket.AF_UNIX:
         return
-    # On unless switched off, as libpq has it.
+    # On by default, as in libpq.
     kept_alive = given.get("keepalives") != "0"
     link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, int(kept_alive))
     for parameter, option in _SOCKET_OPTIONS.items():
         value = int(given.get(parameter, "0"))
-        # 0 and less stand for the system's own value. A system may lack an option, and libpq then ignores it too.
+        # 0 or less means the system's default. An option that the system lacks is ignored, as in libpq.
         if value > 0 and hasattr(socket, option) and (kept_alive or parameter == "tcp_user_timeout"):
             link.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

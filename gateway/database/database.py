@@ -1,4 +1,4 @@
-"""The pool of connections, and what each way of losing one means for the caller."""
+"""The interface of the resolvers to PostgreSQL: pooled connections, and an exception for each way of losing one."""
 
 from __future__ import annotations
 
@@ -20,28 +20,30 @@ from resolvers.errors import AnswerTooLarge, Locked, OutcomeUnknown, Temporarily
 from resolvers.sql import Row, Statement
 
 APP_ROLE = "gateway_app"
-"""May do what serving needs, for one brand at a time; owns nothing. The migrations say what exactly."""
+"""Role with the rights that serving needs, for one brand at a time. It owns nothing. The migrations define its
+rights."""
 
 RELAY_ROLE = "gateway_relay"
-"""May do what passing on events needs, for all brands, and sees no encounter."""
+"""Role with the rights that relaying events needs, for all brands. It cannot read encounters."""
 
 SILENCE_SECONDS = 2.0
-"""How much longer than a statement may take its answer is waited for. The server gives up first, and says so; where not
-even that is heard, the network is gone, and only the kernel would notice, after many minutes."""
+"""Seconds; how much longer than `statement_timeout` the client waits. The server times out first and sends an error. If
+no error arrives, the network is down, which the kernel would notice only after many minutes."""
 
 ROWS_TOGETHER = 400
-"""Rows of lists that one statement reads: beside a long list a statement costs little, and nobody should wait for many
-of them."""
+"""Rows of lists that one statement reads. A statement costs little beside a long list, and no caller should wait for
+many long lists."""
 
 CLOSE_SECONDS = 5.0
-"""How long the end of the process waits for connections in use."""
+"""Seconds; how long shutdown waits for connections in use."""
 
-# The connection, the server or its resources are gone for now: the statement did not happen, and may be tried again.
+# The connection, the server or its resources are temporarily unavailable. The statement did not happen and may be
+# retried.
 UNAVAILABLE = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,
-    asyncpg.InternalClientError,  # what a connection that was ended while it was idle sometimes says
+    asyncpg.InternalClientError,  # sometimes raised by a connection that was closed while it was idle
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,  # shut down, cancelled by a timeout, terminated
     asyncpg.InsufficientResourcesError,  # disk full, out of memory, too many connections
@@ -51,14 +53,17 @@ UNAVAILABLE = (
 
 
 class Timeouts(TypedDict):
-    """How long a connection, and a statement, are waited for."""
+    """Seconds to wait for a connection and for a statement."""
 
     acquire_seconds: float
     statement_seconds: float
 
 
 class PoolConnection:
-    """One borrowed connection: compiled statements go out by their text, which asyncpg keeps prepared."""
+    """A connection acquired from the pool.
+
+    Compiled statements are sent as text, which asyncpg caches as prepared statements.
+    """
 
     __slots__ = ("_connection",)
 
@@ -66,18 +71,18 @@ class PoolConnection:
         self._connection = connection
 
     async def fetch(self, statement: Statement, **values: object) -> list[Row]:
-        """Run the statement and give its rows. Raises `Locked`."""
+        """Run the statement and return its rows. Raises `Locked`."""
         return await self._rows(statement, values)
 
     async def fetch_one(self, statement: Statement, **values: object) -> Row | None:
-        """Run the statement and give its first row, or None. Raises `Locked`."""
+        """Run the statement and return its first row, or None. Raises `Locked`."""
         rows = await self._rows(statement, values)
         return rows[0] if rows else None
 
     async def fetch_at_most(self, most_bytes: int, statement: Statement, /, **values: object) -> list[Row]:
-        """Run the statement and give its rows, whose columns of JSON have at most so many bytes together.
+        """Run the statement and return its rows, whose JSON columns have at most `most_bytes` bytes together.
 
-        Raises `AnswerTooLarge` or `Locked`. Once there are more bytes, the statement is cancelled.
+        Raises `AnswerTooLarge` or `Locked`. The statement is cancelled as soon as more bytes have arrived.
         """
         connection = self._connection
         try:
@@ -102,7 +107,7 @@ class PoolConnection:
 
 
 class BatchKey(NamedTuple):
-    """What those have in common who may be served together."""
+    """The properties that calls must share to be batched."""
 
     brand_id: str
     statement: Statement
@@ -113,16 +118,17 @@ class BatchKey(NamedTuple):
 
 
 class Database:
-    """PostgreSQL, as the resolvers use it (`resolvers.sql.Database`)."""
+    """PostgreSQL as the resolvers use it (`resolvers.sql.Database`)."""
 
     def __init__(self, pool: Pool[Session], acquire_seconds: float, name: str) -> None:
         self._pool = pool
         self._acquire_seconds = acquire_seconds
-        # Nobody waits for a disk here. A second statement would only have a few of those whom the next could have.
+        # These statements do not wait for a disk. A second one in flight would only take items from the next batch.
         self._finding: MicroBatcher[BatchKey, str, Row | None] = MicroBatcher(
             self._find, acquire_seconds, max_in_flight=1
         )
-        # Lists are the database's work more than ours: it is given several at once, and others find connections too.
+        # Lists cost the database more than this process, so several statements run at once. Half of the pool stays
+        # available to other work.
         self._listing: MicroBatcher[BatchKey, str, Row | None] = MicroBatcher(
             self._find, acquire_seconds, max_in_flight=max(1, pool.size // 2), max_batch_size=_lists_together
         )
@@ -145,22 +151,29 @@ class Database:
         long_answers: bool = False,
         opens_first: bool = True,
     ) -> Self:
-        """Open the pool. Raises `OSError` or `asyncpg.PostgresError` when the server does not let us in.
+        """Open the pool. Raises `OSError` or `asyncpg.PostgresError` when the server refuses the connection.
 
-        Whoever the URL logs in as, the connections act as `role`, which owns no table and cannot pass by row-level
-        security. Only what the owner of the tables does names none. `pool` is what the metrics call it. `plans_once`
-        has each statement planned for all arguments at once; `long_answers` keeps the memory of one for the next.
-        Without `opens_first` the first connection is opened when it is needed, and what keeps it from that told then.
+        Args:
+            url: The server and the login.
+            pool: Name of the pool in the metrics.
+            role: Role of the connections, whatever the login. It owns no table and cannot bypass row-level security.
+                None: the login itself, only for work of the tables' owner.
+            size: Maximum number of connections.
+            acquire_seconds: Seconds to wait for a connection.
+            statement_seconds: Seconds that a statement may run, or a transaction be idle.
+            plans_once: Whether each statement gets one generic plan, whatever its arguments.
+            long_answers: Whether backends keep the memory of a long answer for the next one.
+            opens_first: Whether the first connection is opened now. Otherwise it is opened on first use, and errors are
+                raised then.
         """
         settings = {
             **RELIED_ON,
-            # A page is read along its index: gathered first and sorted then, it would cost what the whole list of the
-            # patient costs.
+            # A page is read by an index scan, in order. A bitmap scan would read and sort the patient's whole list.
             "enable_bitmapscan": "off",
-            # And so there is nothing to find out from the arguments of what callers ask. A duty looks at what is new in
-            # a log that only grows, which a plan must know.
+            # So the arguments of callers' queries do not affect the plan. A background job reads the new end of an
+            # append-only log, and its plan must depend on the arguments.
             **({"plan_cache_mode": "force_generic_plan"} if plans_once else {}),
-            # None is worth the processors of others, least of all a duty's look through the log.
+            # No statement justifies using the processors of others, least of all a background job's scan of the log.
             "max_parallel_workers_per_gather": "0",
             "statement_timeout": f"{statement_seconds * 1000:.0f}",
             "idle_in_transaction_session_timeout": f"{statement_seconds * 1000:.0f}",
@@ -190,18 +203,18 @@ class Database:
         return cls(connections, acquire_seconds, pool)
 
     async def close(self) -> None:
-        """Close every connection, waiting for those in use, but not for ever."""
+        """Close every connection. Waits up to `CLOSE_SECONDS` for those in use."""
         await self._pool.close(CLOSE_SECONDS)
 
     async def ping(self) -> None:
-        """Return when a write would be taken. Raises `TemporarilyUnavailable`."""
+        """Return if the database accepts writes. Raises `TemporarilyUnavailable`."""
         async with self._acquired() as connection:
             if await connection.fetchval("SELECT current_setting('transaction_read_only') = 'on'"):
                 raise asyncpg.ReadOnlySQLTransactionError
 
     @asynccontextmanager
     async def connection(self, brand_id: str) -> AsyncIterator[PoolConnection]:
-        """Borrow a connection outside a transaction. Raises `TemporarilyUnavailable`."""
+        """Acquire a connection outside a transaction. Raises `TemporarilyUnavailable`."""
         async with self._acquired(brand_id) as connection:
             yield PoolConnection(connection)
 
@@ -216,10 +229,19 @@ class Database:
         most_bytes: int,
         **given: object,
     ) -> Row | None:
-        """Find the row whose `key` is a value, together with those who look at the same time.
+        """Return the row whose `key` is `value`, batched with calls made at the same time.
 
-        All of them together have at most `most_bytes` of JSON; where they have more, each is read alone. Raises
+        The rows of a batch have at most `most_bytes` of JSON together; if they have more, each is read alone. Raises
         `AnswerTooLarge` or `TemporarilyUnavailable`.
+
+        Args:
+            brand_id: Brand whose rows are visible.
+            statement: Reads the rows of several values.
+            by: Name of the statement's parameter for the values.
+            value: Key of the row.
+            rows: Rows of lists that the result contains at most; decides how many calls share a statement.
+            most_bytes: Limit of the JSON columns.
+            given: The statement's other arguments; only calls with equal ones are batched.
         """
         finding = BatchKey(brand_id, statement, by, rows, most_bytes, tuple(given.items()))
         if _lists_together(finding) == 1:
@@ -227,7 +249,7 @@ class Database:
         try:
             return await (self._finding if rows == 1 else self._listing).do(finding, value)
         except TimeoutError:
-            # The statements under way hang, and perhaps nothing else does.
+            # The statements in flight may hang while the rest of the database responds.
             return await self._fetch_one(finding, value)
 
     async def _fetch_one(self, finding: BatchKey, value: str) -> Row | None:
@@ -251,16 +273,17 @@ class Database:
 
     @asynccontextmanager
     async def autocommit(self, brand_id: str, within_seconds: float | None = None) -> AsyncIterator[PoolConnection]:
-        """Borrow a connection for one statement that commits by itself, if one is free within that time or the usual.
+        """Acquire a connection for one statement that commits by itself.
 
-        Raises `TemporarilyUnavailable` or `OutcomeUnknown`.
+        `within_seconds` limits the wait for a connection; None: `acquire_seconds` of the pool. Raises
+        `TemporarilyUnavailable` or `OutcomeUnknown`.
         """
         async with self._acquired(brand_id, within_seconds) as connection:
             try:
                 yield PoolConnection(connection)
             except UNAVAILABLE as error:
-                # Only an ERROR of the server's says that nothing was committed. What ends the connection, and be it
-                # the server's own goodbye, may come after the commit.
+                # Only a server ERROR proves that nothing was committed. If the connection ended, even by a server
+                # FATAL, the commit may have succeeded.
                 if getattr(error, "severity_en", None) == "ERROR":
                     raise
                 _hang_up(connection, error)
@@ -268,29 +291,29 @@ class Database:
 
     @asynccontextmanager
     async def unscoped(self) -> AsyncIterator[PoolConnection]:
-        """Borrow a connection for no brand: for a role whose policies need none. Raises `TemporarilyUnavailable`."""
+        """Acquire a connection for no brand, for a role whose policies need none. Raises `TemporarilyUnavailable`."""
         async with self._acquired() as connection:
             yield PoolConnection(connection)
 
     @asynccontextmanager
     async def transaction(self, brand_id: str | None) -> AsyncIterator[PoolConnection]:
-        """Borrow a connection in a transaction, for no brand where the role's policies need none.
+        """Acquire a connection in a transaction. Raises `TemporarilyUnavailable` or `OutcomeUnknown`.
 
-        Raises `TemporarilyUnavailable` or `OutcomeUnknown`.
+        `brand_id` is None for a role whose policies need no brand.
         """
         async with self._acquired(brand_id) as connection:
             transaction = connection.transaction()
             try:
                 await transaction.start()
             except Exception:
-                # asyncpg takes the next transaction on this connection for one within this one.
+                # asyncpg would treat the next transaction on this connection as nested in this one.
                 connection.terminate()
                 raise
             try:
                 yield PoolConnection(connection)
             except BaseException as error:
                 _hang_up(connection, error)
-                # A lost connection has rolled back by itself; the first error is the one to tell.
+                # The server rolls back when it loses the connection. Raise the first error, not one of the rollback.
                 if not connection.is_closed():
                     await transaction.rollback()
                 raise
@@ -298,7 +321,7 @@ class Database:
                 await transaction.commit()
             except UNAVAILABLE as error:
                 _hang_up(connection, error)
-                # The commit was sent and its answer never came: only the database knows.
+                # The commit was sent but not acknowledged, so its outcome is unknown.
                 raise OutcomeUnknown from error
 
     @asynccontextmanager
@@ -307,7 +330,7 @@ class Database:
     ) -> AsyncIterator[Session]:
         try:
             connection = await self._pool.acquire(within_seconds or self._acquire_seconds)
-        except (*UNAVAILABLE, asyncpg.PostgresError) as error:  # it lets nobody in, for whatever reason
+        except (*UNAVAILABLE, asyncpg.PostgresError) as error:  # opening a connection failed
             if isinstance(error, TimeoutError):
                 self._refused.inc()
             raise TemporarilyUnavailable from error
@@ -330,9 +353,9 @@ class Database:
             self._pool.release(connection, cancelled=cancelled)
 
     def _expire_writable(self) -> None:
-        """Close every connection that was writable when it was opened: its server, or its role, is read-only now.
+        """Expire every connection that was writable when it was opened: its server, or its role, is read-only now.
 
-        Those that were opened since expire by themselves, so that no write opens a connection in vain.
+        Connections that were opened read-only have their own expiry. So writes do not keep opening connections in vain.
         """
         now = asyncio.get_running_loop().time()
         for connection in self._pool:
@@ -349,26 +372,26 @@ def _lists_together(finding: BatchKey) -> int:
 
 
 def _hang_up(connection: Session, error: BaseException) -> None:
-    """End a connection on which an answer did not come in time: a rollback would be waited for as long, or longer."""
+    """Terminate the connection after a timeout: a rollback would take as long, or longer."""
     if isinstance(error, TimeoutError):
         connection.terminate()
 
 
-# A long answer passes through several buffers. A backend on glibc gives them back to the system then, to fault them in
-# again for the next one, page by page: a quarter of the cost of 500 encounters. It keeps twice the size of the largest
-# piece that it ever freed, so it frees 2 MiB at the beginning. Source: mallopt(3), M_MMAP_THRESHOLD.
+# A long answer passes through several buffers. A backend on glibc then returns them to the system. The next answer
+# faults them in page by page, a quarter of the cost of 500 encounters. glibc keeps twice the size of the largest block
+# ever freed, so each backend frees 2 MiB at the start. Source: mallopt(3), M_MMAP_THRESHOLD.
 KEEP_MEMORY = "SELECT octet_length(repeat(repeat(' ', 1024), (SELECT 2048)))"
 
 
 async def _set_codecs(connection: Session) -> None:
-    # asyncpg takes the first and the last instant of Python's calendar for the infinities. They are instants here. And
-    # Python reads a text in a quarter of the time that it takes to add up microseconds.
+    # asyncpg decodes the first and the last instant of Python's calendar as infinities; here they are instants. Parsing
+    # text also takes Python a quarter of the time of adding up microseconds.
     await connection.set_type_codec(
         "timestamptz", schema="pg_catalog", encoder=datetime.isoformat, decoder=datetime.fromisoformat
     )
-    # JSON that goes to the client as it is comes as the one type of text that nothing else has, and stays bytes.
+    # JSON that is passed on unchanged has the type `bpchar`, which no other column has, and stays bytes.
     await connection.set_type_codec(
         "bpchar", schema="pg_catalog", format="binary", encoder=str.encode, decoder=connection.decode_json
     )
-    # What is sent as JSON is written already.
+    # JSON arguments are already serialized.
     await connection.set_type_codec("json", schema="pg_catalog", format="binary", encoder=bytes, decoder=bytes)

@@ -1,7 +1,7 @@
-"""Recordings of a brand that come at the same time are kept by one statement, and one commit.
+"""Batch the encounters that a brand records at the same time into one statement and one commit.
 
-A statement that several share waits only a moment for a lock. A recording whose key another transaction holds is then
-sent by itself, together with those under the same key, and waits on one of a few connections.
+A statement with several encounters waits only briefly for a lock. If another transaction holds an encounter's key, the
+encounter is sent again alone, or with others under the same key. It then waits on one of a few connections.
 """
 
 import asyncio
@@ -18,19 +18,19 @@ from resolvers.services import Kept, NewEncounter
 from resolvers.sql import Database
 
 MAX_IN_FLIGHT = 2
-"""Statements of a brand at once: while one waits for the disk the next is made."""
+"""Statements of a brand in flight; while one waits for the disk, the next is prepared."""
 
 SHARED_LOCK_TIMEOUT, LOCK_TIMEOUT = "50ms", "10ms"
-"""How long a statement of several recordings, and of one, waits for a lock. The first is longer than most commits take,
-so that a duplicate in flight does not split a statement; the second is short, because those of a statement that was
-split go one after the other."""
+"""Lock timeouts of a statement with several encounters, and with one. The first exceeds the duration of most commits,
+so that a duplicate in flight does not split a statement. The second is short, because the encounters of a split
+statement are sent one after the other."""
 
 LOCK_WAITERS = 2
-"""Connections of a process on which statements wait longer for locks; the others of the pool stay free."""
+"""Connections of a process on which statements wait longer for locks; the rest of the pool stays free."""
 
 
 class _Lock(NamedTuple):
-    """What a recording waits for: its key, or something of its own where it has none."""
+    """The lock an encounter waits for: its idempotency key, or its own id if it has no key."""
 
     brand_id: str
     client_id: str
@@ -38,7 +38,13 @@ class _Lock(NamedTuple):
 
 
 class EncounterBatcher:
-    """Keeps recordings of all brands (`resolvers.services.EncounterBatcher`)."""
+    """Insert encounters of all brands (`resolvers.services.EncounterBatcher`).
+
+    Args:
+        database: Acts as the application's role.
+        kept_for: How long idempotency keys are stored.
+        queue_timeout: Seconds that an encounter may wait for a connection.
+    """
 
     def __init__(self, database: Database, kept_for: timedelta, queue_timeout: float) -> None:
         self._database = database
@@ -52,13 +58,14 @@ class EncounterBatcher:
         self._lock_waiters = asyncio.Semaphore(LOCK_WAITERS)
 
     async def keep(self, brand_id: str, new: NewEncounter) -> Kept:
-        """Keep one, with those that come at the same time. Raises `TemporarilyUnavailable` or `OutcomeUnknown`.
+        """Insert an encounter, batched with those submitted at the same time.
 
-        Whoever is cancelled waits no longer; what was sent is kept all the same.
+        Raises `TemporarilyUnavailable` or `OutcomeUnknown`. A cancelled caller stops waiting, but an encounter that was
+        already sent is still inserted.
         """
         lock = _lock_of(brand_id, new)
         try:
-            # While one waits for its key, those under the same key would only hold up the statement that they share.
+            # While an encounter waits for its key, another one under the same key would only delay a shared statement.
             if lock not in self._locked:
                 with suppress(Locked):
                     return await self._together.do(brand_id, new)

@@ -1,4 +1,4 @@
-"""Is this database ready, and is it safe? What is dangerous is told before anything is served."""
+"""Preflight: inspect the database for readiness and safety, and report dangers before serving."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -8,25 +8,25 @@ from gateway.database.database import APP_ROLE, RELAY_ROLE
 from gateway.database.session import READ_ONLY, RELIED_ON, Session, UnusableSession, open_session
 from gateway.settings import PREFIX, Settings, SettingsError
 
-# PostgreSQL versions the tests run on, the oldest and the newest.
+# The oldest and the newest PostgreSQL version that the tests run on.
 OLDEST, NEWEST = 15, 18
 
 
 class PreflightReport(NamedTuple):
-    """What was found: dangers are reasons not to serve, warnings are worth mending."""
+    """The findings: dangers are reasons not to serve, warnings should be fixed."""
 
     dangers: list[str]
     warnings: list[str]
 
 
-# Each setting that may lose an acknowledged record: name, values that may, and what would happen.
+# Settings that may lose an acknowledged record: name, dangerous values, and the harm.
 DURABILITY = (
     ("fsync", {"off"}, "a power cut may destroy the whole database"),
     ("full_page_writes", {"off"}, "a power cut may destroy pages"),
     ("synchronous_commit", {"off"}, "a power cut may lose encounters that were acknowledged"),
 )
 
-# Each setting that may write what a person said into the server's log: name, safe values, and what would be written.
+# Settings that may write patient data into the server's log: name, safe values, and the harm.
 PRIVACY = (
     ("log_error_verbosity", {"terse"}, "a refused row is written to the server's log"),
     ("log_parameter_max_length", {"0"}, "arguments of logged statements are written to the server's log"),
@@ -42,13 +42,14 @@ LOOKED_AT = [name for name, *_ in (*DURABILITY, *PRIVACY)] + [
 
 
 async def inspect_database(database_url: str) -> PreflightReport:
-    """Look at the server's settings and at the role we act as.
+    """Inspect the server's settings and the role of the gateway.
 
-    Raises `SettingsError` where the connections are not what the gateway relies on, `OSError` or
-    `asyncpg.PostgresError` when the database does not let us in.
+    Raises:
+        SettingsError: The session does not have the properties that the gateway relies on.
+        OSError, asyncpg.PostgresError: The database refuses the connection.
     """
     try:
-        # The second one shows whether each has a session of its own.
+        # A second connection shows whether each connection has a session of its own.
         async with _session(database_url, APP_ROLE) as connection, _session(database_url, RELAY_ROLE):
             found = await connection.fetchrow(
                 f"SELECT {', '.join(f'current_setting({name!r}) AS {name}' for name in LOOKED_AT)},"  # noqa: S608 - ours
@@ -90,7 +91,7 @@ async def _session(database_url: str, role: str) -> AsyncIterator[Session]:
 
 
 def refuse_dangers(dangers: Sequence[str], settings: Settings) -> None:
-    """Return if it is safe to record, or said to be a rehearsal. Raises `SettingsError`."""
+    """Return if there are no dangers, or if the settings allow an unsafe database. Raises `SettingsError`."""
     if dangers and not settings.database_unsafe:
         told = "\n".join(f"  {danger}" for danger in dangers)
         raise SettingsError(

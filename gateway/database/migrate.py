@@ -1,4 +1,4 @@
-"""Bringing a database to the newest form: safe to ask for from many processes at once."""
+"""Migrate the database to the newest revision. Several processes may do so concurrently."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,15 +15,16 @@ if TYPE_CHECKING:
 
 MIGRATIONS = Path(models.__file__).parent / "migrations"
 
-# One lock for every gateway on a database. Any fixed number does; this one spells "encgw".
+# Key of the advisory lock, shared by every gateway on a database. The value is arbitrary and fixed; it spells "encgw".
 ADVISORY_LOCK = int.from_bytes(b"encgw")
 
 
 async def migrate(database_url: str) -> None:
-    """Run the migrations a database still lacks, one process at a time.
+    """Run the pending migrations, one process at a time.
 
-    Raises `OSError` or `asyncpg.PostgresError` when the database cannot be reached or does not let us, and
-    `SettingsError` when a newer gateway has migrated it.
+    Raises:
+        OSError, asyncpg.PostgresError: The database cannot be reached or refuses the connection.
+        SettingsError: A newer gateway has migrated the database.
     """
     if await is_newest(database_url):
         return
@@ -36,7 +37,7 @@ async def migrate(database_url: str) -> None:
         "postgresql+asyncpg://", async_creator=lambda: open_session(database_url), poolclass=NullPool
     )
     async with engine.connect() as connection:
-        # The lock belongs to the session, so it is freed even by a process that dies in the middle.
+        # The lock belongs to the session, so the server releases it if the process dies.
         await connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": ADVISORY_LOCK})
         for schema in (SCHEMA, PROCESS_SCHEMA):
             await connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {schema}"))
@@ -47,9 +48,9 @@ async def migrate(database_url: str) -> None:
 
 
 async def is_newest(database_url: str) -> bool:
-    """Return whether there is nothing to migrate, without waiting for the lock.
+    """Return whether no migration is pending, without waiting for the lock.
 
-    Raises `SettingsError` when a newer gateway has migrated the database.
+    Raises `SettingsError` if a newer gateway has migrated the database.
     """
     connection = await open_session(database_url)
     try:
@@ -64,7 +65,7 @@ async def is_newest(database_url: str) -> bool:
 
 
 def revisions() -> list[str]:
-    """Return the revisions that this gateway knows, the oldest first."""
+    """Return the revisions that this gateway knows, oldest first."""
     return sorted(path.name.partition("_")[0] for path in (MIGRATIONS / "versions").glob("*.py"))
 
 
@@ -87,7 +88,7 @@ def _upgrade(connection: "Connection") -> None:
     try:
         command.upgrade(config, "head")
     except CommandError as error:
-        # Another process has migrated it while this one waited for the lock.
+        # Another process may have migrated the database while this one waited for the lock.
         version = connection.execute(text(f"SELECT version_num FROM {PROCESS_SCHEMA}.alembic_version")).scalar()  # noqa: S608
         if version in revisions():
             raise

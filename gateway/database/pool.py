@@ -1,7 +1,7 @@
-"""Connections to PostgreSQL, opened as they are needed and lent to one at a time: the one used last first.
+"""A pool of PostgreSQL connections, opened on demand. The connection released last is acquired first (LIFO).
 
-asyncpg has a pool of its own, which starts a task for each return and resets what our statements never touch: it costs
-as much again as a short statement does. What is left when that is left out is this.
+asyncpg's own pool starts a task for each release and resets state that our statements never change. This costs as much
+as a short statement. This pool omits both.
 """
 
 import asyncio
@@ -15,11 +15,11 @@ import asyncpg
 Connection = TypeVar("Connection", bound=asyncpg.Connection)
 
 RESET_SECONDS = 5.0
-"""How long a connection may take to come to itself after a statement was called off."""
+"""Seconds; the timeout of `reset()` after a cancelled statement."""
 
 
 class Pool(Generic[Connection]):
-    """At most `size` connections. Whoever finds none waits for a turn, the first come first."""
+    """At most `size` connections. Callers that find none free wait in order of arrival."""
 
     def __init__(
         self,
@@ -27,29 +27,38 @@ class Pool(Generic[Connection]):
         size: int,
         is_usable: Callable[[Connection], bool] = lambda connection: not connection.is_closed(),
     ) -> None:
-        """Take how to open a connection, and whether one that is open may be lent (again)."""
+        """Create an empty pool.
+
+        Args:
+            connect: Opens a connection.
+            size: Maximum number of connections.
+            is_usable: Whether an open connection may be acquired (again).
+        """
         self.size = size
         self._is_usable = is_usable
         self._connect = connect
         self._free: list[Connection] = []
         self._lent: set[Connection] = set()
-        """Those in use, and those that are being reset."""
+        """Connections in use or being reset."""
         self._open_count = 0
-        """How many of `size` are taken: by a connection in use, or one that is being opened or reset."""
+        """How many of `size` are taken by connections in use, being opened or being reset."""
         self._waiting: deque[asyncio.Future[Connection | None]] = deque()
         self._resetting: set[asyncio.Task[None]] = set()
         self._closed = False
 
     def __iter__(self) -> Iterator[Connection]:
-        """Go through the connections that are open: the free ones, and those in use."""
+        """Iterate over the open connections, free or in use."""
         yield from (*self._free, *self._lent)
 
     async def open(self) -> None:
-        """Open the first connection, to be lent. Raises what keeps it from being opened."""
+        """Open the first connection and add it to the free ones. Raises the errors of `connect`."""
         self._free.append(await self._connect())
 
     async def acquire(self, within_seconds: float) -> Connection:
-        """Borrow a connection. Raises `TimeoutError`, what keeps one from being opened, or that the pool is closed."""
+        """Acquire a connection, waiting at most `within_seconds`.
+
+        Raises `TimeoutError`, the errors of `connect`, or `asyncpg.InterfaceError` if the pool is closed.
+        """
         if self._closed:
             raise asyncpg.InterfaceError("the pool is closed")
         while self._free:
@@ -69,10 +78,9 @@ class Pool(Generic[Connection]):
         return connection
 
     def release(self, connection: Connection, *, cancelled: bool = False) -> None:
-        """Return what was borrowed. What is lost, or left in a transaction, makes room for another.
+        """Release a connection. One that is lost or still in a transaction is closed, which makes room for another.
 
-        `cancelled` says that a statement may still be under way: the connection comes to itself before it is lent
-        again.
+        `cancelled` means that a statement may still be running: the connection is reset before it is acquired again.
         """
         if cancelled and not self._closed and not connection.is_closed():
             task = asyncio.create_task(self._reset(connection))
@@ -82,7 +90,7 @@ class Pool(Generic[Connection]):
             self._returned(connection)
 
     async def close(self, within_seconds: float) -> None:
-        """Close every connection, waiting for those in use, but not for ever."""
+        """Close every connection. Waits up to `within_seconds` for those in use."""
         with suppress(TimeoutError):
             async with asyncio.timeout(within_seconds):
                 while self._open_count:
@@ -94,13 +102,13 @@ class Pool(Generic[Connection]):
         for each in self._lent:
             each.terminate()
         for each in self._free:
-            # One that broke meanwhile is as good as closed.
+            # An error here means that the connection is already broken.
             with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 await each.close(timeout=RESET_SECONDS)
         self._free.clear()
 
     async def _reset(self, connection: Connection) -> None:
-        # asyncpg waits here until the server has let go of the statement, and ends a transaction that was begun.
+        # asyncpg waits here until the server has cancelled the statement, and ends any open transaction.
         try:
             await connection.reset(timeout=RESET_SECONDS)
         except (Exception, asyncio.CancelledError):  # noqa: BLE001 - whatever it is, another connection is opened
@@ -124,14 +132,14 @@ class Pool(Generic[Connection]):
             raise
 
     async def _wait_for_release(self) -> Connection | None:
-        """Wait for a place: with a connection in it, or None where it was lost."""
+        """Wait until a slot is free. Return the connection in it, or None if that connection was lost."""
         turn: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
             return await turn
         except BaseException:
             if turn.done() and not turn.cancelled():
-                # It came when nobody waited any more.
+                # The connection was handed over after the waiter was cancelled.
                 self._pass_on(turn.result())
             raise
 

@@ -1,6 +1,6 @@
-"""What is wrong with a database that cannot be used, in a sentence that says what to do.
+"""Explain why a database cannot be used, in a sentence that names the remedy.
 
-Never in the driver's own words: they may hold the password that was refused.
+The driver's messages are never included, because they may contain the rejected password.
 """
 
 import ssl
@@ -26,9 +26,9 @@ PROBLEMS = (
     SQLAlchemyError,
     TemporarilyUnavailable,
 )
-"""What the use of a database raises that cannot be used."""
+"""Errors raised while using a database that cannot be used."""
 
-# The first that fits counts.
+# The first match applies.
 _REASONS: tuple[tuple[type[BaseException], str], ...] = (
     (asyncpg.InvalidPasswordError, "the password was refused"),
     (
@@ -79,7 +79,7 @@ def reason_of(error: BaseException) -> str:
 
 @contextmanager
 def translate_driver_errors(variable: str) -> Iterator[None]:
-    """Turn whatever a database raises that cannot be used into a `SettingsError` that names the variable."""
+    """Translate the errors of an unusable database into a `SettingsError` that names the variable."""
     try:
         yield
     except PROBLEMS as error:

@@ -1,6 +1,6 @@
-"""The roles of a private server: one owns the tables, one logs in to serve and owns nothing.
+"""The roles of a private server: an owner of the tables, and a login for serving that owns nothing.
 
-`docs/operators.md` has the same in SQL for a server of your own.
+`docs/operators.md` has the same as SQL for an external server.
 """
 
 from gateway.database.connection import connect
@@ -15,7 +15,7 @@ ROLES = {OWNER: "LOGIN", LOGIN: "LOGIN", APP_ROLE: "NOLOGIN", RELAY_ROLE: "NOLOG
 
 
 async def create_database(postgres: PrivatePostgres) -> None:
-    """Make the database and its roles, unless they are there."""
+    """Create the database and its roles if they are missing."""
     connection = await connect(postgres.url())
     try:
         there = {row["rolname"] for row in await connection.fetch("SELECT rolname FROM pg_roles")}

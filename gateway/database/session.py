@@ -1,6 +1,7 @@
-"""A session on PostgreSQL as the gateway relies on it: set after connecting, read back, refused where it does not hold.
+"""A PostgreSQL session with the properties that the gateway relies on.
 
-No setting is a start-up parameter: a pooler refuses the parameters that it does not know, or drops them silently.
+Settings are set after connecting and read back. The session is refused if they do not hold. No setting is a start-up
+parameter: a pooler refuses unknown ones or drops them silently.
 """
 
 import asyncio
@@ -20,21 +21,21 @@ from gateway.observability.logs import log
 RELIED_ON = {
     "application_name": "encounter-gateway",
     "TimeZone": "UTC",
-    # Instants come as text (`gateway.database.database._set_codecs`).
+    # Timestamps arrive as text (`gateway.database.database._set_codecs`).
     "DateStyle": "ISO, MDY",
-    # A statement that waited for a key or a lease must see what the transaction before it did.
+    # A statement that waited for a key or a lease must see the effects of the transaction before it.
     "default_transaction_isolation": "read committed",
-    # Off, a statement that a policy concerns is an error.
+    # If off, a statement to which a policy applies is an error.
     "row_security": "on",
     "lock_timeout": "0",
 }
-"""Settings of every session, by their names and in the units of `pg_settings`."""
+"""Settings of every session, by name, in the units of `pg_settings`."""
 
 READ_ONLY_SECONDS = 5.0
-"""How long a read-only session serves reads before another is opened, which may be writable."""
+"""Seconds; how long a read-only session serves reads before it is replaced by one that may be writable."""
 
 REFUSED_SECONDS = 1.0
-"""How long no session is opened after one was refused, so that a server that recovers meets no storm of connections."""
+"""Seconds without opening a session after one was refused; avoids a storm of connections to a recovering server."""
 
 SHARED = (
     "several connections share one session: a pooler in transaction mode. Give each connection a session of its own "
@@ -47,9 +48,9 @@ READ_ONLY = (
 )
 
 HOST_SECONDS = 5.0
-"""How long one of several hosts may take to let us in, before the next is tried."""
+"""Seconds; the connect timeout of one of several hosts before the next is tried."""
 
-# The next host may do what this one does not.
+# Errors after which the next host is tried.
 UNREACHABLE = (OSError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError, asyncpg.InterfaceError)
 
 BRAND = "app.brand_id"
@@ -65,34 +66,34 @@ SELECT
 
 
 class UnusableSession(ConnectionError):
-    """The server let us in, but not as the gateway must be; the message says why. It holds no secret."""
+    """The session does not have the required properties; the message says why. It contains no secret."""
 
 
 class Session(asyncpg.Connection):
     """A connection that sees the rows of one brand at a time: row-level security compares with `app.brand_id`."""
 
     expires_at: float = math.inf
-    """By the loop's clock: when it is closed instead of being used again."""
+    """Time of the event loop's clock after which the connection is closed instead of reused."""
 
     _brand_id: str | None = None
     _established_by: str = ""
-    """The statement that sets what the gateway relies on."""
+    """The statement that sets the settings that the gateway relies on."""
 
     _json_bytes_left: int = sys.maxsize
     _reading: asyncio.Timeout | None = None
 
     @property
     def passed_limit(self) -> bool:
-        """Whether the columns of JSON that came since `bound_json` have more bytes than it allowed."""
+        """Whether the JSON columns received since `bound_json` have more bytes than it allowed."""
         return self._json_bytes_left < 0
 
     def bound_json(self, most_bytes: int, reading: asyncio.Timeout | None) -> None:
-        """Let the columns of JSON that come from now on have so many bytes; after these `reading` ends at once."""
+        """Limit the JSON columns received from now on to `most_bytes`. Once they have more, `reading` expires."""
         self._json_bytes_left = most_bytes
         self._reading = reading
 
     def decode_json(self, data: bytes) -> bytes:
-        """Return a column of JSON as it came, or nothing of it where the limit is passed."""
+        """Return a JSON column unchanged, or empty bytes once the limit is exceeded."""
         self._json_bytes_left -= len(data)
         if self._json_bytes_left >= 0:
             return data
@@ -102,15 +103,18 @@ class Session(asyncpg.Connection):
         return b""
 
     async def act_for(self, brand_id: str) -> None:
-        """See the rows of this brand from now on. Costs a round trip only when it is another than before."""
+        """Make the rows of this brand visible. Costs a round trip only if the brand changes."""
         if brand_id != self._brand_id:
-            # Unset first: cut off in the middle, the connection must not be taken for one of the old brand.
+            # Unset first: if this is cancelled, the connection must not count as one of the old brand.
             self._brand_id = None
             await self.execute(f"SELECT set_config('{BRAND}', $1, false)", brand_id)
             self._brand_id = brand_id
 
     async def establish(self, settings: Mapping[str, str], role: str | None) -> None:
-        """Set the role and the settings, and see in a second transaction that they hold. Raises `UnusableSession`."""
+        """Set the role and the settings, and verify in a second transaction that they hold.
+
+        Raises `UnusableSession`.
+        """
         wanted = {**settings, BRAND: "", **({} if role is None else {"role": role})}
         calls = [f"set_config({_literal(name)}, {_literal(value)}, false)" for name, value in wanted.items()]
         self._established_by = f"SELECT {', '.join(calls)}"
@@ -133,40 +137,40 @@ class Session(asyncpg.Connection):
         """Return if no other open connection of this process is in the same session. Raises `UnusableSession`."""
         other = _open.get(identity)
         if other is not None and other is not self and not other.is_closed():
-            # Its role and its brand are ours now.
+            # The other connection now has the role and the brand of this one.
             other.terminate()
             raise UnusableSession(SHARED)
         _open[identity] = self
 
     def get_reset_query(self) -> str:
-        """Return what `reset` sends: asyncpg's own, which resets every setting, and then the gateway's settings."""
+        """Return the statements of `reset`: asyncpg's own, which reset every setting, then the gateway's settings."""
         return f"{super().get_reset_query()}\n{self._established_by}"
 
     async def reset(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's own name
-        """End the transaction and forget the brand after a statement was cancelled."""
+        """End the transaction and clear the brand after a statement was cancelled."""
         self._brand_id = None
         await super().reset(timeout=timeout)
 
 
 _open: WeakValueDictionary[tuple[object, int], Session] = WeakValueDictionary()
-"""The connections of this process by the session that each is in: when the server started, and its backend's pid."""
+"""The connections of this process by session. The key is the server's start time and the backend's pid."""
 
 
 class SessionFactory:
-    """Opens sessions with the same settings, each on the first host of the URL that takes writes.
+    """Open sessions with the same settings, each on the first host of the URL that accepts writes.
 
-    It begins with the host that it used last. After it refused a session it opens none for `REFUSED_SECONDS` (a circuit
-    breaker).
+    The host that was used last is tried first. After a refused session no other is opened for `REFUSED_SECONDS` (a
+    circuit breaker).
     """
 
     def __init__(self, url: str, settings: Mapping[str, str], role: str | None = None, **options: Any) -> None:
-        """Take what every session is opened with.
+        """Store the parameters of every session.
 
         Args:
             url: One host or several.
-            settings: By their names and in the units of `pg_settings`.
-            role: Whom to act as; None: whom the URL logs in.
-            options: What else `asyncpg.connect` is told.
+            settings: By name, in the units of `pg_settings`.
+            role: Role to act as. None: the login of the URL.
+            options: Further arguments of `asyncpg.connect`.
         """
         self._urls = urls_of_hosts(url)
         self._settings = {**settings, **(named_by(url) if "application_name" in settings else {})}
@@ -177,11 +181,11 @@ class SessionFactory:
         self._retry_at = -math.inf
 
     async def open(self) -> Session:
-        """Open one, unless one was refused just now.
+        """Open a session, unless one was refused in the last `REFUSED_SECONDS`.
 
         Raises:
-            UnusableSession: The session is not what it must be; where several hosts are named, none takes writes.
-            OSError, asyncpg.PostgresError: The server does not let us in.
+            UnusableSession: The session lacks a required property; of several hosts, none accepts writes.
+            OSError, asyncpg.PostgresError: The server refuses the connection.
         """
         loop = asyncio.get_running_loop()
         if loop.time() < self._retry_at:
@@ -194,7 +198,7 @@ class SessionFactory:
             raise
 
     async def open_anyway(self) -> Session:
-        """Open one. Raises what `open` raises."""
+        """Open a session, whether or not one was refused before. Raises the errors of `open`."""
         number_of_hosts = len(self._urls)
         errors: list[Exception] = []
         for _ in self._urls:
@@ -204,7 +208,7 @@ class SessionFactory:
             except UNREACHABLE as error:
                 errors.append(error)
             except asyncio.CancelledError:
-                # A host that does not answer must not keep the next attempt from the others.
+                # The next attempt must not begin with a host that does not respond.
                 self._first = (host + 1) % number_of_hosts
                 raise
             else:
@@ -225,7 +229,7 @@ class SessionFactory:
         try:
             await connection.establish(self._settings, self._role)
         except (asyncpg.DuplicatePreparedStatementError, asyncpg.InvalidSQLStatementNameError):
-            # Another client of the pooler prepared it, or a statement of ours was prepared in another session.
+            # Another client of the pooler prepared a statement of this name, or ours was prepared in another session.
             connection.terminate()
             raise UnusableSession(SHARED) from None
         except BaseException:
@@ -237,12 +241,12 @@ class SessionFactory:
 async def open_session(
     url: str, settings: Mapping[str, str] = MappingProxyType({}), role: str | None = None, **options: Any
 ) -> Session:
-    """Open one session, as `SessionFactory` does. Raises what `SessionFactory.open` raises."""
+    """Open one session as `SessionFactory` does. Raises the errors of `SessionFactory.open`."""
     return await SessionFactory(url, settings, role, **options).open_anyway()
 
 
 def urls_of_hosts(url: str) -> list[str]:
-    """Return a URL for each host that a URL names: before its path, or as its parameters `host` and `port`."""
+    """Return a URL for each host that a URL names, before its path or as its parameters `host` and `port`."""
     parts = urlsplit(url)
     login, at, hosts = parts.netloc.rpartition("@")
     if "," in hosts:

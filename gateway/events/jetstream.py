@@ -1,4 +1,4 @@
-"""NATS JetStream: events published to a stream that somebody else has set up. Needs the extra `nats`."""
+"""Publish events to an existing NATS JetStream stream. Needs the extra `nats`."""
 
 import asyncio
 
@@ -24,7 +24,10 @@ class JetStreamReceiver:
         self._client: Client | None = None
 
     async def deliver(self, event: Event) -> None:
-        """Return when the stream has the event; it knows one it has by its id. Raises `DeliveryFailed`."""
+        """Publish the event; return once the stream has stored it. Raises `DeliveryFailed`.
+
+        The stream recognises duplicates by the event's id.
+        """
         headers = {nats.js.api.Header.MSG_ID.value: str(event.id), "Content-Type": MEDIA_TYPE}
         try:
             async with asyncio.timeout(self._seconds):
@@ -35,7 +38,7 @@ class JetStreamReceiver:
             raise DeliveryFailed(type(error).__name__) from None
 
     async def close(self) -> None:
-        """Close the connection; the next delivery makes another."""
+        """Close the connection; the next delivery opens another."""
         client, self._client = self._client, None
         if client is not None:
             await client.close()
@@ -43,7 +46,7 @@ class JetStreamReceiver:
     async def _connected(self) -> Client:
         if self._client is None:
             self._client = Client()
-            # The line tries again, and knows when: no second one underneath. What goes wrong is told by `deliver`.
+            # The delivery queue schedules retries, so the client does not reconnect. `deliver` raises the errors.
             await self._client.connect(
                 self._url,
                 name="encounter-gateway",

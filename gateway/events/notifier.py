@@ -1,7 +1,7 @@
-"""The doorbell: `LISTEN` and `NOTIFY` tell every gateway at once that there is something to read.
+"""Wake every gateway with PostgreSQL `LISTEN` and `NOTIFY` when there are new events.
 
-It is a wake-up and no more: whoever hears it reads the tables, and reads them now and then without having heard it.
-So a ring may be lost, with the connection or on a pooler that cannot pass it on, and nothing is but a second.
+A notification is only a wake-up: subscribers read the tables, and also poll them. A notification may be lost with the
+connection or behind a pooler that does not support it. This costs at most one polling interval (1 s).
 """
 
 import asyncio
@@ -14,11 +14,12 @@ from gateway.database.session import open_session
 from gateway.observability.logs import describe, log
 from resolvers.outbox import APPENDED, MOVED
 
-# A ring is a transaction of its own, not a statement in that of the recording: a commit that notifies takes a lock
-# that every other such commit waits for. The first ring goes out at once, those of the next moment together.
+# Seconds between notifications. A notification has its own transaction instead of the recording's: a commit that
+# notifies takes a lock that every other such commit waits for. The first notification is sent at once, those within the
+# interval together.
 QUIET_SECONDS = 0.05
 RECONNECT_SECONDS = 1.0
-# A connection that died without a word is found out by the ring nobody asked for.
+# Seconds; a NOTIFY at this interval serves as keep-alive and detects a dead connection.
 LONGEST_SILENCE_SECONDS = 30.0
 PATIENCE_SECONDS = 5.0
 
@@ -26,7 +27,7 @@ RING = f"SELECT pg_notify('{APPENDED}', '')"
 
 
 class Notifier:
-    """One connection of this process that listens for all its parts, and rings for them."""
+    """One connection that listens for all parts of this process, and sends their notifications."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -34,16 +35,16 @@ class Notifier:
         self._wanted = asyncio.Event()
 
     def subscribe(self, wakeup: asyncio.Event, channel: str) -> asyncio.Event:
-        """Set this event whenever the channel is rung, and give it back."""
+        """Set `wakeup` on every notification of the channel, and return it."""
         self._bells[channel].append(wakeup)
         return wakeup
 
     def notify(self) -> None:
-        """Say that events were appended and committed, to every gateway, very soon."""
+        """Notify every gateway soon that events were appended and committed."""
         self._wanted.set()
 
     async def run(self) -> None:
-        """Listen and ring until cancelled, whatever becomes of the connection."""
+        """Listen and notify until cancelled. A lost connection is opened again."""
         while True:
             try:
                 await self._listen()
@@ -59,7 +60,7 @@ class Notifier:
             connection.add_termination_listener(lambda _: self.notify())
             for channel in self._bells:
                 await connection.add_listener(channel, self._heard)
-            # Nothing was heard while nobody listened.
+            # Notifications were lost while no connection listened.
             self.notify()
             for channel in self._bells:
                 self._heard(connection, 0, channel, "")

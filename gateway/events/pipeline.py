@@ -1,4 +1,4 @@
-"""Events on their way out, as an operator sees them: what a process sets going, how far it is, and how to replay."""
+"""The event pipeline of a process: relay, delivery to sinks, pruning and the live feed."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -26,20 +26,25 @@ WATERMARK: Table = Watermark.__table__  # type: ignore[attr-defined]
 SINKS: Table = Sink.__table__  # type: ignore[attr-defined]
 DEAD_LETTERS: Table = DeadLetter.__table__  # type: ignore[attr-defined]
 
-# How often the relay and the sinks look whether there is something to do when nobody rings.
+# Seconds; the polling interval of the relay and the sinks without notifications.
 LOOK_AGAIN_SECONDS = 1.0
 
 
-# What a process sets going
+# The pipeline
 
 
 @asynccontextmanager
 async def event_pipeline(
     settings: Settings, url: str, database: Database, others: Sequence[LeasedJob], after_seconds: float = 0.0
 ) -> AsyncIterator[Feed]:
-    """Relay events, deliver them and lend the feed, for as long as the block lasts; beside the other duties.
+    """Relay and deliver events, run the other jobs, and yield the feed until the block ends.
 
-    `database` acts as the relay's role, `url` is its address. The duties begin after so many seconds.
+    Args:
+        settings: The gateway's settings, which name the sinks.
+        url: Address of the database, for the notifier and the subscribers' pool.
+        database: Acts as the relay's role.
+        others: Further leased jobs.
+        after_seconds: Delay before the jobs start.
     """
     notifier = Notifier(url)
     reads = SubscriberReads(
@@ -70,13 +75,13 @@ async def event_pipeline(
 
 
 def receivers_of(settings: Settings) -> list[Receiver]:
-    """Give the way to each sink that the settings name."""
+    """Return a receiver for each sink in the settings."""
     source, seconds = settings.event_source, settings.webhook_seconds
     receivers: list[Receiver] = [
         WebhookReceiver(webhook, source=source, seconds=seconds) for webhook in settings.every_webhook
     ]
     if settings.nats_url is not None:
-        # Imported here, because it is there only for those who use it.
+        # Imported here, because the dependency is an optional extra.
         from gateway.events.jetstream import JetStreamReceiver
 
         url = settings.nats_url.get_secret_value()
@@ -98,17 +103,11 @@ def _duties(settings: Settings, notifier: Notifier, receivers: Iterable[Receiver
         yield LeasedJob(f"sink {receiver.name}", line.work, pause_seconds=LOOK_AGAIN_SECONDS, wakeup=wakeup)
 
 
-# How far it is
-
-
-# Replaying
-
-
 # At the command line
 
 
 async def with_relay_role(settings: Settings, work: Callable[[Database], Awaitable[None]]) -> None:
-    """Do something with the relay's rights. Raises `SettingsError` when the database cannot be used."""
+    """Run `work` with the relay's role. Raises `SettingsError` if the database cannot be used."""
     assert settings.database_url is not None, "whoever asks has found or started a database"
     url = settings.database_url.get_secret_value()
     with translate_driver_errors(f"{PREFIX}DATABASE_URL"):

@@ -9,7 +9,7 @@ from resolvers.sql import Statement
 
 
 class NoReplay(Exception):
-    """What was asked for cannot be replayed; the message says why."""
+    """The requested replay is impossible; the message says why."""
 
 
 REPLAY = Statement(
@@ -35,10 +35,10 @@ FORGET_DEAD_LETTERS = Statement(
 
 
 async def replay(database: Database, sink: str, first: int | None) -> int:
-    """Let a sink be told from position `first` on, or go on from where it is; give that position.
+    """Replay events to a sink from position `first`, and return that position. None: resume at the current position.
 
-    A sink that was disabled is told again, and a wait is over. Dead letters among what is told again are forgotten.
-    Raises `NoReplay` for a sink nobody knows, or events that are no longer kept or do not exist yet.
+    A disabled sink is enabled, and a retry delay is cleared. Dead letters among the replayed events are deleted. Raises
+    `NoReplay` if the sink is unknown, or the events are pruned or do not exist yet.
     """
     async with database.transaction(None) as connection:
         sinks = {row["name"]: row["position"] for row in await connection.fetch(LIST_SINKS)}
@@ -54,5 +54,5 @@ async def replay(database: Database, sink: str, first: int | None) -> int:
 
 
 async def print_replay(database: Database, sink: str, first: int | None) -> None:
-    """Replay, and print from where."""
+    """Replay, and print the first position."""
     print(f"{sink} is told from position {await replay(database, sink, first)}")

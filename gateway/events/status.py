@@ -1,4 +1,4 @@
-"""Numbers about the outbox and its sinks (`gateway events status`, `/metrics`)."""
+"""Status of the outbox and its sinks (`gateway events status`, `/metrics`)."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,16 +12,16 @@ from resolvers.sql import Connection, Row, Statement
 
 @dataclass(frozen=True, slots=True)
 class SinkNumbers:
-    """How far one sink is."""
+    """Status of one sink."""
 
     name: str
     position: int
     behind: int
-    """Events that it has not been told of yet, those of brands it is not told of included."""
+    """Events after the sink's position, including those of brands that it does not receive."""
     oldest_seconds: float
-    """How long the first of these has waited; 0 where there is none."""
+    """Seconds that the first of these has waited; 0 if there is none."""
     failures: int
-    """Deliveries that failed in a row."""
+    """Consecutive failed deliveries."""
     last_error: str | None
     next_attempt_at: datetime
     disabled_at: datetime | None
@@ -30,18 +30,19 @@ class SinkNumbers:
 
 @dataclass(frozen=True, slots=True)
 class EventStatus:
-    """How far events have come."""
+    """Status of the event pipeline."""
 
     waiting: int
-    """Events that have no position yet."""
+    """Events without a position."""
     oldest_seconds: float
-    """How long the oldest of these has waited; 0 where there is none. Tells that no relay is at work."""
+    """Seconds that the oldest of these has waited; 0 if there is none. A growing value means that no relay is
+    running."""
     position: int
-    """The watermark: events up to here may be read."""
+    """The watermark: events up to this position may be read."""
     unsettled: int
-    """Events that have a position beyond the watermark. More than a moment of this is a fault."""
+    """Events with a position beyond the watermark. A value that stays above 0 for more than a moment is a fault."""
     pruned: int
-    """Events up to here are no longer kept."""
+    """Events up to this position have been deleted."""
     sinks: tuple[SinkNumbers, ...]
 
 
@@ -72,7 +73,10 @@ COUNT_DEAD_LETTERS = Statement(
 
 
 async def event_numbers(database: Database) -> EventStatus:
-    """Say how far events have come. `database` acts as the relay's role. Raises `TemporarilyUnavailable`."""
+    """Return the status of the event pipeline. `database` acts as the relay's role.
+
+    Raises `TemporarilyUnavailable`.
+    """
     async with database.unscoped() as connection:
         waiting = await _one(connection, WAITING)
         mark = await _one(connection, FIND_WATERMARK)
@@ -106,7 +110,7 @@ async def _one(connection: Connection, statement: Statement, **values: object) -
 
 
 def told(numbers: EventStatus) -> str:
-    """Say the numbers to a person, a line for each sink."""
+    """Return the status as text, with a line for each sink."""
     lines = [
         f"events up to position {numbers.position}, kept from {numbers.pruned + 1}",
         f"{numbers.waiting} waiting for a position, the oldest for {numbers.oldest_seconds:.0f} s"
@@ -126,5 +130,5 @@ def told(numbers: EventStatus) -> str:
 
 
 async def print_status(database: Database) -> None:
-    """Print the numbers."""
+    """Print the status."""
     print(told(await event_numbers(database)))

@@ -1,7 +1,8 @@
-"""What subscribers read: on a pool of their own, and the same statement once for all who ask it of one event.
+"""Database reads of subscribers: a separate pool, and shared results of identical statements.
 
-A thousand subscriptions that wake at one event ask for the same few rows. Their resolvers check rights and note reads
-one by one; below them each statement is sent once for its event, brand and arguments, and its rows are shared.
+A thousand subscriptions that wake at one event read the same few rows. Their resolvers check permissions and record
+audited reads one by one. Below them each statement is sent once for its event, brand and arguments, and its rows are
+shared.
 """
 
 import asyncio
@@ -14,22 +15,22 @@ from gateway.database.database import Database, PoolConnection
 from resolvers.sql import Connection, Row, Statement
 
 POOL_SIZE = 4
-"""Connections for subscribers in each process: they read little, and each row once."""
+"""Connections for subscribers in each process; subscribers read little, and each row once."""
 
 READERS_OWN = 1
-"""Of these, kept for the reader of live events, which must not wait for those who catch up."""
+"""Connections of the pool reserved for the reader of live events, which must not wait for subscribers that catch up."""
 
 ACQUIRE_SECONDS = 10.0
-"""How long a connection may take to be opened: longer than for a request, because only a subscriber waits for it."""
+"""Seconds; the timeout to open a connection. Longer than for a request, because only a subscriber waits for it."""
 
 KEPT_BYTES = 32 * 1024 * 1024
-"""Text of rows kept for subscribers who come later to the same event: some hundred encounters of the largest kind."""
+"""Bytes of cached row text for subscribers that reach the same event later: some hundred encounters of maximum size."""
 
 KEPT_SECONDS = 5.0
-"""How long rows are kept: subscribers who keep up come within that time."""
+"""Seconds that rows are cached; subscribers that keep up read them within that time."""
 
 ROW_BYTES = 200
-"""What a row takes besides its text, about."""
+"""Approximate bytes of a row besides its text."""
 
 
 class _Asked(NamedTuple):
@@ -46,11 +47,11 @@ class _Kept(NamedTuple):
 
 
 class SubscriberReads:
-    """The subscribers' pool, and the rows that were read of late. `database` acts as the application's role."""
+    """The subscribers' pool and the cache of recently read rows. `database` acts as the application's role."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        """The pool itself: for the reader of live events alone."""
+        """The pool itself, used directly only by the reader of live events."""
         self._turns = asyncio.Semaphore(POOL_SIZE - READERS_OWN)
         self._under_way: dict[_Asked, asyncio.Task[list[Row]]] = {}
         self._kept: dict[_Asked, _Kept] = {}
@@ -59,7 +60,7 @@ class SubscriberReads:
 
     @asynccontextmanager
     async def turn(self, brand_id: str | None = None) -> AsyncIterator[PoolConnection]:
-        """Borrow a connection when it is the caller's turn, however long that takes; for a brand or for none.
+        """Acquire a connection, for a brand or for none, waiting in turn without a timeout.
 
         Raises `TemporarilyUnavailable`.
         """
@@ -69,7 +70,14 @@ class SubscriberReads:
                 yield connection
 
     async def rows(self, position: int, brand_id: str, statement: Statement, values: Mapping[str, object]) -> list[Row]:
-        """Return the rows of a statement, read once for an event. Raises what reading them raises."""
+        """Return the rows of a statement, read once for an event. Raises the errors of the read.
+
+        Args:
+            position: Position of the event.
+            brand_id: Brand whose rows are visible.
+            statement: The statement.
+            values: Its arguments.
+        """
         asked = _asked(position, brand_id, statement, values)
         if (kept := self._kept.get(asked)) is not None:
             return kept.rows
@@ -77,17 +85,17 @@ class SubscriberReads:
         if task is None:
             task = self._under_way[asked] = asyncio.create_task(self._read(asked, dict(values)))
             task.add_done_callback(partial(self._read_is_over, asked))
-        # A subscriber that goes away must not take the rows of the others with it.
+        # Shielded: a subscriber that disconnects must not cancel the read of the others.
         return await asyncio.shield(task)
 
     def keep(
         self, position: int, brand_id: str, statement: Statement, values: Mapping[str, object], rows: list[Row]
     ) -> None:
-        """Keep rows that were read for an event already."""
+        """Cache rows that were already read for an event. The arguments are those of `rows`."""
         self._keep(_asked(position, brand_id, statement, values), rows)
 
     async def close(self) -> None:
-        """Let go of all rows, and close the pool."""
+        """Discard all rows and close the pool."""
         for task in self._under_way.values():
             task.cancel()
         if self._expiry is not None:
@@ -101,7 +109,8 @@ class SubscriberReads:
 
     def _read_is_over(self, asked: _Asked, task: asyncio.Task[list[Row]]) -> None:
         del self._under_way[asked]
-        # Whoever asks next tries anew. Asked here too, because all who waited may have gone.
+        # A failed read is not cached, so the next call retries. The exception is retrieved here, because every waiter
+        # may have been cancelled.
         if not task.cancelled() and task.exception() is None:
             self._keep(asked, task.result())
 
@@ -117,7 +126,7 @@ class SubscriberReads:
             self._expiry = loop.call_later(KEPT_SECONDS, self._expire_later)
 
     def _expire(self) -> None:
-        """Let go of the oldest rows while they are too old, or too many."""
+        """Discard the oldest rows while they are expired, or exceed `KEPT_BYTES`."""
         now = asyncio.get_running_loop().time()
         while self._kept:
             asked, oldest = next(iter(self._kept.items()))
@@ -134,7 +143,7 @@ class SubscriberReads:
 
 
 class EventReads:
-    """What is read for one event (`resolvers.outbox.Reads`). Nothing is changed through it."""
+    """Cached reads for one event (`resolvers.outbox.Reads`). They change nothing."""
 
     def __init__(self, reads: SubscriberReads, position: int) -> None:
         self.position = position
@@ -142,7 +151,10 @@ class EventReads:
 
     @asynccontextmanager
     async def connection(self, brand_id: str) -> AsyncIterator[Connection]:
-        """Lend what looks like a connection. A real one is borrowed for each statement that must be sent."""
+        """Yield a connection that reads through the cache.
+
+        A real connection is acquired for each statement that must be sent.
+        """
         yield _SharedConnection(self._reads, self.position, brand_id)
 
     async def fetch_one_batched(
@@ -154,16 +166,16 @@ class EventReads:
         rows: int = 1,  # noqa: ARG002 - how much it reads: nothing is put together here
         **given: object,
     ) -> Row | None:
-        """Find the row whose `key` is a value. Raises `TemporarilyUnavailable`."""
+        """Return the row whose `key` is `value`. Raises `TemporarilyUnavailable`."""
         asked = {"brand_id": brand_id, by: [value], **given}
         return next(iter(await self._reads.rows(self.position, brand_id, statement, asked)), None)
 
     def autocommit(self, brand_id: str, within_seconds: float) -> AbstractAsyncContextManager[Connection]:
-        """Refuse: a subscription changes nothing."""
+        """Raise `NotImplementedError`: a subscription changes nothing."""
         raise NotImplementedError
 
     def transaction(self, brand_id: str) -> AbstractAsyncContextManager[Connection]:
-        """Refuse: a subscription changes nothing."""
+        """Raise `NotImplementedError`: a subscription changes nothing."""
         raise NotImplementedError
 
 
@@ -179,7 +191,7 @@ class _SharedConnection(NamedTuple):
         return next(iter(await self.fetch(statement, **values)), None)
 
     async def fetch_at_most(self, most_bytes: int, statement: Statement, /, **values: object) -> list[Row]:
-        """Refuse: only plans read like this, and none serves a subscription."""
+        """Raise `NotImplementedError`: only plans call this method, and no plan serves a subscription."""
         raise NotImplementedError
 
 

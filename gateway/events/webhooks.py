@@ -1,4 +1,4 @@
-"""Webhooks: events told by signed HTTP requests, in the scheme of Standard Webhooks 1.0.0.
+"""Webhooks: events delivered by signed HTTP requests, in the scheme of Standard Webhooks 1.0.0.
 
 Source: https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
 """
@@ -19,7 +19,7 @@ from gateway.http_client import http_client
 from gateway.settings import Webhook
 from resolvers.outbox import Event
 
-# What a receiver says beside its status is of no use to us: enough is read to use the connection again.
+# Bytes; the body of a response is not used, and only read so that the connection can be reused.
 READ_AT_MOST_BYTES = 16 * 1024
 
 
@@ -39,7 +39,7 @@ class WebhookReceiver:
         )
 
     async def deliver(self, event: Event) -> None:
-        """Return when the receiver answered 2xx. Raises `DeliveryFailed`, or `SinkGone` for 410."""
+        """Send the event; return if the receiver answers 2xx. Raises `DeliveryFailed`, or `SinkGone` for 410."""
         body = envelope(event, self._source)
         headers = signed_headers(self._keys, str(event.id), int(time.time()), body)
         try:
@@ -51,7 +51,7 @@ class WebhookReceiver:
         except TimeoutError:
             raise DeliveryFailed("timeout") from None
         except httpx2.HTTPError as error:
-            # The error holds the request, and the request the signature: nothing of it goes further.
+            # The error holds the request and its signature, so it is not chained.
             raise DeliveryFailed(type(error).__name__) from None
         if response.status_code == 410:
             raise SinkGone("status 410")
@@ -64,9 +64,15 @@ class WebhookReceiver:
 
 
 def signed_headers(keys: Sequence[bytes], event_id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """Give the three headers by which a receiver knows who sent the body, and when; `timestamp` in Unix seconds.
+    """Return the three headers that authenticate the sender of the body and its time.
 
-    Signed with every key, so that a receiver may change from one to the next at its own time.
+    The body is signed with every key, so that a receiver can rotate keys at any time.
+
+    Args:
+        keys: Secret keys, one signature each.
+        event_id: Id of the event.
+        timestamp: Unix seconds.
+        body: The body as sent.
     """
     content = f"{event_id}.{timestamp}.".encode() + body
     signatures = [b64encode(hmac.digest(key, content, "sha256")).decode() for key in keys]
@@ -78,13 +84,13 @@ def signed_headers(keys: Sequence[bytes], event_id: str, timestamp: int, body: b
 
 
 def retry_after_seconds(response: httpx2.Response) -> float:
-    """Say how long the receiver asks us to wait, in seconds; 0 where it does not. Source: RFC 9110 section 10.2.3."""
+    """Return the seconds of the response's `Retry-After`; 0 if there is none. Source: RFC 9110 section 10.2.3."""
     asked = response.headers.get("retry-after", "")
     if response.status_code not in {429, 503} or not asked.isascii():
         return 0
     if asked.isdigit():
         return float(asked)
-    # A date whose year or offset is out of range is an OverflowError.
+    # A date whose year or offset is out of range raises OverflowError.
     with suppress(ValueError, OverflowError):
         return max(0.0, (parsedate_to_datetime(asked).astimezone(UTC) - datetime.now(UTC)).total_seconds())
     return 0

@@ -1,8 +1,8 @@
-"""Recording encounters from a file: CSV or JSON Lines, of any length, each line once however often it is run.
+"""Record encounters from a CSV or JSON Lines file of any length, each line once however often the import runs.
 
-A line is what the doors are sent, and goes through the same function: it is checked, walled off by its brand, audited
-and told of as any recording. Each has a key of its own, so an import that was cut short is simply run again. Many lines
-are under way at once, and share statements and commits; nothing grows with the file.
+A line has the form of a request, and passes through the same function. So it is validated, isolated by brand, audited
+and published as an event like any recording. Each line has an idempotency key, so an interrupted import is simply run
+again. Many lines are in flight at once and share statements and commits. Memory use does not depend on the file's size.
 """
 
 import asyncio
@@ -66,25 +66,25 @@ from resolvers.rate_limits import Unlimited
 from resolvers.services import AuditRecord, AuditSink
 
 UNDER_WAY = 256
-"""Lines under way at once: as many as two full statements hold, and as many again that are ready when one is done."""
+"""Lines in flight at once; enough for two full statements, and as many again that are ready when one is done."""
 
 READ_TOGETHER = 64
-"""Lines that are read before they are handed on."""
+"""Lines that are read before they are queued."""
 
 PAUSE_SECONDS = 0.5
-"""Between two tries of a line while the database is away."""
+"""Seconds between two attempts at a line while the database is unavailable."""
 
 ACQUIRE_SECONDS = 30.0
-"""How long a line waits for a connection. Nobody waits for its answer, so it may be longer than at the doors."""
+"""Seconds that a line waits for a connection; longer than for requests, because no client waits for the answer."""
 
 
 @dataclass
 class ImportSummary:
-    """What became of the lines, counted; as a text, the sentence that closes an import."""
+    """Counts of the lines by outcome; as text, the final sentence of an import."""
 
     recorded: int = 0
     already: int = 0
-    """Recorded under the same key before: by an earlier run, or by a try whose answer was lost."""
+    """Lines recorded earlier under the same key, by a previous run or an attempt whose answer was lost."""
     refused: int = 0
     unknown: Unknown = field(default_factory=Unknown)
 
@@ -103,13 +103,19 @@ async def import_encounters(
     keep_keys_days: int = 90,
     patience_seconds: float = 300.0,
 ) -> ImportSummary:
-    """Record the encounters of `file` (`-` for standard input), each line once.
+    """Record the encounters of `file`, each line once.
 
-    `name` says which import it is, by default the file's own name: lines without a key of their own are told by it from
-    those of other imports. The keys are those of `client`, and are kept for so many days; run again later, the import
-    would record its lines once more. Refused lines go to `rejects`, by default a file beside the one that is imported.
-    While the database is away it is tried again, for at most `patience_seconds`. Raises `SettingsError` where it cannot
-    begin, and `ImportStopped`; what was recorded before stays, and a second run goes on from there.
+    If the import stops, recorded encounters stay, and a second run continues from there. Raises `SettingsError` if the
+    import cannot begin, and `ImportStopped`.
+
+    Args:
+        settings: The gateway's settings, which name the database and the limits.
+        file: The file; `-` for standard input.
+        rejects: File for refused lines. None: a file beside the imported one.
+        name: Name of the import; distinguishes its lines without a key from those of others. None: the file's own name.
+        client: Client id that owns the idempotency keys.
+        keep_keys_days: Days that the keys are stored; a run after that would record the lines again.
+        patience_seconds: Seconds to retry while the database is unavailable.
     """
     settings = settings.model_copy(
         update={"idempotency_hours": keep_keys_days * 24, "database_acquire_seconds": ACQUIRE_SECONDS}
@@ -125,29 +131,30 @@ async def import_encounters(
                 return await _Backfilling(context, progress, patience_seconds, done).record_all(encounters)
 
 
-# Reading
+# Parsing
 
 
 class EncounterLine(RecordEncounter):
-    """A line: what the REST door is sent as a body, whose encounter it is, and perhaps a key."""
+    """A line: the body of a REST request, the patient's id, and optionally a key."""
 
     patient_id: Text
     key: Annotated[Text | None, BeforeValidator(refuse_null)] = None
 
 
 class _Line(NamedTuple):
-    """A line that breaks no rule."""
+    """A valid line."""
 
     lines: range
     patient_id: str
     members: Mapping[str, Any]
     key: str
     derived: bool
-    """Whether the key was made of what the line means: then whoever has the key means the same."""
+    """Whether the key was derived from the line's content. If so, a stored key proves that the same content was
+    recorded."""
 
 
 def _members(values: dict[str, str]) -> dict[str, Any]:
-    """Give the members of a row: what is empty was left out, and `metadata` is JSON."""
+    """Return the members of a row: empty values are omitted, and `metadata` is parsed as JSON."""
     members: dict[str, Any] = {name: value for name, value in values.items() if value}
     if "metadata" in members:
         try:
@@ -159,7 +166,7 @@ def _members(values: dict[str, str]) -> dict[str, Any]:
     return members
 
 
-# What a person wrote has line breaks.
+# Free text may contain line breaks.
 TABLE = CsvFormat(
     ("patient_id", "brand_id", "encounter_type"), frozenset(EncounterLine.model_fields), _members, breaks=True
 )
@@ -186,28 +193,37 @@ def _encounters(
 
 
 def derived_key(name: str, meaning: str, place: int) -> str:
-    """Give the key of a line that has none: the same in every run, and another for each line that is alike.
+    """Return the key of a line without one: the same in every run, and different for each duplicate line.
 
-    Like a claim's hash it covers what is meant, not how it is written, so a line may be written anew or moved.
+    Like the hash of an idempotency claim, it covers the meaning and not the notation. So a line may be reformatted or
+    moved.
+
+    Args:
+        name: Name of the import.
+        meaning: Canonical JSON of the line.
+        place: The 1-based occurrence number of this content.
     """
     told = f"{name}\n{place}\n{meaning}".encode("utf-8", "surrogatepass")
     return f"import-{hashlib.sha256(told).hexdigest()}"
 
 
 class _DuplicateCounter:
-    """Counts lines that mean the same, on disk: in memory it would grow with the file. For one thread at a time."""
+    """Count lines with the same content, on disk, because in memory the counts would grow with the file.
+
+    Use it from one thread at a time.
+    """
 
     def __init__(self) -> None:
-        # Without a name SQLite keeps it in a file that is nobody's, and gone with the process. What is written there is
-        # hashed with a secret of this process, so that nobody who finds it can try what was meant.
-        # Whoever lets go of the lines last closes it, which may be the thread that waited for them.
+        # Without a name, SQLite uses a temporary file that has no name and is deleted with the process. Its content is
+        # hashed with a secret of this process, so that a reader of the file cannot test guesses. The thread that drops
+        # the last reference to the lines closes it, which may be the thread that waited for them.
         self._counts = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._counts.execute("PRAGMA journal_mode = OFF")
         self._counts.execute("CREATE TABLE counts (meaning BLOB PRIMARY KEY, number INTEGER) WITHOUT ROWID")
         self._secret = os.urandom(32)
 
     def count(self, meaning: str) -> int:
-        """Say the how-manieth line of this meaning it is, from 1."""
+        """Return the 1-based occurrence number of this content."""
         digest = hashlib.blake2b(meaning.encode(), digest_size=16, key=self._secret).digest()
         (number,) = self._counts.execute(
             "INSERT INTO counts VALUES (?, 1) ON CONFLICT DO UPDATE SET number = number + 1 RETURNING number", (digest,)
@@ -216,7 +232,7 @@ class _DuplicateCounter:
         return number
 
     def close(self) -> None:
-        """Forget them."""
+        """Delete the counts."""
         self._counts.close()
 
 
@@ -231,14 +247,14 @@ class _Backfilling:
         self._progress = progress
         self._patience_seconds = patience_seconds
         self._away_since: float | None = None
-        """When the database was found to be away, as long as no line has got through since."""
+        """Time when the database became unavailable, or None if a line has been recorded since."""
         self._queue: asyncio.Queue[_Line | Refusal | Exception | None] = asyncio.Queue(READ_TOGETHER)
         self._done = done
 
     async def record_all(self, encounters: Iterator[_Line | Refusal]) -> ImportSummary:
-        """Record what is read, and say what became of it."""
-        # A thread, so that a file that comes slowly does not hold up what is under way; one that does not have to be
-        # waited for when the process is told to stop.
+        """Record the lines and return the summary."""
+        # A thread, so that a slow file does not block the lines in flight. It is a daemon, so that shutdown does not
+        # wait for it.
         reading = threading.Thread(target=self._read, args=(encounters, asyncio.get_running_loop()), daemon=True)
         reading.start()
         stopped: BaseException | None = None
@@ -249,17 +265,17 @@ class _Backfilling:
         except* ImportStopped as errors:
             stopped = next(_leaves(errors))
         if stopped is not None:
-            # Raised in there, Python before 3.11.4 would wrap it in a group of its own.
+            # Raised inside the handler, Python before 3.11.4 would wrap it in another group.
             raise stopped
         return self._done
 
     def _read(self, encounters: Iterator[_Line | Refusal], loop: asyncio.AbstractEventLoop) -> None:
-        """Fill the queue, as fast as it is emptied. Runs in a thread of its own."""
+        """Fill the queue as fast as it is emptied. Runs in its own thread."""
 
         def hand_on(each: Sequence[_Line | Refusal | Exception | None]) -> None:
             asyncio.run_coroutine_threadsafe(self._put(each), loop).result()
 
-        # Where nobody waits for lines any more, there is nobody to tell.
+        # The import has ended, so nothing waits for lines.
         with suppress(CancelledError, RuntimeError):
             try:
                 while together := list(islice(encounters, READ_TOGETHER)):
@@ -269,7 +285,7 @@ class _Backfilling:
                 hand_on([error])
 
     async def _put(self, together: Sequence[_Line | Refusal | Exception | None]) -> None:
-        """Queue what is left to do: a second run passes quickly by what the first has recorded."""
+        """Queue the lines that are not recorded yet, so that a second run quickly skips those of the first."""
         done = await self._recorded_already([each for each in together if isinstance(each, _Line) and each.derived])
         self._done.already += len(done)
         for each in together:
@@ -278,7 +294,7 @@ class _Backfilling:
         self._progress.tell(self._done)
 
     async def _recorded_already(self, lines: Sequence[_Line]) -> set[str]:
-        """Give the keys under which lines are recorded already; none where the database is away."""
+        """Return the keys under which lines are recorded already; none if the database is unavailable."""
         keys_of_brand = defaultdict[str, list[str]](list)
         for line in lines:
             keys_of_brand[line.members["brand_id"]].append(line.key)
@@ -298,16 +314,19 @@ class _Backfilling:
                 self._progress.refuse(refusal)
                 self._done.refused += len(refusal.lines)
             self._progress.tell(self._done)
-        # It was the last: the others wait for it too.
+        # Pass the end marker on: the other workers wait for it too.
         await self._queue.put(None)
 
     async def _record(self, line: _Line) -> Refusal | None:
-        """Record a line, however often that takes. Gives why it cannot be; raises `ImportStopped` if nothing can."""
+        """Record a line, retrying as often as needed. Return the reason if it is refused.
+
+        Raises `ImportStopped` if the database stays unavailable.
+        """
         while True:
             try:
                 recording = await record_encounter(self._context, line.patient_id, line.members, line.key)
             except TemporarilyUnavailable:
-                # Whether or not it was kept: under its key it is, once.
+                # The encounter may have been recorded. The key makes the retry safe.
                 await self._wait_for_the_database()
                 continue
             except GatewayError as error:
@@ -340,14 +359,14 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
         yield from _leaves(error) if isinstance(error, BaseExceptionGroup) else (error,)
 
 
-# On whose behalf
+# The context of the import
 
 
 @asynccontextmanager
 async def _context(settings: Settings, client: str) -> AsyncIterator[Context]:
-    """Give the context of an operator's program, which acts for the brand of each line and may record, no more.
+    """Yield the context of an operator's program, which acts for the brand of each line and may only record.
 
-    Raises `SettingsError` when the database cannot be used or must not be.
+    Raises `SettingsError` if the database cannot be used or is not safe.
     """
     assert settings.database_url is not None, "whoever imports has found or started a database"
     url = settings.database_url.get_secret_value()
@@ -357,7 +376,7 @@ async def _context(settings: Settings, client: str) -> AsyncIterator[Context]:
         dangers, _ = await inspect_database(url)
         refuse_dangers(dangers, settings)
         database = await Database.connect(url, role=APP_ROLE, size=settings.database_pool_size, **timeouts)
-    # Nobody rings for so many: the relay of whichever gateway runs looks every second by itself.
+    # The import sends no notifications: the relay of a running gateway polls every second.
     feed = Feed(database, Notifier(url), SubscriberReads(database))
     scopes = frozenset(scopes_from(settings.scopes)[Permission.RECORD_ENCOUNTER])
     try:
@@ -371,13 +390,13 @@ async def _context(settings: Settings, client: str) -> AsyncIterator[Context]:
 
 
 class _NoReadAudit:
-    """A trail on which reads are not noted: of what was recorded already an import shows nobody anything."""
+    """An audit sink that omits reads: an import does not show the encounters that it finds recorded already."""
 
     def __init__(self, audit_sink: AuditSink) -> None:
         self._audit_sink = audit_sink
 
     def record(self, note: AuditRecord) -> None:
-        """Leave a note of anything else."""
+        """Record everything but reads of encounters."""
         if note.event_type != ENCOUNTERS_READ:
             self._audit_sink.record(note)
 

@@ -1,8 +1,8 @@
-"""Making patients known from a file: CSV or JSON Lines, of any length, as often as one likes.
+"""Register patients from a CSV or JSON Lines file of any length. The import may be repeated.
 
-A line is a patient. One that breaks a rule is named by its number and the rule, never by its content, and the others
-are registered all the same. Only one batch is held in memory, and each batch commits by itself, so an import that was
-cut short is simply run again.
+A line is a patient. A refused line is reported by its number and the rule, never by its content, and the other lines
+are still registered. Only one batch is in memory, and each batch commits by itself. An interrupted import is simply run
+again.
 """
 
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -21,15 +21,15 @@ from resolvers.errors import InvalidInput, TemporarilyUnavailable
 from resolvers.patients import RegisterPatient, add_patients
 
 BATCH_LINES = 1_000
-"""How many lines commit together: enough that commits cost little, few enough to hold in memory."""
+"""Lines in one commit; enough that commits cost little, few enough to hold in memory."""
 
 MAX_LINE_BYTES = 64 * 1024
-"""The longest line that is read; a file without line ends must not fill the memory."""
+"""Bytes; the longest line that is read, so that a file without line ends does not fill the memory."""
 
 
 @dataclass
 class Imported:
-    """What became of the lines, counted; as a text, the sentence that closes an import."""
+    """Counts of the lines by outcome; as text, the final sentence of an import."""
 
     registered: int = 0
     known: int = 0
@@ -42,13 +42,17 @@ class Imported:
 
 
 async def import_patients(database_url: str, file: Path, rejects: Path | None = None) -> Imported:
-    """Register the patients of `file` (`-` for standard input), leaving those known already as they are.
+    """Register the patients of `file`, leaving known patients unchanged.
 
-    The URL is the owner's: the tables are made if need be. Refused lines go to `rejects`, by default a file beside the
-    one that is imported. Raises `ImportStopped`; what was committed before stays.
+    Committed batches stay if the import stops. Raises `ImportStopped`.
+
+    Args:
+        database_url: URL of the owner: the tables are created if they are missing.
+        file: The file; `-` for standard input.
+        rejects: File for refused lines. None: a file beside the imported one.
     """
     imported = Imported()
-    # Reading blocks, and may: this process has nothing else to do.
+    # Blocking reads are acceptable, because this process has no other work.
     with opened(file) as stream, Progress.of(lines := LineReader(stream, MAX_LINE_BYTES), file, rejects) as progress:
         outcomes = _outcomes(records_of(lines, file, TABLE, imported.unknown))
         async with _database(database_url) as database:
@@ -88,7 +92,7 @@ async def _import_batch(
         else:
             lines_of_brand.setdefault(outcome.brand_id, []).append(outcome)
     for brand_id, patients in lines_of_brand.items():
-        # Of an id that comes twice the first line counts, as it would have in two batches.
+        # The first line of a repeated id is used, as it would be if the two were in different batches.
         external_ids = {patient.id: patient.external_ids for patient in reversed(patients)}
         async with database.transaction(brand_id) as connection:
             new = await add_patients(connection, brand_id, external_ids)
@@ -100,7 +104,7 @@ async def _import_batch(
 async def _database(url: str) -> AsyncIterator[Database]:
     try:
         await migrate(url)
-        # As the owner, who need not be a member of the role that serves.
+        # Connect as the owner, which need not be a member of the role that serves.
         database = await Database.connect(url, role=None, size=1, acquire_seconds=10, statement_seconds=60)
     except PROBLEMS as error:
         raise ImportStopped(reason_of(error)) from error
@@ -111,5 +115,5 @@ async def _database(url: str) -> AsyncIterator[Database]:
 
 
 def plural(count: int, noun: str) -> str:
-    """Say how many."""
+    """Return the count and the noun in its grammatical number."""
     return f"{count} {noun}{'' if count == 1 else 's'}"

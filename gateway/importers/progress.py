@@ -1,7 +1,7 @@
-"""What an import says while it runs: how far it is, and which lines it refused.
+"""Report the progress of an import and its refused lines.
 
-On a terminal a bar, elsewhere a line now and then. Refused lines go to a file by their numbers, rules and reasons,
-never with what stands in them: whoever reads that file need not be somebody who may read about patients.
+The progress is a bar on a terminal, and otherwise a line every few seconds. Refused lines go to a file by number, rule
+and reason, never with their content. So readers of that file need no permission to read patient data.
 """
 
 import sys
@@ -16,7 +16,7 @@ import orjson
 from gateway.importers.reader import STANDARD_INPUT, ImportStopped, LineReader, Refusal
 
 TOLD_AT_MOST = 20
-"""How many refused lines are named on the terminal too, where they are written to a file."""
+"""Refused lines that are also printed on the terminal if they are written to a file."""
 
 BAR_SECONDS = 0.2
 LINE_SECONDS = 5.0
@@ -24,7 +24,7 @@ BAR_CHARACTERS = 30
 
 
 class Progress:
-    """Tells on standard error how far an import is, and keeps what it refused."""
+    """Report the progress of an import on standard error, and write refused lines to a file."""
 
     def __init__(self, lines: LineReader, rejects: Path | None, written: IO[bytes] | None) -> None:
         self._lines = lines
@@ -34,16 +34,21 @@ class Progress:
         self._on_terminal = sys.stderr.isatty()
         self._pause_seconds = BAR_SECONDS if self._on_terminal else LINE_SECONDS
         self._began_at = time.monotonic()
-        # A bar is there from the first lines on.
+        # Show the bar from the first lines on.
         self._told_at = self._began_at - BAR_SECONDS
 
     @classmethod
     @contextmanager
     def of(cls, lines: LineReader, file: Path, rejects: Path | None) -> Iterator[Self]:
-        """Tell of the import of `file`; refused lines go to `rejects`, by default beside the file.
+        """Yield the progress of the import of `file`.
 
-        Those of standard input are named on standard error, unless there is a file for them. A file in which nothing
-        stands in the end is taken away again. Raises `ImportStopped` where it cannot be written.
+        Raises `ImportStopped` if the file of refused lines cannot be written.
+
+        Args:
+            lines: The lines of `file`.
+            file: The imported file, or `-` for standard input.
+            rejects: File for refused lines; deleted at the end if it is empty. None: a file beside the imported one;
+                lines of standard input are named on standard error.
         """
         if rejects is None and file != STANDARD_INPUT:
             rejects = file.with_name(f"{file.name}.rejects.jsonl")
@@ -72,7 +77,7 @@ class Progress:
                 rejects.unlink()
 
     def refuse(self, refusal: Refusal) -> None:
-        """Keep that lines were refused."""
+        """Record refused lines."""
         self._told += 1
         if self._written:
             self._written.write(orjson.dumps(refusal.told()) + b"\n")
@@ -80,12 +85,12 @@ class Progress:
             self.say(refusal)
 
     def say(self, words: object) -> None:
-        """Say something on a line of its own."""
+        """Print a message on its own line."""
         self.clear()
         print(words, file=sys.stderr)
 
     def tell(self, so_far: object) -> None:
-        """Say how far the import is, if it is time to. `so_far` is, as a text, what became of the lines until now."""
+        """Print the progress if it is due. `so_far` is, as text, the summary of the lines up to now."""
         now = time.monotonic()
         if now - self._told_at < self._pause_seconds:
             return
@@ -102,12 +107,12 @@ class Progress:
             print(text.lstrip(), file=sys.stderr)
 
     def clear(self) -> None:
-        """Take the bar away, so that something else can be said."""
+        """Clear the bar, so that a message can be printed."""
         if self._on_terminal:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
 
     def _share(self) -> float | None:
-        """How much of the file was read, or None where nobody knows how long it is."""
+        """The fraction of the file that was read, or None if its length is unknown."""
         in_all = self._lines.bytes_in_all
         return min(1.0, self._lines.bytes_read / in_all) if in_all else None

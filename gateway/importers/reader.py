@@ -1,7 +1,7 @@
-"""Reading a file to import: CSV or JSON Lines, of any length, one record after the other.
+"""Read a CSV or JSON Lines file of any length, one record after the other.
 
-A record that cannot be read, or breaks a rule, becomes a `Refusal`: the numbers of its lines and why, never its
-content. Only one record is held in memory.
+A record that cannot be parsed or violates a rule becomes a `Refusal`: the numbers of its lines and the reason, never
+its content. Only one record is in memory.
 """
 
 import csv
@@ -27,12 +27,12 @@ JSON_LINES = {".jsonl", ".ndjson"}
 
 
 class ImportStopped(Exception):
-    """The import could not begin or go on; the message says why."""
+    """The import cannot begin or continue; the message says why."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A record that is refused: the numbers of its lines, and why."""
+    """A refused record: the numbers of its lines and the reasons."""
 
     lines: range
     code: str
@@ -41,7 +41,7 @@ class Refusal:
 
     @classmethod
     def of(cls, lines: range, error: GatewayError) -> "Refusal":
-        """Say of these lines what is wrong with them."""
+        """Return the refusal of these lines because of `error`."""
         if not isinstance(error, InvalidInput):
             return cls(lines, error.code, (), (error.message,))
         rules = tuple(dict.fromkeys(violation.rule for violation in error.violations))
@@ -53,7 +53,7 @@ class Refusal:
         return f"{place}: {'; '.join(self.reasons)}"
 
     def told(self) -> dict[str, Any]:
-        """Give what is written of it for a program."""
+        """Return the refusal in its machine-readable form."""
         last = {} if len(self.lines) == 1 else {"last_line": self.lines[-1]}
         reason = "; ".join(self.reasons)
         return {"line": self.lines[0], **last, "code": self.code, "rules": list(self.rules), "reason": reason}
@@ -61,43 +61,43 @@ class Refusal:
 
 def _reasons(error: InvalidInput) -> Iterator[str]:
     for violation in error.violations:
-        # What follows the member's name in the pointer is the file's own.
+        # The rest of the pointer, after the member's name, is content of the file.
         member, *inner = violation.pointer.removeprefix("/").split("/")
         place = f"a part of {member}" if inner else member
         yield f"{place} {violation.message} ({violation.rule})".lstrip()
 
 
 class Record(NamedTuple):
-    """What a record says, and where it stands."""
+    """The members of a record and its line numbers."""
 
     lines: range
     members: dict[str, Any]
 
 
 class CsvFormat(NamedTuple):
-    """How the records of a file are understood."""
+    """How the records of a file are interpreted."""
 
     needed: Collection[str]
-    """The columns without which nothing can be imported."""
+    """The required columns."""
     known: Collection[str]
     """The members of a JSON line."""
     members: Callable[[dict[str, str]], dict[str, Any]]
-    """Gives the members of a row from its values by column. Raises `InvalidInput`."""
+    """Returns the members of a row from its values by column. Raises `InvalidInput`."""
     others_are_members: bool = False
-    """Whether every further column of a CSV file means something, so that none is ignored."""
+    """Whether every further column of a CSV file is used, so that none is ignored."""
     breaks: bool = False
-    """Whether a value may hold line breaks. Where none ever does, one is a quotation mark that somebody left open."""
+    """Whether a value may contain line breaks. If not, a line break in a value means an unclosed quotation mark."""
 
 
 class Unknown:
-    """Counts the columns or members that are ignored; as a text, the end of the sentence that closes an import."""
+    """Count the ignored columns or members; as text, the end of an import's final sentence."""
 
     def __init__(self) -> None:
         self._names: tuple[str, ...] = ()
         self._others = 0
 
     def note(self, names: Collection[str]) -> None:
-        """Count names that are not known."""
+        """Count unknown names."""
         ignored = Ignored.of(names, NAMES)
         self._names = tuple(dict.fromkeys(self._names + ignored.names))[:MAX_NAMES]
         self._others += ignored.others
@@ -114,17 +114,17 @@ class LineReader:
     def __init__(self, stream: BufferedReader, max_bytes: int) -> None:
         self.stream = stream
         self.number = 0
-        """How many lines were begun."""
+        """Number of lines begun."""
         self.bytes_read = 0
         status = os.fstat(stream.fileno())
         self.bytes_in_all = status.st_size if stat.S_ISREG(status.st_mode) else None
-        """How long the file is, or None where that cannot be known."""
+        """Size of the file in bytes, or None if it is unknown."""
         self.max_bytes = max_bytes
-        """How long a record may be."""
+        """Maximum size of a record in bytes."""
         self._goes_on = False
 
     def read(self) -> bytes:
-        """Return the next line, or as much of a long one as fits; empty at the end of the stream."""
+        """Return the next line, or a piece of a line longer than `max_bytes`; empty at the end of the stream."""
         piece = self.stream.readline(self.max_bytes + 1)
         self.bytes_read += len(piece)
         if piece and not self._goes_on:
@@ -135,21 +135,25 @@ class LineReader:
         return piece
 
     def __iter__(self) -> Iterator[bytes]:
-        """Give what is left, piece by piece."""
+        """Iterate over the remaining lines, piece by piece."""
         return iter(self.read, b"")
 
 
 def records_of(lines: LineReader, file: Path, table: CsvFormat, unknown: Unknown) -> Iterator[Record | Refusal]:
-    """Give what each record says, or why it cannot be read; count in `unknown` what is ignored.
+    """Yield each record, or the reason why it cannot be parsed. Raises `ImportStopped` if no record can be read.
 
-    Raises `ImportStopped` where no record can be read.
+    Args:
+        lines: The lines of the file.
+        file: The file; its suffix, or else its first character, decides between JSON Lines and CSV.
+        table: How the records are interpreted.
+        unknown: Counts the ignored columns or members.
     """
     members = _JsonLines(lines, table, unknown) if _is_json(lines.stream, file) else _CsvRows(lines, table, unknown)
     while True:
         before = lines.number
         try:
             each = next(members)
-            # A quotation mark that is left open swallows lines which may well be records: say so, never guess.
+            # An unclosed quotation mark may swallow lines that are records. Refuse them instead of guessing.
             if lines.number > before + 1 and not table.breaks:
                 raise MalformedBody("line_break", "a quoted value must end on the line it began on")
             if each is not None:
@@ -171,11 +175,12 @@ def _too_long(lines: LineReader) -> MalformedBody:
     return MalformedBody("too_long", f"must have at most {lines.max_bytes} bytes")
 
 
-# Neither is a generator: that would end at its first error, and these go on with the next record. None is a blank line.
+# Neither class is a generator, because a generator ends at its first error. These continue with the next record. None
+# stands for a blank line.
 
 
 class _JsonLines(Iterator[dict[str, Any] | None]):
-    """The members of each line. A line break is never part of a JSON string, so each line ends where it ends."""
+    """The members of each line. A JSON string never contains a raw line break, so a record is exactly one line."""
 
     def __init__(self, lines: LineReader, table: CsvFormat, unknown: Unknown) -> None:
         self._lines = lines
@@ -214,9 +219,9 @@ def _at(error: MalformedBody) -> str:
 class _CsvRows(Iterator[dict[str, Any] | None]):
     """The members of each row.
 
-    A quotation mark where none may stand, or a wrong number of values in a row with such marks, may be a person's words
-    that were quoted wrongly: their next line would be read as a row. So nothing after it is read. After any other fault
-    the next row is read, because the quotation marks say where it begins.
+    A misplaced quotation mark, or a wrong number of values in a row with quotation marks, may be free text that was
+    quoted wrongly. Its next line would be parsed as a row, so nothing after it is read. After any other fault the next
+    row is read, because the quotation marks show where it begins.
     """
 
     def __init__(self, lines: LineReader, table: CsvFormat, unknown: Unknown) -> None:
@@ -226,7 +231,7 @@ class _CsvRows(Iterator[dict[str, Any] | None]):
         _require_columns(self._columns, table)
         if not table.others_are_members:
             unknown.note([name for name in self._columns if name not in table.known])
-        # A value is as long as a record may be; its own rules say how long it may be.
+        # Only the record's size limits a value here; the rules of each member limit its length.
         csv.field_size_limit(max(csv.field_size_limit(), lines.max_bytes))
 
     def _header(self) -> list[str]:
@@ -268,16 +273,16 @@ class _CsvRows(Iterator[dict[str, Any] | None]):
         return b"".join(pieces)
 
     def _stopped(self, rule: RuleId, message: str) -> MalformedBody:
-        """Pass over all that is left, and return the error of a record whose end cannot be known."""
+        """Skip the rest of the file, and return the error of a record whose end is unknown."""
         for _ in self._lines:
-            pass  # counted: they are refused with it
+            pass  # counted: these lines are refused with the record
         return MalformedBody(rule, f"{message}; where it ends cannot be known, so no row after it is read")
 
 
 def _values(record: bytes) -> list[str]:
     text = _text(record)
     try:
-        # The quotation marks are in order; a carriage return alone may not be.
+        # The quotation marks are valid here. A lone carriage return may not be.
         (values,) = csv.reader([text], strict=True)
     except csv.Error:
         raise MalformedBody("csv", CSV_RULE) from None
@@ -288,7 +293,7 @@ CSV_RULE = "must be CSV: quotation marks around whole values, doubled inside"
 
 
 def _require_columns(columns: Sequence[str], table: CsvFormat) -> None:
-    """Return if line 1 names the columns. Raises `ImportStopped`, also for a column that is nearly a known one."""
+    """Return if line 1 names the columns. Raises `ImportStopped`, also for a near miss of a known column."""
     if not set(table.needed) <= set(columns) or "" in columns or len(set(columns)) != len(columns):
         *others, last = (f"`{name}`" for name in table.needed)
         raise ImportStopped(
@@ -305,8 +310,9 @@ def _require_columns(columns: Sequence[str], table: CsvFormat) -> None:
 
 
 State = Literal["begin", "bare", "within", "after", "return", "end"]
-"""Where a reader stands: before a value, in one without marks, in one between marks, after a mark that ends the value
-or is the first of two, after a carriage return behind that, at the end."""
+"""State of the parser. `begin`: before a value. `bare`: in an unquoted value. `within`: in a quoted value. `after`:
+after a quotation mark that closes the value or begins a doubled one. `return`: after a carriage return behind it.
+`end`: at the end of the record."""
 
 _NEXT: Mapping[tuple[State, bytes], State] = {
     ("begin", b'"'): "within",
@@ -320,9 +326,10 @@ _MARK_OR_COMMA = re.compile(rb'[",]')
 
 
 class _Quoting:
-    """Follows the quotation marks of a record, and so knows where it ends. Source: RFC 4180, section 2.
+    """State machine for the quotation marks of a record; it finds the record's end. Source: RFC 4180, section 2.
 
-    Only marks, commas and line ends count, so bytes that are not UTF-8 and pieces of any length make no difference.
+    Only quotation marks, commas and line ends matter. So bytes that are not UTF-8 and pieces of any length are handled
+    alike.
     """
 
     def __init__(self) -> None:
@@ -334,7 +341,7 @@ class _Quoting:
         return self._state == "within"
 
     def read(self, piece: bytes) -> bool:
-        """Return whether the record ends with this piece of it. Raises `ValueError` for a mark where none may stand."""
+        """Return whether the record ends with this piece. Raises `ValueError` for a misplaced quotation mark."""
         place = 0
         while place < len(piece):
             if self._state == "within":
@@ -369,7 +376,7 @@ def _is_json(stream: BufferedReader, file: Path) -> bool:
 def opened(file: Path) -> Iterator[BufferedReader]:
     """Open the file, or standard input for `-`. Raises `ImportStopped`."""
     if file == STANDARD_INPUT:
-        # Neither `sys.stdin` nor ever closed: a thread that still waits for a line would hold up the end.
+        # Neither `sys.stdin` nor ever closed: a thread that is still reading a line would block the exit.
         yield open(0, "rb", closefd=False)  # noqa: SIM115
         return
     try:

@@ -1,7 +1,7 @@
-"""Logs. What a person wrote about a patient never leaves through here.
+"""Structured logs that never contain patient data.
 
-The log is an allow-list: an event has the fields named below and no others, and an exception is told by its type and
-place, never by its words, because a driver's words repeat values.
+The log is an allow-list: an event has only the fields named below. An exception is logged by type and location, never
+by its message, because drivers repeat values in messages.
 """
 
 import atexit
@@ -20,41 +20,41 @@ from resolvers.context import Context
 from schema.documents.limits import LimitViolation
 
 FLUSH_SECONDS = 2.0
-"""How long the end of a process waits for a reader of standard error."""
+"""Seconds; how long process exit waits for the reader of standard error."""
 
 
 class Log:
-    """Writes one JSON object a line to standard error, at once or through a queue."""
+    """Write JSON objects, one a line, to standard error, directly or through a queue."""
 
     def __init__(self) -> None:
         self._writer: QueuedWriter | None = None
 
     def start_queue(self) -> None:
-        """Write through a queue from now on, so that no reader of standard error can hold up a request."""
+        """Write through a queue from now on, so that a slow reader of standard error cannot block a request."""
         if self._writer is None and sys.stderr is not None:
             self._writer = QueuedWriter(sys.stderr.fileno(), on_drop=LOG_DROPPED.inc)
-            # Before the interpreter ends, which stops the thread wherever it is.
+            # Flush before the interpreter ends, which stops the thread at any point.
             atexit.register(self.flush)
 
     def flush(self) -> None:
-        """Return when the lines so far are written, or after `FLUSH_SECONDS`."""
+        """Return when the queued lines are written, or after `FLUSH_SECONDS`."""
         if self._writer is not None:
             self._writer.flush(FLUSH_SECONDS)
 
     def info(self, event: str, **fields: object) -> None:
-        """Write down what happened."""
+        """Log a normal event."""
         self.write(event, "info", fields)
 
     def warning(self, event: str, **fields: object) -> None:
-        """Write down what an operator may have to look at."""
+        """Log an event that may need an operator's attention."""
         self.write(event, "warning", fields)
 
     def error(self, event: str, **fields: object) -> None:
-        """Write down what nobody expected."""
+        """Log an unexpected event."""
         self.write(event, "error", fields)
 
     def write(self, event: str, level: str, fields: dict[str, object]) -> None:
-        """Write a line. `level` is one of those above, or how grave a library found it."""
+        """Write a line. `level` is one of the above, or the level of a library's message."""
         told = fields | {"event": event, "level": level, "timestamp": datetime.now(UTC)}
         line = orjson.dumps(told, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE)
         if self._writer is not None:
@@ -68,14 +68,14 @@ log = Log()
 
 
 def configure_logging() -> None:
-    """Let every library's messages be told in lines like ours."""
-    # A library's message may quote what it choked on: say which library and how grave, and nothing else.
+    """Redirect the messages of every library to this log."""
+    # A library's message may quote input, so only the library and the level are logged.
     logging.basicConfig(handlers=[_LibraryMessages()], level=logging.WARNING, force=True)
 
 
 class _LibraryMessages(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        # Modules below the process log through `logging`. Their fields are ours, and hold nothing that a caller sent.
+        # Modules of `resolvers` log through `logging`. Their fields are defined here and contain no input of a caller.
         ours: dict[str, object] | None = getattr(record, "fields", None)
         if ours is not None and record.name.startswith("resolvers."):
             log.write(record.getMessage(), record.levelname.lower(), ours)
@@ -87,19 +87,19 @@ class _LibraryMessages(logging.Handler):
 
 
 def describe(error: BaseException) -> dict[str, str]:
-    """Give an exception's type and the place it was raised, without a word of its message."""
+    """Return an exception's type and the location where it was raised, without its message."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f"{frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno}" if frames else "unknown"
     return {"error": type(error).__name__, "place": place}
 
 
 def report(error: BaseException, request_id: str) -> None:
-    """Write down an exception nobody expected: its type and place, under the id that the caller is told."""
+    """Log an unexpected exception by type and location, with the request id that the caller receives."""
     log.error("unexpected", request_id=request_id, **describe(error))
 
 
 def log_request(scope: Scope, status: int | None, seconds: float) -> None:
-    """Count a request, and write its one log line. One that was not answered has no status."""
+    """Count a request, and write its only log line. `status` is None for a request without a response."""
     route = getattr(scope.get("route"), "path", None)
     count_request(route, scope["method"], status, seconds)
     log.info(
@@ -114,7 +114,7 @@ def log_request(scope: Scope, status: int | None, seconds: float) -> None:
 
 
 def log_socket(scope: Scope, status: int, code: int | None, seconds: float) -> None:
-    """Write the one log line of a socket that is over."""
+    """Write the only log line of a closed WebSocket."""
     log.info(
         "socket",
         request_id=scope["state"]["request_id"],
@@ -128,7 +128,13 @@ def log_socket(scope: Scope, status: int, code: int | None, seconds: float) -> N
 
 
 def log_operation(context: Context, outcome: str, seconds: float) -> None:
-    """Count an operation on a socket, and write its log line: `complete`, the code of what refused it, or `stopped`."""
+    """Count an operation on a WebSocket and log it.
+
+    Args:
+        context: The context of the operation.
+        outcome: `complete`, the error code of a refusal, or `stopped`.
+        seconds: Duration.
+    """
     count_operation(outcome, seconds)
     log.info(
         "operation",
@@ -140,7 +146,7 @@ def log_operation(context: Context, outcome: str, seconds: float) -> None:
 
 
 def log_breach(context: Context, breach: LimitViolation) -> None:
-    """Write down that a limit would have refused what was asked for, had it been enforced."""
+    """Log that a document exceeded a limit that is not enforced."""
     log.info(
         "limit",
         request_id=context.request_id,
@@ -152,7 +158,7 @@ def log_breach(context: Context, breach: LimitViolation) -> None:
 
 
 def log_unknown_document(context: Context, sha256: str) -> None:
-    """Write down that a document is in no manifest."""
+    """Log that a document is in no manifest."""
     log.info("unknown_document", request_id=context.request_id, sha256=sha256, **_who(context.caller))
 
 

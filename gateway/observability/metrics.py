@@ -1,7 +1,7 @@
-"""What is counted in a process. Labels are ours: never what a client sent, a patient, or a key.
+"""Metrics of the process. Labels come from fixed sets: never client input, a patient, or a key.
 
-`gateway.metrics_endpoint` returns it. With several workers, each counts in its own file, in the folder that
-`gateway serve` names to prometheus_client before they start; the worker that is asked adds them up.
+`gateway.metrics_endpoint` serves them. With several workers, each writes its own file, in the folder that `gateway
+serve` passes to prometheus_client before they start. The worker that answers a scrape adds them up.
 """
 
 from functools import cache
@@ -20,7 +20,7 @@ def _counter(name: str, told: str, *labels: str) -> Counter:
 
 
 def _gauge(name: str, told: str, *labels: str) -> Gauge:
-    # Of the workers that live, the sum.
+    # The sum over the running workers.
     return Gauge(f"gateway_{name}", told, labels, registry=REGISTRY, multiprocess_mode="livesum")
 
 
@@ -50,7 +50,7 @@ DRAINING = _gauge("draining", "Processes that were told to stop and still serve.
 
 
 def count_request(route: str | None, method: str, status: int | None, seconds: float) -> None:
-    """Count an HTTP request. `route` is the template; a request that was not answered has no status."""
+    """Count an HTTP request. `route` is the template; `status` is None for a request without a response."""
     counted, timed = _of_requests(route, method if method in METHODS else "other", status)
     counted.inc()
     timed.observe(seconds)
@@ -58,24 +58,24 @@ def count_request(route: str | None, method: str, status: int | None, seconds: f
 
 @cache
 def _of_requests(route: str | None, method: str, status: int | None) -> tuple[Counter, Histogram]:
-    # Found again for each request, they would cost more than they do.
+    # Cached: `labels()` costs more than the increment.
     told = ("graphql" if route == "/graphql" else "rest", route or "unknown", method)
     return REQUESTS.labels(*told, status or "none"), REQUEST_SECONDS.labels(*told)
 
 
 def count_operation(outcome: str, seconds: float) -> None:
-    """Count an operation on a WebSocket. `outcome` is `complete`, `stopped`, or the code of what refused it."""
+    """Count an operation on a WebSocket. `outcome` is `complete`, `stopped`, or the error code of a refusal."""
     SOCKET_OPERATIONS.labels(outcome).inc()
     SOCKET_OPERATION_SECONDS.observe(seconds)
 
 
 class PrometheusMetrics:
-    """What the rooms behind the doors are lent to count with (`resolvers.services.Metrics`)."""
+    """The metrics of `resolvers` (`resolvers.services.Metrics`)."""
 
     def refused(self, code: str) -> None:
         """Count a refusal."""
         REFUSALS.labels(code).inc()
 
     def recorded(self, *, replayed: bool) -> None:
-        """Count an encounter that was recorded, or found to be."""
+        """Count an encounter that was recorded now, or earlier under the same key."""
         (ENCOUNTERS_REPLAYED if replayed else ENCOUNTERS_RECORDED).inc()

@@ -1,7 +1,7 @@
-"""A bounded queue of log lines and the thread that writes them, so that a slow reader of the log delays no request.
+"""A bounded queue of log lines and a thread that writes them, so that a slow reader of the log delays no request.
 
-A pipe holds 64 KiB. When its reader stops, a write blocks the thread that calls it, and that must not be the one that
-serves. Lines that find the queue full are dropped and counted; the count is logged once the reader goes on.
+A pipe holds 64 KiB. When its reader stops, a write blocks the calling thread, which must not be the event loop's. Lines
+are dropped and counted while the queue is full. The count is logged once the reader continues.
 """
 
 import os
@@ -15,19 +15,19 @@ from queue import Empty, SimpleQueue
 import orjson
 
 MAX_LINES = 10_000
-"""Lines that wait, at most: some 3 MB, and several seconds of a busy process."""
+"""Lines in the queue; some 3 MB, and several seconds of a busy process."""
 
-# POSIX writes this many bytes to a pipe in one piece, so the lines of several workers never mix. Source: pipe(7).
+# Bytes; POSIX writes up to this many to a pipe atomically, so the lines of several workers never mix. Source: pipe(7).
 MAX_WRITE_BYTES = select.PIPE_BUF
 
 
 class QueuedWriter:
-    """Writes lines to a file descriptor in a thread of its own. `put` never blocks.
+    """Write lines to a file descriptor in a separate thread. `put` never blocks.
 
     Args:
-        descriptor: Where to write. It stays open for as long as the process runs.
-        on_drop: Called for each line that is dropped, in the thread that logs or in the one that writes.
-        max_lines: Lines that wait, at most.
+        descriptor: File descriptor; it stays open for as long as the process runs.
+        on_drop: Called for each dropped line, in the thread that logs or in the one that writes.
+        max_lines: Maximum number of queued lines.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class QueuedWriter:
         self._dropped = 0
         self._dropping = threading.Lock()
         self._start()
-        # A fork has the queue but not the thread, and its lines are the parent's to write.
+        # A forked child has the queue but not the thread. The parent writes the queued lines.
         os.register_at_fork(after_in_child=self._start)
 
     def _start(self) -> None:
@@ -48,14 +48,14 @@ class QueuedWriter:
         threading.Thread(target=self._write_lines, name="writer", daemon=True).start()
 
     def put(self, line: bytes) -> None:
-        """Queue a line, or drop it where the queue is full. Never blocks."""
+        """Queue a line, or drop it if the queue is full. Never blocks."""
         if self._lines.qsize() < self._max_lines:
             self._lines.put(line)
         else:
             self._drop(1)
 
     def flush(self, seconds: float) -> bool:
-        """Return whether the lines queued so far were written, or dropped, within so many seconds."""
+        """Return whether the lines queued so far were written, or dropped, within `seconds`."""
         written = threading.Event()
         self._lines.put(written)
         return written.wait(seconds)
@@ -71,7 +71,7 @@ class QueuedWriter:
         waiting = self._lines
         while True:
             entry = waiting.get()
-            # Each write costs a system call: what waits goes out together, as far as that stays in one piece.
+            # Each write costs a system call, so queued lines are written together, up to the size of an atomic write.
             size = 0
             while isinstance(entry, bytes):
                 if batch and size + len(entry) > MAX_WRITE_BYTES:
@@ -89,11 +89,11 @@ class QueuedWriter:
                 entry.set()
 
     def _write(self, batch: list[bytes]) -> None:
-        """Write the batch and empty it; after that, tell how many lines were dropped before."""
+        """Write the batch and clear it; then log how many lines were dropped before."""
         try:
             self._write_all(b"".join(batch))
         except OSError:
-            # The reader is gone, or the disk is full. The next batch may find it otherwise.
+            # The reader is gone, or the disk is full. The next batch may succeed.
             self._drop(len(batch))
         else:
             self._tell_dropped()
@@ -112,5 +112,5 @@ class QueuedWriter:
             try:
                 data = data[os.write(self._descriptor, data) :]
             except BlockingIOError:
-                # A terminal or pipe that another program made non-blocking.
+                # Another program made the terminal or pipe non-blocking.
                 select.select([], [self._descriptor], [])
