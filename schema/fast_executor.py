@@ -28,7 +28,7 @@ Fields = Mapping[str, Any]
 
 
 USUAL_BYTES = 40
-"""Estimated bytes of a value that is not measured, such as an enum value or a date-time with its quotation marks."""
+"""Estimated bytes of a value that is not measured, such as a UUID or a date-time with its quotation marks."""
 
 MEASURED = frozenset({"ID", "JSON", "String"})
 """Scalars whose values may be long."""
