@@ -99,7 +99,7 @@ class DocumentStats:
     nested: int = 0
     """Maximum nesting of selection sets, including those of fragments."""
     fields: int = 0
-    """Number of fields that validation and execution visit: a fragment's fields count once per object that spreads it."""
+    """Number of fields that validation and execution visit. A fragment's fields count once per object spreading it."""
     aliases: int = 0
     directives: int = 0
     directives_at_one_place: int = 0

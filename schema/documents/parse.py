@@ -92,7 +92,7 @@ class Document(NamedTuple):
     """The operations by their requested names; None if the document cannot be run."""
 
     def operation(self, name: str | None) -> PreparedOperation:
-        """Return the operation to run. Raise `InvalidInput` if it does not exist, or if several exist and `name` is None."""
+        """Return the operation to run. Raise `InvalidInput` if `name` selects no single operation."""
         assert self.ast is not None, "it can be run"
         assert self.prepared is not None, "it can be run"
         if name not in self.prepared:
