@@ -101,7 +101,7 @@ def outcome(error: GatewayError, context: Context, within: str | None = "input")
     """Return the union member for an error. Raise the error again if the union has no member for it.
 
     Args:
-        error: The refusal. It is recorded in the audit log.
+        error: The error. It is counted, and recorded in the audit log if it is a refusal of the caller.
         context: The caller's context.
         within: The argument that holds the command's members; None if the members are arguments themselves.
     """
@@ -153,7 +153,7 @@ def _violation(violation: errors.Violation, within: str | None) -> Violation:
 
 
 def refuse(error: GatewayError, context: Context) -> dict[str, Any]:
-    """Return the GraphQL error of a refusal, and record the refusal in the audit log."""
+    """Return the GraphQL error of a refusal. Count it, and record in the audit log that the caller was refused."""
     context.note_refusal(error)
     return phrase(error, context.request_id)
 

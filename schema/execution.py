@@ -162,7 +162,7 @@ class Runner:
         *,
         explains: bool = False,
     ) -> None:
-        self._schema = schema._schema  # noqa: SLF001 - Strawberry builds graphql-core's schema; we run it ourselves
+        self._schema = schema._schema  # noqa: SLF001 - Strawberry builds graphql-core's schema; `Runner` executes it
         self._admission = Admission(self._schema, rules, log_breach, log_unknown)
         self._report = report
         self._explains = explains

@@ -1,4 +1,4 @@
-"""Extend the built schema to a subgraph of Apollo Federation 2. The types of the plain schema keep their definition.
+"""Extend the built schema to a subgraph of Apollo Federation 2. Existing fields are not changed.
 
 Source: the Apollo Federation subgraph specification, https://www.apollographql.com/docs/federation/subgraph-spec
 """

@@ -232,7 +232,7 @@ class Patient:
     @strawberry.field(
         description="The patient's encounters, newest first. A page holds 20 unless asked otherwise, and at most 100."
     )
-    async def encounters(  # noqa: PLR0917 - Relay has named them
+    async def encounters(  # noqa: PLR0917 - the argument names are Relay's
         self,
         root: strawberry.Parent[SeenPatient],
         info: Info,

@@ -115,8 +115,8 @@ class Costing:
 
 
 def _size(value: Any) -> object:
-    # A list is represented by a tuple, so that its length is not confused with a number: its length and its count of
-    # distinct objects.
+    # A list is represented by its length and its number of distinct objects, in a tuple so that it differs from any
+    # number.
     if isinstance(value, list):
         return len(value), _distinct(value)
     return value if isinstance(value, int) else None

@@ -1,7 +1,7 @@
 """Find the faults of an input value: each once, with its path, in a message that quotes no values.
 
-The same code checks values of variables and literals in documents. graphql-core finds these faults too, but its
-messages do not name the member of an object and do quote the client's values.
+The same code checks values of variables and literals in documents. The validation of graphql-core finds these faults
+too, but its messages do not name the member of an object, and they quote the client's values.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,8 +1,10 @@
 """Trusted documents: read the manifest that lists them, and normalize documents for comparison.
 
-Manifests of three origins are supported and detected by their content. Sources: the persisted query manifest of Apollo
-(`@apollo/generate-persisted-query-manifest`, version 1); the local persisting of relay-compiler, which writes one
-object from id to text; and the same object from other tools.
+Three forms of manifests are supported and detected by their content. Sources:
+
+- The persisted query manifest of Apollo (`@apollo/generate-persisted-query-manifest`, version 1).
+- The local persisting of relay-compiler, which writes one object from id to text.
+- The same object from other tools.
 """
 
 import hashlib

@@ -2,6 +2,7 @@
 
 The plan raises `Unplannable` for unsupported operations. It supports a single `recordEncounter` whose metadata is
 passed in a variable, and selections of the encounter's scalar fields and its patient.
+
 Once recording has begun, the plan no longer raises `Unplannable`. `Runner` hands a refusal to the executor, which
 reports it and does not record again.
 """
@@ -71,7 +72,7 @@ class RecordPlan:
         """Record the encounter, and return the JSON of `data`.
 
         Raises:
-            Unplannable: The variables are unsupported; nothing was recorded.
+            Unplannable: The variables are unsupported, or the caller may not read patients; nothing was recorded.
             GatewayError: Recording was refused or failed; see `record_encounter`.
             AnswerTooLarge: The encounter was recorded, but the response exceeds its limit.
             AnswerMemoryFull: The encounter was recorded, but the process has no memory left for the response.

@@ -159,7 +159,7 @@ def fits_recording(members: Any) -> bool:
 
 
 def coerced(definitions: Sequence[VariableDefinitionNode], sent: Variables) -> dict[str, Any]:
-    """Return the variables of an operation, with defaults applied. Raise `Unplannable` if one needs coercion."""
+    """Return the variables of an operation, with defaults. Raise `Unplannable` if one is missing or needs coercion."""
     variables: dict[str, Any] = {}
     for definition in definitions:
         name = definition.variable.name.value

@@ -67,8 +67,9 @@ class CompiledQuery(NamedTuple):
 FIRST_JSON = 5
 """Index of a row's first JSON column.
 
-The columns before it are the number of the root field, the key, the patient's id, the number of encounters returned,
-and the estimated bytes of their pages. Pages that exceed `most_bytes` are returned in part.
+The columns before it are `root`, `key`, `patient_id`, `given` and `bytes`. `root` is the number of the root field,
+`given` the number of encounters returned, and `bytes` the estimated size of their pages. Pages that exceed `most_bytes`
+are returned in part.
 """
 
 
@@ -275,8 +276,8 @@ def _rows(page: PageNode, put: Placeholder, bound: BoundPage, item: Sequence[Pie
     order_by = None
     only = [f"e.bytes <= {left}"] if left else []
     if _is_numbered(page, bound):
-        # A backward page is read oldest first but returned newest first. The one extra row that was read shows whether
-        # another page follows.
+        # A backward page is read oldest first but returned newest first. A numbered page has one extra row, which
+        # shows whether the list continues and is not returned.
         order_by = "e.place" if bound.window.forward else "e.place DESC"
         only.append(f"e.place <= {put('size', 'bigint')}")
     listed = items_of(item, order_by=order_by, only=" AND ".join(only))

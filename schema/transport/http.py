@@ -1,8 +1,8 @@
 """GraphQL over HTTP, as an ASGI endpoint.
 
 Source: the GraphQL over HTTP specification. With `application/graphql-response+json`, the status code reports the
-outcome too. `application/json` is for older clients, which treat any status but 200 as a network failure: each request
-that was parsed as GraphQL is answered with 200. `text/event-stream` is for subscriptions.
+outcome too. `application/json` is for older clients, which treat any status but 200 as a network failure. With it, each
+request that was parsed as GraphQL is answered with 200. `text/event-stream` is for subscriptions.
 """
 
 import asyncio
@@ -113,8 +113,8 @@ class GraphQLEndpoint:
             last_event_id=request.scope["state"]["head"].get("last-event-id"),
         )
         if isinstance(begun, GraphQLResponse):
-            # The SSE protocol reports even refused operations as events, because browsers hide the body of an error
-            # status.
+            # The SSE protocol reports even refused operations as events, because a browser's EventSource hides the
+            # status and the body of an error response.
             return Response(at_once(begun), 200, {**HEADERS, **self._challenge(begun.body)}, EVENT_STREAM)
         if (refusal := self._connection_limit.refusal(context.caller.client_id)) is not None:
             raise refusal
