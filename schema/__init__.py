@@ -1,4 +1,4 @@
-"""The GraphQL door."""
+"""The GraphQL API."""
 
 import strawberry
 from strawberry.schema.config import StrawberryConfig
@@ -14,14 +14,15 @@ from schema.subscriptions import Subscription
 
 class _Schema(strawberry.Schema):
     def _warn_for_federation_directives(self) -> None:
-        # There are none. Strawberry would load all it knows of federation to see that, at each start.
+        # The schema uses no federation directives. Strawberry's check would import its federation modules at startup.
         pass
 
 
 def build_schema(scopes: Scopes = DEFAULT_SCOPES, *, federated: bool = False) -> strawberry.Schema:
-    """Build the schema: the types, and which scopes each field needs. Raises `ValueError` where one has none.
+    """Build the schema, and add the scopes of each field to its description.
 
-    `federated` is with what a router asks of a subgraph.
+    `federated` adds the fields that a federation router requires of a subgraph.
+    Raises `ValueError` if a root field has no permission.
     """
     schema = _Schema(
         query=Query, mutation=Mutation, subscription=Subscription, config=StrawberryConfig(scalar_map=SCALARS)

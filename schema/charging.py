@@ -1,7 +1,7 @@
-"""What an operation is charged: one read is reserved before anything is parsed, and settled when the price is known.
+"""Rate limiting of operations: one read is reserved before parsing, and settled once the cost in units is known.
 
-So parsing is never free, whatever is sent. A client without a read to reserve, or one that made the gateway parse for
-too long, is still served what is known here already: its mutations, under their own limit, as long as they are short.
+Parsing is therefore always charged. A client may have no read left to reserve, or may have exceeded its parsing time.
+It can still run cached documents: its mutations, under their own limit, if the request is short.
 """
 
 from collections.abc import Callable
@@ -15,33 +15,33 @@ from schema.documents.rate_units import RateUnits
 from schema.execution import GraphQLRequest, Runner
 
 MAX_SHORT_BYTES = 16 * 1024
-"""How much is read of a client that has nothing to reserve: it takes about 3 ms at worst."""
+"""Maximum bytes of a message that is parsed without a reserved read; parsing them takes about 3 ms at worst."""
 
 AuditRecord = Callable[[Allowance], None]
-"""Takes what the client is told it has left."""
+"""Receives the allowance that the response headers report to the client."""
 
 
 class Reservation:
-    """A read that was reserved for a request, or was not."""
+    """The attempt to reserve one read for a request; `allowance.granted` tells whether it succeeded."""
 
     def __init__(self, context: Context, allowance: Allowance) -> None:
         self._context = context
         self.allowance = allowance
 
     async def require_parsing(self) -> None:
-        """Return if something new may be parsed. Raises `RateLimited`."""
+        """Raise `RateLimited` if the client may not have an uncached or long text parsed now."""
         self.allowance.require()
         if seconds := self._context.parsing_wait:
             await self.release()
             raise RateLimited(seconds)
 
     async def release(self) -> None:
-        """Give the read back, if it was reserved."""
+        """Release the read, if it was reserved."""
         if self.allowance.granted:
             await self._context.release(Kind.READS)
 
     def refuse(self, error: GatewayError) -> GatewayError:
-        """Give the error of a request that got no further. Raises what comes before it: how often, and which brand."""
+        """Return `error`. Raise `RateLimited` or `Forbidden` instead if one applies, because they take precedence."""
         self.allowance.require()
         self._context.require_one_brand()
         return error
@@ -55,9 +55,19 @@ async def reserve(context: Context) -> Reservation:
 async def charge(
     runner: Runner, ask: GraphQLRequest, context: Context, reservation: Reservation, note: AuditRecord = lambda _: None
 ) -> tuple[Document, RateUnits]:
-    """Find the document that is asked for, and charge for it what it counts for.
+    """Find the requested document, and charge the client for its operation.
 
-    Raises `RateLimited`, then `Forbidden` for a brand that the token is not for, then what `Runner.read` raises.
+    Args:
+        runner: Finds and parses the document.
+        ask: The request.
+        context: The caller's context.
+        reservation: The read that was reserved for this request.
+        note: Receives the allowance that remains after the charge.
+
+    Raises:
+        RateLimited: The client's limit is exhausted. It takes precedence over the others.
+        Forbidden: The token is not valid for the requested brand.
+        GatewayError: `Runner.read` refused the document.
     """
     known = runner.knows(ask)
     if not known:
@@ -76,9 +86,10 @@ async def charge(
 
 
 async def _settled(context: Context, price: RateUnits, reservation: Reservation, *, known: bool) -> Allowance:
-    """Take what is left of the price. Give the reserved read back where something else is charged, or nothing is.
+    """Charge the rest of the price, and release the reserved read if writes are charged instead.
 
-    One that is refused after its document was parsed for the first time is charged that read: else parsing were free.
+    A refused operation gets the read back only if its document was `known`, that is, already cached. Otherwise the
+    read pays for parsing.
     """
     reserved = reservation.allowance
     if price.kind is Kind.READS and (price.units == 1 or not reserved.granted):

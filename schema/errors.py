@@ -1,4 +1,4 @@
-"""How a refusal is phrased in GraphQL: as a member of a union where a client can act on it, else as an error."""
+"""Map `GatewayError` to GraphQL: to a member of the result union if a client can act on it, else to an error."""
 
 from dataclasses import replace
 from enum import Enum
@@ -98,9 +98,12 @@ class InvalidInput(Problem):
 
 
 def outcome(error: GatewayError, context: Context, within: str | None = "input") -> Any:
-    """Give the union member that phrases an error. Raises the error again where it is none a client can act on.
+    """Return the union member for an error. Raise the error again if the union has no member for it.
 
-    `within` is the argument that the command's members lie in, None where they are arguments themselves.
+    Args:
+        error: The error. It is counted, and recorded in the audit log if it is a refusal of the caller.
+        context: The caller's context.
+        within: The argument that holds the command's members; None if the members are arguments themselves.
     """
     context.note_refusal(error)
     said: dict[str, Any] = {"code": error.code, "message": error.message, "recorded": Recorded(error.recorded)}
@@ -126,14 +129,14 @@ def outcome(error: GatewayError, context: Context, within: str | None = "input")
 
 
 def in_argument(name: str, error: errors.InvalidInput) -> errors.InvalidInput:
-    """Give the error of a resolver in the words of this door: its members lie in an argument, and are camelCase."""
+    """Return a resolver's error with pointers as in GraphQL: prefixed with the argument's name, and in camelCase."""
     return errors.InvalidInput(
         [replace(each, pointer=f"/{name}{to_camel_case(each.pointer)}") for each in error.violations]
     )
 
 
 def _violation(violation: errors.Violation, within: str | None) -> Violation:
-    # What follows a member's name in the pointer is the sender's own.
+    # The pointer's segments after the member's name come from the client and must not be repeated.
     path = [to_camel_case(violation.pointer.split("/")[1])]
     if within is not None and path != ["idempotencyKey"]:
         path.insert(0, within)
@@ -150,13 +153,13 @@ def _violation(violation: errors.Violation, within: str | None) -> Violation:
 
 
 def refuse(error: GatewayError, context: Context) -> dict[str, Any]:
-    """Give the GraphQL error of a refusal, and leave on the trail that this caller was refused."""
+    """Return the GraphQL error of a refusal. Count it, and record in the audit log that the caller was refused."""
     context.note_refusal(error)
     return phrase(error, context.request_id)
 
 
 def phrase(error: GatewayError, request_id: str) -> dict[str, Any]:
-    """Give the GraphQL error of a refusal. Once it is known who calls, `refuse` is what is wanted."""
+    """Return the GraphQL error of a refusal before authentication. After authentication, use `refuse`."""
     extensions: dict[str, Any] = {"code": error.code, "recorded": error.recorded, "request_id": request_id}
     if isinstance(error, errors.InvalidInput):
         extensions["violations"] = [each.told() for each in error.violations]

@@ -1,4 +1,4 @@
-"""One operation, from what a client asks for to the body of its answer: the same over HTTP and over a socket."""
+"""Run one operation, from the parsed request to the response body. HTTP, SSE and WebSocket share this module."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
@@ -54,35 +54,35 @@ from schema.plans.selection import Unplannable
 from schema.types import OperationContext
 
 Report = Callable[[BaseException, str], None]
-"""Writes down an exception that nobody expected, under the request's id."""
+"""Logs an unexpected exception with the request's id."""
 
 
 EVENTS_AT_ONCE = 4
-"""Events of one client's subscriptions that are executed at the same time in this process."""
+"""Maximum number of subscription events of one client that this process executes concurrently."""
 
 APOLLO_ID = "/extensions/persistedQuery/sha256Hash"
 
 
 class GraphQLRequest(NamedTuple):
-    """What a client asks for: a document by its text, or by the id of a trusted one."""
+    """A GraphQL request: a document by its text, or by the id of a trusted document."""
 
     query: str | None
     variables: Mapping[str, Any]
     operation_name: str | None
     document_id: str | None = None
     apollo: bool = False
-    """Whether the id came in Apollo's form, whose clients wait for answers in Apollo's words."""
+    """Whether the id came in Apollo's `persistedQuery` extension; Apollo's clients expect Apollo's error messages."""
     tell_cost: bool = False
     explain: bool = False
-    """Whether it is to be told how the database goes about it: where that may be asked."""
+    """Whether the client requests PostgreSQL's execution plan; ignored unless the runner `explains`."""
 
 
-# Source: GraphQL over HTTP, section 5.1, and appendix A for the last.
+# Source: GraphQL over HTTP, section 5.1; appendix A for `documentId`.
 MEMBERS = frozenset({"query", "variables", "operationName", "extensions", "documentId"})
 
 
 def parse_request(members: Any) -> GraphQLRequest:
-    """Read what a client asks for. Raises `MalformedBody` or `InvalidInput`."""
+    """Parse a request from its JSON members. Raise `MalformedBody` or `InvalidInput`."""
     if not isinstance(members, dict):
         raise MalformedBody("object", "The body must be a JSON object.", json_text.shape_of(members))
     query = members.get("query")
@@ -90,7 +90,7 @@ def parse_request(members: Any) -> GraphQLRequest:
     operation_name = members.get("operationName")
     extensions = members.get("extensions")
     id_pointer, document_id = _document_id(members)
-    # A member that is lost by a misspelling changes what the operation means, as its variables do.
+    # A misspelt member, such as `variables`, would be ignored and change the meaning of the operation.
     violations = [misspelt(right) for right in near_misses(members, MEMBERS) if right not in members]
     if not _is_text(document_id):
         violations.append(Violation(id_pointer, "string", "must be the id of a document"))
@@ -112,15 +112,15 @@ def parse_request(members: Any) -> GraphQLRequest:
 
 
 def _is_text(value: Any) -> bool:
-    """Whether it is a text that can be told further, or nothing."""
+    """Whether `value` is None or a string that JSON can represent."""
     return value is None or (isinstance(value, str) and not json_text.problem_with(value))
 
 
 def _document_id(members: Mapping[str, Any]) -> tuple[str, Any]:
-    """Give where the id of a trusted document stands, and the id, or None.
+    """Return the JSON pointer of a trusted document's id, and the id or None.
 
     Sources: GraphQL over HTTP, appendix A; `extensions.persistedQuery` of Apollo's clients; `doc_id` and `id`, the
-    names in Relay's examples, which are taken for ids only where there is no text.
+    names in Relay's examples. The last two are read as ids only if the request has no document text.
     """
     extensions = members.get("extensions")
     persisted = extensions.get("persistedQuery") if isinstance(extensions, dict) else None
@@ -136,21 +136,21 @@ def _misfit(name: str, rule: RuleId, message: str, members: Mapping[str, Any]) -
 
 
 class GraphQLResponse(NamedTuple):
-    """What came of an operation: whether it could be run at all, and the body that says so."""
+    """The response to an operation: its body, and whether the operation was executed or refused as a whole."""
 
     is_well_formed: bool
     body: dict[str, Any]
     cursor: str | None = None
-    """Where to go on from, if it tells of an event."""
+    """The feed cursor of the event from which a subscriber resumes; None if the response is not for an event."""
 
 
 def serialize(body: Any) -> bytes:
-    """Write a body, or what is wrapped around it, as JSON. Instants are in UTC, with `Z`."""
+    """Serialize a response body, or a message that contains one, as JSON. Date-times are in UTC, with `Z`."""
     return orjson.dumps(body, default=str, option=orjson.OPT_UTC_Z)
 
 
 class Runner:
-    """Runs the operations of one schema, whichever way they came. Loaders live as long as one operation or event."""
+    """Runs the operations of one schema for all transports. Each operation or event has its own loaders."""
 
     def __init__(
         self,
@@ -162,27 +162,27 @@ class Runner:
         *,
         explains: bool = False,
     ) -> None:
-        self._schema = schema._schema  # noqa: SLF001 - Strawberry builds graphql-core's schema; we run it ourselves
+        self._schema = schema._schema  # noqa: SLF001 - Strawberry builds graphql-core's schema; `Runner` executes it
         self._admission = Admission(self._schema, rules, log_breach, log_unknown)
         self._report = report
         self._explains = explains
         self._event_turns = Turns(EVENTS_AT_ONCE)
 
     def read(self, ask: GraphQLRequest, context: Context) -> Document:
-        """Find the document that is asked for, with all that is wrong with it for this caller.
+        """Return the requested document, with its errors for this caller.
 
-        Raises `InsufficientScope` where the schema is asked for that this caller may not be told.
+        Raises `InsufficientScope` if the document introspects the schema and the caller has no permission to do so.
         """
         return self._admission.find(ask.query, ask.document_id, context, apollo=ask.apollo)
 
     def knows(self, ask: GraphQLRequest) -> bool:
-        """Whether the document that is asked for need not be parsed, to be run or refused."""
+        """Whether the requested document can be run or refused without parsing."""
         return self._admission.knows(ask.query, ask.document_id)
 
     async def run(
         self, ask: GraphQLRequest, document: Document, context: Context, *, read_only: bool = False
     ) -> GraphQLResponse:
-        """Run a query or a mutation. Raises `MethodNotAllowed` for a mutation where only reading is allowed."""
+        """Run a query or a mutation. Raise `MethodNotAllowed` for a mutation if `read_only`."""
         if document.ast is None or document.errors:
             return GraphQLResponse(False, {"errors": [_document_error(error, context) for error in document.errors]})
         try:
@@ -213,10 +213,10 @@ class Runner:
             except (AnswerTooLarge, AnswerMemoryFull) as error:
                 context.answer.keep(written)
                 return self._unsendable(error, context, changes=not isinstance(plan, Plan))
-            except Exception as error:  # noqa: BLE001 - whatever it is, the ordinary way tells it
+            except Exception as error:  # noqa: BLE001 - the executor reports the error
                 met = error
                 if isinstance(plan, Plan) and not isinstance(error, GatewayError):
-                    # A fault of the plan's own harms nobody: reading may be tried another way.
+                    # A bug in a query plan: log it and run the query with the executor, which is safe for reads.
                     self._report(error, context.request_id)
                     met = None
         result = execute(
@@ -242,15 +242,16 @@ class Runner:
             return self._unsendable(error, context, changes=changes)
         context.answer.keep(context.answer.written)
         if changes and result.data is None and not _is_one_field(operation):
-            # The first of several may have been kept although the last one's refusal leaves nothing to show for it.
+            # An earlier mutation field may have been recorded, although the error of a later one set `data` to null.
             for told in answer.body["errors"]:
                 told["extensions"]["recorded"] = "unknown"
         return answer
 
     def _unsendable(self, error: GatewayError, context: Context, *, changes: bool) -> GraphQLResponse:
-        """Refuse what was asked for as a whole, because of its size. A change has happened, or perhaps not.
+        """Return the refusal of an operation whose response is too large.
 
-        Raises `AnswerMemoryFull` or `OutcomeUnknown`: what may be asked again shortly is no fault of the request.
+        If the operation `changes` data, the refusal reports the outcome as unknown, because the change may have
+        happened. Raises `AnswerMemoryFull`, or `OutcomeUnknown` for a change, if the client can retry shortly.
         """
         if isinstance(error, AnswerMemoryFull):
             raise OutcomeUnknown(error.message) if changes else error
@@ -264,7 +265,7 @@ class Runner:
             prepared.planned = True
             try:
                 prepared.plan = plan_of(document, prepared.node)
-            except Exception as error:  # noqa: BLE001 - a fault of planning harms nobody: there is another way
+            except Exception as error:  # noqa: BLE001 - a bug in planning: the executor runs the operation
                 self._report(error, context.request_id)
         return prepared.plan
 
@@ -277,10 +278,19 @@ class Runner:
         read_only: bool = False,
         last_event_id: str | None = None,
     ) -> GraphQLResponse | AsyncGenerator[GraphQLResponse, None]:
-        """Run a query or a mutation, or begin a subscription, which gives an answer for each event.
+        """Run a query or a mutation, or start a subscription.
 
-        A subscription that is refused is an answer too. `last_event_id` is where a client goes on that says so beside
-        the operation. Raises what `run` raises; the answers raise what the source of the events raises.
+        Raises what `run` raises; iterating over the responses raises the errors of the event source.
+
+        Args:
+            ask: The request.
+            document: The requested document, as `read` returned it.
+            context: The caller's context.
+            read_only: Whether mutations are refused.
+            last_event_id: The cursor after which a subscription resumes, from outside the operation; None for none.
+
+        Returns:
+            One response, also for a refused subscription; or a generator with a response for each event.
         """
         prepared = subscription_of(document, ask)
         if prepared is None:
@@ -315,7 +325,7 @@ class Runner:
         async def execute_event(event: Executor[Any]) -> Any:
             nonlocal cursor
             cursor = getattr(event.root_value, "cursor", None)
-            # A loader that lived as long as the stream would show to each event what it read for the first.
+            # Loaders cache their results. Shared by the stream, they would return the first event's data for all.
             of_event = replace(context, reads=getattr(event.root_value, "reads", None))
             event.context_value = OperationContext(of_event, Loaders(of_event))
             async with turns:
@@ -327,13 +337,14 @@ class Runner:
                 try:
                     yield _telling(cost, ask, self._event(result, context))._replace(cursor=cursor)
                 finally:
-                    # The next one is asked for when the client has taken this one.
+                    # The consumer requests the next response after sending this one, so its memory can be released.
                     context.release_answer()
 
     def _event(self, result: ExecutionResult, context: Context) -> GraphQLResponse:
-        """Return the answer for an event; where that is too large, one that says so, because it always will be.
+        """Return the response for an event, or an error response if it is too large, since a retry would not help.
 
-        Raise what else a field met: told in part, the event would be lost to a client that goes on after its cursor.
+        Raise any other error of a field. A partial response would lose the event for a client that resumes after its
+        cursor.
         """
         try:
             if result.errors:
@@ -343,11 +354,11 @@ class Runner:
             return GraphQLResponse(True, {"errors": [refuse(error, context)], "data": None})
 
     def known(self, error: BaseException, request_id: str) -> GatewayError:
-        """Give the error itself if it is one of ours; else write it down and give `ServerError`."""
+        """Return a `GatewayError` unchanged, and `Stopped` for a cancellation. Log others and return `ServerError`."""
         if isinstance(error, GatewayError):
             return error
         if isinstance(error, asyncio.CancelledError):
-            # The server stops, and waits no longer. Whoever is told so need not guess from a connection that broke.
+            # Shutdown timeout: answer 503 so that the client need not interpret a dropped connection.
             return Stopped()
         self._report(error, request_id)
         return ServerError()
@@ -365,7 +376,7 @@ class Runner:
     def _answer(self, result: ExecutionResult, context: Context, *, changes: bool = False) -> GraphQLResponse:
         body: dict[str, Any] = {"data": result.data}
         if result.errors:
-            # Each names its place, by the client's own names: these may be long, and the errors many.
+            # Error paths contain the client's aliases, which may be long, and there may be many errors.
             for error in result.errors:
                 context.answer.add(sum(len(str(each)) for each in error.path or ()))
             body = {"errors": [self._field_error(error, context, changes=changes) for error in result.errors]} | body
@@ -384,23 +395,23 @@ class Runner:
         told = refuse(refusal, context)
         path = error.path or ()
         if changes and len(path) > 1 and not isinstance(path[-1], int):
-            # The change itself is done: what was refused is to read on from what it gave. Only one of many changes,
-            # which has a number for a name, speaks for itself.
+            # The error is below the mutation field, so the change itself may be committed. An error of a batch item,
+            # whose path ends with an index, states its own outcome.
             told["extensions"]["recorded"] = "unknown"
         return told | {"path": error.path} | _located(error)
 
 
 def _cause(error: GraphQLError) -> BaseException:
-    """Return what a field met, where it was an error of ours or a fault."""
+    """Return the exception that a resolver raised, or `InvalidInput` if graphql-core itself refused an argument."""
     met = error.original_error
     if met is None or isinstance(met, GraphQLError):
-        # Nothing of ours: graphql-core itself refused an argument, in words that may quote it.
+        # graphql-core's message is replaced because it may quote the argument's value.
         return InvalidInput([Violation("", "type", "An argument does not fit its type.")])
     return met
 
 
 def _unsendable_part(result: ExecutionResult) -> AnswerTooLarge | AnswerMemoryFull | None:
-    """Give the error of the first field that was not answered because of the answer's size."""
+    """Return the first field error that was raised because of the response's size, or None."""
     for error in result.errors or ():
         if isinstance(error.original_error, AnswerTooLarge | AnswerMemoryFull):
             return error.original_error
@@ -413,7 +424,7 @@ def _is_one_field(operation: OperationDefinitionNode) -> bool:
 
 
 def subscription_of(document: Document, ask: GraphQLRequest) -> PreparedOperation | None:
-    """Give the operation that is asked for if it is a subscription that can be run."""
+    """Return the requested operation if it is a valid subscription, else None."""
     if document.ast is None or document.errors:
         return None
     try:
@@ -424,13 +435,13 @@ def subscription_of(document: Document, ask: GraphQLRequest) -> PreparedOperatio
 
 
 def _cost(prepared: PreparedOperation, ask: GraphQLRequest, context: Context) -> Cost:
-    """Say what an operation could give; of a subscription, for one event."""
+    """Return the maximum cost of an operation; for a subscription, of one event."""
     services = context.services
     return Cost(prepared.costing.cost(ask.variables, services.page_limits), services.max_cost)
 
 
 def _telling(cost: Cost, ask: GraphQLRequest, answer: GraphQLResponse) -> GraphQLResponse:
-    """Tell the client the cost, if it asked for that."""
+    """Add the cost to the response's extensions, if the client requested it."""
     if ask.tell_cost:
         answer.body["extensions"] = answer.body.get("extensions", {}) | {"cost": cost._asdict()}
     return answer
@@ -449,6 +460,6 @@ def _document_error(error: GraphQLError, context: Context) -> dict[str, Any]:
 
 
 def _located(error: GraphQLError) -> dict[str, Any]:
-    # A list of locations must not be empty (GraphQL specification, section 7.1.2): without one there is no member.
+    # `locations` must not be empty (GraphQL specification, section 7.1.2), so it is omitted if there is none.
     locations = [{"line": each.line, "column": each.column} for each in error.locations or ()]
     return {"locations": locations} if locations else {}

@@ -1,8 +1,8 @@
-"""Running a query field by field, and quickly where a field is a plain member of an object that is here already.
+"""An executor with a fast path for plain fields: scalar attributes of objects that are already loaded.
 
-graphql-core makes a path, an info and an error's place for each field of each object, also where the field is an
-attribute and its type a scalar. Those are completed at once here. What does not go smoothly is left to graphql-core,
-which knows what to say of it.
+graphql-core builds a path, a resolve info and an error location for each field of each object, even for a scalar
+attribute. This executor completes plain fields directly. On an exception or an unexpected null it falls back to
+graphql-core, which reports the error.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -24,11 +24,11 @@ from strawberry.resolvers import is_default_resolver
 from schema.types import OperationContext
 
 Fields = Mapping[str, Any]
-"""What is asked for of an object, by response key."""
+"""The grouped field set of an object, by response key."""
 
 
 USUAL_BYTES = 40
-"""Bytes of a value that is not measured, about: an id or an instant with its quotation marks."""
+"""Estimated bytes of a value that is not measured, such as a UUID or a date-time with its quotation marks."""
 
 MEASURED = frozenset({"ID", "JSON", "String"})
 """Scalars whose values may be long."""
@@ -41,30 +41,30 @@ class _Plain(NamedTuple):
     complete: Callable[[Any], Any]
     nullable: bool
     measured: bool
-    """Whether its values may be long."""
+    """Whether its values may be long, so that their size is measured."""
 
 
 class _Again(NamedTuple):
-    """An item of a list that is the same object as an earlier one."""
+    """A list item that is the same object as an earlier item."""
 
     place: int
-    """That one's."""
+    """The index of the earlier item."""
 
 
 class QuickExecutor(Executor[OperationContext]):
-    """graphql-core's executor, with plain fields completed at once."""
+    """graphql-core's executor with a fast path for plain fields. It counts the bytes of the response."""
 
     def execute_fields(
         self, parent_type: GraphQLObjectType, source_value: Any, path: Any, grouped_field_set: Fields, *context: Any
     ) -> Any:
-        """Give the fields of an object, or what can be awaited for them."""
+        """Return the completed fields of an object, or an awaitable of them."""
         plain_fields, count = self._plain_of(parent_type, grouped_field_set)
         ready: dict[str, Any] = {}
         for key, plain in plain_fields.items():
             try:
                 value = getattr(source_value, plain.attribute)
                 completed = None if value is None else plain.complete(value)
-            except Exception:  # noqa: BLE001, S112 - whatever it is, graphql-core meets it again and tells it
+            except Exception:  # noqa: BLE001, S112 - graphql-core completes the field again and reports the error
                 continue
             if (value is None and plain.nullable) or (completed is not None and completed is not Undefined):
                 ready[key] = completed
@@ -82,7 +82,7 @@ class QuickExecutor(Executor[OperationContext]):
     def complete_iterable_value(
         self, item_type: Any, field_details_list: list[Any], info: Any, path: Any, items: Iterable[Any], *context: Any
     ) -> Any:
-        """Give the items of a list: at once where nothing is asked of them but plain fields."""
+        """Return the completed items of a list. Lists whose items have only plain fields take the fast path."""
         object_type = item_type.of_type if is_non_null_type(item_type) else item_type
         if isinstance(items, list) and is_object_type(object_type) and object_type.is_type_of is None:
             fields = self.collect_subfields(object_type, field_details_list).grouped_field_set
@@ -90,7 +90,7 @@ class QuickExecutor(Executor[OperationContext]):
             if plain and len(plain) == len(fields):
                 try:
                     completed = [_completed(item, plain) for item in items]
-                except Exception:  # noqa: BLE001, S110 - whatever it is, graphql-core meets it again and tells it
+                except Exception:  # noqa: BLE001, S110 - graphql-core completes the list again and reports the error
                     pass
                 else:
                     measured = [key for key, each in plain.items() if each.measured]
@@ -104,7 +104,7 @@ class QuickExecutor(Executor[OperationContext]):
     def _complete_once(
         self, item_type: Any, field_details_list: list[Any], info: Any, path: Any, items: list[Any], *context: Any
     ) -> Any:
-        """Give the items of a list in which some are the same object: each object is completed once."""
+        """Complete a list that contains some objects repeatedly. Each distinct object is completed once."""
         places: dict[int, int] = {}
         marked: list[Any] = []
         for place, item in enumerate(items):
@@ -119,7 +119,7 @@ class QuickExecutor(Executor[OperationContext]):
         return self._repeated(items, await given)
 
     def _repeated(self, items: list[Any], given: list[Any]) -> list[Any]:
-        """Put what an object was completed to wherever it stands again, and count its bytes each time."""
+        """Copy the completed value of each object to its repetitions, and count its bytes each time."""
         sizes: dict[int, int] = {}
         for item in items:
             if isinstance(item, _Again):
@@ -130,7 +130,7 @@ class QuickExecutor(Executor[OperationContext]):
         return [given[place] for place in places]
 
     def complete_list_item_value(self, item: Any, complete_results: list[Any], *context: Any) -> bool:
-        """Complete an item of a list; say whether it has to be awaited."""
+        """Complete an item of a list. Return whether the result must be awaited."""
         if isinstance(item, _Again):
             complete_results.append(None)
             return False
@@ -143,27 +143,28 @@ class QuickExecutor(Executor[OperationContext]):
         return completed
 
     def _count(self, count: int) -> None:
-        """Count bytes of the answer, before there are more of them. Raises what `AnswerBytes.add` raises."""
+        """Count bytes of the response as they are produced. Raise what `AnswerBytes.add` raises."""
         if self.context_value is not None:
             self.context_value.context.answer.add(count)
 
     def build_per_event_executor(self, payload: Any) -> "QuickExecutor":
-        """Give the executor of one event, which keeps nothing of it for the next."""
+        """Return the executor of one subscription event, with a subfield cache of its own."""
         executor = cast("QuickExecutor", super().build_per_event_executor(payload))
-        # A copy shares what was collected by the ids of lists that each event has anew: it would only ever grow.
-        executor._relevant_sub_fields = {}  # noqa: SLF001 - our own, and another's only by its variable
+        # graphql-core shares this cache between events. Its keys contain ids of lists that are new for each event, so
+        # it would grow without bound.
+        executor._relevant_sub_fields = {}  # noqa: SLF001 - an attribute of this class, on another instance
         return executor
 
     def _plain_of(self, parent_type: GraphQLObjectType, fields: Fields) -> tuple[dict[str, _Plain], int]:
-        """Say which fields are plain, and how many bytes an object has but for what is measured.
+        """Return the plain fields, and the estimated bytes of an object without its measured values.
 
-        Worked out once for all objects of a list, whose fields are the same mapping.
+        The result is cached for all objects of a list, because they share one field set.
         """
         known = self.__dict__.setdefault("_plain", {})
         key = (parent_type, id(fields))
         if key not in known:
             found = {each: _plain(self.schema, parent_type, of[0].node.name.value) for each, of in fields.items()}
-            # With the mapping, which as long as it is kept shares its id with no other.
+            # The cache entry references the mapping, so that its id is not reused while the entry exists.
             plain = {each: of for each, of in found.items() if of is not None}
             usual = sum(USUAL_BYTES for each in plain.values() if not each.measured)
             known[key] = (fields, (plain, usual + _bytes_of_names(fields)))
@@ -191,17 +192,17 @@ def _bytes_of(value: Any) -> int:
     try:
         return len(orjson.dumps(value, default=str))
     except orjson.JSONEncodeError:
-        # It is met again, and told, where the answer is written.
+        # Serialization of the response raises the same error and reports it.
         return USUAL_BYTES
 
 
 def _bytes_of_names(fields: Fields) -> int:
-    # With quotation marks, colon and comma.
+    # 4 bytes for the quotation marks, colon and comma.
     return sum(map(len, fields)) + 4 * len(fields)
 
 
 def _completed(source_value: object, fields: Mapping[str, _Plain]) -> dict[str, Any]:
-    """Give the fields of an object. Raises whatever keeps one of them from being completed."""
+    """Return the completed plain fields of an object. Raise the error of the first field that cannot be completed."""
     completed: dict[str, Any] = {}
     for key, (attribute, complete, nullable, _) in fields.items():
         value = getattr(source_value, attribute)

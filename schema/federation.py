@@ -1,4 +1,4 @@
-"""The schema as a subgraph of Apollo Federation 2: a coat over the finished schema, which stays as it is beneath.
+"""Extend the built schema to a subgraph of Apollo Federation 2. Existing fields are not changed.
 
 Source: the Apollo Federation subgraph specification, https://www.apollographql.com/docs/federation/subgraph-spec
 """
@@ -32,7 +32,7 @@ from schema.types import OperationContext
 
 PROVIDER = "Who met the patient, as the provider directory knows them."
 
-# Relay's PageInfo is in other subgraphs too. On an extension of it, @shareable would be about the extension alone.
+# Other subgraphs define Relay's PageInfo too. On a type extension, @shareable would apply to the extension only.
 DIRECTIVES: Mapping[str, str] = {
     "Encounter": '@key(fields: "id")',
     "Patient": '@key(fields: "id")',
@@ -54,7 +54,7 @@ type Provider @key(fields: "id", resolvable: false) {{
 
 
 def subgraph_sdl(schema: strawberry.Schema) -> str:
-    """Print a plain schema as a router composes it with others."""
+    """Return the SDL of a plain schema with its federation directives, as a router composes it."""
     printed = schema.as_str()
     for name, directives in DIRECTIVES.items():
         printed = printed.replace(f"\ntype {name} {{\n", f"\ntype {name} {directives} {{\n")
@@ -62,7 +62,7 @@ def subgraph_sdl(schema: strawberry.Schema) -> str:
 
 
 def federate(schema: strawberry.Schema, scopes: Scopes) -> None:
-    """Let a router ask the schema as a subgraph."""
+    """Add the fields that a federation router queries: `_service`, `_entities` and `Encounter.provider`."""
     sdl, plain = subgraph_sdl(schema), schema._schema  # noqa: SLF001 - see docs/decisions/0001
     query, encounter = plain.type_map["Query"], plain.type_map["Encounter"]
     assert isinstance(query, GraphQLObjectType)
@@ -99,7 +99,7 @@ def _entities_field(plain: GraphQLSchema, scopes: Scopes) -> GraphQLField:
     entity = GraphQLUnionType(
         "_Entity",
         [kind for name in ENTITIES if isinstance(kind := plain.type_map[name], GraphQLObjectType)],
-        # The rows are named as their types are.
+        # The model classes have the names of their GraphQL types.
         resolve_type=lambda row, *_: type(row).__name__,
     )
     rights = "\n\n".join(f"`{name}`: {told(scopes[operation])}" for name, operation in ENTITIES.items())
@@ -127,7 +127,7 @@ async def _resolve_entities(
 
 
 def _read(representation: Any) -> tuple[str, str] | None:
-    """Give the type and the id that a representation names, or None where it names none that is served here."""
+    """Return the type and the id of a representation, or None if it is malformed or names an unsupported type."""
     match representation:
         case {"__typename": str(name), "id": str(entity_id)} if name in ENTITIES:
             return name, entity_id
@@ -142,4 +142,4 @@ def _load(loaders: Loaders, name: str, entity_id: str) -> Awaitable[models.Encou
 
 
 async def _nothing() -> None:
-    """An id that cannot be an encounter's: nobody is asked."""
+    """Return None without a database query, for an id that is not a valid encounter id."""

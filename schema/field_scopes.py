@@ -1,4 +1,7 @@
-"""Which right each field needs. The resolvers enforce it; here it is told, and nothing is served that is not listed."""
+"""The permission that each field needs.
+
+The resolvers enforce it; this module documents it in the schema. The schema is not built if a root field is not listed.
+"""
 
 from collections.abc import Mapping
 
@@ -26,17 +29,20 @@ FIELDS: Mapping[str, Permission] = {
     "Mutation.amendEncounter": Permission.CHANGE_ENCOUNTER,
     "Subscription.encounterEvents": Permission.READ_ENCOUNTERS,
 }
-"""Every root field, and every other field behind which there is more than its parent's right allows."""
+"""Every root field, and every other field that needs a permission beyond that of its parent."""
 
 ENTITIES: Mapping[str, Permission] = {
     "Encounter": Permission.READ_ENCOUNTERS,
     "Patient": Permission.READ_PATIENTS,
 }
-"""What `Query._entities` gives where the schema is federated, and the right each needs; `Query._service` needs none."""
+"""The types that `Query._entities` returns if the schema is federated, with their permissions.
+
+`Query._service` needs no permission.
+"""
 
 
 def tell_scopes(schema: GraphQLSchema, scopes: Scopes) -> None:
-    """Say in each field's description which scopes allow it.
+    """Append to the description of each listed field the scopes that allow it.
 
     Raises `ValueError` for a root field that is not listed, or an entry that names no field.
     """

@@ -1,4 +1,4 @@
-"""Loaders: what sibling fields ask for one by one is read in one statement. Made anew for every operation."""
+"""Data loaders: they batch the reads of sibling fields into one statement. Each operation has its own loaders."""
 
 from collections import defaultdict
 from functools import cached_property
@@ -24,18 +24,18 @@ class PageKey(NamedTuple):
     window: Window
     filters: EncounterFilter
     for_feed: bool = False
-    """Whether its position in the feed is asked for, which must be read before the page is."""
+    """Whether the query selects the feed position, which must be read before the page."""
 
 
 class CountKey(NamedTuple):
-    """The number of one patient's encounters that a filter lets through."""
+    """The number of one patient's encounters that match a filter."""
 
     patient_id: str
     filters: EncounterFilter
 
 
 class HistoryKey(NamedTuple):
-    """Some versions of an encounter: the first so many behind one of them."""
+    """Versions of an encounter: at most `first`, after version number `after`."""
 
     patient_id: str
     encounter_id: UUID
@@ -44,13 +44,16 @@ class HistoryKey(NamedTuple):
 
 
 class Loaders:
-    """The loaders of one operation. What a plan has `met` when it asked the database, each of them meets too."""
+    """The loaders of one operation.
+
+    `met` is the error that the operation's plan raised. Every loader except `duplicates` raises it instead of querying.
+    """
 
     def __init__(self, context: Context, met: Exception | None = None) -> None:
         self._context = context
         self._met = met
 
-    # Each is made when the first field asks: most operations need one or two.
+    # Loaders are created on first use, because most operations need one or two.
 
     @cached_property
     def patients(self) -> DataLoader[str, Patient | None]:
@@ -69,7 +72,7 @@ class Loaders:
 
     @cached_property
     def counts(self) -> DataLoader[CountKey, int]:
-        """How many encounters patients have."""
+        """Numbers of patients' encounters."""
         return DataLoader(self._load_counts)
 
     @cached_property
@@ -106,7 +109,7 @@ class Loaders:
 
     async def _load_pages(self, keys: list[PageKey]) -> list[Page]:
         self._tell()
-        # Sibling patients nearly always ask for the same window, and then this is one statement.
+        # Sibling patients nearly always request the same window, which takes one statement.
         patients = defaultdict[tuple[Window, EncounterFilter, bool], list[str]](list)
         for key in keys:
             patients[key.window, key.filters, key.for_feed].append(key.patient_id)

@@ -1,4 +1,4 @@
-"""What can be changed over GraphQL. One outcome a client can act on is one member of the result's union."""
+"""The mutations of the GraphQL schema. Each outcome that a client can act on is a member of the result union."""
 
 from datetime import datetime
 from typing import Annotated
@@ -286,7 +286,7 @@ class Mutation:
 
 
 def _result(came: Outcome, number: int, context: Context) -> object:
-    """Give the union member of one of many; or an exception, which graphql-core tells as an error at its place."""
+    """Return the union member of one item of a batch, or an exception, which graphql-core reports at its path."""
     if isinstance(came, Recording):
         return EncounterRecorded(encounter=came.encounter, replayed=came.replayed)  # type: ignore[arg-type]
     if not isinstance(came, GatewayError):

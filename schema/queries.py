@@ -1,4 +1,4 @@
-"""What can be read over GraphQL."""
+"""The queries of the GraphQL schema."""
 
 from dataclasses import replace
 from datetime import datetime

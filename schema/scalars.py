@@ -1,7 +1,7 @@
-"""The scalars of the schema: how a value leaves, and in what shape one comes in.
+"""The scalars of the schema: serialization and parsing.
 
-Coming in, a UUID or an instant is only seen to be a string: its rules are the command's (`resolvers.commands`), so that
-both doors refuse with the same words.
+An incoming UUID or date-time is only checked to be a string. The commands (`resolvers.commands`) validate its content,
+so that GraphQL and REST report the same error.
 """
 
 from datetime import datetime
@@ -56,10 +56,10 @@ def _json_literal(node: ValueNode, variables: dict[str, Any] | None = None) -> A
 
 
 def _variable(name: str, variables: dict[str, Any]) -> Any:
-    """Give a variable's value; `Undefined`, which stores nothing, where it was not sent."""
+    """Return a variable's value, or `Undefined` if it was not sent. An `Undefined` member or item is omitted."""
     value = variables.get(name, Undefined)
     if isinstance(value, Enum):
-        # A word in a literal is refused too: a client that means a string says so.
+        # Enum literals are refused too; a client must send a string.
         raise GraphQLError("must be a JSON value")
     return value
 
@@ -82,7 +82,7 @@ SCALARS: dict[object, Any] = {
     datetime: strawberry.scalar(
         name="DateTime",
         description="An RFC 3339 date-time. An offset is required; comes back in UTC with `Z`, to the microsecond.",
-        # `schema.execution.written` writes it with the rest of the answer, as `json_text.instant` would.
+        # `schema.execution.serialize` formats it with the rest of the response, in the format of `json_text.instant`.
         serialize=lambda value: value,
         parse_value=_string,
         specified_by_url="https://www.rfc-editor.org/rfc/rfc3339#section-5.6",

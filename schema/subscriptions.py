@@ -1,4 +1,4 @@
-"""What is told over GraphQL as it happens."""
+"""The subscriptions of the GraphQL schema."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -23,7 +23,7 @@ class EncounterEvent:
 
     @classmethod
     def of(cls, event: FeedEvent) -> Self:
-        """Show an event of the feed."""
+        """Return the GraphQL object of a feed event."""
         return cls(cursor=event.cursor, kind=event.kind, encounter_id=event.encounter_id, reads=event.reads)
 
     @strawberry.field(description="The encounter as it stands now, which may be later than the event.")
@@ -52,7 +52,7 @@ class Subscription:
         ] = UNSET,
     ) -> AsyncGenerator[EncounterEvent, None]:
         require_not_null("patientId", patient_id)
-        # Refused here, before there is a stream: so a client is told by its first answer.
+        # Errors are raised before the stream starts, so that the first response reports them.
         operation = info.context
         events = await stream_events(
             operation.context,

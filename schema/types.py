@@ -1,4 +1,4 @@
-"""Encounters and patients as GraphQL clients see them. A column is published here on purpose, or not at all."""
+"""The GraphQL types of encounters and patients. Only the columns listed here are published."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,14 +32,14 @@ strawberry.enum(EncounterEventKind, description="What happened to an encounter."
 
 @dataclass(frozen=True, slots=True)
 class OperationContext:
-    """What the fields of one operation share: the caller's context, and loaders that live no longer than it."""
+    """State shared by the fields of one operation: the caller's context and the operation's loaders."""
 
     context: Context
     loaders: Loaders
     met: Exception | None = None
-    """What a plan of this operation has met after it began: it is told, and nothing is tried again."""
+    """The error that the operation's plan raised after it started. It is reported, and nothing is tried again."""
     last_event_id: str | None = None
-    """The cursor a client names beside the operation, not in it: one that comes back to server-sent events."""
+    """The cursor in the `Last-Event-ID` header, which a client sends when it reconnects to server-sent events."""
 
 
 Info = StrawberryInfo[OperationContext, None]
@@ -70,7 +70,7 @@ class EncounterVersion:
 
 
 def _shown(change: versions.Change) -> dict[str, Any]:
-    # Enums have other names here than in the database.
+    # GraphQL enum values are upper-case; the database stores lower-case values.
     values = {"before": change.before, "after": change.after}
     if change.member in {"status", "encounter_type"}:
         values = {side: value.upper() for side, value in values.items()}
@@ -133,7 +133,7 @@ MOST_INT = 2**31 - 1
 
 
 def _whole_number(argument: str, value: int | None, default: int, *, most: int) -> int:
-    """Return an argument, or the default where it was not sent. Raises `InvalidInput`."""
+    """Return an argument, or the default if it was not sent or null. Raise `InvalidInput` if it is out of range."""
     if value is None or value is UNSET:
         return default
     if not 0 <= value <= most:
@@ -232,7 +232,7 @@ class Patient:
     @strawberry.field(
         description="The patient's encounters, newest first. A page holds 20 unless asked otherwise, and at most 100."
     )
-    async def encounters(  # noqa: PLR0917 - Relay has named them
+    async def encounters(  # noqa: PLR0917 - the argument names are Relay's
         self,
         root: strawberry.Parent[SeenPatient],
         info: Info,
@@ -268,15 +268,15 @@ class Patient:
 
 
 def given(an_input: object | None) -> dict[str, object]:
-    """Give the members of an input that the client sent, null or not, by their Python names."""
+    """Return the members of an input that the client sent, including nulls, by their Python names."""
     return {name: value for name, value in vars(an_input).items() if value is not UNSET} if an_input else {}
 
 
 def asks_for(info: Info, name: str) -> bool:
-    """Whether a field's selection holds a field of this name at its first level, through fragments too."""
-    raw = info._raw_info  # noqa: SLF001 - Strawberry's own form of it is made anew for all levels
+    """Whether a field's selection contains a field of this name at its first level, including in fragments."""
+    raw = info._raw_info  # noqa: SLF001 - Strawberry's `selected_fields` would convert all levels
     pending = [node.selection_set for node in raw.field_nodes]
-    # Each fragment once: nested spreads would otherwise be walked in their powers of two.
+    # Each fragment is visited once; otherwise nested spreads take exponential time.
     seen: set[str] = set()
     while pending:
         selections = pending.pop()
@@ -293,15 +293,12 @@ def asks_for(info: Info, name: str) -> bool:
 
 
 def require_not_null(name: str, argument: object | None) -> None:
-    """Return if an argument that narrows was not sent as null, which would let everything through.
-
-    Raises `InvalidInput`.
-    """
+    """Raise `InvalidInput` if a filter argument was sent as null, because null would match everything."""
     if argument is None:
         told, came = "must not be null; leave it out instead", shape_of(None)
         raise InvalidInput([Violation(f"/{name}", "null", told, received=came)])
 
 
 def none_if_left_out(argument: T | None) -> T | None:
-    """Give an optional argument, None where it was not sent."""
+    """Return an optional argument, or None if it was not sent."""
     return None if argument is UNSET else argument

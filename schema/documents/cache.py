@@ -1,41 +1,41 @@
-"""Documents that were read and are kept: the ones asked for last, as far as they fit into so many bytes together."""
+"""An LRU cache of parsed documents, bounded by their estimated total size in bytes."""
 
 from collections import OrderedDict
 from typing import Generic, Protocol, TypeVar
 
 MAX_KEPT_BYTES = 64 * 1024 * 1024
-"""In each process."""
+"""Bytes; maximum size of the cache in each process."""
 
 
 class Weighed(Protocol):
-    """What can be kept."""
+    """An object that can estimate its size."""
 
     def weight(self, text: str) -> int:
-        """Estimate how many bytes it takes, its text included."""
+        """Estimate the size in bytes, including the text."""
 
 
 D = TypeVar("D", bound=Weighed)
 
 
 class KeptDocuments(Generic[D]):
-    """A cache, least recently used out first. A document is weighed again when it is found: its plans grow with use."""
+    """An LRU cache. A document's size is estimated again at each lookup, because its plans grow with use."""
 
     def __init__(self, most_bytes: int = MAX_KEPT_BYTES) -> None:
         self._most_bytes = most_bytes
         self._documents: OrderedDict[str, tuple[D, int]] = OrderedDict()
         self.weight = 0
-        """Bytes of all, about."""
+        """The estimated bytes of all cached documents."""
 
     def __len__(self) -> int:
-        """Count the documents."""
+        """Return the number of cached documents."""
         return len(self._documents)
 
     def __contains__(self, text: str) -> bool:
-        """Whether a document is kept."""
+        """Whether the document of this text is cached."""
         return text in self._documents
 
     def find(self, text: str) -> D | None:
-        """Find a document by its text."""
+        """Return the document of this text, or None if it is not cached."""
         if text not in self._documents:
             return None
         document, _ = self._documents[text]
@@ -43,7 +43,7 @@ class KeptDocuments(Generic[D]):
         return document
 
     def keep(self, text: str, document: D) -> None:
-        """Keep a document, and let go of what has not been asked for longest."""
+        """Cache a document, and evict the least recently used ones beyond the maximum size."""
         _, before = self._documents.pop(text, (None, 0))
         weight = document.weight(text)
         self._documents[text] = (document, weight)

@@ -1,6 +1,6 @@
-"""What an operation may cost at most: how many objects its pages could give, one page inside another.
+"""The cost of an operation: the maximum number of objects that its nested pages can return.
 
-A page of 100 in each of a page of 100 is ten thousand objects from a few words. So the sizes are multiplied before
+A page of 100 nested in a page of 100 returns ten thousand objects. The page sizes are therefore multiplied before
 anything is read, from the arguments as they were sent.
 """
 
@@ -31,31 +31,31 @@ from schema.documents.limits import SATURATED
 
 
 class Cost(NamedTuple):
-    """Objects that an operation could give, and the most that it may."""
+    """The maximum number of objects that an operation can return, and the limit."""
 
     requested: int
     limit: int
 
 
 ASKED_FOR_BY: Mapping[str, str] = {"patients": "ids", "_entities": "representations", "recordEncounters": "input"}
-"""The argument that lists what a field gives, one for one."""
+"""By field, the list argument with one item for each object that the field returns."""
 
 
 READ_ONCE = frozenset({"patients", "_entities"})
-"""Of these, an object that is listed several times is read, completed and priced once."""
+"""Fields that read, complete and charge an object once, even if it is listed several times."""
 
 
 class Sent:
-    """The arguments of an operation's fields, as they were sent."""
+    """The arguments of an operation's fields, with variables and their defaults substituted."""
 
     def __init__(self, defaults: Mapping[str, ValueNode | None], variables: Mapping[str, Any]) -> None:
         self._defaults = defaults
         self._variables = variables
         self.looked_at: set[str] = set()
-        """The variables that were asked for."""
+        """The variables that have been looked up."""
 
     def asked_for(self, field: FieldNode) -> int:
-        """Say how many objects a field lists that it is to give; 1 where it lists none."""
+        """Return the number of objects that the field's list argument requests; 1 if the field has none."""
         name = field.name.value
         arguments = {each.name.value: each.value for each in field.arguments or ()}
         listed = self.value(arguments.get(ASKED_FOR_BY.get(name, "")))
@@ -64,25 +64,25 @@ class Sent:
         return _distinct(listed) if name in READ_ONCE else len(listed)
 
     def value(self, node: ValueNode | None) -> Any:
-        """Give what stands for a number or a list, or None; the items of a list may be nodes."""
+        """Return the number or list that a node represents, else None. The items of a list may be AST nodes."""
         match node:
             case VariableNode():
                 self.looked_at.add(node.name.value)
                 return self.variable(node.name.value)
             case IntValueNode():
-                # So many objects that no number of digits makes a difference; and Python reads only so many.
+                # Python refuses to parse more digits, and all numbers this large exceed the limit anyway.
                 return int(node.value) if len(node.value) <= INT_DIGITS else SATURATED
             case ListValueNode():
                 return list(node.values)
         return None
 
     def variable(self, name: str) -> Any:
-        """The same of a variable."""
+        """Like `value`, for a variable name."""
         return self._variables[name] if name in self._variables else self.value(self._defaults.get(name))
 
 
 def defaults_of(operation: OperationDefinitionNode) -> Mapping[str, ValueNode | None]:
-    """Give what stands for the variables that are not sent."""
+    """Return the default values of an operation's variables."""
     return {each.variable.name.value: each.default_value for each in operation.variable_definitions or ()}
 
 
@@ -90,18 +90,18 @@ MOST_KNOWN = 64
 
 
 class Costing:
-    """What a valid operation could give: counted once for each size that its variables ask for."""
+    """Computes the cost of a valid operation, and caches it for each combination of sizes in the variables."""
 
     def __init__(self, document: DocumentNode, operation: OperationDefinitionNode) -> None:
         self._document = document
         self._operation = operation
         self._defaults = defaults_of(operation)
         self._sizing: Sequence[str] | None = None
-        """The variables that a size depends on, once they are known."""
+        """The variables that determine sizes; None before the first call of `cost`."""
         self._known: dict[tuple[Any, ...], int] = {}
 
     def cost(self, variables: Mapping[str, Any], pages: PageLimits) -> int:
-        """Count the objects that it could give at most."""
+        """Return the maximum number of objects that the operation can return with these variables."""
         sent = Sent(self._defaults, variables)
         if self._sizing is None:
             cost_of(self._document, self._operation, sent, pages)
@@ -115,14 +115,15 @@ class Costing:
 
 
 def _size(value: Any) -> object:
-    # Of a list its length counts, which must not be taken for a number, and how many objects it names.
+    # A list is represented by its length and its number of distinct objects, in a tuple so that it differs from any
+    # number.
     if isinstance(value, list):
         return len(value), _distinct(value)
     return value if isinstance(value, int) else None
 
 
 def _distinct(items: Sequence[Any]) -> int:
-    """Count the objects that a list of ids or representations names. What names none is one for itself."""
+    """Count the distinct objects in a list of ids or representations. An unrecognized item counts as one object."""
     named: set[object] = set()
     for item in items:
         name = _named(item)
@@ -147,7 +148,7 @@ def _named(item: Any) -> object:
 
 
 def cost_of(document: DocumentNode, operation: OperationDefinitionNode, sent: Sent, pages: PageLimits) -> int:
-    """Count the objects that a valid operation could give at most. Capped, so that counting itself costs little."""
+    """Return the maximum number of objects that a valid operation can return, capped at `SATURATED`."""
     fragments = {each.name.value: each for each in document.definitions if isinstance(each, FragmentDefinitionNode)}
     known: dict[str, int] = {}
 
@@ -157,7 +158,7 @@ def cost_of(document: DocumentNode, operation: OperationDefinitionNode, sent: Se
             match selection:
                 case FieldNode():
                     below = of(selection.selection_set)
-                    # A scalar comes with its object.
+                    # Scalar fields cost nothing beyond their object.
                     cost += size(selection) * (1 + below) if selection.selection_set else 0
                 case InlineFragmentNode():
                     cost += of(selection.selection_set)

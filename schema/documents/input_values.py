@@ -1,7 +1,7 @@
-"""What of an input does not fit its type: each fault once, at its place, in words that repeat only names of ours.
+"""Find the faults of an input value: each once, with its path, in a message that quotes no values.
 
-The same for the value of a variable and for a literal in a document. graphql-core finds the faults too, but tells those
-of an object without saying which member it means, and quotes what was sent.
+The same code checks values of variables and literals in documents. The validation of graphql-core finds these faults
+too, but its messages do not name the member of an object, and they quote the client's values.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,25 +32,25 @@ from resolvers.rules import RuleId
 from resolvers.spelling import is_plain, near_miss
 
 MOST_FAULTS = 20
-"""Of one value or literal; whoever has mended so many is told the next."""
+"""Maximum number of faults reported per value or literal; more appear once these are corrected."""
 
 Path = tuple[str | int, ...]
 
 
 class Fault(NamedTuple):
-    """A value that does not fit, or a member that is missing or unknown."""
+    """A value that does not fit its type, or a missing or unknown member."""
 
     path: Path
     rule: RuleId
     message: str
     found: Any
-    """The value or the node that stands there; of what is missing, the object that it is missing in."""
+    """The value or AST node at the path; for a missing member, the object that lacks it."""
     allowed: Sequence[str] = ()
     is_missing: bool = False
 
 
 class _Reader(NamedTuple):
-    """How a value, or a literal, is taken apart."""
+    """The functions that inspect a value, in one set for variables and one for literals."""
 
     is_left_to_others: Callable[[Any], bool]
     is_null: Callable[[Any], bool]
@@ -71,7 +71,7 @@ VALUES = _Reader(
     validate=validate_input_value,
 )
 LITERALS = _Reader(
-    # Whether a variable fits its place is the matter of another rule.
+    # Another validation rule checks the types of variables in literals.
     is_left_to_others=lambda node: isinstance(node, VariableNode),
     is_null=lambda node: isinstance(node, NullValueNode),
     items=lambda node: node.values if isinstance(node, ListValueNode) else None,
@@ -81,17 +81,17 @@ LITERALS = _Reader(
 
 
 def faults_of_value(value: Any, wanted: Any) -> list[Fault]:
-    """List what of a variable's value does not fit."""
+    """Return the faults of a variable's value."""
     return list(islice(_faults(VALUES, value, wanted, ()), MOST_FAULTS))
 
 
 def faults_of_literal(node: ValueNode, wanted: Any) -> list[Fault]:
-    """List what of a literal does not fit."""
+    """Return the faults of a literal."""
     return list(islice(_faults(LITERALS, node, wanted, ()), MOST_FAULTS))
 
 
 def violation_of(fault: Fault, pointer: str) -> Violation:
-    """Tell a fault of a variable."""
+    """Return the violation for a fault of a variable, whose JSON pointer is `pointer`."""
     received = None if fault.is_missing else json_text.shape_of(fault.found)
     within = "".join(f"/{str(step).replace('~', '~0').replace('/', '~1')}" for step in fault.path)
     return Violation(pointer + within, fault.rule, fault.message, allowed=fault.allowed, received=received)
@@ -107,7 +107,7 @@ def _faults(reader: _Reader, value: Any, wanted: Any, path: Path) -> Iterator[Fa
     elif is_list_type(plain):
         items = reader.items(value)
         if items is None:
-            # A single value stands for a list of one.
+            # A single value is coerced to a list of one item (GraphQL specification, 3.11).
             of_one = list(_faults(reader, value, plain.of_type, path))
             yield from (
                 [Fault(path, "type", f"must be of type {plain}", value)] if _is_flat(plain) and of_one else of_one
@@ -152,7 +152,7 @@ def _faults_of_members(
             within = member.value if isinstance(member, ObjectFieldNode) else member
             yield from _faults(reader, within, field.type, (*path, name))
         elif is_required_input_field(field) and name not in meant:
-            # One that is there under a misspelt name has been told already.
+            # A required member that was sent under a misspelt name has been reported above.
             yield Fault((*path, name), "required", "is required", whole, is_missing=True)
 
 

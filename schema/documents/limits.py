@@ -1,7 +1,7 @@
-"""What one document may be: how long, how deep, how much of it. Counted in one walk, before anything is looked up.
+"""Static limits of a document, such as its length, depth and number of fields. They are measured before validation.
 
-A fragment counts wherever it is spread, but is walked once: documents that grow in powers of two cost no more to count
-than to read. What an operation may cost in objects depends on its variables, and is the matter of `cost.py`.
+A fragment counts at every spread but is walked once. A document of exponential size is therefore measured in time
+linear in its text. The number of objects that an operation may return depends on its variables; see `cost.py`.
 """
 
 from collections import Counter
@@ -22,24 +22,25 @@ from graphql import (
 
 from resolvers.rules import RuleId
 
-# What the process can bear, whatever an operator allows. An answer as deep as its document is still written: each level
-# may be an object in a list, and orjson writes 254. Within selections, the interpreter's stack is the bound.
+# Hard limits of the process, which no setting can raise. MOST_LEVELS: each level of a response may be an object in a
+# list, and orjson serializes 254 nested levels. MOST_NESTED: recursion over selections is bounded by the interpreter's
+# stack.
 MOST_LEVELS = 100
 MOST_NESTED = 200
 MOST_FIELDS = 100_000
 
-# Whoever writes more at one place repeats himself: `@skip` and `@include` are all there is to write.
+# More directives than this at one location are abuse: only `@skip` and `@include` exist.
 DIRECTIVES_AT_ONE_PLACE = 4
 
-# Numbers beyond are all the same to us, and those of a malicious document have thousands of digits.
+# Counts saturate here, because the counts of a malicious document could have thousands of digits.
 SATURATED = 1_000_000_000
 
 EXPLORING = frozenset({"__schema", "__type", "_service"})
-"""The fields that tell what can be asked; `_service` is how a federation's router asks."""
+"""Root fields that return the schema; `_service` is the one for a federation router."""
 
 
 class LimitViolation(NamedTuple):
-    """A limit that a document passes."""
+    """A limit that a document exceeds."""
 
     rule: RuleId
     limit: int
@@ -47,7 +48,7 @@ class LimitViolation(NamedTuple):
 
     @property
     def message(self) -> str:
-        """Say what the document has and what is the most."""
+        """The measured count and the limit, as a sentence."""
         name = self.rule.replace("_", " ")
         found = f"{self.found:,}" if self.found < SATURATED else "countless"
         if self.rule == "depth":
@@ -57,7 +58,7 @@ class LimitViolation(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DocumentLimits:
-    """The most of each. Where they are not enforced, what passes them is told to the operator alone."""
+    """The maximum of each count. If they are not `enforced`, exceeding them is only logged."""
 
     characters: int = 65_536
     tokens: int = 2_000
@@ -70,7 +71,7 @@ class DocumentLimits:
     enforced: bool = True
 
     def exceeded(self, extent: "DocumentStats") -> tuple[LimitViolation, ...]:
-        """Give each limit that a document passes."""
+        """Return the limits that a document exceeds."""
         every = (
             LimitViolation("characters", self.characters, extent.characters),
             LimitViolation("tokens", self.tokens, extent.tokens),
@@ -89,16 +90,16 @@ class DocumentLimits:
 
 @dataclass(slots=True)
 class DocumentStats:
-    """How much of everything a document has, its fragments put in where they are spread."""
+    """The counts of a document with its fragments expanded at every spread."""
 
     characters: int = 0
     tokens: int = 0
     depth: int = 0
-    """Levels of fields."""
+    """Maximum nesting of fields."""
     nested: int = 0
-    """Levels of selections, those of fragments included."""
+    """Maximum nesting of selection sets, including those of fragments."""
     fields: int = 0
-    """Fields, those of a fragment once for each object that it is spread in: what validating and running go through."""
+    """Number of fields that validation and execution visit. A fragment's fields count once per object spreading it."""
     aliases: int = 0
     directives: int = 0
     directives_at_one_place: int = 0
@@ -106,11 +107,11 @@ class DocumentStats:
     operations: int = 0
     root_names: set[str] = field(default_factory=set)
     explores: bool = False
-    """Whether it asks what can be asked."""
+    """Whether the document queries the schema."""
 
     @property
     def only_explores(self) -> bool:
-        """Whether it asks for nothing else."""
+        """Whether the document queries nothing but the schema and `__typename`."""
         return self.explores and self.root_names <= EXPLORING | {"__typename"}
 
 
@@ -119,11 +120,11 @@ class _Spread(NamedTuple):
     level: int
     nested: int
     place: int
-    """The number of the selection set of a field that it is merged into."""
+    """The number of the field's selection set that contains the spread, through inline fragments too."""
 
 
 def document_stats(document: DocumentNode, characters: int = 0) -> DocumentStats:
-    """Count what a document has. It need not be valid: unknown fragments count nothing, and circles once."""
+    """Return the counts of a document, which need not be valid. Unknown fragments count 0, fragment cycles once."""
     fragments: dict[str, FragmentDefinitionNode] = {}
     for definition in document.definitions:
         if isinstance(definition, FragmentDefinitionNode):
@@ -137,7 +138,7 @@ def document_stats(document: DocumentNode, characters: int = 0) -> DocumentStats
         if isinstance(definition, OperationDefinitionNode):
             _widen(whole, _with_fragments(*_own(definition), full))
             whole.operations += 1
-    # A fragment that nobody spreads is refused by validation, but walked by it first.
+    # Validation refuses an unused fragment, but walks it first.
     for extent in full.values():
         whole.nested = max(whole.nested, extent.nested)
         whole.directives_at_one_place = max(whole.directives_at_one_place, extent.directives_at_one_place)
@@ -146,7 +147,7 @@ def document_stats(document: DocumentNode, characters: int = 0) -> DocumentStats
 
 
 def _own(definition: DefinitionNode) -> tuple[DocumentStats, list[_Spread]]:
-    """Count what a definition has itself, and list what it spreads."""
+    """Return the counts of a definition without its fragments, and its fragment spreads."""
     assert isinstance(definition, OperationDefinitionNode | FragmentDefinitionNode)
     extent, spreads = DocumentStats(), list[_Spread]()
     _count_directives(extent, definition)
@@ -185,7 +186,10 @@ def _count_directives(extent: DocumentStats, node: object) -> None:
 
 
 def _inner_first(spreads: Mapping[str, list[_Spread]]) -> Iterator[str]:
-    """Give each fragment after those it spreads, as far as that can be said of circles; without recursion."""
+    """Yield each fragment after the fragments that it spreads (post-order), without recursion.
+
+    Within a cycle, the order depends on where the walk starts.
+    """
     begun: set[str] = set()
     for root in spreads:
         path = [] if root in begun else [(root, iter(spreads[root]))]
@@ -218,7 +222,10 @@ def _with_fragments(extent: DocumentStats, spreads: list[_Spread], full: Mapping
 
 
 def _widen(whole: DocumentStats, operation: DocumentStats) -> None:
-    """Count an operation in: levels and root fields are those of the largest, for one alone is run."""
+    """Add the counts of an operation to those of the document.
+
+    Depths and root fields take the maximum, because only one operation is run. The other counts add up.
+    """
     whole.depth = max(whole.depth, operation.depth)
     whole.nested = max(whole.nested, operation.nested)
     whole.fields = min(whole.fields + operation.fields, SATURATED)

@@ -1,4 +1,4 @@
-"""An operation of a document, with all that is worked out of it once and used each time it is asked for."""
+"""An operation of a document with everything derived from it once: its plan, its cost and its rate units."""
 
 from graphql import DocumentNode, OperationDefinitionNode
 
@@ -8,7 +8,7 @@ from schema.plans.query_plan import AnyPlan, Plan
 
 
 class PreparedOperation:
-    """An operation that is known to be valid."""
+    """A valid operation with its cached derivations."""
 
     def __init__(self, document: DocumentNode, node: OperationDefinitionNode) -> None:
         self.node = node
@@ -16,8 +16,8 @@ class PreparedOperation:
         self.costing = Costing(document, node)
         self.plan: AnyPlan | None = None
         self.planned = False
-        """Whether `plan` says what it is to say: it is made when the operation is first run."""
+        """Whether planning has been tried, which happens when the operation is first run."""
 
     def weight(self, tokens: int) -> int:
-        """Estimate how many bytes its plan takes, beyond those that a document of so many tokens is weighed with."""
+        """Estimate the bytes of the plan beyond those included in the weight of a document with this many tokens."""
         return self.plan.weight(tokens) if isinstance(self.plan, Plan) else 0

@@ -1,12 +1,12 @@
-"""Whether the fields of a document can be merged: those of one response name must stand for one value.
+"""Validate that fields with the same response name can be merged into one value.
 
-graphql-core compares fields in pairs, which a few kilobytes make a second of work. Here each field is looked at once
-for each place it comes to: the fields of one name are grouped, and each is compared with the first of its group.
+graphql-core compares fields in pairs: a few kilobytes of text can take it a second. This module visits each field once
+for each place where it is merged. It groups the fields by response name and compares each with the first of its group.
 Source: GraphQL specification, 5.3.2 "Field Selection Merging", by the algorithm that XING published for it
 (https://tech.new-work.se/graphql-overlapping-fields-can-be-merged-fast-ea6e92e0a01).
 
-The document must keep every other rule: what is unknown, or a circle of fragments, is none of this rule's business.
-`schema.documents.limits` bounds how many fields there are once fragments are put in, and so bounds this work too.
+The document must satisfy all other rules first. Unknown names and fragment cycles are not handled here.
+`schema.documents.limits` bounds the number of fields after expansion of fragments, and thereby this work.
 """
 
 from collections.abc import Iterator, Sequence
@@ -43,11 +43,11 @@ class _Field(NamedTuple):
 
 
 Selections = Sequence[tuple[Any, SelectionSetNode]]
-"""Sets of selections with the types they are made on, whose fields are merged into one object."""
+"""Selection sets with their parent types, whose fields are merged into one object."""
 
 
 def conflicts_in(schema: GraphQLSchema, document: DocumentNode, most: int) -> list[GraphQLError]:
-    """List at most so many fields of a document that cannot be merged, each with the first that it contradicts."""
+    """Return an error for each field that conflicts with the first field of its name, and at most `most` errors."""
     rule = _Rule(schema, document)
     operations = (each for each in document.definitions if isinstance(each, OperationDefinitionNode))
     found = (rule.conflicts([(schema.get_root_type(each.operation), each.selection_set)]) for each in operations)
@@ -61,19 +61,20 @@ class _Rule:
             each.name.value: each for each in document.definitions if isinstance(each, FragmentDefinitionNode)
         }
         self._calls: dict[int, object] = {}
-        """What each field asks for, by the id of its node: worked out once, however often it is spread."""
+        """The normalized arguments of each field by the id of its node, cached because fragments may repeat."""
 
     def conflicts(self, selections: Selections, *, together: bool = True) -> Iterator[GraphQLError]:
-        """Give the conflicts of what is merged into one object, and of what lies below.
+        """Yield the conflicts of the selections that are merged into one object, and of their sub-selections.
 
-        `together` says that the objects may be one and the same. Objects of two types may ask for different things
-        under one name, which must only look alike: there is one answer to be read by the client.
+        `together` tells whether the selections may apply to the same object. Selections on different object types may
+        select different fields under one name. These fields must only have the same response shape, because clients
+        parse one response format.
         """
         for name, group in self._collected(selections).items():
             parts = _of_one_object(group) if together else []
             if len(group) > 1:
                 conflicts = [each for part in parts for each in self._conflicts_of_calls(name, part)]
-                # Different fields often look different too: the first is enough to be told.
+                # Different fields often have different shapes too, so only the first kind of conflict is reported.
                 yield from conflicts or _conflicts_of_shape(name, group)
             if len(parts) != 1 and (below := _below(group)):
                 yield from self.conflicts(below, together=False)
@@ -124,7 +125,7 @@ class _Rule:
 
 
 def _of_one_object(group: list[_Field]) -> list[list[_Field]]:
-    """Divide fields by the types of objects that they can be fields of; one of an interface goes with each of them."""
+    """Group fields by their parent object type. Fields of an abstract type belong to every group."""
     if all(each.parent is group[0].parent for each in group):
         return [group]
     of_any = [each for each in group if not is_object_type(each.parent)]
@@ -144,7 +145,7 @@ def _conflicts_of_shape(name: str, group: Sequence[_Field]) -> Iterator[GraphQLE
 
 
 def _shape(type_: Any) -> str:
-    """Give what a client can tell of a type: lists, nulls, and which scalar or enum it is."""
+    """Return the response shape of a type: its lists, its nullability, and its scalar or enum."""
     if is_non_null_type(type_):
         return _shape(type_.of_type) + "!"
     if is_list_type(type_):
@@ -157,7 +158,7 @@ def _below(group: Sequence[_Field]) -> Selections:
 
 
 def _written(value: ValueNode) -> str:
-    """Write a value so that two are equal if, and only if, they ask for the same."""
+    """Return a normalized text of a value. Two texts are equal if and only if the values are equivalent."""
     match value:
         case ObjectValueNode():
             members = sorted((each.name.value, _written(each.value)) for each in value.fields)

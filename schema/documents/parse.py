@@ -1,4 +1,4 @@
-"""Documents: from the text of a request to an operation that is known to be valid. Each text is worked on once."""
+"""Parse and validate documents, from the text of a request to a valid operation. Results are cached by text."""
 
 import re
 import sys
@@ -50,48 +50,49 @@ from schema.documents.overlapping_fields import conflicts_in
 from schema.documents.rate_units import ONE_READ, RateUnits
 from schema.documents.trusted import DocumentsPolicy, UntrustedManifest, normal_form, sha256_of
 
-# Longer texts are not kept: they hold values, and nobody sends them twice.
+# Longer texts are not cached: they contain literal values and are unlikely to be sent again.
 MAX_KEPT_CHARACTERS = 20_000
 
-# Measured with tracemalloc: what graphql-core keeps of a token with its node, and the first plan with its statement.
+# Bytes, measured with tracemalloc: graphql-core's memory for a token and its node, and the first plan with its
+# statement.
 BYTES_OF_A_DOCUMENT = 32_768
 BYTES_OF_A_TOKEN = 1_024
 
-# How graphql-core begins to say that it has stopped reading.
+# Prefixes of graphql-core's messages when the parser stops at a limit.
 TOO_MANY_TOKENS = "Syntax Error: Document contains more than"
 NESTED_TOO_DEEPLY = "Syntax Error: Document is nested too deeply"
 
-# How graphql-core suggests what exists; that a field needs selections is no secret.
+# graphql-core's suggestions of existing names. The hint that a field needs a selection set reveals nothing and stays.
 HINT = re.compile(r" Did you mean (?!'\w+ \{ \.\.\. \}').*\?$")
 
 MOST_ERRORS = 10
-"""How many errors of one document are told: to look for another costs more than to validate what has none."""
+"""Maximum number of errors reported per document, because finding each costs more than validating a valid document."""
 MANY_LINES = 2_000
-"""Of a document with more, one error is told."""
+"""Of a document with more lines, only one error is reported."""
 
 TOO_DEEP = "The document is nested too deeply for this gateway, whatever its settings are."
 TOO_LARGE = "The document has too many fields, fragments put in, for this gateway, whatever its settings are."
 
 
 class Document(NamedTuple):
-    """A parsed text, and what is wrong with it; the errors quote no value."""
+    """A parsed document with its errors, which quote no values."""
 
     ast: DocumentNode | None
     errors: tuple[GraphQLError, ...] = ()
-    """Each names its rule in its extensions, where it has one of its own."""
+    """The errors of the document. Errors of the gateway's own rules have the rule's id in their extensions."""
     errors_with_hints: tuple[GraphQLError, ...] = ()
-    """The same in words that suggest what exists, for those who may know what does."""
+    """The same errors with suggestions of existing names, for callers who may introspect the schema."""
     breaches: tuple[LimitViolation, ...] = ()
-    """The limits it passes."""
+    """The limits that the document exceeds."""
     explores: bool = False
     only_explores: bool = False
     trusted: bool = False
-    """Whether it is in the manifest, however it is laid out."""
+    """Whether the manifest contains the document, in any layout."""
     prepared: dict[str | None, PreparedOperation] | None = None
-    """Its operations by the names they were asked for by; None where there is nothing to run."""
+    """The operations by their requested names; None if the document cannot be run."""
 
     def operation(self, name: str | None) -> PreparedOperation:
-        """Choose the operation to run. Raises `InvalidInput` where there is none, or several and none is named."""
+        """Return the operation to run. Raise `InvalidInput` if `name` selects no single operation."""
         assert self.ast is not None, "it can be run"
         assert self.prepared is not None, "it can be run"
         if name not in self.prepared:
@@ -104,13 +105,13 @@ class Document(NamedTuple):
         return self.prepared[name]
 
     def weight(self, text: str) -> int:
-        """Estimate how many bytes it takes to keep, with its text, its operations and their plans."""
+        """Estimate the memory of the cached document in bytes, with its text, operations and plans."""
         tokens = self.ast.token_count or 0 if self.ast else 0
         plans = sum(each.weight(tokens) for each in (self.prepared or {}).values())
         return BYTES_OF_A_DOCUMENT + 2 * sys.getsizeof(text) + BYTES_OF_A_TOKEN * tokens + plans
 
     def price(self, operation_name: str | None, variables: Mapping[str, Any]) -> RateUnits:
-        """Price the operation that is asked for. A document that cannot be run is one read."""
+        """Return the rate units of the requested operation. A document that cannot be run counts as one read."""
         if self.ast is None or self.errors:
             return ONE_READ
         try:
@@ -121,17 +122,17 @@ class Document(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DocumentRules:
-    """What a document may be, and who may know what can be asked."""
+    """The limits of documents, the access to introspection, and the trusted documents."""
 
     limits: DocumentLimits = DocumentLimits()
     exploring: Exploring = "open"
     manifest: Mapping[str, str] | None = None
-    """The trusted documents by their ids. None: nobody has named any."""
+    """The trusted documents by their ids; None if no manifest is configured."""
     policy: DocumentsPolicy = "log"
 
 
 class Documents:
-    """The documents of one schema. Raises `UntrustedManifest` for trusted ones that this schema does not know."""
+    """Parses and caches the documents of one schema. Raises `UntrustedManifest` for invalid trusted documents."""
 
     def __init__(self, schema: GraphQLSchema, rules: DocumentRules) -> None:
         self._schema = schema
@@ -144,7 +145,7 @@ class Documents:
         self._trust(rules.manifest or {})
 
     def read(self, text: str) -> Document:
-        """Parse and validate a document."""
+        """Return the parsed and validated document of a text, from the cache if possible."""
         document = self._kept.find(text)
         if document is None:
             document = self._read(text)
@@ -153,11 +154,11 @@ class Documents:
         return document
 
     def knows(self, text: str) -> bool:
-        """Whether a document was read, and is kept."""
+        """Whether the document of this text is cached."""
         return text in self._kept
 
     def named(self, document_id: str) -> Document | None:
-        """Find a trusted document by its id in the manifest, or by the SHA-256 of its text."""
+        """Return the trusted document with this id in the manifest or this SHA-256 of its text, or None."""
         return self._named.get(document_id) or self._named.get(document_id.removeprefix("sha256:"))
 
     def _trust(self, manifest: Mapping[str, str]) -> None:
@@ -170,7 +171,7 @@ class Documents:
             self._named[document_id] = document
             self._named.setdefault(sha256_of(text), document)
             self._normal_forms.add(normal_form(document.ast))
-            # Laid out otherwise, it must still be read far enough to be known again.
+            # The limits before parsing must admit a trusted document that is sent in another layout.
             self._most_characters = max(self._most_characters, len(text))
             self._most_tokens = max(self._most_tokens, document.ast.token_count)
         if problems:
@@ -189,7 +190,7 @@ class Documents:
         return ast if isinstance(ast, Document) else self._checked(ast, len(text), limits)
 
     def _checked(self, ast: DocumentNode, characters: int, limits: DocumentLimits | None) -> Document:
-        """Count, then validate. What has no limits is trusted: someone has looked at it."""
+        """Check the limits, then validate. `limits` is None for a trusted document, which an operator has reviewed."""
         extent = document_stats(ast, characters)
         if extent.depth > MOST_LEVELS or extent.nested > MOST_NESTED:
             return refused(TOO_DEEP, "depth")
@@ -206,27 +207,30 @@ class Documents:
         return document._replace(errors=tuple(map(_without_hint, errors)), errors_with_hints=errors)
 
     def _faults(self, ast: DocumentNode) -> Sequence[GraphQLError]:
-        """Validate a document, with suggestions of what exists where somebody may be told them."""
+        """Return the validation errors, with suggestions of existing names unless introspection is off."""
         hides = self._rules.exploring == "off"
-        # What can be merged is asked last: it takes for granted that all the rest is as it should be.
+        # The check of overlapping fields runs last, because it assumes that all other rules hold.
         most = _most_errors(ast)
         return validate(self._schema, ast, RULES, most, hides) or conflicts_in(self._schema, ast, most)
 
 
 def _most_errors(ast: DocumentNode) -> int:
-    # An error goes through all lines to find its own.
+    # graphql-core scans all lines to locate each error, which is slow for a document with many lines.
     text = ast.loc.source.body if ast.loc else ""
     return MOST_ERRORS if text.count("\n") + text.count("\r") <= MANY_LINES else 1
 
 
 def _without_hint(error: GraphQLError) -> GraphQLError:
-    """Give an error as it is told where suggestions are hidden, as graphql-core does: all but how to write a field."""
+    """Return the error without suggestions of existing names, as graphql-core words it if suggestions are hidden."""
     plain = HINT.sub("", error.message)
     return error if plain == error.message else GraphQLError(plain, error.nodes)
 
 
 def _parsed(text: str, max_tokens: int | None) -> DocumentNode | Document:
-    """Parse a text, or give the document that says why it cannot be."""
+    """Return the AST of a text, or a document with the syntax error or the exceeded limit.
+
+    `max_tokens` is None for no limit.
+    """
     try:
         return parse(text, max_tokens=max_tokens)
     except GraphQLSyntaxError as error:
@@ -234,13 +238,19 @@ def _parsed(text: str, max_tokens: int | None) -> DocumentNode | Document:
             return refused(f"The document has more than {max_tokens:,} tokens, which is the most.", "tokens")
         if error.message.startswith(NESTED_TOO_DEEPLY):
             return refused(TOO_DEEP, "depth")
-        # The parser quotes what it stumbled over, which may be a patient's note cut off in the middle.
+        # The parser's message quotes the unexpected token, which may contain part of a patient's note.
         said = GraphQLError("The document has a syntax error here.", source=error.source, positions=error.positions)
         return Document(None, (said,))
 
 
 def refused(message: str, rule: RuleId, explained: str | None = None) -> Document:
-    """Give a document that cannot be run. `explained` is for a person, where the message is for a program."""
+    """Return a document that cannot be run.
+
+    Args:
+        message: The error's message.
+        rule: The id of the violated rule.
+        explained: The explanation for people; None if `message` is one already, and not a code for programs.
+    """
     return Document(None, (_error(message, rule, explained),))
 
 
@@ -249,10 +259,10 @@ def _error(message: str, rule: RuleId, explained: str | None = None) -> GraphQLE
 
 
 class ValuesOfCorrectType(ValuesOfCorrectTypeRule):
-    """The specified rule, in words that name the member and do not quote the value."""
+    """The specification's rule, with messages that name the member and do not quote the value."""
 
     def is_valid_value_node(self, node: ValueNode, input_type: GraphQLInputType | None) -> VisitorAction:
-        """Report where a value does not fit, and what would."""
+        """Report each fault of a value with its path and the allowed values."""
         for fault in faults_of_literal(node, input_type) if input_type else ():
             told = " ".join([".".join(map(str, fault.path)), fault.message]).strip()
             extensions = {"rule": fault.rule, "allowed": fault.allowed}
@@ -261,10 +271,10 @@ class ValuesOfCorrectType(ValuesOfCorrectTypeRule):
 
 
 class UniqueInputFieldNames(UniqueInputFieldNamesRule):
-    """The specified rule, in words that do not quote a name: within `metadata` it is as much a value as any."""
+    """The specification's rule, with a message that quotes no name, because names within `metadata` are client data."""
 
     def report_error(self, error: GraphQLError) -> None:
-        """Report where a member is named again."""
+        """Report a duplicate member."""
         super().report_error(GraphQLError("An object must not name a member twice.", error.nodes))
 
 
@@ -275,7 +285,7 @@ OURS: dict[type[ASTValidationRule], type[ASTValidationRule]] = {
 RULES: tuple[type[ASTValidationRule], ...] = tuple(
     OURS.get(rule, rule)
     for rule in (*specified_rules, *recommended_rules)
-    # `schema.documents.overlapping_fields` is in its place.
+    # Replaced by `schema.documents.overlapping_fields`.
     if rule is not OverlappingFieldsCanBeMergedRule
 )
 
@@ -283,7 +293,7 @@ RULES: tuple[type[ASTValidationRule], ...] = tuple(
 def explain_variables(
     schema: GraphQLSchema, operation: OperationDefinitionNode, variables: Mapping[str, Any]
 ) -> list[Violation]:
-    """Say which variables do not fit their types, without quoting them."""
+    """Return the violations of variables that do not fit their types, without quoting values."""
     violations: list[Violation] = []
     for definition in operation.variable_definitions or ():
         name = definition.variable.name.value

@@ -1,6 +1,6 @@
-"""Which document is run for whom: what its limits, the manifest of trusted documents and the explorer's policy say.
+"""Decide whether a caller may run a document, by its limits, the trusted documents and the introspection policy.
 
-What a document is worth is read once and kept; here it is asked for each caller, and costs next to nothing.
+Validation results are cached per document. The checks per caller in this module are cheap.
 """
 
 from collections.abc import Callable
@@ -14,14 +14,14 @@ from schema.documents.parse import Document, DocumentRules, Documents, refused
 from schema.documents.trusted import sha256_of
 
 LogBreach = Callable[[Context, LimitViolation], None]
-"""Writes down that a limit would have refused what was asked for."""
+"""Logs that a limit was exceeded that is not enforced."""
 
 LogUnknown = Callable[[Context, str], None]
-"""Writes down that a document is in no manifest, by the SHA-256 of its text."""
+"""Logs that the manifest does not contain a document, given the SHA-256 of its text."""
 
 
 class Admission:
-    """Lets documents in. Raises `UntrustedManifest` when it is made with documents that the schema does not know."""
+    """Admits or refuses documents. The constructor raises `UntrustedManifest` for invalid trusted documents."""
 
     def __init__(
         self, schema: GraphQLSchema, rules: DocumentRules, log_breach: LogBreach, log_unknown: LogUnknown
@@ -32,10 +32,16 @@ class Admission:
         self._log_unknown = log_unknown
 
     def find(self, text: str | None, document_id: str | None, context: Context, *, apollo: bool = False) -> Document:
-        """Find a document, with everything that keeps this caller from running it.
+        """Return a document with its errors for this caller.
 
-        A text beside the id of a trusted document is not looked at. `apollo` says that the id came as Apollo's clients
-        send theirs. Raises `InsufficientScope` where the schema is asked for that this caller may not be told.
+        Args:
+            text: The document's text; ignored beside the id of a trusted document. None if only an id was sent.
+            document_id: The id of a trusted document; None if only a text was sent.
+            context: The caller's context.
+            apollo: Whether the id came in the `persistedQuery` extension of Apollo's clients.
+
+        Raises:
+            InsufficientScope: The document introspects the schema without permission.
         """
         named = self._documents.named(document_id) if document_id is not None else None
         if named is not None:
@@ -44,7 +50,7 @@ class Admission:
             return self._unknown_id(apollo=apollo)
         document = self._as_told(self._documents.read(text), context)
         if document.only_explores and not document.errors:
-            # An explorer cannot be asked to send the id of a question that is the same everywhere.
+            # GraphQL explorers send standard introspection queries as text, so these need not be trusted documents.
             return document
         if untrusted := self._untrusted(document):
             return untrusted
@@ -56,19 +62,19 @@ class Admission:
         return document
 
     def knows(self, text: str | None, document_id: str | None) -> bool:
-        """Whether a document need not be parsed, to be run or refused."""
+        """Whether the document can be run or refused without parsing."""
         if document_id is not None and self._documents.named(document_id) is not None:
             return True
         return text is None or self._documents.knows(text)
 
     def log_if_measuring(self, breach: LimitViolation, context: Context) -> bool:
-        """Write a limit that is passed down, if that is all that is to be done. Gives whether it was."""
+        """Log an exceeded limit if limits are not enforced. Return whether it was logged instead of enforced."""
         if not self._rules.limits.enforced:
             self._log_breach(context, breach)
         return not self._rules.limits.enforced
 
     def _as_told(self, document: Document, context: Context) -> Document:
-        """Give the document as it is for this caller: who may not explore is told nothing of what exists."""
+        """Return the document for this caller, with suggestions of existing names only if introspection is allowed."""
         if self._rules.exploring == "open" or (self._rules.exploring == "scoped" and context.may(Permission.EXPLORE)):
             return document._replace(errors=document.errors_with_hints) if document.errors_with_hints else document
         if not document.explores:
@@ -90,6 +96,7 @@ class Admission:
             explained = "No trusted documents are named here, so none has an id."
         if not apollo:
             return refused(explained, "unknown_document")
-        # Both words are Apollo's: at one its clients send the text, at the other they stop sending ids.
+        # Apollo's error messages: at `PersistedQueryNotFound` its clients send the text, at
+        # `PersistedQueryNotSupported` they stop sending ids.
         word = "PersistedQueryNotSupported" if self._rules.manifest is None else "PersistedQueryNotFound"
         return refused(word, "unknown_document", explained)

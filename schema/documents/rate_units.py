@@ -1,4 +1,4 @@
-"""What an operation counts for: as many writes or reads as it has fields at its root, one of many for each of them."""
+"""The rate units of an operation: one read or write for each root field, and one for each item of a batch mutation."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -20,18 +20,18 @@ from schema.documents.cost import Sent, defaults_of
 
 
 class RateUnits(NamedTuple):
-    """Units of one kind."""
+    """A number of rate-limit units of one kind."""
 
     kind: Kind
     units: int
 
 
 ONE_READ = RateUnits(Kind.READS, 1)
-"""What everything counts for that does not get as far as an operation."""
+"""The charge for requests that fail before an operation is known."""
 
 
 class RateCost:
-    """What a valid operation counts for."""
+    """Computes the rate units of a valid operation."""
 
     def __init__(self, document: DocumentNode, operation: OperationDefinitionNode) -> None:
         fields = _root_fields(document, operation.selection_set).values()
@@ -42,19 +42,19 @@ class RateCost:
         self._defaults = defaults_of(operation)
 
     def price(self, variables: Mapping[str, Any]) -> RateUnits:
-        """Price it."""
+        """Return the rate units of the operation with these variables."""
         if not self._many:
             return self._others
         sent = Sent(self._defaults, variables)
-        # More items are refused, and nobody should wait until they can afford that.
+        # A batch of more than `MAX_ITEMS` is refused, so it must not be delayed by the rate limit for its full size.
         units = (min(max(sent.asked_for(field), 1), MAX_ITEMS) for field in self._many)
         return self._others._replace(units=self._others.units + sum(units))
 
 
 def _root_fields(document: DocumentNode, selections: SelectionSetNode) -> dict[str, FieldNode]:
-    """Give the fields of the answer's first level: those of one name are run once, whichever fragments repeat them.
+    """Return the root fields by response name, including those in fragments. Repeated fields are run and counted once.
 
-    `@skip` and `@include` are not looked at: what might be run counts.
+    `@skip` and `@include` are ignored: every field that might be run counts.
     """
     fragments = {each.name.value: each for each in document.definitions if isinstance(each, FragmentDefinitionNode)}
     fields: dict[str, FieldNode] = {}
@@ -67,7 +67,7 @@ def _root_fields(document: DocumentNode, selections: SelectionSetNode) -> dict[s
                     fields[(selection.alias or selection.name).value] = selection
                 case InlineFragmentNode():
                     pending.append(selection.selection_set)
-                # Each fragment once: spreads of spreads would otherwise be counted in their powers of two.
+                # Each fragment is visited once; otherwise nested spreads take exponential time.
                 case FragmentSpreadNode() if selection.name.value not in seen:
                     seen.add(selection.name.value)
                     pending.append(fragments[selection.name.value].selection_set)

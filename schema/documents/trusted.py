@@ -1,8 +1,10 @@
-"""Trusted documents: those that a manifest names, and how they are known again.
+"""Trusted documents: read the manifest that lists them, and normalize documents for comparison.
 
-Three forms of a manifest are read, told apart by what is in them. Sources: the persisted query manifest of Apollo
-(`@apollo/generate-persisted-query-manifest`, version 1); the local persisting of relay-compiler, which writes one
-object from id to text; and that same object from whoever else writes it.
+Three forms of manifests are supported and detected by their content. Sources:
+
+- The persisted query manifest of Apollo (`@apollo/generate-persisted-query-manifest`, version 1).
+- The local persisting of relay-compiler, which writes one object from id to text.
+- The same object from other tools.
 """
 
 import hashlib
@@ -16,18 +18,18 @@ from resolvers import json_text
 from resolvers.errors import MalformedBody
 
 DocumentsPolicy = Literal["log", "safelist", "enforce"]
-"""What becomes of a document that is in no manifest: it is written down, or refused; or nothing runs but by an id."""
+"""Treatment of a document outside the manifest: `log` it or refuse it (`safelist`). `enforce` allows only ids."""
 
 
 class UntrustedManifest(Exception):
-    """The manifest cannot be worked with; the message says why, a line each."""
+    """The manifest is unusable. The message has one line for each problem."""
 
     def __init__(self, problems: Iterable[str]) -> None:
         super().__init__("\n".join(problems))
 
 
 def read_manifest(path: Path) -> Mapping[str, str]:
-    """Read the documents of a file, or of every `.json` file in a folder, by their ids. Raises `UntrustedManifest`."""
+    """Return the documents of a file, or of all `.json` files in a folder, by their ids. Raise `UntrustedManifest`."""
     documents: dict[str, str] = {}
     problems: list[str] = []
     for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:
@@ -49,7 +51,7 @@ def read_manifest(path: Path) -> Mapping[str, str]:
 
 
 def _documents_in(manifest: Any) -> Iterator[tuple[str, str]]:
-    """Give each id and text. Raises `ValueError`."""
+    """Yield each id with its text. Raise `ValueError` for an unsupported or malformed manifest."""
     match manifest:
         case {"format": "apollo-persisted-query-manifest", "version": 1, "operations": list(operations)}:
             pairs = [
@@ -72,13 +74,13 @@ def _is_text(value: Any) -> TypeGuard[str]:
 
 
 def normal_form(document: DocumentNode) -> str:
-    """Print a document so that neither its layout nor the order of its definitions matters.
+    """Return the text of a document, normalized in layout and in the order of its definitions.
 
-    Apollo's tool sorts the definitions in the manifest, and its client does not in the request.
+    Apollo's tool sorts the definitions in the manifest, but its client does not sort them in the request.
     """
     return "\n".join(sorted(map(print_ast, document.definitions)))
 
 
 def sha256_of(text: str) -> str:
-    """Give the id that Apollo's clients give a text."""
+    """Return the SHA-256 of a text in hex, which Apollo's clients use as its id."""
     return hashlib.sha256(text.encode()).hexdigest()

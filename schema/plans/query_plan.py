@@ -1,11 +1,12 @@
-"""Plans: a query is compiled once into one SQL statement, whose JSON goes to the client untouched.
+"""Plans: a query is compiled once into one SQL statement, whose JSON is sent to the client unchanged.
 
-A plan serves what it knows and declines everything else; then the ordinary way answers, field by field. So a plan never
-refuses anything: what is not as it should be, a missing right, an odd variable, a cursor of another list, is for the
-ordinary way to tell. Both give the same bytes for the same question.
+A plan handles supported queries and raises `Unplannable` otherwise; the executor then resolves the query field by
+field. A plan reports no client errors. The executor reports a missing permission, an ill-typed variable or a cursor of
+another list. Plan and executor return the same bytes for the same query.
 
-What plans know: `encounter`, `patient` and `patients` at the root, any number of them; encounters and their patients,
-and pages of a patient's encounters; fragments, aliases, variables, `@skip` and `@include`.
+Supported are `encounter`, `patient` and `patients` at the root, any number of them. Below them, plans support
+encounters, their patients, and pages of a patient's encounters. Fragments, aliases, variables, `@skip` and `@include`
+are supported everywhere.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,21 +45,21 @@ from schema.plans.sql import FIRST_JSON, BoundPage, CompiledQuery, arguments_of,
 MAX_IDS = 100
 KEPT_QUESTIONS = 16
 BYTES_OF_A_TOKEN = 256
-"""What a variant keeps of a document's token at most, as measured with tracemalloc."""
+"""Maximum bytes that a variant holds for each token of the document, as measured with tracemalloc."""
 NULL = [b"null"]
 MOST_CONDITIONS = 4
-"""Variables that `@skip` and `@include` depend on: each doubles what there is to keep."""
+"""Maximum number of variables in `@skip` and `@include`; each doubles the number of variants to cache."""
 
 
 class Explained(NamedTuple):
-    """How a query is answered: the statement, and the lines of PostgreSQL's `EXPLAIN` for these arguments."""
+    """The statement of a query, and the lines of PostgreSQL's `EXPLAIN` for its arguments."""
 
     statement: str
     plan: Sequence[str]
 
 
 def plan_of(document: DocumentNode, operation: OperationDefinitionNode) -> "AnyPlan | None":
-    """Make the plan of a valid operation, or None where no plan will ever serve it."""
+    """Return the plan of a valid operation, or None if no plan can serve it, whatever the variables."""
     try:
         match operation.operation:
             case OperationType.MUTATION:
@@ -71,16 +72,16 @@ def plan_of(document: DocumentNode, operation: OperationDefinitionNode) -> "AnyP
 
 
 class Plan:
-    """The plan of one query. What `@skip` and `@include` leave of it is worked out once for each of their outcomes."""
+    """The plan of one query. It caches one variant for each set of values of the `@skip` and `@include` variables."""
 
     def __init__(self, document: DocumentNode, operation: OperationDefinitionNode) -> None:
-        """Read the document. Raises `Unplannable` where no plan will ever serve it."""
+        """Read the document. Raise `Unplannable` if no plan can serve it, whatever the variables."""
         self._fragments = {
             each.name.value: each for each in document.definitions if isinstance(each, FragmentDefinitionNode)
         }
         self._operation = operation
         self._definitions = operation.variable_definitions or ()
-        # Those of the document's other operations are not this one's.
+        # Exclude variables that only the document's other operations declare.
         own = {each.variable.name.value for each in self._definitions}
         self._conditions = sorted(conditions_of(document) & own)
         if len(self._conditions) > MOST_CONDITIONS:
@@ -88,17 +89,17 @@ class Plan:
         self._variants: dict[tuple[bool | None, ...], Variant | None] = {}
 
     async def run(self, sent: Variables, context: Context) -> bytes:
-        """Answer the query: the JSON of `data`. Raises `Unplannable`, or what kept the database from answering."""
+        """Return the JSON of `data`. Raise `Unplannable`, or the error of the database or of a size limit."""
         variant, variables = self._settled(sent)
         return await variant.run(variables, context)
 
     async def explain(self, sent: Variables, context: Context) -> Explained:
-        """Say how PostgreSQL goes about the query. Raises what `run` raises."""
+        """Return PostgreSQL's execution plan for the query. Raise what `run` raises."""
         variant, variables = self._settled(sent)
         return await variant.explain(variables, context)
 
     def weight(self, tokens: int) -> int:
-        """Estimate how many bytes it takes: what it keeps for each outcome of the conditions, and the statements."""
+        """Estimate the plan's memory in bytes: its variants beyond the first, and their statements."""
         statements = sum(each.kept_characters for each in self._variants.values() if each)
         return max(len(self._variants) - 1, 0) * BYTES_OF_A_TOKEN * tokens + 2 * statements
 
@@ -122,19 +123,19 @@ class Plan:
 
 
 class BoundQuery(NamedTuple):
-    """What the database is asked."""
+    """A compiled query and its arguments."""
 
     question: CompiledQuery
     ids: Mapping[str, list[Any]]
-    """Of the root with this number."""
+    """The ids to read, by the name of the statement's argument: `ids_` and the number of the root field."""
     pages: Mapping[str, Any]
     """The arguments of all pages."""
     rows: int
-    """How many rows it reads for one of the ids, about."""
+    """The estimated number of rows that the statement reads for one id."""
 
 
 class Variant:
-    """A tree of what is asked for, and its questions: one for each shape that its pages have had."""
+    """A tree of selections and its compiled queries, one for each combination of page shapes seen so far."""
 
     def __init__(self, roots: Sequence[Root]) -> None:
         self._roots = roots
@@ -142,10 +143,10 @@ class Variant:
         self._is_of_one = [root.name for root in roots] in (["encounter"], ["patient"])
         self._questions: dict[tuple[Any, ...], CompiledQuery | None] = {}
         self.kept_characters = 0
-        """Of the statements of its questions."""
+        """Total characters of the cached statements."""
 
     async def run(self, variables: Variables, context: Context) -> bytes:
-        """Answer it. Raises `Unplannable`, or what kept the database from answering."""
+        """Return the JSON of `data`. Raise `Unplannable`, or the error of the database or of a size limit."""
         brand_id = self._admitted(context)
         asked = [self._ids(root, variables) for root in self._roots]
         asking = self._asking(brand_id, asked, variables, context)
@@ -167,7 +168,7 @@ class Variant:
         return b"".join(parts)
 
     async def explain(self, variables: Variables, context: Context) -> Explained:
-        """Say how PostgreSQL goes about it. Raises what `run` raises."""
+        """Return PostgreSQL's execution plan. Raise what `run` raises."""
         brand_id = self._admitted(context)
         asked = [self._ids(root, variables) for root in self._roots]
         asking = self._asking(brand_id, asked, variables, context)
@@ -185,7 +186,7 @@ class Variant:
             async with context.database.connection(brand_id) as connection:
                 values = {"brand_id": brand_id, **asking.ids, **asking.pages}
                 return await connection.fetch_at_most(most_bytes, statement, **values, most_bytes=most_bytes)
-        # Many ask for one of these at a time: those of one moment share the way to the database and back.
+        # Concurrent requests for single objects are frequent, so they are batched into one round trip.
         ((by, ids),) = asking.ids.items()
         if not ids:
             return ()
@@ -197,7 +198,7 @@ class Variant:
     def _asking(
         self, brand_id: str, asked: Sequence[list[Any]], variables: Variables, context: Context
     ) -> BoundQuery | None:
-        """Say what the database is asked; None where that is nothing."""
+        """Return the compiled query with its arguments, or None if no root field needs the database."""
         bound: dict[int, BoundPage] = {}
         pages: dict[str, Any] = {}
         rows = 0
@@ -254,7 +255,7 @@ class Variant:
         return self._questions[shape]
 
     def _parts(self, asked: Sequence[list[Any]], found: Mapping[tuple[int, Any], list[bytes]]) -> list[bytes]:
-        # Put together once, by the caller: a list may be long, and the same id may be asked for many times.
+        # The caller joins the parts once: a list may be long, and the same id may be requested many times.
         parts = [b"{"]
         for number, (root, ids) in enumerate(zip(self._roots, asked, strict=True)):
             items = [found.get((number, each), NULL) for each in ids]
@@ -272,7 +273,7 @@ class Variant:
 
 
 def _needed(roots: Sequence[Root]) -> list[Permission]:
-    """Give what the caller must be allowed to do."""
+    """Return the permissions that the caller needs."""
     names = {root.name for root in roots}
     needed = []
     if names & {"patient", "patients"} or any(_shows_patients(root) for root in roots):
@@ -283,7 +284,7 @@ def _needed(roots: Sequence[Root]) -> list[Permission]:
 
 
 def _shows_patients(root: Root) -> bool:
-    """Whether the patient of an encounter is asked for, which is a right of its own."""
+    """Whether the query selects the patient of an encounter, which needs a permission of its own."""
 
     def shown(fields: Sequence[Any]) -> bool:
         for each in fields:
@@ -304,11 +305,18 @@ def _shows_patients(root: Root) -> bool:
 
 
 Settled = tuple[BoundPage, Mapping[str, Any]]
-"""A page whose arguments are known, and the arguments of its statement."""
+"""A page with its evaluated arguments, and the arguments of its statement."""
 
 
 def _bind(page: PageNode, list_owner: tuple[str, str] | None, variables: Variables, context: Context) -> Settled:
-    """Settle a page's arguments. `list_owner` is the brand and patient whose list it is, None for several."""
+    """Evaluate a page's arguments. Raise `Unplannable` if they are invalid or unsupported.
+
+    Args:
+        page: The page in the tree.
+        list_owner: The brand and the patient of the list; None if the page is read for several patients.
+        variables: The operation's variables.
+        context: The caller's context, for the page limits and input limits.
+    """
     given = page.arguments(variables)
     limits = context.services.page_limits
     if given.get("where", EVERYTHING) is None:
@@ -331,7 +339,7 @@ def _bind(page: PageNode, list_owner: tuple[str, str] | None, variables: Variabl
 
 @lru_cache(256)
 def _of_size(number: int, limits: PageLimits, *, first: int | None = None, last: int | None = None) -> Settled:
-    """Settle a page that is told apart by nothing but its size, as most are. Raises `InvalidInput`."""
+    """Evaluate a page without cursor or filter, as most are. Raise `InvalidInput` for an invalid size."""
     bound = BoundPage(window_of(limits, "", first=first, last=last), EVERYTHING)
     return bound, arguments_of(number, bound)
 

@@ -1,8 +1,10 @@
-"""The plan of a recording: what comes of it is written at once, in the shape that the document asks for.
+"""The plan of `recordEncounter`: it writes the result directly as JSON, in the shape that the document selects.
 
-Like every plan it declines what it does not know: it serves one `recordEncounter` and nothing else, its metadata in a
-variable, and of the outcome the encounter's own members. Once it has begun nothing is declined: a refusal is handed to
-the ordinary way, which tells it and does not try again.
+The plan raises `Unplannable` for unsupported operations. It supports a single `recordEncounter` whose metadata is
+passed in a variable, and selections of the encounter's scalar fields and its patient.
+
+Once recording has begun, the plan no longer raises `Unplannable`. `Runner` hands a refusal to the executor, which
+reports it and does not record again.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,14 +42,14 @@ from schema.plans.selection import (
 )
 
 Part = bytes | Callable[[Recording], bytes]
-"""A piece of the answer: always the same, or written of what was recorded."""
+"""A piece of the response: constant bytes, or a function of the recording."""
 
 
 class RecordPlan:
-    """The plan of one recording."""
+    """The plan of one `recordEncounter` operation."""
 
     def __init__(self, document: DocumentNode, operation: OperationDefinitionNode) -> None:
-        """Read the document. Raises `Unplannable` where no plan will ever serve it."""
+        """Read the document. Raise `Unplannable` if the plan cannot serve it, whatever the variables."""
         if conditions_of(document):
             raise Unplannable
         fragments = {each.name.value: each for each in document.definitions if isinstance(each, FragmentDefinitionNode)}
@@ -67,10 +69,13 @@ class RecordPlan:
         self._parts = _joined([b"{", _named(key), *_object(fields), b"}"])
 
     async def run(self, sent: Variables, context: Context) -> bytes:
-        """Record, and give the JSON of `data`.
+        """Record the encounter, and return the JSON of `data`.
 
-        Raises `Unplannable` before it begins, then what recording raises, and when it is recorded `AnswerTooLarge` or
-        `AnswerMemoryFull`.
+        Raises:
+            Unplannable: The variables are unsupported, or the caller may not read patients; nothing was recorded.
+            GatewayError: Recording was refused or failed; see `record_encounter`.
+            AnswerTooLarge: The encounter was recorded, but the response exceeds its limit.
+            AnswerMemoryFull: The encounter was recorded, but the process has no memory left for the response.
         """
         variables = coerced(self._definitions, sent)
         given = self._arguments(variables)
@@ -99,7 +104,7 @@ def _arguments(node: FieldNode) -> Value:
     if "validateOnly" in nodes:
         raise Unplannable
     if isinstance(given, ObjectValueNode):
-        # A literal of JSON keeps every digit of its numbers, which is the ordinary way's business.
+        # A JSON literal keeps every digit of its numbers; only the executor supports that.
         metadata = [each.value for each in given.fields if each.name.value == "metadata"]
         if not all(isinstance(each, VariableNode) for each in metadata):
             raise Unplannable
@@ -115,7 +120,7 @@ def _command(members: dict[str, Any]) -> dict[str, Any]:
     return command
 
 
-# Writing the outcome
+# Serialization of the result
 
 
 def _named(key: str) -> bytes:
@@ -123,7 +128,7 @@ def _named(key: str) -> bytes:
 
 
 def _object(fields: Sequence[tuple[str, Any]]) -> list[Part]:
-    """Give the parts of an `EncounterRecorded`."""
+    """Return the parts of an `EncounterRecorded`."""
     parts: list[Part] = []
     for number, (key, each) in enumerate(fields):
         parts += [b"," if number else b"{", _named(key)]
@@ -139,7 +144,7 @@ def _encounter(fields: Sequence[tuple[str, Any]]) -> list[Part]:
     for number, (key, each) in enumerate(fields):
         parts += [b"," if number else b"{", _named(key)]
         if isinstance(each, list):
-            # The patient of an encounter that was just recorded is known by what the encounter says.
+            # The recorded encounter holds all fields of its patient that clients can select.
             for place, (name, of) in enumerate(each):
                 parts += [b"," if place else b"{", _named(name), PATIENT[of.name]]
             parts.append(b"}")
@@ -149,7 +154,7 @@ def _encounter(fields: Sequence[tuple[str, Any]]) -> list[Part]:
 
 
 def _joined(parts: Sequence[Part]) -> list[Part]:
-    """Put together what is always the same."""
+    """Join adjacent constant parts."""
     joined: list[Part] = []
     for part in parts:
         if joined and isinstance(part, bytes) and isinstance(last := joined[-1], bytes):
@@ -160,7 +165,7 @@ def _joined(parts: Sequence[Part]) -> list[Part]:
 
 
 def _of(write: Callable[[Encounter], Any]) -> Callable[[Recording], bytes]:
-    # The driver has a UUID of its own.
+    # `default=str` serializes asyncpg's UUID type, which orjson does not know.
     return lambda recording: orjson.dumps(write(recording.encounter), default=str)
 
 

@@ -1,6 +1,6 @@
-"""What a query asks for, as a tree: read once from its document, with fragments merged and conditions settled.
+"""Parse the selections of an operation into a tree, with fragments merged and `@skip` and `@include` evaluated.
 
-It knows the fields that plans serve, and declines the others.
+The reader supports only the fields that plans serve. It raises `Unplannable` for every other field.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -44,18 +44,18 @@ from resolvers.json_text import INT_DIGITS
 
 Variables = Mapping[str, Any]
 Value = Callable[[Variables], Any]
-"""What an argument is, once the variables are known."""
+"""Returns the value of an argument for the given variables."""
 
 
 class Unplannable(Exception):
-    """The ordinary way is to answer."""
+    """No plan supports this operation, so the executor must run it."""
 
 
 # The tree
 
 
 class Member(NamedTuple):
-    """A plain member of an encounter or a patient, by its column; or `__typename`."""
+    """A scalar field of an encounter or a patient, named by its column, or `__typename`."""
 
     name: str
 
@@ -67,21 +67,21 @@ class PageNode:
     number: int
     arguments: Value
     fields: Sequence[tuple[str, str, Sequence[Any]]]
-    """Response key, name, and what is asked for below."""
+    """Response key, field name and sub-selection."""
 
     @property
     def reads(self) -> bool:
-        """Whether the page itself is asked for, and not only how many encounters there are."""
+        """Whether the query selects rows or `pageInfo`, and not only the total count."""
         return any(name in {"nodes", "edges", "page_info"} for _, name, _ in self.fields)
 
     @cached_property
     def item_bytes(self) -> int:
-        """How many bytes an encounter on the page may have, about."""
+        """The estimated maximum size of one encounter on the page, in bytes."""
         return sum(_most_bytes(below) for _, name, below in self.fields if name in {"nodes", "edges"})
 
 
 def _most_bytes(fields: Sequence[Any]) -> int:
-    """Say how many bytes fields may have, about, with what lies below them."""
+    """Estimate the maximum size of fields and their sub-selections, in bytes."""
     count = 0
     for key, *_, below in fields:
         if isinstance(below, Member):
@@ -112,7 +112,7 @@ FILTER: Mapping[str, str | None] = {
     "encounterType": "EncounterType", "status": "EncounterStatus",
     "providerId": None, "scheduledFrom": None, "scheduledUntil": None,
 }  # fmt: skip
-"""The members of a filter: lists of an enum's words, or strings."""
+"""The members of a filter: the enum of a list of enum values, or None for a string."""
 
 ENUMS: Mapping[str, Mapping[str, object]] = {
     "EncounterType": {each.name: each for each in EncounterType},
@@ -121,7 +121,7 @@ ENUMS: Mapping[str, Mapping[str, object]] = {
 
 
 def fits(type_: TypeNode, value: Any) -> bool:
-    """Say whether a variable is what its type says, to the letter. What would have to be coerced does not fit."""
+    """Return whether a variable's value has exactly the declared type. A value that needs coercion does not fit."""
     if isinstance(type_, NonNullTypeNode):
         return value is not None and fits(type_.type, value)
     if value is None:
@@ -146,7 +146,7 @@ RECORDING = {"brandId", "encounterType", "providerId", "scheduledAt", "chiefComp
 
 
 def fits_recording(members: Any) -> bool:
-    """Say whether these are the members of a recording, each of the kind that it should be."""
+    """Return whether `members` is a `RecordEncounterInput` whose members have the right types."""
     if not isinstance(members, dict) or not members.keys() <= RECORDING:
         return False
     for name in ("brandId", "encounterType"):
@@ -159,7 +159,7 @@ def fits_recording(members: Any) -> bool:
 
 
 def coerced(definitions: Sequence[VariableDefinitionNode], sent: Variables) -> dict[str, Any]:
-    """Return the variables of an operation with defaults. Raise `Unplannable` where one must be coerced."""
+    """Return the variables of an operation, with defaults. Raise `Unplannable` if one is missing or needs coercion."""
     variables: dict[str, Any] = {}
     for definition in definitions:
         name = definition.variable.name.value
@@ -189,7 +189,7 @@ def _fits_part(enum: str | None, part: Any) -> bool:
 
 
 def filter_members(where: Any) -> dict[str, Any]:
-    """Give a filter's members by their Python names. Raises `Unplannable`."""
+    """Return a filter's members by their Python names. Raise `Unplannable` if the filter does not fit its type."""
     if where is None:
         return {}
     if not _fits_filter(where):
@@ -201,7 +201,7 @@ def filter_members(where: Any) -> dict[str, Any]:
 
 
 def value_of(node: ValueNode) -> Value:
-    """Give how an argument's value is found. Raises `Unplannable` for what no argument here takes."""
+    """Return a function that evaluates an argument. Raise `Unplannable` for a value of an unsupported kind."""
     match node:
         case VariableNode():
             name = node.name.value
@@ -223,7 +223,10 @@ def value_of(node: ValueNode) -> Value:
 
 
 def members_of(nodes: Sequence[ArgumentNode | ObjectFieldNode]) -> Value:
-    """Give how arguments, or the members of an object, are found. One whose variable was not sent is not there."""
+    """Return a function that evaluates arguments or the members of an object.
+
+    The function omits a member whose variable was not sent.
+    """
     members = [(each.name.value, _variable_of(each.value), value_of(each.value)) for each in nodes]
     return lambda variables: {
         name: value(variables) for name, variable, value in members if variable is None or variable in variables
@@ -235,7 +238,7 @@ def _variable_of(node: ValueNode) -> str | None:
 
 
 class Reader:
-    """Reads the selections of one outcome of the conditions into a tree."""
+    """Builds the tree of an operation for one set of values of the variables in `@skip` and `@include`."""
 
     def __init__(self, fragments: Mapping[str, FragmentDefinitionNode], variables: Variables) -> None:
         self._fragments = fragments
@@ -243,7 +246,7 @@ class Reader:
         self._pages = 0
 
     def roots(self, selections: SelectionSetNode) -> list[Root]:
-        """Read what is asked for at the root."""
+        """Return the root fields of a query."""
         roots = []
         for key, nodes in self.collected([selections], "Query"):
             name = nodes[0].name.value
@@ -263,7 +266,7 @@ class Reader:
         return roots
 
     def recorded(self, nodes: Sequence[FieldNode]) -> list[tuple[str, Any]]:
-        """Read what is asked for of an encounter that was recorded."""
+        """Return the selected fields of an `EncounterRecorded`."""
         fields: list[tuple[str, Any]] = []
         for key, below in self.collected(_below(nodes), RECORDED):
             match below[0].name.value:
@@ -282,14 +285,17 @@ class Reader:
             if name == "patient":
                 fields.append((key, self._patient(below, None)))
             elif below[0].selection_set:
-                # Another record: its history, or the provider that a federation knows.
+                # A nested object that plans do not support: the history, or the federated provider.
                 raise Unplannable
             else:
                 fields.append((key, Member(to_snake_case(name) if name != "__typename" else name)))
         return fields
 
     def _patient(self, nodes: Sequence[FieldNode], pages: list[PageNode] | None) -> list[tuple[str, Any]]:
-        """Read a patient; `pages` gathers its pages, None where a page would be one within another."""
+        """Return the selected fields of a patient.
+
+        `pages` collects the pages found. None means that a page is unsupported here, because it would be nested.
+        """
         fields: list[tuple[str, Any]] = []
         for key, below in self.collected(_below(nodes), "Patient"):
             name = below[0].name.value
@@ -333,7 +339,7 @@ class Reader:
         return next(value_of(each.value) for each in node.arguments or () if each.name.value == name)
 
     def collected(self, sets: Sequence[SelectionSetNode], type_name: str) -> list[tuple[str, list[FieldNode]]]:
-        """Give the fields of some selections by their response keys, as the specification merges them (6.3.2)."""
+        """Return the fields of some selections by response key, merged as in the GraphQL specification (6.3.2)."""
         fields: dict[str, list[FieldNode]] = {}
         seen: set[str] = set()
 
@@ -372,7 +378,7 @@ def _applies(condition: NamedTypeNode | None, type_name: str) -> bool:
         return True
     if type_name != RECORDED:
         raise Unplannable
-    # The other members of the union are what did not come of it.
+    # The plan writes only `EncounterRecorded`; fragments on other members of the union do not apply.
     return condition.name.value == "RecordEncounterResult"
 
 
@@ -381,7 +387,10 @@ def _below(nodes: Sequence[FieldNode]) -> list[SelectionSetNode]:
 
 
 def conditions_of(document: DocumentNode) -> set[str]:
-    """Give the variables that `@skip` and `@include` of the whole document depend on: one too many does no harm."""
+    """Return the variables used in directives anywhere in the document.
+
+    These include the conditions of operations that are not run. A superset is harmless.
+    """
     found: set[str] = set()
     pending: list[SelectionSetNode] = [
         each.selection_set

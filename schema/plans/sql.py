@@ -1,4 +1,7 @@
-"""The SQL statement of a tree: a row for each encounter or patient at the root, with its JSON."""
+"""Compile a tree of selections into one SQL statement.
+
+The statement returns one row for each encounter or patient at the root, with its JSON.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -24,20 +27,20 @@ from schema.plans.selection import Member, PageNode, Root
 
 
 class BoundPage(NamedTuple):
-    """A page, now that its arguments are known."""
+    """The evaluated arguments of a page."""
 
     window: Window
     filters: EncounterFilter
 
     @property
     def shape(self) -> tuple[Any, ...]:
-        """What of it is in the statement's text, and not in its arguments."""
+        """The part of the page that determines the statement's text; the rest is passed as arguments."""
         window = self.window
         return window.forward, window.after is None, window.before is None, frozenset(self.filters.criteria())
 
 
 def arguments_of(number: int, bound: BoundPage) -> dict[str, Any]:
-    """Give the arguments of the page with this number."""
+    """Return the statement arguments of the page with this number."""
     window = bound.window
     prefix = f"page_{number}_"
     values: dict[str, Any] = {"size": window.size, "limit": window.size + 1, "narrow": bound.filters.model_dump_json()}
@@ -45,29 +48,33 @@ def arguments_of(number: int, bound: BoundPage) -> dict[str, Any]:
         if position is not None:
             values |= {f"{side}_at": position.created_at, f"{side}_id": position.id}
     values |= bound.filters.criteria()
-    # Those who ask the same with the same arguments are served together, so each must be good for a key.
+    # Calls with the same statement and arguments are batched under a key, so each value must be hashable.
     return {prefix + name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 Placeholder = Callable[[str, str], str]
-"""Gives the placeholder of an argument, by its name and its type."""
+"""Returns the placeholder of an argument, given its name and its SQL type."""
 
 
 class CompiledQuery(NamedTuple):
-    """What the database is asked, and how a row of its answer becomes the JSON of a root."""
+    """A statement, and the templates that turn a row of its result into the JSON of a root field."""
 
     statement: Statement
     forms: Mapping[int, Sequence[bytes]]
-    """By the number of the root: its texts, and between each two of them the place of the next column of JSON."""
+    """Templates by the number of the root field: fixed texts, alternating with slots for the JSON columns."""
 
 
 FIRST_JSON = 5
-"""The place of a row's first column of JSON: behind the root's number, the key, the patient, how many encounters are
-given, and how many bytes their pages have, about. Of pages with more than `most_bytes` only a part is given."""
+"""Index of a row's first JSON column.
+
+The columns before it are `root`, `key`, `patient_id`, `given` and `bytes`. `root` is the number of the root field,
+`given` the number of encounters returned, and `bytes` the estimated size of their pages. Pages that exceed `most_bytes`
+are returned in part.
+"""
 
 
 class Select(NamedTuple):
-    """The statement of one root: what comes before its JSON, the parts of that, and what comes behind it."""
+    """The statement of one root field: the text before its JSON columns, the parts of its JSON, the text after."""
 
     head: str
     parts: Sequence[Piece]
@@ -75,12 +82,12 @@ class Select(NamedTuple):
 
     @property
     def columns(self) -> list[str]:
-        """The SQL of each part that is not said already."""
+        """The SQL of each part that is not a literal."""
         return [part.sql for part in self.parts if not isinstance(part, Literal)]
 
     @property
     def form(self) -> list[bytes]:
-        """Its form in a `CompiledQuery`."""
+        """The template of this root field in a `CompiledQuery`."""
         form = [b""]
         for part in self.parts:
             if isinstance(part, Literal):
@@ -90,20 +97,20 @@ class Select(NamedTuple):
         return form
 
     def text(self, width: int) -> str:
-        """Give the statement with so many columns of JSON."""
+        """Return the statement, padded with NULL to `width` JSON columns."""
         padded = [*self.columns, *["NULL"] * (width - len(self.columns))]
         return self.head + "".join(f", ({sql})::bpchar AS json_{place}" for place, sql in enumerate(padded)) + self.tail
 
 
 def may_have_bytes(roots: Sequence[Root], bound: Mapping[int, BoundPage]) -> int:
-    """Say how many bytes the pages of a row may have, about."""
+    """Estimate the maximum size of the pages of one row, in bytes."""
     return max(sum(bound[page.number].window.size * page.item_bytes for page in root.pages) for root in roots)
 
 
 def compile_query(roots: Sequence[Root], bound: Mapping[int, BoundPage], *, counted: bool) -> CompiledQuery | None:
-    """Make the statement that answers for all the roots, or None where there is nothing to ask the database.
+    """Return one statement for all root fields, or None if no root field needs the database.
 
-    The pages of one that is `counted` end where those of the row have more than `most_bytes`.
+    If `counted`, the statement measures its pages and truncates them once a row's pages exceed `most_bytes`.
     """
     put = Arguments()
     selects = {
@@ -113,20 +120,20 @@ def compile_query(roots: Sequence[Root], bound: Mapping[int, BoundPage], *, coun
     }
     if not selects:
         return None
-    # As many columns for each root: that is what a union is.
+    # UNION ALL requires the same number of columns for each root field.
     width = max(len(select.columns) for select in selects.values())
     text = " UNION ALL ".join(select.text(width) for select in selects.values())
     return CompiledQuery(Statement(text, put.names), {number: select.form for number, select in selects.items()})
 
 
 class Arguments:
-    """The arguments of a statement, numbered as they are met."""
+    """The arguments of a statement, numbered in order of first use."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
 
     def __call__(self, name: str, kind: str) -> str:
-        """Give the placeholder of an argument."""
+        """Return the placeholder of an argument."""
         if name not in self.names:
             self.names.append(name)
         return f"${self.names.index(name) + 1}::{kind}"
@@ -164,9 +171,14 @@ def _select(number: int, root: Root, bound: Mapping[int, BoundPage], put: Placeh
 def _page(
     page: PageNode, bound: BoundPage, arguments: Placeholder, before: list[str] | None
 ) -> tuple[str, list[Piece]]:
-    """Give the statement of a page and, of its columns, the pieces of its JSON.
+    """Return the statement of a page and the pieces of its JSON, which refer to the statement's columns.
 
-    `before` has the SQL for the bytes of each page before it, where they are counted; that for its own is added.
+    Args:
+        page: The page in the tree.
+        bound: The page's evaluated arguments.
+        arguments: Returns the placeholder of an argument.
+        before: The SQL expressions for the bytes of the preceding pages, in order. The page's own is appended.
+            None if bytes are not counted.
     """
 
     def put(name: str, kind: str) -> str:
@@ -204,14 +216,14 @@ def _page(
         f" {in_order} LIMIT {put('limit' if numbered else 'size', 'bigint')}"
     )
     if numbered:
-        # Numbered before anything is made of them: PostgreSQL keeps all of a page for its count. The offset keeps it
-        # from making a column again wherever it is looked at.
+        # Rows are numbered before JSON is built, because PostgreSQL materializes the whole page for `count(*) OVER ()`.
+        # `OFFSET 0` prevents the planner from inlining the subquery and evaluating a column at each reference.
         place = f"row_number() OVER ({in_order}) AS place"
         rows = f"FROM (SELECT e.*, {place}, count(*) OVER () AS found FROM (SELECT e.* {rows}) e) e OFFSET 0"
     rows = f"{COLUMNS} {rows}"
     shown_rows = f" FILTER (WHERE e.place <= {put('size', 'bigint')})" if numbered else ""
     if before is not None:
-        # The rows come in their order: so each has the bytes of those before it, and its own.
+        # The rows are in page order, so `bytes` is a running total: the row's own bytes and those of all rows before.
         own_bytes = bytes_of([piece for item in items.values() for piece in item])
         running = f"sum({own_bytes}) OVER (ROWS UNBOUNDED PRECEDING) AS bytes"
         rows = f"SELECT e.*, {running} FROM ({rows}) e"
@@ -221,7 +233,7 @@ def _page(
 
 
 def _named(table: str, parts: Sequence[Piece]) -> tuple[str, list[Piece]]:
-    """Make a column of each part that is not said already. Gives the columns, and the same parts by their names."""
+    """Return a select list with a column for each non-literal part, and the parts with references to these columns."""
     columns: list[str] = []
     pieces: list[Piece] = []
     for part in parts:
@@ -235,7 +247,7 @@ def _named(table: str, parts: Sequence[Piece]) -> tuple[str, list[Piece]]:
 
 
 def _is_numbered(page: PageNode, bound: BoundPage) -> bool:
-    """Whether it matters which row is which: where they are shown the other way round, or something is told of them."""
+    """Whether rows need numbers: if the page is returned in reverse reading order, or selects `pageInfo`."""
     return not bound.window.forward or any(name == "page_info" for _, name, _ in page.fields)
 
 
@@ -252,12 +264,20 @@ def _where(put: Placeholder, bound: BoundPage) -> str:
 
 
 def _rows(page: PageNode, put: Placeholder, bound: BoundPage, item: Sequence[Piece], left: str | None) -> list[Piece]:
-    """Give the pieces of a list of items: as many as have the bytes that are `left`, where they are counted."""
+    """Return the pieces of a JSON list of items.
+
+    Args:
+        page: The page in the tree.
+        put: Returns the placeholder of an argument.
+        bound: The page's evaluated arguments.
+        item: The pieces of one item.
+        left: The SQL expression for the bytes still available; items beyond are dropped. None if bytes are not counted.
+    """
     order_by = None
     only = [f"e.bytes <= {left}"] if left else []
     if _is_numbered(page, bound):
-        # Read from the oldest, they are shown from the newest all the same. One more than asked for tells whether the
-        # list goes on.
+        # A backward page is read oldest first but returned newest first. A numbered page has one extra row, which
+        # shows whether the list continues and is not returned.
         order_by = "e.place" if bound.window.forward else "e.place DESC"
         only.append(f"e.place <= {put('size', 'bigint')}")
     listed = items_of(item, order_by=order_by, only=" AND ".join(only))
@@ -273,7 +293,7 @@ def _page_info(put: Placeholder, bound: BoundPage, fields: Sequence[Any]) -> lis
 
 
 def _of_page_info(name: str, put: Placeholder, window: Window) -> Piece:
-    # An argument that is named and not used has no type: so only what is asked for is made.
+    # PostgreSQL cannot infer the type of an unused parameter, so only the selected fields are built.
     size = put("size", "bigint")
     match name:
         case "hasNextPage" if not window.forward:
@@ -314,7 +334,7 @@ def _encounter_pieces(row: str, fields: Sequence[tuple[str, Any]]) -> list[Piece
         if isinstance(each, Member):
             members.append((key, [Literal('"Encounter"')] if each.name == "__typename" else columns[each.name]))
         else:
-            # The patient of an encounter is there, in the encounter's brand: the database has seen to it.
+            # A foreign key guarantees that the patient exists in the encounter's brand, so the row is not read.
             of_row = {"id": string_of(f"{row}.patient_id"), "brand_id": string_of(f"{row}.brand_id")}
             patient = [
                 (name, [Literal('"Patient"')] if of.name == "__typename" else of_row[of.name]) for name, of in each

@@ -1,7 +1,8 @@
-"""Several operations in one request: a JSON array of them, answered by an array of bodies in the same order.
+"""Batching: a JSON array of operations in one request, answered by an array of response bodies in the same order.
 
-The specification of GraphQL over HTTP knows nothing of it, so it is off unless configured. What is no array of
-operations is refused as a whole; from there on each is counted, let in, run and refused alone, as if it had come alone.
+The GraphQL over HTTP specification does not define batching, so it is off unless configured. A malformed array is
+refused as a whole. Otherwise each operation is rate-limited, authorized, run and refused separately, as if it had been
+sent alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,10 @@ Operations = Sequence[Mapping[str, Any]]
 
 
 def operations_of(batch: list[Any], most: int) -> Operations:
-    """Give the operations of a batch of so many at most, 0 for none. Raises `MalformedBody` or `InvalidInput`."""
+    """Return the operations of a batch. Raise `MalformedBody` or `InvalidInput`.
+
+    `most` is the maximum number of operations; 0 means that batching is off.
+    """
     if most == 0:
         raise MalformedBody("batching", "One request is one operation here: send an object, not an array.")
     if not 0 < len(batch) <= most:
@@ -32,10 +36,10 @@ def operations_of(batch: list[Any], most: int) -> Operations:
 async def run_batch(
     operations: Operations, runner: Runner, context: Context, note: AuditRecord
 ) -> list[dict[str, Any]]:
-    """Run the operations and give the bodies of their answers.
+    """Run the operations, and return their response bodies.
 
-    One after another: a query sees what the mutation before it recorded, and no request holds more connections of the
-    pool than another.
+    They run sequentially, so that a query sees what the mutation before it recorded. A batch therefore holds no more
+    pool connections than a single operation.
     """
     return [
         await _run_alone(operation, runner, _alone(context, number), note)
@@ -44,7 +48,8 @@ async def run_batch(
 
 
 def _alone(context: Context, number: int) -> Context:
-    # With an id and notes of its own: shared, one operation's refusal would pass for that of another.
+    # Each operation has its own request id and `noted` set. Shared, one refusal would hide the same refusal of another
+    # operation from the audit log.
     return replace(context, request_id=f"{context.request_id}.{number}", noted=set())
 
 
@@ -60,5 +65,5 @@ async def _run_alone(
             raise reservation.refuse(error) from None
         document, _ = await charge(runner, ask, context, reservation, note)
         return (await runner.run(ask, document, context)).body
-    except Exception as error:  # noqa: BLE001 - whatever it is, it stays with this operation
+    except Exception as error:  # noqa: BLE001 - an error affects only its own operation
         return {"errors": [refuse(runner.known(error, context.request_id), context)]}

@@ -1,8 +1,8 @@
-"""The GraphQL door as an ASGI endpoint: reads a request, runs it, phrases the answer.
+"""GraphQL over HTTP, as an ASGI endpoint.
 
-Source: the GraphQL over HTTP specification. Two media types are spoken. `application/graphql-response+json` tells the
-outcome by its status too; `application/json` is for older clients, which take any status but 200 for a broken network:
-there, whatever was understood as GraphQL is answered with 200. A third, `text/event-stream`, is for subscriptions.
+Source: the GraphQL over HTTP specification. With `application/graphql-response+json`, the status code reports the
+outcome too. `application/json` is for older clients, which treat any status but 200 as a network failure. With it, each
+request that was parsed as GraphQL is answered with 200. `text/event-stream` is for subscriptions.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ GRAPHQL_RESPONSE = "application/graphql-response+json"
 JSON = "application/json"
 
 HttpForm = Callable[[GatewayError], tuple[int, Mapping[str, str]]]
-"""Gives the status and the headers of a request that was refused as a whole: the same at both doors."""
+"""Returns the status and the headers for a request that was refused as a whole. GraphQL and REST share it."""
 
 
 class GraphQLEndpoint:
@@ -60,7 +60,7 @@ class GraphQLEndpoint:
         self._batch_operations = batch_operations
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one HTTP request."""
+        """Handle one HTTP request."""
         response = await self._respond(Request(scope, receive))
         await response(scope, receive, send)
 
@@ -80,7 +80,7 @@ class GraphQLEndpoint:
             except GatewayError as error:
                 raise reservation.refuse(error) from None
             if not isinstance(ask, GraphQLRequest):
-                # Each operation reserves its own.
+                # Each operation of a batch reserves its own read.
                 await reservation.release()
                 return await self._batch(ask, context, media_type, note)
             document, _ = await charge(self._runner, ask, context, reservation, note)
@@ -89,7 +89,7 @@ class GraphQLEndpoint:
             is_well_formed, body, _ = await self._runner.run(ask, document, context, read_only=request.method == "GET")
         except ClientDisconnect:
             raise
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - whatever it is, the client gets an answer
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the client gets a response in any case
             refusal = self._runner.known(error, state["request_id"])
             status, headers = self._http_form(refusal)
             known: Context | None = state.get("context")
@@ -113,7 +113,8 @@ class GraphQLEndpoint:
             last_event_id=request.scope["state"]["head"].get("last-event-id"),
         )
         if isinstance(begun, GraphQLResponse):
-            # Understood or not: the protocol tells a client by an event, because a browser hides what a status says.
+            # The SSE protocol reports even refused operations as events, because a browser's EventSource hides the
+            # status and the body of an error response.
             return Response(at_once(begun), 200, {**HEADERS, **self._challenge(begun.body)}, EVENT_STREAM)
         if (refusal := self._connection_limit.refusal(context.caller.client_id)) is not None:
             raise refusal
@@ -151,12 +152,12 @@ class GraphQLEndpoint:
         self, operations: Operations, context: Context, media_type: str | None, note: AuditRecord
     ) -> Response:
         bodies = await run_batch(operations, self._runner, context, note)
-        # Each operation tells its own outcome, so the answer's status tells only that it came.
+        # The status is always 200, because each operation's body reports its own outcome.
         challenge = self._challenge({"errors": [each for body in bodies for each in body.get("errors", ())]})
         return _answer(bodies, 200, _of_one_answer(media_type), challenge)
 
     def _challenge(self, body: Mapping[str, Any]) -> Mapping[str, str]:
-        """Give the challenge of RFC 6750 for the first field that a scope was missing for."""
+        """Return the headers with the RFC 6750 challenge for the first field that lacked a scope."""
         if "errors" not in body:
             return {}
         scopes = (error["extensions"].get("scopes") for error in body["errors"])
@@ -165,7 +166,7 @@ class GraphQLEndpoint:
 
 
 def liked_media_types(accept: str) -> dict[str, float]:
-    """Read from an Accept header which media types a client takes, and how much it likes each: 0 to 1."""
+    """Parse an Accept header into media types with their quality values, from 0 to 1."""
     liked: dict[str, float] = {}
     for part in filter(str.strip, accept.split(",")):
         media_type, *parameters = (piece.strip().lower() for piece in part.split(";"))
@@ -176,7 +177,7 @@ def liked_media_types(accept: str) -> dict[str, float]:
 
 @lru_cache(256)
 def _accepted(accept: str) -> Sequence[str]:
-    """Give the media types of ours that the client takes, the one liked best first."""
+    """Return the supported media types that the client accepts, in order of preference."""
     liked = liked_media_types(accept)
     if not liked:
         return [JSON]
@@ -190,7 +191,7 @@ def _accepted(accept: str) -> Sequence[str]:
 
 
 def _of_one_answer(media_type: str | None) -> str:
-    """Give the media type of a refusal that comes before there is anything to stream."""
+    """Return the media type of a single response, for which `text/event-stream` is not suitable."""
     return JSON if media_type in {None, EVENT_STREAM} else media_type
 
 
@@ -198,7 +199,7 @@ async def _json_body(request: Request) -> bytes:
     state = request.scope["state"]
     if not state["sends_json"]:
         raise UnsupportedMediaType
-    # All of it is here already, or it is waited for.
+    # `state["body"]` exists if the server has received the whole body already; otherwise the rest is awaited.
     return state["body"].read() if "body" in state else await request.body()
 
 
@@ -222,5 +223,5 @@ def _answer(
 
 @cache
 def _fields(media_type: str | None) -> Sequence[tuple[bytes, bytes]]:
-    """Give the fields that answers of this type have in common. Nobody keeps one."""
+    """Return the header fields common to all responses of this media type. Responses must not be cached."""
     return [(b"content-type", f"{media_type}; charset=utf-8".encode()), (b"cache-control", b"no-store")]

@@ -1,4 +1,4 @@
-"""What stays open, a socket or a stream of events: how many may, and how long the caller's right to it lasts."""
+"""Long-lived connections (WebSockets and event streams): their limit, and the periodic re-verification of the token."""
 
 import asyncio
 import math
@@ -14,27 +14,28 @@ from resolvers.context import Context
 from resolvers.errors import Forbidden, GatewayError, InvalidToken, RateLimited, TemporarilyUnavailable
 
 Reauthenticate = Callable[[], Awaitable[Context]]
-"""Signs in again with what was sent at first. Raises what `authenticate` raises."""
+"""Authenticates again with the connection's original credentials. Raises what `authenticate` raises."""
 
 LogOperation = Callable[[Context, str, float], None]
-"""Writes the log line of an operation: whose it was, what became of it, and how many seconds it took."""
+"""Logs an operation, given its context, its outcome and its duration in seconds."""
 
 
 RETRY_SECONDS = 1.0
-"""Seconds until a client with too many sockets and streams may try again: one of them may be closed by then."""
+"""Seconds; the Retry-After for a client with too many connections, by which time one of them may be closed."""
 
 
 class ConnectionLimit:
-    """The sockets and streams that are open in this process at once.
+    """Limits the sockets and streams that are open in this process.
 
-    A place is taken after sign-in. Sockets that have not signed in are bounded apart, so a flood of them keeps no
-    caller out who signs in. One more than that bound closes the oldest socket of the network that has the most.
+    A connection takes a slot after authentication. Unauthenticated sockets have a limit of their own, so that a flood
+    of them cannot exclude authenticated callers. A socket beyond that limit evicts the oldest unauthenticated socket of
+    the network that has the most.
 
     Args:
-        number: The most that may be open.
-        per_client: The most that one client may have open.
-        unauthenticated: The most sockets that wait for sign-in.
-        network_of: Returns what one caller holds of the network, by its address; None where that is not known.
+        number: Maximum number of open connections.
+        per_client: Maximum number of open connections of one client.
+        unauthenticated: Maximum number of unauthenticated sockets.
+        network_of: Returns the network of an address, as one caller is assumed to hold it; None if it is unknown.
     """
 
     def __init__(
@@ -49,11 +50,11 @@ class ConnectionLimit:
 
     @property
     def is_full(self) -> bool:
-        """Whether one more would be one too many, whoever opens it."""
+        """Whether the process has no free slot for any client."""
         return self._open.total() >= self._number
 
     def refusal(self, client_id: str) -> GatewayError | None:
-        """Return why this client may open no socket or stream now."""
+        """Return the error if this client may not open a socket or stream now, else None."""
         if self.is_full:
             return TemporarilyUnavailable("Too many sockets and streams are open; try again later.")
         if self._open[client_id] >= self._per_client:
@@ -62,7 +63,7 @@ class ConnectionLimit:
 
     @contextmanager
     def slot(self, client_id: str) -> Iterator[None]:
-        """Take a place of this client for as long as the block lasts. Raises what `refusal` returns."""
+        """Hold a slot for this client during the block. Raise what `refusal` returns."""
         if (refusal := self.refusal(client_id)) is not None:
             raise refusal
         self._open[client_id] += 1
@@ -75,7 +76,7 @@ class ConnectionLimit:
 
     @contextmanager
     def unauthenticated(self, address: str | None, close: Callable[[], None]) -> Iterator[None]:
-        """Count a socket that has not signed in for as long as the block lasts. `close` is called to evict it."""
+        """Count an unauthenticated socket during the block. `close` is called to evict it."""
         key = object()
         self._waiting[key] = (self._network_of(address), close)
         if len(self._waiting) > self._unauthenticated:
@@ -93,7 +94,7 @@ class ConnectionLimit:
 
 
 class TokenEnd(StrEnum):
-    """Why a token that was good is not good any more."""
+    """Why a token that was valid is no longer accepted."""
 
     EXPIRED = "it has expired"
     REVOKED = "it is not valid any more"
@@ -103,7 +104,17 @@ class TokenEnd(StrEnum):
 async def watch_token(
     caller: Caller, reauthenticate: Reauthenticate, recheck_seconds: float, report: Callable[[Exception], object]
 ) -> TokenEnd:
-    """Return when the caller's token ends, or at the next look when it is worth nothing, or something else."""
+    """Wait until the caller's token expires, or until a check finds it revoked or with changed permissions.
+
+    Args:
+        caller: The caller as authenticated at first.
+        reauthenticate: Verifies the token again.
+        recheck_seconds: Interval between two checks, and the timeout of each.
+        report: Receives unexpected errors of a check. The token then counts as valid until the next check.
+
+    Returns:
+        The reason why the token is no longer accepted.
+    """
     while seconds_left(caller) > 0:
         await asyncio.sleep(min(seconds_left(caller), recheck_seconds))
         if seconds_left(caller) <= 0:
@@ -113,19 +124,19 @@ async def watch_token(
                 now = (await reauthenticate()).caller
         except (InvalidToken, Forbidden):
             return TokenEnd.REVOKED
-        except Exception as error:  # noqa: BLE001 - nobody can say, so the last word holds until the token ends
+        except Exception as error:  # noqa: BLE001 - the check failed, so the last result holds until the token expires
             if not isinstance(error, TimeoutError):
                 report(error)
             continue
         if replace(now, expires_at=None) != replace(caller, expires_at=None):
-            # What is under way was let in with the old rights.
+            # The running operations were authorized with the old permissions.
             return TokenEnd.CHANGED
         caller = now
     return TokenEnd.EXPIRED
 
 
 def seconds_left(caller: Caller) -> float:
-    """How long the token is still good."""
+    """Return the seconds until the token expires; infinity if it has no expiry."""
     if caller.expires_at is None:
         return math.inf
     return max((caller.expires_at - datetime.now(UTC)).total_seconds(), 0)

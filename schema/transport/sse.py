@@ -1,4 +1,4 @@
-"""One operation's answers as server-sent events: for whoever has HTTP and no WebSocket.
+"""GraphQL responses as server-sent events, for clients that have HTTP but no WebSocket.
 
 Source: GraphQL over Server-Sent Events, distinct connections mode,
 https://github.com/enisdenjo/graphql-sse/blob/master/PROTOCOL.md
@@ -23,14 +23,14 @@ from schema.transport.long_lived import ConnectionLimit, LogOperation, Reauthent
 EVENT_STREAM = "text/event-stream"
 HEADERS = {
     "Cache-Control": "no-store, no-transform",
-    # What a client does not read, nginx would keep in a file of its own, and we would never learn of it.
+    # nginx would buffer unread events in a file, which would hide a slow client from the gateway.
     # Source: ngx_http_proxy_module, proxy_buffering.
     "X-Accel-Buffering": "no",
 }
 _HEAD = [(b"content-type", b"text/event-stream; charset=utf-8")] + [
     (name.lower().encode(), value.encode()) for name, value in HEADERS.items()
 ]
-# A browser's EventSource passes over an event that has no data.
+# A browser's EventSource ignores an event without a data line.
 COMPLETE = b"event: complete\ndata: \n\n"
 HEARTBEAT = b":\n\n"
 
@@ -41,18 +41,18 @@ RESTARTING = "The gateway restarts; subscribe again after the last cursor."
 
 @dataclass(frozen=True, slots=True)
 class StreamLimits:
-    """What a stream may cost, and what keeps it open."""
+    """The intervals of an event stream."""
 
     heartbeat_seconds: float
-    """Between two signs of life."""
+    """Seconds between two heartbeats, which keep the connection open."""
     recheck_seconds: float
-    """Between two looks at whether the token is still good."""
+    """Seconds between two verifications of the token."""
 
 
 class EventStream:
-    """The answer to a subscription: each event as it comes, for as long as the client listens and may.
+    """The response to a subscription: it streams events until the client disconnects or its token is not accepted.
 
-    There is no queue: the next event is taken from the feed when this one is sent.
+    There is no queue. The stream takes the next event from the feed after it has sent the previous one.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class EventStream:
         self._outcome = "stopped"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Tell until one side has had enough, and leave nothing running behind."""
+        """Stream events until either side ends the stream, then cancel all tasks of the stream."""
         started = time.perf_counter()
         try:
             with self._connection_limit.slot(self._context.caller.client_id):
@@ -104,14 +104,14 @@ class EventStream:
             await asyncio.gather(*tasks, return_exceptions=True)
         await send({"type": "http.response.body", "body": over.pop().result()})
 
-    # Each of these returns when the stream is over, with its last words
+    # Each of these coroutines returns when the stream must end, with the final bytes to send
 
     async def _tell(self, say: Say) -> bytes:
         try:
             async with aclosing(self._answers) as answers:
                 async for answer in answers:
                     await say(next_event(answer))
-        except Exception as error:  # noqa: BLE001 - whatever it is, the client is told in the stream
+        except Exception as error:  # noqa: BLE001 - the stream reports the error to the client
             return self._last_words(self._runner.known(error, self._context.request_id))
         self._outcome = "complete"
         return COMPLETE
@@ -131,7 +131,7 @@ class EventStream:
 
 
 async def _until_gone(receive: Receive) -> bytes:
-    # A body that came with a GET is nobody's; but one that is too large or too slow ends what it came with.
+    # The body of a GET request is ignored, but a body that is too large or too slow ends the stream.
     with suppress(GatewayError):
         while (await receive())["type"] != "http.disconnect":
             pass
@@ -149,11 +149,11 @@ async def _say(send: Send, words: bytes) -> None:
 
 
 def next_event(answer: GraphQLResponse) -> bytes:
-    """Write one answer; with the cursor as its id, so that a browser which connects again says where it was."""
+    """Return a response as a `next` event. Its id is the cursor, which a browser sends back when it reconnects."""
     place = f"id: {answer.cursor}\n".encode() if answer.cursor else b""
     return b"event: next\n" + place + b"data: " + serialize(answer.body) + b"\n\n"
 
 
 def at_once(answer: GraphQLResponse) -> bytes:
-    """Write an answer after which there is no other."""
+    """Return a single response as a complete stream: a `next` event and a `complete` event."""
     return next_event(answer) + COMPLETE

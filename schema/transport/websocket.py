@@ -1,7 +1,7 @@
-"""The GraphQL door as a socket: many operations on one connection, each of which fails alone.
+"""GraphQL over WebSocket: many operations on one connection, each of which fails separately.
 
-Source: GraphQL over WebSocket, subprotocol `graphql-transport-ws`; the older `graphql-ws` is not spoken. An operation
-that is refused gets its `error` message. Only what breaks the protocol, or the right to be here, ends the socket.
+Source: GraphQL over WebSocket, subprotocol `graphql-transport-ws`. The older `graphql-ws` is not supported. A refused
+operation gets an `error` message. Only a protocol violation or the end of the token closes the socket.
 """
 
 import asyncio
@@ -45,18 +45,18 @@ SUBPROTOCOL = "graphql-transport-ws"
 
 
 class Close(NamedTuple):
-    """Why a socket is closed, for a program and for a person. The reason is at most 123 bytes (RFC 6455, 5.5)."""
+    """The close code and the reason text of a socket. The reason has at most 123 bytes (RFC 6455, 5.5)."""
 
     code: int
     reason: str
     after_changes: bool = False
-    """Whether mutations that are under way are answered first. They are finished in any case."""
+    """Whether running mutations are answered before the close. They are completed in any case."""
 
 
-# What a code makes a client do is the client's choice. These are chosen by what `graphql-ws` does, which those who
-# wrote the protocol wrote: at 4400, 4401, 4406, 4409, 4429, 4500 and most of 1000 to 1999 it gives up and tells the
-# application; at 1001, 1012, 1013, 4403 and 4408 it connects again, and asks the application for a token again.
-# So 4401 is for who brought no token, and 4403 for who needs another one.
+# The codes are chosen by the behaviour of `graphql-ws`, the client of the protocol's authors; other clients may differ.
+# At 4400, 4401, 4406, 4409, 4429, 4500 and most of 1000 to 1999 it gives up and reports to the application. At 1001,
+# 1012, 1013, 4403 and 4408 it reconnects, and requests a token from the application again. Therefore 4401 means that
+# the client sent no token, and 4403 that it needs another one.
 RESTARTING = Close(1012, "The gateway restarts; connect again.", after_changes=True)
 TOO_MANY_SOCKETS = Close(1013, "Too many sockets are open; try again later.")
 EVICTED = Close(1013, "Too many sockets wait for sign-in; try again later.")
@@ -71,23 +71,23 @@ ID_IN_USE = Close(4409, "An operation with this id is under way.")
 INTRODUCED_TWICE = Close(4429, "connection_init comes once.")
 OUR_FAULT = Close(4500, ServerError.code)
 GONE = Close(1006, "")
-"""Nobody is left to be told."""
+"""The client has disconnected, so no close frame is sent."""
 
 MOST_PARSING_WAIT_SECONDS = 2.0
-"""How long a long message waits for its turn, which comes when what the client sent before has been paid for."""
+"""Seconds; maximum delay before a long message is parsed, while the client's earlier parsing time is worked off."""
 
 CROWDED_SECONDS = 1.0
-"""When to try again an operation that was one too many."""
+"""Seconds; the retry delay for an operation beyond the limit of running operations."""
 
 CLOSE_SECONDS = 1.0
-"""How long the order to close may wait for a server that lets us wait for the client."""
+"""Seconds; the timeout of sending the close frame, because the server may block until the client reads."""
 
 RESTART_ORDERED = 1012
-"""With this code the server tells us, as if the client had gone, that it is about to stop."""
+"""The code of the disconnect message that the server sends to the application at shutdown."""
 
 
 def close_for(error: GatewayError) -> Close:
-    """Give the close of a socket whose caller may not come in."""
+    """Return the close for a socket whose caller failed to authenticate."""
     match error:
         case Unauthenticated():
             return Close(4401, error.code)
@@ -101,22 +101,22 @@ def close_for(error: GatewayError) -> Close:
 
 @dataclass(frozen=True, slots=True)
 class SocketLimits:
-    """What a socket may cost."""
+    """The limits of one socket."""
 
     operations: int
-    """Under way at once on one socket."""
+    """Maximum number of running operations on one socket."""
     message_bytes: int
-    """The largest operation, as over HTTP."""
+    """Maximum size of an operation's message, as over HTTP."""
     init_seconds: float
-    """Until it is said who calls."""
+    """Timeout in seconds for `connection_init`."""
     send_seconds: float
-    """How long a message waits for a client that does not read."""
+    """Timeout in seconds for sending a message to a client that does not read."""
     recheck_seconds: float
-    """Between two looks at whether the token is still good."""
+    """Seconds between two verifications of the token."""
 
 
 class GraphQLSocket:
-    """Serves `/graphql` to sockets."""
+    """Serves `/graphql` over WebSocket."""
 
     def __init__(
         self, runner: Runner, limits: SocketLimits, connection_limit: ConnectionLimit, log_operation: LogOperation
@@ -127,13 +127,14 @@ class GraphQLSocket:
         self._log_operation = log_operation
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one socket, from the upgrade to its end."""
+        """Handle one socket, from the upgrade request to its close."""
         await receive()  # websocket.connect
         if not _welcome(scope["state"]["services"], scope["state"]["introduction"].origin):
-            # Before it is accepted, this is an HTTP answer: 403.
+            # A close before the accept makes the server answer the upgrade with HTTP 403.
             await send({"type": "websocket.close"})
             return
-        # A browser that offered any takes an answer with none for a failure, and would not hear why it is refused.
+        # A browser that offered subprotocols fails if none is selected, and would not see the close reason. So an
+        # unsupported subprotocol is accepted first and refused by a close frame.
         spoken = SUBPROTOCOL if SUBPROTOCOL in scope["subprotocols"] else next(iter(scope["subprotocols"]), None)
         await send({"type": "websocket.accept", "subprotocol": spoken})
         if (refusal := self._refusal(scope)) is not None:
@@ -156,12 +157,12 @@ class GraphQLSocket:
 
 
 def _welcome(services: Services, origin: str | None) -> bool:
-    """Whether some client has pages there. Whether the caller's has is asked again once it is known who calls."""
+    """Whether any client may use this origin. The origins of the caller's own client are checked at authentication."""
     return origin is None or any(origin in origins for origins in services.origins.values())
 
 
 class _Over(Exception):
-    """What the client sent, or that it went, ends the socket."""
+    """The socket must be closed, because of a message of the client or because it disconnected."""
 
     def __init__(self, close: Close) -> None:
         self.close = close
@@ -170,19 +171,19 @@ class _Over(Exception):
 @dataclass(eq=False)
 class _Operation:
     id: str
-    """The client's name for it; ours is the request id."""
+    """The client's id for the operation; logs and audit records use the request id."""
     context: Context
     task: asyncio.Task[None] | None = None
     changes: bool = False
-    """Whether it is a mutation: one that has begun is not torn off because nobody listens any more."""
+    """Whether it is a mutation. A running mutation is not cancelled when the client stops listening."""
     outcome: str = "stopped"
 
 
 class WebSocketConnection:
-    """One socket: listens to one client, and answers each of its operations as soon as there is an answer.
+    """One socket: it reads the messages of one client, and sends each response as soon as it is ready.
 
-    There is no queue. An operation waits until its message is taken, and does nothing meanwhile; so what a client that
-    does not read can make us keep is one message an operation. When it lets one wait too long, it is sent away.
+    There is no queue. An operation pauses until its message is sent, so a client that does not read holds at most one
+    message per operation in memory. The socket is closed if a message cannot be sent within `send_seconds`.
     """
 
     def __init__(
@@ -203,7 +204,7 @@ class WebSocketConnection:
         self._limits = limits
         self._connection_limit = connection_limit
         self._place = ExitStack()
-        """The socket's place: among those that have not signed in, and then among its client's."""
+        """Holds the socket's slot: among the unauthenticated sockets, and after authentication among its client's."""
         self._log_operation = log_operation
         self._state: dict[str, Any] = scope["state"]
         self._over: asyncio.Future[Close] = asyncio.get_running_loop().create_future()
@@ -212,12 +213,12 @@ class WebSocketConnection:
         self._caller: Context | None = None
         self._under_way: set[_Operation] = set()
         self._listened_to: dict[str, _Operation] = {}
-        """Those under way of which the client has not said that it has heard enough."""
+        """Running operations that the client has not completed, by the client's id."""
 
-    # From beginning to end
+    # Lifecycle
 
     async def run(self) -> None:
-        """Talk until one side has had enough, and leave nothing running behind."""
+        """Serve the socket until either side ends it, then cancel or await all of its tasks."""
         self._state["operations"] = 0
         address = self._state["introduction"].address
         self._place.enter_context(self._connection_limit.unauthenticated(address, lambda: self._end(EVICTED)))
@@ -231,7 +232,7 @@ class WebSocketConnection:
             await self._close(close)
             await asyncio.gather(*self._tasks(changes=True))
         except asyncio.CancelledError:
-            # Whoever stops the process waits no longer.
+            # Shutdown timeout: close the socket without waiting for running mutations.
             await self._close(RESTARTING)
             raise
         finally:
@@ -242,7 +243,7 @@ class WebSocketConnection:
             self._place.close()
 
     def _end(self, close: Close) -> None:
-        """Let it end like this, unless it is ending already."""
+        """Request the close of the socket. Only the first request has an effect."""
         if not self._over.done():
             self._over.set_result(close)
 
@@ -254,7 +255,7 @@ class WebSocketConnection:
             return
         self._closed = True
         if close is not GONE:
-            # Where the server has closed it meanwhile, or the client has gone, there is nothing left to do.
+            # These errors mean that the server has closed the socket or the client has disconnected.
             with suppress(OSError, RuntimeError):
                 async with asyncio.timeout(CLOSE_SECONDS):
                     await self._send({"type": "websocket.close", "code": close.code, "reason": close.reason})
@@ -262,7 +263,7 @@ class WebSocketConnection:
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         self._background.append(asyncio.create_task(work))
 
-    # Listening
+    # Receiving
 
     async def _listen(self) -> None:
         try:
@@ -276,12 +277,12 @@ class WebSocketConnection:
                 await self._dispatch(await self._next())
         except _Over as over:
             self._end(over.close)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it stays with this socket
+        except Exception as error:  # noqa: BLE001 - an error affects only its own socket
             self._runner.known(error, self._state["request_id"])
             self._end(OUR_FAULT)
 
     async def _next(self) -> Message:
-        # A client may have sent thousands of messages at once: before each, the others have their turn.
+        # Yield to other tasks before each message, because a client may have sent thousands of them at once.
         await asyncio.sleep(0)
         frame = await self._receive()
         if frame["type"] == "websocket.disconnect":
@@ -291,7 +292,7 @@ class WebSocketConnection:
             raise _Over(BINARY)
         if self._caller is None:
             if len(text) > MAX_SHORT_BYTES:
-                # Parsing costs CPU time, and it is not known yet whose.
+                # Parsing costs CPU time that cannot be charged to a client before authentication.
                 raise _Over(TOO_LONG_BEFORE_SIGN_IN)
             return self._read(text)
         if len(text) > MAX_SHORT_BYTES:
@@ -326,10 +327,10 @@ class WebSocketConnection:
             case ConnectionInit():
                 raise _Over(INTRODUCED_TWICE)
 
-    # Who calls
+    # Authentication
 
     async def _sign_in(self, credentials: ConnectionInit) -> None:
-        # Programs can send headers with the upgrade, and some can send nothing else; browsers cannot.
+        # Browsers cannot set headers on the upgrade request; some programs can set nothing else. Both are supported.
         upgrade: Credentials = self._state["introduction"]
         said = upgrade._replace(
             authorization=credentials.authorization or upgrade.authorization,
@@ -349,7 +350,7 @@ class WebSocketConnection:
         await self._send_message(type="connection_ack")
 
     async def _watch(self, context: Context, reauthenticate: Reauthenticate) -> None:
-        """End the socket when the token ends."""
+        """Close the socket when the token expires, is revoked or changes."""
         report = partial(self._runner.known, request_id=context.request_id)
         why = await watch_token(context.caller, reauthenticate, self._limits.recheck_seconds, report)
         self._end(TOKEN_ENDED[why])
@@ -361,13 +362,13 @@ class WebSocketConnection:
         if message.id in self._listened_to:
             raise _Over(ID_IN_USE)
         self._state["operations"] += 1
-        # A number of ours: the client's own id is any text, and this one is logged and audited.
+        # The client's id is arbitrary text. The request id is generated here, because it is logged and audited.
         request_id = f"{self._state['request_id']}.{self._state['operations']}"
         context = Context(self._caller.caller, self._caller.stated_brand_id, request_id, self._caller.services)
         operation = _Operation(message.id, context)
         self._listened_to[message.id] = operation
         if len(self._under_way) >= self._limits.operations:
-            # Refused on the spot, so that nothing more is heard until the refusal is taken.
+            # Awaited here, so that no further message is read until the refusal is sent.
             await self._run(operation, message, crowded=True)
             return
         operation.task = asyncio.create_task(self._run(operation, message))
@@ -375,7 +376,7 @@ class WebSocketConnection:
         operation.task.add_done_callback(lambda _: self._under_way.discard(operation))
 
     def _stop(self, operation_id: str) -> None:
-        # One that is over already is no mistake: its last message and this one met on the way.
+        # An unknown id is not an error: the operation's last message and the client's `complete` may cross.
         operation = self._listened_to.pop(operation_id, None)
         if operation is not None and operation.task is not None and not operation.changes:
             operation.task.cancel()
@@ -384,7 +385,7 @@ class WebSocketConnection:
         started = time.perf_counter()
         try:
             await self._answer(operation, message, crowded=crowded)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it stays with this operation
+        except Exception as error:  # noqa: BLE001 - an error affects only its own operation
             refusal = self._runner.known(error, operation.context.request_id)
             await self._finish(operation, [refuse(refusal, operation.context)])
         finally:
@@ -408,7 +409,7 @@ class WebSocketConnection:
     async def _admit(
         self, operation: _Operation, message: Subscribe, *, crowded: bool
     ) -> tuple[GraphQLRequest, Document]:
-        """Give what is asked for. Raises what every door raises before it runs anything, in the same order."""
+        """Return the request and its document. Raise the same errors as over HTTP, in the same order."""
         reservation = await reserve(operation.context)
         try:
             if crowded:
@@ -422,17 +423,17 @@ class WebSocketConnection:
         operation.changes = price.kind is Kind.WRITES
         return ask, document
 
-    # Speaking
+    # Sending
 
     async def _tell(self, operation: _Operation, **members: Any) -> None:
         if self._listened_to.get(operation.id) is operation:
             await self._send_message(id=operation.id, **members)
 
     async def _finish(self, operation: _Operation, errors: list[dict[str, Any]] | None = None) -> None:
-        """Say an operation's last message."""
+        """Send an operation's last message: `error` with the errors, else `complete`."""
         operation.outcome = errors[0]["extensions"]["code"] if errors else "complete"
         if self._listened_to.get(operation.id) is operation:
-            # Before it is said: whoever hears it may use the id again.
+            # Deleted before the message is sent, because the client may reuse the id once it receives the message.
             del self._listened_to[operation.id]
             last = {"type": "error", "payload": errors} if errors else {"type": "complete"}
             await self._send_message(id=operation.id, **last)
@@ -446,5 +447,5 @@ class WebSocketConnection:
         except TimeoutError:
             self._end(TOO_SLOW)
         except (OSError, RuntimeError):
-            # The client has gone, or the server has sent it away on its own account.
+            # The client has disconnected, or the server has closed the connection.
             self._end(GONE)

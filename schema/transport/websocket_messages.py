@@ -1,4 +1,4 @@
-"""What is said on a socket: each frame becomes one message of the protocol, or is none.
+"""Parse the messages that a client sends over a WebSocket. Each frame is one message of the protocol.
 
 Source: GraphQL over WebSocket, https://github.com/graphql/graphql-over-http/blob/main/rfcs/GraphQLOverWebSocket.md
 """
@@ -13,12 +13,12 @@ MAX_ID_CHARACTERS = 256
 
 
 class InvalidMessage(Exception):
-    """A frame that the protocol does not know. The text says which rule it breaks, and repeats nothing of it."""
+    """The frame is not a valid message. The text names the violated rule and quotes nothing from the frame."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionInit:
-    """Who calls, as a request would say it in its headers."""
+    """The credentials of the client, named as the headers of an HTTP request."""
 
     authorization: str | None
     stated_brand_id: str | None
@@ -26,27 +26,27 @@ class ConnectionInit:
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """Are you there?"""
+    """A keep-alive or latency probe, to be answered with a pong."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """I am here."""
+    """The answer to a ping."""
 
 
 @dataclass(frozen=True, slots=True)
 class Subscribe:
-    """Run this operation. The payload is not looked at yet: what is wrong with it is that operation's affair."""
+    """A request to run an operation. The payload is not validated here, because its errors belong to the operation."""
 
     id: str
     payload: Any
     size: int
-    """Of the whole message, in bytes."""
+    """The size of the whole message in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Complete:
-    """Nobody listens to this operation any more."""
+    """The client no longer wants the results of this operation."""
 
     id: str
 
@@ -55,7 +55,7 @@ Message = ConnectionInit | Ping | Pong | Subscribe | Complete
 
 
 def read(text: str) -> Message:
-    """Read a text frame. Raises `InvalidMessage`."""
+    """Parse a text frame. Raise `InvalidMessage`."""
     try:
         members = json_text.read(text)
     except MalformedBody as error:
@@ -81,7 +81,8 @@ def read(text: str) -> Message:
 
 
 def _connection_init(payload: dict[str, Any]) -> ConnectionInit:
-    # Named as the headers are, in any case: what an explorer's headers box holds arrives here.
+    # The members have the names of the headers, in any letter case. GraphiQL and other explorers send their configured
+    # headers in this payload.
     said: dict[str, str] = {}
     for name, value in payload.items():
         if (header := name.lower()) not in {"authorization", "x-brand-id"} or value is None:
