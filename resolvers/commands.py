@@ -196,7 +196,7 @@ MetadataText = Annotated[
 
 
 class Command(BaseModel):
-    """The base of every command: strict types, unknown members ignored unless the caller asks otherwise."""
+    """The base of every command: strict types; unknown members are ignored unless the caller requests strictness."""
 
     # Deferred: the validator is built when the first command is read.
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore", defer_build=True)
@@ -283,7 +283,7 @@ class RecordEncounter(Command):
 
 
 class Change(Command):
-    """What is asked of an encounter that was recorded."""
+    """The base of commands that change a recorded encounter."""
 
     reason: Reason = None
 
@@ -295,19 +295,19 @@ class Change(Command):
 
 
 class MarkEnteredInError(Change):
-    """That it was no encounter at all; why must be said."""
+    """Mark an encounter as entered in error; the reason is required."""
 
     reason: Annotated[Text, AfterValidator(_not_empty), _at_most("reason_characters")]
 
 
 class Reschedule(Change):
-    """Another time for it."""
+    """Change the scheduled time."""
 
     scheduled_at: Annotated[datetime, BeforeValidator(parse_instant)]
 
 
 class AmendEncounter(Change):
-    """What was recorded wrongly or has to be added. A member left out stays; null clears it, where it may be empty."""
+    """Correct or add members. A member left out stays unchanged; null clears an optional member."""
 
     encounter_type: Annotated[EncounterType | None, Field(strict=False), BeforeValidator(refuse_null)] = None
     provider_id: Annotated[UUID | None, _or_none(_uuid)] = None
@@ -317,7 +317,7 @@ class AmendEncounter(Change):
 
 
 class EncounterFilter(Command):
-    """Which encounters of a patient are meant: all, or those that every given part lets through."""
+    """A filter of a patient's encounters: those that match every given criterion, or all."""
 
     encounter_type: Annotated[tuple[EncounterType, ...] | None, Field(strict=False), BeforeValidator(refuse_null)] = (
         None
