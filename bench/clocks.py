@@ -87,7 +87,7 @@ def memory_bytes(server: Server) -> int:
 def our_postmaster() -> int:
     """Return the process id of the PostgreSQL that this process started."""
     ours = psutil.Process().children()
-    # In a user namespace the name of the child process differs, but its program is postgres.
+    # A child started by `unshare` becomes postgres by exec, so it is found by its current name.
     return next(int(each.pid) for each in ours if each.name() == "postgres")
 
 

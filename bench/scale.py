@@ -33,7 +33,7 @@ from gateway.database.roles import DATABASE, OWNER, create_database
 from gateway.embedded_postgres.cluster import PrivatePostgres
 
 OF_ONE_PATIENT = (1, 10, 100, 1_000, 10_000)
-"""Encounters of a patient; a table has no patients that would fill more than half of it."""
+"""Encounters of a patient; a size is omitted from tables of which these patients would fill more than half."""
 
 OF_THE_OTHERS = 50
 PAGE = 50

@@ -51,8 +51,9 @@ class BoundedStatement:
 def _counted(rows: Select[Any], long: Sequence[str]) -> Select[Any]:
     """Return the first rows of a statement: those that have at most `most_bytes` together, and one more.
 
-    The last column, `bytes`, is the running total up to the row. The rows are measured twice. The stored size of a
-    column, perhaps compressed, is known without reading it, so few columns of a list that is far too long are read.
+    The last column, `bytes`, is the running total up to the row. The rows are measured twice, first by their stored,
+    perhaps compressed, size. PostgreSQL knows that size without reading the column, so that it reads few columns of a
+    list that is far too long.
     """
     stored = _first_rows(rows, [f"pg_column_size({name})" for name in long])
     return _first_rows(stored, [f"octet_length({name}::text)" for name in long])

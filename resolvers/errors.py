@@ -137,8 +137,8 @@ class Shape(NamedTuple):
 class Violation:
     """One rule that one member breaks.
 
-    `pointer` is an RFC 6901 JSON Pointer into the input, `rule` a stable name that clients may switch on, `message` the
-    rule in words for a person. None of them repeats the input.
+    `pointer` is an RFC 6901 JSON Pointer into the input. `rule` is a stable name that clients may switch on. `message`
+    states the rule for a person. None of them repeats the input.
     """
 
     pointer: str

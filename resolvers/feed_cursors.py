@@ -49,8 +49,8 @@ class FeedCursors:
     def write(self, position: int, brand_id: str, *, salted: bool = False) -> str:
         """Return the opaque cursor of a position in the feed of a brand.
 
-        The same position always has the same text, unless it is `salted`. A position that is not that of an event of
-        the brand must be salted: two texts that differ would reveal events of other brands in between.
+        The same position always has the same text, unless it is `salted`. A position without an event of the brand must
+        be salted: otherwise two different texts would reveal events of other brands between them.
         """
         salt = secrets.token_bytes(SALT_BYTES) if salted else bytes(SALT_BYTES)
         place = position.to_bytes(POSITION_BYTES) + _digest(brand_id)[:DIGEST_BYTES] + salt

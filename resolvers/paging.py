@@ -119,8 +119,8 @@ def sql_cursor(row: str, narrow: str) -> str:
 def read_cursor(cursor: str, cursor_scope: str, argument: Literal["after", "before"]) -> Position:
     """Return the position of a cursor.
 
-    Raises `InvalidInput` for a text that is not a cursor, or for a cursor of another brand, patient or filter, whose
-    position is meaningless in this list. Both have the same message.
+    Raises `InvalidInput`, with the same message, for a text that is not a cursor and for a cursor of another list. The
+    position of another brand, patient or filter is meaningless in this list.
     """
     try:
         packed = urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4))

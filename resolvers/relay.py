@@ -1,8 +1,8 @@
 """The relay: assigns each event its position, and publishes events by moving the watermark.
 
 Transactions become visible out of order, so a reader that polls "since the last time" misses the rows of slow
-transactions. The relay therefore assigns the order after the commit: it reads events without a position, oldest first,
-stamps them, and then moves the watermark, which is the limit of all readers. The order of the feed is the relay's.
+transactions. The relay therefore assigns the order after the commit. It reads events without a position, oldest first,
+and stamps them. Then it moves the watermark, up to which all readers read. The order of the feed is the relay's.
 
 A lease (`gateway/jobs.py`) selects the gateway that relays, but correctness does not depend on it. The stamping
 transaction locks the watermark's row until its commit, and continues from the position stored there. Two concurrent
@@ -182,9 +182,9 @@ PRUNE = Statement(delete(OUTBOX).where(OUTBOX.c.position <= bindparam("pruned"))
 async def prune_events(database: RelayDatabase, keep: timedelta, sinks: Collection[str]) -> bool:
     """Delete a batch of events published longer ago than `keep`; return whether more may be waiting.
 
-    An event is retained while an enabled sink has not received it, if the sink is named in `sinks` or a gateway has
-    worked for it within `keep`. `pruned` is stored before the deletion, so that a reader can check afterwards whether
-    it read everything.
+    Events that an enabled sink has not received are retained. This applies to the sinks named in `sinks`, and to those
+    that a gateway has served within `keep`. `pruned` is stored before the deletion, so that a reader can check
+    afterwards whether it read everything.
     """
     async with database.unscoped() as connection:
         held_back = await connection.fetch_one(HELD_BACK, sinks=list(sinks), keep=keep)

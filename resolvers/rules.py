@@ -61,8 +61,9 @@ RuleId = Literal[
 ]
 
 Place = Literal["body", "query", "key", "graphql", "import", "file", "words"]
-"""The location of a rule's examples: a REST body, the query of a list, the header `Idempotency-Key`, a GraphQL
-document, a line of an import, or a CSV file to import. `words` means that the examples are too long and are described.
+"""The location of a rule's examples, in the order of the values: a REST body, the query of a list, the header
+`Idempotency-Key`, a GraphQL document, a line of an import, or a CSV file. `words` means that the examples are too long
+and are described.
 """
 
 

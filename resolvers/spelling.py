@@ -1,7 +1,7 @@
 """Spelling of names: a misspelling is reported with the right name, and no other unknown name is repeated.
 
 Imports, bodies, queries and settings use this module. A name sent by a caller may contain a person's words about a
-patient; a name within two letters of a known one may be repeated.
+patient. A name within two letters of a known one may be repeated.
 """
 
 import unicodedata
@@ -33,7 +33,7 @@ def near_miss(name: str, known: Collection[str]) -> str | None:
     """Return the known name of which `name` is a spelling or a misspelling, or None.
 
     Case, white space, `_` and `-` are ignored, so `scheduledAt` is `scheduled_at`. In a name of five letters or more,
-    two may be wrong, missing or extra; in one of three or four letters, one; in a shorter one, none.
+    two may be wrong, missing or extra. In one of three or four letters, one may be; in a shorter one, none.
     """
     return _near_miss(name, frozenset(known)) if len(name) <= MAX_NAME_CHARACTERS else None
 

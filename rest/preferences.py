@@ -1,7 +1,8 @@
 """Unknown names in a request, and whether its sender prefers that they are refused. Source: RFC 7240.
 
 Unknown names are ignored and listed in `X-Ignored`; under `Prefer: handling=strict` they are refused. A misspelt query
-parameter is always refused: if it were ignored, a dry run would record, or a list would be unbounded.
+parameter is always refused: if it were ignored, a dry run would record, or a list would have other items than
+requested.
 """
 
 import re

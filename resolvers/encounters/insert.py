@@ -64,9 +64,9 @@ COLUMNS = {
 OF_THE_ENCOUNTER = tuple(COLUMNS)[:8]
 """The encounter's own columns."""
 
-# Each patient is looked up separately: the planner does not know the number of rows sent, and would read all patients
-# of a table of a few thousand. Keys are claimed in one global order, so that two concurrent statements cannot deadlock.
-# Events are appended in the order of the encounters, which the relay preserves.
+# Each patient is looked up separately. The planner does not know the number of rows sent, and would read the whole
+# table of a few thousand patients. Keys are claimed in one global order, so that two concurrent statements cannot
+# deadlock. Events are appended in the order of the encounters, which the relay preserves.
 KEEP = """
 known AS (
     SELECT sent.*, now() AS at, replace(
