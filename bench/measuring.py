@@ -1,4 +1,4 @@
-"""One measurement: a server is asked for a while, and what that cost is read from the clocks until it rests again."""
+"""One measurement: send requests to a server for some time, and read its CPU time until it is idle again."""
 
 import json
 import subprocess
@@ -13,12 +13,12 @@ from bench.servers import ROOT, Server
 from bench.workloads import CompiledQuery, Workload
 
 AT_REST_SECONDS = 0.5
-"""So long a server without duties must be seen to rest."""
+"""Seconds for which a server without background work must be idle."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured. CPU in ms a request: while it was answered, and afterwards until the server rested."""
+    """One measurement. CPU in ms a request: while requests were answered, and afterwards until the server was idle."""
 
     part: str
     round: int
@@ -36,24 +36,24 @@ class Measurement:
 
     @property
     def cpu(self) -> float:
-        """The server's CPU a request, with what it does afterwards."""
+        """The server's CPU a request, including its later work."""
         return self.server_ms + self.server_after_ms
 
     @property
     def cpu_with_database(self) -> float:
-        """The same, and PostgreSQL's backends for it."""
+        """Like `cpu`, with that of PostgreSQL's backends for the server."""
         return self.cpu + self.database_ms + self.database_after_ms
 
     @property
     def per_second(self) -> float:
-        """How many requests were answered in a second."""
+        """Requests answered per second."""
         return self.outcome.answered / self.outcome.seconds
 
 
 class Measure:
-    """Measures. Each run of the driver has a number of its own, so that no key comes twice.
+    """Measures servers. Each run of the driver has its own number, so that no key repeats.
 
-    A server with duties has done them all when it has had nothing to do for `rest_seconds`.
+    A server with background work has finished it when it has been idle for `rest_seconds`.
     """
 
     def __init__(self, clocks: Clocks, rest_seconds: float) -> None:
@@ -64,7 +64,7 @@ class Measure:
     def warm_up(
         self, server: Server, workload: Workload, questions: Sequence[CompiledQuery], connections: int, seconds: float
     ) -> None:
-        """Ask, and measure nothing."""
+        """Send requests without measuring."""
         with self._asking(server, workload, questions, connections, seconds) as driver:
             driver.communicate()
 
@@ -104,9 +104,10 @@ class Measure:
         seconds: float,
         rate: float | None = None,
     ) -> Measurement:
-        """Ask a server for some seconds. Raises `RuntimeError` on a wrong answer.
+        """Send requests to a server for some seconds. Raises `RuntimeError` on a wrong answer.
 
-        A server that is too busy may say so; what it turned away is counted, and shared out over what it answered.
+        An overloaded server may refuse requests. The refusals are counted, and their cost is distributed over the
+        answered requests.
         """
         self._clocks.wait_until_quiet(server, AT_REST_SECONDS)
         with self._asking(server, workload, questions, connections, seconds, rate) as driver:

@@ -1,4 +1,4 @@
-"""What the numbers say, for the terminal and for a page."""
+"""The results as text, for the terminal and for a Markdown page."""
 
 import math
 from statistics import median
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def line(each: Measurement) -> str:
-    """Say one measurement in one line."""
+    """Return one measurement as a line of text."""
     came = each.outcome
     refused = f"  {came.failures} turned away, {came.unanswered} unanswered" if came.failures + came.unanswered else ""
     pace = f"at {each.rate:.0f}/s" if each.rate else f"{each.per_second:.0f}/s"
@@ -26,7 +26,7 @@ def line(each: Measurement) -> str:
 
 
 def tables(run: "Run") -> str:
-    """Give everything measured, as ratios and as medians, in Markdown that reads well in a terminal too."""
+    """Return all measurements, as ratios and as medians, in Markdown that is also legible in a terminal."""
     return "\n".join(["", *_targets(run), "", *_medians(run), "", *_starts(run)])
 
 
@@ -79,7 +79,7 @@ def _starts(run: "Run") -> list[str]:
 
 
 def aligned(rows: list[list[str]]) -> list[str]:
-    """Write a table, in Markdown."""
+    """Return the lines of a Markdown table."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     ruled = [rows[0], ["-" * width for width in widths], *rows[1:]]
     return [

@@ -1,4 +1,4 @@
-"""A run: who is asked what, in which order, and everything that came of it."""
+"""A run: the order in which servers are measured, and all results."""
 
 import argparse
 import asyncio
@@ -25,12 +25,12 @@ from gateway.database.roles import DATABASE, OWNER, create_database
 from gateway.embedded_postgres.cluster import PrivatePostgres
 
 SHARE_OF_HIGHEST = 0.7
-"""At a fixed rate nobody is near what it can do at most, or only queues would be measured."""
+"""Fraction of Mercurius' highest rate: at a fixed rate near a server's maximum, only queues would be measured."""
 
 
 @dataclass
 class Run:
-    """Everything that was measured in one run, and where."""
+    """The results of one run, and the machine."""
 
     seed: int
     arguments: dict[str, Any]
@@ -43,7 +43,7 @@ class Run:
 
 
 async def prepare(postgres: PrivatePostgres, population: Population) -> Population:
-    """Make the database, the encounters and the peers' logins; give the population with its encounters' ids."""
+    """Create the database, the encounters and the peers' logins; return the population with its encounters' ids."""
     await create_database(postgres)
     owner_url = postgres.url(OWNER, DATABASE)
     await migrate(owner_url)
@@ -58,7 +58,7 @@ async def prepare(postgres: PrivatePostgres, population: Population) -> Populati
 
 
 class Bench:
-    """The servers that run, the questions they are asked, and the run that is written down."""
+    """The running servers, the questions sent to them, and the run that collects the results."""
 
     def __init__(
         self,
@@ -70,17 +70,17 @@ class Bench:
     ) -> None:
         self._arguments, self._run, self._postgres, self._servers = arguments, run, postgres, servers
         self._population = population
-        self._chance = random.Random(run.seed)  # noqa: S311 - the same seed asks the same
+        self._chance = random.Random(run.seed)  # noqa: S311 - the same seed selects the same questions
         self._questions: dict[str, list[CompiledQuery]] = {}
         self._measure = Measure(Clocks(our_postmaster()), arguments.rest)
 
     def choose_questions(self) -> None:
-        """Choose what is asked."""
+        """Choose the questions of each workload."""
         for name in self._arguments.workloads:
             self._questions[name] = WORKLOADS[name].questions(self._chance, self._population)
 
     async def refuse_unlike(self) -> None:
-        """End the program unless all servers answer alike."""
+        """Exit the program unless all servers answer alike."""
         connection = await asyncpg.connect(self._postgres.url(OWNER, DATABASE))
         wrong = []
         for name, questions in self._questions.items():
@@ -91,7 +91,7 @@ class Bench:
         print(f"all answer alike: {', '.join(self._questions)}", flush=True)
 
     def warm_up(self) -> None:
-        """Let everything be compiled, cached and prepared that will be."""
+        """Send requests until code is compiled, caches are filled and statements are prepared."""
         self._run.idle_mib = self._memory()
         for server, name in self._pairs(self._arguments.workloads):
             self._measure.warm_up(
@@ -99,24 +99,24 @@ class Bench:
             )
 
     def closed(self, round_: int) -> None:
-        """Ask everyone everything, as fast as it is answered, in random order."""
+        """Measure all workloads on all servers in a closed loop, in random order."""
         for server, name in self._pairs(self._arguments.workloads):
             self._note("closed", round_, server, name, self._arguments.connections)
 
     def lone(self, round_: int) -> None:
-        """Record one after the other: what batching must not make worse."""
+        """Record encounters one after another: batching must not make a single caller slower."""
         for server, name in self._pairs([name for name in self._arguments.workloads if WORKLOADS[name].is_write]):
             self._note("lone", round_, server, name, 1)
 
     def limit(self, _round: int) -> None:
-        """Let pgbench insert what W2 records."""
+        """Measure pgbench inserting the rows that W2 records."""
         asyncio.run(self._checkpoint())
         found = pgbench_per_second(self._postgres, self._arguments.connections, self._arguments.seconds)
         self._run.pgbench_per_second.append(found)
         print(f"pgbench {found:.0f}/s", flush=True)
 
     def rate(self, round_: int) -> None:
-        """Ask the gateway and Mercurius at 0.7 of what Mercurius has done at most."""
+        """Measure the gateway and Mercurius at 0.7 of Mercurius' highest rate."""
         for server, name in self._pairs(self._arguments.workloads):
             highest = [
                 each.per_second
@@ -128,11 +128,11 @@ class Bench:
                 self._note("rate", round_, server, name, self._arguments.connections, rate)
 
     def read_memory(self) -> None:
-        """Note what everyone holds after the load."""
+        """Store the memory of every server after the load."""
         self._run.loaded_mib = self._memory()
 
     def cold(self, kinds: Sequence[Kind], introspection_url: str, logs: Path) -> None:
-        """Start one more of each, and note how long it takes until it answers."""
+        """Start another process of each kind, and store the time to its first answer."""
         for kind in self._chance.sample(kinds, len(kinds)):
             workload = WORKLOADS[kind.cold_question]
             found = seconds_to_first_answer(kind, self._postgres, introspection_url, logs, self._first(workload))
@@ -173,7 +173,7 @@ class Bench:
         print(report.line(measured), flush=True)
 
     async def _checkpoint(self) -> None:
-        # So that none pays for pages another has written: after a checkpoint each costs its first change alike.
+        # A full-page image is written at the first change of each page after a checkpoint, so each server pays its own.
         connection = await asyncpg.connect(self._postgres.url(database=DATABASE))
         await connection.execute("CHECKPOINT")
         await connection.close()

@@ -1,4 +1,4 @@
-"""The gateway alone, on larger and larger tables: what the size of a table, of a patient and of an offset costs."""
+"""The gateway alone, on tables of increasing size: the cost of the size of a table, of a patient and of an offset."""
 
 import asyncio
 import json
@@ -33,12 +33,12 @@ from gateway.database.roles import DATABASE, OWNER, create_database
 from gateway.embedded_postgres.cluster import PrivatePostgres
 
 OF_ONE_PATIENT = (1, 10, 100, 1_000, 10_000)
-"""How many encounters a patient has; the largest not in the smallest table, which it would fill."""
+"""Encounters of a patient; a size is omitted from tables of which these patients would fill more than half."""
 
 OF_THE_OTHERS = 50
 PAGE = 50
 DEPTH = 9_000
-"""So many are passed over before a deep page."""
+"""Number of encounters before a deep page."""
 
 AFTER = graphql(
     f"""query ($id: ID!, $first: Int!, $after: String) {{
@@ -48,7 +48,7 @@ AFTER = graphql(
 
 
 def scale(sizes: Sequence[int], seconds: float, rest: float, output: Path) -> None:
-    """Measure each size of table, each question for patients of each size, one after the other."""
+    """Measure each question for patients of each size, on each size of table in turn."""
     found: dict[int, dict[str, Measurement]] = {}
     for size in sizes:
         print(f"making {size:,} encounters", flush=True)
@@ -91,7 +91,7 @@ def _patients(size: int) -> list[int]:
 
 
 def _whose(size: int) -> str:
-    """Say in SQL whose the nth encounter is: first those of the patients with a known number, then the others'."""
+    """Return SQL for the patient of the nth encounter: first the patients with a known number, then the others."""
     cases, end = [], 0
     for number in _patients(size):
         end += number
@@ -111,7 +111,7 @@ def _measured(
 
 
 def _asked(server: Server, size: int, population: Population) -> Mapping[str, tuple[Workload, list[CompiledQuery]]]:
-    """Give the questions by name: of any encounter, and of each patient with a known number."""
+    """Return the questions by name: for any encounter, and for each patient with a known number."""
     chance = random.Random(0)  # noqa: S311 - the same at each run
     asked = {"one by id": (WORKLOADS["W3"], WORKLOADS["W3"].questions(chance, population))}
     over_graphql = Workload("G", "latest over GraphQL", encounters_to_record, {"gateway": AFTER}, None)
@@ -128,7 +128,7 @@ def _asked(server: Server, size: int, population: Population) -> Mapping[str, tu
                 [{"id": whose, "first": PAGE, "after": deep}],
             )
             asked[f"50 after {DEPTH} of {number}, REST"] = over_rest, [{"id": whose, "first": PAGE, "offset": DEPTH}]
-    # Last, because they make the patients larger than their names say.
+    # Last, because recordings enlarge the patients beyond the number in their names.
     for number in _patients(size):
         sent: list[CompiledQuery] = [
             {**each, "patientId": f"has-{number}"} for each in encounters_to_record(chance, population)
@@ -138,7 +138,7 @@ def _asked(server: Server, size: int, population: Population) -> Mapping[str, tu
 
 
 def _cursor(server: Server, workload: Workload, whose: str) -> str:
-    """Turn pages until the deep one."""
+    """Return the cursor before the deep page, by reading all pages before it."""
     cursor, pages = None, 500
     for _ in range(DEPTH // pages):
         request = workload.requests(server, [{"id": whose, "first": pages, "after": cursor}])[0]
@@ -165,7 +165,7 @@ def _table(found: Mapping[int, Mapping[str, Measurement]]) -> str:
 
 
 def _drawing(found: Mapping[int, Mapping[str, Measurement]]) -> str:
-    """Draw the first page over the size of the patient, a line for each size of table and door."""
+    """Return a drawing of the first page over the patient's size, with a line for each table size and door."""
     series = {}
     for size, of in found.items():
         for what in ("first 50 of {}, GraphQL", "first 50 of {}, REST", "record, {} there"):

@@ -1,4 +1,4 @@
-"""Who is measured: the gateway as an operator starts it, and its peers, each a process with a login of its own."""
+"""The measured servers: the gateway as an operator starts it, and its peers, each a process with its own login."""
 
 import base64
 import json
@@ -34,7 +34,7 @@ STARTUP_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Kind:
-    """A server that can be started. One with duties works for a request after it was answered."""
+    """A server that can be started. One with background work continues to work on a request after its answer."""
 
     name: str
     command: Sequence[str | Path]
@@ -45,7 +45,7 @@ class Kind:
 
     @property
     def installed(self) -> bool:
-        """Whether what it runs on is there."""
+        """Whether its runtime is installed."""
         return Path(self.command[0]).exists()
 
 
@@ -81,7 +81,7 @@ KINDS = {each.name: each for each in (GATEWAY, MERCURIUS, APOLLO, POSTGRAPHILE, 
 
 @dataclass
 class Server:
-    """A server that runs."""
+    """A running server."""
 
     kind: Kind
     process: subprocess.Popen[str]
@@ -89,7 +89,7 @@ class Server:
     port: int
 
     def head(self, method: str, path: str) -> str:
-        """Begin a request to it."""
+        """Return the request line and the header lines of a request to this server."""
         lines = [f"{method} {path} HTTP/1.1", f"Host: {self.host}:{self.port}", "Accept: application/json"]
         if self.kind is GATEWAY:
             lines.append(f"Authorization: Bearer {TOKEN}")
@@ -100,14 +100,14 @@ class Server:
 
 
 async def admit_peers(postgres: PrivatePostgres) -> None:
-    """Give each peer a login that reads and records encounters; row-level security stands open for it."""
+    """Create a login for each peer that reads and records encounters and bypasses row-level security."""
     connection = await asyncpg.connect(postgres.url(database=DATABASE))
     try:
         await connection.execute("CREATE ROLE bench_peer NOLOGIN BYPASSRLS")
         await connection.execute("GRANT USAGE ON SCHEMA patient_graph TO bench_peer")
         await connection.execute("GRANT SELECT ON patient_graph.patients TO bench_peer")
         await connection.execute("GRANT SELECT, INSERT ON patient_graph.encounters TO bench_peer")
-        # BYPASSRLS is not inherited, so each login has it of its own.
+        # BYPASSRLS is not inherited, so each login has the attribute itself.
         for login in [*(each.login for each in KINDS.values() if each is not GATEWAY), "bench_pgbench"]:
             await connection.execute(f"CREATE ROLE {login} LOGIN BYPASSRLS IN ROLE bench_peer")
         await connection.execute("CREATE SCHEMA bench")
@@ -126,7 +126,7 @@ async def admit_peers(postgres: PrivatePostgres) -> None:
 
 @contextmanager
 def running(kind: Kind, postgres: PrivatePostgres, introspection_url: str, logs: Path) -> Iterator[Server]:
-    """Start a server, give it once it listens, and stop it at the end. What it logs goes to a file."""
+    """Start a server, yield it once it listens, and stop it at the end. Its log goes to a file."""
     if kind is GATEWAY:
         environment = gateway_environment(postgres, introspection_url)
     else:
@@ -140,7 +140,7 @@ def running(kind: Kind, postgres: PrivatePostgres, introspection_url: str, logs:
 
 
 def gateway_environment(postgres: PrivatePostgres, introspection_url: str) -> Mapping[str, str]:
-    """Give the environment an operator would: everything is at its default but what is named here."""
+    """Return the environment of an operator: every setting has its default except those named here."""
     others = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
     return others | {
         "GATEWAY_PORT": "0",
@@ -149,10 +149,10 @@ def gateway_environment(postgres: PrivatePostgres, introspection_url: str) -> Ma
         "GATEWAY_INTROSPECTION_URL": introspection_url,
         "GATEWAY_INTROSPECTION_CLIENT_ID": CLIENT,
         "GATEWAY_INTROSPECTION_CLIENT_SECRET": SECRET,
-        # One client asks for everything, more often than any client may.
+        # One client sends all requests, more often than the default limit allows.
         "GATEWAY_RATE_WRITES_PER_MINUTE": "0",
         "GATEWAY_RATE_READS_PER_MINUTE": "0",
-        # So that a list of 500 can be asked for at all.
+        # Allows the lists of 500.
         "GATEWAY_PAGE_SIZE_MAX": "500",
     }
 
@@ -165,7 +165,7 @@ def _launch(kind: Kind, environment: Mapping[str, str], log: IO[bytes]) -> subpr
 
 
 def _port(process: subprocess.Popen[str], kind: Kind) -> int:
-    """Read the port from a server's first line."""
+    """Return the port from the first line of a server's output."""
     assert process.stdout is not None
     line = process.stdout.readline()
     words = [word for word in line.split() if word.startswith("http://")]
@@ -173,7 +173,7 @@ def _port(process: subprocess.Popen[str], kind: Kind) -> int:
         raise RuntimeError(f"{kind.name} did not start: see its log")
     port = urlsplit(words[0]).port
     assert port is not None
-    # Whatever it still says must not fill the pipe.
+    # Drain the rest of the output, so that the pipe cannot fill up.
     threading.Thread(target=process.stdout.read, daemon=True).start()
     return port
 
@@ -190,7 +190,7 @@ def _stop(process: subprocess.Popen[str]) -> None:
 def seconds_to_first_answer(
     kind: Kind, postgres: PrivatePostgres, introspection_url: str, logs: Path, ask: Callable[[Server], object]
 ) -> float:
-    """Start a server, ask it, stop it; give how long it took from its first instruction to its first answer."""
+    """Return the seconds from a server's start to its first answer; the server is stopped afterwards."""
     started = time.perf_counter()
     with running(kind, postgres, introspection_url, logs) as server:
         while True:
@@ -204,12 +204,12 @@ def seconds_to_first_answer(
                 return time.perf_counter() - started
 
 
-# Whose token it is
+# The identity provider
 
 
 @contextmanager
 def token_server() -> Iterator[str]:
-    """Answer introspection (RFC 7662) as an identity provider does, on loopback; gives its URL."""
+    """Serve introspection (RFC 7662) on loopback, like an identity provider; yield its URL."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Introspection)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -221,7 +221,7 @@ def token_server() -> Iterator[str]:
 
 class _Introspection(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
-        """Say that the one token is good and everything else is not."""
+        """Answer that the benchmark's token is active, and every other one is not."""
         form = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
         basic = "Basic " + base64.b64encode(f"{CLIENT}:{SECRET}".encode()).decode()
         known = self.headers["Authorization"] == basic and form.get("token") == [TOKEN]
@@ -233,7 +233,7 @@ class _Introspection(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing: it would be in the middle of a table."""
+        """Suppress the log, which would interrupt the printed tables."""
 
 
 def _claims() -> Mapping[str, object]:

@@ -1,4 +1,4 @@
-"""What we want of the gateway, each as a ratio to a peer, and whether a run shows it."""
+"""The performance targets of the gateway, each as a ratio to a peer, and the verdict of a run."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ VALUES: Mapping[str, Value] = {
 
 @dataclass(frozen=True)
 class Target:
-    """A ratio that shall be at most `limit`; or at least, of what is better when there is more."""
+    """A ratio that must not exceed `limit`, or with `at_least` must reach it."""
 
     part: str
     workload: str
@@ -34,7 +34,7 @@ class Target:
     at_least: bool = False
 
     def met(self, ratio: float) -> bool:
-        """Whether this is good enough."""
+        """Whether the ratio meets the target."""
         return ratio >= self.limit if self.at_least else ratio <= self.limit
 
 
@@ -65,7 +65,7 @@ TARGETS: Sequence[Target] = (
 
 
 def ratios(run: "Run", target: Target) -> list[float]:
-    """Give the gateway's value over the peer's, in each round that has both."""
+    """Return the gateway's value divided by the peer's, for each round that has both."""
     if target.part == "memory":
         mib = run.loaded_mib
         return [mib["gateway"] / mib[target.peer]] if {"gateway", target.peer} <= mib.keys() else []
@@ -83,7 +83,7 @@ def ratios(run: "Run", target: Target) -> list[float]:
 
 
 def every_comparison(run: "Run") -> Iterator[Target]:
-    """Give each target and, with no limit, whatever else was measured of the gateway and a peer."""
+    """Yield each target, and with an infinite limit every other comparison of the gateway with a peer."""
     yield from TARGETS
     aimed_at = {(each.part, each.workload, each.peer, each.of) for each in TARGETS}
     measured = {(each.part, each.workload, each.server) for each in run.measurements if each.server != "gateway"}
@@ -94,7 +94,7 @@ def every_comparison(run: "Run") -> Iterator[Target]:
 
 
 def verdicts(run: "Run") -> Iterator[tuple[Target, list[float]]]:
-    """Give each comparison of which the run has a ratio."""
+    """Yield each comparison for which the run has a ratio."""
     for target in every_comparison(run):
         found = ratios(run, target)
         if found:
@@ -102,7 +102,7 @@ def verdicts(run: "Run") -> Iterator[tuple[Target, list[float]]]:
 
 
 def spread(found: Sequence[float]) -> str:
-    """Say a median and between what it lies."""
+    """Return the median and the range as text."""
     if len(found) == 1:
         return f"{found[0]:.2f}"
     return f"{median(found):.2f} ({min(found):.2f} to {max(found):.2f})"

@@ -1,7 +1,7 @@
-"""What is asked, in each server's words, and what its answers say in nobody's: the rows of the tables.
+"""The workloads: requests in each server's dialect, and answers normalized to rows of the tables.
 
-A question is the same for all: which patients, which members, how many. Names in a schema and the case of its enums are
-a server's own, and are taken away before answers are compared.
+A question is the same for all servers: which patients, which members, how many. A schema's names and the case of its
+enums differ between servers, and are normalized before answers are compared.
 """
 
 import json
@@ -19,7 +19,7 @@ Row = Mapping[str, Any]
 CompiledQuery = Mapping[str, Any]
 
 QUESTIONS = 500
-"""So many different questions are asked in turn."""
+"""Number of different questions, sent in turn."""
 
 MEMBERS = (
     "id", "patientId", "providerId", "brandId", "encounterType", "status", "scheduledAt", "startedAt", "endedAt",
@@ -27,15 +27,15 @@ MEMBERS = (
 )  # fmt: skip
 INSTANTS = {"scheduled_at", "started_at", "ended_at", "created_at", "updated_at"}
 ALL = " ".join(MEMBERS)
-# PostGraphile calls the column `rowId`, because its `id` is the one of Relay.
+# PostGraphile calls the column `rowId`, because its `id` is Relay's global id.
 ALL_OF_POSTGRAPHILE = ALL.replace("id ", "rowId ", 1)
 
 
 class GraphQLRequest(Protocol):
-    """How a question is put: method, path and, for a POST, the JSON body."""
+    """Builds the request of a question: method, path and, for a POST, the JSON body."""
 
     def __call__(self, question: CompiledQuery) -> tuple[str, str, Mapping[str, Any] | None]:
-        """Put one question."""
+        """Return the request of one question."""
 
 
 Words = Mapping[Dialect, GraphQLRequest]
@@ -44,22 +44,22 @@ Questions = Callable[[random.Random, Population], list[CompiledQuery]]
 
 @dataclass(frozen=True)
 class Workload:
-    """A kind of question. `ask` in each dialect that has words for it; `rows` finds the encounters in an answer."""
+    """A kind of question. `ask` has a request builder for each supported dialect."""
 
     name: str
     title: str
     questions: Questions
     ask: Words
     truth: str | None
-    """What PostgreSQL itself answers, $1 being the question's `truth`; of a write, nothing."""
+    """The SQL of the correct answer, with the question's `truth` as $1; None for a write."""
     is_write: bool = False
 
     def dialect_of(self, server: Server) -> Dialect | None:
-        """Say in which words the server is asked, None where it has none."""
+        """Return the dialect in which the server is asked, or None if it supports none."""
         return next((dialect for dialect in self.ask if dialect in server.kind.dialects), None)
 
     def requests(self, server: Server, questions: Sequence[CompiledQuery]) -> list[str]:
-        """Give the bytes of each question, as text."""
+        """Return the HTTP request of each question, as text."""
         dialect = self.dialect_of(server)
         assert dialect is not None
         return [_http(server, *self.ask[dialect](question), keyed=self.is_write) for question in questions]
@@ -70,22 +70,22 @@ def _http(server: Server, method: str, path: str, body: Mapping[str, Any] | None
     if body is None:
         return head + "\r\n"
     text = json.dumps(body)
-    # Every key is a UUID's 36 characters.
+    # Every key is a UUID of 36 characters.
     length = len(text) + text.count(KEY.decode()) * (36 - len(KEY))
     if keyed and path != "/graphql" and server.kind is GATEWAY:
         head += f"Idempotency-Key: {KEY.decode()}\r\n"
     return f"{head}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{text}"
 
 
-# The words
+# The requests
 
 
 OTHERS_BUSINESS = {"truth", "offset"}
-"""What a question holds that GraphQL is not asked."""
+"""Members of a question that are no GraphQL variables."""
 
 
 def graphql(document: str, variables: Callable[[CompiledQuery], Mapping[str, Any]] = dict) -> GraphQLRequest:
-    """Give a document's words, on one line as clients send it."""
+    """Return the request builder of a document, on one line as clients send it."""
     one_line = " ".join(document.split())
 
     def ask(question: CompiledQuery) -> tuple[str, str, Mapping[str, Any]]:
@@ -157,7 +157,7 @@ OF_SEVERAL: Words = {
     ),
 }
 
-# A page within another thing than its patient: no plan serves it, so the gateway goes the ordinary way, field by field.
+# A page within another object than its patient: no plan supports it, so the executor resolves it field by field.
 UNPLANNED = graphql(
     f"""query ($id: ID!, $first: Int!) {{
           encounter(id: $id) {{ patient {{ encounters(first: $first) {{ nodes {{ {ALL} }} }} }} }} }}"""
@@ -170,7 +170,7 @@ def _record_over_rest(question: CompiledQuery) -> tuple[str, str, Mapping[str, A
 
 
 def list_over_rest(question: CompiledQuery) -> tuple[str, str, None]:
-    """Put a question for a page of a patient's encounters."""
+    """Return the REST request for a page of a patient's encounters."""
     return (
         "GET",
         f"/v1/patients/{question['id']}/encounters?limit={question['first']}&offset={question['offset']}",
@@ -197,7 +197,7 @@ OVER_REST: Words = {"rest": list_over_rest}
 
 
 def encounters_to_record(chance: random.Random, _population: Population) -> list[CompiledQuery]:
-    """Make up what is recorded."""
+    """Return synthetic encounters to record."""
     return [
         {
             "patientId": f"written-{chance.randrange(WRITTEN)}",
@@ -268,11 +268,11 @@ WORKLOADS = {
 }
 
 
-# What an answer says
+# Reading answers
 
 
 def rows_in(answer: Any) -> list[Row]:
-    """Find the encounters in an answer, in their order, and take away whose words they are in."""
+    """Return the encounters of an answer in order, with the server's names and enum case normalized."""
     return [_alike(each) for each in _encounters_in(answer)]
 
 
@@ -299,7 +299,7 @@ def _alike(row: Row) -> Row:
 
 
 def row_of(record: Mapping[str, Any]) -> Row:
-    """Give a row of the table as `rows_in` would give it."""
+    """Return a row of the table in the form of `rows_in`."""
     row = {_snake_case(name): record[_snake_case(name)] for name in MEMBERS}
     row["id"], row["provider_id"] = str(row["id"]), row["provider_id"] and str(row["provider_id"])
     row["metadata"] = json.loads(row["metadata"])

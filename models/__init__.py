@@ -1,4 +1,4 @@
-"""The tables: one a file, and in `migrations/` how they came to be."""
+"""The tables, one in each module; `migrations/` has their history."""
 
 from sqlalchemy.orm import configure_mappers
 
@@ -23,7 +23,7 @@ from models.patient import Patient
 from models.sink import Sink
 from models.watermark import Watermark
 
-# Rows are made by `model_construct`, past SQLAlchemy's constructor, which would otherwise have done this.
+# Rows are built by `model_construct`, which bypasses SQLAlchemy's constructor and so its implicit call of this.
 configure_mappers()
 
 __all__ = [

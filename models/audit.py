@@ -1,4 +1,4 @@
-"""Who did what, when, to which record: appended, never changed."""
+"""The audit log: who did what, when, to which record; append-only."""
 
 from datetime import datetime
 from uuid import UUID
@@ -11,14 +11,14 @@ from models.base import INSTANT, Table
 
 
 class AuditEntry(Table, table=True):
-    """One entry. The application's database role may insert and read, not change or delete."""
+    """One entry. The application's database role may insert and read, but not update or delete."""
 
     __tablename__ = "audit_log"
-    # Serves whoever asks what happened in a brand in a span of time, and the chaining of entries in their order.
+    # Serves queries of a brand's entries in a span of time, and the linking of entries in their order.
     __table_args__ = (Index("ix_audit_log_brand_id_occurred_at_id", "brand_id", "occurred_at", "id"),)
 
     patient_id: str = Field(primary_key=True, sa_type=Text)
-    """Whose record it was about; empty where the caller was refused before a patient was known."""
+    """The patient of the record; empty if the caller was refused before a patient was known."""
     id: UUID = Field(primary_key=True)
     occurred_at: datetime = Field(sa_type=INSTANT, sa_column_kwargs={"server_default": text("now()")})
     actor_type: str = Field(sa_type=Text)

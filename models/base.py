@@ -1,4 +1,4 @@
-"""What every table shares: the schema it lives in, how constraints are named, column types used twice."""
+"""The base of all tables: the schema, the naming of constraints, and shared column types."""
 
 from enum import StrEnum
 from typing import ClassVar
@@ -7,12 +7,12 @@ from sqlalchemy import DateTime, Enum, MetaData
 from sqlmodel import SQLModel
 
 SCHEMA = "patient_graph"
-"""Where everything that belongs to a brand lives; every table in it says which brand."""
+"""The schema of all data that belongs to a brand; every table in it has a brand column."""
 
 PROCESS_SCHEMA = "gateway"
-"""Where the process keeps what belongs to no brand: which migrations ran, who is the relay."""
+"""The schema of process data without a brand: the applied migrations and the leases."""
 
-# Names are given by rule, so that a migration can name a constraint it has never seen the database choose.
+# Constraint names follow a rule, so that a migration can name a constraint without querying the database.
 NAMING_CONVENTION = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",
@@ -22,21 +22,22 @@ NAMING_CONVENTION = {
 }
 
 INSTANT = DateTime(timezone=True)
-"""A point in time to the microsecond; the offset it was sent with is not kept."""
+"""An instant to the microsecond; the offset that was sent is not stored."""
 
 
 class Table(SQLModel):
     """The base of every table. A row is trusted: a table class validates nothing."""
 
-    # And so what would validate it is not built.
+    # So the validator is not built either.
     model_config = {"defer_build": True}
 
     metadata: ClassVar[MetaData] = MetaData(schema=SCHEMA, naming_convention=NAMING_CONVENTION)
 
 
 def words(enum: type[StrEnum], name: str) -> Enum:
-    """A text column that may hold one of an enum's values, checked by the database under `name`."""
-    # A native PostgreSQL enum cannot lose a value and is awkward to extend inside a transaction; a CHECK is neither.
+    """Return a text column type for an enum's values, checked by the database constraint `name`."""
+    # A native PostgreSQL enum cannot drop a value, and is awkward to extend within a transaction. A CHECK has neither
+    # limit.
     return Enum(
         enum,
         name=name,

@@ -1,4 +1,4 @@
-"""A dead letter: an event that a sink would not take for as long as we tried."""
+"""A dead letter: an event that a sink did not accept within the retry period."""
 
 from datetime import datetime
 from uuid import UUID
@@ -11,7 +11,7 @@ from models.base import INSTANT, Table
 
 
 class DeadLetter(Table, table=True):
-    """One event that one sink did not get. It is whole: the outbox may have let go of the event since."""
+    """One event that one sink did not receive, in full: the outbox may have pruned the event since."""
 
     __tablename__ = "dead_letters"
 

@@ -1,4 +1,4 @@
-"""An encounter: one meeting of a patient with the clinic, as it was told to us."""
+"""An encounter: one meeting of a patient with the clinic, as a client reported it."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -46,7 +46,7 @@ class EncounterAction(StrEnum):
 
 
 class EncounterEventKind(StrEnum):
-    """What happened to the encounter."""
+    """The kind of change to an encounter."""
 
     RECORDED = "recorded"
     STARTED = "started"
@@ -62,7 +62,8 @@ class EncounterEventKind(StrEnum):
 class Encounter:
     """One encounter: the fourteen published members, when it was held, and the version that guards changes.
 
-    A plain object with the columns of `Encounters`: of a class that SQLAlchemy watches, each would cost a statement.
+    A plain object with the columns of `Encounters`: an instance of a class mapped by SQLAlchemy would cost as much as a
+    statement.
     """
 
     patient_id: str
@@ -91,14 +92,14 @@ class Encounters(Table, table=True):
 
     __tablename__ = "encounters"
     __table_args__ = (
-        # The brand of the row is the brand of the patient, by the database's own rule.
+        # The row's brand is the patient's brand, enforced by the database.
         ForeignKeyConstraint(
             ["patient_id", "brand_id"],
             ["patient_graph.patients.id", "patient_graph.patients.brand_id"],
             name="fk_encounters_patient_id_brand_id_patients",
         ),
-        # Serves `patient.encounters` and the REST twin: a patient's page, newest first, and its keyset cursors. It has
-        # the brand, which every statement asks for, and so counts without reading what it counts.
+        # Serves `patient.encounters` and its REST equivalent: a patient's page, newest first, and its keyset cursors.
+        # It includes the brand, which every statement filters by, so that a count is an index-only scan.
         Index(
             "ix_encounters_patient_id_created_at_id",
             "patient_id",
@@ -106,8 +107,8 @@ class Encounters(Table, table=True):
             "id",
             postgresql_include=["brand_id"],
         ),
-        # Serves `encounter(id)`, which knows no patient. Not unique: UUIDv7 is the guarantee, and a unique index
-        # without `patient_id` cannot be distributed.
+        # Serves `encounter(id)`, which has no patient. Not unique: UUIDv7 is the guarantee, and a unique index without
+        # `patient_id` cannot be distributed.
         Index("ix_encounters_id", "id"),
     )
 
@@ -126,7 +127,7 @@ class Encounters(Table, table=True):
     ended_at: datetime | None = Field(default=None, sa_type=INSTANT)
     chief_complaint: str | None = Field(default=None, sa_type=Text)
     notes: str | None = Field(default=None, sa_type=Text)
-    # JSON text from door to disk and back: no number is ever rounded by passing through a Python float.
+    # JSON text from the request to the disk and back: no number is rounded by a Python float.
     metadata_: str = Field(
         default="{}",
         alias="metadata",

@@ -1,4 +1,4 @@
-"""A version of an encounter: who made it out of the one before, when, why, and what changed."""
+"""A version of an encounter: who made it from the previous one, when, why, and what changed."""
 
 from datetime import datetime
 from uuid import UUID
@@ -12,7 +12,7 @@ from models.encounter import EncounterEventKind
 
 
 class EncounterVersion(Table, table=True):
-    """One version, appended with the change itself; the application's role may read it, and never change it."""
+    """One version, appended in the transaction of the change; the application's role may read it, but not change it."""
 
     __tablename__ = "encounter_versions"
 
@@ -26,6 +26,6 @@ class EncounterVersion(Table, table=True):
     actor_id: str = Field(sa_type=Text)
     request_id: str = Field(sa_type=Text)
     reason: str | None = Field(default=None, sa_type=Text)
-    """Why, in the words of whoever did it: as clinical as the notes are."""
+    """The reason, in the words of the person who made the change: as clinical as the notes."""
     changes: str = Field(sa_type=JSONB)
-    """Each column that changed, with its value before and after; of the first version nothing, for it changed none."""
+    """Each changed column, with its value before and after; empty for the first version."""

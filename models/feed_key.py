@@ -1,4 +1,4 @@
-"""The key of the feed's cursors: one row, the same at every gateway."""
+"""The key of the feed's cursors: one row, which all gateways share."""
 
 from sqlalchemy import CheckConstraint, LargeBinary, SmallInteger
 from sqlmodel import Field
@@ -7,7 +7,7 @@ from models.base import PROCESS_SCHEMA, Table
 
 
 class FeedKey(Table, table=True):
-    """The AES key under which cursors of the feed are written. The migration drew it; nothing changes it."""
+    """The AES key of the feed's cursors. The migration generated it; nothing changes it."""
 
     __tablename__ = "feed_key"
     __table_args__ = (CheckConstraint("id = 1", name="one_row"), {"schema": PROCESS_SCHEMA})

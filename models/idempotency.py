@@ -1,4 +1,4 @@
-"""An idempotency key: that a caller asked for something, and what was answered."""
+"""An idempotency key: the hash of a request, and its first answer."""
 
 from datetime import datetime
 from uuid import UUID
@@ -10,10 +10,10 @@ from models.base import INSTANT, Table
 
 
 class IdempotencyKey(Table, table=True):
-    """One key of one client of one brand; committed with the encounter it stands for, so that key means kept.
+    """One key of one client of one brand, committed with its encounter, so that a key exists only with its encounter.
 
-    The key does not hold the patient in its own key: the same key sent for another patient must be seen to be the
-    same key. A cluster distributes this table by `key`.
+    The primary key does not contain the patient: the same key sent for another patient must be recognized as the same.
+    A cluster distributes this table by `key`.
     """
 
     __tablename__ = "idempotency_keys"
@@ -24,10 +24,10 @@ class IdempotencyKey(Table, table=True):
     client_id: str = Field(primary_key=True, sa_type=Text)
     key: str = Field(primary_key=True, sa_type=Text)
     request_hash: bytes = Field(sa_type=LargeBinary)
-    """SHA-256 of what was asked for, in a form that is the same through either door."""
+    """SHA-256 of the request, in a form that is the same for REST and GraphQL."""
     patient_id: str = Field(sa_type=Text)
     encounter_id: UUID
     answer: bytes = Field(sa_type=LargeBinary)
-    """The first answer as REST gave it, byte for byte."""
+    """The first answer over REST, byte for byte."""
     created_at: datetime = Field(sa_type=INSTANT, sa_column_kwargs={"server_default": text("now()")})
     expires_at: datetime = Field(sa_type=INSTANT)

@@ -1,4 +1,4 @@
-"""A lease: which gateway does a duty that one at a time must do."""
+"""A lease: the gateway that runs a job which only one gateway at a time may run."""
 
 from datetime import datetime
 from uuid import UUID
@@ -10,7 +10,7 @@ from models.base import INSTANT, PROCESS_SCHEMA, Table
 
 
 class Lease(Table, table=True):
-    """One duty, who does it, and until when; whoever finds it expired may take it."""
+    """One job, the gateway that runs it, and the lease's expiry; any gateway may take an expired lease."""
 
     __tablename__ = "leases"
     __table_args__ = {"schema": PROCESS_SCHEMA}  # noqa: RUF012 - as SQLAlchemy has it

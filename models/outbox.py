@@ -1,4 +1,4 @@
-"""An event that others are told of: kept with the change it tells of, delivered afterwards."""
+"""An event of the outbox: inserted with the change that it reports, delivered afterwards."""
 
 from datetime import datetime
 from uuid import UUID
@@ -11,15 +11,15 @@ from models.base import INSTANT, Table
 
 
 class OutboxEvent(Table, table=True):
-    """One event. The relay gives it its `position`; before that it has no place in the feed."""
+    """One event. The relay assigns its `position`; before that it is not in the feed."""
 
     __tablename__ = "outbox"
     __table_args__ = (
-        # Serves the relay: what has no position yet, oldest first.
+        # Serves the relay: events without a position, oldest first.
         Index("ix_outbox_created_at_id", "created_at", "id", postgresql_where=text("position IS NULL")),
-        # Serves the feed and the sinks: what follows a position.
+        # Serves the feed and the sinks: events after a position.
         Index("ix_outbox_position", "position", postgresql_where=text("position IS NOT NULL")),
-        # Serves a subscriber who comes back: what followed in one brand, among the events of all the others.
+        # Serves a resuming subscriber: the later events of one brand, among those of all brands.
         Index("ix_outbox_brand_id_position", "brand_id", "position", postgresql_where=text("position IS NOT NULL")),
     )
 
@@ -28,8 +28,8 @@ class OutboxEvent(Table, table=True):
     brand_id: str = Field(sa_type=Text)
     event_type: str = Field(sa_type=Text)
     payload: str = Field(sa_type=JSONB)
-    # Not the transaction's time: of two changes of one record, the one that waits for the other may have begun before.
+    # Not the transaction's time: of two changes of one record, the one that waits for the other may have begun first.
     created_at: datetime = Field(sa_type=INSTANT, sa_column_kwargs={"server_default": text("clock_timestamp()")})
     position: int | None = Field(default=None, sa_type=BigInteger)
     published_at: datetime | None = Field(default=None, sa_type=INSTANT)
-    """When it was given its position; kept for a time that begins here."""
+    """When the position was assigned; the retention period begins here."""

@@ -1,4 +1,4 @@
-"""A patient: that one exists, and in which brand. Nothing else about a person is kept here."""
+"""A patient: its id, its brand and its ids elsewhere. No other data of a person is stored here."""
 
 from datetime import datetime
 
@@ -12,8 +12,8 @@ from models.base import INSTANT, Table
 class Patient(Table, table=True):
     """One patient of one brand.
 
-    The brand is part of the key, so that the same id in two brands is two patients, and registering an id says
-    nothing about the other brand. `id` comes first: a cluster distributes by it.
+    The brand is part of the key: the same id in two brands is two patients, and registering an id reveals nothing about
+    other brands. `id` comes first, because a cluster distributes by it.
     """
 
     __tablename__ = "patients"

@@ -1,4 +1,4 @@
-"""A sink: somebody outside who is told of events, and how far along they are."""
+"""A sink: an external receiver of events, and its position in the feed."""
 
 from datetime import datetime
 
@@ -11,7 +11,7 @@ _NOW = {"server_default": text("now()")}
 
 
 class Sink(Table, table=True):
-    """One sink: everything up to `position` was delivered to it, or laid aside as a dead letter."""
+    """One sink: every event up to `position` was delivered to it, or is a dead letter."""
 
     __tablename__ = "sinks"
     __table_args__ = ({"schema": PROCESS_SCHEMA},)
@@ -19,11 +19,11 @@ class Sink(Table, table=True):
     name: str = Field(primary_key=True, sa_type=Text)
     position: int = Field(sa_type=BigInteger)
     since: datetime = Field(sa_type=INSTANT, sa_column_kwargs=_NOW)
-    """When it was last put to a position by hand, or first seen: no event's time to be delivered begins earlier."""
+    """When an operator last set the position, or the sink was first seen: no event's delivery period begins earlier."""
     failures: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
-    """How often in a row delivery has failed."""
+    """Number of consecutive failed deliveries."""
     next_attempt_at: datetime = Field(sa_type=INSTANT, sa_column_kwargs=_NOW)
     last_error: str | None = Field(default=None, sa_type=Text)
-    """Why it failed last, in a word of ours; never what the receiver said."""
+    """The cause of the last failure, as a code of this project; never text of the receiver."""
     disabled_at: datetime | None = Field(default=None, sa_type=INSTANT)
     updated_at: datetime = Field(sa_type=INSTANT, sa_column_kwargs=_NOW)

@@ -1,4 +1,4 @@
-"""How far the relay has come: the one row that says which events may be read."""
+"""The progress of the relay: one row that limits which events may be read."""
 
 from sqlalchemy import BigInteger, CheckConstraint, SmallInteger
 from sqlmodel import Field
@@ -7,9 +7,9 @@ from models.base import PROCESS_SCHEMA, Table
 
 
 class Watermark(Table, table=True):
-    """Three positions, none of which ever goes back: `pruned` ≤ `position` ≤ `stamped`.
+    """Three positions, none of which ever decreases: `pruned` ≤ `position` ≤ `stamped`.
 
-    Positions have no gaps, so the rows between two of them can be counted on.
+    Positions have no gaps, so the number of rows between two of them is their difference.
     """
 
     __tablename__ = "watermark"
@@ -22,8 +22,8 @@ class Watermark(Table, table=True):
         sa_column_kwargs={"server_default": "1", "autoincrement": False},
     )
     stamped: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
-    """The last position that was given to an event."""
+    """The last position that was assigned to an event."""
     position: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
-    """The watermark itself: every event up to here is committed and seen by everybody."""
+    """The watermark itself: every event up to here is committed and visible to all readers."""
     pruned: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
-    """The last position whose event is no longer kept."""
+    """The position of the last event that was deleted."""

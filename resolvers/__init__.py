@@ -1,1 +1,1 @@
-"""The room behind both doors: plain async functions that know neither HTTP nor GraphQL."""
+"""The application logic behind REST and GraphQL: plain async functions without HTTP or GraphQL types."""

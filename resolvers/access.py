@@ -1,4 +1,4 @@
-"""Who calls, what they may do, and for which brand."""
+"""The caller, its permissions, and the brand it acts for."""
 
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -13,11 +13,11 @@ from resolvers.errors import Forbidden, InsufficientScope
 ActorType = Literal["user", "service", "system"]
 
 Exploring = Literal["open", "scoped", "off"]
-"""Who may ask what can be asked: every caller, those with the scope for it, or nobody."""
+"""Which callers may introspect the API: every caller, callers with the scope for it, or none."""
 
 
 class Permission(StrEnum):
-    """Everything either door can be asked to do, as far as rights tell it apart."""
+    """The operations of REST and GraphQL, as far as permissions distinguish them."""
 
     RECORD_ENCOUNTER = "record_encounter"
     CHANGE_ENCOUNTER = "change_encounter"
@@ -41,22 +41,23 @@ DEFAULT_SCOPES: Scopes = {
     Permission.EXPLORE: ("read:schema",),
     Permission.READ_METRICS: ("read:metrics",),
 }
-"""Which scopes allow an operation: any one of them will do. The published page names none, so these are ours."""
+"""The scopes that allow each operation; any one is enough. The published page names none, so these are this project's.
+"""
 
 SCOPE = re.compile(r"(read|write|manage):[a-z][a-z0-9_.-]*|admin:([a-z][a-z0-9_.-]*|\*)")
-"""What a scope looks like: `<verb>:<resource>`."""
+"""The form of a scope: `<verb>:<resource>`."""
 
 
 def told(scopes: Iterable[str]) -> str:
-    """Say to a client which scopes will do."""
+    """Return the text that names the sufficient scopes to a client."""
     return f"Needs the scope {' or '.join(f'`{scope}`' for scope in scopes)}."
 
 
 def scopes_from(overrides: Mapping[Permission, tuple[str, ...]]) -> Scopes:
-    """Give the table of scopes with some entries replaced.
+    """Return the table of scopes with some entries replaced.
 
-    Raises `ValueError` that names an operation left without a scope, or a text that is no scope: nothing is served
-    that anybody may do.
+    Raises `ValueError` that names an operation without a scope, or for a text that is not a scope. Every operation
+    requires a scope.
     """
     scopes = {**DEFAULT_SCOPES, **overrides}
     for operation in Permission:
@@ -70,32 +71,35 @@ def scopes_from(overrides: Mapping[Permission, tuple[str, ...]]) -> Scopes:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who a token stands for. `brand_id` is None for a machine client that serves several brands."""
+    """The client or person that a token identifies.
+
+    `brand_id` is None for a machine client that serves several brands.
+    """
 
     client_id: str
     scopes: frozenset[str]
     user_id: str | None = None
     brand_id: str | None = None
     expires_at: datetime | None = None
-    """When the token is worth nothing any more, where that is known."""
+    """When the token expires, if known."""
 
     @property
     def actor_id(self) -> str:
-        """Who is answerable: the person, or the client where there is no person."""
+        """The accountable actor: the person, or the client if the token names no person."""
         return self.user_id or self.client_id
 
     @property
     def actor_type(self) -> ActorType:
-        """A person acts through a client; a client without a person is a service."""
+        """`user` for a token that names a person, `service` for a client without a person."""
         return "user" if self.user_id else "service"
 
 
 Verify = Callable[[str], Awaitable[Caller]]
-"""Turns a token into who it stands for, or raises `InvalidToken`."""
+"""Returns the caller that a token identifies, or raises `InvalidToken`."""
 
 
 def require(caller: Caller, needed: Iterable[str]) -> None:
-    """Return if the caller holds one of the scopes, or one that stands above it. Raises `InsufficientScope`."""
+    """Return if the caller holds one of the scopes, or a scope that includes one. Raises `InsufficientScope`."""
     needed = tuple(needed)
     if not _satisfied(needed, caller.scopes):
         raise InsufficientScope(needed)
@@ -112,10 +116,10 @@ def _satisfied(needed: Sequence[str], granted: frozenset[str]) -> bool:
 
 
 def resolve_brand(caller: Caller, stated: str | None) -> str | None:
-    """Say which brand the caller acts for: the token's own, else the one stated in `X-Brand-Id`.
+    """Return the brand that the caller acts for: the token's own, else the one stated in `X-Brand-Id`.
 
-    Raises `Forbidden` when the two contradict each other, or when a person's token names none: only a machine client
-    may say for itself.
+    Raises `Forbidden` if the two differ, or if a person's token names no brand: only a machine client may choose its
+    brand.
     """
     if caller.user_id is not None and caller.brand_id is None:
         raise Forbidden("A person's token must name a brand.")

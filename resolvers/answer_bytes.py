@@ -1,7 +1,7 @@
-"""The size of answers: a limit for each, and a budget for all that are under way in the process.
+"""The size of answers: a limit for each answer, and a budget for all answers in flight in the process.
 
-An answer is counted while it is read and put together, so that neither the gateway nor PostgreSQL builds more than the
-limit. What it takes is reserved from the budget until the client has taken it, or has gone.
+Bytes are counted while the answer is read and built, so that neither the gateway nor PostgreSQL builds more than the
+limit. The bytes of an answer stay reserved from the budget until the client has received it or has disconnected.
 """
 
 from typing import Final
@@ -9,11 +9,11 @@ from typing import Final
 from resolvers.errors import AnswerMemoryFull, AnswerTooLarge
 
 SMALL_BYTES: Final = 64 * 1024
-"""Bytes of an answer that are not reserved: a connection's buffer may hold as many in any case."""
+"""Bytes of each answer that are not reserved: a connection's buffer may hold as many in any case."""
 
 
 class AnswerMemory:
-    """The memory of all answers that are under way in this process."""
+    """The memory budget of all answers in flight in this process."""
 
     __slots__ = ("max_answer_bytes", "max_bytes", "reserved_bytes")
 
@@ -21,15 +21,15 @@ class AnswerMemory:
         """Set the limits.
 
         Args:
-            max_answer_bytes: The most bytes of one answer, and of the rows that it is made of.
-            max_bytes: The most bytes of all answers together, beyond the first `SMALL_BYTES` of each.
+            max_answer_bytes: Maximum bytes of one answer, and of the rows that it is built from.
+            max_bytes: Maximum bytes of all answers together, beyond the first `SMALL_BYTES` of each.
         """
         self.max_answer_bytes = max_answer_bytes
         self.max_bytes = max_bytes
         self.reserved_bytes = 0
 
     def begin(self) -> "AnswerBytes":
-        """Return the count of a new answer. It must be released."""
+        """Return the byte count of a new answer. The caller must release it."""
         return AnswerBytes(self)
 
 
@@ -44,16 +44,16 @@ class AnswerBytes:
         self._reserved = 0
         self.written = 0
         self.total = 0
-        """Bytes read and written since the last release, each count at most the size of an answer."""
+        """Bytes read and written since the last release; each count is capped at the maximum size of an answer."""
 
     @property
     def maximum(self) -> int:
-        """The most bytes of this answer."""
+        """Maximum bytes of this answer."""
         return self._memory.max_answer_bytes
 
     @property
     def rows_left(self) -> int:
-        """How many bytes further rows may have."""
+        """Bytes that further rows may have."""
         return self._memory.max_answer_bytes - self._rows
 
     def add_rows(self, count: int) -> None:
@@ -73,18 +73,18 @@ class AnswerBytes:
         self._reserve()
 
     def add_regardless(self, count: int) -> None:
-        """Count bytes that are sent in any case: what was recorded is told, whatever else is under way."""
+        """Count bytes without checking the limits: a recording's outcome is sent even when the budget is exhausted."""
         self.written += count
         self._take(max(self._missing, 0))
 
     def keep(self, written: int) -> None:
-        """Keep so many of the bytes that will be sent, and no rows: the answer is put together, or is refused."""
+        """Reserve only `written` bytes to be sent, and no rows: the answer is complete, or was refused."""
         self._rows = 0
         self.written = written
         self._take(max(self._missing, -self._reserved))
 
     def release(self) -> None:
-        """Give everything back: the client has taken the answer, or has gone."""
+        """Release all bytes: the client has received the answer or has disconnected."""
         self.keep(0)
         self.total = 0
 

@@ -23,7 +23,7 @@ PATIENT_REGISTERED = "patient_graph.patient.registered"
 
 
 def encounter_event(kind: EncounterEventKind) -> str:
-    """Name what happened to an encounter, for the log."""
+    """Return the event type of the audit log for this kind of change to an encounter."""
     return f"patient_graph.encounter.{kind}"
 
 
@@ -34,7 +34,7 @@ async def append_entry(
     record: Encounter | Patient,
     details: Mapping[str, Any] | None = None,
 ) -> None:
-    """Append that the caller did something to a record. `details` never hold what a person wrote."""
+    """Append an entry for the caller's action on a record. `details` never hold text that a person wrote."""
     await connection.fetch(
         APPEND_ENTRY,
         patient_id=record.id if isinstance(record, Patient) else record.patient_id,

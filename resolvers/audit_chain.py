@@ -1,10 +1,10 @@
-"""The chain of the audit log: what an entry's hash covers, and how a brand's entries are linked one after another.
+"""The tamper-evident hash chain of the audit log: what an entry's hash covers, and how a brand's entries are linked.
 
-Whoever writes an entry only appends it, and waits for nobody. The links are made afterwards, by one gateway at a time,
-in the order of `(occurred_at, id)` as far as the entries are visible by then. An entry may appear behind others that
-are linked already, because its transaction ended later than theirs: so a look begins well before the last link, now and
-then by `LOOK_BACK`, which is far longer than any transaction lives. What appears even further back was not written by a
-gateway; it is never linked, and `gateway audit verify` names it.
+The writer of an entry only appends it and waits for no lock. One gateway at a time links the entries afterwards, in the
+order of `(occurred_at, id)` as far as they are visible. An entry may become visible after later entries were linked,
+because its transaction ended later. Each search therefore begins before the last link, and periodically by `LOOK_BACK`,
+which exceeds the lifetime of any transaction. An entry that appears further back was not written by a gateway: it is
+never linked, and `gateway audit verify` reports it.
 """
 
 import hashlib
@@ -36,17 +36,19 @@ LOG: Table = AuditEntry.__table__  # type: ignore[attr-defined]
 CHAIN: Table = ChainLink.__table__  # type: ignore[attr-defined]
 
 LOOK_BACK = timedelta(minutes=10)
-"""How far behind the last link an entry may still appear. A statement lives 10 s, and so does a pause between two."""
+"""How far before the last link an entry may still appear; a statement lasts at most 10 s, and so does a pause between
+two.
+"""
 
 GLANCE = timedelta(seconds=15)
-"""How far behind most entries appear that do: looking this far costs a fortieth."""
+"""How far before the last link most late entries appear; searching this far costs a fortieth of `LOOK_BACK`."""
 
 CHAIN_AT_MOST = 2_000
-"""How many entries are linked in one transaction."""
+"""Maximum number of entries that are linked in one transaction."""
 
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 BEFORE_THE_FIRST = bytes(32)
-"""What stands in for the hash before the first link."""
+"""Takes the place of the previous hash in the first link."""
 
 
 # What a hash covers
@@ -54,28 +56,28 @@ BEFORE_THE_FIRST = bytes(32)
 
 def _as_text(column: ColumnElement[Any]) -> ColumnElement[Any]:
     if column.key == "occurred_at":
-        # Whole microseconds since 1970: the same whatever the session's time zone and date style.
+        # Whole microseconds since 1970: independent of the session's time zone and date style.
         return cast(func.trunc(extract("epoch", column) * 1_000_000), Text)
     return cast(column, Text)
 
 
 HASHED = tuple(_as_text(column).label(f"hashed_{name}") for name, column in LOG.c.items())
-"""Every column of an entry as PostgreSQL writes it, so that nothing of a value is lost on the way into a hash."""
+"""Every column of an entry as PostgreSQL writes it, so that the hash covers each value without loss."""
 _LABELS = [(name, f"hashed_{name}") for name in LOG.c.keys()]  # noqa: SIM118 - it is no dict
 
 
 def hash_entry(row: Mapping[str, Any]) -> bytes:
-    """Hash an entry that was read with the columns `HASHED`: SHA-256 of a JSON object of all its columns.
+    """Return the SHA-256 of an entry read with the columns `HASHED`, as a JSON object of all its columns.
 
-    Members in order, no white space, every value a string. A column that is null is left out, so that a column which
-    is added to the log one day changes no hash.
+    Members are sorted, without white space, and every value is a string. A null column is omitted, so that a column
+    added to the log later changes no hash.
     """
     present = {name: value for name, label in _LABELS if (value := row[label]) is not None}
     return hashlib.sha256(json_text.write(present).encode()).digest()
 
 
 def hash_link(key: bytes, previous: bytes, entry_hash: bytes) -> bytes:
-    """Hash a link: HMAC-SHA256 over the hash before it and the entry's own; with no key, SHA-256 of the same."""
+    """Return the hash of a link: HMAC-SHA256 over the previous hash and the entry's hash; without a key, SHA-256."""
     linked = previous + entry_hash
     return hmac.digest(key, linked, "sha256") if key else hashlib.sha256(linked).digest()
 
@@ -84,11 +86,11 @@ def _member(column: ColumnElement[Any]) -> ColumnElement[str]:
     return literal_column(f"""',"{column.key}":'""", Text) + cast(func.to_json(_as_text(column)), Text)
 
 
-# A member whose column is null is null, and `concat` leaves it out.
+# A member whose column is null is null, and `concat` omits it.
 _MEMBERS = func.concat(*(_member(LOG.c[name]) for name in sorted(LOG.c.keys())))
 _OBJECT = literal_column("'{'", Text) + func.substr(_MEMBERS, literal_column("2")) + literal_column("'}'", Text)
 ENTRY_HASH = func.sha256(func.convert_to(_OBJECT, literal_column("'UTF8'"))).label("entry_hash")
-"""What `hash_entry` gives, made where the entry lies; whoever verifies makes it from the columns themselves."""
+"""The result of `hash_entry`, computed by PostgreSQL. A verifier computes it from the columns instead."""
 
 
 # Linking
@@ -102,7 +104,7 @@ HEAD = Statement(
     .limit(1)
 )
 
-# What says it is still to come is left for later: it would make the next look begin there.
+# Entries dated in the future are linked later: the next search would begin at their time.
 UNCHAINED = Statement(
     select(LOG.c.patient_id, LOG.c.id, LOG.c.occurred_at, ENTRY_HASH)
     .where(
@@ -133,14 +135,14 @@ FROM unnest(
 
 
 async def next_brand(connection: Connection, after: str) -> str | None:
-    """Give the brand that follows `after` among those the log has entries of, or None."""
+    """Return the brand after `after` among those with entries in the log, or None."""
     row = await connection.fetch_one(NEXT_BRAND, after=after)
     brand_id: str | None = row["brand_id"] if row else None
     return brand_id
 
 
 class Linked(NamedTuple):
-    """How many entries of a brand were linked, and when they were looked for, by PostgreSQL's clock."""
+    """The number of a brand's entries that were linked, and when they were searched for, by PostgreSQL's clock."""
 
     entries: int
     at: datetime | None
@@ -155,9 +157,15 @@ async def link_entries(
 ) -> Linked:
     """Link the next entries of a brand, at most `CHAIN_AT_MOST` of them.
 
-    `look_back` is how far behind the last link to look for them, and `looked_at` when that was done before: what lay
-    so far behind it then was linked then. The transaction sees to it that nobody else links entries of this brand until
-    it has ended.
+    The transaction must ensure that no other gateway links entries of this brand until it has ended.
+
+    Args:
+        connection: A connection in a transaction.
+        brand_id: The brand.
+        key: The key of the HMAC; empty for none.
+        look_back: How far before the last link to search for entries.
+        looked_at: When that was last done; entries that were that far behind it then are linked already. None if it
+            never was.
     """
     head = await connection.fetch_one(HEAD, brand_id=brand_id)
     if head:
@@ -180,7 +188,7 @@ async def link_entries(
         patient_id=[entry["patient_id"] for entry in entries],
         entry_id=[entry["id"] for entry in entries],
         occurred_at=[entry["occurred_at"] for entry in entries],
-        # One after another, 32 bytes each.
+        # Concatenated, 32 bytes each.
         entry_hashes=b"".join([entry["entry_hash"] for entry in entries]),
         chain_hashes=b"".join(chain_hashes),
     )

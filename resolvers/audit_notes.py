@@ -1,8 +1,8 @@
-"""The trail: what is audited although no transaction of a change could carry it, refusals and reads.
+"""Audit records for reads and refusals, which have no transaction of their own.
 
-A request notes in memory and goes on; `gateway/audit/buffer.py` inserts the notes in batches. So a note can be
-lost, when the process dies or the queue is full, and can never slow or lose a write. What becomes of a loss, and what
-is noted and what is not, is told in `docs/audit.md`.
+A request adds records in memory and continues; `gateway/audit/buffer.py` inserts them in batches. A record is lost if
+the process dies or the queue is full, but it never delays or fails a write. `docs/audit.md` states the consequences of
+a loss, and what is recorded.
 """
 
 from collections.abc import Mapping
@@ -25,14 +25,17 @@ ENCOUNTERS_READ = "patient_graph.encounters.read"
 REQUEST_REFUSED = "patient_graph.request.refused"
 
 UNKNOWN = ""
-"""In place of a patient or a brand of which nobody but the caller says that it exists."""
+"""Replaces a patient or a brand whose existence only the caller claims."""
 
 NOT_A_REFUSAL = (Unauthenticated, InvalidToken, TemporarilyUnavailable, ServerError)
-"""Nobody is signed in, or the fault is ours: neither says what somebody tried and was not allowed to do."""
+"""No authenticated caller, or a fault of the gateway: neither is an attempt that was denied."""
 
 
 def reads(caller: Caller, request_id: str, given: Mapping[tuple[str, str], int]) -> list[AuditRecord]:
-    """Say whose encounters the caller was given, by brand and patient, and how many: one note a patient."""
+    """Return one record for each patient whose encounters the caller read, with their number.
+
+    `given` maps brand and patient to the number of encounters.
+    """
     return [
         AuditRecord(
             event_type=ENCOUNTERS_READ,
@@ -51,10 +54,10 @@ def reads(caller: Caller, request_id: str, given: Mapping[tuple[str, str], int])
 
 
 def refusal(caller: Caller, request_id: str, error: GatewayError) -> AuditRecord:
-    """Say that the caller was refused, and why, in words that are ours alone.
+    """Return the record of a refusal and its reason, without text from the caller.
 
-    The patient asked for, and the brand stated, may be anybody's invention; of the brand, only the token's is known.
-    A refusal by the rate limit names the client, whose requests are counted, in place of the person.
+    The requested patient and the stated brand may be invented; only the token's brand is verified. A refusal by the
+    rate limit names the client, whose requests are counted, instead of the person.
     """
     counted = isinstance(error, RateLimited)
     details: dict[str, Any] = {"code": error.code}
@@ -77,5 +80,5 @@ def refusal(caller: Caller, request_id: str, error: GatewayError) -> AuditRecord
 
 
 def rules_of(error: GatewayError) -> list[str]:
-    """Give the rules that were broken, each once. Not the members: a caller may have made up their names."""
+    """Return the broken rules, each once. The members are left out: the caller may have invented their names."""
     return sorted({violation.rule for violation in error.violations}) if isinstance(error, InvalidInput) else []

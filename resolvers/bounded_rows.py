@@ -1,4 +1,4 @@
-"""Statements whose rows are bounded in bytes: PostgreSQL sends no more of them than an answer may have."""
+"""Statements whose rows are bounded in bytes: PostgreSQL sends at most as many as one answer may have."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -12,31 +12,32 @@ LONG: Final = ("chief_complaint", "notes", "metadata")
 """The columns of an encounter that may be long."""
 
 LONG_BYTES: Final = 100_000
-"""Bytes that a long column may have, about."""
+"""Approximate maximum bytes of a long column."""
 
 ROW_BYTES: Final = 500
-"""Bytes of a row without its long columns, about: ids, instants, words."""
+"""Approximate bytes of a row without its long columns: ids, instants, enum values."""
 
 
 def are_counted(may_have_bytes: int, most_bytes: int) -> bool:
-    """Say whether the bytes of a row's lists are counted while it is put together: they may pass the limit by far.
+    """Return whether a row's lists may far exceed the limit, so that PostgreSQL must count their bytes as it builds it.
 
-    A hundred encounters do not, with all their members, under the usual limit. To count costs a microsecond for each.
+    A hundred encounters with all their members stay below the usual limit. Counting costs a microsecond for each
+    encounter.
     """
     return may_have_bytes > 2 * most_bytes
 
 
 class BoundedStatement:
-    """A statement in two forms: as it is, for a few rows, and `counted`, which ends where an answer's limit does."""
+    """A statement in two forms: `plain`, for a few rows, and `counted`, which stops at the limit of an answer."""
 
     def __init__(self, rows: Select[Any], long: Sequence[str]) -> None:
-        """Take a statement, in the order in which its rows are taken, and the names of its long columns."""
+        """Take an ordered statement and the names of its long columns."""
         self._long = long
         self.plain = Statement(rows)
         self.counted = Statement(_counted(rows, long))
 
     async def fetch(self, answer: AnswerBytes, connection: Connection, rows: int, **values: object) -> list[Row]:
-        """Run it for so many rows at most, and count their bytes. Raises `AnswerTooLarge` or `AnswerMemoryFull`."""
+        """Run it for at most `rows` rows and count their bytes. Raises `AnswerTooLarge` or `AnswerMemoryFull`."""
         if are_counted(rows * len(self._long) * LONG_BYTES, answer.maximum):
             found = await connection.fetch(self.counted, most_bytes=answer.rows_left, **values)
             count = found[-1]["bytes"] if found else 0
@@ -50,9 +51,9 @@ class BoundedStatement:
 def _counted(rows: Select[Any], long: Sequence[str]) -> Select[Any]:
     """Return the first rows of a statement: those that have at most `most_bytes` together, and one more.
 
-    The last column, `bytes`, says what a row has together with those before it. The rows are measured twice. What a
-    column takes where it is stored, perhaps compressed, is known without reading it: so of a list that is far too long
-    few columns are read.
+    The last column, `bytes`, is the running total up to the row. The rows are measured twice, first by their stored,
+    perhaps compressed, size. PostgreSQL knows that size without reading the column, so that it reads few columns of a
+    list that is far too long.
     """
     stored = _first_rows(rows, [f"pg_column_size({name})" for name in long])
     return _first_rows(stored, [f"octet_length({name}::text)" for name in long])
@@ -62,7 +63,7 @@ def _first_rows(rows: Select[Any], sizes: Sequence[str]) -> Select[Any]:
     size = literal_column(" + ".join([str(ROW_BYTES), *(f"coalesce({each}, 0)" for each in sizes)]), Integer)
     columns = [column for column, _ in rows.selected_columns.items() if column != "bytes"]
     own = rows.subquery("found")
-    # The offset keeps PostgreSQL from measuring a row wherever its size is looked at.
+    # The OFFSET prevents PostgreSQL from measuring a row at each use of its size.
     measured = select(*(own.c[name] for name in columns), size.label("own_bytes")).offset(literal_column("0"))
     each = measured.subquery("measured")
     running = func.sum(each.c.own_bytes).over(rows=(None, 0)).label("bytes")

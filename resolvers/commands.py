@@ -1,7 +1,7 @@
-"""What a caller may ask to be recorded: the command models, and the rules their members must keep.
+"""The command models, and the validation rules of their members.
 
-A command is the REST body and the GraphQL input alike. Every rule has a stable word (see `resolvers.rules`)
-and a message that states the rule and never repeats the value.
+The REST body and the GraphQL input use the same command. Every rule has a stable name (see `resolvers.rules`) and a
+message that states the rule and never repeats the value.
 """
 
 import re
@@ -34,7 +34,7 @@ from resolvers.spelling import Ignored, near_miss
 
 @dataclass(frozen=True, slots=True)
 class InputLimits:
-    """How much of each kind a command may hold. Lengths in characters (code points), sizes in bytes of JSON text."""
+    """Limits of a command's members. Lengths in characters (code points), sizes in bytes of JSON text."""
 
     chief_complaint_characters: int = 2_000
     notes_characters: int = 50_000
@@ -46,18 +46,18 @@ class InputLimits:
 DEFAULT_LIMITS = InputLimits()
 
 
-# RFC 3339 section 5.6 `date-time`; the offset is optional here so that its absence can be told apart.
+# RFC 3339 section 5.6 `date-time`; the offset is optional here so that its absence breaks a rule of its own.
 _DATE_TIME = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2}[Tt]([0-9]{2}):[0-9]{2}:([0-9]{2}))(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})?"
 )
 
-# Source: RFC 3339 section 5.6, `time-hour` and `time-minute`. `fromisoformat` takes the minutes 60 to 99 for an hour
-# more, and in some versions 24:00 for the next day.
+# Source: RFC 3339 section 5.6, `time-hour` and `time-minute`. `fromisoformat` accepts 60 to 99 minutes as an hour more,
+# and some versions accept 24:00 as the next day.
 _OFFSET = re.compile(r"[Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9]")
 
 
 def broken(rule: RuleId, message: str, **limits: int) -> PydanticCustomError:
-    """Give the error of a broken rule; `minimum` and `maximum` may stand in the message in braces."""
+    """Return the error of a broken rule; the message may contain `{minimum}` and `{maximum}`."""
     return PydanticCustomError(rule, message, limits)
 
 
@@ -84,15 +84,15 @@ def _at_most(limit: str) -> AfterValidator:
 
 
 def refuse_null(value: object) -> object:
-    """Give the value of an optional member back; null is refused."""
-    # A member may be left out; null would be a third state that no row can hold apart from absence.
+    """Return the value of an optional member; null is refused."""
+    # A member may be left out. Null would be a third state that a row cannot distinguish from absence.
     if value is None:
         raise broken("null", "must not be null; leave it out instead")
     return value
 
 
 def uuid_of(value: object) -> UUID | None:
-    """Give the UUID that a text is in its hyphenated form, or None."""
+    """Return the UUID that a text is in its hyphenated form, or None."""
     return UUID(value) if isinstance(value, str) and HYPHENATED.fullmatch(value) else None
 
 
@@ -104,7 +104,7 @@ def _uuid(value: object) -> UUID:
 
 
 def parse_instant(value: object) -> datetime:
-    """Read an RFC 3339 date-time as an instant in UTC, to the microsecond (further digits are cut off).
+    """Parse an RFC 3339 date-time as an instant in UTC, to the microsecond (further digits are cut off).
 
     Raises the error of the rule `date_time` or `offset`.
     """
@@ -159,7 +159,7 @@ def _or_none(check: Callable[[object], object]) -> BeforeValidator:
 
 
 def _schema(**keywords: object) -> WithJsonSchema:
-    # What the member is on the wire; the Python type behind it, which may be None when it was left out, is our affair.
+    # The member's schema on the wire. Its Python type may include None, for a member that was left out.
     return WithJsonSchema(keywords)
 
 
@@ -192,20 +192,20 @@ MetadataText = Annotated[
     BeforeValidator(refuse_null),
     _schema(type="object", additionalProperties=True, default={}),
 ]
-"""A JSON object as its own text (see `json_text.write`), so that no number is ever rounded."""
+"""A JSON object as its own text (see `json_text.write`), so that no number is rounded."""
 
 
 class Command(BaseModel):
-    """The base of every command: strict types, unknown members ignored unless the caller asks otherwise."""
+    """The base of every command: strict types; unknown members are ignored unless the caller requests strictness."""
 
-    # What checks a command is built when the first is read.
+    # Deferred: the validator is built when the first command is read.
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore", defer_build=True)
 
     @classmethod
     def read(cls, members: Mapping[str, Any], limits: InputLimits, *, strict: bool = False) -> Self:
-        """Check `members` and give the command. Raises `InvalidInput` with every rule that is broken.
+        """Validate `members` and return the command. Raises `InvalidInput` with every broken rule.
 
-        With `strict`, a member that is not known breaks one.
+        With `strict`, an unknown member breaks a rule.
         """
         unknown = (
             unknown_names([each for each in members if each not in cls.model_fields], cls.model_fields)
@@ -222,8 +222,8 @@ class Command(BaseModel):
         return command
 
     def given(self) -> dict[str, Any]:
-        """Give every member by its name; one that was left out as it is then."""
-        # Iterating over the model gives the same, and takes twenty times as long.
+        """Return every member by its name; a member that was left out has its default."""
+        # Iterating over the model returns the same and takes twenty times as long.
         return vars(self)
 
     @classmethod
@@ -244,7 +244,7 @@ class Command(BaseModel):
 
 
 def unknown_names(sent: Collection[str], known: Collection[str]) -> list[Violation]:
-    """Return what is to be said of names that were sent, none of them known, where unknown names are refused."""
+    """Return the violations for unknown names, where unknown names are refused."""
     ignored = Ignored.of(sent, NAMES)
     violations = [_unknown(name, known) for name in ignored.names]
     if ignored.others:
@@ -260,7 +260,7 @@ def _unknown(name: str, known: Collection[str]) -> Violation:
 
 
 def misspelt(right: str) -> Violation:
-    """Return what is to be said of a name that is nearly this one, where the difference would change the meaning."""
+    """Return the violation for a misspelling of `right`, where the difference would change the meaning."""
     return Violation(
         f"/{right}", "misspelt_name", "must be spelt exactly so; what was sent is nearly it", allowed=[right]
     )
@@ -283,31 +283,31 @@ class RecordEncounter(Command):
 
 
 class Change(Command):
-    """What is asked of an encounter that was recorded."""
+    """The base of commands that change a recorded encounter."""
 
     reason: Reason = None
 
     def members(self) -> dict[str, Any]:
-        """Give the members of the encounter that are set, by their columns; one that is cleared is None."""
+        """Return the members of the encounter that are set, by their columns; a cleared member is None."""
         return {
             name: value for name, value in self.given().items() if name in self.model_fields_set and name != "reason"
         }
 
 
 class MarkEnteredInError(Change):
-    """That it was no encounter at all; why must be said."""
+    """Mark an encounter as entered in error; the reason is required."""
 
     reason: Annotated[Text, AfterValidator(_not_empty), _at_most("reason_characters")]
 
 
 class Reschedule(Change):
-    """Another time for it."""
+    """Change the scheduled time."""
 
     scheduled_at: Annotated[datetime, BeforeValidator(parse_instant)]
 
 
 class AmendEncounter(Change):
-    """What was recorded wrongly or has to be added. A member left out stays; null clears it, where it may be empty."""
+    """Correct or add members. A member left out stays unchanged; null clears an optional member."""
 
     encounter_type: Annotated[EncounterType | None, Field(strict=False), BeforeValidator(refuse_null)] = None
     provider_id: Annotated[UUID | None, _or_none(_uuid)] = None
@@ -317,7 +317,7 @@ class AmendEncounter(Change):
 
 
 class EncounterFilter(Command):
-    """Which encounters of a patient are meant: all, or those that every given part lets through."""
+    """A filter of a patient's encounters: those that match every given criterion, or all."""
 
     encounter_type: Annotated[tuple[EncounterType, ...] | None, Field(strict=False), BeforeValidator(refuse_null)] = (
         None
@@ -328,20 +328,23 @@ class EncounterFilter(Command):
     scheduled_until: Instant = Field(default=None, description="Exclusive.")
 
     def criteria(self) -> dict[str, Any]:
-        """Give the parts that narrow, by name. An empty list of types lets nothing through; a part left out, all."""
+        """Return the filter's criteria by name.
+
+        An empty list of types matches nothing; a criterion left out matches everything.
+        """
         return {name: value for name, value in self.given().items() if value is not None}
 
 
 EVERYTHING = EncounterFilter()
 
 QUERY_PARAMETERS = frozenset({"validate_only", "limit", "offset"})
-"""Those of all REST operations."""
+"""The query parameters of all REST operations."""
 
 NAMES = frozenset(Encounters.model_fields) | frozenset(RecordEncounter.model_fields) | QUERY_PARAMETERS
-"""The names that are ours to repeat: every member that the REST door takes or shows, and every parameter."""
+"""The names that may be repeated to a client: every member that REST accepts or shows, and every parameter."""
 
 
-# Pydantic's own error types, said in this project's words.
+# Pydantic's own error types, with this project's rules and messages.
 _RULES: Mapping[str, tuple[RuleId, str]] = {
     "missing": ("required", "is required"),
     "string_type": ("string", "must be a string"),
@@ -355,6 +358,6 @@ def _received(members: Mapping[str, Any], place: tuple[str | int, ...]) -> Shape
         for step in place:
             value = value[step]
     except (LookupError, TypeError):
-        # It is missing; or it is the name of a member, which is nobody's value.
+        # The member is missing, or the location is the name of a member and has no value.
         return None
     return json_text.shape_of(value)

@@ -1,4 +1,4 @@
-"""What every resolver is given: who calls, for which brand, and what it may use. Both doors make it the same way."""
+"""A request's context for the resolvers: the caller, its brand, and the services. REST and GraphQL build it alike."""
 
 import time
 from collections import Counter
@@ -17,12 +17,12 @@ from resolvers.rate_limits import Allowance, Kind
 from resolvers.services import Services
 from resolvers.sql import Database
 
-# Told to a client whose token has no brand, and so of its own request alone.
+# Sent only to a client whose token has no brand, about its own request.
 NO_BRAND = "No brand was named: the token has none, so name one in X-Brand-Id."
 
 
 NOT_BEGUN = AnswerMemory().begin()
-"""In place of an answer, until the context of its request is made."""
+"""Placeholder for the answer until the request's context exists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +34,13 @@ class Context:
     request_id: str
     services: Services
     strict: bool = False
-    """Whether a member that is not known is refused, where it would be ignored otherwise."""
+    """Whether an unknown member is refused instead of ignored."""
     noted: set[str] = field(default_factory=set, repr=False, compare=False)
-    """Which refusals of this request are on the trail already."""
+    """The refusals of this request that have an audit record already."""
     reads: Reads | None = None
-    """Where the fields of an event are read; None for everything but a subscription."""
+    """Where the fields of an event are read; None outside subscriptions."""
     answer: AnswerBytes = field(default=NOT_BEGUN, repr=False, compare=False)
-    """The bytes of the answer. The door releases them when the client has taken it."""
+    """The bytes of the answer. The REST or GraphQL door releases them when the client has received it."""
 
     def __post_init__(self) -> None:
         if self.answer is NOT_BEGUN:
@@ -48,15 +48,15 @@ class Context:
 
     @property
     def database(self) -> Database:
-        """Where everything is kept."""
+        """The database for this request: the event's own reads in a subscription, else the process's database."""
         return self.services.database if self.reads is None else self.reads
 
     def require(self, operation: Permission) -> None:
-        """Return if the caller may do this. Raises `InsufficientScope`."""
+        """Return if the caller may perform the operation. Raises `InsufficientScope`."""
         require(self.caller, self.services.scopes[operation])
 
     def may(self, operation: Permission) -> bool:
-        """Whether the caller may do this."""
+        """Whether the caller may perform the operation."""
         try:
             self.require(operation)
         except InsufficientScope:
@@ -64,16 +64,16 @@ class Context:
         return True
 
     async def spend(self, kind: Kind, units: int = 1) -> Allowance:
-        """Count the request as units of this kind. Who may is told first, so it is the door that calls `require`."""
+        """Count the request as units of this kind. Callers check permissions first: 403 takes precedence over 429."""
         return await self.services.rates.spend(self.caller.client_id, kind, units)
 
     async def release(self, kind: Kind, units: int = 1) -> None:
-        """Give back units that were granted."""
+        """Return units that were granted to the rate limit."""
         await self.services.rates.release(self.caller.client_id, kind, units)
 
     @contextmanager
     def parsing(self) -> Iterator[None]:
-        """Count the CPU time of a block, which parses or validates what was sent and awaits nothing."""
+        """Count the CPU time of a block that parses or validates input and awaits nothing."""
         began = time.thread_time()
         try:
             yield
@@ -82,7 +82,7 @@ class Context:
 
     @property
     def parsing_wait(self) -> float:
-        """Seconds until something new of the client's may be parsed: 0 where it may be now."""
+        """Seconds until new input of the client may be parsed; 0 if it may be parsed now."""
         return self.services.rates.parsing_wait(self.caller.client_id)
 
     def release_answer(self) -> None:
@@ -91,22 +91,22 @@ class Context:
         self.answer.release()
 
     def require_one_brand(self) -> None:
-        """Return if `X-Brand-Id` and the token do not contradict each other. Raises `Forbidden`."""
+        """Return if `X-Brand-Id` does not contradict the token. Raises `Forbidden`."""
         resolve_brand(self.caller, self.stated_brand_id)
 
     def note_read(self, encounters: Iterable[Encounter]) -> None:
-        """Leave on the trail whose encounters the caller is given. Never waits, never raises."""
+        """Add audit records for the encounters that the caller reads. Never waits, never raises."""
         self.note_given(Counter((encounter.brand_id, encounter.patient_id) for encounter in encounters))
 
     def note_given(self, given: Mapping[tuple[str, str], int]) -> None:
-        """The same, where the encounters are counted already, by brand and patient."""
+        """Like `note_read`, for encounters already counted by brand and patient."""
         for note in reads(self.caller, self.request_id, given):
             self.services.audit_sink.record(note)
 
     def note_refusal(self, error: GatewayError) -> None:
-        """Leave on the trail that the caller is refused; once a request, however many fields are refused alike.
+        """Add an audit record: one for each distinct refusal of a request, however many fields it affects.
 
-        Counted is each of them, and what is no fault of the caller's too.
+        The metrics count each refusal, including those that are no fault of the caller.
         """
         self.services.metrics.refused(error.code)
         if isinstance(error, NOT_A_REFUSAL):
@@ -117,9 +117,9 @@ class Context:
             self.services.audit_sink.record(note)
 
     def acting_brand(self, named_in_command: object = None) -> str:
-        """Give the brand the caller acts for: the token's, else `X-Brand-Id`'s, else the command's own.
+        """Return the brand that the caller acts for: the token's, else `X-Brand-Id`'s, else the command's own.
 
-        Raises `Forbidden` when they contradict each other, or when nothing says which brand.
+        Raises `Forbidden` if they contradict each other, or if none of them names a brand.
         """
         brand_id = resolve_brand(self.caller, self.stated_brand_id)
         named = named_in_command if isinstance(named_in_command, str) and named_in_command else None
@@ -133,26 +133,26 @@ class Context:
 
 
 class Credentials(NamedTuple):
-    """What a request, or a socket with its first message, says of who calls.
+    """The credentials of a request, or of a WebSocket with its first message.
 
-    Authorization and brand have all the lines of their headers, which together make the header (RFC 9110, 5.3): two
-    tokens are none, nor two brands one.
+    Repeated header lines of Authorization and brand are joined (RFC 9110, 5.3), which makes a repeated token or brand
+    invalid.
     """
 
     authorization: str
     stated_brand_id: str | None
     request_id: str
     origin: str | None = None
-    """That of the page that calls, where it is another site's."""
+    """The origin of the calling page, if it is another site's."""
     address: str | None = None
-    """The caller's own."""
+    """The caller's network address."""
 
 
 async def authenticate(services: Services, said: Credentials) -> Context:
-    """Find out who calls. Whether the brand fits is not asked yet.
+    """Return the context of the authenticated caller. The brand is not checked yet.
 
     Raises `Unauthenticated`, `RateLimited` for an address that tried too many tokens, `InvalidToken`, or `Forbidden`
-    for a page that this client does not call from.
+    for an origin that is not allowed for this client.
     """
     try:
         caller = await _caller(services, said.authorization, said.address)
@@ -162,7 +162,7 @@ async def authenticate(services: Services, said: Credentials) -> Context:
     context = Context(caller, said.stated_brand_id, said.request_id, services)
     if said.origin is not None and said.origin not in services.origins.get(caller.client_id, ()):
         forbidden = Forbidden("This client does not call from that page.")
-        # Known here alone: whoever phrases it has no context to leave a note with.
+        # Audited here: the code that formats this error has no context to add a record with.
         context.note_refusal(forbidden)
         raise forbidden
     return context

@@ -1,35 +1,35 @@
-"""Everything a caller can be refused with. A closed tree: each door has one table that phrases it.
+"""All errors that a caller can be refused with. The tree is closed: each door has one table that maps it to answers.
 
 GatewayError
-├── Unauthenticated            no token came
-├── InvalidToken               a token came that is worth nothing
-├── InsufficientScope          the caller may not do this
-├── Forbidden                  the caller may, but not for this brand
+├── Unauthenticated            the request has no token
+├── InvalidToken               the token is not valid
+├── InsufficientScope          the caller lacks the scope
+├── Forbidden                  the caller has the scope, but not for this brand
 ├── NotFound
 │   ├── PatientNotFound
 │   └── EncounterNotFound
-├── RateLimited                the caller may, but asks too often
-├── MethodNotAllowed           the address is right, the method is not
-├── NotAcceptable              the client takes no media type that is spoken here
-├── InvalidInput               what was sent breaks a rule; says which member and which rule
-│   ├── MalformedBody          what was sent cannot be read at all
-│   └── AnswerTooLarge         what was asked for is larger than the gateway sends
-├── Conflict                   what is there contradicts what was asked for
+├── RateLimited                the caller has exceeded its rate limit
+├── MethodNotAllowed           the path exists, but not with this method
+├── NotAcceptable              the client accepts no media type that the gateway serves
+├── InvalidInput               the input breaks a rule; names the member and the rule
+│   ├── MalformedBody          the body cannot be parsed
+│   └── AnswerTooLarge         the answer would exceed the limit
+├── Conflict                   the request contradicts the current state
 │   ├── IdempotencyKeyReused   the key stands for another request
-│   ├── HeldBack               it belongs to a request that is kept as a whole or not at all, and is not
-│   ├── StaleVersion           somebody has changed it since the caller looked
-│   └── IllegalTransition      its status does not allow the change
-├── UnsupportedMediaType       what was sent is not of a type this door reads
-├── PayloadTooLarge            what was sent is larger than the gateway reads
-├── RequestTimeout             what was sent did not arrive in time
+│   ├── BatchRolledBack        another encounter of an all-or-nothing batch was refused
+│   ├── StaleVersion           the encounter was changed since the caller read it
+│   └── IllegalTransition      the encounter's status does not allow the change
+├── UnsupportedMediaType       the body has a media type that this door does not read
+├── PayloadTooLarge            the body exceeds the limit
+├── RequestTimeout             the body did not arrive in time
 ├── TemporarilyUnavailable     the gateway cannot answer now
-│   ├── Locked                 somebody else is at work on the same thing, and was not waited for
-│   ├── AnswerMemoryFull       the answers under way take all the memory that there is for answers
-│   ├── OutcomeUnknown         the connection was lost at the commit: it may have been kept
-│   └── Stopped                the gateway stopped in the middle: it may have been kept
-└── ServerError                a fault of ours
+│   ├── Locked                 another transaction holds the lock, and the wait for it timed out
+│   ├── AnswerMemoryFull       the answers in flight have exhausted the memory budget
+│   ├── OutcomeUnknown         the connection was lost at the commit, which may have succeeded
+│   └── Stopped                the gateway stopped during the request, which may have been committed
+└── ServerError                an internal error
 
-A message never contains anything that was sent: a person's words about a patient must not travel in errors.
+A message never contains any input: a person's words about a patient must not appear in errors.
 """
 
 import math
@@ -48,10 +48,10 @@ class GatewayError(Exception):
 
     code: ClassVar[str]
     recorded: ClassVar[Recorded] = "no"
-    """Whether the encounter may have been kept all the same: "no", or "unknown"."""
+    """Whether the encounter may have been recorded despite the error: "no", or "unknown"."""
 
     def __init__(self, message: str | None = None) -> None:
-        # The class's own first sentence is the message unless a better one is at hand.
+        # The first line of the class's docstring is the default message.
         self.message = message or (self.__doc__ or "").split("\n", 1)[0]
         super().__init__(self.message)
 
@@ -76,7 +76,7 @@ class InsufficientScope(GatewayError):
     def __init__(self, scopes: Sequence[str]) -> None:
         super().__init__()
         self.scopes = tuple(scopes)
-        """The scopes of which any one would do."""
+        """The scopes of which any one is sufficient."""
 
 
 class Forbidden(GatewayError):
@@ -93,7 +93,7 @@ class RateLimited(GatewayError):
     def __init__(self, seconds: float, message: str | None = None) -> None:
         super().__init__(message)
         self.retry_after_ms = max(math.ceil(seconds * 1000), 1)
-        """How long to wait, in milliseconds."""
+        """Milliseconds to wait before the next attempt."""
 
 
 class NotFound(GatewayError):
@@ -127,7 +127,7 @@ class NotAcceptable(GatewayError):
 
 
 class Shape(NamedTuple):
-    """What kind of value was sent and how long it was: characters, items or members. Nothing of the value itself."""
+    """The type of a value that was sent and its length in characters, items or members. Nothing of the value itself."""
 
     type: Literal["string", "number", "boolean", "null", "array", "object"]
     length: int | None = None
@@ -137,22 +137,22 @@ class Shape(NamedTuple):
 class Violation:
     """One rule that one member breaks.
 
-    `pointer` is an RFC 6901 JSON Pointer into what was sent, `rule` a stable word that clients may switch on,
-    `message` says the rule to a person. None of them repeats what was sent.
+    `pointer` is an RFC 6901 JSON Pointer into the input. `rule` is a stable name that clients may switch on. `message`
+    states the rule for a person. None of them repeats the input.
     """
 
     pointer: str
     rule: RuleId
     message: str
     allowed: Sequence[str] = ()
-    """The values of which any one would do, where they can be counted."""
+    """The allowed values, where they can be enumerated."""
     minimum: int | None = None
     maximum: int | None = None
-    """The least and the most that would do, in the unit of the rule."""
+    """The least and the greatest allowed value, in the unit of the rule."""
     received: Shape | None = None
 
     def told(self) -> dict[str, Any]:
-        """Give what is told of it at either door."""
+        """Return the violation as both doors show it."""
         told: dict[str, Any] = {"pointer": self.pointer, "rule": self.rule, "message": self.message}
         if self.allowed:
             told["allowed"] = list(self.allowed)
@@ -180,7 +180,7 @@ class MalformedBody(InvalidInput):
         self, rule: RuleId, message: str, received: Shape | None = None, place: tuple[int, int] | None = None
     ) -> None:
         self.place = place
-        """The line and the column of the fault, both from 1, where they are known."""
+        """The line and the column of the fault, both from 1, or None if unknown."""
         if place is not None:
             message = f"{message.removesuffix('.')} (line {place[0]}, column {place[1]})."
         super().__init__([Violation("", rule, message, received=received)])
@@ -229,7 +229,7 @@ class IllegalTransition(Conflict):
         super().__init__()
         self.status = status
         self.allowed = tuple(allowed)
-        """What it does allow."""
+        """The actions that the status allows."""
 
 
 class UnsupportedMediaType(GatewayError):
@@ -281,5 +281,5 @@ class ServerError(GatewayError):
     """Something went wrong on our side; the request id finds it in our log."""
 
     code = "server_error"
-    # Whatever it was may have come after the commit.
+    # The error may have occurred after the commit.
     recorded = "unknown"

@@ -1,7 +1,7 @@
-"""The feed: what happened, in an order that never changes, from any place in it and then as it happens.
+"""The feed: events in an order that never changes, from any position, continuing live.
 
-A subscriber reads what is kept at its own pace, and then joins the one reader that the process has (`outbox.Feed`).
-Any gateway serves any subscriber: a cursor means the same at each.
+A subscriber reads the stored events at its own pace and then joins the process's only live reader (`outbox.Feed`). Any
+gateway serves any subscriber: a cursor means the same at each.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -26,7 +26,7 @@ BATCH = 200
 
 @dataclass(frozen=True, slots=True)
 class FeedEvent:
-    """One event as a subscriber sees it: what became of which encounter, and the cursor to go on from."""
+    """One event as a subscriber sees it, with its kind, its encounter and the cursor to resume from."""
 
     cursor: str
     id: UUID
@@ -37,11 +37,11 @@ class FeedEvent:
     brand_id: str
     created_at: datetime
     reads: Reads = field(repr=False, compare=False)
-    """Where to read what it tells of."""
+    """Where to read the encounter and the patient of the event."""
 
     @classmethod
     def of(cls, event: Event, cursors: FeedCursors, reads: Reads) -> Self:
-        """Show an event of the outbox."""
+        """Return the event of the outbox in the subscriber's form."""
         payload = json_text.read(event.payload)
         return cls(
             cursor=cursors.write(event.position, event.brand_id),
@@ -59,12 +59,12 @@ class FeedEvent:
 async def stream_events(
     context: Context, patient_id: str | None = None, after: str | None = None
 ) -> AsyncGenerator[FeedEvent, None]:
-    """Give the events of the caller's brand, or of one patient, each once and in order, as they come.
+    """Return a stream of the events of the caller's brand, or of one patient, each once, in order, when published.
 
-    `after` is the cursor of the last event that was seen; without it the stream begins now. Raises `InsufficientScope`,
-    `Forbidden`, `InvalidInput` for a cursor that is none or too old, `PatientNotFound` or `TemporarilyUnavailable`
-    before there is a stream. The stream itself ends with `TemporarilyUnavailable` for one who takes the events more
-    slowly than they come, and when the process stops: go on from the last cursor.
+    `after` is the cursor of the last event seen; without it the stream begins now. Raises `InsufficientScope`,
+    `Forbidden`, `InvalidInput` for a cursor that is invalid or expired, `PatientNotFound` or `TemporarilyUnavailable`
+    before it returns the stream. The stream itself raises `TemporarilyUnavailable` if the subscriber is too slow, and
+    when the process stops. The subscriber then resumes from its last cursor.
     """
     context.require(Permission.READ_ENCOUNTERS)
     brand_id = context.acting_brand()
@@ -91,14 +91,14 @@ async def _shown(
 async def _stream(
     feed: Feed, brand_id: str, patient_id: str | None, position: int | None, head: int
 ) -> AsyncGenerator[Event, None]:
-    """Give what is kept after a position up to the head, and what follows the head."""
+    """Yield the stored events after a position up to the head, then the live events after the head."""
     of = {"brand_id": brand_id} if patient_id is None else {"brand_id": brand_id, "patient_id": patient_id}
     if position is not None:
         async for event in _kept(feed, of, position, head):
             yield event
-        # That took as long as the subscriber liked. A reader whom nobody follows stands still meanwhile.
+        # Reading took as long as the subscriber liked, and a reader without subscribers does not advance meanwhile.
         await feed.head()
-        # The cursor may be another gateway's who had read further.
+        # The cursor may come from another gateway that had read further.
         head = max(position, head)
     with feed.follow(brand_id, patient_id) as live:
         async for event in _kept(feed, of, head, live.start):
@@ -109,11 +109,11 @@ async def _stream(
 
 
 async def _kept(feed: Feed, of: Mapping[str, str], after: int, until: int) -> AsyncIterator[Event]:
-    """Give the events after one position and up to another; raises `InvalidInput` if some are no longer kept."""
+    """Yield the events after one position up to another. Raises `InvalidInput` if some of them have been pruned."""
     while after != until:
         async with feed.connection(of["brand_id"]) as connection:
             events = await read_events(connection, after, until, BATCH, **of)
-            # Asked afterwards: events are let go of only after this says so.
+            # Read after the events: events are pruned only after the mark has moved.
             mark = await find_mark(connection)
         if not mark.allows(after):
             raise _expired()

@@ -1,6 +1,6 @@
-"""Cursors of the feed: a position and whose feed it is, in one block of AES, so that a client learns neither.
+"""Cursors of the feed: a position and its brand, encrypted in one AES block, so that a client can read neither.
 
-A position counts the events of all brands. A client that could read it would learn how much the others do.
+A position counts the events of all brands. A client that could read it would learn the activity of the others.
 """
 
 import hashlib
@@ -22,43 +22,42 @@ TABLE: Table = FeedKey.__table__  # type: ignore[attr-defined]
 
 FIND_KEY = Statement(select(TABLE.c.key))
 
-# A byte for the version, and a block: the position, the first bytes of a digest of the brand in whose feed it is a
-# place, and the salt.
+# One version byte, then one block: the position, the first bytes of the digest of the feed's brand, and the salt.
 POSITION_BYTES, DIGEST_BYTES, SALT_BYTES = 6, 5, 5
 BLOCK_BYTES = 16
 _VERSION = 2
 
-# Version 1 left the place as it is. Read for one release after it was last written, and then no more.
+# Version 1 had the position in plain text. It is read for one release after it was last written.
 _PLAIN_VERSION = 1
 _PLAIN = struct.Struct(">q8s")
 
 
 class FeedCursors:
-    """Writes and reads cursors under one key. Every gateway of a database has the same."""
+    """Writes and reads cursors under one key, which all gateways of a database share."""
 
     def __init__(self, key: bytes) -> None:
-        # One block that never occurs twice with another meaning: the mode without an initial value is right for it.
+        # Each block is distinct for each meaning, so ECB, which has no initialization vector, leaks nothing.
         self._cipher = Cipher(AES(key), ECB())  # noqa: S305
 
     @classmethod
     async def find(cls, connection: Connection) -> "FeedCursors":
-        """Read the key that this database has."""
+        """Return the cursors under the key of this database."""
         row = await connection.fetch_one(FIND_KEY)
         assert row is not None, "the migration put it there"
         return cls(row["key"])
 
     def write(self, position: int, brand_id: str, *, salted: bool = False) -> str:
-        """Return the opaque text of a place in the feed of a brand.
+        """Return the opaque cursor of a position in the feed of a brand.
 
-        The same place is always the same text, unless it is `salted`: where a place is not that of an event of the
-        brand, two texts that differ would tell that others did something in between.
+        The same position always has the same text, unless it is `salted`. A position without an event of the brand must
+        be salted: otherwise two different texts would reveal events of other brands between them.
         """
         salt = secrets.token_bytes(SALT_BYTES) if salted else bytes(SALT_BYTES)
         place = position.to_bytes(POSITION_BYTES) + _digest(brand_id)[:DIGEST_BYTES] + salt
         return urlsafe_b64encode(bytes([_VERSION]) + self._cipher.encryptor().update(place)).decode().rstrip("=")
 
     def read(self, cursor: str, brand_id: str) -> int:
-        """Return the position a cursor stands for. Raises `InvalidInput` for a text that is no cursor of this feed."""
+        """Return the position of a cursor. Raises `InvalidInput` for a text that is not a cursor of this feed."""
         try:
             packed = urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4))
             position, digest = self._place(packed)

@@ -1,8 +1,8 @@
-"""Idempotency keys: the same key and the same request are one encounter, however often and through whichever door.
+"""Idempotency keys: the same key with the same request is one encounter, however often and through any door it is sent.
 
-A key is claimed by inserting its row in the encounter's own transaction. Whoever comes second waits for the first to
-end, and then either finds the row, and with it the encounter, or claims the key itself: so that "the key is there" and
-"the encounter is there" are one fact, and a refused request never burns its key.
+A key is claimed by inserting its row in the encounter's own transaction. A second request with the key waits until the
+first one's transaction ends. It then finds the row, and with it the encounter, or claims the key itself. A key
+therefore exists exactly if its encounter exists, and a refused request never uses up its key.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ TABLE: Table = IdempotencyKey.__table__  # type: ignore[attr-defined]
 NIL = UUID(int=0)
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
-# Visible characters only, so that a key survives every header, log and screen it passes through.
+# Visible characters only, so that every header, log and screen shows a key unchanged.
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")
 
 CLAIM_KEY = Statement(
@@ -55,7 +55,7 @@ KEPT_KEYS = Statement(
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A key, whose it is, and a hash of what is asked for under it."""
+    """A key, its brand and client, and a hash of the request."""
 
     brand_id: str
     client_id: str
@@ -73,10 +73,10 @@ def require_key(key: str) -> None:
 
 
 def claim_of(key: str, context: Context, brand_id: str, patient_id: str, command: Command) -> Claim:
-    """Say what a caller claims with a key. Raises `InvalidInput` for a text that is no key.
+    """Return the caller's claim of a key. Raises `InvalidInput` for a text that is not a key.
 
-    The hash covers the command's meaning, not its spelling: instants in UTC, UUIDs in lower case, members in order,
-    and none that was left out, so that a member added to the command one day changes no hash.
+    The hash covers the command's meaning, not its spelling: instants in UTC, UUIDs in lower case, members sorted.
+    Members left out are omitted, so that a member added to the command later changes no hash.
     """
     require_key(key)
     members = {name: value for name, value in command.given().items() if value is not None}
@@ -88,7 +88,7 @@ def claim_of(key: str, context: Context, brand_id: str, patient_id: str, command
 async def claim_key(
     connection: Connection, claim: Claim, encounter: Encounter, answer: bytes, kept_until: datetime
 ) -> bool:
-    """Claim the key for an encounter; False where it is claimed already. Waits for a claim that is under way."""
+    """Claim the key for an encounter; return False if it is claimed already. Waits for a claim in progress."""
     claimed = await connection.fetch_one(
         CLAIM_KEY,
         brand_id=claim.brand_id,
@@ -104,9 +104,9 @@ async def claim_key(
 
 
 async def try_key(connection: Connection, brand_id: str, client_id: str, key: str) -> bool:
-    """Say whether the key is free, by claiming it for nothing: the transaction must be rolled back.
+    """Return whether the key is free, by claiming it on trial: the caller must roll back the transaction.
 
-    Waits for a claim that is under way, and raises `Locked` where the connection waits for no lock that long.
+    Waits for a claim in progress, and raises `Locked` if that outlasts the connection's lock timeout.
     """
     nothing = {"request_hash": b"", "patient_id": "", "encounter_id": NIL, "answer": b"", "expires_at": _LONG_AGO}
     tried = await connection.fetch_one(CLAIM_KEY, brand_id=brand_id, client_id=client_id, key=key, **nothing)
@@ -114,19 +114,19 @@ async def try_key(connection: Connection, brand_id: str, client_id: str, key: st
 
 
 async def find_key(connection: Connection, brand_id: str, client_id: str, key: str) -> IdempotencyKey | None:
-    """Find what a key stands for, or None."""
+    """Return the key's row, or None."""
     row = await connection.fetch_one(FIND_KEY, brand_id=brand_id, client_id=client_id, key=key)
     return None if row is None else IdempotencyKey.model_construct(**row)
 
 
 async def kept_keys(connection: Connection, brand_id: str, client_id: str, keys: Sequence[str]) -> set[str]:
-    """Give those of the keys that stand for something already."""
+    """Return those of the keys that are claimed already."""
     rows = await connection.fetch(KEPT_KEYS, brand_id=brand_id, client_id=client_id, keys=keys)
     return {row["key"] for row in rows}
 
 
 async def find_claimed(connection: Connection, claim: Claim) -> IdempotencyKey | None:
-    """Find what the key stands for already, or None. Raises `IdempotencyKeyReused` for another request's key."""
+    """Return the earlier claim of the key, or None. Raises `IdempotencyKeyReused` if it was for another request."""
     earlier = await find_key(connection, claim.brand_id, claim.client_id, claim.key)
     if earlier is not None and earlier.request_hash != claim.request_hash:
         raise IdempotencyKeyReused
@@ -150,7 +150,7 @@ PRUNE_KEYS = Statement(
 
 
 async def prune_keys(database: RelayDatabase) -> bool:
-    """Delete some expired keys: few enough that nobody waits for the locks."""
+    """Delete a batch of expired keys, small enough that its locks delay no request. Return whether more may remain."""
     async with database.unscoped() as connection:
         expired = [row["key"] for row in await connection.fetch(EXPIRED_KEYS)]
         await connection.fetch(PRUNE_KEYS, keys=expired)

@@ -1,8 +1,8 @@
-"""Strict JSON: what a body may contain, and how a value is written down so that equal values are equal text.
+"""Strict JSON: parsing of bodies, and serialization in which equal values have equal text.
 
-The standard library's scanner reads; the hooks below refuse what PostgreSQL's `jsonb` cannot hold or what two
-readers could understand differently (RFC 7493, I-JSON). Numbers keep every digit: whole numbers become `int`, the
-others `Decimal`, and nothing passes through a binary float.
+The standard library's scanner parses. The hooks below refuse values that PostgreSQL's `jsonb` cannot hold, or that two
+parsers could interpret differently (RFC 7493, I-JSON). Numbers keep every digit: integers become `int`, the others
+`Decimal`, and no number passes through a binary float.
 """
 
 import json
@@ -18,32 +18,32 @@ import orjson
 from resolvers.errors import MalformedBody, Shape
 from resolvers.rules import RuleId
 
-# What `numeric`, and so `jsonb`, can hold: digits before and after the point.
-# Source: PostgreSQL documentation, 8.1.2 "Arbitrary Precision Numbers".
+# The range of `numeric`, and so of `jsonb`: digits before and after the point. Source: PostgreSQL documentation, 8.1.2
+# "Arbitrary Precision Numbers".
 MAX_WHOLE_DIGITS = 131_072
 MAX_FRACTION_DIGITS = 16_383
 
-# In full, and without the sign of a negative zero: `numeric` has none, and would keep `-0.0` as `0.0`.
+# In full, and without the sign of a negative zero: `numeric` has none, and would store `-0.0` as `0.0`.
 NUMBER = "zf"
 
-# A number that is no longer than this in full is written without looking how much there is already.
+# Characters; a number of at most this length in full is written without checking the size of the text so far.
 SHORT_DIGITS = 40
 
-# A whole number longer than this is kept as a Decimal: Python's own int() is slow, and limited, far beyond it.
+# Digits; a longer integer becomes a Decimal, because Python's own int() is slow, and limited, far beyond it.
 INT_DIGITS = 18
 
 
 def read(body: bytes | str, what: str = "The body") -> Any:
-    """Read a JSON text; `what` is its name in messages.
+    """Parse a JSON text; `what` is its name in messages.
 
-    Raises `MalformedBody` for anything that is not one JSON value in UTF-8 without duplicate members, NaN or numbers
-    beyond `jsonb`. Its message says at which line and column, and never quotes the text. A string may hold NUL or an
-    unpaired surrogate, by an escape: the caller who takes it asks `problem_with`, and says where it stands.
+    Raises `MalformedBody` for anything but one JSON value in UTF-8 without duplicate members, NaN or numbers beyond
+    `jsonb`. Its message gives the line and column, and never quotes the text. A string may contain NUL or an unpaired
+    surrogate, by an escape: the caller checks strings with `problem_with`, and names the member.
     """
     try:
         text = body if isinstance(body, str) else body.decode("utf-8")
     except UnicodeDecodeError as error:
-        # As many characters as are UTF-8 before the byte that is not.
+        # The characters before the first byte that is not UTF-8.
         before = error.object[: error.start].decode("utf-8")
         raise MalformedBody("utf8", f"{what} must be UTF-8.", place=_place(before, len(before))) from None
     try:
@@ -68,7 +68,7 @@ _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}:]|-?[0-9][0-9.eE+-]*|-?Infinity|NaN'
 def _placed(error: MalformedBody, text: str) -> MalformedBody:
     """Return the error with the place of the first name or number that the decoder's hooks refuse.
 
-    The decoder tells its hooks no positions. It has found no fault in the grammar up to there.
+    The decoder passes no positions to its hooks. It has found no syntax error before that place.
     """
     names: list[set[str]] = []
     string = None
@@ -104,10 +104,10 @@ class TooLarge(ValueError):
 
 
 def write(value: Any, max_bytes: int | None = None) -> str:
-    """Write a value that `read` gave, members sorted, numbers in full: equal values give equal text.
+    """Serialize a value that `read` returned, members sorted, numbers in full: equal values have equal text.
 
-    Raises `TooLarge` as soon as the text passes `max_bytes`: nine characters such as `1e131071` are 128 KiB in full,
-    so the size is checked while writing, not after.
+    Raises `TooLarge` as soon as the text exceeds `max_bytes`. The size is checked while writing: nine characters such
+    as `1e131071` are 128 KiB in full.
     """
     try:
         text = orjson.dumps(value, default=_short_number, option=AS_WRITTEN)
@@ -118,14 +118,14 @@ def write(value: Any, max_bytes: int | None = None) -> str:
     return text.decode()
 
 
-# What is no JSON value is not written by chance: only floats and tuples, which `read` never gives, would be.
+# Other types than JSON's raise an error, except floats and tuples, which `read` never returns.
 AS_WRITTEN = orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS
 
 
 def _short_number(value: object) -> orjson.Fragment:
     if isinstance(value, Decimal) and len(text := format(value, NUMBER)) <= SHORT_DIGITS:
         return orjson.Fragment(text)
-    raise TypeError  # a long one, of which a few may be too many: piece by piece
+    raise TypeError  # a long number, a few of which may exceed the limit: written in pieces
 
 
 def _written(value: Any, max_bytes: int | None) -> str:
@@ -171,12 +171,12 @@ def _pieces(value: Any) -> Iterator[str]:
 
 
 def instant(value: datetime) -> str:
-    """Write an instant as both doors show it: RFC 3339 in UTC with `Z`, to the microsecond where it has any."""
+    """Return an instant as REST and GraphQL show it: RFC 3339 in UTC with `Z`, to the microsecond if it has any."""
     return value.isoformat().replace("+00:00", "Z")
 
 
 def shape_of(value: object) -> Shape:
-    """Say what kind of JSON value it is, and how long, and nothing of what it holds."""
+    """Return the type and length of a JSON value, without its content."""
     match value:
         case None:
             return Shape("null")
@@ -193,7 +193,7 @@ def shape_of(value: object) -> Shape:
 
 
 def problem_with(text: str) -> tuple[RuleId, str] | None:
-    """Say which rule a string breaks, as (rule, message), or None."""
+    """Return the rule that a string breaks, as (rule, message), or None."""
     if "\x00" in text:
         return "nul", "must not contain the NUL character"
     try:
@@ -215,7 +215,7 @@ def _named_twice() -> MalformedBody:
 
 
 def number(literal: str) -> int | Decimal:
-    """Read a number's literal exactly. Raises `MalformedBody` beyond what `jsonb` holds."""
+    """Parse a number's literal exactly. Raises `MalformedBody` beyond the range of `jsonb`."""
     if len(literal) <= INT_DIGITS and literal.lstrip("-").isdigit():
         return int(literal)
     try:
@@ -223,7 +223,7 @@ def number(literal: str) -> int | Decimal:
     except InvalidOperation:
         _refuse_number(literal)
     _, digits, exponent = value.as_tuple()
-    # A literal gives no infinity and no NaN, whose exponents are letters.
+    # A literal is never infinity or NaN, whose exponents are letters.
     assert isinstance(exponent, int)
     if exponent < -MAX_FRACTION_DIGITS or len(digits) + exponent > MAX_WHOLE_DIGITS:
         _refuse_number(literal)

@@ -1,7 +1,7 @@
-"""The outbox: events that others are told of, kept in the transaction of the change they tell of.
+"""The transactional outbox: events for subscribers and sinks, inserted in the transaction of the change they report.
 
-An event is appended without a place. The relay (`resolvers/relay.py`) gives it its position and, when that is
-committed, moves the watermark: what is read here is read up to there, and never changes again.
+An event is appended without a position. The relay (`resolvers/relay.py`) assigns its position and moves the watermark
+when that is committed. Events are read up to the watermark, and never change again.
 """
 
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ ENCOUNTER_CHANGED = "patient_graph.encounter.changed.v1"
 
 
 async def append_event(connection: Connection, encounter: Encounter, kind: EncounterEventKind) -> None:
-    """Append what happened to an encounter: to which one, whose, of what type and when. Nothing clinical."""
+    """Append an event of an encounter: its id, patient, brand, type and time. Nothing clinical."""
     payload: dict[str, str | int] = {
         "encounter_id": str(encounter.id),
         "patient_id": encounter.patient_id,
@@ -46,7 +46,7 @@ async def append_event(connection: Connection, encounter: Encounter, kind: Encou
     }
     recorded = kind is EncounterEventKind.RECORDED
     if recorded:
-        # With these five members as published, and no others.
+        # Exactly these five members, as published.
         payload["recorded_at"] = json_text.instant(encounter.created_at)
     else:
         payload |= {
@@ -69,7 +69,7 @@ async def append_event(connection: Connection, encounter: Encounter, kind: Encou
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event that has its place."""
+    """An event with its position."""
 
     position: int
     id: UUID
@@ -82,13 +82,13 @@ class Event:
 
 
 class Mark(NamedTuple):
-    """Which events may be read: those after `pruned`, up to `position`."""
+    """The readable events: those after `pruned`, up to `position`."""
 
     pruned: int
     position: int
 
     def allows(self, after: int) -> bool:
-        """Say whether whoever has read up to `after` can go on without missing anything."""
+        """Return whether a reader that has read up to `after` can continue without a gap."""
         return self.pruned <= after <= self.position
 
 
@@ -96,16 +96,16 @@ FIND_MARK = Statement(select(*(WATERMARK.c[name] for name in Mark._fields)))
 
 
 async def find_mark(connection: Connection) -> Mark:
-    """Give the watermark. Read it before the events: those read first may have been written since."""
+    """Return the watermark. Read it before the events: events read earlier may lie beyond the watermark read later."""
     row = await connection.fetch_one(FIND_MARK)
     assert row is not None, "the migration put it there"
     return Mark(**row)
 
 
 async def read_events(connection: Connection, after: int, until: int, limit: int, **of: str) -> list[Event]:
-    """Give the first events after one position and up to another, in their order.
+    """Return the first events after one position up to another, in their order.
 
-    `of` names the `brand_id` or `patient_id` they must have. If `limit` were found there may be more.
+    `of` names the `brand_id` or `patient_id` that they must have. A full result of `limit` events may not be the last.
     """
     rows = await connection.fetch(_events(frozenset(of)), after=after, until=until, limit=limit, **of)
     return [Event(**row) for row in rows]
@@ -125,19 +125,19 @@ def _events(of: frozenset[str]) -> Statement:
     )
 
 
-# What the process lends to those who follow
+# Interfaces for subscribers
 
 
 class Reads(Database, Protocol):
-    """Where to read what an event tells of. The same statement is sent once for all subscribers who ask it."""
+    """Where to read the records of an event. Concurrent subscribers share one execution of the same statement."""
 
     position: int
-    """Whatever is read here shows every event up to this position, and perhaps later ones."""
+    """Every read here reflects every event up to this position, and perhaps later ones."""
 
 
 APPENDED: Final = "gateway_outbox"
-"""Events were appended: for whoever is the relay."""
+"""NOTIFY channel: events were appended; the relay listens."""
 
 
 MOVED: Final = "gateway_feed"
-"""The watermark moved: for subscribers and sinks."""
+"""NOTIFY channel: the watermark moved; subscribers and sinks listen."""

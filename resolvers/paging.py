@@ -1,4 +1,4 @@
-"""Pages of a list, newest first by `(created_at, id)`: the limits, the cursors, and what a page is."""
+"""Pages of a list, newest first by `(created_at, id)`: limits, windows, cursors and pages."""
 
 import hashlib
 import struct
@@ -16,14 +16,14 @@ from resolvers.errors import InvalidInput, Shape, Violation
 
 
 class PageLimits(NamedTuple):
-    """How many items a page holds when the caller does not say, and at most."""
+    """The default and the maximum number of items of a page."""
 
     default: int = 20
     maximum: int = 100
 
 
 class Position(NamedTuple):
-    """A place in a list: that of the item with this creation time and id."""
+    """A position in a list: that of the item with this creation time and id."""
 
     created_at: datetime
     id: UUID
@@ -31,7 +31,7 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Which items of a list are wanted.
+    """The requested items of a list.
 
     `size` items, counted from the newest (`forward`) or from the oldest, strictly after `after` and strictly before
     `before` in the list's own order, newest first.
@@ -45,13 +45,13 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some neighbouring items, newest first, and whether the list goes on at either end."""
+    """Adjacent items, newest first, and whether the list continues at either end."""
 
     items: Sequence[Encounter]
     has_next: bool
     has_previous: bool
     position: int | None = None
-    """In the feed: every event up to it had happened when the page was read. None where that was not asked."""
+    """Position in the feed: every event up to it had been committed when the page was read. None if not requested."""
 
 
 def window_of(
@@ -63,10 +63,10 @@ def window_of(
     last: int | None = None,
     before: str | None = None,
 ) -> Window:
-    """Give the window that Relay's four arguments describe. Raises `InvalidInput`.
+    """Return the window that Relay's four arguments describe. Raises `InvalidInput`.
 
-    Source: Relay's "GraphQL Cursor Connections Specification", section 4; asking for `first` and `last` at once, which
-    it discourages, is refused.
+    Source: Relay's "GraphQL Cursor Connections Specification", section 4. `first` together with `last`, which it
+    discourages, is refused.
     """
     if first is not None and last is not None:
         raise InvalidInput([Violation("/last", "first_and_last", "must not be given together with first")])
@@ -89,38 +89,38 @@ def window_of(
 
 
 def cursor_scope(brand_id: str, patient_id: str, narrow: EncounterFilter) -> str:
-    """Describe a list, so that a cursor of it is a cursor of no other."""
+    """Return a text that identifies a list, so that a cursor is valid for one list only."""
     return f"{brand_id}\n{patient_id}\n{narrow.model_dump_json()}"
 
 
-# Version, microseconds since the epoch, id, and the first half of a digest of the list that it is a place in.
+# Version, microseconds since the epoch, id, and the first 8 bytes of the digest of the list.
 _CURSOR = struct.Struct(">Bq16s8s")
 _CURSOR_VERSION = 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def write_cursor(position: Position, cursor_scope: str) -> str:
-    """Give the opaque text of a place in the list that `cursor_scope` describes (brand, patient, filter)."""
+    """Return the opaque cursor of a position in the list that `cursor_scope` describes (brand, patient, filter)."""
     micros = (position.created_at - _EPOCH) // timedelta(microseconds=1)
     packed = _CURSOR.pack(_CURSOR_VERSION, micros, position.id.bytes, _digest(cursor_scope))
     return urlsafe_b64encode(packed).decode().rstrip("=")
 
 
 def sql_cursor(row: str, narrow: str) -> str:
-    """Return SQL for the cursor of a row. `filters` is SQL for the filter, in the form of `cursor_scope`."""
+    """Return SQL for the cursor of a row. `narrow` is SQL for the filter, in the form of `cursor_scope`."""
     micros = f"(extract(epoch FROM {row}.created_at) * 1000000)::bigint"
     cursor_scope = f"{row}.brand_id || E'\\n' || {row}.patient_id || E'\\n' || {narrow}"
     digest = f"substr(sha256(convert_to({cursor_scope}, 'UTF8')), 1, 8)"
     packed = f"'\\x{_CURSOR_VERSION:02x}'::bytea || int8send({micros}) || uuid_send({row}.id) || {digest}"
-    # 33 bytes are 44 letters: there is no padding, and no line is broken.
+    # 33 bytes are 44 letters: no padding and no line breaks.
     return f"translate(encode({packed}, 'base64'), '+/', '-_')"
 
 
 def read_cursor(cursor: str, cursor_scope: str, argument: Literal["after", "before"]) -> Position:
-    """Give the place a cursor stands for.
+    """Return the position of a cursor.
 
-    Raises `InvalidInput` for a text that is no cursor, or a cursor of another list: of another brand, patient or
-    filter it would point into the middle of nowhere. The two are told in the same words.
+    Raises `InvalidInput`, with the same message, for a text that is not a cursor and for a cursor of another list. The
+    position of another brand, patient or filter is meaningless in this list.
     """
     try:
         packed = urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4))
@@ -137,7 +137,7 @@ def _digest(cursor_scope: str) -> bytes:
 
 
 def page_of(rows: Sequence[Encounter], window: Window, position: int | None = None) -> Page:
-    """Make a page of rows that were read in the window's direction, one more than asked for if there are more."""
+    """Return the page of rows read in the window's direction, one more than requested if the list continues."""
     more = len(rows) > window.size
     items = rows[: window.size]
     if window.forward:

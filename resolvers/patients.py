@@ -1,4 +1,4 @@
-"""Patients: whether one exists in a brand, and how one comes to be known here."""
+"""Patients: whether a brand has one, and how one is registered."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -52,12 +52,12 @@ ADD_PATIENTS = Statement(
 
 
 def can_exist(patient_id: str) -> bool:
-    """Say whether a text can be a patient's id at all: everything else is unknown without asking the database."""
+    """Return whether a text can be a patient's id; any other text is unknown without a query."""
     return 0 < len(patient_id) <= MAX_ID_CHARACTERS and json_text.problem_with(patient_id) is None
 
 
 async def find_patient(connection: Connection, brand_id: str, patient_id: str) -> Patient | None:
-    """Find a patient of this brand, or None."""
+    """Return a patient of this brand, or None."""
     if not can_exist(patient_id):
         return None
     row = await connection.fetch_one(FIND_PATIENT, brand_id=brand_id, patient_id=patient_id)
@@ -65,13 +65,13 @@ async def find_patient(connection: Connection, brand_id: str, patient_id: str) -
 
 
 async def time_at(connection: Connection, brand_id: str, patient_id: str) -> datetime | None:
-    """Give the time of the transaction by the database's clock, or None where the brand has no such patient."""
+    """Return the transaction's time by the database's clock, or None if the brand has no such patient."""
     row = await connection.fetch_one(TIME_AT_PATIENT, brand_id=brand_id, patient_id=patient_id)
     return None if row is None else row[0]
 
 
 async def patients_by_ids(context: Context, patient_ids: Sequence[str]) -> list[Patient | None]:
-    """Give the patients the caller may see, in the order of `patient_ids`, None where there is none."""
+    """Return the patients that the caller may see, in the order of `patient_ids`; None for an id that is not found."""
     context.require(Permission.READ_PATIENTS)
     brand_id = context.acting_brand()
     ids = [patient_id for patient_id in patient_ids if can_exist(patient_id)]
@@ -82,14 +82,14 @@ async def patients_by_ids(context: Context, patient_ids: Sequence[str]) -> list[
 
 
 class SeenPatient(NamedTuple):
-    """As much of a patient as an encounter says, which is all that is told of one."""
+    """The attributes of a patient that an encounter carries, which are all that is shown of a patient."""
 
     id: str
     brand_id: str
 
 
 def patient_of(context: Context, encounter: Encounter) -> SeenPatient:
-    """Give whose encounter it is. Nothing is read: an encounter's patient is there, by the database's own rule.
+    """Return the patient of an encounter. Nothing is read: a foreign key guarantees that the patient exists.
 
     Raises `InsufficientScope` or `Forbidden`, as reading the patient would.
     """
@@ -99,13 +99,13 @@ def patient_of(context: Context, encounter: Encounter) -> SeenPatient:
 
 
 def can_be_registered(patient_id: str) -> bool:
-    """Say whether a text may become a patient's id: one that can exist, and that a URL can carry in its path."""
+    """Return whether a text may become a patient's id: a possible id that a URL path can contain."""
     in_a_path = "/" not in patient_id and patient_id not in {".", ".."} and patient_id.isprintable()
     return in_a_path and can_exist(patient_id)
 
 
 # Source: the platform's convention that a brand is a slug. Another case or a stray blank would be another brand, whose
-# patients no token ever reaches.
+# patients no token could access.
 _SLUG = re.compile(r"[a-z0-9]+([_-][a-z0-9]+)*")
 MAX_BRAND_CHARACTERS = 63
 
@@ -133,7 +133,7 @@ def _object(external_ids: object) -> object:
 
 
 class RegisterPatient(Command):
-    """What is said of a patient: that there is one, in which brand, and under which names elsewhere."""
+    """The data of a patient to register: its id, its brand, and its ids in other systems."""
 
     id: Annotated[CommandText, AfterValidator(_registrable)]
     brand_id: Annotated[CommandText, AfterValidator(_slug)]
@@ -141,9 +141,9 @@ class RegisterPatient(Command):
 
 
 async def register_patient(context: Context, members: Mapping[str, Any]) -> tuple[Patient, bool]:
-    """Make a patient known; give the patient, and whether the brand knew the id already, and so nothing was changed.
+    """Register a patient; return the patient, and whether the brand had the id already, so that nothing changed.
 
-    `members` are those of the `RegisterPatient` command, unchecked. Raises `InsufficientScope`, `Forbidden`,
+    `members` are those of the `RegisterPatient` command, unvalidated. Raises `InsufficientScope`, `Forbidden`,
     `InvalidInput`, `TemporarilyUnavailable` or `OutcomeUnknown`, in this order.
     """
     context.require(Permission.REGISTER_PATIENT)
@@ -160,14 +160,14 @@ async def register_patient(context: Context, members: Mapping[str, Any]) -> tupl
 
 
 async def add_patients(connection: Connection, brand_id: str, patients: Mapping[str, Mapping[str, str]]) -> int:
-    """Make patients known in one statement, but for those the brand knows already; give how many are new.
+    """Insert patients in one statement, except those the brand has already; return the number inserted.
 
-    `patients` are external ids by patient id, a few thousand at most. Raises `ValueError` for an id that no URL could
-    carry. The caller's right to do this is the caller's business.
+    `patients` maps patient ids to external ids, a few thousand at most. Raises `ValueError` for an id that a URL cannot
+    contain. Checking permissions is up to the caller of this function.
     """
     if not all(map(can_be_registered, patients)):
         raise ValueError(ID_RULE)
-    # In one order for everybody, so that two at once wait for each other at most in one direction.
+    # Inserted in one global order, so that two concurrent statements cannot deadlock.
     ids = sorted(patients)
     external_ids = [json_text.write(dict(patients[patient_id])) for patient_id in ids]
     return len(await connection.fetch(ADD_PATIENTS, brand_id=brand_id, ids=ids, external_ids=external_ids))

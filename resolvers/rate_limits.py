@@ -1,4 +1,4 @@
-"""How often a caller may ask: what is counted, and the seam to whatever counts it."""
+"""Rate limits: the kinds of units, and the interface that the process implements."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,7 +9,7 @@ from resolvers.errors import RateLimited
 
 
 class Kind(StrEnum):
-    """What is counted apart."""
+    """The kinds of requests with separate limits."""
 
     READS = "reads"
     WRITES = "writes"
@@ -17,15 +17,15 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """What a client has left of one kind, after a request was counted or found to be too many."""
+    """A client's remaining units of one kind, after a request was counted or rejected."""
 
     kind: Kind
     limit: int
-    """Units in any span of `window_seconds`; 0 where there is no limit."""
+    """Maximum units in any span of `window_seconds`; 0 means unlimited."""
     window_seconds: int
     remaining: int
     more_in_seconds: float
-    """Until there is more than `remaining`; for a request that was not granted, until it would be."""
+    """Seconds until more than `remaining` units are available; for a rejected request, until it would be granted."""
     granted: bool = True
 
     def require(self) -> None:
@@ -35,39 +35,40 @@ class Allowance:
 
 
 class Rates(Protocol):
-    """What the doors need of whatever counts."""
+    """The rate limiter, as REST and GraphQL use it."""
 
     async def spend(self, client_id: str, kind: Kind, units: int = 1) -> Allowance:
-        """Count a request of a client; one that is too many is not granted, and not counted either. Never raises."""
+        """Count a request of a client. A request over the limit is not granted, and not counted. Never raises."""
 
     async def release(self, client_id: str, kind: Kind, units: int = 1) -> None:
-        """Give back units that were granted. Never raises."""
+        """Return units that were granted. Never raises."""
 
     def note_parsing(self, client_id: str, seconds: float) -> None:
-        """Count the CPU time that it took to parse and validate what a client sent."""
+        """Count the CPU time of parsing and validating a client's input."""
 
     def note_answer(self, client_id: str, count: int) -> None:
-        """Count the bytes of a client's answer, and of the rows it was made of."""
+        """Count the bytes of a client's answer, and of the rows it was built from."""
 
     def parsing_wait(self, client_id: str) -> float:
-        """Give the seconds until something new of a client may be parsed: 0 where it may be now."""
+        """Return the seconds until new input of a client may be parsed: 0 if it may be parsed now."""
 
     async def verified(self, token: str, address: str | None, verify: Verify) -> Caller:
-        """Verify a token that came from this address; None where the address tells nobody from another.
+        """Verify a token sent from this address; None if the address does not distinguish callers.
 
-        Raises `RateLimited` before it is verified where the address has tried too many, and what `verify` raises.
+        Raises `RateLimited` before the verification if the address has tried too many tokens, and whatever `verify`
+        raises.
         """
 
 
 class Unlimited:
-    """Counts nothing."""
+    """A rate limiter without limits."""
 
     async def spend(self, client_id: str, kind: Kind, units: int = 1) -> Allowance:  # noqa: ARG002
-        """Grant it."""
+        """Grant the request."""
         return Allowance(kind, limit=0, window_seconds=0, remaining=0, more_in_seconds=0)
 
     async def release(self, client_id: str, kind: Kind, units: int = 1) -> None:
-        """Nothing was taken."""
+        """Do nothing: no units were counted."""
 
     def note_parsing(self, client_id: str, seconds: float) -> None:
         """Count nothing."""
@@ -76,9 +77,9 @@ class Unlimited:
         """Count nothing."""
 
     def parsing_wait(self, client_id: str) -> float:  # noqa: ARG002
-        """Give 0."""
+        """Return 0."""
         return 0
 
     async def verified(self, token: str, address: str | None, verify: Verify) -> Caller:  # noqa: ARG002
-        """Verify it."""
+        """Verify the token without a limit."""
         return await verify(token)

@@ -1,11 +1,12 @@
-"""The relay: gives each event its position, and says how far events may be read.
+"""The relay: assigns each event its position, and publishes events by moving the watermark.
 
-A commit is seen later than it was begun, so nobody can read a table "since the last time" without missing the rows of
-slow transactions. Here the order is given after the commit: one relay reads what has no position, oldest first, stamps
-it, and only then moves the watermark up to which everybody reads. So the order of the feed is the relay's.
+Transactions become visible out of order, so a reader that polls "since the last time" misses the rows of slow
+transactions. The relay therefore assigns the order after the commit. It reads events without a position, oldest first,
+and stamps them. Then it moves the watermark, up to which all readers read. The order of the feed is the relay's.
 
-Which gateway does this is a matter of a lease (`gateway/jobs.py`), but nothing depends on that: whoever stamps holds
-the watermark's row until the commit, and goes on from the position that stands there. Two relays at once take turns.
+A lease (`gateway/jobs.py`) selects the gateway that relays, but correctness does not depend on it. The stamping
+transaction locks the watermark's row until its commit, and continues from the position stored there. Two concurrent
+relays take turns.
 """
 
 import logging
@@ -45,10 +46,10 @@ SINKS: Table = Sink.__table__  # type: ignore[attr-defined]
 
 STAMP_AT_MOST = 500
 
-# Waits for a relay that is stamping. What follows it in the transaction sees what that one has committed.
+# Waits for another relay that is stamping. Later statements of the transaction see what that one committed.
 LOCK_WATERMARK = Statement(select(WATERMARK.c.stamped, WATERMARK.c.position).with_for_update())
-# None on one server. On a cluster a coordinator that crashed between the shard's commit and its own knows less than
-# the shard does.
+# None on one server. On a cluster, a coordinator that crashed between the shard's commit and its own has stored an
+# older position than the shard.
 LAST_STAMPED = Statement(
     select(OUTBOX.c.position)
     .where(OUTBOX.c.position > bindparam("stamped"))
@@ -81,16 +82,16 @@ KEEP_STAMPED = Statement(update(WATERMARK).values(stamped=bindparam("last", type
 
 
 async def relay(database: RelayDatabase) -> bool:
-    """Give some events their positions and let them be read; say whether more are waiting."""
+    """Stamp a batch of events and move the watermark; return whether more may be waiting."""
     stamped = await stamp_events(database)
     await move_watermark(database)
     return stamped == STAMP_AT_MOST
 
 
 async def stamp_events(database: RelayDatabase) -> int:
-    """Give the oldest events without a position the next ones, without a gap; say how many there were.
+    """Assign the next positions, without a gap, to the oldest events without one; return their number.
 
-    Raises `TemporarilyUnavailable` if another relay was about to do the same, which only a cluster lets happen.
+    Raises `TemporarilyUnavailable` if another relay stamped the same events, which is possible only on a cluster.
     """
     async with database.transaction(None) as connection:
         mark = await connection.fetch_one(LOCK_WATERMARK)
@@ -130,9 +131,9 @@ TELL_THAT_IT_MOVED = Statement(select(func.pg_notify(MOVED, "")))
 
 
 async def move_watermark(database: RelayDatabase) -> None:
-    """Let everything that is stamped be read, once all of it is seen to be there.
+    """Move the watermark to the last stamped event, once all events up to it are visible.
 
-    Whoever died before doing so needs no more than that another does it: what is stamped is known from the row.
+    Crash-safe: the next relay continues from `stamped` of the watermark's row.
     """
     async with database.unscoped() as connection:
         mark = await connection.fetch_one(FIND_WATERMARK)
@@ -142,7 +143,7 @@ async def move_watermark(database: RelayDatabase) -> None:
         count = await connection.fetch_one(COUNT_STAMPED, **mark)
         assert count is not None
         if count[0] != mark["stamped"] - mark["position"]:
-            # On a cluster the second half of a commit may be late. A row that was deleted by hand never comes.
+            # On a cluster the second phase of a commit may be late. A row that was deleted by hand never appears.
             fields = {"stamped": mark["stamped"], "position": mark["position"], "found": count[0]}
             logger.warning("watermark waits", extra={"fields": fields})
             return
@@ -179,10 +180,11 @@ PRUNE = Statement(delete(OUTBOX).where(OUTBOX.c.position <= bindparam("pruned"))
 
 
 async def prune_events(database: RelayDatabase, keep: timedelta, sinks: Collection[str]) -> bool:
-    """Delete some events published longer ago than `keep`; say whether more are waiting.
+    """Delete a batch of events published longer ago than `keep`; return whether more may be waiting.
 
-    Kept longer is what a sink still waits for: one of those named, or one that some gateway has worked for within the
-    same time. What is about to be deleted is said first, so that who has read can see afterwards whether it was all.
+    Events that an enabled sink has not received are retained. This applies to the sinks named in `sinks`, and to those
+    that a gateway has served within `keep`. `pruned` is stored before the deletion, so that a reader can check
+    afterwards whether it read everything.
     """
     async with database.unscoped() as connection:
         held_back = await connection.fetch_one(HELD_BACK, sinks=list(sinks), keep=keep)

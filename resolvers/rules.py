@@ -1,7 +1,7 @@
-"""The rules that what is sent must keep, each with a stable name, its meaning and an example of either side.
+"""The validation rules of input, each with a stable name, its meaning, and one breaking and one valid example.
 
-`docs/rules.md` is printed from here, the REST door serves each under `/rules/{rule}`, and a test runs the examples. A
-`Violation` can name no rule that is not in `RuleId`: the type checker sees to that.
+`docs/rules.md` is generated from here, the REST door serves each rule under `/rules/{rule}`, and a test runs the
+examples. A `Violation` can only name a rule of `RuleId`, which the type checker ensures.
 """
 
 from collections.abc import Mapping
@@ -61,12 +61,14 @@ RuleId = Literal[
 ]
 
 Place = Literal["body", "query", "key", "graphql", "import", "file", "words"]
-"""Where a rule's examples would stand: a REST body, the query of a list, the header `Idempotency-Key`, a GraphQL
-document, a line of an import, a CSV file to import; or they are too long to be written out, and are told in words."""
+"""The location of a rule's examples, in the order of the values: a REST body, the query of a list, the header
+`Idempotency-Key`, a GraphQL document, a line of an import, or a CSV file. `words` means that the examples are too long
+and are described.
+"""
 
 
 class Rule(NamedTuple):
-    """What a rule asks for, and an example that breaks it beside one that keeps it."""
+    """The meaning of a rule, with an example that breaks it and one that satisfies it."""
 
     means: str
     place: Place

@@ -1,6 +1,6 @@
-"""Interfaces of what the process supplies to the resolvers, and `Services`, which carries one of each.
+"""Interfaces of the services that the process supplies to the resolvers, and `Services`, which holds one of each.
 
-The implementations live in `gateway/`: database, batcher, feed, audit buffer, metrics, rate limits and verifier.
+The implementations are in `gateway/`: database, batcher, feed, audit buffer, metrics, rate limits and verifier.
 """
 
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
@@ -22,42 +22,42 @@ from resolvers.sql import Connection, Database
 
 
 class Live(Protocol):
-    """The events of one brand or patient from now on."""
+    """The live events of one brand or patient."""
 
     start: int
-    """The position they begin after."""
+    """The position after which they begin."""
 
     def __aiter__(self) -> AsyncIterator[Event]:
-        """Give them as they come. Raises `TemporarilyUnavailable` when they are not taken as fast."""
+        """Yield events as they are published. Raises `TemporarilyUnavailable` if the subscriber is too slow."""
 
 
 class Feed(Protocol):
-    """The live end of the outbox: one reader for all who follow in this process."""
+    """The live end of the outbox: one reader for all subscribers of this process."""
 
     def notify(self) -> None:
-        """Say that an event was appended and committed, so that nobody has to wait for it."""
+        """Announce an appended and committed event, so that its delivery does not wait for the next poll."""
 
     async def head(self) -> int:
-        """Give the position up to which this process has read. Raises `TemporarilyUnavailable`."""
+        """Return the position up to which this process has read. Raises `TemporarilyUnavailable`."""
 
     def follow(self, brand_id: str, patient_id: str | None) -> AbstractContextManager[Live]:
-        """Follow the events of a brand, or of one of its patients, for as long as the block lasts."""
+        """Subscribe to the events of a brand, or of one of its patients, within the block."""
 
     async def cursors(self) -> FeedCursors:
-        """Return what writes and reads the cursors of this database. Raises `TemporarilyUnavailable`."""
+        """Return the codec for the cursors of this database. Raises `TemporarilyUnavailable`."""
 
     def connection(self, brand_id: str) -> AbstractAsyncContextManager[Connection]:
-        """Borrow a connection of those that only subscribers use, waiting for a turn as long as it takes.
+        """Acquire a connection reserved for subscribers, waiting without a timeout for a free one.
 
         Raises `TemporarilyUnavailable`.
         """
 
     def reads(self, position: int) -> Reads:
-        """Return where to read what the events up to a position tell of. Such an event must be readable by now."""
+        """Return where to read the records of events up to a position, whose event must be readable already."""
 
 
 class NewEncounter(NamedTuple):
-    """One recording, checked and ready to be kept. The members are in the order of `COLUMNS`."""
+    """One validated recording, ready for insertion. The members are in the order of `COLUMNS`."""
 
     patient_id: str
     id: UUID
@@ -77,28 +77,28 @@ class NewEncounter(NamedTuple):
     key: str | None
     request_hash: bytes | None
     answer_head: str | None
-    """The first answer in three parts, between which goes the time that only the database knows; None with no key."""
+    """The first answer in three parts, separated by the time that only the database knows; None without a key."""
     answer_middle: str | None
     answer_tail: str | None
 
 
 class Kept(NamedTuple):
-    """What came of it."""
+    """The outcome of an insertion."""
 
     patient_is_known: bool
     created_at: datetime | None
-    """When it was recorded; None where it was not: the patient is unknown, or the key is taken."""
+    """The time of recording; None if nothing was recorded, because the patient is unknown or the key is taken."""
 
 
 class EncounterBatcher(Protocol):
-    """Keeps recordings, those that come at the same time together."""
+    """Inserts recordings in batches: concurrent ones share a statement."""
 
     async def keep(self, brand_id: str, new: NewEncounter) -> Kept:
-        """Keep one. Raises `TemporarilyUnavailable` or `OutcomeUnknown`."""
+        """Insert one recording. Raises `TemporarilyUnavailable` or `OutcomeUnknown`."""
 
 
 class AuditRecord(NamedTuple):
-    """An audit entry that is still to be written. `details` hold nothing that a caller or a person wrote."""
+    """An audit entry that is not yet inserted. `details` contain no text of a caller or a person."""
 
     event_type: str
     actor_type: ActorType
@@ -113,55 +113,55 @@ class AuditRecord(NamedTuple):
 
 
 class AuditSink(Protocol):
-    """Where notes are left."""
+    """Accepts audit records for later insertion."""
 
     def record(self, note: AuditRecord) -> None:
-        """Leave a note. Never waits and never raises; when there is no room, the note is counted instead of kept."""
+        """Queue a record. Never waits and never raises; if the queue is full, the record is dropped and counted."""
 
 
 class Metrics(Protocol):
-    """Counts; never waits and never raises."""
+    """Metrics interface; its methods never wait and never raise."""
 
     def refused(self, code: str) -> None:
-        """Count that a caller was refused."""
+        """Count a refusal."""
 
     def recorded(self, *, replayed: bool) -> None:
-        """Count that an encounter was recorded, or found to be recorded already."""
+        """Count a recording, or the replay of an earlier one."""
 
 
 class NullMetrics:
-    """Counts nothing."""
+    """Metrics that count nothing."""
 
     def refused(self, code: str) -> None:
-        """Let it pass."""
+        """Do nothing."""
 
     def recorded(self, *, replayed: bool) -> None:
-        """Let it pass."""
+        """Do nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What exists once per process and is lent to every request."""
+    """The services of the process, which all requests share."""
 
     verify: Verify
     database: Database
     published: Callable[[Encounter], bytes]
-    """How the published page shows an encounter: what a replay must repeat byte for byte."""
+    """Serializes an encounter in the published form, which a replay repeats byte for byte."""
     audit_sink: AuditSink
     feed: Feed
     batcher: EncounterBatcher | None = None
-    """Puts recordings that come at the same time into one statement; None where the database is a cluster."""
+    """Batches concurrent recordings into one statement; None if the database is a cluster."""
     rates: Rates = field(default_factory=Unlimited)
     metrics: Metrics = field(default_factory=NullMetrics)
     origins: Mapping[str, Collection[str]] = field(default_factory=dict)
-    """From which pages a client may call out of a browser, by client id."""
+    """The browser origins from which a client may call, by client id."""
     scopes: Scopes = field(default_factory=lambda: DEFAULT_SCOPES)
     input_limits: InputLimits = DEFAULT_LIMITS
     page_limits: PageLimits = PageLimits()
     max_cost: int = 25_000
-    """How many objects one GraphQL operation may give at most."""
+    """Maximum number of objects that one GraphQL operation may return."""
     answers: AnswerMemory = field(default_factory=AnswerMemory)
-    """What an answer may take, and all that are under way together."""
+    """The limit of one answer's bytes, and the budget of all answers in flight."""
     keys_kept_for: timedelta = timedelta(days=7)
     duplicate_window: timedelta = timedelta(hours=1)
-    """How long before another an encounter may lie to be called its possible duplicate; 0 is never."""
+    """Maximum age difference of possible duplicates; 0 disables the check."""

@@ -1,7 +1,7 @@
-"""Names that nearly are a known one: a misspelling is told with the right name, and no other name is repeated.
+"""Spelling of names: a misspelling is reported with the right name, and no other unknown name is repeated.
 
-Files, bodies, queries and settings ask here. What a caller sends as a name may be a person's words about a patient; a
-name within two letters of one of ours is ours to repeat.
+Imports, bodies, queries and settings use this module. A name sent by a caller may contain a person's words about a
+patient. A name within two letters of a known one may be repeated.
 """
 
 import unicodedata
@@ -11,16 +11,17 @@ from itertools import islice
 from typing import NamedTuple
 
 MAX_NAMES = 20
-"""Ignored names that are repeated, at most."""
+"""Maximum number of ignored names that are repeated."""
 
 MAX_COMPARED = 100
-"""Ignored names that are compared with the known ones, at most: a body of 256 KiB may hold 30,000 of them."""
+"""Maximum number of ignored names that are compared with the known ones: a body of 256 KiB may contain 30,000 of them.
+"""
 
 NO_LETTER = frozenset({"Zs", "Zl", "Zp", "Cc", "Cf"})
-"""White space, controls and characters without width, as categories of Unicode."""
+"""White space, controls and zero-width characters, as Unicode categories."""
 
 MAX_NAME_CHARACTERS = 64
-"""A longer name is no misspelling of ours, the longest of which has 20 letters or so."""
+"""A longer name is not a misspelling: the longest known name has about 20 letters."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -31,14 +32,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def near_miss(name: str, known: Collection[str]) -> str | None:
     """Return the known name of which `name` is a spelling or a misspelling, or None.
 
-    Case, white space, `_` and `-` make no difference, so `scheduledAt` is `scheduled_at`. Of a name of five letters or
-    more, two may be wrong, missing or too many; of three or four, one; of fewer, none.
+    Case, white space, `_` and `-` are ignored, so `scheduledAt` is `scheduled_at`. In a name of five letters or more,
+    two may be wrong, missing or extra. In one of three or four letters, one may be; in a shorter one, none.
     """
     return _near_miss(name, frozenset(known)) if len(name) <= MAX_NAME_CHARACTERS else None
 
 
 def near_misses(sent: Iterable[str], known: Collection[str]) -> list[str]:
-    """Return the known names of which those sent hold misspellings, each once."""
+    """Return the known names that are misspelled among those sent, each once."""
     unknown = islice((name for name in sent if name not in known), MAX_COMPARED)
     return list(dict.fromkeys(right for name in unknown if (right := near_miss(name, known))))
 
@@ -62,7 +63,7 @@ def _letters(name: str) -> str:
 
 
 def edit_distance(one: str, other: str) -> int:
-    """Count the letters to insert, delete or replace. Source: Wagner and Fischer, 1974."""
+    """Return the number of letters to insert, delete or replace. Source: Wagner and Fischer, 1974."""
     row = list(range(len(other) + 1))
     for number, letter in enumerate(one, 1):
         above, row[0] = row[0], number
@@ -72,21 +73,21 @@ def edit_distance(one: str, other: str) -> int:
 
 
 class Ignored(NamedTuple):
-    """Names that were sent and mean nothing here."""
+    """Unknown names in a request, which are ignored."""
 
     names: tuple[str, ...] = ()
-    """Those that are ours to repeat, in the order in which they came."""
+    """The names that may be repeated, in the order in which they were sent."""
     others: int = 0
-    """How many more there are."""
+    """The number of other names."""
 
     @classmethod
     def of(cls, sent: Collection[str], ours: Collection[str]) -> "Ignored":
-        """Return which of the names sent, all of them unknown, are near one of ours, and how many are not."""
+        """Return the unknown names that are near a known one, and the number of the others."""
         near = (name for name in islice(sent, MAX_COMPARED) if is_plain(name) and near_miss(name, ours))
         names = tuple(islice(near, MAX_NAMES))
         return cls(names, len(sent) - len(names))
 
 
 def is_plain(name: str) -> bool:
-    """Whether a header can hold the name as a string of RFC 9651."""
+    """Whether a header can contain the name as a string of RFC 9651."""
     return name.isascii() and name.isprintable()

@@ -1,4 +1,4 @@
-"""The REST door: a thin shim over the same functions as the GraphQL door. Its routes, nothing hidden."""
+"""The REST door: a thin layer over the same functions as the GraphQL door, and the complete list of its routes."""
 
 from starlette.routing import Route
 

@@ -1,4 +1,4 @@
-"""Who calls, as the headers of a REST request tell it, and whether the request is looked at at all."""
+"""Authentication and authorization of a REST request by its headers."""
 
 from starlette.requests import Request
 
@@ -8,12 +8,12 @@ from resolvers.rate_limits import Kind
 
 
 async def authorize_request(request: Request, operation: Permission | None = None) -> Context:
-    """Give the context of this request, once nothing but the request itself is left to look at.
+    """Authenticate, rate-limit and authorize the request; return its context.
 
-    Raises what says who calls, then `InsufficientScope`, `RateLimited` or `Forbidden`, in this order.
+    Raises the errors of authentication, then `InsufficientScope`, `RateLimited` or `Forbidden`, in this order.
     """
     context = await signed_in(request)
-    # Counted before anything is refused, because refusals count too.
+    # Counted before any refusal, because refused requests count too.
     kind = Kind.READS if request.method in {"GET", "HEAD", "OPTIONS"} else Kind.WRITES
     request.scope["state"]["allowance"] = allowance = await context.spend(kind)
     if operation is not None:
@@ -24,7 +24,7 @@ async def authorize_request(request: Request, operation: Permission | None = Non
 
 
 async def signed_in(request: Request) -> Context:
-    """Give the context of this request. Raises `Unauthenticated`, `RateLimited`, `InvalidToken` or `Forbidden`."""
+    """Return the context of this request. Raises `Unauthenticated`, `RateLimited`, `InvalidToken` or `Forbidden`."""
     state = request.scope["state"]
     context = await authenticate(state["services"], state["introduction"])
     state["caller"] = context.caller

@@ -1,4 +1,4 @@
-"""Which media types this door speaks, and which of them a client takes. Source: RFC 9110 section 12.5.1."""
+"""Content negotiation: the media types of this door, and those a client accepts. Source: RFC 9110 section 12.5.1."""
 
 import re
 from functools import lru_cache
@@ -9,19 +9,19 @@ from resolvers.errors import NotAcceptable
 
 JSON = "application/json"
 PROBLEM = "application/problem+json"
-"""A refusal as RFC 9457 has it."""
+"""A refusal in the form of RFC 9457."""
 
 _QUALITY = re.compile(r"q=([01](\.[0-9]{0,3})?)")
 
 
 def accept_of(request: Request) -> str:
-    """Give what the client says it takes; nothing said is everything taken."""
+    """Return the request's `Accept` header; without one, everything is acceptable."""
     accept: str = request.scope["state"]["head"].get("accept", "")
     return accept
 
 
 def require_json_is_accepted(request: Request) -> None:
-    """Return if the client takes JSON, or at least problems. Raises `NotAcceptable`."""
+    """Return if the client accepts JSON, or at least problems. Raises `NotAcceptable`."""
     if not _takes_json(accept_of(request)):
         raise NotAcceptable
 
@@ -33,7 +33,7 @@ def _takes_json(accept: str) -> bool:
 
 
 def prefers_problem(accept: str) -> bool:
-    """Say whether a refusal is wanted as a problem: it is named, and JSON is not liked better."""
+    """Return whether a refusal should be a problem: the header names it, with at least the quality of JSON."""
     ranges = _ranges(accept)
     return ranges.get(PROBLEM, 0) > 0 and ranges[PROBLEM] >= _quality(ranges, JSON)
 
@@ -48,6 +48,6 @@ def _ranges(accept: str) -> dict[str, float]:
 
 
 def _quality(ranges: dict[str, float], media_type: str) -> float:
-    # The narrowest range that fits decides, whatever the others say.
+    # The most specific matching range decides, whatever the others say.
     fitting = (media_type, media_type.partition("/")[0] + "/*", "*/*")
     return next((ranges[each] for each in fitting if each in ranges), 0.0)

@@ -1,4 +1,4 @@
-"""Encounters over REST: read the request, call the one function, phrase the answer."""
+"""Encounters over REST: parse the request, call the resolver, build the response."""
 
 import re
 from collections.abc import Mapping
@@ -40,11 +40,11 @@ BODY_MEMBERS = frozenset(RecordEncounter.model_fields)
 MAX_OFFSET = 2**63 - 1
 
 VALID = {"recorded": "no", "message": "It would be recorded; nothing was, because the request asked for that."}
-"""What is answered to a valid request with `validate_only=true`."""
+"""The answer to a valid request with `validate_only=true`."""
 
 
 async def post_encounter(request: Request) -> Response:
-    """Record an encounter: 201 and the encounter. Or only say that it would be: 200."""
+    """Record an encounter: 201 and the encounter; with `validate_only=true`, only validate it: 200."""
     context = await authorize_request(request, Permission.RECORD_ENCOUNTER)
     require_json_is_accepted(request)
     if strict := is_strict(request):
@@ -53,7 +53,7 @@ async def post_encounter(request: Request) -> Response:
     recording = await (dry_run_encounter if _validate_only(request, strict) else record_encounter)(*asked)
     if recording is None:
         return json_answer(_valid(ignored_of(request.scope)))
-    # A replay is the first answer, and so is its tag: whoever asks with it is told what has changed since.
+    # A replay is the first answer, with its tag: a conditional request with that tag detects later changes.
     headers = {"Location": path_of(recording.encounter), "ETag": tag_of_version(1)}
     if recording.replayed:
         headers["Idempotent-Replayed"] = "true"
@@ -63,7 +63,7 @@ async def post_encounter(request: Request) -> Response:
 
 
 async def get_encounters(request: Request) -> Response:
-    """List a patient's encounters, newest first: 200, the slice asked for, and how many there are in all."""
+    """List a patient's encounters, newest first: 200, the requested slice, and the total number."""
     context = await authorize_request(request, Permission.READ_ENCOUNTERS)
     require_json_is_accepted(request)
     patient_id = request.path_params["patient_id"]
@@ -74,14 +74,14 @@ async def get_encounters(request: Request) -> Response:
     if broken:
         raise InvalidInput(broken)
     encounters, total = await list_encounters_by_offset(context, patient_id, limit, offset, MEMBERS)
-    # Put together once: it may be long.
+    # Built in one step, because it may be long.
     body = b'{"patient_id":%b,"encounters":[%b],"total":%d}' % (write_json(patient_id), encounters, total)
     tag = tag_of_body(body)
     return not_modified(tag) if is_known(request, tag) else json_bytes(body, 200, {"ETag": tag})
 
 
 async def get_encounter(request: Request) -> Response:
-    """Show an encounter: 200, or 304 where the caller holds it as it is."""
+    """Return an encounter: 200, or 304 if the caller has the current version."""
     context = await authorize_request(request, Permission.READ_ENCOUNTERS)
     require_json_is_accepted(request)
     if broken := query_violations(request, (), strict=is_strict(request)):
@@ -96,20 +96,20 @@ async def get_encounter(request: Request) -> Response:
 
 
 def path_of(encounter: Encounter) -> str:
-    """Give the path under which the encounter is shown."""
+    """Return the URL path of the encounter."""
     return f"/v1/patients/{quote(encounter.patient_id, safe='')}/encounters/{encounter.id}"
 
 
 def encounter_json(encounter: Encounter) -> dict[str, Any]:
-    """Give the published object of an encounter."""
+    """Return the published object of an encounter."""
     members = dict(zip(MEMBERS, _values(encounter), strict=True))
-    # Already JSON, checked when it came in: it goes out as PostgreSQL holds it, every digit of every number.
+    # Already JSON, validated on input: it is sent as PostgreSQL stores it, with every digit of every number.
     members["metadata"] = orjson.Fragment(members["metadata"])
     return members
 
 
 def published(encounter: Encounter) -> bytes:
-    """Write an encounter as the published page shows it."""
+    """Serialize an encounter as the published page shows it."""
     return write_json(encounter_json(encounter))
 
 
@@ -120,7 +120,7 @@ def _key(request: Request) -> str | None:
         raise InvalidInput([Violation("/idempotency_key", "idempotency_key", "must be sent once", received=received)])
     if not keys:
         return None
-    # The IETF draft has a quoted string here; most clients send the bare key. Both are the same key.
+    # The IETF draft requires a quoted string; most clients send the bare key. Both denote the same key.
     quoted = re.fullmatch(r'"((?:[^"\\]|\\["\\])*)"', keys[0])
     return re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else keys[0]
 
@@ -131,7 +131,7 @@ def _validate_only(request: Request, strict: bool) -> bool:
     broken = query_violations(request, {"validate_only"}, strict=strict)
     values = request.query_params.getlist("validate_only")
     if values not in ([], ["false"], ["true"]):
-        # Taken for false, a misspelt true would record what was only to be tried.
+        # If a misspelt `true` counted as false, a dry run would record the encounter.
         allowed, received = ("true", "false"), json_text.shape_of(values if len(values) > 1 else values[0])
         told = "must be true or false, and be sent once"
         broken.append(Violation("/validate_only", "enum", told, allowed=allowed, received=received))
@@ -148,7 +148,7 @@ async def _members(request: Request) -> dict[str, Any]:
     state = request.scope["state"]
     if not state["sends_json"]:
         raise UnsupportedMediaType
-    # All of it is here already, or it is waited for.
+    # The body is buffered already, or is awaited here.
     body = json_text.read(state["body"].read() if "body" in state else await request.body())
     if not isinstance(body, dict):
         raise MalformedBody("object", "The body must be a JSON object.", json_text.shape_of(body))

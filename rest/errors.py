@@ -1,4 +1,4 @@
-"""The envelope every refusal comes in, and the one table from a GatewayError to its status."""
+"""The body of every refusal, and the one table that maps each GatewayError to its status."""
 
 import math
 from collections.abc import Mapping
@@ -36,26 +36,26 @@ STATUS: Mapping[type[GatewayError], int] = {
     errors.TemporarilyUnavailable: 503,
     errors.ServerError: 500,
 }
-"""An error's status is that of its nearest ancestor here; a test sees that every error has one."""
+"""An error has the status of its nearest ancestor here; a test checks that every error has one."""
 
 
 def status_of(error: GatewayError) -> int:
-    """Give the HTTP status of an error."""
+    """Return the HTTP status of an error."""
     return status_of_kind(type(error))
 
 
 def status_of_kind(kind: type[GatewayError]) -> int:
-    """Give the HTTP status of a kind of error."""
+    """Return the HTTP status of an error class."""
     return next(STATUS[each] for each in kind.__mro__ if each in STATUS)
 
 
 def summary_of(kind: type[GatewayError]) -> str:
-    """Give the sentence in which a kind of error is told."""
+    """Return the summary of an error class."""
     return (kind.__doc__ or "").partition("\n")[0]
 
 
 def headers_of(error: GatewayError) -> dict[str, str]:
-    """Give the headers that belong to an error: challenges (RFC 6750 section 3), when to come back, no reuse."""
+    """Return the headers of an error: challenges (RFC 6750 section 3), allowed methods and types, and `Retry-After`."""
     match error:
         case errors.Unauthenticated():
             return {"WWW-Authenticate": "Bearer"}
@@ -76,7 +76,7 @@ def headers_of(error: GatewayError) -> dict[str, str]:
 
 
 def envelope(error: GatewayError, request_id: str) -> dict[str, Any]:
-    """Give the body of a refusal: `error` and `message` as published, and what we add to them."""
+    """Return the body of a refusal: `error` and `message` as published, and this project's additional members."""
     body: dict[str, Any] = {
         "error": error.code,
         "message": error.message,
@@ -93,7 +93,7 @@ def envelope(error: GatewayError, request_id: str) -> dict[str, Any]:
 
 
 def problem_of(error: GatewayError, request_id: str) -> dict[str, Any]:
-    """Give what RFC 9457 calls the members of the envelope. None of them is made from the request."""
+    """Return the members of RFC 9457 for an error. None of them is derived from the request."""
     return {
         "type": f"/problems/{error.code}",
         "title": summary_of(type(error)),
@@ -104,14 +104,14 @@ def problem_of(error: GatewayError, request_id: str) -> dict[str, Any]:
 
 
 def links_of(error: GatewayError) -> str:
-    """Say where the refusal is explained: its code, and each rule that was broken."""
+    """Return the `Link` header: the explanations of the error's code and of each broken rule."""
     rules = {each.rule: None for each in error.violations} if isinstance(error, errors.InvalidInput) else {}
     pages = [f"/problems/{error.code}", *(f"/rules/{rule}" for rule in rules)]
     return ", ".join([LINK, *(f'<{page}>; rel="describedby"' for page in pages)])
 
 
 def error_response(error: GatewayError, request_id: str, accept: str = "") -> Response:
-    """Phrase a refusal; as a problem where `accept`, the header, prefers one."""
+    """Return the response of a refusal; a problem if `accept`, the header, prefers one."""
     body, media_type = envelope(error, request_id), JSON
     if prefers_problem(accept):
         body, media_type = problem_of(error, request_id) | body, PROBLEM
@@ -119,25 +119,25 @@ def error_response(error: GatewayError, request_id: str, accept: str = "") -> Re
 
 
 class ErrorMiddleware:
-    """The routes; what one of them raises is answered."""
+    """Calls the routes, and converts their errors to responses."""
 
     def __init__(self, routes: ASGIApp) -> None:
         self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve the request."""
+        """Handle the request."""
         try:
             await self._routes(scope, receive, send)
         except (GatewayError, HTTPException) as error:
             if scope["type"] != "http" or "status" in scope["state"]:
-                raise  # there is nobody to tell, or too late
+                raise  # not HTTP, or the response has started
             request = Request(scope)
             phrased = _phrase(request, error) if isinstance(error, GatewayError) else await _phrase_http(request, error)
             await phrased(scope, receive, send)
 
 
 def _phrase(request: Request, error: GatewayError) -> Response:
-    """Answer for an error that a function behind this door raised."""
+    """Return the response for an error that a resolver raised."""
     context: Context | None = getattr(request.state, "context", None)
     if context is not None:
         context.note_refusal(error)
@@ -147,14 +147,14 @@ def _phrase(request: Request, error: GatewayError) -> Response:
 
 
 async def _phrase_http(request: Request, error: HTTPException) -> Response:
-    """Answer for a path or method that no route has: but first, as everywhere, who calls, and how often."""
+    """Return the response for an unknown path or method, after authentication and rate limiting."""
     try:
         await authorize_request(request)
     except GatewayError as refusal:
         return _phrase(request, refusal)
     if error.status_code == 405:
         not_allowed = errors.MethodNotAllowed({*(error.headers or {}).get("Allow", "").split(", "), "OPTIONS"})
-        # What no route has of its own: being asked which methods there are.
+        # OPTIONS, which no route handles itself.
         if request.method == "OPTIONS":
             return empty_answer(204, headers_of(not_allowed))
         return _phrase(request, not_allowed)
@@ -162,7 +162,7 @@ async def _phrase_http(request: Request, error: HTTPException) -> Response:
 
 
 def _without_slash(request: Request) -> str | None:
-    """Return what would do where only a slash at the path's end is too many; None anywhere else."""
+    """Return the message that names the right path, if only a trailing slash is wrong; else None."""
     path: str = request.scope["path"]
     if not path.endswith("/"):
         return None

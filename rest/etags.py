@@ -1,4 +1,4 @@
-"""Entity tags: by which a client learns that what it holds is what is there. Source: RFC 9110 sections 8.8.3 and 13."""
+"""Entity tags, with which a client checks whether its copy is current. Source: RFC 9110 sections 8.8.3 and 13."""
 
 import re
 
@@ -12,21 +12,21 @@ _TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 
 
 def tag_of_version(version: int) -> str:
-    """Give the tag of an encounter: every change makes a new version, and nothing else changes what is shown."""
+    """Return the tag of an encounter: every change makes a new version, and nothing else changes its representation."""
     return f'"{version}"'
 
 
 def tag_of_body(body: bytes) -> str:
-    """Give the tag of what has no version: a digest of what is shown, 128 bits of which no two are likely to meet."""
+    """Return the tag of a body without a version: a digest of 128 bits, which makes a collision improbable."""
     return f'"{xxh3_128_hexdigest(body)}"'
 
 
 def is_known(request: Request, tag: str) -> bool:
-    """Say whether the client holds what has this tag already, by its `If-None-Match`."""
+    """Return whether the client has the representation with this tag, by its `If-None-Match`."""
     named: str = request.scope["state"]["head"].get("if-none-match", "")
     return named.strip() == "*" or tag in _TAG.findall(named)
 
 
 def not_modified(tag: str) -> Response:
-    """Answer 304."""
+    """Return a 304 response."""
     return empty_answer(304, {"ETag": tag})

@@ -1,4 +1,4 @@
-"""Whether the process runs, and whether it can serve. Needs no token and tells nothing about anybody."""
+"""Liveness and readiness of the process. Needs no token and reveals no data of any person."""
 
 import time
 
@@ -10,12 +10,12 @@ from rest.responses import json_answer
 
 
 async def healthz(_request: Request) -> Response:
-    """200 as long as the process runs."""
+    """Return 200 while the process runs."""
     return json_answer({"status": "ok"})
 
 
 async def readyz(request: Request) -> Response:
-    """200 when the database answers; 503 when it does not, or when the process was told to stop."""
+    """Return 200 if the database answers; 503 if it does not, or if the process is shutting down."""
     started = time.perf_counter()
     try:
         await request.state.services.database.ping()

@@ -1,4 +1,4 @@
-"""The description of the REST door, built from the models and tables that serve it."""
+"""The OpenAPI description of the REST door, built from the models and tables that serve it."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -47,11 +47,11 @@ OPERATIONS = {
     ("get", ONE): Permission.READ_ENCOUNTERS,
     ("get", METRICS): Permission.READ_METRICS,
 }
-"""Which right each operation needs; every one that needs a token is listed."""
+"""The permission that each operation needs; every operation with a token is listed."""
 
 
 async def openapi_document(request: Request) -> Response:
-    """Answer with the description, as this gateway's scopes have it. Needs no token: it is the published contract."""
+    """Return the description with this gateway's scopes. Needs no token: it is the published contract."""
     return json_bytes(_written(frozenset(request.state.services.scopes.items())), 200)
 
 
@@ -61,12 +61,12 @@ def _written(scopes: frozenset[tuple[Permission, tuple[str, ...]]]) -> bytes:
 
 
 def openapi_json() -> str:
-    """Give the description as JSON text, as it is kept in `rest/openapi.json`."""
+    """Return the description as JSON text, as stored in `rest/openapi.json`."""
     return json.dumps(openapi(), indent=2, ensure_ascii=False)
 
 
 def openapi(scopes: Scopes = DEFAULT_SCOPES) -> Json:
-    """Describe every path, status and member of the REST door (OpenAPI 3.1)."""
+    """Return the description of every path, status and member of the REST door (OpenAPI 3.1)."""
     described = _described()
     for (method, path), operation in OPERATIONS.items():
         entry = described["paths"][path][method]
@@ -146,7 +146,7 @@ def _record() -> Json:
                 "Idempotency-Key",
                 "Names this request, such as `visit-4711`, so that it may be sent again safely; "
                 "kept for at least 24 hours. Each request has one of its own.",
-                # A key, or one in quotation marks.
+                # A key, bare or in quotation marks.
                 pattern=r'^([!#-~][!-~]{0,127}|"[!#-\[\]-~]{1,128}")$',
             ),
             _prefer(),
@@ -315,7 +315,7 @@ def _told(description: str, example: Any) -> Json:
 
 
 def _nullable(column: Json) -> Json:
-    """Say "or null" as the published page does: as one more type."""
+    """Return the column as nullable in the form of the published page: "null" as one more type."""
     column = {key: value for key, value in column.items() if key not in {"title", "default", "description"}}
     if "anyOf" not in column:
         return column
@@ -573,7 +573,7 @@ def _prefer() -> Json:
 
 
 def _header(name: str, description: str, **string: str) -> Json:
-    """Give a header that may be left out. It has no example: pages fill it in for everybody, and all would send it."""
+    """Return an optional header, without an example: documentation pages would prefill it for every reader."""
     return {
         "name": name,
         "in": "header",
@@ -601,14 +601,14 @@ def _json(schema: Json, example: Any) -> Json:
 
 
 class _WithoutDefaults(GenerateJsonSchema):
-    """A member that may be left out simply may be: what Python holds in its place is not part of the wire."""
+    """Omits the default values: the Python value of an omitted member is not part of the wire format."""
 
     def default_schema(self, schema: WithDefaultSchema) -> JsonSchemaValue:
         return self.generate_inner(schema["schema"])
 
 
 def _inlined(schema: Json) -> Json:
-    """Put each definition where it is referred to, and drop the titles pydantic makes up."""
+    """Inline each definition where it is referenced, and drop the titles that pydantic generates."""
     definitions = schema.pop("$defs", {})
 
     def inline(part: Any) -> Any:

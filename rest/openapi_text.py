@@ -1,4 +1,4 @@
-"""What the description of the REST door says in words, and the examples that it shows."""
+"""The prose and the examples of the OpenAPI description."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -54,7 +54,7 @@ EXAMPLES: tuple[GatewayError, ...] = (
     errors.ServerError(),
     errors.OutcomeUnknown(),
 )
-"""A refusal of each status, to be shown as this door phrases it."""
+"""An error of each status, shown as an example answer."""
 
 REQUEST_ID = "0b6c1e0e-8f5e-4a53-9d0a-2f6f1f3f9d11"
 
@@ -88,14 +88,14 @@ HEADERS: Mapping[str, tuple[str, str]] = {
     ),
     "RateLimit": ('What is left: `"writes";r=199;t=60` is 199 now, and more in 60 seconds.', '"writes";r=199;t=60'),
 }
-"""Every header of an answer, with an example."""
+"""Every response header, with an example."""
 
 ALWAYS = ("X-Request-Id", "Link")
 PREFERENCES = ("X-Ignored", "Preference-Applied")
-"""On every answer to a request of which a name was ignored, or which prefers one handling of such names."""
+"""On every answer to a request with an ignored name, or with a preference for the handling of such names."""
 
 SIGNED_IN = ("X-RateLimit-Remaining", "X-RateLimit-Reset", "RateLimit-Policy", "RateLimit")
-"""On every answer to a caller who has signed in, unless the kind has no limit."""
+"""On every answer to an authenticated caller, unless the kind is unlimited."""
 
 HEADERS_OF: Mapping[int, tuple[str, ...]] = {
     401: ("WWW-Authenticate",),
@@ -122,6 +122,6 @@ ENCOUNTER: Mapping[str, tuple[str, Any]] = {
     "created_at": ("When the gateway recorded it.", "2026-11-24T08:00:00.123456Z"),
     "updated_at": ("When the gateway last changed it.", "2026-11-24T08:00:00.123456Z"),
 }
-"""What each member means, and what it may look like."""
+"""The description and an example of each member."""
 
 EXAMPLE = {name: example for name, (_, example) in ENCOUNTER.items()}

@@ -1,7 +1,8 @@
-"""What a request names that is not known here, and whether its sender wants it refused. Source: RFC 7240.
+"""Unknown names in a request, and whether its sender prefers that they are refused. Source: RFC 7240.
 
-Unknown names are ignored and told in `X-Ignored`; under `Prefer: handling=strict` they are refused. A query parameter
-that is nearly a known one is always refused: ignored, it would record what was only to be tried, or list everything.
+Unknown names are ignored and listed in `X-Ignored`; under `Prefer: handling=strict` they are refused. A misspelt query
+parameter is always refused: if it were ignored, a dry run would record, or a list would have other items than
+requested.
 """
 
 import re
@@ -18,7 +19,7 @@ from rest.responses import Fields
 
 Handling = Literal["strict", "lenient"]
 
-# The commas between preferences, and not those in their quoted strings, take them apart.
+# Preferences are separated by commas outside quoted strings.
 _PREFERENCE = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*")+')
 _HANDLING = re.compile(r'handling\s*=\s*("?)(strict|lenient)\1\s*(;.*)?', re.IGNORECASE)
 _NAMES_HANDLING = re.compile(r"handling\s*(=|;|$)", re.IGNORECASE)
@@ -26,7 +27,7 @@ _TOKEN = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
 def is_strict(request: Request) -> bool:
-    """Whether unknown names are to be refused. The preference that decides is kept to be told as applied."""
+    """Whether unknown names are refused. Stores the effective preference for the answer's `Preference-Applied`."""
     prefer: str | None = request.scope["state"]["head"].get("prefer")
     if prefer is None:
         return False
@@ -38,14 +39,14 @@ def is_strict(request: Request) -> bool:
 
 def _handling(prefer: str) -> Handling | None:
     preferences = map(str.strip, _PREFERENCE.findall(prefer))
-    # Of a preference that is named twice the first counts.
+    # If a preference is named twice, the first counts.
     first = next(filter(_NAMES_HANDLING.match, preferences), "")
     match = _HANDLING.fullmatch(first)
     return cast("Handling", match[2].lower()) if match else None
 
 
 def query_violations(request: Request, known: Collection[str], *, strict: bool) -> list[Violation]:
-    """Return what is wrong with the names of the query's parameters; other unknown ones are ignored."""
+    """Return the violations of the query's parameter names; other unknown names are ignored."""
     if not request.scope["query_string"]:
         return []
     sent = [name for name in dict.fromkeys(request.query_params.keys()) if name not in known]
@@ -56,17 +57,17 @@ def query_violations(request: Request, known: Collection[str], *, strict: bool) 
 
 
 def ignore(request: Request, names: Iterable[str]) -> None:
-    """Keep the names of what is ignored of this request, so that its answer tells them."""
+    """Store the ignored names of this request, so that its answer lists them."""
     request.scope["state"].setdefault("ignored", []).extend(names)
 
 
 def ignored_of(scope: Scope) -> Ignored:
-    """Return what was ignored of the request."""
+    """Return the ignored names of the request."""
     return Ignored.of(scope["state"].get("ignored", ()), NAMES)
 
 
 def preference_fields(scope: Scope) -> Fields:
-    """Return the fields of an answer that tell what was ignored, and which preference was applied."""
+    """Return the answer's header fields for ignored names and for the applied preference."""
     state = scope["state"]
     fields: list[tuple[bytes, bytes]] = []
     if state.get("ignored"):

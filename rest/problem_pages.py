@@ -1,6 +1,6 @@
-"""What a refusal means: a page for each code and each rule, to which refusals point.
+"""Explanations of refusals: a page for each code and each rule, to which refusals link.
 
-Needs no token, because whoever was refused one may follow the link, and tells nothing about anybody.
+Needs no token, because a caller that was refused one may follow the link; it reveals no data of any person.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from rest.errors import status_of_kind, summary_of
 
 
 async def problem(request: Request) -> Response:
-    """Say what a code means, in each case in which it is told."""
+    """Return the explanation of a code, for each error that has it."""
     code = request.path_params["code"]
     kinds = [kind for kind in refusals() if kind.code == code]
     if not kinds:
@@ -25,7 +25,7 @@ async def problem(request: Request) -> Response:
 
 
 async def rule(request: Request) -> Response:
-    """Say what a rule asks for, with an example that breaks it and one that keeps it."""
+    """Return the meaning of a rule, with an example that breaks it and one that satisfies it."""
     name = request.path_params["rule"]
     found = RULES.get(name)
     if found is None:
@@ -34,7 +34,7 @@ async def rule(request: Request) -> Response:
 
 
 def refusals(kind: type[GatewayError] = GatewayError) -> Iterator[type[GatewayError]]:
-    """Give every kind of refusal that has a code."""
+    """Yield every error class that has a code."""
     for child in kind.__subclasses__():
         if hasattr(child, "code"):
             yield child

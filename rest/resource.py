@@ -1,4 +1,4 @@
-"""A resource: an address, and a function for each method that it has."""
+"""A resource: a URL path, with a function for each of its methods."""
 
 from collections.abc import Awaitable, Callable
 
@@ -13,13 +13,13 @@ Answer = Callable[[Request], Awaitable[Response]]
 
 
 class Resource:
-    """Serves one address. Starlette's `HTTPEndpoint` is made for each request, and looks for its methods each time."""
+    """Serves one path. Starlette's `HTTPEndpoint` is instantiated, and looks up its methods, for each request."""
 
     def __init__(self, *, get: Answer, post: Answer | None = None) -> None:
         self._by_method = {"GET": get, "HEAD": get} | ({"POST": post} if post else {})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request. Raises `HTTPException` for a method that it has not."""
+        """Handle one request. Raises `HTTPException` for a method that it does not have."""
         answer = self._by_method.get(scope["method"])
         if answer is None:
             raise HTTPException(405, headers={"Allow": ", ".join(self._by_method)})

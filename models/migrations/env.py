@@ -1,4 +1,4 @@
-"""Alembic's entry: the connection is handed in by `gateway migrate`; nothing here opens one."""
+"""The entry point of Alembic: `gateway migrate` passes the connection; this module opens none."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from models.base import PROCESS_SCHEMA, SCHEMA
 
 
 def only_ours(name: str | None, kind: str, _parents: Any) -> bool:
-    """Compare our schema only, so that a shared database's other tables are none of our business."""
+    """Return whether to compare the object: other schemas of a shared database are ignored."""
     return kind != "schema" or name in {SCHEMA, PROCESS_SCHEMA}
 
 

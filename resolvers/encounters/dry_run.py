@@ -1,4 +1,4 @@
-"""A rehearsal of recording: what would come of it, with nothing written."""
+"""A dry run of recording: the outcome of `record_encounter`, without a write."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,9 +16,9 @@ from resolvers.patients import find_patient
 async def dry_run_encounter(
     context: Context, patient_id: str, members: Mapping[str, Any], key: str | None = None
 ) -> Recording | None:
-    """Say what `record_encounter` would answer: None where it would record, the recording where it would replay one.
+    """Return what `record_encounter` would: None if it would record, the recording if it would replay one.
 
-    Reads only, so the key stays free. Raises what `record_encounter` would raise, in the same order.
+    It only reads, so the key stays unclaimed. Raises what `record_encounter` would raise, in the same order.
     """
     context.require(Permission.RECORD_ENCOUNTER)
     brand_id = context.acting_brand(members.get("brand_id"))

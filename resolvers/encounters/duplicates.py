@@ -1,7 +1,7 @@
-"""Encounters that may be the same one told twice: a warning to whoever has just recorded, and never a merge.
+"""Possible duplicates of an encounter: a warning to the caller that has just recorded it, never a merge.
 
-An idempotency key tells for certain, of requests. This guesses, of encounters: two systems may each have told of the
-same visit, or a person may have typed it in again.
+An idempotency key identifies repeated requests with certainty. Possible duplicates are a guess: two systems may each
+have recorded the same visit, or a person may have entered it twice.
 """
 
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ RECORDED: Table = Encounters.__table__.alias("recorded")  # type: ignore[attr-de
 EARLIER: Table = Encounters.__table__.alias("earlier")  # type: ignore[attr-defined]
 
 MOST = 10
-"""How many are named at most: the warning is the same, and its cost bounded."""
+"""Maximum number of duplicates named for an encounter: more would not change the warning, and the cost is bounded."""
 
-# Served by `ix_encounters_patient_id_created_at_id`, which the list's own order is: of two recorded in one instant, the
-# one with the lesser id came first.
+# Served by `ix_encounters_patient_id_created_at_id`, which has the list's own order: of two encounters recorded at one
+# instant, the one with the lesser id is the earlier.
 ALIKE = (
     select(EARLIER)
     .where(
@@ -54,10 +54,10 @@ POSSIBLE_DUPLICATES = BoundedStatement(
 
 
 async def possible_duplicates_of(context: Context, encounters: Sequence[tuple[str, UUID]]) -> list[list[Encounter]]:
-    """Give, for each encounter (its patient and id), those like it that were recorded shortly before, newest first.
+    """Return, for each encounter (its patient and id), similar encounters recorded shortly before it, newest first.
 
-    Like it is: of the same patient, type and provider, or lack of one, and not entered in error. Raises
-    `InsufficientScope`: whoever may only record is not told what else there is.
+    Similar encounters have the same patient, type and provider (or none) and are not entered in error. Raises
+    `InsufficientScope`: a caller that may only record must not learn of other encounters.
     """
     context.require(Permission.READ_ENCOUNTERS)
     window = context.services.duplicate_window

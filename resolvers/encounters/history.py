@@ -1,4 +1,4 @@
-"""The versions of an encounter: appended with each change, read back as its history."""
+"""The versions of an encounter: appended with each change, returned as its history."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ APPEND_VERSION = Statement(
     insert(TABLE).values({column.name: bindparam(column.name, type_=column.type) for column in TABLE.c})
 )
 MOST_VERSIONS: Final = 100
-"""How many versions of an encounter are given at once at most: its history has no end, and is priced by this."""
+"""Maximum versions of an encounter in one answer; a history is unbounded, and its cost is computed from this number."""
 
 VERSIONS_OF_ENCOUNTERS = BoundedStatement(
     select(TABLE)
@@ -31,7 +31,7 @@ VERSIONS_OF_ENCOUNTERS = BoundedStatement(
         TABLE.c.patient_id == any_(bindparam("patient_ids", type_=ARRAY(Text))),
         TABLE.c.encounter_id == any_(bindparam("encounter_ids", type_=ARRAY(TABLE.c.encounter_id.type))),
         TABLE.c.brand_id == bindparam("brand_id"),
-        # They are counted without a gap, so numbers are places.
+        # Versions are numbered without gaps, so numbers are positions.
         TABLE.c.version > bindparam("after", type_=BigInteger),
         TABLE.c.version <= bindparam("until", type_=BigInteger),
     )
@@ -49,7 +49,7 @@ class Change(NamedTuple):
 
 
 class Version(NamedTuple):
-    """One version of an encounter: what made it, and what that changed."""
+    """One version of an encounter: the kind of change that made it, and the changed members."""
 
     version: int
     kind: EncounterEventKind
@@ -68,7 +68,7 @@ async def append_version(
     changes: Mapping[str, tuple[Any, Any]] | None = None,
     reason: str | None = None,
 ) -> None:
-    """Append what made an encounter what it is now; `changes` are columns with their values before and after."""
+    """Append the current version of an encounter; `changes` maps columns to their values before and after."""
     shown = {
         name: {"before": _json_value(name, before), "after": _json_value(name, after)}
         for name, (before, after) in (changes or {}).items()
@@ -100,9 +100,9 @@ def _json_value(column: str, value: Any) -> Any:
 async def histories_of(
     context: Context, encounters: Sequence[tuple[str, UUID]], first: int = MOST_VERSIONS, after: int = 0
 ) -> list[list[Version]]:
-    """Give the versions of each encounter (its patient and id), oldest first, in the order of `encounters`.
+    """Return the versions of each encounter (its patient and id), oldest first, in the order of `encounters`.
 
-    The `first` so many behind the version `after`. Raises `AnswerTooLarge` or `AnswerMemoryFull`.
+    At most `first` versions after the version `after`. Raises `AnswerTooLarge` or `AnswerMemoryFull`.
     """
     context.require(Permission.READ_ENCOUNTERS)
     brand_id = context.acting_brand()
@@ -120,7 +120,7 @@ async def histories_of(
     histories: dict[UUID, list[Version]] = {}
     for row in rows:
         histories.setdefault(row["encounter_id"], []).append(_version(row))
-    # Its changes hold what was written before and after: whoever is given them has read the encounter.
+    # The changes contain the encounter's members, so a read of the encounter is audited.
     context.note_given(Counter((brand_id, patient_id) for patient_id, each in encounters if each in histories))
     return [histories.get(encounter_id, []) for _, encounter_id in encounters]
 

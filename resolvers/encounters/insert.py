@@ -1,8 +1,9 @@
-"""What is kept of a recording, and the one statement that keeps it: for one encounter, or for many at once.
+"""The rows of a recording, and the one statement that inserts them, for one encounter or for several.
 
-The encounter, its version, its audit entry, its event and its key are one statement, and so one transaction. Several
-recordings of a brand may share it: then they share the commit too, which is most of what a recording costs. One server
-likes this form best and a cluster likes it least; the cluster's is in `resolvers/encounters/record.py`, step by step.
+The encounter, its version, its audit entry, its event and its key are inserted in one statement, and so in one
+transaction. Several recordings of a brand may share it: they share the commit, which is most of a recording's cost.
+This form is fastest on one server and slowest on a cluster. `resolvers/encounters/record.py` has the cluster's form,
+one statement after another.
 """
 
 from collections.abc import Sequence
@@ -21,13 +22,13 @@ from resolvers.sql import Database, Statement
 # The first answer
 
 TO_COME = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
-"""In an answer that is written before the row is: the time that the database will say."""
+"""Placeholder in an answer that is written before the row: the database replaces it by the time of recording."""
 
 WRITTEN_TO_COME = json_text.instant(TO_COME)
 
 
 class Answer(NamedTuple):
-    """An answer in the published form, in which nothing is missing but the time of recording, twice."""
+    """An answer in the published form, split at its two occurrences of the time of recording."""
 
     head: str | None
     middle: str | None
@@ -35,12 +36,12 @@ class Answer(NamedTuple):
 
     @classmethod
     def of(cls, published: bytes) -> Self:
-        """Take apart an answer whose two times are `TO_COME`."""
-        # They are its last two members: nothing that a person wrote can be taken for them.
+        """Split an answer whose two times are `TO_COME`."""
+        # The times are its last two members, so text that a person wrote cannot be mistaken for them.
         return cls(*published.decode().rsplit(WRITTEN_TO_COME, 2))
 
     def at(self, time: datetime) -> bytes | None:
-        """Give the answer with its times, or None where there is none."""
+        """Return the answer with its times filled in, or None if there is no answer."""
         if self.head is None:
             return None
         instant = json_text.instant(time)
@@ -48,7 +49,7 @@ class Answer(NamedTuple):
 
 
 NO_ANSWER = Answer(None, None, None)
-"""Where there is no key to keep it for."""
+"""For a recording without a key, whose answer is not stored."""
 
 
 # The statement
@@ -61,11 +62,11 @@ COLUMNS = {
 }  # fmt: skip
 
 OF_THE_ENCOUNTER = tuple(COLUMNS)[:8]
-"""Those that are the encounter's own."""
+"""The encounter's own columns."""
 
-# Each patient is looked up by itself: the planner, which cannot know how many were sent, would read them all where they
-# are few thousands. Keys are claimed in one order, whoever's they are, so that two statements at once cannot wait for
-# each other. Events are appended in the order of the encounters: the relay goes by that.
+# Each patient is looked up separately. The planner does not know the number of rows sent, and would read the whole
+# table of a few thousand patients. Keys are claimed in one global order, so that two concurrent statements cannot
+# deadlock. Events are appended in the order of the encounters, which the relay preserves.
 KEEP = """
 known AS (
     SELECT sent.*, now() AS at, replace(
@@ -132,9 +133,9 @@ FROM sent LEFT JOIN known USING (id) LEFT JOIN kept USING (id)
 """
 
 
-# In the statement itself, because a statement of its own would cost a round trip. It holds until the transaction ends,
-# which is this statement, so a pooler passes nothing of it on. It is evaluated before `sent` has a row, and locks are
-# taken after that.
+# Set within the statement, because a separate statement would cost a round trip. It holds until the transaction ends,
+# which is this statement, so a pooler never passes it on. It is evaluated before `sent` has a row, and locks are taken
+# after that.
 LIMIT_LOCK_WAITS = "set_config('lock_timeout', CAST(:lock_timeout AS text), true)"
 
 NO_LOCK_TIMEOUT = "0"
@@ -160,21 +161,21 @@ async def keep_at_once(
     within_seconds: float,
     lock_timeout: str = NO_LOCK_TIMEOUT,
 ) -> list[Kept]:
-    """Keep recordings of one brand in one statement, and say what came of each, in their order.
+    """Insert recordings of one brand in one statement, and return the outcome of each, in their order.
 
     Args:
-        database: Where to keep them.
-        brand_id: Whose they are.
-        news: What to keep.
-        kept_for: How long their keys are kept.
-        within_seconds: How long to wait for a connection.
-        lock_timeout: How long to wait for a lock that another transaction holds, in PostgreSQL's form (`50ms`).
+        database: The database to insert into.
+        brand_id: The brand of all recordings.
+        news: The recordings.
+        kept_for: How long their idempotency keys are stored.
+        within_seconds: Maximum wait for a connection.
+        lock_timeout: Maximum wait for a lock of another transaction, in PostgreSQL's form (`50ms`).
 
     Raises:
-        Locked: A lock was held for longer; none was kept.
-        TemporarilyUnavailable: None was kept.
+        Locked: A lock was held for longer; no recording was inserted.
+        TemporarilyUnavailable: No recording was inserted.
         OutcomeUnknown: The connection was lost.
-        asyncpg.PostgresError: A row breaks a rule of the database's; none was kept.
+        asyncpg.PostgresError: A row violates a constraint; no recording was inserted.
     """
     many = len(news) > 1
     sent = {"sent": _written(news)} if many else news[0]._asdict()
@@ -192,13 +193,13 @@ async def keep_at_once(
 
 
 def _written(news: Sequence[NewEncounter]) -> bytes:
-    # One text costs less than half of what the driver takes to look at twenty lists, value by value.
+    # One JSON text costs less than half of the driver's time to encode twenty lists value by value.
     rows = [new._asdict() | {"metadata": orjson.Fragment(new.metadata)} for new in news]
     return orjson.dumps(rows, default=_hexadecimal)
 
 
 def _hexadecimal(value: object) -> str:
-    """Write bytes as PostgreSQL reads them."""
+    """Return bytes in PostgreSQL's hexadecimal format."""
     if not isinstance(value, bytes):
         raise TypeError
     return f"\\x{value.hex()}"

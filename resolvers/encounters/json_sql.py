@@ -1,7 +1,7 @@
-"""Encounters as JSON that PostgreSQL writes: to the letter as Python would, and a twentieth of the work.
+"""SQL that serializes encounters to JSON, byte for byte as Python does, at a twentieth of the CPU time.
 
-A piece is SQL of type text, or text that is there already; `joined` puts pieces into one expression. Every piece is
-never null.
+A piece is an SQL expression of type text, or a literal text; `joined` concatenates pieces into one expression. No piece
+is ever null.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,19 +19,19 @@ class Literal(NamedTuple):
 
 
 class SqlExpr(NamedTuple):
-    """SQL that gives a text, never null."""
+    """An SQL expression of type text, never null."""
 
     sql: str
 
 
 class Long(NamedTuple):
-    """SQL that gives a text that may be long, never null: its bytes are counted where a list is bounded."""
+    """An SQL expression of a text that may be long, never null: its bytes are counted where a list is bounded."""
 
     sql: str
 
 
 class SqlRows(NamedTuple):
-    """SQL that gives the rows of a list as one text, never null: it may be long, and each `||` would copy it."""
+    """An SQL expression of a list's rows as one text, never null. It may be long, and each `||` would copy it."""
 
     sql: str
 
@@ -40,7 +40,7 @@ Piece = Literal | SqlExpr | Long | SqlRows
 
 
 def joined(pieces: Iterable[Piece]) -> str:
-    """Give the SQL of all the pieces, one after the other."""
+    """Return the SQL that concatenates the pieces."""
     parts: list[str] = []
     said = ""
     for piece in (*pieces, SqlExpr("")):
@@ -56,7 +56,7 @@ def joined(pieces: Iterable[Piece]) -> str:
 
 
 def merge_adjacent(pieces: Iterable[Piece]) -> list[Piece]:
-    """Join what lies between the lists, so that each list can be a column to itself; what is only said stays said."""
+    """Merge the pieces between lists, so that each list can have its own column; adjacent literals stay a literal."""
     parts: list[Piece] = []
     for are_lists, each in groupby(pieces, key=lambda piece: isinstance(piece, SqlRows)):
         together = list(each)
@@ -71,7 +71,7 @@ def merge_adjacent(pieces: Iterable[Piece]) -> list[Piece]:
 
 
 def object_of(members: Sequence[tuple[str, Sequence[Piece]]]) -> list[Piece]:
-    """Give the pieces of a JSON object. The names are plain: nothing in them needs an escape."""
+    """Return the pieces of a JSON object. The names must not need an escape."""
     pieces: list[Piece] = []
     for number, (name, value) in enumerate(members):
         pieces += [Literal(f'{"," if number else "{"}"{name}":'), *value]
@@ -79,10 +79,10 @@ def object_of(members: Sequence[tuple[str, Sequence[Piece]]]) -> list[Piece]:
 
 
 def items_of(item: Sequence[Piece], *, order_by: str | None = None, only: str = "") -> str:
-    """Give the SQL of a list's items with commas between them: one for each row that `only` lets through.
+    """Return the SQL of a list's items, joined by commas: one for each row for which `only` holds.
 
-    With no `order_by` in the order of the rows, which a subquery alone has to give. Source: PostgreSQL documentation,
-    9.21 "Aggregate Functions".
+    Without `order_by` the items have the order of the rows, which a subquery must then define. Source: PostgreSQL
+    documentation, 9.21 "Aggregate Functions".
     """
     ordered = f" ORDER BY {order_by}" if order_by else ""
     filtered = f" FILTER (WHERE {only})" if only else ""
@@ -90,11 +90,11 @@ def items_of(item: Sequence[Piece], *, order_by: str | None = None, only: str = 
 
 
 USUAL_BYTES = 40
-"""Bytes of a member that is not long, about: an id or an instant with its quotation marks."""
+"""Approximate bytes of a member that is not long: an id or an instant with its quotation marks."""
 
 
 def bytes_of(items: Sequence[Piece]) -> str:
-    """Return SQL for about the bytes of one row's items."""
+    """Return SQL for the approximate bytes of one row's items."""
     said = sum(len(piece.text) if isinstance(piece, Literal) else USUAL_BYTES for piece in items)
     return " + ".join([str(said), *(f"octet_length({piece.sql})" for piece in items if isinstance(piece, Long))])
 
@@ -103,12 +103,12 @@ def bytes_of(items: Sequence[Piece]) -> str:
 
 
 def text_of(row: str, name: str) -> list[Piece]:
-    """A string of a row of `ENCOUNTERS` that may be null."""
+    """Return a nullable string of a row of `ENCOUNTERS`."""
     return [Long(f"coalesce({row}.{name}_json, 'null')")]
 
 
 def string_of(column: str) -> list[Piece]:
-    """A string that is never null."""
+    """Return a string that is never null."""
     return [SqlExpr(f"to_json({column})::text")]
 
 
@@ -116,32 +116,33 @@ INSTANTS = ("scheduled_at", "started_at", "ended_at", "created_at", "updated_at"
 TEXTS = ("chief_complaint", "notes")
 _AS_JSON = ", ".join(f"to_json(e.{name})::text AS {name}_json" for name in (*INSTANTS, *TEXTS))
 COLUMNS = f"SELECT e.*, {_AS_JSON}, e.metadata::text AS metadata_json"
-"""Columns of encounters, instants and long members also as JSON: which is looked at twice, or measured, and so made
-once."""
+"""Columns of encounters, with instants and long members also as JSON: these are used twice or measured, and so computed
+once.
+"""
 
 ENCOUNTERS = f"{COLUMNS} FROM patient_graph.encounters e"
 """Encounters with these columns."""
 
 
-# How a text of each length goes on after its seconds: PostgreSQL leaves out the zeros at the end of microseconds, and
-# `json_text.instant` does not. The others, without microseconds or with six digits of them, only need the `Z`.
+# The ending for each length of the text: PostgreSQL drops trailing zeros of microseconds, and `json_text.instant` does
+# not. A text without microseconds, or with six digits of them, only needs the `Z`.
 _ENDINGS = " ".join(f"WHEN {34 - zeros} THEN '{'0' * zeros}Z'" for zeros in range(6))
 
 
 def instant_of(row: str, name: str) -> list[Piece]:
-    """An instant of a row of `ENCOUNTERS`: in UTC because the session is, its microseconds where it has any."""
+    """Return an instant of a row of `ENCOUNTERS`, in UTC because the session is, with microseconds if it has any."""
     written = f"{row}.{name}_json"
     text = f"replace({written}, '+00:00', CASE octet_length({written}) {_ENDINGS} ELSE 'Z' END)"
     return [SqlExpr(f"coalesce({text}, 'null')")]
 
 
 def word_of(column: str, *, upper: bool) -> list[Piece]:
-    """One of an enum's words."""
+    """Return the value of an enum."""
     return [Literal('"'), SqlExpr(f'upper({column} COLLATE "C")' if upper else column), Literal('"')]
 
 
 def members_of(row: str, *, upper: bool) -> dict[str, list[Piece]]:
-    """Give each column of a row of `ENCOUNTERS` as JSON; `upper` for the words of GraphQL's enums."""
+    """Return each column of a row of `ENCOUNTERS` as JSON; `upper` for the values of GraphQL's enums."""
     return {
         "id": [Literal('"'), SqlExpr(f"{row}.id::text"), Literal('"')],
         "patient_id": string_of(f"{row}.patient_id"),

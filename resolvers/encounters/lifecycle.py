@@ -1,7 +1,7 @@
-"""The life of an encounter: the one table of what may follow what, and the function that moves an encounter along it.
+"""The lifecycle of an encounter: its transition table, and the function that applies a transition.
 
-Two people may well change the same encounter at once. Each change locks the row, so that it is judged by what is there,
-and whoever says which version they have seen is told when it is not the newest any more.
+Two callers may change the same encounter concurrently. Each change locks the row and is checked against the row's
+current state. A caller that states the version it has read gets `StaleVersion` if it is not the newest.
 """
 
 from collections.abc import Mapping
@@ -23,16 +23,16 @@ from resolvers.ids import id_or_none
 from resolvers.outbox import append_event
 from resolvers.sql import Connection, Row, Statement
 
-# The table
+# The transition table
 
 
 class Transition(NamedTuple):
-    """What one action does: from which statuses, to which, and what it is called when it is done."""
+    """One action: the statuses it starts from, the status it leads to, and the kind of its event."""
 
     kind: EncounterEventKind
     sources: frozenset[EncounterStatus]
     target: EncounterStatus | None = None
-    """None where the status stays."""
+    """None if the status does not change."""
     command: type[Change] = Change
 
 
@@ -54,23 +54,23 @@ LIFECYCLE: Mapping[EncounterAction, Transition] = {
         EncounterEventKind.ENTERED_IN_ERROR, _NOT_IN_ERROR, EncounterStatus.ENTERED_IN_ERROR, MarkEnteredInError
     ),
     EncounterAction.RESCHEDULE: Transition(EncounterEventKind.RESCHEDULED, frozenset({_SCHEDULED}), command=Reschedule),
-    # Also when it is over: that is when most of what was written wrongly is found.
+    # Also after the encounter has ended, when most mistakes in it are found.
     EncounterAction.AMEND: Transition(EncounterEventKind.AMENDED, _NOT_IN_ERROR, command=AmendEncounter),
 }
-"""Source: the platform's published lifecycle; the documentation's table is printed from this one."""
+"""Source: the platform's published lifecycle. The documentation's table is generated from this one."""
 
 
 def allowed_actions(status: EncounterStatus) -> list[EncounterAction]:
-    """Give what can be done with an encounter that has this status."""
+    """Return the actions that are allowed in this status."""
     return [action for action, transition in LIFECYCLE.items() if status in transition.sources]
 
 
-# Moving along it
+# Applying a transition
 
 PATIENT_OF_ENCOUNTER = Statement(
     select(TABLE.c.patient_id).where(TABLE.c.id == bindparam("id", type_=TABLE.c.id.type), OF_BRAND)
 )
-# The time is the lock's, not the transaction's: of two changes, the one that waited must not look like the earlier.
+# The time of the lock, not of the transaction: of two changes, the one that waited must have the later time.
 LOCK_ENCOUNTER = Statement(
     select(TABLE, func.clock_timestamp().label("now"))
     .where(OF_PATIENT, TABLE.c.id == bindparam("id", type_=TABLE.c.id.type), OF_BRAND)
@@ -94,11 +94,11 @@ async def change_encounter(
     members: Mapping[str, Any] | None = None,
     expected_version: int | None = None,
 ) -> Encounter:
-    """Do something with an encounter, and give it as it is afterwards.
+    """Apply an action to an encounter, and return its new state.
 
-    What changes nothing makes no new version. It only shows the encounter, and so needs the right to read.
+    An action that changes nothing creates no version. It only shows the encounter, and so requires permission to read.
 
-    `members` are those of the action's command, unchecked. Raises `InsufficientScope`, `Forbidden`, `InvalidInput`,
+    `members` are those of the action's command, unvalidated. Raises `InsufficientScope`, `Forbidden`, `InvalidInput`,
     `EncounterNotFound`, `StaleVersion`, `IllegalTransition`, `TemporarilyUnavailable` or `OutcomeUnknown`, in this
     order.
     """
@@ -121,7 +121,7 @@ async def change_encounter(
             encounter = Encounter(**after)
             await _keep(connection, context, encounter, transition.kind, changes=changes, reason=command.reason)
     if not changes:
-        # Nothing was done that would give a right to see it.
+        # Without a change, the caller needs permission to read the encounter.
         context.require(Permission.READ_ENCOUNTERS)
         encounter = Encounter(**before)
         context.note_read([encounter])
@@ -131,8 +131,8 @@ async def change_encounter(
 
 
 async def _place_of(context: Context, brand_id: str, encounter_id: str) -> dict[str, Any]:
-    """Give what leads to the encounter's row. Raises `EncounterNotFound`."""
-    # Apart from the change itself: on a cluster this asks every shard, and the change then only the patient's.
+    """Return the keys of the encounter's row. Raises `EncounterNotFound`."""
+    # A separate statement: on a cluster it queries every shard, and the change then only the patient's.
     if (id_ := id_or_none(encounter_id)) is not None:
         async with context.database.connection(brand_id) as connection:
             row = await connection.fetch_one(PATIENT_OF_ENCOUNTER, brand_id=brand_id, id=id_)
@@ -145,13 +145,13 @@ def _unlocked(row: Row | None) -> tuple[dict[str, Any], datetime]:
     assert row is not None, "an encounter is never deleted, and never moves to another patient"
     before = dict(row)
     now = before.pop("now")
-    # As commands write it, so that what is sent again as it was is seen to be the same.
+    # In the form of commands, so that unchanged metadata compares equal when it is sent again.
     before["metadata"] = json_text.write(json_text.read(before["metadata"]))
     return before, now
 
 
 def _moved(before: Mapping[str, Any], target: EncounterStatus | None, now: datetime) -> dict[str, Any]:
-    """Give the status, and the times that a change of it stamps."""
+    """Return the new status, and the times that the transition sets."""
     match target:
         case None:
             return {}

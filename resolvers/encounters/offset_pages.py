@@ -1,4 +1,4 @@
-"""A slice of a patient's encounters by offset, newest first, as JSON that PostgreSQL writes: the REST door's list."""
+"""An offset page of a patient's encounters, newest first, as JSON that PostgreSQL writes: the list of the REST door."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -14,7 +14,7 @@ from resolvers.sql import Statement
 
 
 class Slice(NamedTuple):
-    """A slice, its encounters written already with commas between them, and how many there are in all."""
+    """An offset page: its encounters as JSON joined by commas, and the total number of encounters."""
 
     encounters: bytes
     total: int
@@ -23,10 +23,10 @@ class Slice(NamedTuple):
 async def list_encounters_by_offset(
     context: Context, patient_id: str, limit: int, offset: int, members: Sequence[str]
 ) -> Slice:
-    """Give a slice of a patient's encounters with these members, by their columns.
+    """Return an offset page of a patient's encounters with these members, by their columns.
 
     Raises `PatientNotFound`, `AnswerTooLarge` or `AnswerMemoryFull`. A long list is better read by cursor: an offset
-    counts what it skips, in the index.
+    scans the index entries that it skips.
     """
     context.require(Permission.READ_ENCOUNTERS)
     brand_id = context.acting_brand()
@@ -44,7 +44,7 @@ async def list_encounters_by_offset(
     )
     if row is None:
         raise PatientNotFound
-    # Of a list that is too large only a part is here.
+    # If the list is too large, `items` holds only a part of it.
     context.answer.add(max(row["bytes"], len(row["items"])))
     if row["given"]:
         context.note_given({(brand_id, patient_id): row["given"]})
@@ -53,7 +53,7 @@ async def list_encounters_by_offset(
 
 @cache
 def _slice(members: tuple[str, ...], *, counted: bool) -> Statement:
-    """Give the statement of a slice. One that is `counted` ends where it has more than `most_bytes`."""
+    """Return the statement of an offset page. If `counted`, it stops after `most_bytes`."""
     columns = members_of("e", upper=False)
     item = object_of([(name, columns[name]) for name in members])
     rows = f"""

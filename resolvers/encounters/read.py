@@ -1,4 +1,4 @@
-"""Read encounters: by id, by key, and pages of a patient's list."""
+"""Read encounters: by id, by key, and as pages of a patient's list."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -24,7 +24,7 @@ TABLE: Table = Encounters.__table__  # type: ignore[attr-defined]
 
 
 async def encounter_of_key(context: Context, connection: Connection, key: IdempotencyKey) -> Encounter:
-    """Give the encounter that a key stands for, as it is now."""
+    """Return the current state of the encounter that a key stands for."""
     of = {"brand_id": key.brand_id, "patient_id": key.patient_id, "id": key.encounter_id}
     encounter = _encounter(await connection.fetch_one(ENCOUNTER_OF_PATIENT, **of))
     context.note_read([encounter])
@@ -48,7 +48,7 @@ ENCOUNTER_OF_PATIENT = Statement(
 
 
 async def encounters_by_ids(context: Context, ids: Sequence[UUID]) -> list[Encounter | None]:
-    """Give the encounters the caller may see, in the order of `ids`, None where there is none."""
+    """Return the encounters that the caller may see, in the order of `ids`; None for an id that is not found."""
     context.require(Permission.READ_ENCOUNTERS)
     brand_id = context.acting_brand()
     async with context.database.connection(brand_id) as connection:
@@ -59,10 +59,10 @@ async def encounters_by_ids(context: Context, ids: Sequence[UUID]) -> list[Encou
 
 
 async def visible_encounter(context: Context, patient_id: str, encounter_id: str) -> Encounter:
-    """Give an encounter of a patient.
+    """Return an encounter of a patient.
 
-    Raises `EncounterNotFound`, in the same words whether it is another patient's, another brand's or nobody's, or the
-    text is no id at all.
+    Raises `EncounterNotFound` with the same message whether the encounter belongs to another patient or brand, does not
+    exist, or the text is not an id.
     """
     context.require(Permission.READ_ENCOUNTERS)
     brand_id = context.acting_brand()
@@ -86,9 +86,9 @@ async def list_encounters(
     *,
     for_feed: bool = False,
 ) -> list[Page]:
-    """Give one page of encounters for each patient, in the order of `patient_ids`; all in one statement.
+    """Return one page of encounters for each patient, in the order of `patient_ids`, from one statement.
 
-    With `for_feed` each page has its position in the feed.
+    With `for_feed`, each page has its position in the feed.
     """
     context.require(Permission.READ_ENCOUNTERS)
     brand_id = context.acting_brand()
@@ -102,7 +102,7 @@ async def list_encounters(
     statement = _pages(frozenset(parts), window.forward, window.after is not None, window.before is not None)
     async with context.database.connection(brand_id) as connection:
         position = await _feed_position(context, connection) if for_feed else None
-        # One row more than asked for tells whether the list goes on.
+        # One row more than requested shows whether the list continues.
         values = {"patient_ids": patient_ids, "limit": window.size + 1, **parts, **places}
         most = len(patient_ids) * (window.size + 1)
         rows = await statement.fetch(context.answer, connection, most, brand_id=brand_id, **values)
@@ -115,9 +115,9 @@ async def list_encounters(
 
 
 async def _feed_position(context: Context, connection: Connection) -> int:
-    """Return a position up to which everything is committed, to be asked before the rows that shall show it."""
+    """Return a position up to which every event is committed. Read it before the rows, which then include them."""
     if context.reads is not None:
-        # Rows of an event may be another subscriber's, who read them earlier than the watermark is read here.
+        # Another subscriber may have read the event's rows before the watermark would be read here.
         return context.reads.position
     return (await find_mark(connection)).position
 
@@ -125,7 +125,7 @@ async def _feed_position(context: Context, connection: Connection) -> int:
 async def count_encounters(
     context: Context, patient_ids: Sequence[str], filters: EncounterFilter = EVERYTHING
 ) -> list[int]:
-    """Count the encounters of each patient, in the order of `patient_ids`; all in one statement."""
+    """Return the number of encounters of each patient, in the order of `patient_ids`, from one statement."""
     context.require(Permission.READ_ENCOUNTERS)
     brand_id = context.acting_brand()
     parts = filters.criteria()
@@ -137,7 +137,7 @@ async def count_encounters(
 
 @cache
 def _pages(parts: frozenset[str], forward: bool, after: bool, before: bool) -> BoundedStatement:
-    # Driven from the table with `= ANY`, never from the parameter: that form a cluster can push down to its shards.
+    # Selects from the table with `= ANY`, not from the parameter: a cluster can push only that form down to its shards.
     patients: Table = Patient.__table__  # type: ignore[attr-defined]
     place = tuple_(TABLE.c.created_at, TABLE.c.id)
     conditions = _conditions(parts)
@@ -198,5 +198,5 @@ COLUMNS = len(TABLE.c)
 
 
 def _encounter(row: Row) -> Encounter:
-    # Its members are the table's columns, in their order; what a statement counts stands behind them.
+    # Its members are the table's columns in order; computed columns of the statement follow them.
     return Encounter(*row[:COLUMNS])

@@ -1,6 +1,7 @@
-"""Recording an encounter, and reading encounters back. Start reading here.
+"""Recording an encounter. Start reading here.
 
-Both doors call these functions; each owns its transaction, checks who may first, and answers after the commit.
+REST and GraphQL both call these functions. Each function opens its own transaction, checks permissions first, and
+returns after the commit.
 """
 
 from collections.abc import Mapping
@@ -39,9 +40,11 @@ class Recording(NamedTuple):
     """A recorded encounter."""
 
     encounter: Encounter
-    """As it stands now."""
+    """Its current state."""
     first_answer: bytes | None = None
-    """In the published form, as it was when it was recorded: what its key repeats. None where nobody has written it."""
+    """The answer in the published form, as of the recording, which a replay of the key repeats. None if none was
+    written.
+    """
     replayed: bool = False
     """Whether it was recorded earlier, under the same key."""
 
@@ -49,10 +52,10 @@ class Recording(NamedTuple):
 async def record_encounter(
     context: Context, patient_id: str, members: Mapping[str, Any], key: str | None = None
 ) -> Recording:
-    """Record that an encounter happened; once, if the caller names an idempotency key.
+    """Record an encounter; exactly once, if the caller names an idempotency key.
 
-    `members` are those of the `RecordEncounter` command, unchecked: checking them is part of recording, because who
-    may comes before what was sent. Raises `InsufficientScope`, `Forbidden`, `InvalidInput`, `IdempotencyKeyReused`,
+    `members` are those of the `RecordEncounter` command, unvalidated: validation happens here because permissions are
+    checked before the input. Raises `InsufficientScope`, `Forbidden`, `InvalidInput`, `IdempotencyKeyReused`,
     `PatientNotFound`, `TemporarilyUnavailable` or `OutcomeUnknown`, in this order.
     """
     context.require(Permission.RECORD_ENCOUNTER)
@@ -70,7 +73,7 @@ async def record_encounter(
 
 
 def columns_of(command: RecordEncounter, patient_id: str) -> dict[str, Any]:
-    """Give the row of a new encounter: scheduled, at version 1. Only the times of recording are still to come."""
+    """Return the row of a new encounter: scheduled, at version 1, without the times of recording."""
     return {
         "patient_id": patient_id,
         "id": new_id(),
@@ -83,14 +86,14 @@ def columns_of(command: RecordEncounter, patient_id: str) -> dict[str, Any]:
 
 
 def recorded(columns: Mapping[str, Any], at: datetime) -> Encounter:
-    """Give the encounter of a row, as it is when it is recorded."""
+    """Return the encounter of a row, as of its recording."""
     return Encounter(**columns, created_at=at, updated_at=at)
 
 
 async def _keep(
     context: Context, brand_id: str, columns: Mapping[str, Any], claim: Claim | None
 ) -> tuple[Kept, Answer]:
-    """Keep an encounter. Gives what came of it, and the answer that is kept for its key where that is known here."""
+    """Insert an encounter. Return the outcome, and the answer stored for its key if it is known here."""
     if not can_exist(columns["patient_id"]):
         return Kept(patient_is_known=False, created_at=None), NO_ANSWER
     if context.services.batcher is None:
@@ -116,7 +119,7 @@ async def _keep(
 
 
 async def _keep_step_by_step(context: Context, brand_id: str, columns: Mapping[str, Any], claim: Claim | None) -> Kept:
-    """Keep an encounter by one statement after the other: the form that a cluster likes, each of one patient."""
+    """Insert an encounter by one statement after another: on a cluster, each statement concerns one patient."""
     async with context.database.transaction(brand_id) as connection:
         kept = await reserve(context, connection, columns, claim)
         if kept.created_at is not None:
@@ -125,7 +128,7 @@ async def _keep_step_by_step(context: Context, brand_id: str, columns: Mapping[s
 
 
 async def reserve(context: Context, connection: Connection, columns: Mapping[str, Any], claim: Claim | None) -> Kept:
-    """Claim the key, if there is one, for an encounter whose patient is known, and say when it is recorded."""
+    """Claim the key, if there is one, for an encounter of a known patient, and return the time of recording."""
     now = await time_at(connection, columns["brand_id"], columns["patient_id"])
     if now is None:
         return Kept(patient_is_known=False, created_at=None)
@@ -140,7 +143,7 @@ async def reserve(context: Context, connection: Connection, columns: Mapping[str
 async def insert_encounter(
     context: Context, connection: Connection, columns: Mapping[str, Any], now: datetime
 ) -> Encounter:
-    """Insert an encounter with its version, its audit entry and its event; its key is claimed already."""
+    """Insert an encounter with its version, its audit entry and its event; its key must be claimed already."""
     encounter = recorded(columns, now)
     await connection.fetch(INSERT_ENCOUNTER, **columns, created_at=now, updated_at=now)
     await append_version(connection, context, encounter, RECORDED)
@@ -153,7 +156,7 @@ KEY_UNREAD = "The database was lost while it was asked what the key stands for; 
 
 
 async def _replay(context: Context, claim: Claim | None, kept: Kept) -> Recording:
-    """Give what was recorded under the key earlier. Raises what else an encounter that was not kept means."""
+    """Return the recording that exists under the key. Raises the reason if there is none."""
     if claim is not None:
         try:
             async with context.database.connection(claim.brand_id) as connection:
@@ -162,12 +165,9 @@ async def _replay(context: Context, claim: Claim | None, kept: Kept) -> Recordin
                     context.services.metrics.recorded(replayed=True)
                     return Recording(encounter, earlier.answer, replayed=True)
         except TemporarilyUnavailable as error:
-            # The key is taken, and perhaps by this very encounter: "no" would be a guess.
+            # The key is taken, and perhaps by this very encounter: `recorded` cannot be "no".
             raise OutcomeUnknown(KEY_UNREAD) from error
     if kept.patient_is_known:
-        # The key was there a moment ago and has just expired: the caller's next try will claim it.
+        # The key existed a moment ago and has just expired: the caller's next attempt will claim it.
         raise TemporarilyUnavailable
     raise PatientNotFound
-
-
-# Reading

@@ -1,4 +1,4 @@
-"""Recording many encounters of one request: each for itself, or all of them or none."""
+"""Recording several encounters of one request: independently, or all of them or none."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -27,11 +27,11 @@ from resolvers.services import Kept
 from resolvers.sql import Connection
 
 MAX_ITEMS = 100
-"""Encounters in one request, at most."""
+"""Maximum number of encounters in one request."""
 
 
 class Item(NamedTuple):
-    """One of them, as `record_encounter` is asked for it."""
+    """One encounter to record, as the arguments of `record_encounter`."""
 
     patient_id: str
     members: Mapping[str, Any]
@@ -42,13 +42,13 @@ Outcome = Recording | BaseException
 
 
 async def record_encounters(context: Context, items: Sequence[Item]) -> list[Outcome]:
-    """Record each for itself, and give what came of each in their order: the recording, or why there is none.
+    """Record each encounter independently, and return the outcomes in order: the recording, or the error.
 
-    Raises `InsufficientScope`, or `InvalidInput` for too many.
+    Raises `InsufficientScope`, or `InvalidInput` for too many items.
     """
     _require(context, items)
-    # Sent at the same time they share statements. On a cluster each is a transaction of its own, and all at once would
-    # take every connection there is.
+    # Concurrent recordings share statements. On a cluster each is a separate transaction, and all at once would occupy
+    # every connection.
     together = MAX_ITEMS if context.services.batcher else 1
     outcomes: list[Outcome] = []
     for first in range(0, len(items), together):
@@ -58,11 +58,12 @@ async def record_encounters(context: Context, items: Sequence[Item]) -> list[Out
 
 
 async def record_all_or_none(context: Context, items: Sequence[Item]) -> list[Outcome]:
-    """Record all in one transaction, or none; give what came of each in their order.
+    """Record all encounters in one transaction, or none; return the outcomes in order.
 
-    Where one is refused, it says why, and the others are `BatchRolledBack`; those recorded earlier under their keys are
-    recordings all the same, which is no reason to refuse the others. Raises `InsufficientScope`, `InvalidInput` for too
-    many, `Forbidden`, also where they are of several brands, `TemporarilyUnavailable` or `OutcomeUnknown`.
+    If an encounter is refused, its outcome is its error, and that of the others is `BatchRolledBack`. Encounters
+    recorded earlier under their keys remain recordings, and cause no refusal of the others. Raises `InsufficientScope`,
+    `InvalidInput` for too many items, `Forbidden` (also for items of several brands), `TemporarilyUnavailable` or
+    `OutcomeUnknown`.
     """
     _require(context, items)
     if not items:
@@ -89,11 +90,11 @@ async def record_all_or_none(context: Context, items: Sequence[Item]) -> list[Ou
 
 
 class _NoneIsKept(Exception):
-    """Rolls back what is not kept as a whole."""
+    """Rolls back a batch of which an encounter was refused."""
 
 
 class _ValidItem(NamedTuple):
-    """An encounter that breaks no rule, and the key it claims."""
+    """A valid encounter, and the key that it claims."""
 
     columns: dict[str, Any]
     claim: Claim | None
@@ -118,8 +119,8 @@ def _place(context: Context, brand_id: str, item: Item) -> _ValidItem | GatewayE
 async def _record_places(
     context: Context, connection: Connection, places: Sequence[_ValidItem | GatewayError]
 ) -> list[Outcome]:
-    # Keys in their own order, as everywhere, so that two at once never wait for each other; the rest in the order of
-    # the items, which is that of their ids and so of their events.
+    # Keys are claimed in key order, as everywhere, so that two concurrent batches cannot deadlock. The inserts follow
+    # the order of the items, which is that of their ids and so of their events.
     claimed: dict[int, Kept | IdempotencyKey | GatewayError] = {}
     for number in sorted(range(len(places)), key=lambda number: _key(places[number])):
         place = places[number]
@@ -149,7 +150,7 @@ def _key(place: _ValidItem | GatewayError) -> str:
 
 
 async def _claim(context: Context, connection: Connection, place: _ValidItem) -> Kept | IdempotencyKey | GatewayError:
-    """Claim the place of an encounter; or give what its key stands for already, or why there is no place for it."""
+    """Reserve an encounter. Return the outcome, or the key's earlier claim, or the error for which it is refused."""
     kept = Kept(patient_is_known=False, created_at=None)
     if can_exist(place.columns["patient_id"]):
         kept = await reserve(context, connection, place.columns, place.claim)
@@ -162,6 +163,6 @@ async def _claim(context: Context, connection: Connection, place: _ValidItem) ->
         except IdempotencyKeyReused as error:
             return error
     if kept.patient_is_known:
-        # The key was there a moment ago and has just expired: the caller's next try will claim it.
+        # The key existed a moment ago and has just expired: the caller's next attempt will claim it.
         raise TemporarilyUnavailable
     return PatientNotFound()

@@ -1,4 +1,4 @@
-"""What became of an idempotency key, through whichever door it came: ask, instead of sending again in the dark."""
+"""The outcome of an idempotency key, for any door: a caller can query it instead of resending blindly."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -16,7 +16,7 @@ from resolvers.sql import Statement
 
 
 class SubmissionState(StrEnum):
-    """How far the request under a key has come."""
+    """The progress of the request under a key."""
 
     RECORDED = "recorded"
     IN_PROGRESS = "in_progress"
@@ -24,31 +24,31 @@ class SubmissionState(StrEnum):
 
 
 class Submission(NamedTuple):
-    """What became of a key of the caller's own."""
+    """The outcome of one of the caller's own keys."""
 
     key: str
     state: SubmissionState
     encounter: Encounter | None = None
-    """As it stands now."""
+    """Its current state."""
     recorded_at: datetime | None = None
     expires_at: datetime | None = None
-    """Until when the key is kept."""
+    """When the key expires."""
 
 
 class _NeverSeen(Exception):
-    """Rolls back the trial."""
+    """Rolls back the trial claim."""
 
 
-# Longer than a recording takes, shorter than anybody notices.
+# 50 ms: longer than a recording takes, and too short for a caller to notice.
 WAIT_A_MOMENT = Statement(text("SET LOCAL lock_timeout = '50ms'"))
 
 
 async def find_submission(context: Context, key: str) -> Submission:
-    """Say what became of a key of the caller's in this brand.
+    """Return the outcome of one of the caller's keys in this brand.
 
-    What is being recorded has not committed, and so cannot be read. But whoever records holds the key until the end, so
-    it is tried whether the key can be had: the trial waits in vain, finds the key taken, or is rolled back. Raises
-    `InsufficientScope`, `Forbidden`, `InvalidInput` for a text that is no key, or `TemporarilyUnavailable`.
+    A recording in progress has not committed and cannot be read, but it holds the key until it ends. So this claims the
+    key on trial: the claim times out, finds the key taken, or is rolled back. Raises `InsufficientScope`, `Forbidden`,
+    `InvalidInput` for a text that is not a key, or `TemporarilyUnavailable`.
     """
     context.require(Permission.FIND_SUBMISSION)
     brand_id = context.acting_brand()
