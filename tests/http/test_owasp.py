@@ -119,7 +119,7 @@ async def test_api6_unrestricted_access_to_sensitive_business_flows(service: Ser
 def test_api7_server_side_request_forgery() -> None:
     """No address that a caller sends is ever asked for: nothing behind a door opens a connection by itself."""
     root = Path(__file__).parents[2]
-    behind_the_doors = [*root.glob("resolvers/*.py"), *root.glob("schema/*.py"), *root.glob("rest/*.py")]
+    behind_the_doors = [*root.glob("resolvers/**/*.py"), *root.glob("schema/**/*.py"), *root.glob("rest/**/*.py")]
 
     asking = [source.name for source in behind_the_doors if CLIENTS.search(source.read_text())]
 
