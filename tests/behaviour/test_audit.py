@@ -332,7 +332,7 @@ async def test_rate_limited_requests_are_one_entry_with_a_count(
 @pytest.mark.parametrize("sent", [None, "worthless"])
 async def test_a_stranger_is_not_audited(clinic: Clinic, sent: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     notes: list[AuditRecord] = []
-    monkeypatch.setattr(AuditBuffer, "note", lambda _, note: notes.append(note))
+    monkeypatch.setattr(AuditBuffer, "record", lambda _, note: notes.append(note))
 
     for path in ("/v1/patients/p/encounters", "/v1/nothing", "/graphql"):
         assert (await clinic.service.rest("GET", path, token=sent)).status_code == 401

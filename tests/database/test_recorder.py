@@ -272,7 +272,7 @@ async def test_who_has_waited_for_a_turn_waits_so_much_less_for_a_connection(
         patience.append(within_seconds)
         return at_once(self, brand_id, within_seconds)
 
-    monkeypatch.setattr(Database, "at_once", noted)
+    monkeypatch.setattr(Database, "autocommit", noted)
     async with database.connection("loop"):
         tasks = []
         # One statement after the other, until all that may be under way wait for the one connection; then some more.

@@ -198,7 +198,7 @@ def test_circles_and_gaps_are_counted_as_far_as_they_go(text: str) -> None:
 def test_a_document_that_is_kept_is_neither_parsed_nor_counted_again(monkeypatch: pytest.MonkeyPatch) -> None:
     documents = Documents(SCHEMA, DocumentRules())
     first = documents.read(LIST)
-    monkeypatch.setattr("schema.documents.parse", None)
+    monkeypatch.setattr("schema.documents.parse.parse", None)
     monkeypatch.setattr("schema.documents.parse.document_stats", None)
 
     assert documents.read(LIST) is first

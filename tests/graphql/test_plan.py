@@ -390,7 +390,7 @@ async def test_what_a_plan_meets_at_the_database_is_told_and_not_asked_for_again
         asked.append(1)
         raise TemporarilyUnavailable
 
-    monkeypatch.setattr(clinic.services.database, "reading", refuse, raising=False)
+    monkeypatch.setattr(clinic.services.database, "connection", refuse, raising=False)
     query = "query ($id: ID!, $other: ID!) { encounter(id: $id) { id } patient(id: $other) { id } }"
 
     body = await clinic.graphql(query, {"id": known.encounters[0], "other": known.patients[0]}, token="reader")
