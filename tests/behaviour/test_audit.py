@@ -206,7 +206,7 @@ async def test_where_nothing_was_given_nothing_was_read(
 
 
 def test_no_function_gives_encounters_from_the_database_without_a_note() -> None:
-    modules = [ast.parse(Path(module.__file__).read_text()) for module in (read, record)]
+    modules = [ast.parse(Path(str(module.__file__)).read_text()) for module in (read, record)]
     calls = {
         function.name: {
             getattr(call.func, "attr", getattr(call.func, "id", None))
