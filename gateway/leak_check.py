@@ -232,12 +232,6 @@ async def _through_changes(client: httpx2.AsyncClient, outputs: Outputs, post: C
     _keep(outputs, "GraphQL, a history listed", shown)
 
 
-def _mutation(change: str) -> str:
-    types = {"id": "ID!", "text": "String!", "at": "DateTime!", "json": "JSON!"}
-    declared = ", ".join(f"${name}: {kind}" for name, kind in types.items() if f"${name}" in change)
-    return f"mutation ({declared}) {{ {change} {{ __typename ... on Problem {{ message }} }} }}"
-
-
 async def _beginning(owner_url: str) -> str:
     """Return the cursor of the feed's beginning; clients have no way to get it."""
     connection = await asyncpg.connect(owner_url)

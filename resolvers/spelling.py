@@ -17,9 +17,6 @@ MAX_COMPARED = 100
 """Maximum number of ignored names that are compared with the known ones: a body of 256 KiB may contain 30,000 of them.
 """
 
-NO_LETTER = frozenset({"Zs", "Zl", "Zp", "Cc", "Cf"})
-"""White space, controls and zero-width characters, as Unicode categories."""
-
 MAX_NAME_CHARACTERS = 64
 """A longer name is not a misspelling: the longest known name has about 20 letters."""
 
