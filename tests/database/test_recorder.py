@@ -60,7 +60,8 @@ def new(patient_id: str, **other: Any) -> NewEncounter:
     columns |= {name: other.pop(name) for name in columns.keys() & other.keys()}
     rest: dict[str, Any] = {
         "entry_id": new_id(), "event_id": new_id(), "actor_type": "service", "actor_id": "lab",
-        "actor_brand_id": "loop", "request_id": "a-test", "client_id": "lab", "key": None, "request_hash": b"" if key else None,
+        "actor_brand_id": "loop", "request_id": "a-test", "client_id": "lab", "key": None,
+        "request_hash": b"" if key else None,
         "answer_head": answer[0], "answer_middle": answer[1], "answer_tail": answer[2],
     }  # fmt: skip
     return NewEncounter(columns, **rest | other)
