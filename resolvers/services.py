@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
-from models import Encounter, EncounterType
+from models import Encounter
 from resolvers.access import DEFAULT_SCOPES, ActorType, Scopes, Verify
 from resolvers.answer_bytes import AnswerMemory
 from resolvers.commands import DEFAULT_LIMITS, InputLimits
@@ -57,16 +57,10 @@ class Feed(Protocol):
 
 
 class NewEncounter(NamedTuple):
-    """One validated recording, ready for insertion. The members are in the order of `COLUMNS`."""
+    """One validated recording, ready for insertion."""
 
-    patient_id: str
-    id: UUID
-    provider_id: UUID | None
-    encounter_type: EncounterType
-    scheduled_at: datetime | None
-    chief_complaint: str | None
-    notes: str | None
-    metadata: str
+    columns: Mapping[str, Any]
+    """The row of the encounter, without the times of recording."""
     entry_id: UUID
     event_id: UUID
     actor_type: str

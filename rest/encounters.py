@@ -11,7 +11,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from models import Encounter
+from models import MEMBERS, Encounter
 from resolvers import json_text
 from resolvers.access import Permission
 from resolvers.commands import RecordEncounter
@@ -27,13 +27,10 @@ from rest.etags import is_known, not_modified, tag_of_body, tag_of_version
 from rest.preferences import ignore, ignored_of, is_strict, query_violations
 from rest.responses import json_answer, json_bytes, write_json
 
-MEMBERS = (
-    "id", "patient_id", "provider_id", "brand_id", "encounter_type", "status", "scheduled_at", "started_at",
-    "ended_at", "chief_complaint", "notes", "metadata", "created_at", "updated_at",
-)  # fmt: skip
-"""The fourteen published members, in the published order. Source: the endpoint's public page."""
+PUBLISHED = tuple(name for name, member in MEMBERS.items() if member.published)
+"""The published members, in the published order. Source: the endpoint's public page."""
 
-_values = attrgetter(*MEMBERS)
+_values = attrgetter(*PUBLISHED)
 
 BODY_MEMBERS = frozenset(RecordEncounter.model_fields)
 
@@ -73,7 +70,7 @@ async def get_encounters(request: Request) -> Response:
     offset = _whole_number(request, "offset", 0, broken, least=0, most=MAX_OFFSET)
     if broken:
         raise InvalidInput(broken)
-    encounters, total = await list_encounters_by_offset(context, patient_id, limit, offset, MEMBERS)
+    encounters, total = await list_encounters_by_offset(context, patient_id, limit, offset, PUBLISHED)
     # Built in one step, because it may be long.
     body = b'{"patient_id":%b,"encounters":[%b],"total":%d}' % (write_json(patient_id), encounters, total)
     tag = tag_of_body(body)
@@ -102,7 +99,7 @@ def path_of(encounter: Encounter) -> str:
 
 def encounter_json(encounter: Encounter) -> dict[str, Any]:
     """Return the published object of an encounter."""
-    members = dict(zip(MEMBERS, _values(encounter), strict=True))
+    members = dict(zip(PUBLISHED, _values(encounter), strict=True))
     # Already JSON, validated on input: it is sent as PostgreSQL stores it, with every digit of every number.
     members["metadata"] = orjson.Fragment(members["metadata"])
     return members

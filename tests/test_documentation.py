@@ -9,8 +9,9 @@ from gateway.events.status import EventStatus
 from gateway.metrics_endpoint import from_database
 from gateway.observability.metrics import REGISTRY
 from gateway.settings import PREFIX, Settings
-from models import EncounterStatus
+from models import MEMBERS, EncounterStatus
 from resolvers.access import DEFAULT_SCOPES
+from resolvers.commands import AmendEncounter, RecordEncounter, Reschedule
 from resolvers.encounters.lifecycle import LIFECYCLE
 from resolvers.errors import GatewayError
 from rest.errors import status_of
@@ -42,6 +43,33 @@ def test_the_tables_of_statuses_and_headers_are_those_of_the_code() -> None:
 
     assert statuses_table() in page, statuses_table()
     assert headers_table() in page, headers_table()
+
+
+def test_the_table_of_members_is_that_of_the_code() -> None:
+    assert members_table() in (DOCS / "rest.md").read_text(), members_table()
+
+
+def test_sentences_that_list_members_list_those_of_the_commands() -> None:
+    *changed, last = (f"`{MEMBERS[name].graphql_name}`" for name in AmendEncounter.model_fields if name != "reason")
+    optional = [f"`{name}`" for name, field in RecordEncounter.model_fields.items() if not field.is_required()]
+    allowed = ", ".join(f'"{MEMBERS[name].graphql_name}"' for name in RecordEncounter.model_fields)
+
+    assert f"`amendEncounter` changes {', '.join(changed)} and {last}." in (DOCS / "lifecycle.md").read_text()
+    assert f"| {', '.join(optional)} | optional |" in (DOCS / "importing.md").read_text()
+    assert f'"allowed": [{allowed}]' in (DOCS / "graphql.md").read_text()
+
+
+def members_table() -> str:
+    """Give the table of an encounter's members as docs/rest.md has it."""
+    rows = ["| member | in GraphQL | value | sent when | clinical |", "|---|---|---|---|---|"]
+    for member in MEMBERS.values():
+        if member.published:
+            value = f"{member.kind.name.lower()}{' or null' if member.optional else ''}"
+            commands = {"recording": RecordEncounter, "rescheduling": Reschedule, "amending": AmendEncounter}
+            sent = ", ".join(name for name, command in commands.items() if member.name in command.model_fields)
+            clinical = "yes" if member.clinical else ""
+            rows.append(f"| `{member.name}` | `{member.graphql_name}` | {value} | {sent} | {clinical} |")
+    return "\n".join(rows)
 
 
 def statuses_table() -> str:

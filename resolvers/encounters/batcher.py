@@ -102,4 +102,4 @@ class EncounterBatcher:
 
 
 def _lock_of(brand_id: str, new: NewEncounter) -> _Lock:
-    return _Lock(brand_id, new.client_id, new.key or new.id)
+    return _Lock(brand_id, new.client_id, new.key or new.columns["id"])

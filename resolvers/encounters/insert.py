@@ -9,12 +9,14 @@ one statement after another.
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import orjson
 from sqlalchemy import text
 
+from models import MEMBERS
 from resolvers import json_text
+from resolvers.commands import RecordEncounter
 from resolvers.outbox import ENCOUNTER_RECORDED
 from resolvers.services import Kept, NewEncounter
 from resolvers.sql import Database, Statement
@@ -54,20 +56,23 @@ NO_ANSWER = Answer(None, None, None)
 
 # The statement
 
-COLUMNS = {
-    "patient_id": "text", "id": "uuid", "provider_id": "uuid", "encounter_type": "text", "scheduled_at": "timestamptz",
-    "chief_complaint": "text", "notes": "text", "metadata": "jsonb", "entry_id": "uuid", "event_id": "uuid",
-    "actor_type": "text", "actor_id": "text", "actor_brand_id": "text", "request_id": "text", "client_id": "text",
-    "key": "text", "request_hash": "bytea", "answer_head": "text", "answer_middle": "text", "answer_tail": "text",
-}  # fmt: skip
+ENCOUNTER_COLUMNS = tuple(
+    name for name in MEMBERS if name in {"id", "patient_id", *RecordEncounter.model_fields} - {"brand_id"}
+)
+"""The encounter's columns that are sent for each recording; the others have the brand, the time or their default."""
 
-OF_THE_ENCOUNTER = tuple(COLUMNS)[:8]
-"""The encounter's own columns."""
+_NAMES = ", ".join(ENCOUNTER_COLUMNS)
+
+COLUMNS = {name: MEMBERS[name].sql_type for name in ENCOUNTER_COLUMNS} | {
+    "entry_id": "uuid", "event_id": "uuid", "actor_type": "text", "actor_id": "text", "actor_brand_id": "text",
+    "request_id": "text", "client_id": "text", "key": "text", "request_hash": "bytea", "answer_head": "text",
+    "answer_middle": "text", "answer_tail": "text",
+}  # fmt: skip
 
 # Each patient is looked up separately. The planner does not know the number of rows sent, and would read the whole
 # table of a few thousand patients. Keys are claimed in one global order, so that two concurrent statements cannot
 # deadlock. Events are appended in the order of the encounters, which the relay preserves.
-KEEP = """
+KEEP = f"""
 known AS (
     SELECT sent.*, now() AS at, replace(
         to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), '.000000Z', 'Z'
@@ -90,13 +95,8 @@ claimed AS (
     RETURNING claim.encounter_id
 ),
 recorded AS (
-    INSERT INTO patient_graph.encounters AS e (
-        patient_id, id, brand_id, provider_id, encounter_type, scheduled_at, chief_complaint, notes, metadata,
-        created_at, updated_at
-    )
-    SELECT
-        patient_id, id, CAST(:brand_id AS text), provider_id, encounter_type, scheduled_at, chief_complaint, notes,
-        metadata, at, at
+    INSERT INTO patient_graph.encounters AS e ({_NAMES}, brand_id, created_at, updated_at)
+    SELECT {_NAMES}, CAST(:brand_id AS text), at, at
     FROM known WHERE key IS NULL OR id IN (SELECT encounter_id FROM claimed)
     RETURNING e.id
 ),
@@ -107,7 +107,8 @@ versioned AS (
     INSERT INTO patient_graph.encounter_versions (
         patient_id, encounter_id, version, brand_id, kind, changed_at, actor_type, actor_id, request_id, changes
     )
-    SELECT patient_id, id, 1, CAST(:brand_id AS text), 'recorded', at, actor_type, actor_id, request_id, '{}' FROM kept
+    SELECT patient_id, id, 1, CAST(:brand_id AS text), 'recorded', at, actor_type, actor_id, request_id, '{{}}'
+    FROM kept
 ),
 audited AS (
     INSERT INTO patient_graph.audit_log (
@@ -130,7 +131,7 @@ told AS (
 )
 SELECT sent.id, known.id IS NOT NULL AS is_known, CASE WHEN kept.id IS NOT NULL THEN kept.at END AS created_at
 FROM sent LEFT JOIN known USING (id) LEFT JOIN kept USING (id)
-"""
+"""  # noqa: S608 - of names above
 
 
 # Set within the statement, because a separate statement would cost a round trip. It holds until the transaction ends,
@@ -178,7 +179,7 @@ async def keep_at_once(
         asyncpg.PostgresError: A row violates a constraint; no recording was inserted.
     """
     many = len(news) > 1
-    sent = {"sent": _written(news)} if many else news[0]._asdict()
+    sent = {"sent": _written(news)} if many else _values(news[0])
     async with database.autocommit(brand_id, within_seconds) as connection:
         rows = await connection.fetch(
             _keep(many),
@@ -189,12 +190,19 @@ async def keep_at_once(
             lock_timeout=lock_timeout,
         )
     kept = {row["id"]: Kept(row["is_known"], row["created_at"]) for row in rows}
-    return [kept[new.id] for new in news]
+    return [kept[new.columns["id"]] for new in news]
+
+
+def _values(new: NewEncounter) -> dict[str, Any]:
+    """Return the values of `COLUMNS`."""
+    values = new._asdict()
+    columns = values.pop("columns")
+    return {name: columns[name] for name in ENCOUNTER_COLUMNS} | values
 
 
 def _written(news: Sequence[NewEncounter]) -> bytes:
     # One JSON text costs less than half of the driver's time to encode twenty lists value by value.
-    rows = [new._asdict() | {"metadata": orjson.Fragment(new.metadata)} for new in news]
+    rows = [_values(new) | {"metadata": orjson.Fragment(new.columns["metadata"])} for new in news]
     return orjson.dumps(rows, default=_hexadecimal)
 
 

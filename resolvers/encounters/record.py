@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import bindparam, insert
 
-from models import Encounter, EncounterEventKind, EncounterStatus
+from models import MEMBERS, Encounter, EncounterEventKind, EncounterStatus
 from resolvers.access import Permission
 from resolvers.audit import append_entry, encounter_event
 from resolvers.commands import RecordEncounter
 from resolvers.context import Context
 from resolvers.encounters.history import append_version
-from resolvers.encounters.insert import NO_ANSWER, OF_THE_ENCOUNTER, TO_COME, Answer
+from resolvers.encounters.insert import NO_ANSWER, TO_COME, Answer
 from resolvers.encounters.read import TABLE, encounter_of_key
 from resolvers.errors import OutcomeUnknown, PatientNotFound, TemporarilyUnavailable
 from resolvers.idempotency import Claim, claim_key, claim_of, find_claimed
@@ -30,6 +30,9 @@ RECORDED = EncounterEventKind.RECORDED
 
 
 # Recording
+
+ABSENT = dict.fromkeys(member.name for member in MEMBERS.values() if member.optional)
+"""The optional members of an encounter, all null."""
 
 INSERT_ENCOUNTER = Statement(
     insert(TABLE).values({column.name: bindparam(column.name, type_=column.type) for column in TABLE.c})
@@ -75,11 +78,10 @@ async def record_encounter(
 def columns_of(command: RecordEncounter, patient_id: str) -> dict[str, Any]:
     """Return the row of a new encounter: scheduled, at version 1, without the times of recording."""
     return {
+        **ABSENT,
         "patient_id": patient_id,
         "id": new_id(),
         "status": EncounterStatus.SCHEDULED,
-        "started_at": None,
-        "ended_at": None,
         "version": 1,
         **command.given(),
     }
@@ -101,7 +103,7 @@ async def _keep(
     caller = context.caller
     answer = Answer.of(context.services.published(recorded(columns, TO_COME))) if claim else NO_ANSWER
     new = NewEncounter(
-        **{name: columns[name] for name in OF_THE_ENCOUNTER},
+        columns,
         entry_id=new_id(),
         event_id=new_id(),
         actor_type=caller.actor_type,
