@@ -14,10 +14,11 @@ from starlette.responses import Response
 from models import MEMBERS, EncounterStatus, EncounterType, Kind, Member
 from resolvers.access import DEFAULT_SCOPES, Permission, Scopes, told
 from resolvers.commands import RecordEncounter
+from resolvers.encounters.published import PUBLISHED
 from resolvers.paging import PageLimits
 from resolvers.rules import RULES, RuleId
 from rest.content_negotiation import JSON, PROBLEM
-from rest.encounters import MAX_OFFSET, PUBLISHED, VALID
+from rest.encounters import MAX_OFFSET, VALID
 from rest.errors import envelope, problem_of, status_of
 from rest.openapi_text import (
     ABOUT_A_BODY,

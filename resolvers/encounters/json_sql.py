@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from models import MEMBERS, EncounterStatus, Kind, Member
 from resolvers.encounters.lifecycle import allowed_actions
+from resolvers.encounters.published import PUBLISHED
 
 
 class Literal(NamedTuple):
@@ -112,12 +113,12 @@ _AS_JSON = ", ".join(
     for name, member in MEMBERS.items()
     if member.is_long or member.kind is Kind.INSTANT
 )
-COLUMNS = f"SELECT e.*, {_AS_JSON}"
-"""Columns of encounters, with instants and long members also as JSON: these are used twice or measured, and so computed
-once.
+WITH_JSON = f"SELECT e.*, {_AS_JSON}"
+"""Selects rows `e` of encounters, with instants and long members also as JSON: these are used twice or measured, and so
+computed once.
 """
 
-ENCOUNTERS = f"{COLUMNS} FROM patient_graph.encounters e"
+ENCOUNTERS = f"{WITH_JSON} FROM patient_graph.encounters e"
 """Encounters with these columns."""
 
 
@@ -137,6 +138,12 @@ def members_of(row: str, *, upper: bool) -> dict[str, list[Piece]]:
     """Return each column of a row of `ENCOUNTERS` as JSON; `upper` for the values of GraphQL's enums."""
     members = {name: _member_of(row, member, upper=upper) for name, member in MEMBERS.items()}
     return members | {"allowed_actions": _allowed_actions(f"{row}.status")}
+
+
+def published_json(row: str) -> list[Piece]:
+    """Return a row of `ENCOUNTERS` as the object of the REST door, byte for byte as `published` serializes it."""
+    members = members_of(row, upper=False)
+    return object_of([(name, members[name]) for name in PUBLISHED])
 
 
 def _member_of(row: str, member: Member, *, upper: bool) -> list[Piece]:

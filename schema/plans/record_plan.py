@@ -26,7 +26,7 @@ from resolvers import json_text
 from resolvers.access import Permission
 from resolvers.context import Context
 from resolvers.encounters.lifecycle import allowed_actions
-from resolvers.encounters.record import Recording, record_encounter
+from resolvers.encounters.record import Recording, record_encounter, require_recorder
 from resolvers.errors import GatewayError
 from schema.plans.selection import (
     RECORDED,
@@ -84,7 +84,7 @@ class RecordPlan:
             raise Unplannable
         if self._shows_patient:
             _require_patients(context)
-        recording = await record_encounter(context, patient_id, _command(members), key)
+        recording = await record_encounter(require_recorder(context), patient_id, _command(members), key)
         parts = [part if isinstance(part, bytes) else part(recording) for part in self._parts]
         context.answer.add(sum(map(len, parts)))
         return b"".join(parts)

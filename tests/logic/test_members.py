@@ -11,7 +11,7 @@ from sqlalchemy.dialects import postgresql
 from models import ENCOUNTER_TABLE, MEMBERS, Encounter, Kind, Member
 from resolvers.commands import AmendEncounter, Command, RecordEncounter
 from resolvers.encounters import insert, json_sql, lifecycle
-from rest.encounters import PUBLISHED
+from resolvers.encounters.published import PUBLISHED
 from rest.openapi import openapi
 from schema import build_schema
 from schema.plans import record_plan, selection
