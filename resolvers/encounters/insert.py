@@ -143,16 +143,15 @@ async def insert_at_once(
         asyncpg.PostgresError: A row violates a constraint; no recording was inserted.
     """
     many = len(news) > 1
-    sent = {"sent": _written(news)} if many else _values(news[0])
+    values = {"sent": _written(news)} if many else _values(news[0])
+    values |= {
+        "brand_id": brand_id,
+        "kept_for": kept_for,
+        "event_type": ENCOUNTER_RECORDED,
+        "lock_timeout": lock_timeout,
+    }
     async with database.autocommit(brand_id, within_seconds) as connection:
-        rows = await connection.fetch(
-            _insert(many),
-            **sent,
-            brand_id=brand_id,
-            kept_for=kept_for,
-            event_type=ENCOUNTER_RECORDED,
-            lock_timeout=lock_timeout,
-        )
+        rows = await connection.fetch(_insert(many), **values | {"brand_id": brand_id})
     insertions = {row["id"]: Insertion(row["is_known"], row["created_at"]) for row in rows}
     return [insertions[new.columns["id"]] for new in news]
 

@@ -55,7 +55,7 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def new(patient_id: str, **other: Any) -> NewEncounter:
     """Make a recording in which nothing is particular but what is named."""
     key = other.get("key")
-    columns: dict[str, Any] = dict.fromkeys(MEMBERS) | {
+    columns: dict[str, Any] = dict.fromkeys(MEMBERS.keys() - {"created_at", "updated_at"}) | {
         "patient_id": patient_id, "id": new_id(), "brand_id": "loop", "encounter_type": EncounterType.LAB,
         "status": EncounterStatus.SCHEDULED, "metadata": "{}", "version": 1,
     }  # fmt: skip

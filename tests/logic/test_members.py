@@ -100,11 +100,8 @@ def test_each_member_that_is_recorded_can_be_changed() -> None:
     assert set(lifecycle.CHANGED_COLUMNS) == amended | {"scheduled_at"} | SET_BY_ACTIONS
 
 
-def test_the_insert_sends_each_member_that_is_recorded() -> None:
-    assert set(insert.ENCOUNTER_COLUMNS) == {"id", "patient_id"} | RecordEncounter.model_fields.keys() - {"brand_id"}
-    # A member that is neither sent nor set in the statement is null or has a default.
-    for name in MEMBERS.keys() - {"brand_id", *insert.ENCOUNTER_COLUMNS}:
-        assert MEMBERS[name].optional or MEMBERS[name].server_default
+def test_the_insert_sends_each_member_but_the_times() -> None:
+    assert MEMBERS.keys() - insert.COLUMNS.keys() == {"created_at", "updated_at"}
 
 
 def test_each_plan_writes_every_member() -> None:
