@@ -37,7 +37,9 @@ def test_the_commit_hooks_run_the_commands_of_make_check() -> None:
 )
 def test_a_commit_subject_is_short_capitalized_and_no_sentence(subject: str, allowed: bool, tmp_path: Path) -> None:
     message = tmp_path / "message"
-    message.write_text(f"{subject}\n\nA body with a line that is longer than the seventy-two characters of a subject.\n")
+    message.write_text(
+        f"{subject}\n\nA body with a line that is longer than the seventy-two characters of a subject.\n"
+    )
 
     ran = subprocess.run(["sh", ROOT / ".ci/commit-subject", message], check=False, capture_output=True)
 
