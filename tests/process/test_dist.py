@@ -24,7 +24,7 @@ PAGES = {f"gateway/web/{path.relative_to(FOLDER)}" for path in FOLDER.rglob("*")
 
 def run(*command: str | Path, folder: Path = ROOT, **variables: str) -> str:
     ran = subprocess.run(
-        command, cwd=folder, env=os.environ | variables, capture_output=True, text=True, check=False, timeout=120
+        command, cwd=folder, env=os.environ | variables, capture_output=True, text=True, check=False, timeout=300
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout

@@ -1,4 +1,4 @@
-"""How the pages come about: once for what web/ holds, in every wheel, and not at all where npm is out of reach."""
+"""How the pages come about: once for what web/ holds, and not at all where npm is out of reach."""
 
 import os
 import shutil
