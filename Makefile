@@ -1,21 +1,25 @@
 # Needs python3 (3.11 or newer) and make; everything else goes into .venv/ and .tools/.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: run test pages check format population fuzz land crash bench lock clean help
+.PHONY: run test pages check format population fuzz land crash bench lock clean dist help
 
 # A virtual environment holds the absolute path of its checkout: one that was moved or copied would run the other's code.
 ifneq ($(shell cat .venv/checkout 2>/dev/null),$(CURDIR))
 .PHONY: .venv/bin/python
 endif
 
+##@ Run
+
 run: .venv/runtime .venv/compiled .venv/pages  ## Serve on http://127.0.0.1:8000, with a private PostgreSQL
 	@exec .venv/bin/gateway serve $(ARGS)
 
-test: .venv/dev .venv/compiled .venv/javascript .venv/clients .venv/pages  ## Run every test, or some: make test ARGS="-k patients"
-	@.venv/bin/pytest $(ARGS)
-
 pages: .venv/bin/python  ## Build the explorer and the other pages, if they are missing or stale
 	@.venv/bin/python web/build.py
+
+##@ Verify
+
+test: .venv/dev .venv/compiled .venv/javascript .venv/clients .venv/pages  ## Run every test, or some: make test ARGS="-k patients"
+	@.venv/bin/pytest $(ARGS)
 
 check: .venv/dev  ## Lint, format, types, and who may import whom
 	.venv/bin/ruff check
@@ -23,24 +27,23 @@ check: .venv/dev  ## Lint, format, types, and who may import whom
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-format: .venv/dev  ## Write the code as `make check` wants it
-	.venv/bin/ruff check --fix
-	.venv/bin/ruff format
-
 population: .venv/dev .venv/population  ## Drive a synthetic population through both doors (350 MB more)
 	@.venv/bin/python -m tests.population $(ARGS)
 
 fuzz: .venv/dev  ## Throw bytes, documents and requests of every kind at both doors, for a quarter of an hour
 	@.venv/bin/pytest tests/fuzz --hypothesis-profile=fuzz $(ARGS)
 
-land: .venv/dev  ## Promise clients the printed contracts; refuses a break that CHANGELOG.md does not name
-	@.venv/bin/python -m tests.breaking
-
 crash: .venv/dev  ## Kill gateway and PostgreSQL under load a hundred times; nothing acknowledged may be lost
 	@.venv/bin/python -m tests.crash $(ARGS)
 
 bench: .venv/dev .venv/compiled .venv/bench  ## Measure the gateway against its peers, on one PostgreSQL: bench/README.md (600 MB more)
 	@.venv/bin/python -m bench $(ARGS)
+
+##@ Develop
+
+format: .venv/dev  ## Write the code as `make check` wants it
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
 
 lock:  ## Write locks/ after a change in pyproject.toml; newer versions: make lock ARGS="--upgrade"
 	@$(COMPILE) pyproject.toml --group dev --output-file locks/dev.txt
@@ -54,8 +57,17 @@ lock:  ## Write locks/ after a change in pyproject.toml; newer versions: make lo
 clean:  ## Remove what was installed; data stays
 	rm -rf .venv .tools gateway/web tests/javascript/node_modules bench/peers/node_modules bench/peers/.venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
+##@ Release
+
+dist: .venv/dev .venv/pages  ## Build the source distribution and the wheel into dist/, with the pages
+	@.venv/bin/python -m hatchling build --clean $(ARGS)
+
+land: .venv/dev  ## Make the printed contracts the promised ones; refuse a break that CHANGELOG.md does not name
+	@.venv/bin/python -m tests.breaking
+
 help:
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
+	@echo 'Usage: make <target>'
+	@awk -F ':.*## ' '/^##@/ { print "\n" substr($$0, 5) } /^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
 
 # Compiled, not exported from uv.lock, which names a registry's host and is therefore not committed: what is pinned
 # in the locks stays as it is unless pyproject.toml or ARGS says otherwise.

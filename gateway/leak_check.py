@@ -1,4 +1,4 @@
-"""`gateway canary`: send marked values through every door and every failure, and search all outputs for the marks.
+"""`gateway leak-check`: send marked values through every door and every failure, and search all outputs for the marks.
 
 The command starts a gateway as a separate process, on a private PostgreSQL in a temporary folder, and captures every
 output. Unmistakable marks (canary tokens) replace the clinical content. A mark may appear in a response to an
@@ -92,7 +92,7 @@ class Outputs:
                     yield Leak(where, re.sub("|".join(map(re.escape, MARKS)), "█", line)[:300])
 
 
-async def canary() -> int:
+async def leak_check() -> int:
     """Run the check and print the result. Return the exit code: 1 for any leak, or if no mark was shown at all."""
     outputs = Outputs()
     with tempfile.TemporaryDirectory(prefix="gateway-canary-") as folder:
