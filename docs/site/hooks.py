@@ -8,9 +8,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parent.parent.parent
 
 OUTSIDE_DOCS = [
-    "README.md",
-    "CHANGELOG.md",
-    "CONTRIBUTING.md",
+    *(page.name for page in ROOT.glob("*.md")),
     "bench/README.md",
     "resolvers/encounters/record.py",
     "rest/openapi.json",
