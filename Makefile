@@ -18,7 +18,7 @@ pages: .venv/bin/python  ## Build the explorer and the other pages, if they are 
 	@.venv/bin/python web/build.py
 
 docs: .venv/docs  ## Build the documentation as a site: site/index.html
-	@NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs build
 
 check: .venv/dev  ## Lint, format, types, and who may import whom
 	.venv/bin/ruff check
