@@ -1,4 +1,4 @@
-"""An encounter: one meeting of a patient with the clinic, as a client reported it."""
+"""An encounter: one visit of a patient, as a client reported it."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +13,7 @@ from models.base import INSTANT, Table, words
 
 
 class EncounterType(StrEnum):
-    """What kind of meeting it is."""
+    """The type of an encounter."""
 
     OFFICE_VISIT = "office_visit"
     TELEHEALTH = "telehealth"
@@ -23,7 +23,7 @@ class EncounterType(StrEnum):
 
 
 class EncounterStatus(StrEnum):
-    """Where the encounter stands in its life."""
+    """The status of an encounter in its lifecycle."""
 
     SCHEDULED = "scheduled"
     IN_PROGRESS = "in_progress"
@@ -34,7 +34,7 @@ class EncounterStatus(StrEnum):
 
 
 class EncounterAction(StrEnum):
-    """What can be done with an encounter after it was recorded."""
+    """An action on a recorded encounter."""
 
     START = "start"
     COMPLETE = "complete"

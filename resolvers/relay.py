@@ -95,7 +95,7 @@ async def stamp_events(database: RelayDatabase) -> int:
     """
     async with database.transaction(None) as connection:
         mark = await connection.fetch_one(LOCK_WATERMARK)
-        assert mark is not None, "the migration put it there"
+        assert mark is not None, "the migration inserted it"
         later = await connection.fetch_one(LAST_STAMPED, stamped=mark["stamped"])
         before = later["position"] if later else mark["stamped"]
         rows = await connection.fetch(UNSTAMPED, limit=STAMP_AT_MOST)

@@ -162,7 +162,7 @@ def phrase(error: GatewayError, request_id: str) -> dict[str, Any]:
     """Return the GraphQL error of a refusal before authentication. After authentication, use `refuse`."""
     extensions: dict[str, Any] = {"code": error.code, "recorded": error.recorded, "request_id": request_id}
     if isinstance(error, errors.InvalidInput):
-        extensions["violations"] = [each.told() for each in error.violations]
+        extensions["violations"] = [each.as_members() for each in error.violations]
     if isinstance(error, errors.InsufficientScope):
         extensions["scopes"] = list(error.scopes)
     if isinstance(error, errors.RateLimited):

@@ -23,7 +23,7 @@ from graphql import (
 )
 
 import models
-from resolvers.access import Scopes, told
+from resolvers.access import Scopes, describe_scopes
 from resolvers.errors import InvalidInput, Violation
 from resolvers.ids import id_or_none
 from schema.field_scopes import ENTITIES
@@ -102,7 +102,7 @@ def _entities_field(plain: GraphQLSchema, scopes: Scopes) -> GraphQLField:
         # The model classes have the names of their GraphQL types.
         resolve_type=lambda row, *_: type(row).__name__,
     )
-    rights = "\n\n".join(f"`{name}`: {told(scopes[operation])}" for name, operation in ENTITIES.items())
+    rights = "\n\n".join(f"`{name}`: {describe_scopes(scopes[operation])}" for name, operation in ENTITIES.items())
     return GraphQLField(
         GraphQLNonNull(GraphQLList(entity)),
         {"representations": GraphQLArgument(GraphQLNonNull(GraphQLList(GraphQLNonNull(representation))))},

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from graphql import GraphQLObjectType, GraphQLSchema
 
-from resolvers.access import Permission, Scopes, told
+from resolvers.access import Permission, Scopes, describe_scopes
 
 FIELDS: Mapping[str, Permission] = {
     "Query.encounter": Permission.READ_ENCOUNTERS,
@@ -56,4 +56,4 @@ def tell_scopes(schema: GraphQLSchema, scopes: Scopes) -> None:
         if not isinstance(parent, GraphQLObjectType) or field_name not in parent.fields:
             raise ValueError(f"a right is named for {path}, which is no field")
         field = parent.fields[field_name]
-        field.description = f"{field.description}\n\n{told(scopes[operation])}"
+        field.description = f"{field.description}\n\n{describe_scopes(scopes[operation])}"

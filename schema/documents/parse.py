@@ -275,7 +275,7 @@ class UniqueInputFieldNames(UniqueInputFieldNamesRule):
 
     def report_error(self, error: GraphQLError) -> None:
         """Report a duplicate member."""
-        super().report_error(GraphQLError("An object must not name a member twice.", error.nodes))
+        super().report_error(GraphQLError("An object must not have two members of the same name.", error.nodes))
 
 
 OURS: dict[type[ASTValidationRule], type[ASTValidationRule]] = {

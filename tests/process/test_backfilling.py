@@ -463,7 +463,7 @@ async def test_the_command_reads_standard_input_and_names_refused_lines_there(da
     code, out, err = await finished(database_url, "-", name, text=json_lines(lines))
 
     assert (code, out) == (1, "1 encounter recorded, 0 recorded already, 1 line refused\n")
-    assert err == "line 2: There is no such patient.\n"
+    assert err == "line 2: The patient was not found.\n"
     code, out, err = await finished(database_url, "-", name, text=json_lines(lines[:1]))
     assert (code, out, err) == (0, "0 encounters recorded, 1 recorded already, 0 lines refused\n", "")
 
