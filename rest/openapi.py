@@ -160,7 +160,7 @@ def _record() -> Json:
                 "name": "validate_only",
                 "in": "query",
                 "description": "With `true`, only validate the request (dry run): 200 if it would be recorded, else "
-                "the same refusal, or the first answer under the same key. Nothing is written, and the key stays unused.",
+                "the same refusal, or the first answer under the same key. Nothing is written, and the key stays free.",
                 "schema": {"type": "boolean", "default": False},
                 "example": False,
             },
