@@ -30,7 +30,7 @@ from schema.field_scopes import ENTITIES
 from schema.loaders import Loaders
 from schema.types import OperationContext
 
-PROVIDER = "Who met the patient, as the provider directory knows them."
+PROVIDER = "The provider who saw the patient, an entity of the provider directory."
 
 # Other subgraphs define Relay's PageInfo too. On a type extension, @shareable would apply to the extension only.
 DIRECTIVES: Mapping[str, str] = {
@@ -47,7 +47,7 @@ extend type Encounter {{
   provider: Provider
 }}
 
-"""Someone in the provider directory, which is another subgraph."""
+"""A provider in the provider directory, which is another subgraph."""
 type Provider @key(fields: "id", resolvable: false) {{
   id: ID!
 }}'''
@@ -86,7 +86,7 @@ def _service_field(sdl: str) -> GraphQLField:
     return GraphQLField(
         GraphQLNonNull(service),
         resolve=lambda *_: {"sdl": sdl},
-        description="This schema as a router composes it with others.",
+        description="The SDL of this subgraph, for the router.",
     )
 
 
@@ -107,8 +107,8 @@ def _entities_field(plain: GraphQLSchema, scopes: Scopes) -> GraphQLField:
         GraphQLNonNull(GraphQLList(entity)),
         {"representations": GraphQLArgument(GraphQLNonNull(GraphQLList(GraphQLNonNull(representation))))},
         resolve=_resolve_entities,
-        description=f"What a router asks for: in the order of the representations, null where the caller sees none."
-        f"\n\n{rights}",
+        description="The entities that a router requests, in the order of the representations; null for each that does "
+        f"not exist or that the caller may not see.\n\n{rights}",
     )
 
 
@@ -120,8 +120,8 @@ async def _resolve_entities(
         info.context.context.require(ENTITIES[name])
     misshapen = [place for place, each in enumerate(asked_for) if each is None]
     if misshapen:
-        told = f"must be an object with the `__typename` {' or '.join(ENTITIES)} and a string `id`"
-        raise InvalidInput([Violation(f"/representations/{place}", "representation", told) for place in misshapen])
+        message = f"must be an object with the `__typename` {' or '.join(ENTITIES)} and a string `id`"
+        raise InvalidInput([Violation(f"/representations/{place}", "representation", message) for place in misshapen])
 
     return await asyncio.gather(*(_load(info.context.loaders, *each) for each in asked_for if each))
 

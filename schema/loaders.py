@@ -46,12 +46,13 @@ class HistoryKey(NamedTuple):
 class Loaders:
     """The loaders of one operation.
 
-    `met` is the error that the operation's plan raised. Every loader except `duplicates` raises it instead of querying.
+    `plan_error` is the error that the operation's plan raised. Every loader except `duplicates` raises it instead of
+    querying.
     """
 
-    def __init__(self, context: Context, met: Exception | None = None) -> None:
+    def __init__(self, context: Context, plan_error: Exception | None = None) -> None:
         self._context = context
-        self._met = met
+        self._plan_error = plan_error
 
     # Loaders are created on first use, because most operations need one or two.
 
@@ -132,5 +133,5 @@ class Loaders:
         return [counts[key] for key in keys]
 
     def _tell(self) -> None:
-        if self._met is not None:
-            raise self._met
+        if self._plan_error is not None:
+            raise self._plan_error

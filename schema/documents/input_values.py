@@ -141,11 +141,11 @@ def _faults_of_members(
             strangers += 1
             continue
         meant.add(near)
-        told = f"is no member of {wanted}; did you mean {near}?"
-        yield Fault((*path, name), "unknown_member", told, members[name], tuple(fields))
+        message = f"is not a member of {wanted}; did you mean {near}?"
+        yield Fault((*path, name), "unknown_member", message, members[name], tuple(fields))
     if strangers:
-        told = f"must have no member that {wanted} does not define, and has {strangers:,}"
-        yield Fault(path, "unknown_member", told, whole, tuple(fields))
+        message = f"must have only members that {wanted} defines, but has {strangers:,} others"
+        yield Fault(path, "unknown_member", message, whole, tuple(fields))
     for name, field in fields.items():
         if name in members:
             member = members[name]

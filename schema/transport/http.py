@@ -93,8 +93,8 @@ class GraphQLEndpoint:
             refusal = self._runner.known(error, state["request_id"])
             status, headers = self._http_form(refusal)
             known: Context | None = state.get("context")
-            told = refuse(refusal, known) if known else phrase(refusal, state["request_id"])
-            return _answer({"errors": [told]}, status, _of_one_answer(media_type), headers)
+            refused = refuse(refusal, known) if known else phrase(refusal, state["request_id"])
+            return _answer({"errors": [refused]}, status, _of_one_answer(media_type), headers)
         return _answer(body, 200 if is_well_formed or media_type == JSON else 400, media_type, self._challenge(body))
 
     async def _stream(

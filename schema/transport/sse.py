@@ -36,7 +36,7 @@ HEARTBEAT = b":\n\n"
 
 Say = Callable[[bytes], Awaitable[None]]
 
-RESTARTING = "The gateway restarts; subscribe again after the last cursor."
+RESTARTING = "The gateway is restarting; subscribe again after the last cursor."
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class EventStream:
     async def _until_token_ends(self) -> bytes:
         report = partial(self._runner.known, request_id=self._context.request_id)
         why = await watch_token(self._context.caller, self._reauthenticate, self._limits.recheck_seconds, report)
-        return self._last_words(InvalidToken(f"The bearer token was good, but {why}."))
+        return self._last_words(InvalidToken(f"The bearer token is no longer accepted: {why}."))
 
     async def _until_stopped(self, draining: asyncio.Event) -> bytes:
         await draining.wait()
