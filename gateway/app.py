@@ -85,7 +85,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[Mapping[str, Any]]:
-        assert settings.database_url is not None, "whoever serves has found or started a database"
+        assert settings.database_url is not None, "the caller has set or started a database"
         url = settings.database_url.get_secret_value()
         timeouts: Timeouts = {
             "acquire_seconds": settings.database_acquire_seconds,

@@ -52,10 +52,7 @@ def _check_database(settings: Settings) -> bool:
         return True
     outlook = asyncio.run(preflight(settings, lambda sentence: print(f"\n{sentence}"), changing=False))
     if outlook.is_migrated:
-        print("\nThe database can be served from.")
+        print("\nThe database is ready to be served.")
     else:
-        print(
-            f"\nThe database can be served from once it is migrated to {revisions()[-1]}; `gateway serve` and `gateway "
-            "migrate` do that."
-        )
+        print(f"\nThe database must be migrated to {revisions()[-1]}; `gateway serve` and `gateway migrate` do that.")
     return outlook.serves_everyone

@@ -48,11 +48,11 @@ NOT_BUILT = """<!doctype html>
 :root { color-scheme: light dark }
 body { font: 17px/1.6 system-ui, sans-serif; max-width: 38rem; margin: 4rem auto; padding: 0 1rem }
 </style>
-<h1>The gateway runs. This page was not built.</h1>
-<p>Both doors serve: REST at <code>/v1/patients/{patient_id}/encounters</code>, described at
+<h1>The gateway runs, but this page was not built.</h1>
+<p>The gateway serves REST at <code>/v1/patients/{patient_id}/encounters</code>, described at
 <a href="/openapi.json"><code>/openapi.json</code></a>, and GraphQL at <code>/graphql</code>.</p>
-<p>The pages for people are built when the gateway is installed, with packages from the npm registry, which could not be
-had then. To try again: <code>make pages</code>, and start the gateway anew.</p>
+<p>The pages are built when the gateway is installed, with packages from the npm registry, which were not available
+then. To build them, run <code>make pages</code> and restart the gateway.</p>
 </html>
 """
 

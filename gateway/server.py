@@ -81,7 +81,9 @@ def bind_socket(settings: Settings) -> socket.socket:
 
 def _taken(settings: Settings) -> SettingsError:
     where = f"{settings.host}:{settings.port}"
-    return SettingsError(f"{PREFIX}PORT: cannot listen on {where}; stop what listens there, or set another port")
+    return SettingsError(
+        f"{PREFIX}PORT: cannot listen on {where}; stop the program that listens there, or set another port"
+    )
 
 
 def serve(settings: Settings, port: socket.socket, faults: int | None = None) -> None:
@@ -130,8 +132,8 @@ def _metrics_folder() -> TemporaryDirectory[str]:
         return TemporaryDirectory(prefix="gateway-metrics-")
     except OSError as error:
         raise SettingsError(
-            f"{PREFIX}WORKERS: several workers count in files, and no temporary folder can be written to; set TMPDIR "
-            f"to a folder that can, or {PREFIX}WORKERS=1"
+            f"{PREFIX}WORKERS: several workers share their metrics in files, and no temporary folder is writable; set "
+            f"TMPDIR to a writable folder, or {PREFIX}WORKERS=1"
         ) from error
 
 
@@ -142,12 +144,12 @@ def refuse_a_rehearsal(settings: Settings) -> None:
     """
     if not settings.development:
         raise SettingsError(
-            "--faults lets requests go wrong on purpose, so it is for development mode only: "
+            "--faults makes requests fail on purpose, so it requires development mode: "
             f"leave out {PREFIX}INTROSPECTION_URL and {PREFIX}JWKS_URL, or leave out --faults"
         )
     if settings.workers > 1:
         raise SettingsError(
-            "--faults gives the same faults to the same requests, which several processes would share out by chance: "
+            "--faults is reproducible in a single process only, because several share the requests at random: "
             f"set {PREFIX}WORKERS=1"
         )
 
@@ -190,13 +192,11 @@ def startup_banner(settings: Settings, port: int, faults: int | None = None) -> 
         *([f"Pages    {origin}/"] if settings.explorer_pages else []),
     ]
     if faults is not None:
-        lines.append(
-            f"Rehearsal: faults are on, seed {faults}. Requests go wrong on purpose, as docs/integrators.md tells."
-        )
+        lines.append(f"Fault injection is on, seed {faults}. Requests fail on purpose; see docs/integrators.md.")
     if settings.development:
         lines += [
             "",
-            "Development mode: the token `dev` may do everything for the brand `loop`. Try:",
+            "Development mode: the token `dev` has every scope for the brand `loop`. Try:",
             "",
             f"curl {origin}/v1/patients/demo-patient/encounters \\",
             "  -H 'Authorization: Bearer dev' -H 'Content-Type: application/json' \\",

@@ -41,7 +41,7 @@ def _confidential(url: AnyHttpUrl) -> AnyHttpUrl:
     if url.scheme == "http" and (url.host or "").strip("[]") not in LOOPBACK:
         raise ValueError("must begin with https:// (http:// is for an address of this machine only)")
     if url.username or url.password or url.fragment:
-        raise ValueError("must hold neither a name, nor a password, nor a fragment")
+        raise ValueError("must not contain a user name, a password or a fragment")
     return url
 
 
@@ -532,7 +532,7 @@ class Settings(BaseModel):
     def owner_url(self) -> str:
         """URL of the role that owns the tables. A database URL must be set."""
         url = self.database_owner_url or self.database_url
-        assert url is not None, "whoever asks has found or started a database"
+        assert url is not None, "the caller has set or started a database"
         return url.get_secret_value()
 
     @property
@@ -566,7 +566,7 @@ class Settings(BaseModel):
     def refuse_a_policy_without_documents(self) -> None:
         """Return if `documents` is set, or the policy needs no documents. Raises `SettingsError`."""
         if self.documents is None and self.documents_policy != "log":
-            raise SettingsError(f"{PREFIX}DOCUMENTS: needed beside {PREFIX}DOCUMENTS_POLICY={self.documents_policy}")
+            raise SettingsError(f"{PREFIX}DOCUMENTS: required with {PREFIX}DOCUMENTS_POLICY={self.documents_policy}")
 
     def refuse_open_development(self) -> None:
         """Return unless development mode listens on an address other than loopback. Raises `SettingsError`."""
@@ -579,13 +579,13 @@ class Settings(BaseModel):
     def refuse_half_a_verifier(self) -> None:
         """Return if the verifiers are configured completely. Raises `SettingsError`, which names missing settings."""
         incomplete = [
-            f"{_variables(missing)}: needed beside {_variables(given)}"
+            f"{_variables(missing)}: required with {_variables(given)}"
             for names in VERIFIERS
             if (missing := [name for name in names if getattr(self, name) is None])
             and (given := [name for name in names if name not in missing])
         ]
         if self.introspection_url is None and (given := [name for name in FOR_INTROSPECTION if getattr(self, name)]):
-            incomplete.append(f"{PREFIX}INTROSPECTION_URL: needed beside {_variables(given)}")
+            incomplete.append(f"{PREFIX}INTROSPECTION_URL: required with {_variables(given)}")
         if incomplete:
             raise SettingsError("\n".join(incomplete))
 
@@ -600,10 +600,10 @@ class Settings(BaseModel):
         Raises `SettingsError`.
         """
         if (self.webhook_url is None) != (self.webhook_secret is None):
-            raise SettingsError(f"{_variables(['webhook_url', 'webhook_secret'])}: one is needed beside the other")
+            raise SettingsError(f"{_variables(['webhook_url', 'webhook_secret'])}: set both or neither")
         names = [webhook.name for webhook in self.every_webhook] + ["nats"]
         if len(names) != len(set(names)):
-            raise SettingsError(f"{PREFIX}WEBHOOKS: each needs a name of its own, and neither `webhook` nor `nats`")
+            raise SettingsError(f"{PREFIX}WEBHOOKS: each must have a unique name other than `webhook` and `nats`")
         if self.event_retry_hours >= self.event_days * 24:
             raise SettingsError(f"{PREFIX}EVENT_RETRY_HOURS: must be less than {PREFIX}EVENT_DAYS")
 

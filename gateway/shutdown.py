@@ -69,7 +69,7 @@ class GracefulShutdown:
 
         async def verify_while_open(token: str) -> Caller:
             if self.closed.is_set():
-                raise TemporarilyUnavailable("The gateway stops; try again, and another one will answer.")
+                raise TemporarilyUnavailable("The gateway is shutting down; try again, and another one will answer.")
             return await verify(token)
 
         return verify_while_open

@@ -27,7 +27,7 @@ from resolvers.sql import Statement
 
 NOTES_DROPPED = "patient_graph.audit.dropped"
 
-BATCH_NOTES = 500
+BATCH_SIZE = 500
 """Records in one batch; enough that statements cost little, few enough that they stay short."""
 
 GATHER_SECONDS = 0.2
@@ -147,7 +147,7 @@ class AuditBuffer:
         while True:
             await self._wakeup.wait()
             # A full batch is written at once; a pause would only let the queue grow.
-            if len(self._queue) < BATCH_NOTES:
+            if len(self._queue) < BATCH_SIZE:
                 await asyncio.sleep(GATHER_SECONDS)
             self._tell_waiting()
             written = await self._write_batch()
@@ -173,7 +173,7 @@ class AuditBuffer:
     async def _write_batch(self) -> bool:
         """Write a batch. Return False if the database is unavailable; unwritten records stay in the batch."""
         if not self._batch:
-            self._batch = [self._queue.popleft() for _ in range(min(BATCH_NOTES, len(self._queue)))]
+            self._batch = [self._queue.popleft() for _ in range(min(BATCH_SIZE, len(self._queue)))]
             losses, self._dropped = self._dropped, Counter()
             self._batch += [Kept(_loss(*loss), new_id(), time.monotonic()) for loss in losses.items()]
         while self._batch:
@@ -197,7 +197,7 @@ class AuditBuffer:
                 await connection.fetch(WRITE_NOTES, brand_id=brand_id, notes=_written(notes))
         except GatewayError:
             raise
-        except Exception as error:  # noqa: BLE001 - one note must not stand in the way of all that follow
+        except Exception as error:  # noqa: BLE001 - one record must not block those that follow
             if len(notes) > 1:
                 for kept in notes:
                     await self._insert(brand_id, [kept])

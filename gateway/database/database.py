@@ -43,7 +43,7 @@ UNAVAILABLE = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,
-    asyncpg.InternalClientError,  # sometimes raised by a connection that was closed while it was idle
+    asyncpg.InternalClientError,  # sometimes raised by a connection that was closed while idle
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,  # shut down, cancelled by a timeout, terminated
     asyncpg.InsufficientResourcesError,  # disk full, out of memory, too many connections

@@ -111,7 +111,7 @@ class Pool(Generic[Connection]):
         # asyncpg waits here until the server has cancelled the statement, and ends any open transaction.
         try:
             await connection.reset(timeout=RESET_SECONDS)
-        except (Exception, asyncio.CancelledError):  # noqa: BLE001 - whatever it is, another connection is opened
+        except (Exception, asyncio.CancelledError):  # noqa: BLE001 - after any error another connection is opened
             connection.terminate()
         finally:
             self._returned(connection)

@@ -2,7 +2,7 @@
 
 PostgreSQL refuses to run as root or as a user without a name. A container often has one or the other.
 """
-# ruff: noqa: S603 -- every command line here is our own
+# ruff: noqa: S603 -- no command line contains external input
 
 import os
 import pwd
@@ -33,7 +33,7 @@ PR_SET_PDEATHSIG, SIGINT = 1, 2
 if sys.platform == "linux" and libc.prctl(PR_SET_PDEATHSIG, SIGINT, 0, 0, 0) != 0:
     sys.exit("the kernel refused the death signal")
 if os.getppid() != int(gateway):
-    sys.exit("the gateway ended before its server began")
+    sys.exit("the gateway ended before its server started")
 os.execv(command[0], command)
 """
 
@@ -82,7 +82,7 @@ def choose_account(*needed: Path) -> Account:
             return accounts[name]
     raise PostgresUnavailable(
         "PostgreSQL refuses root and users without a name: start the gateway as another user, or set "
-        "GATEWAY_DATABASE_URL to a database of your own."
+        "GATEWAY_DATABASE_URL to another database."
     )
 
 
@@ -147,4 +147,4 @@ def _refuse_unless(folder: Path, *, owner: int, closed: int) -> None:
     """Raise unless `folder` is a real folder of the owner with none of the permissions in `closed`."""
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != owner or found.st_mode & closed:
-        raise PostgresUnavailable(f"{folder} is not a folder that user {owner} alone controls: remove what is there.")
+        raise PostgresUnavailable(f"{folder} is not a folder that only user {owner} controls: remove it.")

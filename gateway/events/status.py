@@ -114,7 +114,7 @@ def told(numbers: EventStatus) -> str:
     lines = [
         f"events up to position {numbers.position}, kept from {numbers.pruned + 1}",
         f"{numbers.waiting} waiting for a position, the oldest for {numbers.oldest_seconds:.0f} s"
-        + (f"; {numbers.unsettled} not settled" if numbers.unsettled else ""),
+        + (f"; {numbers.unsettled} beyond the watermark" if numbers.unsettled else ""),
     ]
     for sink in numbers.sinks:
         words = [f"sink {sink.name}: at {sink.position}, {sink.behind} behind by {sink.oldest_seconds:.0f} s"]

@@ -163,7 +163,7 @@ class EventReads:
         statement: Statement,
         by: str,
         value: str,
-        rows: int = 1,  # noqa: ARG002 - how much it reads: nothing is put together here
+        rows: int = 1,  # noqa: ARG002 - a hint for batching, which does not apply here
         **given: object,
     ) -> Row | None:
         """Return the row whose `key` is `value`. Raises `TemporarilyUnavailable`."""

@@ -101,7 +101,7 @@ async def import_encounters(
     name: str | None = None,
     client: str = "import",
     keep_keys_days: int = 90,
-    patience_seconds: float = 300.0,
+    retry_seconds: float = 300.0,
 ) -> ImportSummary:
     """Record the encounters of `file`, each line once.
 
@@ -115,7 +115,7 @@ async def import_encounters(
         name: Name of the import; distinguishes its lines without a key from those of others. None: the file's own name.
         client: Client id that owns the idempotency keys.
         keep_keys_days: Days that the keys are stored; a run after that would record the lines again.
-        patience_seconds: Seconds to retry while the database is unavailable.
+        retry_seconds: Seconds to retry while the database is unavailable.
     """
     settings = settings.model_copy(
         update={"idempotency_hours": keep_keys_days * 24, "database_acquire_seconds": ACQUIRE_SECONDS}
@@ -128,7 +128,7 @@ async def import_encounters(
                 named = name or ("-" if file == STANDARD_INPUT else file.name)
                 done = ImportSummary()
                 encounters = _encounters(records_of(lines, file, TABLE, done.unknown), limits, named)
-                return await _Backfilling(context, progress, patience_seconds, done).record_all(encounters)
+                return await _Backfilling(context, progress, retry_seconds, done).record_all(encounters)
 
 
 # Parsing
@@ -161,7 +161,7 @@ def _members(values: dict[str, str]) -> dict[str, Any]:
             members["metadata"] = json_text.read(members["metadata"])
         except MalformedBody as error:
             place = " (line {}, column {} of it)".format(*error.place) if error.place else ""
-            rule, told = error.violations[0].rule, f"must be JSON that has one meaning{place}"
+            rule, told = error.violations[0].rule, f"must be unambiguous JSON (RFC 7493){place}"
             raise InvalidInput([Violation("/metadata", rule, told)]) from None
     return members
 
@@ -242,11 +242,11 @@ class _DuplicateCounter:
 class _Backfilling:
     """One import: many workers take lines from one queue, which a thread fills."""
 
-    def __init__(self, context: Context, progress: Progress, patience_seconds: float, done: ImportSummary) -> None:
+    def __init__(self, context: Context, progress: Progress, retry_seconds: float, done: ImportSummary) -> None:
         self._context = context
         self._progress = progress
-        self._patience_seconds = patience_seconds
-        self._away_since: float | None = None
+        self._retry_seconds = retry_seconds
+        self._unavailable_since: float | None = None
         """Time when the database became unavailable, or None if a line has been recorded since."""
         self._queue: asyncio.Queue[_Line | Refusal | Exception | None] = asyncio.Queue(READ_TOGETHER)
         self._done = done
@@ -281,7 +281,7 @@ class _Backfilling:
                 while together := list(islice(encounters, READ_TOGETHER)):
                     hand_on(together)
                 hand_on([None])
-            except Exception as error:  # noqa: BLE001 - whoever waits for lines must be told, whatever it is
+            except Exception as error:  # noqa: BLE001 - the consumer of the lines gets any error
                 hand_on([error])
 
     async def _put(self, together: Sequence[_Line | Refusal | Exception | None]) -> None:
@@ -330,26 +330,26 @@ class _Backfilling:
                 await self._wait_for_the_database()
                 continue
             except GatewayError as error:
-                self._away_since = None
+                self._unavailable_since = None
                 self._context.note_refusal(error)
                 return Refusal.of(line.lines, error)
-            except Exception as error:  # noqa: BLE001 - one line must not stand in the way of all that follow
+            except Exception as error:  # noqa: BLE001 - one line must not block those that follow
                 log.error("import", request_id=self._context.request_id, line=line.lines[0], **describe(error))
                 return Refusal.of(line.lines, ServerError())
-            self._away_since = None
+            self._unavailable_since = None
             self._done.recorded += not recording.replayed
             self._done.already += recording.replayed
             return None
 
     async def _wait_for_the_database(self) -> None:
         now = asyncio.get_running_loop().time()
-        if self._away_since is None:
-            self._away_since = now
-            self._progress.say(f"the database is away; trying again for {self._patience_seconds:.0f} s")
-        if now - self._away_since >= self._patience_seconds:
+        if self._unavailable_since is None:
+            self._unavailable_since = now
+            self._progress.say(f"the database is unavailable; retrying for {self._retry_seconds:.0f} s")
+        if now - self._unavailable_since >= self._retry_seconds:
             raise ImportStopped(
-                f"the database has been away for {now - self._away_since:.0f} s. Until then: {self._done}. "
-                "Run the import again, under the same name: it goes on from there."
+                f"the database has been unavailable for {now - self._unavailable_since:.0f} s. Until then: "
+                f"{self._done}. To continue, run the import again under the same name."
             )
         await asyncio.sleep(PAUSE_SECONDS)
 
@@ -368,7 +368,7 @@ async def _context(settings: Settings, client: str) -> AsyncIterator[Context]:
 
     Raises `SettingsError` if the database cannot be used or is not safe.
     """
-    assert settings.database_url is not None, "whoever imports has found or started a database"
+    assert settings.database_url is not None, "the caller has set or started a database"
     url = settings.database_url.get_secret_value()
     timeouts: Timeouts = {"acquire_seconds": ACQUIRE_SECONDS, "statement_seconds": settings.database_statement_seconds}
     with translate_driver_errors(f"{PREFIX}DATABASE_URL"):

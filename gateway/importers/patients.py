@@ -61,7 +61,9 @@ async def import_patients(database_url: str, file: Path, rejects: Path | None = 
                     await _import_batch(database, batch, imported, progress)
                     progress.tell(imported)
             except TemporarilyUnavailable as error:
-                raise ImportStopped(f"the database was lost. Until then: {imported}. Run the import again.") from error
+                raise ImportStopped(
+                    f"the database connection was lost. Until then: {imported}. Run the import again."
+                ) from error
     return imported
 
 

@@ -58,12 +58,12 @@ class Progress:
             progress.clear()
             return
         if rejects.exists() and file.exists() and rejects.samefile(file):
-            raise ImportStopped("refused lines must not be written over the file that is imported")
+            raise ImportStopped("the file for refused lines must not be the imported file")
         try:
             written = rejects.open("wb", buffering=0)
         except OSError as error:
             raise ImportStopped(
-                f"{rejects} cannot be written ({error.strerror}); name a file for refused lines with --rejects"
+                f"{rejects} cannot be written ({error.strerror}); name another file for refused lines with --rejects"
             ) from error
         progress = cls(lines, rejects, written)
         try:

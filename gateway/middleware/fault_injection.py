@@ -61,7 +61,7 @@ class FaultInjectionMiddleware:
 
     def __init__(self, app: ASGIApp, *, seed: int) -> None:
         self._app = app
-        self._chance = random.Random(seed)  # noqa: S311 - to be foreseen is what it is for
+        self._chance = random.Random(seed)  # noqa: S311 - the faults must be reproducible
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request, with the fault that is drawn for it."""

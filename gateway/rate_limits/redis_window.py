@@ -18,7 +18,7 @@ from gateway.observability.logs import describe, log
 from gateway.rate_limits.sliding_window import Clock, InMemorySlidingWindow, Usage
 
 CONNECTIONS = 8
-PATIENCE_SECONDS = 1.0
+TIMEOUT_SECONDS = 1.0
 """Seconds; timeout of one Redis call. Redis answers within a millisecond, so a timeout means that Redis is down."""
 PAUSE_SECONDS = 5.0
 """Seconds without further Redis calls after one failed."""
@@ -69,10 +69,10 @@ class RedisSlidingWindow:
     async def _take_shared(self, key: str, limit: int, units: int) -> Usage | None:
         window = RateLimitItemPerSecond(limit, self._seconds)
         try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
                 granted = await self._limiter.hit(window, key, cost=units)
                 more_at, remaining = await self._limiter.get_window_stats(window, key)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is no reason to refuse
+        except Exception as error:  # noqa: BLE001 - no error of Redis is a reason to refuse
             self._lose(error)
             return None
         self._find()
@@ -82,9 +82,9 @@ class RedisSlidingWindow:
         # The limiter stores uses in a list, newest on the left.
         name = self._storage.bridge.prefixed_key(RateLimitItemPerSecond(limit, self._seconds).key_for(key))
         try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
                 await self._redis.lpop(name, units)  # type: ignore[misc]
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is no reason to refuse
+        except Exception as error:  # noqa: BLE001 - no error of Redis is a reason to refuse
             self._lose(error)
             return False
         return True

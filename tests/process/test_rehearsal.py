@@ -60,11 +60,11 @@ async def test_the_first_lines_say_that_faults_are_on_and_the_seed(server_url: s
                 "GATEWAY_JWT_ISSUER": "https://id.example",
                 "GATEWAY_JWT_AUDIENCE": "encounters",
             },
-            "gateway: --faults lets requests go wrong on purpose, so it is for development mode only: leave out ",
+            "gateway: --faults makes requests fail on purpose, so it requires development mode: leave out ",
         ),
         (
             {"GATEWAY_WORKERS": "2"},
-            "gateway: --faults gives the same faults to the same requests, which several processes would ",
+            "gateway: --faults is reproducible in a single process only, ",
         ),
     ],
     ids=["real tokens", "workers"],
