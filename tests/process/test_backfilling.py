@@ -432,7 +432,7 @@ async def test_a_first_line_that_does_not_name_the_columns_stops_the_import(impo
 async def test_a_database_that_may_lose_what_it_acknowledged_is_refused(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "e.jsonl").write_text("")
 
-    with pytest.raises(SettingsError, match="not safe to record in"):
+    with pytest.raises(SettingsError, match="not safe for recording"):
         await import_encounters(settings.model_copy(update={"database_unsafe": False}), tmp_path / "e.jsonl")
 
 
