@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.auth.development import DEVELOPMENT_BRANDS, DEVELOPMENT_PATIENTS
 from gateway.settings import Settings
-from schema.transport.http import liked_media_types
+from schema.transport.http import accepted_media_types
 
 FOLDER = Path(__file__).parent / "web"
 ASSETS = FOLDER / "assets"
@@ -95,8 +95,8 @@ def page(name: str, settings: Settings) -> Page:
     """Return a page, with the development tokens in development mode; if the pages were not built, `NOT_BUILT`."""
     if not built():
         return Page(NOT_BUILT)
-    told = escape(json.dumps(_development() if settings.development else []))
-    return Page((FOLDER / f"{name}.html").read_text().replace('content="[]"', f'content="{told}"'))
+    development = escape(json.dumps(_development() if settings.development else []))
+    return Page((FOLDER / f"{name}.html").read_text().replace('content="[]"', f'content="{development}"'))
 
 
 def explorer_for_browsers(settings: Settings, door: ASGIApp) -> ASGIApp:
@@ -116,16 +116,16 @@ class ExplorerForBrowsers:
         answer = self._door
         if scope["method"] in {"GET", "HEAD"}:
             request = Request(scope)
-            if _likes_pages(request.headers.get("accept", "")):
+            if _prefers_html(request.headers.get("accept", "")):
                 answer = await self._explorer.answer(request)
         await answer(scope, receive, send)
 
 
-def _likes_pages(accept: str) -> bool:
+def _prefers_html(accept: str) -> bool:
     """Whether an `Accept` header prefers HTML to all media types of the GraphQL door, as browsers do."""
-    liked = liked_media_types(accept)
-    page = liked.pop("text/html", 0)
-    return page > max(liked.get(each, 0) for each in DATA)
+    accepted = accepted_media_types(accept)
+    page = accepted.pop("text/html", 0)
+    return page > max(accepted.get(each, 0) for each in DATA)
 
 
 def page_routes(settings: Settings) -> list[BaseRoute]:

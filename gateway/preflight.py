@@ -25,15 +25,15 @@ AND (rolcreaterole OR rolsuper OR (SELECT count(*) FROM pg_roles WHERE rolname =
 FROM pg_roles WHERE rolname = current_user"""
 
 
-class Outlook(NamedTuple):
+class PreflightResult(NamedTuple):
     """Result of `preflight`."""
 
     is_migrated: bool
-    serves_everyone: bool
+    serves_all_callers: bool
     """False while the identity provider does not answer."""
 
 
-async def preflight(settings: Settings, warn: Callable[[str], None], *, changing: bool) -> Outlook:
+async def preflight(settings: Settings, warn: Callable[[str], None], *, changing: bool) -> PreflightResult:
     """Check the database, the pages and the identity provider. Raises `SettingsError` if the gateway cannot serve.
 
     Args:
@@ -62,7 +62,7 @@ async def preflight(settings: Settings, warn: Callable[[str], None], *, changing
     refuse_dangers(dangers, settings)
     for each in dangers:
         warn(f"warning: {each} ({PREFIX}DATABASE_UNSAFE allows it)")
-    return Outlook(is_migrated, serves_everyone=not outages)
+    return PreflightResult(is_migrated, serves_all_callers=not outages)
 
 
 async def _is_migrated(settings: Settings, *, changing: bool) -> bool:

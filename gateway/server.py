@@ -45,7 +45,7 @@ PROTOCOLS: Mapping[str, Any] = {
     "ws_ping_timeout": 20.0,
 }
 
-YOUNG_OBJECTS = 20_000
+GC_THRESHOLD = 20_000
 """GC threshold for generation 0, in objects: about a hundred concurrent requests."""
 
 
@@ -56,7 +56,7 @@ KEPT_BYTES = 4 * 1024 * 1024
 def refuse_what_cannot_be_served(settings: Settings, faults: int | None = None) -> None:
     """Return if these settings can be served. Raises `SettingsError`."""
     if faults is not None:
-        refuse_a_rehearsal(settings)
+        refuse_fault_injection(settings)
     refuse_unusable_proxies(settings)
     if settings.workers > 1:
         _metrics_folder().cleanup()
@@ -109,14 +109,14 @@ def serve(settings: Settings, port: socket.socket, faults: int | None = None) ->
     )
     configure_logging()
     log.start_queue()
-    asyncio.run(preflight(settings, partial(say, sys.stderr), changing=True))
+    asyncio.run(preflight(settings, partial(print_to, sys.stderr), changing=True))
     # Listen before printing the banner: a client that connects at once is queued instead of refused.
     try:
         port.listen(config.backlog)
     except OSError as error:
         # With SO_REUSEADDR two processes can bind the same port; only one can listen.
         raise _taken(settings) from error
-    say(sys.stdout, startup_banner(settings, port.getsockname()[1], faults))
+    print_to(sys.stdout, startup_banner(settings, port.getsockname()[1], faults))
 
     if settings.workers > 1:
         gc.enable()
@@ -137,7 +137,7 @@ def _metrics_folder() -> TemporaryDirectory[str]:
         ) from error
 
 
-def refuse_a_rehearsal(settings: Settings) -> None:
+def refuse_fault_injection(settings: Settings) -> None:
     """Return if fault injection is allowed. Raises `SettingsError` outside development mode, and for several workers.
 
     Several workers would share the requests, so the same seed would not produce the same faults.
@@ -154,7 +154,7 @@ def refuse_a_rehearsal(settings: Settings) -> None:
         )
 
 
-def say(stream: TextIO | None, text: str) -> None:
+def print_to(stream: TextIO | None, text: str) -> None:
     """Write to standard output or standard error. A blocked reader delays the call by at most `FLUSH_SECONDS`."""
     if stream is not None:
         writer = QueuedWriter(stream.fileno())
@@ -175,7 +175,7 @@ def worker(settings: Settings, faults: int | None = None) -> Starlette:
     # All current objects live as long as the process, so the collector can skip the schema's hundred thousand objects.
     # The threshold is high because requests leave hardly any cyclic garbage.
     gc.freeze()
-    gc.set_threshold(YOUNG_OBJECTS)
+    gc.set_threshold(GC_THRESHOLD)
     # glibc retains up to twice the size of the largest block ever freed. Source: mallopt(3), M_MMAP_THRESHOLD.
     bytes(KEPT_BYTES // 2)
     gc.enable()

@@ -127,7 +127,7 @@ MOVE_WATERMARK = Statement(
     .where(WATERMARK.c.position < bindparam("stamped", type_=BigInteger))
     .returning(WATERMARK.c.position)
 )
-TELL_THAT_IT_MOVED = Statement(select(func.pg_notify(MOVED, "")))
+NOTIFY_MOVED = Statement(select(func.pg_notify(MOVED, "")))
 
 
 async def move_watermark(database: RelayDatabase) -> None:
@@ -148,7 +148,7 @@ async def move_watermark(database: RelayDatabase) -> None:
             logger.warning("watermark waits", extra={"fields": fields})
             return
         if await connection.fetch_one(MOVE_WATERMARK, stamped=mark["stamped"]):
-            await connection.fetch(TELL_THAT_IT_MOVED)
+            await connection.fetch(NOTIFY_MOVED)
 
 
 # Pruning

@@ -118,10 +118,10 @@ async def _resolve_entities(
     asked_for = [_read(each) for each in representations]
     for name in sorted({each[0] for each in asked_for if each}):
         info.context.context.require(ENTITIES[name])
-    misshapen = [place for place, each in enumerate(asked_for) if each is None]
-    if misshapen:
+    malformed = [place for place, each in enumerate(asked_for) if each is None]
+    if malformed:
         message = f"must be an object with the `__typename` {' or '.join(ENTITIES)} and a string `id`"
-        raise InvalidInput([Violation(f"/representations/{place}", "representation", message) for place in misshapen])
+        raise InvalidInput([Violation(f"/representations/{place}", "representation", message) for place in malformed])
 
     return await asyncio.gather(*(_load(info.context.loaders, *each) for each in asked_for if each))
 

@@ -41,7 +41,7 @@ ENTITIES: Mapping[str, Permission] = {
 """
 
 
-def tell_scopes(schema: GraphQLSchema, scopes: Scopes) -> None:
+def add_scopes(schema: GraphQLSchema, scopes: Scopes) -> None:
     """Append to the description of each listed field the scopes that allow it.
 
     Raises `ValueError` for a root field that is not listed, or an entry that names no field.

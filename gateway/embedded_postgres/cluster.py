@@ -123,7 +123,7 @@ class PrivatePostgres:
 
         try:
             self._lock = _claim(self._data_dir)
-            self._bring_up()
+            self._start_server()
         except BaseException as error:
             self.stop()
             if isinstance(error, OSError):
@@ -153,12 +153,12 @@ class PrivatePostgres:
         """Return None while the server runs or is not started, else its exit code, negative for a signal."""
         return self._server.poll() if self._server else None
 
-    def _bring_up(self) -> None:
+    def _start_server(self) -> None:
         self._home.mkdir(mode=0o700, exist_ok=True)
         programs, account, cluster, self._socket_folder = _plan(self._data_dir)
         make_private(self._socket_folder, account)
         _end_strays(self._home, self._socket_folder)
-        self._clear_remains(cluster)
+        self._remove_stale_files(cluster)
 
         if not account.is_ours:
             programs = readable_copy(programs)
@@ -167,7 +167,7 @@ class PrivatePostgres:
         self._server = self._launch(cluster, account, programs / "postgres")
         self._wait_until_ready(self._server, programs / "pg_isready")
 
-    def _clear_remains(self, cluster: Path) -> None:
+    def _remove_stale_files(self, cluster: Path) -> None:
         """Remove unfinished folders and stale pid files.
 
         No server is left, so other processes may have the pids in these files now.
@@ -212,15 +212,15 @@ class PrivatePostgres:
         pause = 0.01
         while subprocess.run(question, env=_ENVIRONMENT, check=False).returncode != 0:
             if server.poll() is not None:
-                raise PostgresUnavailable(self._last_words(f"PostgreSQL ended with code {server.returncode}"))
+                raise PostgresUnavailable(self._with_end_of_log(f"PostgreSQL ended with code {server.returncode}"))
             if time.monotonic() > deadline:
-                raise PostgresUnavailable(self._last_words(f"Still not ready after {STARTUP_SECONDS} s"))
+                raise PostgresUnavailable(self._with_end_of_log(f"Still not ready after {STARTUP_SECONDS} s"))
             with suppress(subprocess.TimeoutExpired):
                 server.wait(pause)
             # Every refused attempt adds a line to the log, and a recovery may be long.
             pause = min(2 * pause, 0.5)
 
-    def _last_words(self, sentence: str) -> str:
+    def _with_end_of_log(self, sentence: str) -> str:
         lines = self._log.read_text(errors="replace").splitlines()[-10:]
         return "\n  ".join([f"{sentence}. The end of {self._log}:", *lines])
 

@@ -70,15 +70,15 @@ def choose_account(*needed: Path) -> Account:
     This is the current user. For root or an unnamed user it is a user-namespace mapping. Failing that, root on Linux
     uses `postgres` or `nobody`. Raises `PostgresUnavailable`.
     """
-    ourselves = Account(os.geteuid(), os.getegid())
+    current = Account(os.geteuid(), os.getegid())
     others = [entry for entry in pwd.getpwall() if entry.pw_uid != 0]
-    if ourselves.uid != 0 and _has_name(ourselves.uid):
-        return ourselves
+    if current.uid != 0 and _has_name(current.uid):
+        return current
     if others and (wrapper := _user_namespace(others[0].pw_uid, needed)):
-        return replace(ourselves, wrapper=wrapper)
+        return replace(current, wrapper=wrapper)
     accounts = {entry.pw_name: Account(entry.pw_uid, entry.pw_gid) for entry in others}
     for name in ("postgres", "nobody"):
-        if ourselves.uid == 0 and name in accounts and sys.platform == "linux":
+        if current.uid == 0 and name in accounts and sys.platform == "linux":
             return accounts[name]
     raise PostgresUnavailable(
         "PostgreSQL refuses root and users without a name: start the gateway as another user, or set "

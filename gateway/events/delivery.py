@@ -117,7 +117,7 @@ def _moving(**values: object) -> Statement:
 
 
 MOVE_ON = _moving(failures=literal_column("0"), last_error=null())
-TRY_LATER = _moving(
+SCHEDULE_RETRY = _moving(
     failures=SINKS.c.failures + literal_column("1"),
     last_error=bindparam("reason", type_=Text),
     next_attempt_at=func.now() + bindparam("delay", type_=Interval),
@@ -199,12 +199,12 @@ class DeliveryQueue:
         failures = sink["failures"] + 1 if position == sink["position"] else 1
         delay = timedelta(seconds=max(failure.retry_after_seconds, retry_seconds(failures)))
         if datetime.now(UTC) - max(event.published_at, sink["since"]) < self.retry_for:
-            await self._move(database, TRY_LATER, position, position, reason=failure.reason, delay=delay)
+            await self._move(database, SCHEDULE_RETRY, position, position, reason=failure.reason, delay=delay)
             log.warning("delivery failed", sink=self.name, event_id=str(event.id), reason=failure.reason)
             return
         async with database.transaction(None) as connection:
             there = {"name": self.name, "was": position, "position": event.position}
-            moved = await connection.fetch_one(TRY_LATER, **there, reason=failure.reason, delay=delay)
+            moved = await connection.fetch_one(SCHEDULE_RETRY, **there, reason=failure.reason, delay=delay)
             if moved:
                 await connection.fetch(INSERT_DEAD_LETTER, sink=self.name, reason=failure.reason, **_whole(event))
         if moved:

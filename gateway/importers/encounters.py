@@ -65,10 +65,10 @@ from resolvers.ids import new_id
 from resolvers.rate_limits import Unlimited
 from resolvers.services import AuditRecord, AuditSink
 
-UNDER_WAY = 256
+MAX_IN_FLIGHT = 256
 """Lines in flight at once; enough for two full statements, and as many again that are ready when one is done."""
 
-READ_TOGETHER = 64
+READ_AHEAD = 64
 """Lines that are read before they are queued."""
 
 PAUSE_SECONDS = 0.5
@@ -161,8 +161,8 @@ def _members(values: dict[str, str]) -> dict[str, Any]:
             members["metadata"] = json_text.read(members["metadata"])
         except MalformedBody as error:
             place = " (line {}, column {} of it)".format(*error.place) if error.place else ""
-            rule, told = error.violations[0].rule, f"must be unambiguous JSON (RFC 7493){place}"
-            raise InvalidInput([Violation("/metadata", rule, told)]) from None
+            rule, message = error.violations[0].rule, f"must be unambiguous JSON (RFC 7493){place}"
+            raise InvalidInput([Violation("/metadata", rule, message)]) from None
     return members
 
 
@@ -203,8 +203,8 @@ def derived_key(name: str, meaning: str, place: int) -> str:
         meaning: Canonical JSON of the line.
         place: The 1-based occurrence number of this content.
     """
-    told = f"{name}\n{place}\n{meaning}".encode("utf-8", "surrogatepass")
-    return f"import-{hashlib.sha256(told).hexdigest()}"
+    content = f"{name}\n{place}\n{meaning}".encode("utf-8", "surrogatepass")
+    return f"import-{hashlib.sha256(content).hexdigest()}"
 
 
 class _DuplicateCounter:
@@ -248,7 +248,7 @@ class _Backfilling:
         self._retry_seconds = retry_seconds
         self._unavailable_since: float | None = None
         """Time when the database became unavailable, or None if a line has been recorded since."""
-        self._queue: asyncio.Queue[_Line | Refusal | Exception | None] = asyncio.Queue(READ_TOGETHER)
+        self._queue: asyncio.Queue[_Line | Refusal | Exception | None] = asyncio.Queue(READ_AHEAD)
         self._done = done
 
     async def record_all(self, encounters: Iterator[_Line | Refusal]) -> ImportSummary:
@@ -260,7 +260,7 @@ class _Backfilling:
         stopped: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as workers:
-                for _ in range(UNDER_WAY):
+                for _ in range(MAX_IN_FLIGHT):
                     workers.create_task(self._work())
         except* ImportStopped as errors:
             stopped = next(_leaves(errors))
@@ -278,7 +278,7 @@ class _Backfilling:
         # The import has ended, so nothing waits for lines.
         with suppress(CancelledError, RuntimeError):
             try:
-                while together := list(islice(encounters, READ_TOGETHER)):
+                while together := list(islice(encounters, READ_AHEAD)):
                     hand_on(together)
                 hand_on([None])
             except Exception as error:  # noqa: BLE001 - the consumer of the lines gets any error
@@ -291,7 +291,7 @@ class _Backfilling:
         for each in together:
             if not (isinstance(each, _Line) and each.key in done):
                 await self._queue.put(each)
-        self._progress.tell(self._done)
+        self._progress.update(self._done)
 
     async def _recorded_already(self, lines: Sequence[_Line]) -> set[str]:
         """Return the keys under which lines are recorded already; none if the database is unavailable."""
@@ -313,7 +313,7 @@ class _Backfilling:
             if refusal:
                 self._progress.refuse(refusal)
                 self._done.refused += len(refusal.lines)
-            self._progress.tell(self._done)
+            self._progress.update(self._done)
         # Pass the end marker on: the other workers wait for it too.
         await self._queue.put(None)
 
@@ -345,7 +345,7 @@ class _Backfilling:
         now = asyncio.get_running_loop().time()
         if self._unavailable_since is None:
             self._unavailable_since = now
-            self._progress.say(f"the database is unavailable; retrying for {self._retry_seconds:.0f} s")
+            self._progress.print_message(f"the database is unavailable; retrying for {self._retry_seconds:.0f} s")
         if now - self._unavailable_since >= self._retry_seconds:
             raise ImportStopped(
                 f"the database has been unavailable for {now - self._unavailable_since:.0f} s. Until then: "
@@ -382,7 +382,12 @@ async def _context(settings: Settings, client: str) -> AsyncIterator[Context]:
     try:
         async with AuditBuffer.open(url, settings.audit_queue, **timeouts) as audit_sink:
             lent = services(
-                settings, database, audit_sink=_NoReadAudit(audit_sink), feed=feed, verify=_nobody, rates=Unlimited()
+                settings,
+                database,
+                audit_sink=_NoReadAudit(audit_sink),
+                feed=feed,
+                verify=_refuse_token,
+                rates=Unlimited(),
             )
             yield Context(Caller(client, scopes), None, f"import-{new_id()}", lent)
     finally:
@@ -401,5 +406,5 @@ class _NoReadAudit:
             self._audit_sink.record(note)
 
 
-async def _nobody(_token: str) -> Never:
+async def _refuse_token(_token: str) -> Never:
     raise InvalidToken

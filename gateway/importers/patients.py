@@ -59,7 +59,7 @@ async def import_patients(database_url: str, file: Path, rejects: Path | None = 
             try:
                 while batch := list(islice(outcomes, BATCH_LINES)):
                     await _import_batch(database, batch, imported, progress)
-                    progress.tell(imported)
+                    progress.update(imported)
             except TemporarilyUnavailable as error:
                 raise ImportStopped(
                     f"the database connection was lost. Until then: {imported}. Run the import again."

@@ -52,7 +52,7 @@ class Refusal:
         place = f"line {first}" if first == last else f"lines {first} to {last}"
         return f"{place}: {'; '.join(self.reasons)}"
 
-    def told(self) -> dict[str, Any]:
+    def as_members(self) -> dict[str, Any]:
         """Return the refusal in its machine-readable form."""
         last = {} if len(self.lines) == 1 else {"last_line": self.lines[-1]}
         reason = "; ".join(self.reasons)
@@ -104,8 +104,8 @@ class Unknown:
 
     def __str__(self) -> str:
         others = [f"{self._others} other{'' if self._others == 1 else 's'}"] if self._others else []
-        told = [*self._names, *others]
-        return f"; ignored: {', '.join(told)}" if told else ""
+        names = [*self._names, *others]
+        return f"; ignored: {', '.join(names)}" if names else ""
 
 
 class LineReader:
@@ -121,17 +121,17 @@ class LineReader:
         """Size of the file in bytes, or None if it is unknown."""
         self.max_bytes = max_bytes
         """Maximum size of a record in bytes."""
-        self._goes_on = False
+        self._is_within_line = False
 
     def read(self) -> bytes:
         """Return the next line, or a piece of a line longer than `max_bytes`; empty at the end of the stream."""
         piece = self.stream.readline(self.max_bytes + 1)
         self.bytes_read += len(piece)
-        if piece and not self._goes_on:
+        if piece and not self._is_within_line:
             self.number += 1
         if self.bytes_read == len(piece):
             piece = piece.removeprefix(BYTE_ORDER_MARK)
-        self._goes_on = not piece.endswith(b"\n")
+        self._is_within_line = not piece.endswith(b"\n")
         return piece
 
     def __iter__(self) -> Iterator[bytes]:
@@ -246,8 +246,8 @@ class _CsvRows(Iterator[dict[str, Any] | None]):
         if not values:
             return None
         if len(values) != len(self._columns):
-            told = f"must have {len(self._columns)} values, like line 1"
-            raise self._stopped("columns", told) if b'"' in record else MalformedBody("columns", told)
+            message = f"must have {len(self._columns)} values, like line 1"
+            raise self._skip_rest("columns", message) if b'"' in record else MalformedBody("columns", message)
         return self._table.members(dict(zip(self._columns, values, strict=True)))
 
     def _record(self) -> bytes:
@@ -263,7 +263,7 @@ class _CsvRows(Iterator[dict[str, Any] | None]):
                 if quoting.read(piece):
                     break
             except ValueError:
-                raise self._stopped("csv", CSV_RULE) from None
+                raise self._skip_rest("csv", CSV_RULE) from None
         if not size:
             raise StopIteration
         if quoting.is_open:
@@ -272,7 +272,7 @@ class _CsvRows(Iterator[dict[str, Any] | None]):
             raise _too_long(self._lines)
         return b"".join(pieces)
 
-    def _stopped(self, rule: RuleId, message: str) -> MalformedBody:
+    def _skip_rest(self, rule: RuleId, message: str) -> MalformedBody:
         """Skip the rest of the file, and return the error of a record whose end is unknown."""
         for _ in self._lines:
             pass  # counted: these lines are refused with the record

@@ -27,9 +27,9 @@ def operations_of(batch: list[Any], most: int) -> Operations:
         raise MalformedBody("batching", "Batching is disabled: send one operation as an object, not an array.")
     if not 0 < len(batch) <= most:
         raise MalformedBody("batching", f"A batch must have 1 to {most} operations.")
-    strays = [place for place, each in enumerate(batch) if not isinstance(each, dict)]
-    if strays:
-        raise InvalidInput([Violation(f"/{place}", "object", "must be an object") for place in strays])
+    invalid = [place for place, each in enumerate(batch) if not isinstance(each, dict)]
+    if invalid:
+        raise InvalidInput([Violation(f"/{place}", "object", "must be an object") for place in invalid])
     return batch
 
 

@@ -22,7 +22,7 @@ import pytest
 
 from gateway.database.migrate import migrate
 from gateway.embedded_postgres.cluster import PrivatePostgres
-from gateway.importers.encounters import READ_TOGETHER, _encounters, import_encounters
+from gateway.importers.encounters import READ_AHEAD, _encounters, import_encounters
 from gateway.importers.reader import ImportStopped, Record
 from gateway.settings import Settings, SettingsError
 from resolvers.access import Permission
@@ -495,11 +495,11 @@ async def test_a_signal_ends_it_although_its_input_is_still_open_and_what_came_i
     database_url: str, cast: Cast, number: signal.Signals, code: int
 ) -> None:
     patient_id, name = await cast.patient(), f"--name={uuid4()}"
-    lines = [visit(patient_id, notes=str(number)) for number in range(READ_TOGETHER + 10)]
+    lines = [visit(patient_id, notes=str(number)) for number in range(READ_AHEAD + 10)]
     process = await started(database_url, "-", name)
     process.stdin.write(json_lines(lines).encode())
     # They do not wait for more to come.
-    await until(partial(recorded, cast, patient_id, READ_TOGETHER))
+    await until(partial(recorded, cast, patient_id, READ_AHEAD))
 
     process.send_signal(number)
     async with asyncio.timeout(30):
@@ -511,7 +511,7 @@ async def test_a_signal_ends_it_although_its_input_is_still_open_and_what_came_i
     assert b"Fatal" not in err
     _, said, _ = await finished(database_url, "-", name, text=json_lines(lines))
     assert said == "10 encounters recorded, 64 recorded already, 0 lines refused\n"
-    assert await counts(cast, patient_id) == {READ_TOGETHER + 10}
+    assert await counts(cast, patient_id) == {READ_AHEAD + 10}
 
 
 async def recorded(cast: Cast, patient_id: str, number: int) -> bool:
