@@ -273,7 +273,7 @@ class RecordEncounter(Command):
     encounter_type: Annotated[EncounterType, Field(strict=False)] = Field(description="The type of the encounter.")
     provider_id: ProviderId = Field(
         default=None,
-        description="The provider who saw the patient: a UUID in the provider directory, not checked for existence.",
+        description="The provider directory's id of the provider who saw the patient; not checked for existence.",
     )
     scheduled_at: Instant = Field(default=None, description="The scheduled time, with an offset from UTC.")
     chief_complaint: ChiefComplaint = Field(

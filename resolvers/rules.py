@@ -324,7 +324,7 @@ RULES: Mapping[RuleId, Rule] = {
         "An id of the manifest.",
     ),
     "batching": Rule(
-        "A request is one operation, or an array of at most `GATEWAY_BATCH_OPERATIONS` operations.",
+        "A request is one operation, or an array of at most `GATEWAY_BATCH_OPERATIONS` operations; 0 refuses arrays.",
         "graphql",
         '[{"query": "{ __typename }"}]',
         '{"query": "{ __typename }"}',

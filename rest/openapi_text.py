@@ -113,7 +113,7 @@ ENCOUNTER: Mapping[str, tuple[str, Any]] = {
     "id": ("The encounter's id, a UUIDv7 that the gateway generates.", "01936b2e-5f0c-7b4a-8a3e-6f1d2c9b7a10"),
     "patient_id": ("The patient's id.", "demo-patient"),
     "provider_id": (
-        "The provider who saw the patient, by the provider directory's id.",
+        "The provider directory's id of the provider who saw the patient.",
         "3f2504e0-4f89-11d3-9a0c-0305e82c3301",
     ),
     "brand_id": ("The patient's brand.", "loop"),
@@ -125,8 +125,8 @@ ENCOUNTER: Mapping[str, tuple[str, Any]] = {
     "chief_complaint": ("The reason for the visit, in the patient's words.", "Sore throat"),
     "notes": ("The clinician's notes.", "Slept well."),
     "metadata": ("Additional data of the recording system.", {"room": 7}),
-    "created_at": ("The time of the recording by the gateway.", "2026-11-24T08:00:00.123456Z"),
-    "updated_at": ("The time of the last change by the gateway.", "2026-11-24T08:00:00.123456Z"),
+    "created_at": ("The time at which the gateway recorded it.", "2026-11-24T08:00:00.123456Z"),
+    "updated_at": ("The time at which the gateway last changed it.", "2026-11-24T08:00:00.123456Z"),
 }
 """The description and an example of each member."""
 

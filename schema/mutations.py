@@ -38,7 +38,7 @@ class RecordEncounterInput:
     brand_id: str = strawberry.field(description="The patient's brand.")
     encounter_type: EncounterType
     provider_id: UUID | None = strawberry.field(
-        default=UNSET, description="The provider who saw the patient, by the provider directory's id."
+        default=UNSET, description="The provider directory's id of the provider who saw the patient."
     )
     scheduled_at: datetime | None = strawberry.field(
         default=UNSET, description="The scheduled time, with an offset from UTC."

@@ -86,7 +86,7 @@ class Encounter:
     id: strawberry.ID
     patient_id: strawberry.ID
     provider_id: UUID | None = strawberry.field(
-        description="The provider who saw the patient, by the provider directory's id."
+        description="The provider directory's id of the provider who saw the patient."
     )
     brand_id: str
     encounter_type: EncounterType
@@ -99,8 +99,8 @@ class Encounter:
     chief_complaint: str | None = strawberry.field(description="The reason for the visit, in the patient's words.")
     notes: str | None = strawberry.field(description="The clinician's notes.")
     metadata: JSON = strawberry.field(description="Additional data of the recording system.")
-    created_at: datetime = strawberry.field(description="The time of the recording by the gateway.")
-    updated_at: datetime = strawberry.field(description="The time of the last change by the gateway.")
+    created_at: datetime = strawberry.field(description="The time at which the gateway recorded it.")
+    updated_at: datetime = strawberry.field(description="The time at which the gateway last changed it.")
     version: int = strawberry.field(description="The number of the version, from 1.")
 
     @strawberry.field(description="The actions that the status allows.")
