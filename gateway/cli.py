@@ -83,7 +83,7 @@ def migrate() -> None:
 
 @app.command()
 def check() -> None:
-    """Print the settings in force, and each problem of the settings and the database with its remedy."""
+    """Check the settings and the database; print the settings in force and each problem."""
     from gateway.check import check
 
     sys.exit(check(_settings()))
@@ -91,7 +91,7 @@ def check() -> None:
 
 @app.command()
 def canary() -> None:
-    """Send marked values through every door and failure of a temporary gateway, and search its outputs for leaks."""
+    """Send marked values to a temporary gateway, and search its outputs for leaks."""
     from gateway.leak_check import canary
 
     sys.exit(asyncio.run(canary()))
@@ -154,7 +154,7 @@ def import_patients(file: Path, rejects: Path | None) -> None:
 def import_encounters(
     file: Path, rejects: Path | None, *, name: str | None, client: str, keep_keys_days: int, retry_seconds: float
 ) -> None:
-    """Record encounters, each line once even if repeated. The exit code is 1 if a line was refused.
+    """Record encounters, each line once even if the import is repeated. The exit code is 1 if a line was refused.
 
     FILE is CSV or JSON Lines with `patient_id`, `brand_id`, `encounter_type` and the other members; - for standard
     input.
