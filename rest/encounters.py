@@ -30,7 +30,7 @@ BODY_MEMBERS = frozenset(RecordEncounter.model_fields)
 
 MAX_OFFSET = 2**63 - 1
 
-VALID = {"recorded": "no", "message": "It would be recorded; nothing was, because the request asked for that."}
+VALID = {"recorded": "no", "message": "The request is valid. Nothing was recorded, because `validate_only` is true."}
 """The answer to a valid request with `validate_only=true`."""
 
 
@@ -111,8 +111,8 @@ def _validate_only(request: Request, strict: bool) -> bool:
     if values not in ([], ["false"], ["true"]):
         # If a misspelt `true` counted as false, a dry run would record the encounter.
         allowed, received = ("true", "false"), json_text.shape_of(values if len(values) > 1 else values[0])
-        told = "must be true or false, and be sent once"
-        broken.append(Violation("/validate_only", "enum", told, allowed=allowed, received=received))
+        message = "must be true or false, and must be sent once"
+        broken.append(Violation("/validate_only", "enum", message, allowed=allowed, received=received))
     if broken:
         raise InvalidInput(broken)
     return values == ["true"]
@@ -148,7 +148,7 @@ def _whole_number(request: Request, name: str, default: int, broken: list[Violat
         and least <= int(text) <= most
     ):
         return int(text)
-    told = f"must be a whole number from {least} to {most}"
+    message = f"must be a whole number from {least} to {most}"
     received = json_text.shape_of(values if len(values) > 1 else text)
-    broken.append(Violation(f"/{name}", "whole_number", told, minimum=least, maximum=most, received=received))
+    broken.append(Violation(f"/{name}", "whole_number", message, minimum=least, maximum=most, received=received))
     return default

@@ -109,12 +109,12 @@ class _Rule:
         first = part[0].node
         for _, node, _ in part[1:]:
             if node.name.value != first.name.value:
-                told = f"'{first.name.value}' and '{node.name.value}' are different fields"
+                reason = f"'{first.name.value}' and '{node.name.value}' are different fields"
             elif self._call_of(node) != self._call_of(first):
-                told = "they have differing arguments"
+                reason = "they have differing arguments"
             else:
                 continue
-            yield _conflict(name, told, first, node)
+            yield _conflict(name, reason, first, node)
 
     def _call_of(self, node: FieldNode) -> object:
         if not node.arguments:
@@ -140,8 +140,8 @@ def _conflicts_of_shape(name: str, group: Sequence[_Field]) -> Iterator[GraphQLE
     first = group[0]
     for each in group[1:]:
         if each.type is not first.type and _shape(each.type) != _shape(first.type):
-            told = f"they return conflicting types '{first.type}' and '{each.type}'"
-            yield _conflict(name, told, first.node, each.node)
+            reason = f"they return conflicting types '{first.type}' and '{each.type}'"
+            yield _conflict(name, reason, first.node, each.node)
 
 
 def _shape(type_: Any) -> str:
@@ -172,9 +172,9 @@ def _written(value: ValueNode) -> str:
     return f"{value.kind} {getattr(value, 'value', None)}"
 
 
-def _conflict(name: str, told: str, *nodes: FieldNode) -> GraphQLError:
+def _conflict(name: str, reason: str, *nodes: FieldNode) -> GraphQLError:
     return GraphQLError(
-        f"Fields '{name}' conflict because {told}."
+        f"Fields '{name}' conflict because {reason}."
         " Use different aliases on the fields to fetch both if this was intentional.",
         list(nodes),
     )

@@ -543,7 +543,7 @@ async def test_a_full_batch_waits_for_no_company(
 ) -> None:
     """Or a busy process could not write as fast as it notes, and would lose the rest."""
     monkeypatch.setattr(buffer, "GATHER_SECONDS", 3600)
-    monkeypatch.setattr(buffer, "BATCH_NOTES", 3)
+    monkeypatch.setattr(buffer, "BATCH_SIZE", 3)
     for _ in range(6):
         queue.record(note(client))
     writing = asyncio.create_task(queue.write())

@@ -724,7 +724,7 @@ async def test_with_the_wrong_key_the_command_says_so(
     result = await asyncio.to_thread(CliRunner().invoke, cli.app, ["audit", "verify"])
 
     assert result.exit_code == 1
-    assert "is GATEWAY_AUDIT_KEY the key" in result.output
+    assert "check that GATEWAY_AUDIT_KEY is the key" in result.output
 
 
 @pytest.mark.parametrize("text", ["loop", "loop:0:" + "00" * 32, "loop:1:zz", "loop:1:00", "loop:x:" + "00" * 32])

@@ -230,7 +230,7 @@ async def test_a_lost_doorbell_is_hung_up_again(gateway: Gateway, url: str, monk
     async def another(killed: set[int]) -> bool:
         return bool({row["pid"] for row in await rows(url, f"SELECT pid {listening}")} - killed)
 
-    listening = "FROM pg_stat_activity WHERE application_name LIKE '%doorbell' AND datname = current_database()"
+    listening = "FROM pg_stat_activity WHERE application_name LIKE '%notifier' AND datname = current_database()"
     subscriber = gateway.subscribe()
     recorded = []
     for _ in range(3):
@@ -253,7 +253,7 @@ async def test_whoever_listens_again_looks_what_came_meanwhile(
         subscriber = other.subscribe()
         await until(lambda: other.feed._followers)
         bells = (
-            "SELECT pid FROM pg_stat_activity WHERE application_name LIKE '%doorbell' AND datname = current_database()"
+            "SELECT pid FROM pg_stat_activity WHERE application_name LIKE '%notifier' AND datname = current_database()"
         )
         await until(partial(count_is, url, bells, 2))
         await rows(
@@ -278,7 +278,7 @@ async def test_what_comes_while_the_doorbell_is_lost_arrives_all_the_same(
     subscriber = gateway.subscribe()
     await rows(
         url,
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE '%doorbell'"
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE '%notifier'"
         " AND datname = current_database()",
     )
     recorded = [await gateway.record("patient") for _ in range(3)]

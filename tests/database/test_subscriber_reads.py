@@ -95,7 +95,7 @@ async def test_those_who_catch_up_leave_a_connection_to_the_reader(reads: Subscr
             await holding.wait()
 
     held = [asyncio.ensure_future(hold()) for _ in range(10 * POOL_SIZE)]
-    await until(lambda: len(reads.database._pool._lent) == POOL_SIZE - 1)
+    await until(lambda: len(reads.database._pool._in_use_connections) == POOL_SIZE - 1)
     async with asyncio.timeout(1), reads.database.connection("loop"):
         pass
 

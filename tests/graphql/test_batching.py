@@ -98,7 +98,7 @@ async def test_while_it_is_off_every_array_is_400_and_told_what_to_send(
     answer = await post(service, batch, accept=accept)
 
     assert refused(answer, "batching") == [""]
-    assert "send an object" in answer.json()["errors"][0]["message"]
+    assert "send one operation as an object" in answer.json()["errors"][0]["message"]
 
 
 @pytest.mark.parametrize("accept", [JSON, RESPONSE])

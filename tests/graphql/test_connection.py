@@ -372,7 +372,7 @@ async def test_a_cursor_of_another_list_is_refused_in_the_same_words_as_no_curso
             assert await violation(service, patient_id, **{argument: cursor}) == {
                 "pointer": f"/{argument}",
                 "rule": "cursor",
-                "message": "must be a cursor of this very list",
+                "message": "must be a cursor of this list",
             }
 
 

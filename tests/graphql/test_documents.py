@@ -322,7 +322,7 @@ def test_a_folder_holds_manifests_of_several_clients(tmp_path: Path) -> None:
         ('{"a": "{ __typename }", "a": "{ __typename }"}', "duplicate_member"),
         ([["id", "text"]], "must be an object"),
         ("5", "must be an object"),
-        ({}, "holds no document"),
+        ({}, "contains no document"),
         ({"a": 5}, "must have an id and a text"),
         ({"": "{ __typename }"}, "must have an id and a text"),
         ({"a": "\ud800"}, "must have an id and a text"),
@@ -343,7 +343,7 @@ def test_what_is_no_manifest_is_told_by_its_file(tmp_path: Path, content: Any, s
 def test_a_manifest_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(UntrustedManifest, match=r"gone\.json: cannot be read \(No such file or directory\)"):
         read_manifest(tmp_path / "gone.json")
-    with pytest.raises(UntrustedManifest, match="holds no document"):
+    with pytest.raises(UntrustedManifest, match="contains no document"):
         read_manifest(tmp_path)
 
 
@@ -353,7 +353,7 @@ def test_one_id_may_not_stand_for_two_documents(tmp_path: Path) -> None:
     assert read_manifest(tmp_path) == {"a": HELLO}
 
     manifest(tmp_path, {"a": LIST}, "two.json")
-    with pytest.raises(UntrustedManifest, match=r"two\.json: the id a stands for two documents"):
+    with pytest.raises(UntrustedManifest, match=r"two\.json: the id a identifies two documents"):
         read_manifest(tmp_path)
 
 
@@ -390,5 +390,5 @@ def test_the_check_says_what_is_wrong_with_the_documents(tmp_path: Path, capsys:
 def test_a_policy_needs_documents(monkeypatch: pytest.MonkeyPatch, policy: str) -> None:
     monkeypatch.setenv("GATEWAY_DOCUMENTS_POLICY", policy)
 
-    with pytest.raises(SettingsError, match="GATEWAY_DOCUMENTS: needed beside"):
+    with pytest.raises(SettingsError, match="GATEWAY_DOCUMENTS: required with"):
         Settings.from_environment()

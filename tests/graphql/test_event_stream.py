@@ -163,7 +163,7 @@ async def test_a_subscription_without_a_stream_is_a_clear_refusal(sockets: Socke
         (error,) = json.loads(await stream.response.aread())["errors"]
 
     assert error["extensions"]["violations"] == [
-        {"pointer": "/query", "rule": "subscription", "message": "needs a WebSocket or server-sent events"}
+        {"pointer": "/query", "rule": "subscription", "message": "requires WebSocket or server-sent events"}
     ]
 
 

@@ -95,7 +95,7 @@ async def test_a_variable_under_nearly_its_name_is_hinted_at(service: Service) -
     [violation] = await told(service, RECORD, patient_id="x", input=VISIT)
 
     assert (violation["pointer"], violation["rule"]) == ("/variables/patientId", "required")
-    assert "nearly this name" in violation["message"]
+    assert "similar name" in violation["message"]
 
 
 @pytest.mark.parametrize(

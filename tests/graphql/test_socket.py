@@ -118,7 +118,7 @@ async def test_whoever_does_not_sign_in_is_sent_away(sockets: Sockets) -> None:
 @pytest.mark.parametrize("subprotocols", [["graphql-ws"], ["mqtt", "graphql-ws"], []])
 async def test_no_other_subprotocol_is_spoken(sockets: Sockets, subprotocols: list[str]) -> None:
     async with sockets.talk(subprotocols=subprotocols) as talk:
-        assert await talk.closed() == (4406, "Only graphql-transport-ws is spoken here.")
+        assert await talk.closed() == (4406, "The only supported subprotocol is graphql-transport-ws.")
 
 
 async def test_among_several_subprotocols_ours_is_chosen(sockets: Sockets) -> None:
@@ -174,7 +174,7 @@ async def test_a_revoked_token_closes_the_socket_at_the_next_look(sockets: Socke
     async with sockets.signed_in() as talk:
         del tokens.callers["dev"]
 
-        assert await talk.closed() == (4403, "invalid_token: it is not valid any more.")
+        assert await talk.closed() == (4403, "invalid_token: it is no longer valid.")
 
 
 async def test_a_token_that_comes_to_stand_for_less_closes_the_socket(sockets: Sockets, tokens: Tokens) -> None:

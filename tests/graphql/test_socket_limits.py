@@ -206,7 +206,7 @@ async def test_who_does_not_read_is_sent_away_and_what_was_sent_is_bounded(socke
         # Longer than the gateway waits before it gives the order to close.
         await asyncio.sleep(1.5)
 
-        assert await deaf.closed() == (1013, "What was sent to you was not read in time.")
+        assert await deaf.closed() == (1013, "The client did not read a message in time.")
 
 
 async def test_who_sends_pings_and_does_not_read_is_not_listened_to(sockets: Sockets) -> None:
@@ -346,7 +346,7 @@ async def test_one_more_that_has_not_signed_in_closes_the_oldest(
         sockets.talk() as second,
         sockets.talk() as third,
     ):
-        assert await oldest.closed() == (1013, "Too many sockets wait for sign-in; try again later.")
+        assert await oldest.closed() == (1013, "Too many unauthenticated sockets are open; try again later.")
         for talk in (second, third):
             await talk.authenticate()
         await signed_in.ask("{ __typename }")

@@ -268,9 +268,12 @@ async def test_a_slash_too_many_is_404_and_names_the_path_that_would_do(
 ) -> None:
     told = refused(await service.rest(method, path + "/"), 404, "not_found")["message"]
 
-    assert told.endswith(f"without the slash at its end the path is {template}.")
+    assert told.endswith(f"the path without the final slash is {template}.")
     assert "tuberculosis" not in told
-    assert refused(await service.rest(method, path + "//"), 404, "not_found")["message"] == "There is nothing here."
+    assert (
+        refused(await service.rest(method, path + "//"), 404, "not_found")["message"]
+        == "There is no resource at this path."
+    )
     refused(await service.rest(method, path + "/", token=None), 401, "unauthenticated")
 
 
@@ -763,4 +766,7 @@ async def test_a_bad_number_comes_before_an_unknown_patient(service: Service) ->
 async def test_an_id_that_no_patient_can_have_is_404(service: Service, method: str, patient_id: str) -> None:
     answer = await service.rest(method, of(patient_id), headers=JSON, content=VISIT)
 
-    assert refused(answer, 404, "not_found")["message"] in {"There is no such patient.", "There is nothing here."}
+    assert refused(answer, 404, "not_found")["message"] in {
+        "The patient was not found.",
+        "There is no resource at this path.",
+    }

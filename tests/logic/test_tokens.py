@@ -551,7 +551,7 @@ def test_half_a_verifier_is_refused_and_what_is_missing_named(environment: Envir
         environment(way)
         with pytest.MonkeyPatch.context() as patch:
             patch.delenv(missing)
-            with pytest.raises(SettingsError, match=f"^{missing}: needed beside"):
+            with pytest.raises(SettingsError, match=f"^{missing}: required with"):
                 Settings.from_environment()
 
 
@@ -562,7 +562,7 @@ def test_an_audience_that_nothing_would_heed_is_refused(
 ) -> None:
     environment(way | {name: AUDIENCE})
 
-    with pytest.raises(SettingsError, match=f"^GATEWAY_INTROSPECTION_URL: needed beside {name}$"):
+    with pytest.raises(SettingsError, match=f"^GATEWAY_INTROSPECTION_URL: required with {name}$"):
         Settings.from_environment()
 
 

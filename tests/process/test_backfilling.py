@@ -22,7 +22,7 @@ import pytest
 
 from gateway.database.migrate import migrate
 from gateway.embedded_postgres.cluster import PrivatePostgres
-from gateway.importers.encounters import READ_TOGETHER, _encounters, import_encounters
+from gateway.importers.encounters import READ_AHEAD, _encounters, import_encounters
 from gateway.importers.reader import ImportStopped, Record
 from gateway.settings import Settings, SettingsError
 from resolvers.access import Permission
@@ -418,7 +418,7 @@ async def test_refused_lines_go_where_they_are_told_to_but_never_over_the_file_i
 
     text = json_lines([visit("nobody")])
     for rejects in (tmp_path / "e.jsonl", tmp_path / "missing" / "x"):
-        with pytest.raises(ImportStopped, match=r"must not be written over|cannot be written"):
+        with pytest.raises(ImportStopped, match=r"must not be the imported file|cannot be written"):
             await imported("e.jsonl", text, rejects=rejects)
     assert (tmp_path / "e.jsonl").read_text() == text
 
@@ -432,7 +432,7 @@ async def test_a_first_line_that_does_not_name_the_columns_stops_the_import(impo
 async def test_a_database_that_may_lose_what_it_acknowledged_is_refused(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "e.jsonl").write_text("")
 
-    with pytest.raises(SettingsError, match="not safe to record in"):
+    with pytest.raises(SettingsError, match="not safe for recording"):
         await import_encounters(settings.model_copy(update={"database_unsafe": False}), tmp_path / "e.jsonl")
 
 
@@ -463,7 +463,7 @@ async def test_the_command_reads_standard_input_and_names_refused_lines_there(da
     code, out, err = await finished(database_url, "-", name, text=json_lines(lines))
 
     assert (code, out) == (1, "1 encounter recorded, 0 recorded already, 1 line refused\n")
-    assert err == "line 2: There is no such patient.\n"
+    assert err == "line 2: The patient was not found.\n"
     code, out, err = await finished(database_url, "-", name, text=json_lines(lines[:1]))
     assert (code, out, err) == (0, "0 encounters recorded, 1 recorded already, 0 lines refused\n", "")
 
@@ -495,11 +495,11 @@ async def test_a_signal_ends_it_although_its_input_is_still_open_and_what_came_i
     database_url: str, cast: Cast, number: signal.Signals, code: int
 ) -> None:
     patient_id, name = await cast.patient(), f"--name={uuid4()}"
-    lines = [visit(patient_id, notes=str(number)) for number in range(READ_TOGETHER + 10)]
+    lines = [visit(patient_id, notes=str(number)) for number in range(READ_AHEAD + 10)]
     process = await started(database_url, "-", name)
     process.stdin.write(json_lines(lines).encode())
     # They do not wait for more to come.
-    await until(partial(recorded, cast, patient_id, READ_TOGETHER))
+    await until(partial(recorded, cast, patient_id, READ_AHEAD))
 
     process.send_signal(number)
     async with asyncio.timeout(30):
@@ -511,7 +511,7 @@ async def test_a_signal_ends_it_although_its_input_is_still_open_and_what_came_i
     assert b"Fatal" not in err
     _, said, _ = await finished(database_url, "-", name, text=json_lines(lines))
     assert said == "10 encounters recorded, 64 recorded already, 0 lines refused\n"
-    assert await counts(cast, patient_id) == {READ_TOGETHER + 10}
+    assert await counts(cast, patient_id) == {READ_AHEAD + 10}
 
 
 async def recorded(cast: Cast, patient_id: str, number: int) -> bool:
@@ -605,7 +605,7 @@ async def test_a_database_that_starts_again_in_the_middle_is_waited_for(
     connection = await asyncpg.connect(url)
     assert await counts(Cast(connection), patient_id) == {8_000}
     await connection.close()
-    assert b"the database is away; trying again for 300 s" in err
+    assert b"the database is unavailable; retrying for 300 s" in err
 
 
 async def more_than(url: str, number: int) -> bool:
@@ -626,7 +626,7 @@ async def test_a_database_that_stays_away_is_given_up_in_one_sentence_and_the_ne
         out, err = await process.communicate()
     assert (process.returncode, out) == (1, b"")
     assert b"gateway: the database has been away for " in err
-    assert b"Run the import again, under the same name" in err
+    assert b"run the import again under the same name" in err
     assert b"Traceback" not in err
 
     server.start()

@@ -51,11 +51,11 @@ async def test_a_database_that_is_not_migrated_is_said_to_be_migrated_by_a_start
     code, said = await run("check", url, **UNSAFE)
 
     assert code == 0
-    assert re.search(r"can be served from once it is migrated to \d{4}; `gateway serve`", said)
+    assert re.search(r"must be migrated to \d{4}; `gateway serve`", said)
     await migrate(url)
     code, said = await run("check", url, **UNSAFE)
     assert code == 0
-    assert "The database can be served from.\n" in said
+    assert "The database is ready to be served.\n" in said
 
 
 async def test_a_newer_database_is_refused_by_its_revision(server_url: str) -> None:
@@ -91,7 +91,7 @@ async def test_a_database_that_may_not_be_migrated_is_refused(server_url: str) -
     served = await run("serve", as_user(url, login))
 
     assert code == served[0] == 1
-    assert "GATEWAY_DATABASE_URL: the database is not migrated, and this login may not do it" in said
+    assert "GATEWAY_DATABASE_URL: the database is not migrated, and this login may not migrate it" in said
     assert "InsufficientPrivilegeError): rights are missing" in served[1]
     assert len(served[1].splitlines()) == 1
 
@@ -205,14 +205,14 @@ async def test_an_identity_provider_that_does_not_answer_is_an_outage(database_u
     code, said = await run("check", database_url, **UNSAFE | keys | tokens)
 
     assert code == 1
-    assert "outage: GATEWAY_JWKS_URL: the identity provider does not answer" in said
-    assert "outage: GATEWAY_INTROSPECTION_URL: the identity provider does not answer" in said
+    assert "outage: GATEWAY_JWKS_URL: the identity provider is unavailable" in said
+    assert "outage: GATEWAY_INTROSPECTION_URL: the identity provider is unavailable" in said
     assert "secret-of-ours" not in said
     gateway = Gateway.on(database_url, **keys)
     try:
         assert gateway.process.stdout is not None
         assert "REST" in await asyncio.to_thread(gateway.process.stdout.readline)
-        assert "outage: GATEWAY_JWKS_URL: the identity provider does not answer" in gateway.errors()
+        assert "outage: GATEWAY_JWKS_URL: the identity provider is unavailable" in gateway.errors()
     finally:
         await asyncio.to_thread(gateway.end)
 
@@ -253,8 +253,8 @@ async def test_a_data_folder_that_cannot_be_written_to_is_refused_by_both(tmp_pa
         served = await run("serve", None, GATEWAY_DATA_DIR=str(folder))
         for code, said in (checked, served):
             assert code == 1
-            assert f"No room for PostgreSQL in {folder}: " in said
-            assert "Set GATEWAY_DATA_DIR to a folder that can be written to" in said
+            assert f"PostgreSQL cannot use {folder}: " in said
+            assert "Set GATEWAY_DATA_DIR to a writable folder" in said
         assert len(served[1].splitlines()) == 1
 
 
@@ -293,7 +293,7 @@ def test_a_user_without_a_name_and_a_home_is_told_what_to_set(command: str) -> N
 
     code, said = said_by(gateway)
     assert code == 1
-    assert "This user has no home, so there is no folder for a private PostgreSQL. Set GATEWAY_DATA_DIR" in said
+    assert "This user has no home folder for the data of a private PostgreSQL. Set GATEWAY_DATA_DIR" in said
     assert "Traceback" not in said
 
     code, said = said_by(gateway, GATEWAY_DATABASE_URL="postgresql://127.0.0.1/db")
@@ -310,7 +310,7 @@ def test_where_nothing_can_be_written_two_workers_are_told_of_tmpdir(command: st
     code, said = said_by([*READ_ONLY, f"{mounts}; {sys.executable} -m gateway {command}"], GATEWAY_WORKERS="2")
 
     assert code == 1
-    assert "no temporary folder can be written to; set TMPDIR to a folder that can, or GATEWAY_WORKERS=1" in said
+    assert "no temporary folder is writable; set TMPDIR to a writable folder, or GATEWAY_WORKERS=1" in said
     assert "Traceback" not in said
 
 
@@ -321,4 +321,4 @@ def test_a_full_disk_at_the_first_start_is_one_sentence(tmp_path: Path) -> None:
     code, said = said_by([*READ_ONLY, f"{mount}; {sys.executable} -m gateway serve"], GATEWAY_DATA_DIR=f"{tmp_path}/d")
 
     assert code == 1
-    assert re.fullmatch(r"gateway: No room for PostgreSQL in .*No space left on device.*\n", said)
+    assert re.fullmatch(r"gateway: PostgreSQL cannot use .*No space left on device.*\n", said)

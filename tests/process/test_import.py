@@ -175,12 +175,15 @@ async def test_a_line_that_breaks_a_rule_is_named_without_its_content_and_the_ot
 @pytest.mark.parametrize(
     ("lines", "told"),
     [
-        (b"PREsecret,loop", "line 3: must have 3 values, as line 1 has (columns)"),
-        (b"PREsecret,loop,1,2", "line 3: must have 3 values, as line 1 has (columns)"),
+        (b"PREsecret,loop", "line 3: must have 3 values, like line 1 (columns)"),
+        (b"PREsecret,loop,1,2", "line 3: must have 3 values, like line 1 (columns)"),
         (b",loop,1", "line 3: id must have"),
         (b"PREsecret,loop,\xff", "line 3: must be UTF-8 (utf8)"),
         (b"PREsecret,loop,a\rPREsecret,loop,b", "line 3: must be CSV"),
-        (b'PREsecret,loop,"1\nPREsecret,loop,2"', "lines 3 to 4: a quoted value must end on the line it began on"),
+        (
+            b'PREsecret,loop,"1\nPREsecret,loop,2"',
+            "lines 3 to 4: a quoted value must end on the line on which it begins",
+        ),
     ],
 )
 async def test_a_line_that_is_no_row_is_named_without_its_content_and_the_others_count(

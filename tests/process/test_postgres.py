@@ -331,7 +331,7 @@ def test_the_data_of_another_major_version_is_refused_by_name(data_dir: Path) ->
 def test_a_folder_that_cannot_be_made_is_reported_in_a_sentence(data_dir: Path) -> None:
     data_dir.write_text("a file stands where the folder should be", encoding="ascii")
 
-    with pytest.raises(PostgresUnavailable, match="No room for PostgreSQL"):
+    with pytest.raises(PostgresUnavailable, match="PostgreSQL cannot use"):
         a_server(data_dir).start()
 
 
@@ -369,7 +369,7 @@ def test_a_socket_folder_that_somebody_else_prepared_is_refused(data_dir: Path, 
         folder.mkdir()
         folder.chmod(0o777)
 
-    with pytest.raises(PostgresUnavailable, match="alone controls: remove what is there"):
+    with pytest.raises(PostgresUnavailable, match="controls: remove it"):
         server.start()
 
 

@@ -130,7 +130,7 @@ async def test_check_and_serve_refuse_a_database_that_takes_no_writes(url: str) 
         for command in ("check", "serve"):
             code, said = await run(command, url)
             assert code == 1
-            assert "the database takes no writes" in said
+            assert "the database accepts no writes" in said
             assert "Traceback" not in said
 
 

@@ -45,7 +45,7 @@ async def test_the_same_seed_and_requests_give_the_same_faults_and_a_lost_answer
 
 async def test_the_first_lines_say_that_faults_are_on_and_the_seed(server_url: str, tmp_path: Path) -> None:
     async with Rehearsal.running(server_url, tmp_path, seed=42) as rehearsal:
-        assert "faults are on, seed 42" in rehearsal.welcome.partition("curl")[0]
+        assert "Fault injection is on, seed 42" in rehearsal.welcome.partition("curl")[0]
         ready = await asyncio.to_thread(httpx2.get, f"{rehearsal.origin}/readyz")
 
     assert ready.json()["status"] == "ready"
@@ -60,11 +60,11 @@ async def test_the_first_lines_say_that_faults_are_on_and_the_seed(server_url: s
                 "GATEWAY_JWT_ISSUER": "https://id.example",
                 "GATEWAY_JWT_AUDIENCE": "encounters",
             },
-            "gateway: --faults lets requests go wrong on purpose, so it is for development mode only: leave out ",
+            "gateway: --faults makes requests fail on purpose, so it requires development mode: leave out ",
         ),
         (
             {"GATEWAY_WORKERS": "2"},
-            "gateway: --faults gives the same faults to the same requests, which several processes would ",
+            "gateway: --faults is reproducible in a single process only, ",
         ),
     ],
     ids=["real tokens", "workers"],

@@ -95,4 +95,4 @@ async def test_with_no_database_it_says_whether_a_private_one_could_be_started_a
     (tmp_path / "a-file").touch()
     code, said = await run("check", None, GATEWAY_DATA_DIR=str(tmp_path / "a-file" / "data"))
     assert code == 1
-    assert "cannot be written to" in said
+    assert "is not writable" in said

@@ -94,9 +94,8 @@ def test_a_port_that_is_taken_is_told_by_its_setting(gateway, tmp_path) -> None:
 
     assert second.process.wait(60) == 1
     said = second.errors()
-    assert said.splitlines() == [
-        f"gateway: GATEWAY_PORT: cannot listen on 127.0.0.1:{port}; stop what listens there, or set another port"
-    ]
+    listening = f"gateway: GATEWAY_PORT: cannot listen on 127.0.0.1:{port}"
+    assert said.splitlines() == [f"{listening}; stop the program that listens there, or set another port"]
     assert not (tmp_path / "another").exists()
 
 

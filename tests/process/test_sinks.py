@@ -491,11 +491,11 @@ async def test_an_operator_sees_and_replays_at_the_command_line(gateway: Gateway
     status = await command(url, "events", "status")
     refused = await command(url, "events", "replay", "--sink", "webhook", "--from", "9")
 
-    assert replayed == (0, "webhook is told from position 2\n", "")
+    assert replayed == (0, "webhook gets the events from position 2\n", "")
     assert status[0] == 0
     assert status[1].startswith("events up to position 2, kept from 1\n0 waiting")
     assert "sink webhook: at 2, 0 behind" in status[1]
-    assert refused == (1, "", "gateway: a replay may begin from 1 to 3\n")
+    assert refused == (1, "", "gateway: the first position must be from 1 to 3\n")
 
 
 async def command(url: str, *words: str) -> tuple[int, str, str]:
