@@ -174,8 +174,6 @@ class Mutation:
         ] = UNSET,
     ) -> RecordEncounterResult:
         try:
-            if info.context.met is not None:
-                raise info.context.met
             asked = (info.context.context, patient_id, given(input), none_if_left_out(idempotency_key))
             recording = await (dry_run_encounter if validate_only is True else record_encounter)(*asked)
         except GatewayError as error:

@@ -36,8 +36,6 @@ class OperationContext:
 
     context: Context
     loaders: Loaders
-    met: Exception | None = None
-    """The error that the operation's plan raised after it started. It is reported, and nothing is tried again."""
     last_event_id: str | None = None
     """The cursor in the `Last-Event-ID` header, which a client sends when it reconnects to server-sent events."""
 

@@ -13,11 +13,14 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import orjson
 from graphql import (
     DocumentNode,
+    ExecutionResult,
     FragmentDefinitionNode,
     OperationDefinitionNode,
     OperationType,
+    located_error,
 )
 
 from resolvers.access import Permission
@@ -93,6 +96,11 @@ class Plan:
         variant, variables = self._settled(sent)
         return await variant.run(variables, context)
 
+    def failed(self, error: Exception, sent: Variables) -> ExecutionResult:
+        """Return the result of a query for which `run` raised `error` after it began."""
+        variant, variables = self._settled(sent)
+        return variant.failed(error, variables)
+
     async def explain(self, sent: Variables, context: Context) -> Explained:
         """Return PostgreSQL's execution plan for the query. Raise what `run` raises."""
         variant, variables = self._settled(sent)
@@ -166,6 +174,15 @@ class Variant:
         context.answer.add(sum(map(len, parts)))
         context.note_given(given)
         return b"".join(parts)
+
+    def failed(self, error: Exception, variables: Variables) -> ExecutionResult:
+        """Return the result with `error` at each root field that reads. A list is not nullable, so it nulls `data`."""
+        asked = [self._ids(root, variables) for root in self._roots]
+        reading = [root for root, ids in zip(self._roots, asked, strict=True) if ids]
+        lists = [root for root in reading if root.name == "patients"]
+        failed = [root for root in reading if root.name != "patients"] + lists[:1]
+        data = None if lists else orjson.Fragment(b"".join(self._parts(asked, {})))
+        return ExecutionResult(data, [located_error(error, root.nodes, [root.key]) for root in failed])  # type: ignore[arg-type]
 
     async def explain(self, variables: Variables, context: Context) -> Explained:
         """Return PostgreSQL's execution plan. Raise what `run` raises."""

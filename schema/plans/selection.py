@@ -5,6 +5,7 @@ The reader supports only the fields that plans serve. It raises `Unplannable` fo
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
 from types import NoneType
 from typing import Any, NamedTuple
@@ -97,15 +98,20 @@ class Root:
     """One field at the root of the query."""
 
     key: str
-    name: str
+    nodes: Sequence[FieldNode]
     argument: Value
     fields: Sequence[tuple[str, Any]]
     pages: Sequence[PageNode]
 
+    @cached_property
+    def name(self) -> str:
+        """The name of the field."""
+        return self.nodes[0].name.value
+
 
 # Variables and values
 
-RECORDED = "EncounterRecorded"
+UNION = "RecordEncounterResult"
 
 SCALARS = {"ID", "String", "UUID", "DateTime"}
 FILTER: Mapping[str, str | None] = {
@@ -252,15 +258,15 @@ class Reader:
             name = nodes[0].name.value
             match name:
                 case "__typename":
-                    roots.append(Root(key, name, lambda _: None, (), ()))
+                    roots.append(Root(key, nodes, lambda _: None, (), ()))
                 case "encounter":
                     fields = self._encounter(nodes)
-                    roots.append(Root(key, name, self._argument(nodes[0], "id"), fields, ()))
+                    roots.append(Root(key, nodes, self._argument(nodes[0], "id"), fields, ()))
                 case "patient" | "patients":
                     pages: list[PageNode] = []
                     fields = self._patient(nodes, pages)
                     argument = self._argument(nodes[0], "id" if name == "patient" else "ids")
-                    roots.append(Root(key, name, argument, fields, pages))
+                    roots.append(Root(key, nodes, argument, fields, pages))
                 case _:
                     raise Unplannable
         return roots
@@ -268,7 +274,7 @@ class Reader:
     def recorded(self, nodes: Sequence[FieldNode]) -> list[tuple[str, Any]]:
         """Return the selected fields of an `EncounterRecorded`."""
         fields: list[tuple[str, Any]] = []
-        for key, below in self.collected(_below(nodes), RECORDED):
+        for key, below in self.collected(_below(nodes), "EncounterRecorded", UNION):
             match below[0].name.value:
                 case "encounter":
                     fields.append((key, self._encounter(below)))
@@ -277,6 +283,22 @@ class Reader:
                 case _:
                     raise Unplannable
         return fields
+
+    def selected(self, value: object, nodes: Sequence[FieldNode]) -> object:
+        """Return the selected fields of a `Problem`, and of the objects in it, as JSON."""
+        if isinstance(value, Enum):
+            return value.name
+        if isinstance(value, list):
+            return [self.selected(item, nodes) for item in value]
+        if value is None or not (sets := _below(nodes)):
+            return value
+        types = [each.__name__ for each in type(value).__mro__]
+        return {
+            key: types[0]
+            if (name := below[0].name.value) == "__typename"
+            else self.selected(getattr(value, to_snake_case(name)), below)
+            for key, below in self.collected(sets, *types, UNION)
+        }
 
     def _encounter(self, nodes: Sequence[FieldNode]) -> list[tuple[str, Any]]:
         fields: list[tuple[str, Any]] = []
@@ -338,8 +360,11 @@ class Reader:
     def _argument(self, node: FieldNode, name: str) -> Value:
         return next(value_of(each.value) for each in node.arguments or () if each.name.value == name)
 
-    def collected(self, sets: Sequence[SelectionSetNode], type_name: str) -> list[tuple[str, list[FieldNode]]]:
-        """Return the fields of some selections by response key, merged as in the GraphQL specification (6.3.2)."""
+    def collected(self, sets: Sequence[SelectionSetNode], *types: str) -> list[tuple[str, list[FieldNode]]]:
+        """Return the fields of some selections by response key, merged as in the GraphQL specification (6.3.2).
+
+        `types` are the object's type, and the interfaces and unions that it belongs to.
+        """
         fields: dict[str, list[FieldNode]] = {}
         seen: set[str] = set()
 
@@ -351,12 +376,12 @@ class Reader:
                     case FieldNode():
                         fields.setdefault((selection.alias or selection.name).value, []).append(selection)
                     case InlineFragmentNode():
-                        if _applies(selection.type_condition, type_name):
+                        if _applies(selection.type_condition, types):
                             collect(selection.selection_set.selections)
                     case FragmentSpreadNode() if selection.name.value not in seen:
                         seen.add(selection.name.value)
                         fragment = self._fragments[selection.name.value]
-                        if _applies(fragment.type_condition, type_name):
+                        if _applies(fragment.type_condition, types):
                             collect(fragment.selection_set.selections)
 
         for each in sets:
@@ -373,13 +398,13 @@ class Reader:
         return True
 
 
-def _applies(condition: NamedTypeNode | None, type_name: str) -> bool:
-    if condition is None or condition.name.value == type_name:
+def _applies(condition: NamedTypeNode | None, types: Sequence[str]) -> bool:
+    if condition is None or condition.name.value in types:
         return True
-    if type_name != RECORDED:
+    if UNION not in types:
         raise Unplannable
-    # The plan writes only `EncounterRecorded`; fragments on other members of the union do not apply.
-    return condition.name.value == "RecordEncounterResult"
+    # The fragment is on another member of the union.
+    return False
 
 
 def _below(nodes: Sequence[FieldNode]) -> list[SelectionSetNode]:
