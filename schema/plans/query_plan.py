@@ -17,7 +17,6 @@ import orjson
 from graphql import (
     DocumentNode,
     ExecutionResult,
-    FragmentDefinitionNode,
     OperationDefinitionNode,
     OperationType,
     located_error,
@@ -44,6 +43,7 @@ from schema.plans.selection import (
     filter_members,
 )
 from schema.plans.sql import FIRST_JSON, BoundPage, CompiledQuery, arguments_of, compile_query, may_have_bytes
+from schema.selections import fragments_of
 
 MAX_IDS = 100
 KEPT_QUESTIONS = 16
@@ -79,14 +79,10 @@ class Plan:
 
     def __init__(self, document: DocumentNode, operation: OperationDefinitionNode) -> None:
         """Read the document. Raise `Unplannable` if no plan can serve it, whatever the variables."""
-        self._fragments = {
-            each.name.value: each for each in document.definitions if isinstance(each, FragmentDefinitionNode)
-        }
+        self._fragments = fragments_of(document)
         self._operation = operation
         self._definitions = operation.variable_definitions or ()
-        # Exclude variables that only the document's other operations declare.
-        own = {each.variable.name.value for each in self._definitions}
-        self._conditions = sorted(conditions_of(document) & own)
+        self._conditions = conditions_of(self._definitions)
         if len(self._conditions) > MOST_CONDITIONS:
             raise Unplannable
         self._variants: dict[tuple[bool | None, ...], Variant | None] = {}

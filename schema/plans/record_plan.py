@@ -15,7 +15,6 @@ from graphql import (
     DocumentNode,
     ExecutionResult,
     FieldNode,
-    FragmentDefinitionNode,
     ObjectValueNode,
     OperationDefinitionNode,
     VariableNode,
@@ -42,6 +41,7 @@ from schema.plans.selection import (
     fits_recording,
     members_of,
 )
+from schema.selections import fragments_of
 
 Part = bytes | Callable[[Recording], bytes]
 """A piece of the response: constant bytes, or a function of the recording."""
@@ -52,11 +52,10 @@ class RecordPlan:
 
     def __init__(self, document: DocumentNode, operation: OperationDefinitionNode) -> None:
         """Read the document. Raise `Unplannable` if the plan cannot serve it, whatever the variables."""
-        if conditions_of(document):
-            raise Unplannable
-        fragments = {each.name.value: each for each in document.definitions if isinstance(each, FragmentDefinitionNode)}
         self._definitions = operation.variable_definitions or ()
-        self._reader = Reader(fragments, {})
+        if conditions_of(self._definitions):
+            raise Unplannable
+        self._reader = Reader(fragments_of(document), {})
         roots = self._reader.collected([operation.selection_set], "Mutation")
         if len(roots) != 1:
             raise Unplannable

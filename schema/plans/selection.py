@@ -13,12 +13,8 @@ from typing import Any, NamedTuple
 from graphql import (
     ArgumentNode,
     BooleanValueNode,
-    DocumentNode,
     EnumValueNode,
     FieldNode,
-    FragmentDefinitionNode,
-    FragmentSpreadNode,
-    InlineFragmentNode,
     IntValueNode,
     ListTypeNode,
     ListValueNode,
@@ -27,7 +23,6 @@ from graphql import (
     NullValueNode,
     ObjectFieldNode,
     ObjectValueNode,
-    OperationDefinitionNode,
     SelectionNode,
     SelectionSetNode,
     StringValueNode,
@@ -42,6 +37,7 @@ from models import EncounterStatus, EncounterType
 from resolvers.bounded_rows import LONG, LONG_BYTES
 from resolvers.encounters.json_sql import USUAL_BYTES
 from resolvers.json_text import INT_DIGITS
+from schema.selections import Fragments, collect_fields
 
 Variables = Mapping[str, Any]
 Value = Callable[[Variables], Any]
@@ -246,7 +242,7 @@ def _variable_of(node: ValueNode) -> str | None:
 class Reader:
     """Builds the tree of an operation for one set of values of the variables in `@skip` and `@include`."""
 
-    def __init__(self, fragments: Mapping[str, FragmentDefinitionNode], variables: Variables) -> None:
+    def __init__(self, fragments: Fragments, variables: Variables) -> None:
         self._fragments = fragments
         self._variables = variables
         self._pages = 0
@@ -365,28 +361,17 @@ class Reader:
 
         `types` are the object's type, and the interfaces and unions that it belongs to.
         """
-        fields: dict[str, list[FieldNode]] = {}
-        seen: set[str] = set()
 
-        def collect(selections: Sequence[SelectionNode]) -> None:
-            for selection in selections:
-                if not self._included(selection):
-                    continue
-                match selection:
-                    case FieldNode():
-                        fields.setdefault((selection.alias or selection.name).value, []).append(selection)
-                    case InlineFragmentNode():
-                        if _applies(selection.type_condition, types):
-                            collect(selection.selection_set.selections)
-                    case FragmentSpreadNode() if selection.name.value not in seen:
-                        seen.add(selection.name.value)
-                        fragment = self._fragments[selection.name.value]
-                        if _applies(fragment.type_condition, types):
-                            collect(fragment.selection_set.selections)
+        def includes(selection: SelectionNode, type_name: str) -> bool:
+            if not self._included(selection):
+                return False
+            if type_name not in types and UNION not in types:
+                raise Unplannable
+            # Otherwise, the fragment is on another member of the union.
+            return type_name in types
 
-        for each in sets:
-            collect(each.selections)
-        return list(fields.items())
+        groups = collect_fields([(types[0], each) for each in sets], self._fragments, includes)
+        return [(key, [node for _, node in group]) for key, group in groups.items()]
 
     def _included(self, selection: SelectionNode) -> bool:
         for directive in selection.directives or ():
@@ -398,37 +383,15 @@ class Reader:
         return True
 
 
-def _applies(condition: NamedTypeNode | None, types: Sequence[str]) -> bool:
-    if condition is None or condition.name.value in types:
-        return True
-    if UNION not in types:
-        raise Unplannable
-    # The fragment is on another member of the union.
-    return False
-
-
 def _below(nodes: Sequence[FieldNode]) -> list[SelectionSetNode]:
     return [each.selection_set for each in nodes if each.selection_set]
 
 
-def conditions_of(document: DocumentNode) -> set[str]:
-    """Return the variables used in directives anywhere in the document.
-
-    These include the conditions of operations that are not run. A superset is harmless.
-    """
-    found: set[str] = set()
-    pending: list[SelectionSetNode] = [
-        each.selection_set
-        for each in document.definitions
-        if isinstance(each, OperationDefinitionNode | FragmentDefinitionNode)
-    ]
-    while pending:
-        for selection in pending.pop().selections:
-            for directive in selection.directives or ():
-                for argument in directive.arguments or ():
-                    if isinstance(argument.value, VariableNode):
-                        found.add(argument.value.name.value)
-            below = getattr(selection, "selection_set", None)
-            if below is not None:
-                pending.append(below)
-    return found
+def conditions_of(definitions: Sequence[VariableDefinitionNode]) -> list[str]:
+    """Return the variables that `@skip` and `@include` can use: those of the type `Boolean`."""
+    names = []
+    for each in definitions:
+        type_ = each.type.type if isinstance(each.type, NonNullTypeNode) else each.type
+        if isinstance(type_, NamedTypeNode) and type_.name.value == "Boolean":
+            names.append(each.variable.name.value)
+    return names
