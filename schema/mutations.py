@@ -183,8 +183,6 @@ class Mutation:
         ] = UNSET,
     ) -> RecordEncounterResult:
         try:
-            if info.context.plan_error is not None:
-                raise info.context.plan_error
             recorder = require_recorder(info.context.context)
             asked = (recorder, patient_id, given(input), none_if_left_out(idempotency_key))
             recording = await (dry_run_encounter if validate_only is True else record_encounter)(*asked)
