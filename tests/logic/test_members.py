@@ -56,10 +56,9 @@ def test_the_table_has_a_column_for_each_member() -> None:
         assert column.nullable is member.optional
 
 
-def test_the_fourteen_members_of_rest_have_a_description() -> None:
+def test_the_openapi_schema_describes_each_published_member() -> None:
     described = openapi()["components"]["schemas"]["Encounter"]
 
-    assert len(PUBLISHED) == 14
     assert list(described["properties"]) == described["required"] == list(PUBLISHED)
     assert all(MEMBERS[name].description for name in PUBLISHED)
 
