@@ -34,7 +34,7 @@ fuzz: .venv/dev  ## Throw bytes, documents and requests of every kind at both do
 	@.venv/bin/pytest tests/fuzz --hypothesis-profile=fuzz $(ARGS)
 
 land: .venv/dev  ## Promise clients the printed contracts; refuses a break that CHANGELOG.md does not name
-	@.venv/bin/python -m tests.breaking
+	@.venv/bin/python -m tests.breaking_changes
 
 crash: .venv/dev  ## Kill gateway and PostgreSQL under load a hundred times; nothing acknowledged may be lost
 	@.venv/bin/python -m tests.crash $(ARGS)

@@ -22,10 +22,10 @@ from gateway.observability.logs import configure_logging
 from gateway.settings import Settings
 from tests.cast import Cast
 from tests.doors import Door, GraphQLDoor, RestDoor, Service
-from tests.provider import Hands, IdentityProvider
-from tests.sockets import Sockets
+from tests.identity_provider import Hands, IdentityProvider
+from tests.websocket_client import Sockets
 
-# How often is the matter of tests/http/test_rates.py, a full pool that of tests/behaviour/test_honest_failures.py.
+# How often is the matter of tests/http/test_rate_limits.py, a full pool that of tests/behaviour/test_connection_loss.py.
 PATIENT: dict[str, Any] = {
     "rate_writes_per_minute": 1_000_000,
     "rate_reads_per_minute": 1_000_000,

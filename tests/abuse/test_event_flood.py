@@ -13,12 +13,12 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from gateway.database.database import PoolConnection
-from tests.faults import Wire
-from tests.graphql.test_events import EVENTS, gateway_on, record
-from tests.happenings import beginning, fresh_database, rows, until
-from tests.sockets import Sockets, Talk
-from tests.staged import TOKENS
-from tests.streams import COMPLETE, listen_to
+from tests.controlled_schema import TOKENS
+from tests.event_helpers import beginning, fresh_database, rows, until
+from tests.graphql.test_subscriptions import EVENTS, gateway_on, record
+from tests.sse_client import COMPLETE, listen_to
+from tests.tcp_proxy import Wire
+from tests.websocket_client import Sockets, Talk
 
 SOCKETS, SUBSCRIPTIONS, EVENTS_EACH = 10, 100, 3
 MANY = 20

@@ -12,7 +12,7 @@ from gateway.auth.verifier import verifying
 from gateway.settings import Settings
 from tests.cast import Cast
 from tests.doors import RECORD, Service
-from tests.provider import PATIENCE_SECONDS, Hands, IdentityProvider, claims, jwt, signing_key
+from tests.identity_provider import PATIENCE_SECONDS, Hands, IdentityProvider, claims, jwt, signing_key
 
 OLD, NEW, STRANGER = (signing_key("ES256", name) for name in ("old", "new", "stranger"))
 PAUSE_SECONDS = 5

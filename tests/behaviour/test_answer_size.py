@@ -19,9 +19,9 @@ from resolvers.sql import Statement
 from tests.cast import Cast
 from tests.conftest import PATIENT
 from tests.doors import Service
-from tests.happenings import until
-from tests.sockets import Sockets
-from tests.streams import COMPLETE, listen_to
+from tests.event_helpers import until
+from tests.sse_client import COMPLETE, listen_to
+from tests.websocket_client import Sockets
 
 LIMIT = 1024 * 1024
 RESPONSE = {"accept": "application/graphql-response+json", "content-type": "application/json"}

@@ -10,7 +10,7 @@ from gateway.settings import Settings
 from resolvers.access import Caller
 from tests.cast import Cast
 from tests.doors import Door, Service
-from tests.happenings import until
+from tests.event_helpers import until
 
 VISIT = {"brand_id": "loop", "encounter_type": "lab", "notes": "Fasting."}
 SUBMISSION = """query ($key: String!) {

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.database.connection import connect
 from gateway.database.session import RELIED_ON, open_session
-from tests.faults import Wire
+from tests.tcp_proxy import Wire
 
 
 @contextmanager

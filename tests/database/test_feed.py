@@ -15,7 +15,7 @@ from resolvers import feed as reading
 from resolvers.errors import InsufficientScope, InvalidInput, PatientNotFound, TemporarilyUnavailable
 from resolvers.feed import FeedEvent, stream_events
 from resolvers.relay import prune_events
-from tests.happenings import DEADLINE_SECONDS, Gateway, Subscriber, beginning, fresh_database, rows, until
+from tests.event_helpers import DEADLINE_SECONDS, Gateway, Subscriber, beginning, fresh_database, rows, until
 
 BEGINNING = beginning()
 

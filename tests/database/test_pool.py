@@ -14,7 +14,7 @@ from gateway.database.database import APP_ROLE, Database, PoolConnection
 from gateway.database.pool import Pool
 from resolvers.sql import Row, Statement
 from tests.cast import Cast
-from tests.happenings import until
+from tests.event_helpers import until
 
 Connections = Pool[asyncpg.Connection]
 

@@ -21,7 +21,7 @@ from resolvers import relay
 from resolvers.errors import TemporarilyUnavailable
 from resolvers.relay import LOCK_WATERMARK, move_watermark, prune_events, stamp_events
 from resolvers.sql import Statement
-from tests.happenings import Gateway, append, beginning, fresh_database, rows, until
+from tests.event_helpers import Gateway, append, beginning, fresh_database, rows, until
 
 BEGINNING = beginning()
 PATIENTS = [f"patient-{number}" for number in range(8)]

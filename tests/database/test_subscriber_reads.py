@@ -10,7 +10,7 @@ from gateway.events import subscriber_reads
 from gateway.events.subscriber_reads import POOL_SIZE, EventReads, SubscriberReads
 from resolvers.errors import TemporarilyUnavailable
 from resolvers.sql import Row, Statement
-from tests.happenings import until
+from tests.event_helpers import until
 
 # A new value each time it is sent.
 SENT = Statement("SELECT gen_random_uuid(), repeat('x', $1::int)", ["length"])

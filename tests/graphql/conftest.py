@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from tests.sockets import Sockets
-from tests.staged import STAGE, TOKENS, Stage, Tokens, staged
+from tests.controlled_schema import STAGE, TOKENS, Stage, Tokens, staged
+from tests.websocket_client import Sockets
 
 
 @pytest.fixture

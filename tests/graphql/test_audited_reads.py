@@ -8,10 +8,10 @@ from graphql import GraphQLObjectType, GraphQLOutputType, GraphQLUnionType, get_
 
 from schema import build_schema
 from tests.cast import Cast
-from tests.graphql.test_events import OverSocket, gateway_on
-from tests.happenings import beginning, until
-from tests.sockets import Sockets
-from tests.staged import TOKENS
+from tests.controlled_schema import TOKENS
+from tests.event_helpers import beginning, until
+from tests.graphql.test_subscriptions import OverSocket, gateway_on
+from tests.websocket_client import Sockets
 
 SCHEMA = build_schema()._schema
 

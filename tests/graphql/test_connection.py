@@ -11,7 +11,7 @@ import pytest
 
 from tests.cast import Cast
 from tests.doors import Service
-from tests.happenings import until
+from tests.event_helpers import until
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 

@@ -12,11 +12,11 @@ from resolvers.encounters.record import columns_of, insert_encounter
 from resolvers.outbox import FIND_MARK
 from resolvers.patients import time_at
 from tests.cast import Cast
+from tests.controlled_schema import TOKENS
 from tests.doors import Service
-from tests.graphql.test_events import EVENTS, REGISTER, OverStream, gateway_on, record
-from tests.happenings import Gateway, Held, beginning, fresh_database, rows
-from tests.sockets import Sockets
-from tests.staged import TOKENS
+from tests.event_helpers import Gateway, Held, beginning, fresh_database, rows
+from tests.graphql.test_subscriptions import EVENTS, REGISTER, OverStream, gateway_on, record
+from tests.websocket_client import Sockets
 
 LIST = """query ($first: Int) {
   patient(id: "a") { encounters(first: $first) { feedCursor nodes { id } } }

@@ -17,7 +17,7 @@ from schema.documents.parse import DocumentRules, Documents
 from tests.cast import Cast
 from tests.doors import LIST, RECORD, Service
 from tests.logs import captured
-from tests.sockets import Sockets
+from tests.websocket_client import Sockets
 
 SCHEMA = build_schema()._schema
 ID = '(id: "x")'

@@ -9,8 +9,8 @@ import pytest
 
 from gateway.settings import Settings
 from tests.cast import Cast
-from tests.provider import IdentityProvider
-from tests.sockets import SECONDS, Sockets
+from tests.identity_provider import IdentityProvider
+from tests.websocket_client import SECONDS, Sockets
 
 QUERY = json.dumps({"query": "{ __typename }"})
 SUBSCRIPTION = quote("subscription { encounterEvents { cursor } }")

@@ -12,9 +12,9 @@ from resolvers.access import Caller
 from resolvers.errors import InvalidToken
 from tests.cast import Cast
 from tests.doors import Door, Service
-from tests.faults import Wire
+from tests.event_helpers import fresh_database, rows
 from tests.gateways import DEV, PATH, VISIT, client, gateways, until
-from tests.happenings import fresh_database, rows
+from tests.tcp_proxy import Wire
 
 CALLERS = {
     "prometheus": Caller("prometheus", frozenset({"read:metrics"})),  # of no brand

@@ -10,7 +10,7 @@ import pytest
 from gateway.settings import Settings
 from tests.cast import Cast
 from tests.doors import Service, exact
-from tests.happenings import until
+from tests.event_helpers import until
 from tests.http.test_contract import ENCOUNTER, EVERYTHING, broken
 from tests.http.test_errors import refused, verify
 

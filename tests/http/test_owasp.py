@@ -14,7 +14,7 @@ from resolvers.errors import InvalidToken
 from rest.openapi import openapi
 from tests.cast import Cast
 from tests.doors import ENCOUNTER, Service
-from tests.provider import IdentityProvider
+from tests.identity_provider import IdentityProvider
 
 VISIT = {"brand_id": "loop", "encounter_type": "lab", "notes": "In confidence."}
 JSON = {"content-type": "application/json"}

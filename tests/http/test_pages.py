@@ -11,7 +11,7 @@ from gateway import pages
 from gateway.settings import Settings
 from rest.openapi import openapi
 from tests.doors import Service
-from tests.provider import IdentityProvider
+from tests.identity_provider import IdentityProvider
 
 CHROME = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,image/apng,*/*;q=0.8"
 SAFARI = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from gateway.protocols.http import LimitedHttpProtocol
+from tests.controlled_schema import STAGE, TOKENS, Stage, Tokens, staged, until
 from tests.logs import captured
-from tests.sockets import SECONDS, Sockets
-from tests.staged import STAGE, TOKENS, Stage, Tokens, staged, until
+from tests.websocket_client import SECONDS, Sockets
 
 HOLD = "mutation { hold }"
 WAIT = "subscription { wait }"

@@ -12,7 +12,7 @@ from gateway.preflight import preflight
 from tests.cast import Cast
 from tests.conftest import create_database
 from tests.doors import RECORD, Door, GraphQLDoor, RestDoor, Service
-from tests.provider import PATIENCE_SECONDS, IdentityProvider, claims, jwt, signing_key
+from tests.identity_provider import PATIENCE_SECONDS, IdentityProvider, claims, jwt, signing_key
 
 VISIT = {"brand_id": "loop", "encounter_type": "lab"}
 NURSE = {"client_id": "app", "sub": "nurse-1", "brand": "loop", "scope": "write:encounters read:encounters"}

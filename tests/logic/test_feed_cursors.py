@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from resolvers.errors import InvalidInput
 from resolvers.feed_cursors import FeedCursors
-from tests.happenings import beginning
+from tests.event_helpers import beginning
 
 CURSORS = FeedCursors(bytes(range(32)))
 OTHERS = FeedCursors(bytes(32))

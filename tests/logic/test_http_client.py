@@ -16,8 +16,8 @@ from gateway.events.webhooks import WebhookReceiver
 from gateway.http_client import http_client, refuse_unusable_proxies
 from gateway.settings import Settings, SettingsError, Webhook
 from resolvers.outbox import Event
-from tests.provider import Hands, IdentityProvider, claims, jwt, signing_key
-from tests.receiver import Delivery, Receiver
+from tests.identity_provider import Hands, IdentityProvider, claims, jwt, signing_key
+from tests.webhook_receiver import Delivery, Receiver
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 NOWHERE = "http://127.0.0.1:9"

@@ -17,8 +17,7 @@ from gateway.auth.jwt import REGISTRY
 from gateway.auth.verifier import verifying
 from resolvers.access import Caller, Verify
 from resolvers.errors import GatewayError, InvalidToken, TemporarilyUnavailable
-from tests.logs import captured
-from tests.provider import (
+from tests.identity_provider import (
     AUDIENCE,
     ISSUER,
     PATIENCE_SECONDS,
@@ -30,6 +29,7 @@ from tests.provider import (
     jwt,
     signing_key,
 )
+from tests.logs import captured
 
 MACHINE = {"client_id": "lab", "scope": "write:encounters"}
 

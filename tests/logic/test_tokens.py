@@ -14,8 +14,8 @@ from gateway.auth.verifier import verifying
 from gateway.settings import Settings, SettingsError
 from resolvers.access import Caller, Verify, resolve_brand
 from resolvers.errors import Forbidden, InvalidToken, TemporarilyUnavailable
+from tests.identity_provider import AUDIENCE, ISSUER, PATIENCE_SECONDS, Hands, IdentityProvider, drip
 from tests.logs import captured
-from tests.provider import AUDIENCE, ISSUER, PATIENCE_SECONDS, Hands, IdentityProvider, drip
 
 NURSE = {"client_id": "app", "sub": "nurse-1", "brand": "loop", "scope": "write:encounters read:encounters"}
 MACHINE = {"client_id": "lab", "scope": "write:encounters"}

@@ -14,8 +14,8 @@ from uuid import uuid4
 import pytest
 
 from tests import node
-from tests.happenings import until
-from tests.rehearsal import ROOT, Rehearsal
+from tests.event_helpers import until
+from tests.faulty_gateway import ROOT, Rehearsal
 
 CLIENTS = ROOT / "docs/clients"
 ENCOUNTERS = 30

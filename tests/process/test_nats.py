@@ -19,7 +19,7 @@ from gateway.events import delivery as sinks
 from gateway.events import pipeline
 from gateway.events.replay import replay
 from gateway.events.status import event_numbers
-from tests.happenings import Gateway, fresh_database, rows, until
+from tests.event_helpers import Gateway, fresh_database, rows, until
 
 # Debian keeps it where only administrators look.
 SERVER = shutil.which("nats-server", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")

@@ -12,10 +12,10 @@ import pytest
 
 from gateway.protocols.http import LimitedHttpProtocol
 from tests.cast import Cast
-from tests.graphql.test_events import BEGINNING, EVENTS, gateway_on, record
-from tests.happenings import until
-from tests.staged import STAGE, TOKENS, staged
-from tests.streams import deaf_to, listen_to
+from tests.controlled_schema import STAGE, TOKENS, staged
+from tests.event_helpers import until
+from tests.graphql.test_subscriptions import BEGINNING, EVENTS, gateway_on, record
+from tests.sse_client import deaf_to, listen_to
 
 # Debian keeps it where only administrators look.
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")

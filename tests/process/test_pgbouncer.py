@@ -20,10 +20,10 @@ from gateway.settings import Settings
 from resolvers.sql import Statement
 from tests.cast import Cast
 from tests.doors import GraphQLDoor, RestDoor, Service
-from tests.faults import Wire
+from tests.event_helpers import fresh_database
 from tests.gateways import looking_into, until
-from tests.happenings import fresh_database
-from tests.process.test_safety import run
+from tests.process.test_preflight import run
+from tests.tcp_proxy import Wire
 
 # Debian keeps it where only administrators look.
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")

@@ -19,7 +19,7 @@ from gateway.database.migrate import migrate
 from gateway.database.session import RELIED_ON, SessionFactory, UnusableSession, urls_of_hosts
 from resolvers.errors import TemporarilyUnavailable
 from resolvers.sql import Statement
-from tests.faults import Wire
+from tests.event_helpers import fresh_database
 from tests.gateways import (
     DEV,
     PATH,
@@ -33,10 +33,10 @@ from tests.gateways import (
     status_of,
     until,
 )
-from tests.happenings import fresh_database
-from tests.process.test_faults import IMPATIENT, unexpected
-from tests.process.test_safety import run
-from tests.servers import Server
+from tests.postgres_servers import Server
+from tests.process.test_database_failures import IMPATIENT, unexpected
+from tests.process.test_preflight import run
+from tests.tcp_proxy import Wire
 
 RETURN_SECONDS = 10
 """How long after the server takes writes again the gateway may refuse them."""

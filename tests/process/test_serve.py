@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import create_database
 from tests.doors import RECORD
 from tests.gateways import ROOT, VISIT, WAITING, Gateway
-from tests.sockets import talk_to
+from tests.websocket_client import talk_to
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ from gateway.events.replay import NoReplay, replay
 from gateway.events.status import event_numbers
 from gateway.settings import Settings
 from tests.doors import Service
-from tests.happenings import DEADLINE_SECONDS, Gateway, fresh_database, rows, until
-from tests.receiver import Delivery, Receiver, taken
+from tests.event_helpers import DEADLINE_SECONDS, Gateway, fresh_database, rows, until
+from tests.webhook_receiver import Delivery, Receiver, taken
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 OLD_SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"

@@ -14,7 +14,7 @@ from resolvers.feed import stream_events
 from schema import build_schema
 from tests.cast import Cast
 from tests.doors import Service
-from tests.happenings import beginning
+from tests.event_helpers import beginning
 
 VISIT = {"brand_id": "loop", "encounter_type": "lab", "notes": "Not for others."}
 ITEM = '{patientId: $patient, input: {brandId: "loop", encounterType: LAB}}'

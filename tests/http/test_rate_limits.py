@@ -24,7 +24,7 @@ from resolvers.errors import InvalidToken
 from tests.cast import Cast
 from tests.doors import RECORD, Service
 from tests.logs import captured
-from tests.sockets import Sockets
+from tests.websocket_client import Sockets
 
 NOBODY = "/v1/patients/nobody/encounters"
 JSON = {"content-type": "application/json"}

@@ -7,7 +7,7 @@ import httpx2
 import pytest
 
 from tests.conftest import create_database
-from tests.rehearsal import Rehearsal, serve
+from tests.faulty_gateway import Rehearsal, serve
 
 PATH = "/v1/patients/demo-patient/encounters"
 DEV = {"authorization": "Bearer dev"}

@@ -12,7 +12,7 @@ import pytest
 
 from gateway.database.migrate import migrate
 from tests.gateways import ROOT, until
-from tests.servers import Server
+from tests.postgres_servers import Server
 
 HARMS = {
     "fsync": "a power cut may destroy the whole database",

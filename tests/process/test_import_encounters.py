@@ -30,8 +30,8 @@ from resolvers.commands import DEFAULT_LIMITS
 from tests.cast import Cast
 from tests.conftest import create_database
 from tests.doors import RestDoor, Service
+from tests.event_helpers import fresh_database
 from tests.gateways import until
-from tests.happenings import fresh_database
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "gateway", "encounters", "import"]

@@ -24,7 +24,7 @@ import pytest
 from gateway.embedded_postgres.cluster import MAX_LOG_BYTES, DataFolderInUse, PrivatePostgres
 from gateway.embedded_postgres.os_account import PostgresUnavailable
 
-OWNER = Path(__file__).with_name("own_a_server.py")
+OWNER = Path(__file__).with_name("run_postgres.py")
 only_as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to become somebody else")
 only_on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a death signal")
 

@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 import pytest
 
 from tests.doors import Service
-from tests.sockets import Sockets
+from tests.websocket_client import Sockets
 
 QUERY = 'query A($id: ID! = "nobody") { patient(id: $id) { id } } query B { __typename }'
 MARKER = "tuberculosis"

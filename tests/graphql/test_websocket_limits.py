@@ -11,10 +11,10 @@ from websockets.exceptions import ConnectionClosed
 
 from gateway.protocols.websocket import LimitedWebSocketProtocol
 from tests.cast import Cast
+from tests.controlled_schema import Stage, Tokens, staged, until
 from tests.logs import captured
-from tests.sockets import SECONDS, Sockets
-from tests.staged import Stage, Tokens, staged, until
-from tests.streams import listen_to
+from tests.sse_client import listen_to
+from tests.websocket_client import SECONDS, Sockets
 
 # Frames that are no messages
 

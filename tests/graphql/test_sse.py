@@ -13,11 +13,11 @@ import pytest
 
 from gateway.protocols.http import LimitedHttpProtocol
 from tests.cast import Cast
-from tests.graphql.test_events import RECORD
+from tests.controlled_schema import MARKER, Stage, Tokens, staged, until
+from tests.graphql.test_subscriptions import RECORD
 from tests.logs import captured
-from tests.sockets import SECONDS, Sockets
-from tests.staged import MARKER, Stage, Tokens, staged, until
-from tests.streams import COMPLETE, EVENT_STREAM, Event, Stream, deaf_to, listen_to
+from tests.sse_client import COMPLETE, EVENT_STREAM, Event, Stream, deaf_to, listen_to
+from tests.websocket_client import SECONDS, Sockets
 
 JSON = "application/json"
 COUNT = "subscription ($to: Int!) { count(to: $to) }"

@@ -20,7 +20,7 @@ from resolvers.ids import new_id
 from resolvers.services import Kept, NewEncounter
 from resolvers.sql import Statement
 from tests.cast import Cast
-from tests.happenings import until
+from tests.event_helpers import until
 
 
 @pytest.fixture

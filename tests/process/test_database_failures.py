@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from gateway.database.migrate import migrate
+from tests.event_helpers import fresh_database
 from tests.gateways import (
     DOORS,
     Gateway,
@@ -30,8 +31,7 @@ from tests.gateways import (
     looking_into,
     until,
 )
-from tests.happenings import fresh_database
-from tests.servers import Server
+from tests.postgres_servers import Server
 
 IMPATIENT = {"GATEWAY_DATABASE_ACQUIRE_SECONDS": "1"}
 

@@ -19,7 +19,7 @@ from schema.documents.trusted import UntrustedManifest, read_manifest
 from tests.cast import Cast
 from tests.doors import LIST, RECORD, Service
 from tests.logs import captured
-from tests.sockets import Sockets
+from tests.websocket_client import Sockets
 
 HEADERS = {"accept": "application/graphql-response+json", "content-type": "application/json"}
 HELLO = "query Hello { __typename }"

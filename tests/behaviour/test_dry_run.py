@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.settings import Settings
-from tests.behaviour.test_agreement import commands
+from tests.behaviour.test_door_parity import commands
 from tests.cast import Cast
 from tests.doors import Door, GraphQLDoor, Outcome, RestDoor, Service
-from tests.happenings import fresh_database, until
+from tests.event_helpers import fresh_database, until
 
 VISIT = {"brand_id": "loop", "encounter_type": "lab", "notes": "Fasting."}
 VALID = Outcome(recorded="no")

@@ -10,10 +10,10 @@ import pytest
 from gateway.database.database import PoolConnection
 from resolvers.access import Permission
 from tests.cast import Cast
-from tests.happenings import beginning, fresh_database, rows, until
-from tests.sockets import Sockets, Talk
-from tests.staged import TOKENS, Tokens, settings
-from tests.streams import COMPLETE, Stream, listen_to
+from tests.controlled_schema import TOKENS, Tokens, settings
+from tests.event_helpers import beginning, fresh_database, rows, until
+from tests.sse_client import COMPLETE, Stream, listen_to
+from tests.websocket_client import Sockets, Talk
 
 BEGINNING = beginning()
 EVENTS = """subscription ($patientId: ID, $after: String) {

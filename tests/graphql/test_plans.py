@@ -30,7 +30,7 @@ from schema.plans.selection import Unplannable
 from tests.cast import Cast
 from tests.conftest import PATIENT, create_database
 from tests.doors import Service
-from tests.happenings import until
+from tests.event_helpers import until
 from tests.logs import captured
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "200"))

@@ -10,7 +10,7 @@ import psutil
 
 from tests.gateways import ROOT, until
 
-OWNER = ROOT / "tests/process/own_a_server.py"
+OWNER = ROOT / "tests/process/run_postgres.py"
 
 
 class Server:

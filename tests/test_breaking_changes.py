@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rest.openapi import openapi
-from tests.breaking import (
+from tests.breaking_changes import (
     LANDED,
     PRINTED,
     ROOT,

@@ -13,7 +13,7 @@ from typing import Self
 
 import asyncpg
 
-from tests.happenings import fresh_database
+from tests.event_helpers import fresh_database
 
 ROOT = Path(__file__).parent.parent
 

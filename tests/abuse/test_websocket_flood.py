@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from tests.sockets import Sockets
-from tests.staged import STAGE, TOKENS, staged
-from tests.streams import listen_to
+from tests.controlled_schema import STAGE, TOKENS, staged
+from tests.sse_client import listen_to
+from tests.websocket_client import Sockets
 
 FLOOD = 1_000
 WAIT = "subscription { wait }"

@@ -5,8 +5,8 @@ from itertools import count
 
 import pytest
 
+from tests.event_helpers import fresh_database
 from tests.gateways import DOORS, WAITING, Told, client, gateways, kept_under, looking_into, until
-from tests.happenings import fresh_database
 
 CALLERS = 200
 GATEWAYS = 4

@@ -12,7 +12,7 @@ from gateway.settings import Settings
 from resolvers.access import Caller
 from tests.cast import Cast
 from tests.doors import Service
-from tests.sockets import Sockets
+from tests.websocket_client import Sockets
 
 RESPONSE = "application/graphql-response+json"
 INTROSPECTION = get_introspection_query()

@@ -13,8 +13,8 @@ import pytest
 from gateway.settings import Settings
 from tests.cast import Cast
 from tests.doors import Door, GraphQLDoor, RestDoor, Service
-from tests.faults import Wire
-from tests.happenings import until
+from tests.event_helpers import until
+from tests.tcp_proxy import Wire
 
 VISIT = {"brand_id": "loop", "encounter_type": "lab", "notes": "Fasting."}
 

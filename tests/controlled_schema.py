@@ -19,7 +19,7 @@ from schema.mutations import Mutation
 from schema.queries import Query
 from schema.scalars import SCALARS
 from schema.types import Info, Patient
-from tests.sockets import SECONDS, Sockets
+from tests.websocket_client import SECONDS, Sockets
 
 MARKER = "tuberculosis"
 

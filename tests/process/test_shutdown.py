@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
+from tests.event_helpers import fresh_database
 from tests.gateways import (
     DEV,
     DOORS,
@@ -30,7 +31,6 @@ from tests.gateways import (
     status_of,
     until,
 )
-from tests.happenings import fresh_database
 
 LOCK = "LOCK TABLE patient_graph.encounters IN ACCESS EXCLUSIVE MODE"
 LONG = "300"

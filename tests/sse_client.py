@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import httpx2
 
-from tests.sockets import SECONDS
+from tests.websocket_client import SECONDS
 
 EVENT_STREAM = "text/event-stream"
 

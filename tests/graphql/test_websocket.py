@@ -11,10 +11,10 @@ from websockets.exceptions import InvalidStatus
 import schema.transport.websocket
 from schema.transport.websocket import GONE, Close
 from tests.cast import Cast
+from tests.controlled_schema import MARKER, Stage, Tokens, staged, until
 from tests.doors import RECORD
 from tests.logs import captured
-from tests.sockets import SECONDS, Sockets
-from tests.staged import MARKER, Stage, Tokens, staged, until
+from tests.websocket_client import SECONDS, Sockets
 
 VISIT = {"brandId": "loop", "encounterType": "LAB", "notes": MARKER}
 
