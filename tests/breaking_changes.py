@@ -1,4 +1,4 @@
-"""What in a new contract breaks a client of the old one. `python -m tests.breaking_changes` lands the printed contracts.
+"""Find breaking changes of the contracts. `python -m tests.breaking_changes` makes the printed ones the promised ones.
 
 The contracts that clients were last promised are kept in `docs/contracts/`. A break must be named in the changelog,
 under "Broken" of what is not yet released; landing refuses while one is not.

@@ -22,11 +22,11 @@ from gateway.observability.logs import configure_logging
 from gateway.settings import Settings
 from tests.cast import Cast
 from tests.doors import Door, GraphQLDoor, RestDoor, Service
-from tests.identity_provider import Hands, IdentityProvider
-from tests.websocket_client import Sockets
+from tests.identity_provider import FakeClock, IdentityProvider
+from tests.websocket_client import GatewayServer
 
-# How often is the matter of tests/http/test_rate_limits.py, a full pool that of tests/behaviour/test_connection_loss.py.
-PATIENT: dict[str, Any] = {
+# Rate limits: tests/http/test_rate_limits.py. A full connection pool: tests/behaviour/test_connection_loss.py.
+GENEROUS_LIMITS: dict[str, Any] = {
     "rate_writes_per_minute": 1_000_000,
     "rate_reads_per_minute": 1_000_000,
     "rate_parsing_ms_per_minute": 0,
@@ -95,14 +95,16 @@ def database_url(server_url: str) -> str:
 @pytest.fixture(scope="session")
 async def service_on_a_server(database_url: str) -> AsyncIterator[Service]:
     """The whole service in this process, in development mode."""
-    async with Service.running(Settings(database_url=database_url, **PATIENT)) as running:
+    async with Service.running(Settings(database_url=database_url, **GENEROUS_LIMITS)) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 async def service_on_a_cluster(database_url: str) -> AsyncIterator[Service]:
     """The same, in the forms of SQL that a cluster likes."""
-    async with Service.running(Settings(database_url=database_url, database_cluster=True, **PATIENT)) as running:
+    async with Service.running(
+        Settings(database_url=database_url, database_cluster=True, **GENEROUS_LIMITS)
+    ) as running:
         yield running
 
 
@@ -111,26 +113,26 @@ def service(service_on_a_server: Service) -> Service:
     return service_on_a_server
 
 
-@pytest.fixture(params=["at once", "step by step"])
+@pytest.fixture(params=["one statement", "statement by statement"])
 def service_in_either_form(
     request: pytest.FixtureRequest, service_on_a_server: Service, service_on_a_cluster: Service
 ) -> Service:
     """The service, recording in one form and the other: what holds of one holds of the other."""
-    return service_on_a_server if request.param == "at once" else service_on_a_cluster
+    return service_on_a_server if request.param == "one statement" else service_on_a_cluster
 
 
 @pytest.fixture(scope="session")
 async def subgraph(database_url: str) -> AsyncIterator[Service]:
     """The service as a subgraph of a federation."""
-    async with Service.running(Settings(database_url=database_url, federation=True, **PATIENT)) as running:
+    async with Service.running(Settings(database_url=database_url, federation=True, **GENEROUS_LIMITS)) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 async def gateway_url(database_url: str) -> AsyncIterator[str]:
     """The service on a port of this machine, for clients that are not ours; it takes batches. Its address."""
-    settings = Settings(database_url=database_url, batch_operations=10, **PATIENT)
-    async with Sockets.serving(settings) as serving:
+    settings = Settings(database_url=database_url, batch_operations=10, **GENEROUS_LIMITS)
+    async with GatewayServer.serving(settings) as serving:
         yield f"http://127.0.0.1:{serving.port}"
 
 
@@ -156,8 +158,8 @@ def provider(identity_provider: IdentityProvider) -> IdentityProvider:
 
 
 @pytest.fixture
-def clock() -> Hands:
-    return Hands()
+def clock() -> FakeClock:
+    return FakeClock()
 
 
 @pytest.fixture(params=[RestDoor, GraphQLDoor], ids=["rest", "graphql"])

@@ -1,7 +1,7 @@
 """A schema in which a test holds operations, and tokens that a test gives and takes: what the real ones do not do."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -19,12 +19,12 @@ from schema.mutations import Mutation
 from schema.queries import Query
 from schema.scalars import SCALARS
 from schema.types import Info, Patient
-from tests.websocket_client import SECONDS, Sockets
+from tests.websocket_client import GatewayServer
 
 MARKER = "tuberculosis"
 
 
-class Stage:
+class Control:
     """Where the tests hold operations and see what became of them."""
 
     def __init__(self) -> None:
@@ -33,19 +33,19 @@ class Stage:
         self.done: list[str] = []
 
 
-STAGE = Stage()
+CONTROL = Control()
 
 
 @strawberry.type(name="Query")
-class StagedQuery(Query):
+class ControlledQuery(Query):
     @strawberry.field
     async def held(self) -> str:
-        STAGE.entered.set()
+        CONTROL.entered.set()
         try:
-            await STAGE.gate.wait()
+            await CONTROL.gate.wait()
             return "let go"
         finally:
-            STAGE.done.append("held")
+            CONTROL.done.append("held")
 
     @strawberry.field
     async def broken(self) -> str:
@@ -57,12 +57,12 @@ class StagedQuery(Query):
 
 
 @strawberry.type(name="Mutation")
-class StagedMutation(Mutation):
+class ControlledMutation(Mutation):
     @strawberry.mutation
     async def hold(self) -> str:
-        STAGE.entered.set()
-        await STAGE.gate.wait()
-        STAGE.done.append("hold")
+        CONTROL.entered.set()
+        await CONTROL.gate.wait()
+        CONTROL.done.append("hold")
         return "done"
 
 
@@ -70,7 +70,7 @@ class StagedMutation(Mutation):
 class Seen:
     @strawberry.field
     def loaders(self, info: Info) -> str:
-        STAGE.done.append(info.context.loaders)  # type: ignore[arg-type]
+        CONTROL.done.append(info.context.loaders)  # type: ignore[arg-type]
         return "seen"
 
 
@@ -83,16 +83,16 @@ class Subscription:
                 yield f"{number}{'x' * characters}"
                 await asyncio.sleep(0)
         finally:
-            STAGE.done.append("count")
+            CONTROL.done.append("count")
 
     @strawberry.subscription
     async def wait(self) -> AsyncIterator[str]:
         try:
             yield "begun"
-            await STAGE.gate.wait()
+            await CONTROL.gate.wait()
             yield "let go"
         finally:
-            STAGE.done.append("wait")
+            CONTROL.done.append("wait")
 
     @strawberry.subscription
     async def breaks(self) -> AsyncIterator[str]:
@@ -114,11 +114,11 @@ class Subscription:
             yield Seen()
 
 
-def staged_schema(_scopes: object = None, *, federated: bool = False) -> strawberry.Schema:
+def controlled_schema(_scopes: object = None, *, federated: bool = False) -> strawberry.Schema:
     """Build the real schema with what is staged beside it."""
     return strawberry.Schema(
-        query=StagedQuery,
-        mutation=StagedMutation,
+        query=ControlledQuery,
+        mutation=ControlledMutation,
         subscription=Subscription,
         config=StrawberryConfig(scalar_map=SCALARS),
     )
@@ -165,16 +165,11 @@ def settings(database_url: str, **changed: Any) -> Settings:
 
 
 @asynccontextmanager
-async def staged(database_url: str, server: Mapping[str, Any] | None = None, **changed: Any) -> AsyncIterator[Sockets]:
+async def controlled_gateway(
+    database_url: str, server: Mapping[str, Any] | None = None, **changed: Any
+) -> AsyncIterator[GatewayServer]:
     """Serve the real schema and what is staged; `server` are options of uvicorn's."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(gateway.app, "build_schema", staged_schema)
-        async with Sockets.serving(settings(database_url, **changed), TOKENS.verify, **server or {}) as serving:
+        patched.setattr(gateway.app, "build_schema", controlled_schema)
+        async with GatewayServer.serving(settings(database_url, **changed), TOKENS.verify, **server or {}) as serving:
             yield serving
-
-
-async def until(what: Callable[[], bool]) -> None:
-    """Wait for a condition, but not for ever."""
-    async with asyncio.timeout(SECONDS):
-        while not what():  # noqa: ASYNC110 - what is waited for may happen anywhere
-            await asyncio.sleep(0.01)

@@ -62,13 +62,13 @@ class Service:
         headers: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         """Run one operation, and give the body of the answer."""
-        body = wire({"query": query, "variables": dict(variables or {})})
+        body = json_body({"query": query, "variables": dict(variables or {})})
         response = await self.client.post(
             "/graphql",
             content=body,
             headers={"content-type": "application/json", **_bearer(token), **(headers or {})},
         )
-        answer: dict[str, Any] = exact(response)
+        answer: dict[str, Any] = parse_exact(response)
         return answer
 
 
@@ -128,14 +128,14 @@ class RestDoor:
             f"/v1/patients/{patient_id}/encounters{'?validate_only=true' if validate_only else ''}",
             token=token,
             headers={"content-type": "application/json", **_brand(brand_header), **_key(key)},
-            content=wire(dict(members)),
+            content=json_body(dict(members)),
         )
         body = response.json()
         if response.status_code == 200:
             return Outcome(recorded=body["recorded"])
         if response.status_code == 201:
             replayed = response.headers.get("idempotent-replayed") == "true"
-            return Outcome(encounter=exact(response), replayed=replayed)
+            return Outcome(encounter=parse_exact(response), replayed=replayed)
         rules = frozenset((each["pointer"][1:], each["rule"]) for each in body.get("violations", []))
         return Outcome(body["error"], recorded=body["recorded"], rules=rules)
 
@@ -143,7 +143,7 @@ class RestDoor:
         response = await self.service.rest("GET", f"/v1/patients/{patient_id}/encounters", token=token)
         if response.status_code == 404:
             return None
-        body = exact(response)
+        body = parse_exact(response)
         return body["encounters"], body["total"]
 
 
@@ -223,7 +223,7 @@ class GraphQLDoor:
         return [rest_names(node) for node in connection["nodes"]], connection["totalCount"]
 
 
-def wire(body: Any) -> str:
+def json_body(body: Any) -> str:
     """Write a body as a client would, escapes and all; one with decimals as only a careful client would."""
     try:
         return json.dumps(body)
@@ -231,7 +231,7 @@ def wire(body: Any) -> str:
         return json_text.write(body)
 
 
-def exact(response: httpx2.Response) -> Any:
+def parse_exact(response: httpx2.Response) -> Any:
     """Read a JSON answer with every digit of its numbers."""
     return json_text.read(response.content)
 

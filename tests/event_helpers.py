@@ -4,12 +4,11 @@ import asyncio
 import hashlib
 import struct
 from base64 import urlsafe_b64encode
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import partial
-from inspect import isawaitable
 from typing import Any, Self
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -32,9 +31,7 @@ from resolvers.services import Services
 from resolvers.sql import Connection
 from rest.encounters import published
 from tests.conftest import create_database
-
-DEADLINE_SECONDS = 30.0
-"""How long what should happen at once may take on a busy machine."""
+from tests.waiting import wait_until
 
 _templates: dict[str, str] = {}
 
@@ -48,20 +45,10 @@ async def fresh_database(server_url: str) -> str:
     return await create_database(server_url, _templates[server_url])
 
 
-def beginning(brand_id: str = "loop", position: int = 0) -> str:
+def cursor_v1(brand_id: str = "loop", position: int = 0) -> str:
     """Write a cursor as the first version did, which needs no key: of the feed's beginning, or another position."""
     digest = hashlib.sha256(f"feed {brand_id}".encode()).digest()[:8]
     return urlsafe_b64encode(struct.pack(">Bq8s", 1, position, digest)).decode().rstrip("=")
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    """Return when the condition holds, which may have to be awaited; fail when it still does not after a while."""
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while True:
-            holds = condition()
-            if await holds if isawaitable(holds) else holds:
-                return
-            await asyncio.sleep(0.01)
 
 
 async def append(connection: Connection, patient_id: str, brand_id: str = "loop") -> UUID:
@@ -78,7 +65,7 @@ async def append(connection: Connection, patient_id: str, brand_id: str = "loop"
     return encounter.id
 
 
-class Silent:
+class NullAuditSink:
     """A trail that nobody reads."""
 
     def record(self, _note: object) -> None:
@@ -86,7 +73,7 @@ class Silent:
 
 
 @dataclass
-class Held:
+class OpenTransaction:
     """A transaction that has appended an event and has not committed."""
 
     encounter_id: UUID
@@ -139,7 +126,9 @@ class Gateway:
             await rows(url, "INSERT INTO gateway.leases VALUES ('relay', gen_random_uuid(), 'infinity')")
         try:
             async with event_pipeline(Settings(database_url=url, **settings), url, relay, []) as feed:
-                services = Services(verify=_nobody, database=app, published=published, audit_sink=Silent(), feed=feed)
+                services = Services(
+                    verify=_nobody, database=app, published=published, audit_sink=NullAuditSink(), feed=feed
+                )
                 caller = Caller("tester", frozenset({"read:encounters"}), brand_id="loop")
                 yield cls(url, app, relay, feed, Context(caller, None, "request", services))
         finally:
@@ -150,11 +139,11 @@ class Gateway:
         """Give the context of a caller of another brand."""
         return replace(self.context, caller=replace(self.context.caller, brand_id=brand_id))
 
-    async def begin(self, patient_id: str, brand_id: str = "loop") -> Held:
+    async def begin(self, patient_id: str, brand_id: str = "loop") -> OpenTransaction:
         """Record, but do not commit yet."""
         stack = AsyncExitStack()
         connection = await stack.enter_async_context(self.app.transaction(brand_id))
-        return Held(await append(connection, patient_id, brand_id), stack)
+        return OpenTransaction(await append(connection, patient_id, brand_id), stack)
 
     async def record(self, patient_id: str, brand_id: str = "loop") -> UUID:
         """Record and commit, and ring as the resolver does."""
@@ -164,7 +153,7 @@ class Gateway:
 
     async def relayed(self, position: int) -> None:
         """Return when events up to this position may be read."""
-        await until(partial(self._relayed, position))
+        await wait_until(partial(self._relayed, position))
 
     async def _relayed(self, position: int) -> bool:
         return (await event_numbers(self.relay)).position >= position

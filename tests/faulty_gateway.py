@@ -32,11 +32,11 @@ def serve(*arguments: str, stderr: Path, **settings: str) -> subprocess.Popen[st
         )
 
 
-class Rehearsal:
+class FaultyGateway:
     """A rehearsal under way."""
 
     def __init__(self, welcome: str, log: Path, connection: asyncpg.Connection) -> None:
-        self.welcome = welcome
+        self.banner = welcome
         self.origin = re.findall(r"http://127\.0\.0\.1:\d+", welcome)[0]
         self.connection = connection
         self._log = log

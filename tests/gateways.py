@@ -7,17 +7,18 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
 import asyncpg
 import httpx2
+
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent
 DEV = {"authorization": "Bearer dev"}
@@ -27,7 +28,7 @@ VISIT = {"brand_id": "loop", "encounter_type": "lab", "notes": "Slept well."}
 MUTATION = """mutation ($key: String, $input: RecordEncounterInput!) {
   recordEncounter(patientId: "demo-patient", idempotencyKey: $key, input: $input) {
     ... on EncounterRecorded { encounter { id } } ... on Problem { code recorded } } }"""
-PATIENT_SETTINGS = {
+GENEROUS_LIMITS = {
     "GATEWAY_RATE_WRITES_PER_MINUTE": "0",
     "GATEWAY_RATE_READS_PER_MINUTE": "0",
     "GATEWAY_RATE_PARSING_MS_PER_MINUTE": "0",
@@ -63,9 +64,9 @@ class Gateway:
     def on(cls, database_url: str, **settings: str) -> Self:
         """Start one on a database of the tests' server."""
         named = {"GATEWAY_DATABASE_URL": database_url, "GATEWAY_DATABASE_UNSAFE": "true"}
-        return cls(Path("unused"), **(named | PATIENT_SETTINGS | settings))
+        return cls(Path("unused"), **(named | GENEROUS_LIMITS | settings))
 
-    def welcome(self) -> str:
+    def banner(self) -> str:
         """Read what it says first: up to the empty line that ends it, or the end."""
         assert self.process.stdout is not None
         lines = []
@@ -80,7 +81,7 @@ class Gateway:
 
     def started(self) -> Self:
         """Wait until it has said where it listens."""
-        assert "GraphQL" in self.welcome(), self.errors()
+        assert "GraphQL" in self.banner(), self.errors()
         return self
 
     def errors(self) -> str:
@@ -114,6 +115,31 @@ class Gateway:
         self.log.close()
 
 
+@contextmanager
+def running_gateway(database_url: str, **settings: str) -> Iterator[str]:
+    """Run a gateway in development mode and without request rate limits, and yield its origin."""
+    environment = os.environ | {
+        "GATEWAY_DATABASE_URL": database_url,
+        "GATEWAY_DATABASE_UNSAFE": "true",
+        "GATEWAY_PORT": "0",
+        "GATEWAY_RATE_READS_PER_MINUTE": "0",
+        "GATEWAY_RATE_WRITES_PER_MINUTE": "0",
+        **settings,
+    }
+    with subprocess.Popen(
+        [sys.executable, "-m", "gateway", "serve"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().split()[-1].split("/v1/")[0]
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+
+
 @asynccontextmanager
 async def gateways(database_url: str, number: int = 1, /, **settings: str) -> AsyncIterator[list[Gateway]]:
     """Start some on one database, and end those that are left."""
@@ -122,7 +148,7 @@ async def gateways(database_url: str, number: int = 1, /, **settings: str) -> As
         for each in running:
             await asyncio.to_thread(each.started)
         for each in running:
-            await until(partial(is_ready, each.origin))
+            await wait_until(partial(is_ready, each.origin))
         yield running
     finally:
         for each in running:
@@ -130,7 +156,7 @@ async def gateways(database_url: str, number: int = 1, /, **settings: str) -> As
 
 
 @dataclass(frozen=True)
-class Told:
+class ClientAnswer:
     """What a client was told of what it sent under a key."""
 
     key: str
@@ -143,44 +169,44 @@ class Told:
     retry_after: str | None = None
     body: bytes = b""
 
-    def contradicts(self, kept: bool) -> bool:
+    def is_wrong(self, kept: bool) -> bool:
         """Whether it was told wrongly."""
         return not kept if self.encounter_id else kept and self.recorded == "no"
 
 
-async def record_over_rest(client: httpx2.AsyncClient, origin: str, key: str, **members: Any) -> Told:
+async def record_over_rest(client: httpx2.AsyncClient, origin: str, key: str, **members: Any) -> ClientAnswer:
     """Record over REST, under a key."""
     try:
         response = await client.post(
             origin + PATH, json=VISIT | members, headers=DEV | {"idempotency-key": key}, timeout=60
         )
     except httpx2.TransportError:
-        return Told(key, "rest")
+        return ClientAnswer(key, "rest")
     retry_after, body = response.headers.get("retry-after"), response.json()
     if response.status_code == 201:
-        return Told(key, "rest", 201, body["id"], body=response.content)
-    return Told(key, "rest", response.status_code, None, body["error"], body["recorded"], retry_after)
+        return ClientAnswer(key, "rest", 201, body["id"], body=response.content)
+    return ClientAnswer(key, "rest", response.status_code, None, body["error"], body["recorded"], retry_after)
 
 
-async def record_over_graphql(client: httpx2.AsyncClient, origin: str, key: str, **members: Any) -> Told:
+async def record_over_graphql(client: httpx2.AsyncClient, origin: str, key: str, **members: Any) -> ClientAnswer:
     """Record over GraphQL, under a key."""
     visit = {"brandId": "loop", "encounterType": "LAB", "notes": VISIT["notes"]} | members
     asked = {"query": MUTATION, "variables": {"key": key, "input": visit}}
     try:
         response = await client.post(f"{origin}/graphql", json=asked, headers=DEV, timeout=60)
     except httpx2.TransportError:
-        return Told(key, "graphql")
+        return ClientAnswer(key, "graphql")
     retry_after, body = response.headers.get("retry-after"), response.json()
     if "errors" in body:
         told = body["errors"][0]["extensions"]
-        return Told(key, "graphql", response.status_code, None, told["code"], told["recorded"], retry_after)
+        return ClientAnswer(key, "graphql", response.status_code, None, told["code"], told["recorded"], retry_after)
     recorded = body["data"]["recordEncounter"]
     if "encounter" in recorded:
-        return Told(key, "graphql", response.status_code, recorded["encounter"]["id"])
-    return Told(key, "graphql", response.status_code, None, recorded["code"], recorded["recorded"].lower())
+        return ClientAnswer(key, "graphql", response.status_code, recorded["encounter"]["id"])
+    return ClientAnswer(key, "graphql", response.status_code, None, recorded["code"], recorded["recorded"].lower())
 
 
-Door = Callable[..., Coroutine[Any, Any, Told]]
+Door = Callable[..., Coroutine[Any, Any, ClientAnswer]]
 DOORS: Sequence[Door] = (record_over_rest, record_over_graphql)
 
 
@@ -197,7 +223,7 @@ class Load:
     """Clients that record one encounter after the other, each under a key of its own, half through each door."""
 
     origin: str
-    told: list[Told] = field(default_factory=list)
+    told: list[ClientAnswer] = field(default_factory=list)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _over: bool = False
 
@@ -227,7 +253,7 @@ class Load:
 
 
 @asynccontextmanager
-async def looking_into(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+async def owner_connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
     """Lend a connection of the tables' owner."""
     connection = await asyncpg.connect(database_url)
     try:
@@ -236,7 +262,7 @@ async def looking_into(database_url: str) -> AsyncIterator[asyncpg.Connection]:
         await connection.close()
 
 
-async def kept_under(connection: asyncpg.Connection) -> dict[str, str]:
+async def encounters_by_key(connection: asyncpg.Connection) -> dict[str, str]:
     """Give the encounter that is kept under each key, seeing that each is whole: one event and one audit entry."""
     rows = await connection.fetch(
         "SELECT k.key, e.id::text AS id,"
@@ -250,23 +276,13 @@ async def kept_under(connection: asyncpg.Connection) -> dict[str, str]:
     return {row["key"]: row["id"] for row in rows}
 
 
-def contradictions(told: Sequence[Told], kept: dict[str, str]) -> list[Told]:
+def wrong_answers(told: Sequence[ClientAnswer], kept: dict[str, str]) -> list[ClientAnswer]:
     """Give what clients were told wrongly."""
     return [
         each
         for each in told
-        if each.contradicts(each.key in kept) or (each.encounter_id and kept[each.key] != each.encounter_id)
+        if each.is_wrong(each.key in kept) or (each.encounter_id and kept[each.key] != each.encounter_id)
     ]
-
-
-async def until(condition: Callable[[], Awaitable[Any] | Any], seconds: float = 30) -> None:
-    """Return when the condition holds, which may have to be awaited; fail when it still does not after a while."""
-    async with asyncio.timeout(seconds):
-        for _ in count():
-            holds = condition()
-            if await holds if isinstance(holds, Awaitable) else holds:
-                return
-            await asyncio.sleep(0.02)
 
 
 async def status_of(origin: str, path: str) -> int | None:

@@ -57,9 +57,9 @@ class IdentityProvider:
         """Those that were sent to us."""
         self.answer: Answer | None = None
         """Given to every question in place of the right answer."""
-        self.hurried = asyncio.Event()
+        self.may_answer = asyncio.Event()
         """While it is not set, every answer waits for it."""
-        self.hurried.set()
+        self.may_answer.set()
 
     @classmethod
     @asynccontextmanager
@@ -70,7 +70,7 @@ class IdentityProvider:
         try:
             yield provider
         finally:
-            provider.hurried.set()
+            provider.may_answer.set()
             await provider.stop()
 
     async def start(self) -> None:
@@ -104,20 +104,20 @@ class IdentityProvider:
             await self.start()
 
     @asynccontextmanager
-    async def in_trouble(self, trouble: str) -> AsyncIterator[None]:
+    async def with_fault(self, trouble: str) -> AsyncIterator[None]:
         """Be `down`, `slow`, `failing` or `raving` for a while."""
         if trouble == "down":
             async with self.away():
                 yield
             return
         if trouble == "slow":
-            self.hurried.clear()
+            self.may_answer.clear()
         elif trouble == "failing":
             self.answer = lambda: Response(status_code=500)
         else:
             self.answer = lambda: Response(b"<html>")
         yield
-        self.hurried.set()
+        self.may_answer.set()
         self.answer = None
 
     def settings(self, *, introspection: bool = False, jwt: bool = False, **more: Any) -> Settings:
@@ -141,7 +141,7 @@ class IdentityProvider:
         self.introspections += 1
         self._note_cookies(request)
         self.asked.set()
-        await self.hurried.wait()
+        await self.may_answer.wait()
         if self.answer:
             return self.answer()
         if _credentials(request) != (CLIENT_ID, CLIENT_SECRET):
@@ -155,7 +155,7 @@ class IdentityProvider:
     async def _jwks(self, request: Request) -> Response:
         self.key_fetches += 1
         self._note_cookies(request)
-        await self.hurried.wait()
+        await self.may_answer.wait()
         return self.answer() if self.answer else JSONResponse({"keys": self.keys})
 
     def _note_cookies(self, request: Request) -> None:
@@ -178,11 +178,11 @@ class _Server(uvicorn.Server):
         yield
 
 
-PATIENCE_SECONDS = 2.0
+TIMEOUT_SECONDS = 2.0
 """How long a provider that never ends its answer is waited for: longer than one that answers takes anywhere."""
 
 
-def drip() -> Response:
+def endless_response() -> Response:
     """Give an answer that never ends."""
 
     async def drops() -> AsyncIterator[bytes]:
@@ -291,7 +291,7 @@ def jwt(key: SigningKey, told: Mapping[str, Any] | bytes, **header: Any) -> str:
 
 
 @dataclass
-class Hands:
+class FakeClock:
     """A clock whose hands a test moves. `ran` counts only the time in which the machine was awake."""
 
     now: float = 1_800_000_000.0
@@ -303,11 +303,11 @@ class Hands:
     def monotonic(self) -> float:
         return self.ran
 
-    def pass_by(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         """Let time go by."""
         self.now += seconds
         self.ran += seconds
 
-    def sleep_through(self, seconds: float) -> None:
+    def suspend(self, seconds: float) -> None:
         """Let time go by while the machine sleeps."""
         self.now += seconds

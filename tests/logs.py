@@ -11,7 +11,7 @@ from gateway.observability.logs import log
 
 
 @contextmanager
-def captured() -> Iterator[list[dict[str, Any]]]:
+def captured_logs() -> Iterator[list[dict[str, Any]]]:
     """Give the lines that are written for as long as the block lasts, instead of writing them."""
     lines: list[dict[str, Any]] = []
 

@@ -29,7 +29,7 @@ from uuid import NAMESPACE_URL, uuid4, uuid5
 import httpx2
 
 from resolvers import json_text
-from tests.doors import ENCOUNTER, Door, GraphQLDoor, RestDoor, Service, exact, rest_names
+from tests.doors import ENCOUNTER, Door, GraphQLDoor, RestDoor, Service, parse_exact, rest_names
 
 BRAND = "loop"
 GATEWAY = [sys.executable, "-m", "gateway"]
@@ -120,7 +120,7 @@ async def rest_pages(service: Service, patient_id: str) -> AsyncIterator[tuple[l
     while offset < total:
         page = {"limit": REST_PAGE, "offset": offset}
         response = await service.rest("GET", f"/v1/patients/{patient_id}/encounters", params=page)
-        body = exact(response.raise_for_status())
+        body = parse_exact(response.raise_for_status())
         total = body["total"]
         yield body["encounters"], total
         offset += REST_PAGE

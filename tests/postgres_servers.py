@@ -8,12 +8,13 @@ from pathlib import Path
 
 import psutil
 
-from tests.gateways import ROOT, until
+from tests.gateways import ROOT
+from tests.waiting import wait_until
 
 OWNER = ROOT / "tests/process/run_postgres.py"
 
 
-class Server:
+class PostgresServer:
     """One that may be killed and is started again on the same folder. It is durable, as a private one is."""
 
     def __init__(self, folder: Path) -> None:
@@ -41,7 +42,7 @@ class Server:
         await self.stop()
         await self.start()
 
-    async def die(self) -> None:
+    async def kill_and_restart(self) -> None:
         """Kill it as a machine without memory would, and start it again."""
         for each in self.processes()[:1]:
             each.kill()
@@ -49,7 +50,7 @@ class Server:
         await self._owner.wait()
         await self.start()
 
-    async def lose_a_backend(self) -> None:
+    async def kill_backend(self) -> None:
         """Kill the process of one connection: the server ends all the others too, and recovers by itself."""
         backends = [each for each in self.processes() if "[local]" in " ".join(each.cmdline())]
         backends[-1].kill()
@@ -58,7 +59,7 @@ class Server:
         """Stop it: its sessions are ended, and it ends in order."""
         for each in self.processes()[:1]:
             each.send_signal(signal.SIGINT)
-        await until(lambda: not self.processes())
+        await wait_until(lambda: not self.processes())
         if self._owner.returncode is None:
             self._owner.kill()
             await self._owner.wait()

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import httpx2
 
-from tests.websocket_client import SECONDS
+from tests.websocket_client import TIMEOUT_SECONDS
 
 EVENT_STREAM = "text/event-stream"
 
@@ -46,14 +46,14 @@ class Stream:
         self.heartbeats = 0
         self._lines = response.aiter_lines()
 
-    async def hear(self) -> Event:
+    async def receive(self) -> Event:
         """Give the next event."""
-        async with asyncio.timeout(2 * SECONDS):
+        async with asyncio.timeout(2 * TIMEOUT_SECONDS):
             return await anext(self._events())
 
     async def rest(self) -> list[Event]:
         """Give every event to the end of the stream, which must come."""
-        async with asyncio.timeout(2 * SECONDS):
+        async with asyncio.timeout(2 * TIMEOUT_SECONDS):
             return [event async for event in self._events()]
 
     async def _events(self) -> AsyncIterator[Event]:
@@ -72,7 +72,7 @@ class Stream:
 
 
 @asynccontextmanager
-async def listen_to(
+async def open_stream(
     origin: str,
     query: str,
     *,
@@ -92,7 +92,7 @@ async def listen_to(
         sent: dict[str, Any] = {"params": {"query": query, "variables": json.dumps(variables)}}
     else:
         sent = {"json": ask}
-    timeout = httpx2.Timeout(2 * SECONDS, read=None)
+    timeout = httpx2.Timeout(2 * TIMEOUT_SECONDS, read=None)
     async with (
         httpx2.AsyncClient(base_url=origin, timeout=timeout, trust_env=False) as client,
         client.stream(method, "/graphql", headers=said, **sent) as response,
@@ -101,7 +101,7 @@ async def listen_to(
 
 
 @asynccontextmanager
-async def deaf_to(port: int, query: str) -> AsyncIterator[asyncio.StreamReader]:
+async def open_unread_stream(port: int, query: str) -> AsyncIterator[asyncio.StreamReader]:
     """Ask for an operation, and hear no more of it than that it begins: the test says when something is read."""
     body = json.dumps({"query": query}).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)

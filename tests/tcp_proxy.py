@@ -9,7 +9,7 @@ from typing import Self
 from urllib.parse import parse_qs, urlsplit
 
 
-class Wire:
+class TcpProxy:
     """Passes bytes between a gateway and a server; cuts every connection when told to.
 
     `before` is called with what the gateway says before it is passed on, `after` with what the server answered before
@@ -22,8 +22,8 @@ class Wire:
         self._tasks: set[asyncio.Task[None]] = set()
         self.before: Callable[[bytes], bool] = _never
         self.after: Callable[[bytes], bool] = _never
-        self.refusing = False
-        self.silenced: frozenset[str] = frozenset()
+        self.refuse_connections = False
+        self.blackholed: frozenset[str] = frozenset()
         self._ways: list[asyncio.Event] = []
 
     @classmethod
@@ -41,15 +41,15 @@ class Wire:
                 task.cancel()
             await asyncio.gather(*wire._tasks, return_exceptions=True)
 
-    def mend(self) -> None:
+    def restore(self) -> None:
         """Cut no more, and pass on what was held back."""
         self.before = self.after = _never
-        self.refusing = False
+        self.refuse_connections = False
         for way in self._ways:
             way.set()
 
     async def _accept(self, near_reader: asyncio.StreamReader, near_writer: asyncio.StreamWriter) -> None:
-        if self.refusing:
+        if self.refuse_connections:
             near_writer.close()
             return
         far_reader, far_writer = await asyncio.open_unix_connection(self._socket_path)
@@ -65,9 +65,9 @@ class Wire:
             way.set()
 
         def ended(told: bool) -> bool:
-            for direction in self.silenced if told else ():
+            for direction in self.blackholed if told else ():
                 ways[direction].clear()
-            return told and not self.silenced
+            return told and not self.blackholed
 
         for reader, writer, watch, way in (
             (near_reader, far_writer, lambda said: ended(self.before(said)), ways["onward"]),

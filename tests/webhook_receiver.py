@@ -43,7 +43,7 @@ class Delivery:
 Answer = Callable[[Delivery], Awaitable[Response]]
 
 
-class Receiver:
+class ReceiverServer:
     """Somebody who is told of events."""
 
     def __init__(self) -> None:
@@ -51,8 +51,8 @@ class Receiver:
         self.tried: list[Delivery] = []
         self.taken: list[Delivery] = []
         """Those answered with 2xx."""
-        self.answer: Answer = taken
-        self.strayed = 0
+        self.answer: Answer = accept
+        self.misdirected = 0
         """Requests that came to another address of theirs."""
         self._app = Starlette(
             routes=[
@@ -100,7 +100,7 @@ class Receiver:
         await self._serving
 
     async def _stray(self, _request: Request) -> Response:
-        self.strayed += 1
+        self.misdirected += 1
         return Response()
 
     async def _receive(self, request: Request) -> Response:
@@ -112,7 +112,7 @@ class Receiver:
         return response
 
 
-async def taken(_delivery: Delivery) -> Response:
+async def accept(_delivery: Delivery) -> Response:
     """Take it."""
     return Response(status_code=204)
 

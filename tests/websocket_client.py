@@ -19,7 +19,7 @@ from gateway.settings import Settings
 from resolvers.access import Verify
 
 SUBPROTOCOL = "graphql-transport-ws"
-SECONDS = 5.0
+TIMEOUT_SECONDS = 5.0
 """How long a test waits for what should happen at once."""
 
 
@@ -31,42 +31,42 @@ class _Server(uvicorn.Server):
         yield
 
 
-class Talk:
+class WebSocketClient:
     """One socket, from a client's side."""
 
     def __init__(self, connection: ClientConnection) -> None:
         self.connection = connection
 
-    async def say(self, **message: Any) -> None:
+    async def send(self, **message: Any) -> None:
         """Send a message."""
         await self.connection.send(json.dumps(message))
 
-    async def hear(self) -> dict[str, Any]:
+    async def receive(self) -> dict[str, Any]:
         """Give the next message."""
-        async with asyncio.timeout(SECONDS):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             message: dict[str, Any] = json.loads(await self.connection.recv())
         return message
 
     async def authenticate(self, token: str | None = "dev", **headers: Any) -> Self:
         """Say who calls, and wait until that is believed."""
-        await self.say(type="connection_init", payload={"Authorization": f"Bearer {token}", **headers})
-        assert await self.hear() == {"type": "connection_ack"}
+        await self.send(type="connection_init", payload={"Authorization": f"Bearer {token}", **headers})
+        assert await self.receive() == {"type": "connection_ack"}
         return self
 
     async def start(self, operation_id: str, query: str, **variables: Any) -> None:
         """Ask for an operation."""
-        await self.say(type="subscribe", id=operation_id, payload={"query": query, "variables": variables})
+        await self.send(type="subscribe", id=operation_id, payload={"query": query, "variables": variables})
 
     async def next(self, operation_id: str) -> dict[str, Any]:
         """Give the body of an operation's next answer, which is the next message."""
-        message = await self.hear()
+        message = await self.receive()
         assert (message["type"], message["id"]) == ("next", operation_id), message
         body: dict[str, Any] = message["payload"]
         return body
 
     async def errors(self, operation_id: str) -> list[dict[str, Any]]:
         """Give the errors with which an operation was refused."""
-        message = await self.hear()
+        message = await self.receive()
         assert (message["type"], message["id"]) == ("error", operation_id), message
         errors: list[dict[str, Any]] = message["payload"]
         return errors
@@ -75,7 +75,7 @@ class Talk:
         """Run a query or a mutation, and give the body of its answer."""
         await self.start(operation_id, query, **variables)
         body = await self.next(operation_id)
-        assert await self.hear() == {"type": "complete", "id": operation_id}
+        assert await self.receive() == {"type": "complete", "id": operation_id}
         return body
 
     async def refusal(self, query: str, **variables: Any) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class Talk:
     async def closed(self) -> tuple[int, str]:
         """Read until the other side closes, and give its code and reason."""
         try:
-            async with asyncio.timeout(2 * SECONDS):
+            async with asyncio.timeout(2 * TIMEOUT_SECONDS):
                 while True:
                     await self.connection.recv()
         except ConnectionClosed as end:
@@ -96,9 +96,9 @@ class Talk:
 
 
 @asynccontextmanager
-async def talk_to(
+async def connect_to(
     origin: str, *, subprotocols: list[str] | None = None, headers: Mapping[str, str] | None = None, **options: Any
-) -> AsyncIterator[Talk]:
+) -> AsyncIterator[WebSocketClient]:
     """Open a socket to a gateway."""
     offered = [SUBPROTOCOL] if subprotocols is None else subprotocols
     async with connect(
@@ -110,10 +110,10 @@ async def talk_to(
         close_timeout=1,
         **options,
     ) as connection:
-        yield Talk(connection)
+        yield WebSocketClient(connection)
 
 
-class Sockets:
+class GatewayServer:
     """A gateway that listens."""
 
     def __init__(self, server: _Server, port: int, app: Any) -> None:
@@ -147,12 +147,12 @@ class Sockets:
                 server.should_exit = True
                 await serving
 
-    def talk(self, **options: Any) -> AbstractAsyncContextManager[Talk]:
+    def connect(self, **options: Any) -> AbstractAsyncContextManager[WebSocketClient]:
         """Open a socket."""
-        return talk_to(f"http://127.0.0.1:{self.port}", **options)
+        return connect_to(f"http://127.0.0.1:{self.port}", **options)
 
     @asynccontextmanager
-    async def signed_in(self, token: str = "dev", **options: Any) -> AsyncIterator[Talk]:
+    async def authenticated(self, token: str = "dev", **options: Any) -> AsyncIterator[WebSocketClient]:
         """Open a socket of a caller who is known."""
-        async with self.talk(**options) as talk:
-            yield await talk.authenticate(token)
+        async with self.connect(**options) as websocket:
+            yield await websocket.authenticate(token)

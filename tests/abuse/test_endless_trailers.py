@@ -5,7 +5,7 @@ import threading
 import time
 from contextlib import suppress
 
-from tests.served import served
+from tests.gateways import running_gateway
 
 ATTACKERS = 4
 CONNECTIONS = 200
@@ -41,7 +41,7 @@ def healthy_after(port: int) -> float:
 
 def test_endless_trailers_are_cut_off_and_do_not_stall_others(database_url: str) -> None:
     over, sent = threading.Event(), list[int]()
-    with served(database_url) as origin:
+    with running_gateway(database_url) as origin:
         port = int(origin.rpartition(":")[2])
         attackers = [threading.Thread(target=attack, args=(port, over, sent)) for _ in range(ATTACKERS)]
         for attacker in attackers:

@@ -14,11 +14,12 @@ from websockets.exceptions import ConnectionClosed
 
 from gateway.database.database import PoolConnection
 from tests.controlled_schema import TOKENS
-from tests.event_helpers import beginning, fresh_database, rows, until
+from tests.event_helpers import cursor_v1, fresh_database, rows
 from tests.graphql.test_subscriptions import EVENTS, gateway_on, record
-from tests.sse_client import COMPLETE, listen_to
-from tests.tcp_proxy import Wire
-from tests.websocket_client import Sockets, Talk
+from tests.sse_client import COMPLETE, open_stream
+from tests.tcp_proxy import TcpProxy
+from tests.waiting import wait_until
+from tests.websocket_client import GatewayServer, WebSocketClient
 
 SOCKETS, SUBSCRIPTIONS, EVENTS_EACH = 10, 100, 3
 MANY = 20
@@ -37,22 +38,22 @@ async def url(server_url: str) -> str:
 
 
 @asynccontextmanager
-async def flood(sockets: Sockets, query: str, **variables: Any) -> AsyncGenerator[list[Talk], None]:
+async def flood(sockets: GatewayServer, query: str, **variables: Any) -> AsyncGenerator[list[WebSocketClient], None]:
     """Open as many subscriptions as one client could."""
     async with AsyncExitStack() as stack:
-        talks = [await stack.enter_async_context(sockets.signed_in()) for _ in range(SOCKETS)]
-        for talk in talks:
+        talks = [await stack.enter_async_context(sockets.authenticated()) for _ in range(SOCKETS)]
+        for websocket in talks:
             for number in range(SUBSCRIPTIONS):
-                await talk.start(f"{number}", query, **variables)
+                await websocket.start(f"{number}", query, **variables)
         yield talks
 
 
-async def hear_all(talk: Talk, events: int) -> Counter[str]:
+async def hear_all(websocket: WebSocketClient, events: int) -> Counter[str]:
     """Count what each subscription of a socket is told, until all were told of so many events."""
     heard = Counter[str]()
     async with asyncio.timeout(60):
         while heard.total() < SUBSCRIPTIONS * events:
-            message = json.loads(await talk.connection.recv())
+            message = json.loads(await websocket.connection.recv())
             assert message["type"] == "next", message
             assert message["payload"]["data"]["encounterEvents"]["encounter"], message
             heard[message["id"]] += 1
@@ -60,21 +61,21 @@ async def hear_all(talk: Talk, events: int) -> Counter[str]:
 
 
 @asynccontextmanager
-async def another_brand_reads(sockets: Sockets) -> AsyncGenerator[list[float], None]:
+async def another_brand_reads(sockets: GatewayServer) -> AsyncGenerator[list[float], None]:
     """Let a client of another brand read one list after the other; gives how long each took."""
     seconds: list[float] = []
     over = asyncio.Event()
 
     async def read() -> None:
-        async with sockets.signed_in("dev-loopbio") as talk:
+        async with sockets.authenticated("dev-loopbio") as websocket:
             while not over.is_set():
                 begun = time.perf_counter()
-                await talk.start("one", READ)
+                await websocket.start("one", READ)
                 async with asyncio.timeout(60):
-                    message = json.loads(await talk.connection.recv())
+                    message = json.loads(await websocket.connection.recv())
                     assert message["type"] == "next", message
                     assert "errors" not in message["payload"], message
-                    await talk.connection.recv()
+                    await websocket.connection.recv()
                 seconds.append(time.perf_counter() - begun)
 
     reading = asyncio.create_task(read())
@@ -103,13 +104,13 @@ async def test_a_thousand_subscriptions_leave_others_their_connections(url: str,
     # So small a pool, and so little patience, that a second statement for each subscription would be felt.
     async with gateway_on(url, database_pool_size=2, database_acquire_seconds=1) as sockets:
         await record(sockets, "a")
-        async with flood(sockets, FULL, after=beginning()) as talks:
-            await asyncio.gather(*(hear_all(talk, 1) for talk in talks))
+        async with flood(sockets, FULL, after=cursor_v1()) as talks:
+            await asyncio.gather(*(hear_all(websocket, 1) for websocket in talks))
             async with another_brand_reads(sockets) as alone:
-                await until(lambda: len(alone) >= 20)
+                await wait_until(lambda: len(alone) >= 20)
             sent.clear()
             async with another_brand_reads(sockets) as beside:
-                listening = [asyncio.create_task(hear_all(talk, EVENTS_EACH)) for talk in talks]
+                listening = [asyncio.create_task(hear_all(websocket, EVENTS_EACH)) for websocket in talks]
                 for _ in range(EVENTS_EACH):
                     await record(sockets, "a")
                 heard = await asyncio.gather(*listening)
@@ -124,8 +125,8 @@ async def test_a_thousand_replays_leave_others_their_connections(url: str) -> No
     async with gateway_on(url, database_pool_size=2, database_acquire_seconds=1) as sockets:
         for _ in range(EVENTS_EACH):
             await record(sockets, "a")
-        async with another_brand_reads(sockets) as beside, flood(sockets, FULL, after=beginning()) as talks:
-            heard = await asyncio.gather(*(hear_all(talk, EVENTS_EACH) for talk in talks))
+        async with another_brand_reads(sockets) as beside, flood(sockets, FULL, after=cursor_v1()) as talks:
+            heard = await asyncio.gather(*(hear_all(websocket, EVENTS_EACH) for websocket in talks))
 
     assert all(set(each.values()) == {EVENTS_EACH} for each in heard)
     assert len(beside) > EVENTS_EACH
@@ -149,21 +150,21 @@ class Cutter:
         return cuts
 
 
-async def told_over_socket(sockets: Sockets, after: str) -> AsyncGenerator[dict[str, Any], None]:
+async def told_over_socket(sockets: GatewayServer, after: str) -> AsyncGenerator[dict[str, Any], None]:
     """Follow over a WebSocket until the subscription ends."""
-    async with sockets.signed_in() as talk:
-        await talk.start("events", EVENTS, after=after)
+    async with sockets.authenticated() as websocket:
+        await websocket.start("events", EVENTS, after=after)
         with suppress(ConnectionClosed):
-            while (message := await talk.hear())["type"] == "next":
+            while (message := await websocket.receive())["type"] == "next":
                 assert message["payload"].keys() == {"data"}
                 yield message["payload"]["data"]["encounterEvents"]
 
 
-async def told_over_stream(sockets: Sockets, after: str) -> AsyncGenerator[dict[str, Any], None]:
+async def told_over_stream(sockets: GatewayServer, after: str) -> AsyncGenerator[dict[str, Any], None]:
     """Follow by server-sent events until the stream ends."""
     origin = f"http://127.0.0.1:{sockets.port}"
-    async with listen_to(origin, EVENTS, headers={"last-event-id": after}) as stream:
-        while (event := await stream.hear()) != COMPLETE:
+    async with open_stream(origin, EVENTS, headers={"last-event-id": after}) as stream:
+        while (event := await stream.receive()) != COMPLETE:
             if "errors" in event.body:
                 assert event.id is None
                 assert event.body.keys() == {"errors"}
@@ -176,7 +177,7 @@ async def told_over_stream(sockets: Sockets, after: str) -> AsyncGenerator[dict[
 class Follow(Protocol):
     """Follows from a cursor until the gateway ends it."""
 
-    def __call__(self, sockets: Sockets, after: str) -> AsyncGenerator[dict[str, Any], None]: ...
+    def __call__(self, sockets: GatewayServer, after: str) -> AsyncGenerator[dict[str, Any], None]: ...
 
 
 @pytest.mark.parametrize("every", [31, 47])
@@ -185,11 +186,11 @@ async def test_each_event_is_told_once_although_reads_fail(url: str, follow: Fol
     """The database of one gateway is cut again and again; a client follows it from its last cursor each time."""
     recorded: list[str] = []
     told: list[str] = []
-    cursor, ended = beginning(), 0
-    async with gateway_on(url) as other, Wire.to(url) as (wire, wired), gateway_on(wired) as cut_off:
+    cursor, ended = cursor_v1(), 0
+    async with gateway_on(url) as other, TcpProxy.to(url) as (proxy, wired), gateway_on(wired) as cut_off:
         for _ in range(MANY):
             recorded.append(await record(other, "a"))  # noqa: PERF401 - as they come
-        wire.before = cutter = Cutter(every)
+        proxy.before = cutter = Cutter(every)
         while len(told) < 2 * MANY and ended < 50 * MANY:
             async with asyncio.timeout(60), aclosing(follow(cut_off, cursor)) as events:
                 async for event in events:

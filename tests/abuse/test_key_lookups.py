@@ -12,7 +12,7 @@ from gateway.auth.verifier import verifying
 from gateway.settings import Settings
 from tests.cast import Cast
 from tests.doors import RECORD, Service
-from tests.identity_provider import PATIENCE_SECONDS, Hands, IdentityProvider, claims, jwt, signing_key
+from tests.identity_provider import TIMEOUT_SECONDS, FakeClock, IdentityProvider, claims, jwt, signing_key
 
 OLD, NEW, STRANGER = (signing_key("ES256", name) for name in ("old", "new", "stranger"))
 PAUSE_SECONDS = 5
@@ -21,9 +21,9 @@ ATTACKERS = 20
 
 
 @pytest.fixture
-async def verified(provider: IdentityProvider, clock: Hands, database_url: str) -> AsyncIterator[Service]:
+async def verified(provider: IdentityProvider, clock: FakeClock, database_url: str) -> AsyncIterator[Service]:
     provider.keys = [OLD.jwk]
-    settings = provider.settings(jwt=True, identity_provider_seconds=PATIENCE_SECONDS)
+    settings = provider.settings(jwt=True, identity_provider_seconds=TIMEOUT_SECONDS)
     async with (
         verifying(settings, clock) as verify,
         Service.running(Settings(**settings.model_dump() | {"database_url": database_url}), verify) as service,
@@ -59,7 +59,7 @@ def refusal(answer: httpx2.Response) -> tuple[int, str, str]:
 
 
 async def test_random_key_ids_neither_keep_a_new_key_out_nor_flood_the_issuer(
-    provider: IdentityProvider, clock: Hands, record: Record, cast: Cast
+    provider: IdentityProvider, clock: FakeClock, record: Record, cast: Cast
 ) -> None:
     patient_id = await cast.patient()
     numbers = count()
@@ -76,7 +76,7 @@ async def test_random_key_ids_neither_keep_a_new_key_out_nor_flood_the_issuer(
 
     answers = []
     for _ in range(ROUNDS):
-        clock.pass_by(1)
+        clock.advance(1)
         *attacks, old, new = await asyncio.gather(
             *attack(), record(patient_id, token(OLD)), record(patient_id, token(NEW))
         )

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tests.cast import Cast
-from tests.served import served
+from tests.gateways import running_gateway
 
 MIB = 1024 * 1024
 PATIENTS, ENCOUNTERS = 20, 100
@@ -81,7 +81,7 @@ async def large_patients(database_url: str) -> list[str]:
 
 @pytest.fixture
 def gateway(database_url: str, large_patients: list[str]) -> Iterator[Gateway]:
-    with served(
+    with running_gateway(
         database_url,
         GATEWAY_FEDERATION="true",
         GATEWAY_MAX_COST="1000000",

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from tests.controlled_schema import STAGE, TOKENS, staged
-from tests.sse_client import listen_to
-from tests.websocket_client import Sockets
+from tests.controlled_schema import CONTROL, TOKENS, controlled_gateway
+from tests.sse_client import open_stream
+from tests.websocket_client import GatewayServer
 
 FLOOD = 1_000
 WAIT = "subscription { wait }"
@@ -19,12 +19,12 @@ UPGRADE = (
 
 @pytest.fixture(autouse=True)
 def _beginning() -> None:
-    STAGE.__init__()  # type: ignore[misc]
+    CONTROL.__init__()  # type: ignore[misc]
     TOKENS.__init__()  # type: ignore[misc]
     TOKENS.give("dev")
 
 
-async def flood(sockets: Sockets, address: str, opened: asyncio.Event, over: asyncio.Event) -> None:
+async def flood(sockets: GatewayServer, address: str, opened: asyncio.Event, over: asyncio.Event) -> None:
     """Hold as many sockets open as the flood has, none of them signed in, until it is over."""
     writers: list[asyncio.StreamWriter] = []
     for _ in range(FLOOD):
@@ -42,23 +42,30 @@ async def flood(sockets: Sockets, address: str, opened: asyncio.Event, over: asy
 
 async def test_sockets_without_a_token_keep_no_socket_and_no_stream_out(database_url: str) -> None:
     opened, over = asyncio.Event(), asyncio.Event()
-    async with staged(database_url) as sockets, sockets.signed_in() as before, asyncio.TaskGroup() as group:
+    async with (
+        controlled_gateway(database_url) as sockets,
+        sockets.authenticated() as before,
+        asyncio.TaskGroup() as group,
+    ):
         group.create_task(flood(sockets, "127.0.0.1", opened, over))
         await opened.wait()
-        async with sockets.signed_in() as talk:
-            await talk.ask("{ __typename }")
-        async with listen_to(f"http://127.0.0.1:{sockets.port}", WAIT) as stream:
+        async with sockets.authenticated() as websocket:
+            await websocket.ask("{ __typename }")
+        async with open_stream(f"http://127.0.0.1:{sockets.port}", WAIT) as stream:
             assert stream.response.status_code == 200
-            await stream.hear()
+            await stream.receive()
         await before.ask("{ __typename }")
         over.set()
 
 
 async def test_a_flood_from_one_address_evicts_nobody_of_another(database_url: str) -> None:
     opened, over = asyncio.Event(), asyncio.Event()
-    async with staged(database_url, sockets_unauthenticated_max=20) as sockets, asyncio.TaskGroup() as group:
+    async with (
+        controlled_gateway(database_url, sockets_unauthenticated_max=20) as sockets,
+        asyncio.TaskGroup() as group,
+    ):
         group.create_task(flood(sockets, "192.0.2.1", opened, over))
         for _ in range(20):
-            async with sockets.signed_in(headers={"X-Forwarded-For": "192.0.2.2"}) as talk:
-                await talk.ask("{ __typename }")
+            async with sockets.authenticated(headers={"X-Forwarded-For": "192.0.2.2"}) as websocket:
+                await websocket.ask("{ __typename }")
         over.set()

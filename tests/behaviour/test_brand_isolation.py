@@ -14,7 +14,7 @@ from resolvers.feed import stream_events
 from schema import build_schema
 from tests.cast import Cast
 from tests.doors import Service
-from tests.event_helpers import beginning
+from tests.event_helpers import cursor_v1
 
 VISIT = {"brand_id": "loop", "encounter_type": "lab", "notes": "Not for others."}
 ITEM = '{patientId: $patient, input: {brandId: "loop", encounterType: LAB}}'
@@ -167,7 +167,7 @@ async def test_a_place_in_their_feed_is_no_better_than_a_made_up_one(
     await service.services.feed.cursors()
 
     async def request(which: str):
-        cursor = beginning("loopbio") if which == "theirs" else "made-up"
+        cursor = cursor_v1("loopbio") if which == "theirs" else "made-up"
         variables = {"after": cursor} if named == "after" else {}
         headers = {} if named == "after" else {named: cursor}
         body = {"query": query, "variables": variables}
@@ -294,7 +294,7 @@ async def test_the_feed_of_events_knows_neither_their_patients_nor_their_cursors
     for patient_id in (theirs["patient_id"], "nobody"):
         with pytest.raises(PatientNotFound):
             await stream_events(context, patient_id)
-    for cursor in (beginning("loopbio"), "made-up"):
+    for cursor in (cursor_v1("loopbio"), "made-up"):
         with pytest.raises(InvalidInput, match="cursor"):
             await stream_events(context, None, cursor)
 

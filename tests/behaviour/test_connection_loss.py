@@ -13,8 +13,8 @@ import pytest
 from gateway.settings import Settings
 from tests.cast import Cast
 from tests.doors import Door, GraphQLDoor, RestDoor, Service
-from tests.event_helpers import until
-from tests.tcp_proxy import Wire
+from tests.tcp_proxy import TcpProxy
+from tests.waiting import wait_until
 
 VISIT = {"brand_id": "loop", "encounter_type": "lab", "notes": "Fasting."}
 
@@ -23,21 +23,23 @@ class Wired(NamedTuple):
     """A service at the end of a wire."""
 
     service: Service
-    wire: Wire
+    proxy: TcpProxy
 
 
 @pytest.fixture
 def form() -> str:
     """How a recording is sent to PostgreSQL; a test may choose."""
-    return "at once"
+    return "one statement"
 
 
 @pytest.fixture
 async def wired(database_url: str, form: str) -> AsyncIterator[Wired]:
-    async with Wire.to(database_url) as (wire, near_url):
-        settings = Settings(database_url=near_url, database_pool_size=2, database_cluster=form == "step by step")
+    async with TcpProxy.to(database_url) as (proxy, near_url):
+        settings = Settings(
+            database_url=near_url, database_pool_size=2, database_cluster=form == "statement by statement"
+        )
         async with Service.running(settings) as service:
-            yield Wired(service, wire)
+            yield Wired(service, proxy)
 
 
 @pytest.fixture(params=[RestDoor, GraphQLDoor], ids=["rest", "graphql"])
@@ -55,7 +57,7 @@ KEPT = "before it is confirmed"
 # What the gateway says at each step of a recording, and PostgreSQL's word for "done": in the form that goes step by
 # step, and in the one that is a single statement. Once that is on its way, nobody but the database knows.
 STEPS = {
-    "step by step": {
+    "statement by statement": {
         "at the beginning": ("before", says(b"BEGIN"), "no"),
         "at the patient": ("before", says(b"time_at", b"patient_graph.patients"), "no"),
         "at the encounter": ("before", says(b"INTO patient_graph.encounters"), "no"),
@@ -65,7 +67,7 @@ STEPS = {
         "before the commit arrives": ("before", says(b"COMMIT"), "unknown"),
         KEPT: ("after", says(b"COMMIT\x00"), "unknown"),
     },
-    "at once": {
+    "one statement": {
         "at the beginning": ("before", says(b"app.brand_id"), "no"),
         "before it is understood": ("before", says(b"WITH sent AS"), "unknown"),
         "before it arrives": ("before", says(b"Fasting."), "unknown"),
@@ -74,7 +76,7 @@ STEPS = {
 }
 
 
-def arm(wire: Wire, form: str, step: str) -> str:
+def arm(proxy: TcpProxy, form: str, step: str) -> str:
     """Let the wire be cut at a step of the recording, and say what is to be told of it."""
     side, cut, recorded = STEPS[form][step]
     arrived = False
@@ -84,8 +86,8 @@ def arm(wire: Wire, form: str, step: str) -> str:
         arrived |= b"Fasting." in said
         return side == "before" and cut(said)
 
-    wire.before = watched
-    wire.after = lambda said: side == "after" and arrived and cut(said)
+    proxy.before = watched
+    proxy.after = lambda said: side == "after" and arrived and cut(said)
     return recorded
 
 
@@ -95,7 +97,7 @@ EVERY_STEP = [(form, step) for form, steps in STEPS.items() for step in steps]
 @pytest.mark.parametrize(("form", "step"), EVERY_STEP)
 async def test_a_cut_at_any_step_is_told_as_it_is(wired: Wired, door: Door, cast: Cast, form: str, step: str) -> None:
     patient_id = await cast.patient()
-    recorded = arm(wired.wire, form, step)
+    recorded = arm(wired.proxy, form, step)
 
     outcome = await door.record(patient_id, VISIT)
 
@@ -111,9 +113,9 @@ async def test_after_a_cut_the_same_key_finds_out_and_records_once(
     wired: Wired, door: Door, cast: Cast, form: str, step: str
 ) -> None:
     patient_id, key = await cast.patient(), str(uuid4())
-    arm(wired.wire, form, step)
+    arm(wired.proxy, form, step)
     await door.record(patient_id, VISIT, key=key)
-    wired.wire.mend()
+    wired.proxy.restore()
 
     again = await door.record(patient_id, VISIT, key=key)
 
@@ -128,10 +130,10 @@ async def test_a_key_that_is_taken_and_cannot_be_read_is_not_told_to_be_free(
 ) -> None:
     patient_id, key = await cast.patient(), str(uuid4())
     assert (await door.record(patient_id, VISIT, key=key)).code is None
-    wired.wire.before = says(b"SELECT patient_graph.idempotency_keys")
+    wired.proxy.before = says(b"SELECT patient_graph.idempotency_keys")
 
     again = await door.record(patient_id, VISIT, key=key)
-    wired.wire.mend()
+    wired.proxy.restore()
 
     assert (again.code, again.recorded) == ("temporarily_unavailable", "unknown")
     assert (await door.record(patient_id, VISIT, key=key)).replayed
@@ -148,7 +150,7 @@ async def test_an_answer_of_success_leaves_only_after_the_commit_was_confirmed(
             confirmed.append(1)
         return False
 
-    wired.wire.after = note
+    wired.proxy.after = note
 
     outcome = await door.record(patient_id, VISIT)
 
@@ -160,13 +162,13 @@ async def test_a_database_that_is_away_is_503_at_once_and_the_gateway_recovers_b
     wired: Wired, door: Door, cast: Cast
 ) -> None:
     patient_id = await cast.patient()
-    wired.wire.refusing = True
-    wired.wire.before = says(b"")
+    wired.proxy.refuse_connections = True
+    wired.proxy.before = says(b"")
 
     begun = time.monotonic()
     refused = [await door.record(patient_id, VISIT) for _ in range(3)]
     waited = time.monotonic() - begun
-    wired.wire.mend()
+    wired.proxy.restore()
 
     assert {(outcome.code, outcome.recorded) for outcome in refused} == {("temporarily_unavailable", "no")}
     assert waited < 6  # a second for each, and room for a slow machine
@@ -185,7 +187,7 @@ async def test_a_full_pool_is_503_within_its_deadline_and_records_nothing(
         under_way = []
         for number in (1, 2):
             under_way.append(asyncio.create_task(door.record(patient_id, VISIT)))
-            await until(partial(has, cast, waiting, number))
+            await wait_until(partial(has, cast, waiting, number))
 
         refused = await asyncio.gather(*(door.record(patient_id, VISIT) for _ in range(6)))
     await blocker.close()
@@ -201,11 +203,11 @@ async def has(cast: Cast, query: str, number: int) -> bool:
 
 
 SILENT = [
-    ("step by step", "at the encounter"),
-    ("step by step", "before the commit arrives"),
-    ("step by step", KEPT),
-    ("at once", "before it arrives"),
-    ("at once", KEPT),
+    ("statement by statement", "at the encounter"),
+    ("statement by statement", "before the commit arrives"),
+    ("statement by statement", KEPT),
+    ("one statement", "before it arrives"),
+    ("one statement", KEPT),
 ]
 
 
@@ -218,19 +220,19 @@ async def test_a_network_that_swallows_what_is_said_is_told_in_time_and_as_it_is
     """Nobody closes the connection. One way, the server may notice that we are idle in the transaction, and says so."""
     patient_id = await cast.patient()
     form, step = silence
-    async with Wire.to(database_url) as (wire, near_url):
-        cluster = form == "step by step"
+    async with TcpProxy.to(database_url) as (proxy, near_url):
+        cluster = form == "statement by statement"
         settings = Settings(database_url=near_url, database_statement_seconds=1, database_cluster=cluster)
         async with Service.running(settings) as service:
             one_way = "onward" if STEPS[form][step][0] == "before" else "back"
-            wire.silenced = frozenset({one_way} if direction == "one way" else {"onward", "back"})
-            recorded = arm(wire, form, step)
+            proxy.blackholed = frozenset({one_way} if direction == "one way" else {"onward", "back"})
+            recorded = arm(proxy, form, step)
 
             async with asyncio.timeout(60):
                 outcome = await kind(service).record(patient_id, VISIT)
 
             assert (outcome.code, outcome.recorded) == ("temporarily_unavailable", recorded)
-            wire.mend()
+            proxy.restore()
             async with asyncio.timeout(30):
                 while (await kind(service).record(patient_id, VISIT)).code is not None:  # noqa: ASYNC110 - it says so itself
                     await asyncio.sleep(0.05)
@@ -258,4 +260,4 @@ async def test_a_client_that_goes_away_frees_its_connection_and_leaves_a_whole_r
         tables = ("encounters", "encounter_versions", "audit_log", "outbox")
         return len({await cast.count(table, patient_id) for table in tables}) == 1
 
-    await until(is_whole)
+    await wait_until(is_whole)

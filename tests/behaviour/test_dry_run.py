@@ -13,7 +13,8 @@ from gateway.settings import Settings
 from tests.behaviour.test_door_parity import commands
 from tests.cast import Cast
 from tests.doors import Door, GraphQLDoor, Outcome, RestDoor, Service
-from tests.event_helpers import fresh_database, until
+from tests.event_helpers import fresh_database
+from tests.waiting import wait_until
 
 VISIT = {"brand_id": "loop", "encounter_type": "lab", "notes": "Fasting."}
 VALID = Outcome(recorded="no")
@@ -208,6 +209,6 @@ async def test_nothing_is_written_in_any_table_but_that_somebody_was_refused(qui
     async def both_are_noted() -> bool:
         return (await quiet.rows())["audit_log"] >= 2
 
-    await until(both_are_noted)
+    await wait_until(both_are_noted)
     assert before.keys() >= {"encounters", "encounter_versions", "idempotency_keys", "outbox", "audit_log"}
     assert await quiet.rows() == before | {"audit_log": 2}

@@ -20,7 +20,7 @@ from resolvers.ids import new_id
 from resolvers.services import Kept, NewEncounter
 from resolvers.sql import Statement
 from tests.cast import Cast
-from tests.event_helpers import until
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -246,7 +246,7 @@ async def test_who_waits_too_long_for_a_turn_is_refused_and_nothing_of_theirs_is
         under_way = []
         for number in range(MAX_IN_FLIGHT):
             under_way.append(asyncio.create_task(recorder.keep("loop", new(patient_id))))
-            await until(partial(waiting, cast, number + 1))
+            await wait_until(partial(waiting, cast, number + 1))
 
         refused = await asyncio.gather(
             *(recorder.keep("loop", new(patient_id)) for _ in range(5)), return_exceptions=True
@@ -278,7 +278,7 @@ async def test_who_has_waited_for_a_turn_waits_so_much_less_for_a_connection(
         # One statement after the other, until all that may be under way wait for the one connection; then some more.
         for number in range(2 * MAX_IN_FLIGHT):
             tasks.append(asyncio.create_task(recorder.keep("loop", new(patient_id))))
-            await until(partial(has_sent, patience, min(number + 1, MAX_IN_FLIGHT)))
+            await wait_until(partial(has_sent, patience, min(number + 1, MAX_IN_FLIGHT)))
         refused = await asyncio.gather(*tasks, return_exceptions=True)
     await database.close()
 
@@ -313,7 +313,7 @@ async def test_statements_that_claim_the_same_words_for_several_clients_do_not_l
         for recorder, (first, second), middle in zip(recorders, orders, ("middle-1", "middle-2"), strict=True)
         for client in (first, middle, second)
     ]
-    await until(partial(waiting, cast, 2))
+    await wait_until(partial(waiting, cast, 2))
     for blocker, transaction in blockers:
         await transaction.rollback()
         await blocker.close()

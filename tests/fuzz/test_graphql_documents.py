@@ -15,7 +15,7 @@ from resolvers.errors import ServerError
 from rest.problem_pages import refusals
 from tests.cast import Cast
 from tests.doors import Service
-from tests.served import ROOT
+from tests.gateways import ROOT
 
 SCHEMA = schemathesis.graphql.from_path(str(ROOT / "schema/schema.graphql"))
 FIELDS = [found.ok() for found in SCHEMA.get_all_operations()]

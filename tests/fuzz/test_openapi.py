@@ -11,7 +11,7 @@ from pathlib import Path
 from hypothesis import settings
 
 from rest.openapi import openapi
-from tests.served import ROOT, served
+from tests.gateways import ROOT, running_gateway
 
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 METHODS = {"get", "post", "put", "patch", "delete", "head", "options"}
@@ -23,7 +23,7 @@ def test_the_gateway_does_what_the_description_says(database_url: str, tmp_path:
     # The same cases in every run of the tests; others in each fuzzing.
     repeatable = ["--seed", "1"] if examples <= 100 else []
 
-    with served(database_url) as origin:
+    with running_gateway(database_url) as origin:
         run = subprocess.run(
             [
                 *(SCHEMATHESIS, "--config-file", CONFIGURATION, "run", ROOT / "rest/openapi.json", "--url", origin),

@@ -6,7 +6,7 @@ import pytest
 
 from gateway.settings import Settings
 from tests.cast import Cast
-from tests.doors import RECORD, Service, wire
+from tests.doors import RECORD, Service, json_body
 
 INPUT = ["brandId", "encounterType", "providerId", "scheduledAt", "chiefComplaint", "notes", "metadata"]
 MANY = "mutation ($many: [RecordEncountersItem!]!) { recordEncounters(input: $many) { results { __typename } } }"
@@ -18,7 +18,7 @@ VISIT = {"brandId": "loop", "encounterType": "LAB"}
 
 async def told(service: Service, query: str, **variables: Any) -> list[dict[str, Any]]:
     """Give the violations of what is refused, having seen that nothing of it is repeated."""
-    content = wire({"query": query, "variables": variables})
+    content = json_body({"query": query, "variables": variables})
     answer = await service.rest("POST", "/graphql", headers={"content-type": "application/json"}, content=content)
     assert SECRET not in answer.text
     assert all(error["extensions"]["code"] == "validation_error" for error in answer.json()["errors"])

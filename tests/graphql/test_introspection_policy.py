@@ -12,7 +12,7 @@ from gateway.settings import Settings
 from resolvers.access import Caller
 from tests.cast import Cast
 from tests.doors import Service
-from tests.websocket_client import Sockets
+from tests.websocket_client import GatewayServer
 
 RESPONSE = "application/graphql-response+json"
 INTROSPECTION = get_introspection_query()
@@ -137,12 +137,12 @@ async def test_a_refused_introspection_counts_as_a_read(database_url: str) -> No
 
 async def test_a_socket_tells_no_more(database_url: str) -> None:
     settings = Settings(database_url=database_url, explorer="scoped")
-    async with Sockets.serving(settings, verify) as sockets:
-        async with sockets.signed_in("reader") as talk:
-            assert (await talk.refusal(INTROSPECTION))["code"] == "insufficient_scope"
-            assert await talk.ask("{ __typename }") == {"data": {"__typename": "Query"}}
-        async with sockets.signed_in("explorer") as talk:
-            assert (await talk.ask(INTROSPECTION))["data"]["__schema"]
+    async with GatewayServer.serving(settings, verify) as sockets:
+        async with sockets.authenticated("reader") as websocket:
+            assert (await websocket.refusal(INTROSPECTION))["code"] == "insufficient_scope"
+            assert await websocket.ask("{ __typename }") == {"data": {"__typename": "Query"}}
+        async with sockets.authenticated("explorer") as websocket:
+            assert (await websocket.ask(INTROSPECTION))["data"]["__schema"]
 
 
 # Suggestions

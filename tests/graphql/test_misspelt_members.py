@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 import pytest
 
 from tests.doors import Service
-from tests.websocket_client import Sockets
+from tests.websocket_client import GatewayServer
 
 QUERY = 'query A($id: ID! = "nobody") { patient(id: $id) { id } } query B { __typename }'
 MARKER = "tuberculosis"
@@ -45,13 +45,13 @@ async def test_over_http(service: Service, method: str, accept: str, name: str, 
 
 
 @MISSPELT
-async def test_over_a_socket(sockets: Sockets, name: str, right: str) -> None:
-    async with sockets.talk() as talk:
-        await talk.say(type="connection_init", payload={"authorization": "Bearer dev"})
-        await talk.hear()
-        await talk.say(type="subscribe", id="1", payload=members(name))
+async def test_over_a_socket(sockets: GatewayServer, name: str, right: str) -> None:
+    async with sockets.connect() as websocket:
+        await websocket.send(type="connection_init", payload={"authorization": "Bearer dev"})
+        await websocket.receive()
+        await websocket.send(type="subscribe", id="1", payload=members(name))
 
-        heard = await talk.hear()
+        heard = await websocket.receive()
 
     assert heard["type"] == "error"
     (violation,) = heard["payload"][0]["extensions"]["violations"]

@@ -28,10 +28,10 @@ from schema.plans.query_plan import MOST_CONDITIONS, Plan, plan_of
 from schema.plans.record_plan import RecordPlan
 from schema.plans.selection import Unplannable
 from tests.cast import Cast
-from tests.conftest import PATIENT, create_database
+from tests.conftest import GENEROUS_LIMITS, create_database
 from tests.doors import Service
-from tests.event_helpers import until
-from tests.logs import captured
+from tests.logs import captured_logs
+from tests.waiting import wait_until
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "200"))
 """How many documents are tried; `make test` has no time for thousands."""
@@ -56,7 +56,7 @@ async def clinic(database_url: str) -> AsyncIterator[Service]:
     async def verify(token: str) -> Caller:
         return CALLERS[token]
 
-    async with Service.running(Settings(database_url=database_url, **PATIENT), verify=verify) as running:
+    async with Service.running(Settings(database_url=database_url, **GENEROUS_LIMITS), verify=verify) as running:
         yield running
 
 
@@ -319,7 +319,7 @@ async def test_what_the_printed_schema_lets_anybody_ask_has_the_same_answer_both
 async def test_what_is_odd_is_no_fault_of_ours_and_has_the_same_answer_both_ways(
     clinic: Service, query: str, variables: dict[str, Any]
 ) -> None:
-    with captured() as lines:
+    with captured_logs() as lines:
         answer = await both(clinic, query, variables, "recorder")
 
     assert b"server_error" not in answer
@@ -368,7 +368,7 @@ async def test_what_a_plan_gives_is_audited_as_a_read(clinic: Service, known: Kn
     async def is_audited() -> bool:
         return len(await audited(cast, known.patients[0])) > 0
 
-    await until(is_audited)
+    await wait_until(is_audited)
     assert await audited(cast, known.patients[0]) == ['{"encounters": 3}']
 
 

@@ -13,11 +13,12 @@ import pytest
 
 from gateway.protocols.http import LimitedHttpProtocol
 from tests.cast import Cast
-from tests.controlled_schema import MARKER, Stage, Tokens, staged, until
+from tests.controlled_schema import MARKER, Control, Tokens, controlled_gateway
 from tests.graphql.test_subscriptions import RECORD
-from tests.logs import captured
-from tests.sse_client import COMPLETE, EVENT_STREAM, Event, Stream, deaf_to, listen_to
-from tests.websocket_client import SECONDS, Sockets
+from tests.logs import captured_logs
+from tests.sse_client import COMPLETE, EVENT_STREAM, Event, Stream, open_stream, open_unread_stream
+from tests.waiting import wait_until
+from tests.websocket_client import TIMEOUT_SECONDS, GatewayServer
 
 JSON = "application/json"
 COUNT = "subscription ($to: Int!) { count(to: $to) }"
@@ -25,15 +26,15 @@ WAIT = "subscription { wait }"
 
 
 @pytest.fixture(scope="module")
-async def impatient(database_url: str) -> AsyncIterator[Sockets]:
-    async with staged(
+async def impatient(database_url: str) -> AsyncIterator[GatewayServer]:
+    async with controlled_gateway(
         database_url, socket_recheck_seconds=0.2, stream_heartbeat_seconds=0.1, sockets_max=3, origins={}
     ) as serving:
         yield serving
 
 
-def listen(sockets: Sockets, query: str, **options: Any) -> AbstractAsyncContextManager[Stream]:
-    return listen_to(f"http://127.0.0.1:{sockets.port}", query, **options)
+def listen(sockets: GatewayServer, query: str, **options: Any) -> AbstractAsyncContextManager[Stream]:
+    return open_stream(f"http://127.0.0.1:{sockets.port}", query, **options)
 
 
 def told(**body: Any) -> Event:
@@ -44,14 +45,16 @@ def told(**body: Any) -> Event:
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_a_subscription_is_told_event_by_event_and_then_that_it_is_over(sockets: Sockets, method: str) -> None:
+async def test_a_subscription_is_told_event_by_event_and_then_that_it_is_over(
+    sockets: GatewayServer, method: str
+) -> None:
     async with listen(sockets, COUNT, method=method, to=3) as stream:
         events = await stream.rest()
 
     assert events == [*(told(data={"count": f"{number}"}) for number in range(3)), COMPLETE]
 
 
-async def test_the_head_lets_nobody_in_between_keep_rewrite_or_collect(sockets: Sockets) -> None:
+async def test_the_head_lets_nobody_in_between_keep_rewrite_or_collect(sockets: GatewayServer) -> None:
     async with listen(sockets, COUNT, to=1) as stream:
         headers = stream.response.headers
 
@@ -64,12 +67,12 @@ async def test_the_head_lets_nobody_in_between_keep_rewrite_or_collect(sockets: 
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_a_query_is_one_event(sockets: Sockets, method: str) -> None:
+async def test_a_query_is_one_event(sockets: GatewayServer, method: str) -> None:
     async with listen(sockets, "{ __typename }", method=method) as stream:
         assert await stream.rest() == [told(data={"__typename": "Query"}), COMPLETE]
 
 
-async def test_a_mutation_is_one_event(sockets: Sockets, cast: Cast) -> None:
+async def test_a_mutation_is_one_event(sockets: GatewayServer, cast: Cast) -> None:
     patient_id = await cast.patient()
 
     visit = {"brandId": "loop", "encounterType": "LAB"}
@@ -82,7 +85,7 @@ async def test_a_mutation_is_one_event(sockets: Sockets, cast: Cast) -> None:
     ]
 
 
-async def test_a_mutation_by_get_is_refused(sockets: Sockets) -> None:
+async def test_a_mutation_by_get_is_refused(sockets: GatewayServer) -> None:
     async with listen(sockets, "mutation { hold }", method="GET") as stream:
         assert stream.response.status_code == 405
         assert stream.response.headers["allow"] == "POST"
@@ -101,7 +104,7 @@ NOT_VALID = [
 
 @pytest.mark.parametrize(("query", "variables"), NOT_VALID)
 async def test_what_is_not_valid_is_told_by_an_event_because_browsers_hide_what_a_status_says(
-    sockets: Sockets, query: str, variables: dict[str, Any]
+    sockets: GatewayServer, query: str, variables: dict[str, Any]
 ) -> None:
     async with listen(sockets, query, **variables) as stream:
         event, last = await stream.rest()
@@ -123,7 +126,7 @@ async def test_what_is_not_valid_is_told_by_an_event_because_browsers_hide_what_
     ],
 )
 async def test_who_may_not_call_is_told_by_the_status_as_over_http(
-    sockets: Sockets, options: dict[str, Any], status: int, code: str
+    sockets: GatewayServer, options: dict[str, Any], status: int, code: str
 ) -> None:
     async with listen(sockets, WAIT, **options) as stream:
         body = json.loads(await stream.response.aread())
@@ -146,19 +149,19 @@ async def test_who_may_not_call_is_told_by_the_status_as_over_http(
     ],
 )
 async def test_a_query_is_answered_in_the_form_that_is_liked_best(
-    sockets: Sockets, accept: str, media_type: str
+    sockets: GatewayServer, accept: str, media_type: str
 ) -> None:
     async with listen(sockets, "{ __typename }", headers={"accept": accept}) as stream:
         assert stream.response.headers["content-type"].partition(";")[0] == media_type
 
 
-async def test_a_subscription_is_streamed_to_whoever_takes_a_stream_at_all(sockets: Sockets) -> None:
+async def test_a_subscription_is_streamed_to_whoever_takes_a_stream_at_all(sockets: GatewayServer) -> None:
     async with listen(sockets, COUNT, headers={"accept": f"{JSON}, {EVENT_STREAM};q=0.1"}, to=1) as stream:
         assert (await stream.rest())[-1] == COMPLETE
 
 
 @pytest.mark.parametrize("accept", [JSON, "*/*", f"{EVENT_STREAM};q=0, */*", "application/graphql-response+json"])
-async def test_a_subscription_without_a_stream_is_a_clear_refusal(sockets: Sockets, accept: str) -> None:
+async def test_a_subscription_without_a_stream_is_a_clear_refusal(sockets: GatewayServer, accept: str) -> None:
     async with listen(sockets, WAIT, headers={"accept": accept}) as stream:
         (error,) = json.loads(await stream.response.aread())["errors"]
 
@@ -170,21 +173,23 @@ async def test_a_subscription_without_a_stream_is_a_clear_refusal(sockets: Socke
 # How a stream stays and ends
 
 
-async def test_a_quiet_stream_shows_that_it_is_alive(sockets: Sockets, stage: Stage) -> None:
+async def test_a_quiet_stream_shows_that_it_is_alive(sockets: GatewayServer, control: Control) -> None:
     async with listen(sockets, WAIT) as stream:
-        assert await stream.hear() == told(data={"wait": "begun"})
-        asyncio.get_running_loop().call_later(0.5, stage.gate.set)
+        assert await stream.receive() == told(data={"wait": "begun"})
+        asyncio.get_running_loop().call_later(0.5, control.gate.set)
         assert await stream.rest() == [told(data={"wait": "let go"}), COMPLETE]
 
     assert stream.heartbeats >= 3
 
 
-async def test_a_client_that_goes_ends_its_subscription_and_its_source(sockets: Sockets, stage: Stage) -> None:
-    with captured() as lines:
+async def test_a_client_that_goes_ends_its_subscription_and_its_source(
+    sockets: GatewayServer, control: Control
+) -> None:
+    with captured_logs() as lines:
         async with listen(sockets, WAIT) as stream:
-            await stream.hear()
-        await until(lambda: stage.done == ["wait"])
-        await until(lambda: any(line["event"] == "request" for line in lines))
+            await stream.receive()
+        await wait_until(lambda: control.done == ["wait"], TIMEOUT_SECONDS)
+        await wait_until(lambda: any(line["event"] == "request" for line in lines), TIMEOUT_SECONDS)
 
     assert [(line["event"], line.get("outcome", line.get("status"))) for line in lines] == [
         ("operation", "stopped"),
@@ -192,9 +197,9 @@ async def test_a_client_that_goes_ends_its_subscription_and_its_source(sockets: 
     ]
 
 
-async def test_a_body_beyond_measure_that_comes_with_a_get_is_no_fault_of_ours(sockets: Sockets) -> None:
+async def test_a_body_beyond_measure_that_comes_with_a_get_is_no_fault_of_ours(sockets: GatewayServer) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", sockets.port)
-    with captured() as lines:
+    with captured_logs() as lines:
         writer.write(
             b"GET /graphql?query=subscription%7Bwait%7D HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer dev\r\n"
             b"Accept: text/event-stream\r\nContent-Length: 999999999\r\n\r\n"
@@ -202,13 +207,15 @@ async def test_a_body_beyond_measure_that_comes_with_a_get_is_no_fault_of_ours(s
         assert b" 200 " in await reader.readline()
         writer.close()
         await writer.wait_closed()
-        await until(lambda: any(line["event"] == "operation" for line in lines))
+        await wait_until(lambda: any(line["event"] == "operation" for line in lines), TIMEOUT_SECONDS)
 
     assert {line["event"] for line in lines} <= {"operation", "request"}
 
 
 @pytest.mark.parametrize(("name", "code"), [("breaks", "server_error"), ("away", "temporarily_unavailable")])
-async def test_a_source_that_breaks_ends_its_stream_with_the_reason(sockets: Sockets, name: str, code: str) -> None:
+async def test_a_source_that_breaks_ends_its_stream_with_the_reason(
+    sockets: GatewayServer, name: str, code: str
+) -> None:
     async with listen(sockets, f"subscription {{ {name} }}") as stream:
         begun, event, last = await stream.rest()
 
@@ -217,7 +224,7 @@ async def test_a_source_that_breaks_ends_its_stream_with_the_reason(sockets: Soc
     assert MARKER not in event.data
 
 
-async def test_a_stream_ends_with_its_token(sockets: Sockets, tokens: Tokens, stage: Stage) -> None:
+async def test_a_stream_ends_with_its_token(sockets: GatewayServer, tokens: Tokens, control: Control) -> None:
     tokens.give("short", seconds=1.0)
 
     async with listen(sockets, WAIT, token="short") as stream:
@@ -225,21 +232,21 @@ async def test_a_stream_ends_with_its_token(sockets: Sockets, tokens: Tokens, st
 
     assert (event.code, last) == ("invalid_token", COMPLETE)
     assert "it has expired" in event.data
-    await until(lambda: stage.done == ["wait"])
+    await wait_until(lambda: control.done == ["wait"], TIMEOUT_SECONDS)
 
 
-async def test_a_stream_ends_soon_after_its_token_is_revoked(sockets: Sockets, tokens: Tokens) -> None:
+async def test_a_stream_ends_soon_after_its_token_is_revoked(sockets: GatewayServer, tokens: Tokens) -> None:
     async with listen(sockets, WAIT, token=tokens.give("lost")) as stream:
-        await stream.hear()
+        await stream.receive()
         del tokens.callers["lost"]
         event, last = await stream.rest()
 
     assert (event.code, last) == ("invalid_token", COMPLETE)
 
 
-async def test_a_stream_ends_when_its_token_stands_for_other_rights(sockets: Sockets, tokens: Tokens) -> None:
+async def test_a_stream_ends_when_its_token_stands_for_other_rights(sockets: GatewayServer, tokens: Tokens) -> None:
     async with listen(sockets, WAIT, token=tokens.give("moved")) as stream:
-        await stream.hear()
+        await stream.receive()
         tokens.give("moved", brand_id="loopbio")
         event, _ = await stream.rest()
 
@@ -247,37 +254,37 @@ async def test_a_stream_ends_when_its_token_stands_for_other_rights(sockets: Soc
 
 
 async def test_a_stream_outlives_an_outage_of_the_identity_provider(
-    sockets: Sockets, tokens: Tokens, stage: Stage
+    sockets: GatewayServer, tokens: Tokens, control: Control
 ) -> None:
     async with listen(sockets, WAIT) as stream:
-        await stream.hear()
+        await stream.receive()
         tokens.away = True
         asked = tokens.asked
-        await until(lambda: tokens.asked >= asked + 2)
-        stage.gate.set()
+        await wait_until(lambda: tokens.asked >= asked + 2, TIMEOUT_SECONDS)
+        control.gate.set()
 
         assert await stream.rest() == [told(data={"wait": "let go"}), COMPLETE]
 
 
-async def test_a_process_that_is_told_to_stop_says_goodbye_at_once(sockets: Sockets, stage: Stage) -> None:
+async def test_a_process_that_is_told_to_stop_says_goodbye_at_once(sockets: GatewayServer, control: Control) -> None:
     draining = asyncio.Event()
     sockets.server.lifespan.state["draining"] = draining
     async with listen(sockets, WAIT) as stream, listen(sockets, WAIT) as other:
-        await stream.hear()
+        await stream.receive()
         draining.set()
         event, last = await stream.rest()
         assert (await other.rest())[-1] == COMPLETE
     del sockets.server.lifespan.state["draining"]
 
     assert (event.code, last) == ("temporarily_unavailable", COMPLETE)
-    await until(lambda: stage.done == ["wait", "wait"])
+    await wait_until(lambda: control.done == ["wait", "wait"], TIMEOUT_SECONDS)
 
 
-async def test_streams_and_sockets_share_their_places(sockets: Sockets, stage: Stage) -> None:
+async def test_streams_and_sockets_share_their_places(sockets: GatewayServer, control: Control) -> None:
     async with listen(sockets, WAIT) as one, listen(sockets, WAIT) as two:
-        await one.hear()
-        await two.hear()
-        async with sockets.signed_in():
+        await one.receive()
+        await two.receive()
+        async with sockets.authenticated():
             async with listen(sockets, WAIT) as refused:
                 assert refused.response.status_code == 503
                 body = json.loads(await refused.response.aread())
@@ -286,7 +293,7 @@ async def test_streams_and_sockets_share_their_places(sockets: Sockets, stage: S
         assert refused.response.headers["retry-after"] == "1"
         assert body["errors"][0]["extensions"]["code"] == "temporarily_unavailable"
         # The place of the socket is free again when the gateway has seen it go.
-        async with asyncio.timeout(SECONDS):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             while True:
                 async with listen(sockets, WAIT) as again:
                     if again.response.status_code == 200:
@@ -294,16 +301,16 @@ async def test_streams_and_sockets_share_their_places(sockets: Sockets, stage: S
 
 
 async def test_whoever_does_not_read_is_cut_off_and_nobody_else(
-    sockets: Sockets, stage: Stage, monkeypatch: pytest.MonkeyPatch
+    sockets: GatewayServer, control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LimitedHttpProtocol, "send_seconds", 0.3)
     flood = "subscription { count(to: 1000000, characters: 50000) }"
     async with listen(sockets, WAIT) as other:
-        await other.hear()
-        async with deaf_to(sockets.port, flood) as reader, asyncio.timeout(2 * SECONDS):
-            await until(lambda: "count" in stage.done)
+        await other.receive()
+        async with open_unread_stream(sockets.port, flood) as reader, asyncio.timeout(2 * TIMEOUT_SECONDS):
+            await wait_until(lambda: "count" in control.done, TIMEOUT_SECONDS)
             heard = await reader.read()
         assert not heard.endswith(b"0\r\n\r\n"), "the stream was ended, not cut off"
-        stage.gate.set()
+        control.gate.set()
 
         assert await other.rest() == [told(data={"wait": "let go"}), COMPLETE]

@@ -11,11 +11,12 @@ from gateway.database.database import PoolConnection
 from resolvers.access import Permission
 from tests.cast import Cast
 from tests.controlled_schema import TOKENS, Tokens, settings
-from tests.event_helpers import beginning, fresh_database, rows, until
-from tests.sse_client import COMPLETE, Stream, listen_to
-from tests.websocket_client import Sockets, Talk
+from tests.event_helpers import cursor_v1, fresh_database, rows
+from tests.sse_client import COMPLETE, Stream, open_stream
+from tests.waiting import wait_until
+from tests.websocket_client import GatewayServer, WebSocketClient
 
-BEGINNING = beginning()
+BEGINNING = cursor_v1()
 EVENTS = """subscription ($patientId: ID, $after: String) {
   encounterEvents(patientId: $patientId, after: $after) {
     cursor kind encounter { id patientId brandId status notes patient { id } }
@@ -27,18 +28,18 @@ RECORD = """mutation ($patientId: ID!, $input: RecordEncounterInput!) {
 
 
 @pytest.fixture(scope="module")
-async def serving(database_url: str) -> AsyncIterator[Sockets]:
+async def serving(database_url: str) -> AsyncIterator[GatewayServer]:
     async with gateway_on(database_url) as serving:
         yield serving
 
 
-def gateway_on(database_url: str, *, port: int = 0, **changed: Any) -> AbstractAsyncContextManager[Sockets]:
+def gateway_on(database_url: str, *, port: int = 0, **changed: Any) -> AbstractAsyncContextManager[GatewayServer]:
     """Serve a database; several may serve the same one."""
-    return Sockets.serving(settings(database_url, socket_recheck_seconds=0.2, **changed), TOKENS.verify, port)
+    return GatewayServer.serving(settings(database_url, socket_recheck_seconds=0.2, **changed), TOKENS.verify, port)
 
 
 @pytest.fixture
-def sockets(serving: Sockets, tokens: Tokens) -> Sockets:
+def sockets(serving: GatewayServer, tokens: Tokens) -> GatewayServer:
     tokens.give("dev-loopbio", brand_id="loopbio")
     return serving
 
@@ -56,24 +57,24 @@ class Listener(Protocol):
 class OverSocket:
     """A listener at a WebSocket."""
 
-    def __init__(self, talk: Talk) -> None:
-        self.talk = talk
+    def __init__(self, websocket: WebSocketClient) -> None:
+        self.connect = websocket
 
     @classmethod
     @asynccontextmanager
     async def follow(
-        cls, sockets: Sockets, *, token: str = "dev", query: str = EVENTS, **variables: Any
+        cls, sockets: GatewayServer, *, token: str = "dev", query: str = EVENTS, **variables: Any
     ) -> AsyncIterator["OverSocket"]:
-        async with sockets.signed_in(token) as talk:
-            await talk.start("events", query, **variables)
-            yield cls(talk)
+        async with sockets.authenticated(token) as websocket:
+            await websocket.start("events", query, **variables)
+            yield cls(websocket)
 
     async def event(self) -> dict[str, Any]:
-        event: dict[str, Any] = (await self.talk.next("events"))["data"]["encounterEvents"]
+        event: dict[str, Any] = (await self.connect.next("events"))["data"]["encounterEvents"]
         return event
 
     async def refusal(self) -> dict[str, Any]:
-        (error,) = await self.talk.errors("events")
+        (error,) = await self.connect.errors("events")
         extensions: dict[str, Any] = error["extensions"]
         return extensions
 
@@ -87,22 +88,28 @@ class OverStream:
     @classmethod
     @asynccontextmanager
     async def follow(
-        cls, sockets: Sockets, *, token: str = "dev", query: str = EVENTS, after: str | None = None, **variables: Any
+        cls,
+        sockets: GatewayServer,
+        *,
+        token: str = "dev",
+        query: str = EVENTS,
+        after: str | None = None,
+        **variables: Any,
     ) -> AsyncIterator["OverStream"]:
         headers = {"last-event-id": after.encode()} if after else {}
         origin = f"http://127.0.0.1:{sockets.port}"
-        async with listen_to(origin, query, token=token, headers=headers, **variables) as stream:
+        async with open_stream(origin, query, token=token, headers=headers, **variables) as stream:
             yield cls(stream)
 
     async def event(self) -> dict[str, Any]:
-        heard = await self.stream.hear()
+        heard = await self.stream.receive()
         event: dict[str, Any] = heard.body["data"]["encounterEvents"]
         assert heard.id == event["cursor"]
         return event
 
     async def refusal(self) -> dict[str, Any]:
-        (error,) = (await self.stream.hear()).body["errors"]
-        assert await self.stream.hear() == COMPLETE
+        (error,) = (await self.stream.receive()).body["errors"]
+        assert await self.stream.receive() == COMPLETE
         extensions: dict[str, Any] = error["extensions"]
         return extensions
 
@@ -117,27 +124,29 @@ def follow(request: pytest.FixtureRequest) -> Follow:
     return transport
 
 
-async def record(sockets: Sockets, patient_id: str, *, token: str = "dev", brand_id: str = "loop", **more: Any) -> str:
+async def record(
+    sockets: GatewayServer, patient_id: str, *, token: str = "dev", brand_id: str = "loop", **more: Any
+) -> str:
     """Record an encounter, and give its id."""
-    async with sockets.signed_in(token) as talk:
+    async with sockets.authenticated(token) as websocket:
         visit = {"brandId": brand_id, "encounterType": "LAB"} | more
-        body = await talk.ask(RECORD, patientId=patient_id, input=visit)
+        body = await websocket.ask(RECORD, patientId=patient_id, input=visit)
         encounter_id: str = body["data"]["recordEncounter"]["encounter"]["id"]
         return encounter_id
 
 
-async def change(sockets: Sockets, encounter_id: str, what: str) -> None:
+async def change(sockets: GatewayServer, encounter_id: str, what: str) -> None:
     """Change an encounter by a mutation; `what` is the field, `ID` where the encounter's id goes."""
     field = what.replace("ID", f'id: "{encounter_id}"')
-    async with sockets.signed_in() as talk:
-        body = await talk.ask(f"mutation {{ {field} {{ __typename ... on Problem {{ message }} }} }}")
+    async with sockets.authenticated() as websocket:
+        body = await websocket.ask(f"mutation {{ {field} {{ __typename ... on Problem {{ message }} }} }}")
     assert [each["__typename"] for each in body["data"].values()] == ["EncounterChanged"], body
 
 
 # What is told
 
 
-async def test_what_is_recorded_is_told(follow: Follow, sockets: Sockets, cast: Cast) -> None:
+async def test_what_is_recorded_is_told(follow: Follow, sockets: GatewayServer, cast: Cast) -> None:
     patient_id = await cast.patient()
 
     async with follow(sockets, patientId=patient_id, after=BEGINNING) as listener:
@@ -155,7 +164,9 @@ async def test_what_is_recorded_is_told(follow: Follow, sockets: Sockets, cast: 
     }
 
 
-async def test_each_event_shows_the_encounter_as_it_stands_now(follow: Follow, sockets: Sockets, cast: Cast) -> None:
+async def test_each_event_shows_the_encounter_as_it_stands_now(
+    follow: Follow, sockets: GatewayServer, cast: Cast
+) -> None:
     patient_id = await cast.patient()
 
     async with follow(sockets, patientId=patient_id, after=BEGINNING) as listener:
@@ -183,7 +194,7 @@ async def test_each_event_shows_the_encounter_as_it_stands_now(follow: Follow, s
         ('amendEncounter(ID, input: {notes: "Slept well."})', "AMENDED"),
     ],
 )
-async def test_each_event_says_what_happened(sockets: Sockets, cast: Cast, what: str, kind: str) -> None:
+async def test_each_event_says_what_happened(sockets: GatewayServer, cast: Cast, what: str, kind: str) -> None:
     patient_id = await cast.patient()
     await change(sockets, await record(sockets, patient_id), what)
 
@@ -191,7 +202,7 @@ async def test_each_event_says_what_happened(sockets: Sockets, cast: Cast, what:
         assert [(await listener.event())["kind"] for _ in range(2)] == ["RECORDED", kind]
 
 
-async def test_without_a_cursor_the_stream_begins_when_it_is_open(sockets: Sockets, cast: Cast) -> None:
+async def test_without_a_cursor_the_stream_begins_when_it_is_open(sockets: GatewayServer, cast: Cast) -> None:
     patient_id = await cast.patient()
     await record(sockets, patient_id)
     async with OverStream.follow(sockets, patientId=patient_id, after=BEGINNING) as listener:
@@ -203,7 +214,7 @@ async def test_without_a_cursor_the_stream_begins_when_it_is_open(sockets: Socke
         assert (await listener.event())["encounter"]["id"] == later
 
 
-async def test_whose_encounters_are_shown_is_audited(follow: Follow, sockets: Sockets, cast: Cast) -> None:
+async def test_whose_encounters_are_shown_is_audited(follow: Follow, sockets: GatewayServer, cast: Cast) -> None:
     patient_id = await cast.patient()
     async with follow(sockets, patientId=patient_id, after=BEGINNING) as listener:
         await record(sockets, patient_id)
@@ -211,11 +222,11 @@ async def test_whose_encounters_are_shown_is_audited(follow: Follow, sockets: So
 
     noted = """SELECT count(*) FROM patient_graph.audit_log
         WHERE patient_id = $1 AND event_type = 'patient_graph.encounters.read' AND actor_id = 'app'"""
-    await until(lambda: cast.connection.fetchval(noted, patient_id))
+    await wait_until(lambda: cast.connection.fetchval(noted, patient_id))
 
 
 async def test_an_event_costs_one_statement_for_its_encounter(
-    follow: Follow, sockets: Sockets, cast: Cast, monkeypatch: pytest.MonkeyPatch
+    follow: Follow, sockets: GatewayServer, cast: Cast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     patient_id = await cast.patient()
     for _ in range(5):
@@ -244,12 +255,12 @@ async def test_an_event_costs_one_statement_for_its_encounter(
         ({"patientId": "nobody"}, "not_found"),
         ({"patientId": ""}, "not_found"),
         ({"after": "made-up"}, "validation_error"),
-        ({"after": beginning("loopbio")}, "validation_error"),
-        ({"after": beginning("loop", 10**12)}, "validation_error"),
+        ({"after": cursor_v1("loopbio")}, "validation_error"),
+        ({"after": cursor_v1("loop", 10**12)}, "validation_error"),
     ],
 )
 async def test_what_cannot_be_followed_is_refused_by_the_first_answer(
-    follow: Follow, sockets: Sockets, variables: dict[str, Any], code: str
+    follow: Follow, sockets: GatewayServer, variables: dict[str, Any], code: str
 ) -> None:
     async with follow(sockets, **variables) as listener:
         extensions = await listener.refusal()
@@ -257,7 +268,9 @@ async def test_what_cannot_be_followed_is_refused_by_the_first_answer(
     assert (extensions["code"], extensions["recorded"]) == (code, "no")
 
 
-async def test_who_may_not_read_is_told_which_scope_is_needed(follow: Follow, sockets: Sockets, tokens: Tokens) -> None:
+async def test_who_may_not_read_is_told_which_scope_is_needed(
+    follow: Follow, sockets: GatewayServer, tokens: Tokens
+) -> None:
     tokens.give("writer", "write:encounters")
 
     async with follow(sockets, token="writer") as listener:
@@ -267,7 +280,9 @@ async def test_who_may_not_read_is_told_which_scope_is_needed(follow: Follow, so
     assert extensions["scopes"] == ["read:encounters"]
 
 
-async def test_a_missing_scope_is_challenged_in_the_head_of_a_stream_too(sockets: Sockets, tokens: Tokens) -> None:
+async def test_a_missing_scope_is_challenged_in_the_head_of_a_stream_too(
+    sockets: GatewayServer, tokens: Tokens
+) -> None:
     tokens.give("writer", "write:encounters")
 
     async with OverStream.follow(sockets, token="writer") as listener:
@@ -277,7 +292,7 @@ async def test_a_missing_scope_is_challenged_in_the_head_of_a_stream_too(sockets
 
 
 async def test_a_patient_of_another_brand_is_one_that_does_not_exist(
-    follow: Follow, sockets: Sockets, cast: Cast
+    follow: Follow, sockets: GatewayServer, cast: Cast
 ) -> None:
     refusals = []
     for patient_id in (await cast.patient("loopbio"), "nobody"):
@@ -292,7 +307,7 @@ REGISTER = "INSERT INTO patient_graph.patients (id, brand_id) VALUES ('a', 'loop
 
 
 async def test_nobody_is_told_of_another_brand_or_of_a_patient_they_did_not_ask_for(
-    follow: Follow, sockets: Sockets, server_url: str
+    follow: Follow, sockets: GatewayServer, server_url: str
 ) -> None:
     url = await fresh_database(server_url)
     await rows(url, REGISTER)
@@ -336,7 +351,7 @@ async def test_rows_are_shared_and_rights_and_entries_are_each_subscribers_own(
 
 
 async def test_a_row_that_cannot_be_read_stops_its_own_subscribers_alone(
-    follow: Follow, server_url: str, sockets: Sockets
+    follow: Follow, server_url: str, sockets: GatewayServer
 ) -> None:
     url = await fresh_database(server_url)
     await rows(url, REGISTER)
@@ -346,7 +361,7 @@ async def test_a_row_that_cannot_be_read_stops_its_own_subscribers_alone(
         await rows(url, "UPDATE patient_graph.encounters SET scheduled_at = 'infinity' WHERE id = $1", broken)
         async with (
             follow(alone, after=BEGINNING) as ours,
-            follow(alone, after=beginning("loopbio"), token="dev-loopbio") as theirs,
+            follow(alone, after=cursor_v1("loopbio"), token="dev-loopbio") as theirs,
         ):
             assert (await theirs.refusal())["code"] == "server_error"
             async with follow(alone, token="dev-loopbio", query="subscription { encounterEvents { kind } }") as live:
@@ -367,7 +382,7 @@ async def test_a_row_that_cannot_be_read_stops_its_own_subscribers_alone(
 
 
 async def test_whoever_comes_back_after_a_restart_misses_nothing_and_hears_nothing_twice(
-    follow: Follow, sockets: Sockets, server_url: str
+    follow: Follow, sockets: GatewayServer, server_url: str
 ) -> None:
     url = await fresh_database(server_url)
     await rows(url, REGISTER)
@@ -392,7 +407,7 @@ async def test_whoever_comes_back_after_a_restart_misses_nothing_and_hears_nothi
 
 
 async def test_what_is_recorded_at_one_gateway_is_told_at_another(
-    follow: Follow, sockets: Sockets, cast: Cast, database_url: str
+    follow: Follow, sockets: GatewayServer, cast: Cast, database_url: str
 ) -> None:
     patient_id = await cast.patient()
 
@@ -402,23 +417,25 @@ async def test_what_is_recorded_at_one_gateway_is_told_at_another(
         assert [(await listener.event())["encounter"]["id"] for _ in recorded] == recorded
 
 
-async def test_the_header_counts_more_than_the_address_that_a_browser_asks_again(sockets: Sockets, cast: Cast) -> None:
+async def test_the_header_counts_more_than_the_address_that_a_browser_asks_again(
+    sockets: GatewayServer, cast: Cast
+) -> None:
     patient_id = await cast.patient()
     recorded = [await record(sockets, patient_id) for _ in range(3)]
     origin = f"http://127.0.0.1:{sockets.port}"
     asked: dict[str, Any] = {"method": "GET", "patientId": patient_id, "after": BEGINNING}
-    async with listen_to(origin, EVENTS, **asked) as stream:
-        seen = [await stream.hear() for _ in range(2)]
+    async with open_stream(origin, EVENTS, **asked) as stream:
+        seen = [await stream.receive() for _ in range(2)]
 
     assert seen[-1].id
-    async with listen_to(origin, EVENTS, headers={"last-event-id": seen[-1].id}, **asked) as stream:
-        event = await stream.hear()
+    async with open_stream(origin, EVENTS, headers={"last-event-id": seen[-1].id}, **asked) as stream:
+        event = await stream.receive()
 
     assert event.body["data"]["encounterEvents"]["encounter"]["id"] == recorded[2]
 
 
 @pytest.mark.parametrize("said", ["made-up", "caf\u00e9", "0", "x" * 10_000])
-async def test_a_last_event_id_that_is_no_cursor_is_refused_and_not_repeated(sockets: Sockets, said: str) -> None:
+async def test_a_last_event_id_that_is_no_cursor_is_refused_and_not_repeated(sockets: GatewayServer, said: str) -> None:
     async with OverStream.follow(sockets, after=said) as listener:
         event, last = await listener.stream.rest()
 
@@ -430,7 +447,7 @@ async def test_a_last_event_id_that_is_no_cursor_is_refused_and_not_repeated(soc
 
 
 async def test_a_subscription_counts_as_one_read_however_much_it_tells(
-    follow: Follow, sockets: Sockets, cast: Cast, database_url: str
+    follow: Follow, sockets: GatewayServer, cast: Cast, database_url: str
 ) -> None:
     patient_id = await cast.patient()
     for _ in range(5):
@@ -440,13 +457,13 @@ async def test_a_subscription_counts_as_one_read_however_much_it_tells(
         async with follow(sparing, patientId=patient_id, after=BEGINNING) as listener:
             for _ in range(5):
                 await listener.event()
-        async with sparing.signed_in() as talk:
-            assert await talk.ask("{ __typename }")
-            assert (await talk.refusal("{ __typename }"))["code"] == "rate_limited"
+        async with sparing.authenticated() as websocket:
+            assert await websocket.ask("{ __typename }")
+            assert (await websocket.refusal("{ __typename }"))["code"] == "rate_limited"
 
 
 async def test_a_socket_whose_token_expires_is_closed_under_its_subscription(
-    sockets: Sockets, cast: Cast, tokens: Tokens
+    sockets: GatewayServer, cast: Cast, tokens: Tokens
 ) -> None:
     patient_id = await cast.patient()
     tokens.give("short", seconds=2.0)
@@ -455,10 +472,12 @@ async def test_a_socket_whose_token_expires_is_closed_under_its_subscription(
         await record(sockets, patient_id)
         await listener.event()
 
-        assert await listener.talk.closed() == (4403, "invalid_token: it has expired.")
+        assert await listener.connect.closed() == (4403, "invalid_token: it has expired.")
 
 
-async def test_a_stream_whose_token_expires_ends_with_the_reason(sockets: Sockets, cast: Cast, tokens: Tokens) -> None:
+async def test_a_stream_whose_token_expires_ends_with_the_reason(
+    sockets: GatewayServer, cast: Cast, tokens: Tokens
+) -> None:
     patient_id = await cast.patient()
     tokens.give("short", seconds=2.0)
 
@@ -469,17 +488,17 @@ async def test_a_stream_whose_token_expires_ends_with_the_reason(sockets: Socket
         assert (await listener.refusal())["code"] == "invalid_token"
 
 
-async def test_what_another_operation_does_wrong_ends_no_subscription(sockets: Sockets, cast: Cast) -> None:
+async def test_what_another_operation_does_wrong_ends_no_subscription(sockets: GatewayServer, cast: Cast) -> None:
     patient_id = await cast.patient()
 
     async with OverSocket.follow(sockets, patientId=patient_id, after=BEGINNING) as listener:
         for query in ("subscription {", "subscription { nothing }", EVENTS.replace("kind", "kind nothing")):
-            assert (await listener.talk.refusal(query))["code"] == "validation_error"
-        assert (await listener.talk.refusal(EVENTS, patientId="nobody"))["code"] == "not_found"
+            assert (await listener.connect.refusal(query))["code"] == "validation_error"
+        assert (await listener.connect.refusal(EVENTS, patientId="nobody"))["code"] == "not_found"
         for odd in (b'{"type": "ping"}', '{"type": "start"}'):
             async with OverSocket.follow(sockets, patientId=patient_id) as other:
-                await other.talk.connection.send(odd)
-                assert (await other.talk.closed())[0] == 4400
+                await other.connect.connection.send(odd)
+                assert (await other.connect.closed())[0] == 4400
         encounter_id = await record(sockets, patient_id)
 
         assert (await listener.event())["encounter"]["id"] == encounter_id

@@ -18,8 +18,8 @@ from resolvers.access import Caller
 from schema.documents.trusted import UntrustedManifest, read_manifest
 from tests.cast import Cast
 from tests.doors import LIST, RECORD, Service
-from tests.logs import captured
-from tests.websocket_client import Sockets
+from tests.logs import captured_logs
+from tests.websocket_client import GatewayServer
 
 HEADERS = {"accept": "application/graphql-response+json", "content-type": "application/json"}
 HELLO = "query Hello { __typename }"
@@ -152,13 +152,13 @@ async def test_a_trusted_mutation_is_not_run_by_get(enforcing: Service) -> None:
 
 async def test_on_a_socket_it_runs_by_its_id_too(database_url: str, documents: Path) -> None:
     settings = Settings(database_url=database_url, documents=documents, documents_policy="enforce")
-    async with Sockets.serving(settings, verify) as sockets, sockets.signed_in("reader") as talk:
+    async with GatewayServer.serving(settings, verify) as sockets, sockets.authenticated("reader") as websocket:
         for number, members in enumerate([{"documentId": "hello"}, apollo(sha256(HELLO))]):
-            await talk.say(type="subscribe", id=str(number), payload=members)
-            assert await talk.next(str(number)) == {"data": {"__typename": "Query"}}
-            assert await talk.hear() == {"type": "complete", "id": str(number)}
+            await websocket.send(type="subscribe", id=str(number), payload=members)
+            assert await websocket.next(str(number)) == {"data": {"__typename": "Query"}}
+            assert await websocket.receive() == {"type": "complete", "id": str(number)}
 
-        assert (await talk.refusal("{ __typename }"))["violations"][0]["rule"] == "unknown_document"
+        assert (await websocket.refusal("{ __typename }"))["violations"][0]["rule"] == "unknown_document"
 
 
 async def test_an_id_that_nobody_knows_is_refused_and_the_policy_named(trusting: Service) -> None:
@@ -211,7 +211,7 @@ RELAID = f"# as someone's tool prints it\n{print_ast(parse(LIST))}".replace("\n"
 
 
 async def test_at_the_first_step_everything_runs_and_the_unknown_is_logged_by_its_hash(logging: Service) -> None:
-    with captured() as logs:
+    with captured_logs() as logs:
         answer = await post(logging, query=UNKNOWN)
         await post(logging, query=HELLO)
         await post(logging, documentId="hello")

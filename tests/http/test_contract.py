@@ -13,7 +13,7 @@ import pytest
 from jsonschema import Draft202012Validator, FormatChecker
 
 from tests.cast import Cast
-from tests.doors import Service, exact
+from tests.doors import Service, parse_exact
 
 NULLABLE = {"type": ["string", "null"]}
 
@@ -244,7 +244,7 @@ async def test_what_was_answered_to_the_recording_is_what_the_list_shows(service
 
     recorded = await post(service, patient_id, EVERYTHING)
 
-    assert exact(await listed(service, patient_id))["encounters"] == [exact(recorded)]
+    assert parse_exact(await listed(service, patient_id))["encounters"] == [parse_exact(recorded)]
 
 
 async def test_a_patient_without_encounters_has_an_empty_list(service: Service, cast: Cast) -> None:

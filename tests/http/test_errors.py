@@ -21,7 +21,7 @@ from resolvers.errors import InvalidToken
 from tests.cast import Cast
 from tests.conftest import create_database
 from tests.doors import Service
-from tests.logs import captured
+from tests.logs import captured_logs
 
 ENCOUNTERS = "/v1/patients/nobody/encounters"
 VISIT = '{"brand_id": "loop", "encounter_type": "lab"}'
@@ -403,7 +403,7 @@ async def test_a_fault_of_ours_is_500_and_neither_the_answer_nor_the_log_has_its
     path = of(await cast.patient())
 
     async with broken_database():
-        with captured() as lines:
+        with captured_logs() as lines:
             answer = await service.rest(method, path, headers=JSON, content=VISIT)
 
     body = refused(answer, 500, "server_error", recorded="unknown")
@@ -416,7 +416,7 @@ async def test_a_fault_of_ours_is_500_in_graphqls_shape_at_the_other_door(servic
     query = f'{{ patient(id: "{await cast.patient()}") {{ id }} }}'
 
     async with broken_database():
-        with captured() as lines:
+        with captured_logs() as lines:
             answer = await service.graphql(query)
 
     (error,) = answer["errors"]
@@ -539,7 +539,7 @@ async def test_when_the_database_lets_nobody_in_it_is_503_and_not_ready(server_u
 
 @pytest.mark.parametrize("sent", ["abc", "A-1_b.c~d:e", "x" * 128, "3f2504e0-4f89-11d3-9a0c-0305e82c3301"])
 async def test_a_well_formed_request_id_is_echoed_in_header_body_and_log(service: Service, sent: str) -> None:
-    with captured() as lines:
+    with captured_logs() as lines:
         answer = await service.rest("GET", ENCOUNTERS, headers={"x-request-id": sent})
 
     assert refused(answer, 404, "not_found")["request_id"] == sent
@@ -558,7 +558,7 @@ async def test_another_request_id_is_replaced_by_a_fresh_one(service: Service, s
 
 
 async def test_the_log_line_has_the_route_and_not_the_path(service: Service) -> None:
-    with captured() as lines:
+    with captured_logs() as lines:
         await service.rest("GET", f"/v1/patients/{MARKER}/encounters?limit={MARKER}")
         await service.rest("GET", f"/{MARKER}", token=MARKER)
 
@@ -683,7 +683,7 @@ async def test_a_refusal_and_its_log_line_repeat_nothing_that_was_sent(
 ) -> None:
     path = of(await cast.patient())
 
-    with captured() as lines:
+    with captured_logs() as lines:
         answer = await post(service, path, content=json.dumps(json.loads(VISIT) | members))
 
     assert answer.status_code in {400, 403}

@@ -1,4 +1,4 @@
-"""What a rehearsal does to a request, fault by fault. What a connection shows is in `process/test_fault_injection.py`."""
+"""Injected faults of `gateway serve --faults`, one by one. `process/test_fault_injection.py` tests the process."""
 
 from collections.abc import AsyncIterator
 from typing import Any

@@ -13,8 +13,9 @@ from resolvers.errors import InvalidToken
 from tests.cast import Cast
 from tests.doors import Door, Service
 from tests.event_helpers import fresh_database, rows
-from tests.gateways import DEV, PATH, VISIT, client, gateways, until
-from tests.tcp_proxy import Wire
+from tests.gateways import DEV, PATH, VISIT, client, gateways
+from tests.tcp_proxy import TcpProxy
+from tests.waiting import wait_until
 
 CALLERS = {
     "prometheus": Caller("prometheus", frozenset({"read:metrics"})),  # of no brand
@@ -70,7 +71,7 @@ async def test_a_scrape_is_no_read_of_anybodys_record(watched: Service, cast: Ca
         of_both = "SELECT request_id FROM patient_graph.audit_log WHERE request_id IN ('the-scrape', 'the-attempt')"
         return [row["request_id"] for row in await cast.connection.fetch(of_both)]
 
-    await until(audited)
+    await wait_until(audited)
     assert (response.status_code, refused.status_code) == (200, 403)
     assert await audited() == ["the-attempt"]
 
@@ -123,12 +124,12 @@ async def test_no_label_ever_holds_what_a_client_sent(service: Service, cast: Ca
 
 async def test_a_scrape_is_answered_while_the_database_is_away(database_url: str) -> None:
     async with (
-        Wire.to(database_url) as (wire, near_url),
+        TcpProxy.to(database_url) as (proxy, near_url),
         Service.running(Settings(database_url=near_url)) as service,
     ):
-        wire.refusing, wire.before = True, lambda _: True
+        proxy.refuse_connections, proxy.before = True, lambda _: True
         away = numbers(await service.rest("GET", "/metrics"))
-        wire.mend()
+        proxy.restore()
 
     assert away["gateway_database_up"] == 0
     assert "gateway_events_waiting" not in away
@@ -154,7 +155,7 @@ async def test_whichever_worker_is_asked_tells_of_all_of_them(server_url: str) -
                 told = numbers(await ours.get(gateway.origin + "/metrics", headers=DEV))
             return told["gateway_pool_connections pool=requests"] == 20
 
-        await until(both_have_opened_their_pools)
+        await wait_until(both_have_opened_their_pools)
         for _ in range(20):
             # Each on a connection of its own, so that both workers get some.
             async with client() as ours:

@@ -9,10 +9,10 @@ import pytest
 
 from gateway.settings import Settings
 from tests.cast import Cast
-from tests.doors import Service, exact
-from tests.event_helpers import until
+from tests.doors import Service, parse_exact
 from tests.http.test_contract import ENCOUNTER, EVERYTHING, broken
 from tests.http.test_errors import refused, verify
+from tests.waiting import wait_until
 
 VISIT = {"brand_id": "loop", "encounter_type": "lab", "notes": "Not for others."}
 
@@ -51,7 +51,7 @@ async def test_who_may_read_sees_the_fourteen_members(service: Service, guarded:
 
     assert answer.status_code == 200
     assert broken(ENCOUNTER, answer.json()) == []
-    assert exact(answer) == exact(recorded)
+    assert parse_exact(answer) == parse_exact(recorded)
 
 
 async def test_a_machine_acts_for_the_brand_it_states(guarded: Service, mine: dict[str, Any]) -> None:
@@ -123,7 +123,7 @@ async def test_reading_it_is_audited_and_not_finding_it_is_a_refusal(
     async def both_noted() -> bool:
         return all([await cast.connection.fetchrow(found, each) for each in (read, missed)])
 
-    await until(both_noted)
+    await wait_until(both_noted)
     noted, refusal = [await cast.connection.fetchrow(found, each) for each in (read, missed)]
     assert (noted["event_type"], noted["patient_id"]) == ("patient_graph.encounters.read", mine["patient_id"])
     assert (refusal["event_type"], refusal["patient_id"]) == ("patient_graph.request.refused", "")

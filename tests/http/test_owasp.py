@@ -148,7 +148,7 @@ async def test_api10_unsafe_consumption_of_apis(
 ) -> None:
     """An identity provider that fails or talks nonsense lets nobody in."""
     settings = provider.settings(introspection=True, database_url=database_url)
-    async with Service.running(settings) as service, provider.in_trouble(trouble):
+    async with Service.running(settings) as service, provider.with_fault(trouble):
         response = await service.rest("GET", path, token="anything")
 
     assert (response.status_code, response.json()["error"]) == (503, "temporarily_unavailable")

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from gateway.protocols.http import LimitedHttpProtocol
-from tests.controlled_schema import STAGE, TOKENS, Stage, Tokens, staged, until
-from tests.logs import captured
-from tests.websocket_client import SECONDS, Sockets
+from tests.controlled_schema import CONTROL, TOKENS, Control, Tokens, controlled_gateway
+from tests.logs import captured_logs
+from tests.waiting import wait_until
+from tests.websocket_client import TIMEOUT_SECONDS, GatewayServer
 
 HOLD = "mutation { hold }"
 WAIT = "subscription { wait }"
@@ -28,9 +29,9 @@ PING = b'\x81\x90\x00\x00\x00\x00{"type": "ping"}'
 
 
 @pytest.fixture
-def stage() -> Stage:
-    STAGE.__init__()  # type: ignore[misc]
-    return STAGE
+def control() -> Control:
+    CONTROL.__init__()  # type: ignore[misc]
+    return CONTROL
 
 
 @pytest.fixture
@@ -41,13 +42,15 @@ def tokens() -> Tokens:
 
 
 @pytest.fixture(scope="module")
-async def sockets(database_url: str) -> AsyncIterator[Sockets]:
-    async with staged(database_url, sockets_max=1, stream_heartbeat_seconds=60, max_answer_bytes=64_000_000) as serving:
+async def sockets(database_url: str) -> AsyncIterator[GatewayServer]:
+    async with controlled_gateway(
+        database_url, sockets_max=1, stream_heartbeat_seconds=60, max_answer_bytes=64_000_000
+    ) as serving:
         yield serving
 
 
 @pytest.fixture
-def impatient(sockets: Sockets, tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> Sockets:
+def impatient(sockets: GatewayServer, tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> GatewayServer:
     """A gateway that waits for a head for a tenth of a second."""
     monkeypatch.setattr(LimitedHttpProtocol, "head_seconds", 0.1)
     return sockets
@@ -66,14 +69,14 @@ STREAM = asked(WAIT, "text/event-stream")
 
 @asynccontextmanager
 async def connected(
-    sockets: Sockets, **options: Any
+    sockets: GatewayServer, **options: Any
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
     client.connect(("127.0.0.1", sockets.port))
     reader, writer = await asyncio.open_connection(sock=client, **options)
     try:
-        async with asyncio.timeout(3 * SECONDS):
+        async with asyncio.timeout(3 * TIMEOUT_SECONDS):
             yield reader, writer
     finally:
         writer.transport.abort()
@@ -102,32 +105,32 @@ async def silent(reader: asyncio.StreamReader, seconds: float = 0.3) -> bool:
     ],
     ids=["no host", "no HTTP", "a broken chunk", "a large head", "half a head", "an upgrade", "a request"],
 )
-@pytest.mark.parametrize("together", [True, False], ids=["at once", "later"])
+@pytest.mark.parametrize("together", [True, False], ids=["one statement", "later"])
 async def test_nothing_is_written_before_the_answer_to_an_earlier_request(
-    impatient: Sockets, stage: Stage, behind: bytes, together: bool
+    impatient: GatewayServer, control: Control, behind: bytes, together: bool
 ) -> None:
     sockets = impatient
     async with connected(sockets) as (reader, writer):
         writer.write(asked(HOLD) + behind if together else asked(HOLD))
-        await stage.entered.wait()
+        await control.entered.wait()
         if not together:
             writer.write(behind)
         assert await silent(reader)
-        stage.gate.set()
+        control.gate.set()
 
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
         assert json.loads(await reader.readuntil(b"}}")) == {"data": {"hold": "done"}}
-    assert stage.done == ["hold"]
+    assert control.done == ["hold"]
 
 
 async def test_an_upgrade_behind_a_request_begins_after_its_answer(
-    sockets: Sockets, stage: Stage, tokens: Tokens
+    sockets: GatewayServer, control: Control, tokens: Tokens
 ) -> None:
     async with connected(sockets) as (reader, writer):
         # The client's first message comes at once too.
         writer.write(asked(HOLD) + UPGRADE + PING)
-        await stage.entered.wait()
-        stage.gate.set()
+        await control.entered.wait()
+        control.gate.set()
         await reader.readuntil(b"}}")
 
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
@@ -135,14 +138,14 @@ async def test_an_upgrade_behind_a_request_begins_after_its_answer(
 
 
 async def test_half_a_head_behind_a_request_has_its_time_after_the_answer(
-    sockets: Sockets, stage: Stage, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+    sockets: GatewayServer, control: Control, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LimitedHttpProtocol, "head_seconds", 0.5)
     async with connected(sockets) as (reader, writer):
         writer.write(asked(HOLD) + HEALTH[:10])
-        await stage.entered.wait()
+        await control.entered.wait()
         assert await silent(reader, 1)
-        stage.gate.set()
+        control.gate.set()
         await reader.readuntil(b"}}")
         writer.write(HEALTH[10:])
 
@@ -157,11 +160,11 @@ async def test_half_a_head_behind_a_request_has_its_time_after_the_answer(
     [HEALTH, HEALTH * 20_000, STREAM, UPGRADE, HEALTH[:10]],
     ids=["a request", "very many", "a stream", "an upgrade", "half a head"],
 )
-@pytest.mark.parametrize("together", [True, False], ids=["at once", "later"])
+@pytest.mark.parametrize("together", [True, False], ids=["one statement", "later"])
 async def test_a_stream_that_is_closed_frees_its_place_whatever_is_behind_it(
-    sockets: Sockets, stage: Stage, tokens: Tokens, behind: bytes, together: bool
+    sockets: GatewayServer, control: Control, tokens: Tokens, behind: bytes, together: bool
 ) -> None:
-    with captured() as lines:
+    with captured_logs() as lines:
         async with connected(sockets) as (reader, writer):
             writer.write(STREAM + behind if together else STREAM)
             assert b"begun" in await reader.readuntil(b"begun")
@@ -171,22 +174,22 @@ async def test_a_stream_that_is_closed_frees_its_place_whatever_is_behind_it(
             writer.close()
             with suppress(ConnectionError):
                 await writer.wait_closed()
-        await until(lambda: stage.done == ["wait"])
+        await wait_until(lambda: control.done == ["wait"], TIMEOUT_SECONDS)
         async with connected(sockets) as (reader, writer):
             writer.write(STREAM)
             assert b" 200 " in await reader.readline()
-        await until(lambda: stage.done == ["wait", "wait"])
+        await wait_until(lambda: control.done == ["wait", "wait"], TIMEOUT_SECONDS)
 
     assert {line["event"] for line in lines} <= {"request", "operation"}
     assert {line["level"] for line in lines} == {"info"}
 
 
-async def test_what_waits_behind_a_request_is_bounded(sockets: Sockets, stage: Stage, tokens: Tokens) -> None:
+async def test_what_waits_behind_a_request_is_bounded(sockets: GatewayServer, control: Control, tokens: Tokens) -> None:
     many = HEALTH * 10_000
     sent = 0
     async with connected(sockets) as (reader, writer):
         writer.write(asked(HOLD))
-        await stage.entered.wait()
+        await control.entered.wait()
         try:
             while sent < 60 * 2**20:
                 writer.write(many)
@@ -197,7 +200,7 @@ async def test_what_waits_behind_a_request_is_bounded(sockets: Sockets, stage: S
             pass
         # What lies unread in the buffers of two kernels.
         assert sent < 30 * 2**20
-        stage.gate.set()
+        control.gate.set()
 
         await reader.readuntil(b"}}")
         for _ in range(1_000):
@@ -210,7 +213,7 @@ async def test_what_waits_behind_a_request_is_bounded(sockets: Sockets, stage: S
 
 @pytest.mark.parametrize("cut_off", [True, False])
 async def test_a_client_that_reads_slower_than_the_rate_is_cut_off(
-    sockets: Sockets, tokens: Tokens, cut_off: bool, monkeypatch: pytest.MonkeyPatch
+    sockets: GatewayServer, tokens: Tokens, cut_off: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = 15_000_000
     monkeypatch.setattr(LimitedHttpProtocol, "send_seconds", 0.3)
@@ -240,14 +243,14 @@ async def silent_for(seconds: float) -> None:
 
 
 async def test_a_connection_that_closes_is_not_kept_by_a_client_that_does_not_read(
-    sockets: Sockets, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+    sockets: GatewayServer, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LimitedHttpProtocol, "send_seconds", 0.3)
     state = sockets.server.server_state
-    await until(lambda: not state.connections)
+    await wait_until(lambda: not state.connections, TIMEOUT_SECONDS)
 
     async with connected(sockets, limit=1024) as (_, writer):
         closing = asked("{ long(characters: 15000000) }").replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
         writer.write(closing)
-        await until(lambda: bool(state.connections))
-        await until(lambda: not state.connections)
+        await wait_until(lambda: bool(state.connections), TIMEOUT_SECONDS)
+        await wait_until(lambda: not state.connections, TIMEOUT_SECONDS)

@@ -23,8 +23,8 @@ from resolvers.access import Caller
 from resolvers.errors import InvalidToken
 from tests.cast import Cast
 from tests.doors import RECORD, Service
-from tests.logs import captured
-from tests.websocket_client import Sockets
+from tests.logs import captured_logs
+from tests.websocket_client import GatewayServer
 
 NOBODY = "/v1/patients/nobody/encounters"
 JSON = {"content-type": "application/json"}
@@ -481,7 +481,7 @@ async def test_when_redis_dies_in_the_middle_each_counts_for_itself_and_nobody_i
     async with serving(database_url, writes=5, rate_limit_url=redis.url) as service:
         before = [await write(service, path=path) for _ in range(3)]
         redis.kill()
-        with captured() as logs:
+        with captured_logs() as logs:
             after = [await write(service, path=path) for _ in range(6)]
 
     assert [answer.status_code for answer in before + after] == [201] * 8 + [429]
@@ -494,7 +494,7 @@ async def test_when_redis_comes_back_it_is_counted_together_again(database_url: 
     monkeypatch.setattr("gateway.rate_limits.redis_window.PAUSE_SECONDS", 0.1)
     async with serving(database_url, reads=1_000, rate_limit_url=redis.url) as service:
         redis.kill()
-        with captured() as logs:
+        with captured_logs() as logs:
             await read(service)
             redis.start()
             async with asyncio.timeout(DEADLINE_SECONDS):
@@ -617,14 +617,14 @@ async def test_on_a_socket_nothing_is_parsed_without_a_read_left(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = Settings(database_url=database_url, rate_writes_per_minute=2, rate_reads_per_minute=2)
-    async with Sockets.serving(settings, verify) as sockets, sockets.signed_in("clinic") as talk:
-        await talk.ask(WRITE)
+    async with GatewayServer.serving(settings, verify) as sockets, sockets.authenticated("clinic") as websocket:
+        await websocket.ask(WRITE)
         for number in range(2):
-            await talk.ask(f"{LOOK} # {number}")
+            await websocket.ask(f"{LOOK} # {number}")
         unparsed(monkeypatch)
 
-        assert (await talk.refusal("{ new: __typename }"))["code"] == "rate_limited"
-        assert "errors" not in await talk.ask(WRITE)
+        assert (await websocket.refusal("{ new: __typename }"))["code"] == "rate_limited"
+        assert "errors" not in await websocket.ask(WRITE)
 
 
 async def test_in_a_batch_each_operation_reserves_its_own(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

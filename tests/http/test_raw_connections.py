@@ -527,7 +527,7 @@ def with_trailer(path: str, *fields: str, head_fields: Sequence[str] = (), token
 JSON = "Content-Type: application/json"
 
 
-@pytest.mark.parametrize("together", [True, False], ids=["at once", "later"])
+@pytest.mark.parametrize("together", [True, False], ids=["one statement", "later"])
 @pytest.mark.parametrize(
     "case",
     [
@@ -562,7 +562,7 @@ async def test_a_trailer_field_counts_as_no_field_of_the_request(
             assert read(client).status == 200
 
 
-@pytest.mark.parametrize("together", [True, False], ids=["at once", "later"])
+@pytest.mark.parametrize("together", [True, False], ids=["one statement", "later"])
 async def test_a_key_in_a_trailer_is_no_key(gateway: Gateway, cast: Cast, together: bool) -> None:
     patient_id = await cast.patient()
     pieces = with_trailer(f"/v1/patients/{patient_id}/encounters", f"Idempotency-Key: {patient_id}", head_fields=[JSON])

@@ -12,7 +12,7 @@ from gateway.preflight import preflight
 from tests.cast import Cast
 from tests.conftest import create_database
 from tests.doors import RECORD, Door, GraphQLDoor, RestDoor, Service
-from tests.identity_provider import PATIENCE_SECONDS, IdentityProvider, claims, jwt, signing_key
+from tests.identity_provider import TIMEOUT_SECONDS, IdentityProvider, claims, jwt, signing_key
 
 VISIT = {"brand_id": "loop", "encounter_type": "lab"}
 NURSE = {"client_id": "app", "sub": "nurse-1", "brand": "loop", "scope": "write:encounters read:encounters"}
@@ -30,7 +30,7 @@ async def verified(provider: IdentityProvider, database_url: str) -> AsyncIterat
         introspection=True,
         jwt=True,
         database_url=database_url,
-        identity_provider_seconds=PATIENCE_SECONDS,
+        identity_provider_seconds=TIMEOUT_SECONDS,
         token_cache_seconds=0,
     )
     async with Service.running(settings) as service:
@@ -209,7 +209,7 @@ async def test_while_the_provider_is_in_trouble_nobody_comes_in_and_everyone_may
     provider.tokens["opaque"] = NURSE
     headers = {"authorization": f"Bearer {'opaque' if way == 'introspection' else jwt(KEY, claims())}"}
 
-    async with provider.in_trouble(trouble):
+    async with provider.with_fault(trouble):
         answer = await ask(headers)
 
     assert answer.status_code == 503

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from resolvers.errors import InvalidInput
 from resolvers.feed_cursors import FeedCursors
-from tests.event_helpers import beginning
+from tests.event_helpers import cursor_v1
 
 CURSORS = FeedCursors(bytes(range(32)))
 OTHERS = FeedCursors(bytes(32))
@@ -56,7 +56,7 @@ def test_a_cursor_of_another_brand_or_database_is_none(position: int) -> None:
 
 @pytest.mark.parametrize("brand_id", ["loop", "loopbio"])
 def test_a_cursor_of_the_version_before_is_still_read(brand_id: str) -> None:
-    assert CURSORS.read(beginning(brand_id, 1284), brand_id) == 1284
+    assert CURSORS.read(cursor_v1(brand_id, 1284), brand_id) == 1284
 
 
 @given(st.one_of(st.text(), st.binary(max_size=40).map(lambda raw: raw.hex())))

@@ -16,8 +16,8 @@ from gateway.events.webhooks import WebhookReceiver
 from gateway.http_client import http_client, refuse_unusable_proxies
 from gateway.settings import Settings, SettingsError, Webhook
 from resolvers.outbox import Event
-from tests.identity_provider import Hands, IdentityProvider, claims, jwt, signing_key
-from tests.webhook_receiver import Delivery, Receiver
+from tests.identity_provider import FakeClock, IdentityProvider, claims, jwt, signing_key
+from tests.webhook_receiver import Delivery, ReceiverServer
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 NOWHERE = "http://127.0.0.1:9"
@@ -43,8 +43,8 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with Receiver.running() as running:
+async def receiver() -> AsyncIterator[ReceiverServer]:
+    async with ReceiverServer.running() as running:
         yield running
 
 
@@ -63,7 +63,7 @@ def more_cookies(response: Response) -> Response:
 # Nothing of an answer is kept.
 
 
-async def test_a_receiver_that_sets_ever_more_cookies_gets_none_back(receiver: Receiver) -> None:
+async def test_a_receiver_that_sets_ever_more_cookies_gets_none_back(receiver: ReceiverServer) -> None:
     async def answer(_delivery: Delivery) -> Response:
         return more_cookies(Response(status_code=204))
 
@@ -77,7 +77,9 @@ async def test_a_receiver_that_sets_ever_more_cookies_gets_none_back(receiver: R
     assert not any("cookie" in delivery.headers for delivery in receiver.tried)
 
 
-async def test_a_provider_that_sets_ever_more_cookies_gets_none_back(provider: IdentityProvider, clock: Hands) -> None:
+async def test_a_provider_that_sets_ever_more_cookies_gets_none_back(
+    provider: IdentityProvider, clock: FakeClock
+) -> None:
     provider.answer = lambda: more_cookies(JSONResponse({"active": True, "client_id": "lab"}))
 
     async with verifying(provider.settings(introspection=True), clock) as verify:
@@ -87,14 +89,16 @@ async def test_a_provider_that_sets_ever_more_cookies_gets_none_back(provider: I
     assert (provider.introspections, provider.cookies) == (50, [])
 
 
-async def test_a_key_set_that_sets_ever_more_cookies_gets_none_back(provider: IdentityProvider, clock: Hands) -> None:
+async def test_a_key_set_that_sets_ever_more_cookies_gets_none_back(
+    provider: IdentityProvider, clock: FakeClock
+) -> None:
     key = signing_key("ES256", "one")
     provider.answer = lambda: more_cookies(JSONResponse({"keys": [key.jwk]}))
 
     async with verifying(provider.settings(jwt=True), clock) as verify:
         for number in range(50):
             await verify(jwt(key, claims(clock.now, jti=str(number))))
-            clock.pass_by(600)
+            clock.advance(600)
 
     assert (provider.key_fetches, provider.cookies) == (50, [])
 
@@ -102,7 +106,7 @@ async def test_a_key_set_that_sets_ever_more_cookies_gets_none_back(provider: Id
 @pytest.mark.parametrize(
     "location", ["/other", "http://[", "//", "http://a:99999/", "http://\xff/", "/events", "", "x://y", "http://*.x/"]
 )
-async def test_no_redirect_is_followed_wherever_it_leads(receiver: Receiver, location: str) -> None:
+async def test_no_redirect_is_followed_wherever_it_leads(receiver: ReceiverServer, location: str) -> None:
     async def answer(_delivery: Delivery) -> Response:
         response = Response(status_code=307)
         response.raw_headers.append((b"location", location.encode("latin-1")))
@@ -114,10 +118,10 @@ async def test_no_redirect_is_followed_wherever_it_leads(receiver: Receiver, loc
         await told.deliver(EVENT)
     await told.close()
 
-    assert (len(receiver.tried), receiver.strayed) == (1, 0)
+    assert (len(receiver.tried), receiver.misdirected) == (1, 0)
 
 
-async def test_no_challenge_is_answered(receiver: Receiver) -> None:
+async def test_no_challenge_is_answered(receiver: ReceiverServer) -> None:
     async def answer(_delivery: Delivery) -> Response:
         return Response(status_code=401, headers={"www-authenticate": 'Digest realm="r", nonce="n", qop="auth"'})
 
@@ -131,7 +135,7 @@ async def test_no_challenge_is_answered(receiver: Receiver) -> None:
     assert not any("authorization" in delivery.headers for delivery in receiver.tried)
 
 
-async def test_a_client_with_options_of_its_own_keeps_no_cookies_either(receiver: Receiver) -> None:
+async def test_a_client_with_options_of_its_own_keeps_no_cookies_either(receiver: ReceiverServer) -> None:
     async def answer(_delivery: Delivery) -> Response:
         return more_cookies(RedirectResponse("/other"))
 
@@ -141,7 +145,7 @@ async def test_a_client_with_options_of_its_own_keeps_no_cookies_either(receiver
             assert (await client.post(receiver.url)).status_code == 307
 
     assert [delivery.headers.get("cookie") for delivery in receiver.tried] == [None, None]
-    assert receiver.strayed == 0
+    assert receiver.misdirected == 0
 
 
 # Proxies
@@ -178,7 +182,7 @@ async def test_any_other_host_is_reached_through_the_proxy(monkeypatch: pytest.M
 
 
 async def test_provider_and_receiver_on_this_machine_need_no_proxy(
-    monkeypatch: pytest.MonkeyPatch, provider: IdentityProvider, receiver: Receiver
+    monkeypatch: pytest.MonkeyPatch, provider: IdentityProvider, receiver: ReceiverServer
 ) -> None:
     for name in VARIABLES[:3]:
         monkeypatch.setenv(name, NOWHERE)

@@ -20,24 +20,24 @@ from resolvers.errors import GatewayError, InvalidToken, TemporarilyUnavailable
 from tests.identity_provider import (
     AUDIENCE,
     ISSUER,
-    PATIENCE_SECONDS,
-    Hands,
+    TIMEOUT_SECONDS,
+    FakeClock,
     IdentityProvider,
     claims,
-    drip,
     encoded,
+    endless_response,
     jwt,
     signing_key,
 )
-from tests.logs import captured
+from tests.logs import captured_logs
 
 MACHINE = {"client_id": "lab", "scope": "write:encounters"}
 
 
 @pytest.fixture
-async def proven(provider: IdentityProvider, clock: Hands) -> AsyncIterator[Verify]:
+async def proven(provider: IdentityProvider, clock: FakeClock) -> AsyncIterator[Verify]:
     """A gateway's way to verify: by the provider's keys."""
-    async with verifying(provider.settings(jwt=True, identity_provider_seconds=PATIENCE_SECONDS), clock) as verify:
+    async with verifying(provider.settings(jwt=True, identity_provider_seconds=TIMEOUT_SECONDS), clock) as verify:
         yield verify
 
 
@@ -82,7 +82,7 @@ with_keys = pytest.mark.usefixtures("published")
     ids=str,
 )
 async def test_a_token_signed_by_a_published_key_stands_for_who_it_says(
-    proven: Verify, clock: Hands, key: Any, header: dict[str, Any]
+    proven: Verify, clock: FakeClock, key: Any, header: dict[str, Any]
 ) -> None:
     caller = await proven(jwt(key, claims(clock.now), **header))
 
@@ -108,7 +108,7 @@ async def test_a_token_signed_by_a_published_key_stands_for_who_it_says(
     ],
     ids=str,
 )
-async def test_these_claims_are_good(proven: Verify, clock: Hands, changes: dict[str, Any]) -> None:
+async def test_these_claims_are_good(proven: Verify, clock: FakeClock, changes: dict[str, Any]) -> None:
     assert (await proven(jwt(RSA, claims(clock.now, **changes)))).client_id == "app"
 
 
@@ -147,7 +147,7 @@ async def test_these_claims_are_good(proven: Verify, clock: Hands, changes: dict
     ],
     ids=str,
 )
-async def test_these_claims_are_not(proven: Verify, clock: Hands, changes: dict[str, Any]) -> None:
+async def test_these_claims_are_not(proven: Verify, clock: FakeClock, changes: dict[str, Any]) -> None:
     with pytest.raises(InvalidToken):
         await proven(jwt(RSA, claims(clock.now, **changes)))
 
@@ -227,7 +227,7 @@ FORGERIES: dict[str, str] = {
 @with_keys
 @pytest.mark.parametrize("name", FORGERIES)
 async def test_a_forgery_is_refused(proven: Verify, name: str) -> None:
-    with captured() as lines, pytest.raises(InvalidToken):
+    with captured_logs() as lines, pytest.raises(InvalidToken):
         await proven(FORGERIES[name])
 
     assert FORGERIES[name] not in str(lines)
@@ -334,7 +334,11 @@ async def test_a_key_is_used_for_nothing_but_what_it_was_published_for(
     ],
 )
 async def test_an_issuer_with_habits_of_its_own_can_be_configured(
-    provider: IdentityProvider, clock: Hands, settings: dict[str, Any], changes: dict[str, Any], header: dict[str, Any]
+    provider: IdentityProvider,
+    clock: FakeClock,
+    settings: dict[str, Any],
+    changes: dict[str, Any],
+    header: dict[str, Any],
 ) -> None:
     provider.keys = [RSA.jwk]
     token = jwt(RSA, claims(clock.now, **changes), **header)
@@ -343,7 +347,7 @@ async def test_an_issuer_with_habits_of_its_own_can_be_configured(
         assert (await verify(token)).brand_id == "loop"
 
 
-async def test_without_leeway_a_token_ends_when_it_says(provider: IdentityProvider, clock: Hands) -> None:
+async def test_without_leeway_a_token_ends_when_it_says(provider: IdentityProvider, clock: FakeClock) -> None:
     provider.keys = [RSA.jwk]
 
     async with verifying(provider.settings(jwt=True, token_leeway_seconds=0), clock) as verify:
@@ -367,7 +371,7 @@ async def test_keys_are_fetched_when_first_needed_and_once_for_everyone(
 
 @with_keys
 async def test_unknown_keys_are_looked_up_every_five_seconds_at_most(
-    provider: IdentityProvider, proven: Verify, clock: Hands
+    provider: IdentityProvider, proven: Verify, clock: FakeClock
 ) -> None:
     async def refused(jti: str, error: type[GatewayError]) -> int:
         with pytest.raises(error):
@@ -377,21 +381,21 @@ async def test_unknown_keys_are_looked_up_every_five_seconds_at_most(
     await proven(GOOD)
     # Only a token that the issuer was asked for is called bad.
     assert [await refused(jti, TemporarilyUnavailable) for jti in "ab"] == [1, 1]
-    clock.pass_by(4.75)
+    clock.advance(4.75)
     assert await refused("c", TemporarilyUnavailable) == 1
-    clock.pass_by(0.25)
+    clock.advance(0.25)
     assert await refused("d", InvalidToken) == 2
     assert await refused("e", TemporarilyUnavailable) == 2
 
     provider.keys.append(STRANGER.jwk)
-    clock.pass_by(5)
+    clock.advance(5)
     assert (await proven(jwt(STRANGER, claims(clock.now)))).client_id == "app"
     assert provider.key_fetches == 3
 
 
 @with_keys
 async def test_a_token_that_names_no_key_is_never_called_bad_unasked(
-    provider: IdentityProvider, proven: Verify, clock: Hands
+    provider: IdentityProvider, proven: Verify, clock: FakeClock
 ) -> None:
     token = jwt(signing_key("RS256"), claims(clock.now), kid=None)
     provider.keys.append(STRANGER.jwk)
@@ -400,40 +404,40 @@ async def test_a_token_that_names_no_key_is_never_called_bad_unasked(
         await proven(token)
 
     provider.keys = [signing_key("RS256").jwk]
-    clock.pass_by(5)
+    clock.advance(5)
 
     assert (await proven(token)).client_id == "app"
 
 
 @with_keys
 async def test_known_keys_wait_for_a_silent_issuer_every_half_minute(
-    provider: IdentityProvider, proven: Verify, clock: Hands
+    provider: IdentityProvider, proven: Verify, clock: FakeClock
 ) -> None:
     await proven(GOOD)
     provider.answer = NO_KEY_SETS["an error"]
-    clock.pass_by(600)
+    clock.advance(600)
 
     fetches = []
     for number in range(13):
         await proven(jwt(RSA, claims(clock.now, jti=str(number))))
         fetches.append(provider.key_fetches)
-        clock.pass_by(5)
+        clock.advance(5)
 
     assert fetches == [2] * 6 + [3] * 6 + [4]
 
 
 @with_keys
 async def test_who_comes_while_the_keys_are_being_fetched_waits_for_them(
-    provider: IdentityProvider, proven: Verify, clock: Hands
+    provider: IdentityProvider, proven: Verify, clock: FakeClock
 ) -> None:
     await proven(GOOD)
-    clock.pass_by(600)
-    provider.hurried.clear()
+    clock.advance(600)
+    provider.may_answer.clear()
     waiting = []
     for number in range(3):
         waiting.append(asyncio.ensure_future(proven(jwt(RSA, claims(clock.now, jti=str(number))))))
         await asyncio.sleep(0)
-    provider.hurried.set()
+    provider.may_answer.set()
 
     assert len(await asyncio.gather(*waiting)) == 3
     assert provider.key_fetches == 2
@@ -441,10 +445,10 @@ async def test_who_comes_while_the_keys_are_being_fetched_waits_for_them(
 
 @with_keys
 async def test_many_tokens_with_unknown_keys_cause_one_fetch_and_all_wait_for_it(
-    provider: IdentityProvider, proven: Verify, clock: Hands
+    provider: IdentityProvider, proven: Verify, clock: FakeClock
 ) -> None:
     await proven(GOOD)
-    clock.pass_by(30)
+    clock.advance(30)
     provider.keys.append(STRANGER.jwk)
 
     callers = await asyncio.gather(*(proven(jwt(STRANGER, claims(1.8e9, jti=str(n)))) for n in range(100)))
@@ -455,14 +459,14 @@ async def test_many_tokens_with_unknown_keys_cause_one_fetch_and_all_wait_for_it
 
 @with_keys
 async def test_a_key_that_was_taken_back_is_worth_nothing_after_ten_minutes(
-    provider: IdentityProvider, proven: Verify, clock: Hands
+    provider: IdentityProvider, proven: Verify, clock: FakeClock
 ) -> None:
     await proven(GOOD)
     provider.keys.remove(RSA.jwk | {"use": "sig", "alg": "RS256"})
 
-    clock.pass_by(599)
+    clock.advance(599)
     await proven(jwt(RSA, claims(clock.now)))
-    clock.pass_by(1)
+    clock.advance(1)
 
     with pytest.raises(InvalidToken):
         await proven(jwt(RSA, claims(clock.now, jti="two")))
@@ -483,13 +487,13 @@ NO_KEY_SETS: dict[str, Callable[[], Response]] = {
     ),
     "too much": lambda: JSONResponse({"keys": [RSA.jwk], "more": "x" * 1024 * 1024}),
     "too many": lambda: JSONResponse({"keys": [RSA.jwk] * 101}),
-    "drop by drop": drip,
+    "drop by drop": endless_response,
 }
 
 
 @pytest.mark.parametrize("answer", NO_KEY_SETS)
 async def test_without_a_usable_key_set_nobody_comes_in_and_nobody_is_told_that_their_token_is_bad(
-    provider: IdentityProvider, proven: Verify, clock: Hands, answer: str
+    provider: IdentityProvider, proven: Verify, clock: FakeClock, answer: str
 ) -> None:
     provider.keys = [RSA.jwk]
     provider.answer = NO_KEY_SETS[answer]
@@ -500,18 +504,18 @@ async def test_without_a_usable_key_set_nobody_comes_in_and_nobody_is_told_that_
     assert provider.key_fetches == 1
 
     provider.answer = None
-    clock.pass_by(1)
+    clock.advance(1)
     assert (await proven(GOOD)).client_id == "app"
 
 
 @with_keys
 @pytest.mark.parametrize("trouble", ["an error", "no key", "too many", "drop by drop"])
 async def test_old_keys_go_on_while_there_are_no_new_ones(
-    provider: IdentityProvider, proven: Verify, clock: Hands, trouble: str
+    provider: IdentityProvider, proven: Verify, clock: FakeClock, trouble: str
 ) -> None:
     await proven(GOOD)
     provider.answer = NO_KEY_SETS[trouble]
-    clock.pass_by(3600)
+    clock.advance(3600)
 
     for jti in ("two", "three"):
         assert (await proven(jwt(RSA, claims(clock.now, jti=jti)))).client_id == "app"
@@ -520,21 +524,21 @@ async def test_old_keys_go_on_while_there_are_no_new_ones(
     assert provider.key_fetches == 2
 
     provider.answer = None
-    clock.pass_by(30)
+    clock.advance(30)
     with pytest.raises(InvalidToken):
         await proven(jwt(STRANGER, claims(clock.now, jti="four")))
 
 
 @with_keys
 async def test_a_proven_token_is_believed_for_a_minute_and_never_past_its_end(
-    provider: IdentityProvider, proven: Verify, clock: Hands
+    provider: IdentityProvider, proven: Verify, clock: FakeClock
 ) -> None:
     token = jwt(RSA, claims(clock.now, exp=int(clock.now) + 10))
     await proven(token)
 
-    clock.pass_by(69.75)
+    clock.advance(69.75)
     assert (await proven(token)).client_id == "app"
-    clock.pass_by(0.25)
+    clock.advance(0.25)
     with pytest.raises(InvalidToken):
         await proven(token)
 
@@ -543,7 +547,7 @@ async def test_a_proven_token_is_believed_for_a_minute_and_never_past_its_end(
 
 
 @pytest.fixture
-async def both(provider: IdentityProvider, published: None, clock: Hands) -> AsyncIterator[Verify]:
+async def both(provider: IdentityProvider, published: None, clock: FakeClock) -> AsyncIterator[Verify]:
     async with verifying(provider.settings(introspection=True, jwt=True), clock) as verify:
         yield verify
 

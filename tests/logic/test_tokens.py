@@ -14,18 +14,18 @@ from gateway.auth.verifier import verifying
 from gateway.settings import Settings, SettingsError
 from resolvers.access import Caller, Verify, resolve_brand
 from resolvers.errors import Forbidden, InvalidToken, TemporarilyUnavailable
-from tests.identity_provider import AUDIENCE, ISSUER, PATIENCE_SECONDS, Hands, IdentityProvider, drip
-from tests.logs import captured
+from tests.identity_provider import AUDIENCE, ISSUER, TIMEOUT_SECONDS, FakeClock, IdentityProvider, endless_response
+from tests.logs import captured_logs
 
 NURSE = {"client_id": "app", "sub": "nurse-1", "brand": "loop", "scope": "write:encounters read:encounters"}
 MACHINE = {"client_id": "lab", "scope": "write:encounters"}
 
 
 @pytest.fixture
-async def introspected(provider: IdentityProvider, clock: Hands) -> AsyncIterator[Verify]:
+async def introspected(provider: IdentityProvider, clock: FakeClock) -> AsyncIterator[Verify]:
     """A gateway's way to verify: by asking the provider, for which it waits a while."""
     async with verifying(
-        provider.settings(introspection=True, identity_provider_seconds=PATIENCE_SECONDS), clock
+        provider.settings(introspection=True, identity_provider_seconds=TIMEOUT_SECONDS), clock
     ) as verify:
         yield verify
 
@@ -62,7 +62,7 @@ async def test_an_active_token_stands_for_who_the_provider_says(
 
 
 async def test_a_caller_knows_when_the_token_ends(
-    provider: IdentityProvider, introspected: Verify, clock: Hands
+    provider: IdentityProvider, introspected: Verify, clock: FakeClock
 ) -> None:
     provider.tokens["opaque"] = MACHINE | {"exp": clock.now + 90.5}
 
@@ -234,7 +234,7 @@ RAVINGS: dict[str, Callable[[], Response]] = {
     "nbf is a list": told(nbf=[1]),
     "token_type is a number": told(token_type=5),
     "too much": lambda: JSONResponse(MACHINE | {"active": True, "more": "x" * 65_536}),
-    "drop by drop": drip,
+    "drop by drop": endless_response,
     "less than promised": cut_off,
 }
 
@@ -251,16 +251,16 @@ async def test_whatever_else_the_provider_says_is_its_trouble(
 
 
 async def test_a_provider_that_is_slow_or_down_is_trouble_and_is_asked_again_when_it_is_back(
-    provider: IdentityProvider, introspected: Verify, clock: Hands
+    provider: IdentityProvider, introspected: Verify, clock: FakeClock
 ) -> None:
     provider.tokens["opaque"] = MACHINE
     for trouble in ("slow", "down"):
-        async with provider.in_trouble(trouble), asyncio.timeout(5 * PATIENCE_SECONDS):
+        async with provider.with_fault(trouble), asyncio.timeout(5 * TIMEOUT_SECONDS):
             with pytest.raises(TemporarilyUnavailable):
                 await introspected("opaque")
 
         assert (await introspected("opaque")).client_id == "lab"
-        clock.pass_by(60)
+        clock.advance(60)
 
 
 async def test_a_provider_that_does_not_know_us_is_trouble(provider: IdentityProvider) -> None:
@@ -294,7 +294,7 @@ async def test_two_hundred_requests_at_once_hear_of_one_trouble(
     assert provider.introspections == 1
 
 
-async def test_different_tokens_are_asked_about_apart(provider: IdentityProvider, clock: Hands) -> None:
+async def test_different_tokens_are_asked_about_apart(provider: IdentityProvider, clock: FakeClock) -> None:
     provider.tokens |= {f"token-{number}": {"client_id": f"client-{number}"} for number in range(100)}
 
     async with verifying(provider.settings(introspection=True, identity_provider_seconds=30), clock) as verify:
@@ -307,13 +307,13 @@ async def test_who_asked_first_and_goes_away_takes_the_answer_from_nobody(
     provider: IdentityProvider, introspected: Verify
 ) -> None:
     provider.tokens["opaque"] = MACHINE
-    provider.hurried.clear()
+    provider.may_answer.clear()
     first, second = (asyncio.ensure_future(introspected("opaque")) for _ in range(2))
     await provider.asked.wait()
 
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
-    provider.hurried.set()
+    provider.may_answer.set()
 
     assert (await second).client_id == "lab"
     assert provider.introspections == 1
@@ -323,20 +323,20 @@ async def test_what_nobody_waits_for_any_more_is_remembered_all_the_same(
     provider: IdentityProvider, introspected: Verify
 ) -> None:
     provider.tokens["opaque"] = MACHINE
-    provider.hurried.clear()
+    provider.may_answer.clear()
     only = asyncio.ensure_future(introspected("opaque"))
     await provider.asked.wait()
 
     only.cancel()
     await asyncio.gather(only, return_exceptions=True)
-    provider.hurried.set()
+    provider.may_answer.set()
 
     assert (await introspected("opaque")).client_id == "lab"
     assert provider.introspections == 1
 
 
 async def test_closing_calls_back_who_is_being_asked(provider: IdentityProvider) -> None:
-    provider.hurried.clear()
+    provider.may_answer.clear()
     async with verifying(provider.settings(introspection=True)) as verify:
         waiting = asyncio.ensure_future(verify("opaque"))
         await provider.asked.wait()
@@ -346,15 +346,15 @@ async def test_closing_calls_back_who_is_being_asked(provider: IdentityProvider)
 
 @pytest.mark.parametrize(("ends_in", "believed_for"), [(None, 60), (3600, 60), (30, 30), (0.5, 0.5)])
 async def test_a_good_token_is_believed_for_a_minute_and_never_past_its_end(
-    provider: IdentityProvider, introspected: Verify, clock: Hands, ends_in: float | None, believed_for: float
+    provider: IdentityProvider, introspected: Verify, clock: FakeClock, ends_in: float | None, believed_for: float
 ) -> None:
     provider.tokens["opaque"] = MACHINE | {"exp": None if ends_in is None else clock.now + ends_in}
     await introspected("opaque")
     del provider.tokens["opaque"]
 
-    clock.pass_by(believed_for - 0.25)
+    clock.advance(believed_for - 0.25)
     await introspected("opaque")
-    clock.pass_by(0.25)
+    clock.advance(0.25)
 
     with pytest.raises(InvalidToken):
         await introspected("opaque")
@@ -372,47 +372,47 @@ async def test_an_operator_may_want_every_request_verified(provider: IdentityPro
 
 
 async def test_a_machine_that_slept_does_not_believe_a_token_past_its_end_nor_again_when_its_clock_is_set_back(
-    provider: IdentityProvider, introspected: Verify, clock: Hands
+    provider: IdentityProvider, introspected: Verify, clock: FakeClock
 ) -> None:
     provider.tokens["opaque"] = MACHINE | {"exp": clock.now + 3600}
     await introspected("opaque")
 
     for seconds in (4000, -4000):
-        clock.sleep_through(seconds)
+        clock.suspend(seconds)
         with pytest.raises(InvalidToken):
             await introspected("opaque")
 
 
 async def test_a_clock_that_is_set_back_makes_nothing_last_longer(
-    provider: IdentityProvider, introspected: Verify, clock: Hands
+    provider: IdentityProvider, introspected: Verify, clock: FakeClock
 ) -> None:
     provider.tokens["opaque"] = MACHINE
     await introspected("opaque")
     del provider.tokens["opaque"]
 
-    clock.pass_by(60)
-    clock.sleep_through(-3600)
+    clock.advance(60)
+    clock.suspend(-3600)
 
     with pytest.raises(InvalidToken):
         await introspected("opaque")
 
 
 async def test_a_good_token_is_believed_to_the_end_of_its_minute_while_the_provider_is_down(
-    provider: IdentityProvider, introspected: Verify, clock: Hands
+    provider: IdentityProvider, introspected: Verify, clock: FakeClock
 ) -> None:
     provider.tokens["opaque"] = MACHINE
     await introspected("opaque")
 
     async with provider.away():
-        clock.pass_by(59)
+        clock.advance(59)
         assert (await introspected("opaque")).client_id == "lab"
-        clock.pass_by(1)
+        clock.advance(1)
         with pytest.raises(TemporarilyUnavailable):
             await introspected("opaque")
 
 
 async def test_a_worthless_token_is_not_asked_about_again_for_five_seconds(
-    provider: IdentityProvider, introspected: Verify, clock: Hands
+    provider: IdentityProvider, introspected: Verify, clock: FakeClock
 ) -> None:
     async def refused() -> int:
         with pytest.raises(InvalidToken):
@@ -420,11 +420,11 @@ async def test_a_worthless_token_is_not_asked_about_again_for_five_seconds(
         return provider.introspections
 
     assert [await refused(), await refused()] == [1, 1]
-    clock.pass_by(4.75)
+    clock.advance(4.75)
     assert await refused() == 1
-    clock.pass_by(0.25)
+    clock.advance(0.25)
     assert await refused() == 2
-    clock.pass_by(5)
+    clock.advance(5)
     provider.tokens["opaque"] = MACHINE
     assert (await introspected("opaque")).client_id == "lab"
 
@@ -442,7 +442,7 @@ def test_only_so_many_are_remembered_and_the_one_unused_for_longest_is_forgotten
 
 
 async def test_a_flood_of_worthless_tokens_washes_out_no_good_one(
-    provider: IdentityProvider, clock: Hands, monkeypatch: pytest.MonkeyPatch
+    provider: IdentityProvider, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.auth.token_cache.MAX_CACHED", 10)
     provider.tokens["opaque"] = MACHINE
@@ -474,9 +474,15 @@ async def test_the_longest_token_is_asked_about(provider: IdentityProvider, intr
 
 async def test_a_token_stands_in_no_log_and_no_error(provider: IdentityProvider, introspected: Verify) -> None:
     token = "marked-8f2e"
-    answers = [None, lambda: Response(status_code=500), lambda: PlainTextResponse(token), told(client_id=[token]), drip]
+    answers = [
+        None,
+        lambda: Response(status_code=500),
+        lambda: PlainTextResponse(token),
+        told(client_id=[token]),
+        endless_response,
+    ]
 
-    with captured() as lines:
+    with captured_logs() as lines:
         for answer in answers:
             provider.answer = answer
             with pytest.raises((InvalidToken, TemporarilyUnavailable)) as refusal:

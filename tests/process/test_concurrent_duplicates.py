@@ -6,7 +6,8 @@ from itertools import count
 import pytest
 
 from tests.event_helpers import fresh_database
-from tests.gateways import DOORS, WAITING, Told, client, gateways, kept_under, looking_into, until
+from tests.gateways import DOORS, WAITING, ClientAnswer, client, encounters_by_key, gateways, owner_connection
+from tests.waiting import wait_until
 
 CALLERS = 200
 GATEWAYS = 4
@@ -18,11 +19,11 @@ async def url(server_url: str) -> str:
 
 
 async def test_duplicates_at_once_are_one_encounter_although_a_gateway_dies_in_the_middle(url: str) -> None:
-    async with gateways(url, GATEWAYS) as running, looking_into(url) as connection, client() as ours:
+    async with gateways(url, GATEWAYS) as running, owner_connection(url) as connection, client() as ours:
         origins = [each.origin for each in running]
-        tries: list[Told] = []
+        tries: list[ClientAnswer] = []
 
-        async def call(number: int) -> Told:
+        async def call(number: int) -> ClientAnswer:
             """Send, and where nobody answers send again, to the next gateway, as a careful client does."""
             for again in count():
                 told = await DOORS[number // GATEWAYS % 2](ours, origins[(number + again) % GATEWAYS], "the-key")
@@ -37,16 +38,16 @@ async def test_duplicates_at_once_are_one_encounter_although_a_gateway_dies_in_t
             # and of all that come after the first of them share another.
             await connection.execute("LOCK TABLE patient_graph.idempotency_keys IN ACCESS EXCLUSIVE MODE")
             calls = [asyncio.create_task(call(number)) for number in range(GATEWAYS)]
-            await until(lambda: all_wait(connection, GATEWAYS))
+            await wait_until(lambda: all_wait(connection, GATEWAYS))
             calls += [asyncio.create_task(call(number)) for number in range(GATEWAYS, CALLERS)]
-            await until(lambda: all_wait(connection, 2 * GATEWAYS))
+            await wait_until(lambda: all_wait(connection, 2 * GATEWAYS))
             running[0].process.kill()
-            await until(lambda: any(told.status is None for told in tries))
+            await wait_until(lambda: any(told.status is None for told in tries))
         answers = await asyncio.gather(*calls)
         # And once more, when all is quiet.
         answers += [await door(ours, origins[3], "the-key") for door in DOORS]
 
-        kept = await kept_under(connection)  # sees that there is one event and one audit entry
+        kept = await encounters_by_key(connection)  # sees that there is one event and one audit entry
         counted = [
             await connection.fetchval(f"SELECT count(*) FROM patient_graph.{table}")
             for table in ("encounters", "outbox", "idempotency_keys")

@@ -24,14 +24,14 @@ from tests.gateways import (
     Gateway,
     Load,
     client,
-    contradictions,
+    encounters_by_key,
     gateways,
     is_ready,
-    kept_under,
-    looking_into,
-    until,
+    owner_connection,
+    wrong_answers,
 )
-from tests.postgres_servers import Server
+from tests.postgres_servers import PostgresServer
+from tests.waiting import wait_until
 
 IMPATIENT = {"GATEWAY_DATABASE_ACQUIRE_SECONDS": "1"}
 
@@ -42,8 +42,8 @@ async def url(server_url: str) -> str:
 
 
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[Server]:
-    server = Server(tmp_path)
+async def server(tmp_path: Path) -> AsyncIterator[PostgresServer]:
+    server = PostgresServer(tmp_path)
     await server.start()
     await migrate(server.url)
     yield server
@@ -51,23 +51,25 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
 
 
 @pytest.mark.parametrize("fault", ["die", "restart", "lose_a_backend"])
-async def test_a_server_that_fails_under_load_is_told_as_it_is_and_found_again(server: Server, fault: str) -> None:
+async def test_a_server_that_fails_under_load_is_told_as_it_is_and_found_again(
+    server: PostgresServer, fault: str
+) -> None:
     async with gateways(server.url, **IMPATIENT) as (gateway,):
         async with Load.on(gateway.origin) as load:
             for _ in range(3):
                 so_far = len(load.told)
-                await until(partial(recorded_since, load, so_far))
+                await wait_until(partial(recorded_since, load, so_far))
                 await getattr(server, fault)()
-                await until(lambda: is_ready(gateway.origin))
+                await wait_until(lambda: is_ready(gateway.origin))
             so_far = len(load.told)
             # The same process, and it was not started again.
-            await until(lambda: load.recorded(so_far) >= 20)
+            await wait_until(lambda: load.recorded(so_far) >= 20)
         assert gateway.process.poll() is None
         assert unexpected(gateway) == []
-        async with looking_into(server.url) as connection:
-            kept = await kept_under(connection)
+        async with owner_connection(server.url) as connection:
+            kept = await encounters_by_key(connection)
 
-    assert contradictions(load.told, kept) == []
+    assert wrong_answers(load.told, kept) == []
     assert {told.status for told in load.told} <= {200, 201, 503}
     assert {told.code for told in load.told if not told.encounter_id} == {"temporarily_unavailable"}
     assert {told.recorded for told in load.told if not told.encounter_id} <= {"no", "unknown"}
@@ -117,9 +119,9 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
 
 
 @pytest.fixture
-async def cramped(small_disk: SmallDisk) -> AsyncIterator[Server]:
+async def cramped(small_disk: SmallDisk) -> AsyncIterator[PostgresServer]:
     """A server on the small disk."""
-    server = Server(small_disk.folder / "data")
+    server = PostgresServer(small_disk.folder / "data")
     await server.start()
     await migrate(server.url)
     yield server
@@ -127,28 +129,28 @@ async def cramped(small_disk: SmallDisk) -> AsyncIterator[Server]:
 
 
 async def test_a_full_disk_is_503_and_nothing_recorded_and_over_when_there_is_room_again(
-    small_disk: SmallDisk, cramped: Server
+    small_disk: SmallDisk, cramped: PostgresServer
 ) -> None:
     # Something that cannot be compressed, so that every encounter needs pages of its own.
     notes = {"notes": "".join(uuid4().hex for _ in range(600))}
     async with gateways(cramped.url, **IMPATIENT) as (gateway,):
         async with Load.on(gateway.origin, clients=4, **notes) as load:
-            await until(lambda: load.recorded() >= 10)
+            await wait_until(lambda: load.recorded() >= 10)
             small_disk.fill()
             full = len(load.told)
-            await until(lambda: refused_at(load, full, "rest") and refused_at(load, full, "graphql"))
+            await wait_until(lambda: refused_at(load, full, "rest") and refused_at(load, full, "graphql"))
             small_disk.free()
             # Where it was the log that could not grow, the server gives up by itself; whoever runs it starts it again.
             if not cramped.processes():
                 await cramped.start()
             free = len(load.told)
-            await until(lambda: load.recorded(free) >= 10, 60)
+            await wait_until(lambda: load.recorded(free) >= 10, 60)
         assert gateway.process.poll() is None
         assert unexpected(gateway) == []
-        async with looking_into(cramped.url) as connection:
-            kept = await kept_under(connection)
+        async with owner_connection(cramped.url) as connection:
+            kept = await encounters_by_key(connection)
 
-    assert contradictions(load.told, kept) == []
+    assert wrong_answers(load.told, kept) == []
     assert {told.status for told in load.told} <= {200, 201, 503}
     assert {told.code for told in load.told if not told.encounter_id} == {"temporarily_unavailable"}
 
@@ -163,8 +165,8 @@ def refused_at(load: Load, since: int, door: str) -> bool:
 async def test_when_two_hundred_wait_for_a_locked_table_they_are_sent_away_and_served_again_after(url: str) -> None:
     async with (
         gateways(url, **IMPATIENT) as (gateway,),
-        looking_into(url) as connection,
-        looking_into(url) as other,
+        owner_connection(url) as connection,
+        owner_connection(url) as other,
         client() as ours,
     ):
         before = psutil.Process(gateway.process.pid).memory_info().rss
@@ -172,7 +174,7 @@ async def test_when_two_hundred_wait_for_a_locked_table_they_are_sent_away_and_s
             await connection.execute("LOCK TABLE patient_graph.outbox IN ACCESS EXCLUSIVE MODE")
             calls = [asyncio.create_task(DOORS[n % 2](ours, gateway.origin, f"key-{n}")) for n in range(200)]
             # Two statements wait for the table, in each of which up to 64 share. All others hear so while it is locked.
-            await until(lambda: sum(call.done() for call in calls) >= 200 - 2 * 64)
+            await wait_until(lambda: sum(call.done() for call in calls) >= 200 - 2 * 64)
             # No pile-up: another two hundred find the gateway as it was.
             again = await asyncio.gather(*(DOORS[n % 2](ours, gateway.origin, f"again-{n}") for n in range(200)))
             after = psutil.Process(gateway.process.pid).memory_info().rss
@@ -181,28 +183,28 @@ async def test_when_two_hundred_wait_for_a_locked_table_they_are_sent_away_and_s
         held = [told for told in await asyncio.gather(*calls) if told not in refused]
         assert 0 < len(held) <= 2 * 64
         served = [await DOORS[n % 2](ours, gateway.origin, f"served-{n}") for n in range(20)]
-        kept = await kept_under(other)
+        kept = await encounters_by_key(other)
 
     assert {(told.code, told.recorded, told.retry_after) for told in [*refused, *again] if told.door == "rest"} == {
         ("temporarily_unavailable", "no", "1")
     }
     assert {(told.code, told.recorded) for told in [*refused, *again]} == {("temporarily_unavailable", "no")}
     assert all(told.encounter_id for told in [*held, *served])
-    assert contradictions([*refused, *again, *held, *served], kept) == []
+    assert wrong_answers([*refused, *again, *held, *served], kept) == []
     assert after - before < 100 * 1024 * 1024
 
 
 async def test_a_statement_that_takes_too_long_is_503_and_nothing_recorded(url: str) -> None:
     async with (
         gateways(url, GATEWAY_DATABASE_STATEMENT_SECONDS="1") as (gateway,),
-        looking_into(url) as connection,
+        owner_connection(url) as connection,
         client() as ours,
     ):
         async with connection.transaction():
             await connection.execute("LOCK TABLE patient_graph.encounters IN ACCESS EXCLUSIVE MODE")
             # The lock is held until they are answered: nothing but the setting lets them go.
             told = await asyncio.gather(*(door(ours, gateway.origin, door.__name__) for door in DOORS))
-        kept = await kept_under(connection)
+        kept = await encounters_by_key(connection)
         after = [await door(ours, gateway.origin, door.__name__) for door in DOORS]
 
     assert told[0].status == 503
@@ -212,7 +214,7 @@ async def test_a_statement_that_takes_too_long_is_503_and_nothing_recorded(url: 
 
 
 async def test_clients_that_go_away_at_any_moment_leave_whole_records_and_a_free_pool(url: str) -> None:
-    async with gateways(url, GATEWAY_DATABASE_POOL_SIZE="2") as (gateway,), looking_into(url) as connection:
+    async with gateways(url, GATEWAY_DATABASE_POOL_SIZE="2") as (gateway,), owner_connection(url) as connection:
         async with client() as ours:
             begun = asyncio.get_running_loop().time()
             await DOORS[0](ours, gateway.origin, "warm")
@@ -227,8 +229,8 @@ async def test_clients_that_go_away_at_any_moment_leave_whole_records_and_a_free
         # With a pool of two, one connection that was not given back would show at once.
         async with client() as ours:
             after = await asyncio.gather(*(DOORS[n % 2](ours, gateway.origin, f"after-{n}") for n in range(20)))
-        await until(lambda: nobody_is_in_a_transaction(connection))
-        kept = await kept_under(connection)  # sees that each is whole
+        await wait_until(lambda: nobody_is_in_a_transaction(connection))
+        kept = await encounters_by_key(connection)  # sees that each is whole
 
     assert all(told.encounter_id for told in after)
     assert {told.key for told in after} <= kept.keys()

@@ -7,7 +7,7 @@ import httpx2
 import pytest
 
 from tests.conftest import create_database
-from tests.faulty_gateway import Rehearsal, serve
+from tests.faulty_gateway import FaultyGateway, serve
 
 PATH = "/v1/patients/demo-patient/encounters"
 DEV = {"authorization": "Bearer dev"}
@@ -33,9 +33,9 @@ async def test_the_same_seed_and_requests_give_the_same_faults_and_a_lost_answer
 ) -> None:
     seen = []
     for _ in range(2):
-        async with Rehearsal.running(server_url, tmp_path, seed=11) as rehearsal:
-            seen.append(await asyncio.to_thread(outcomes, rehearsal.origin, 40))
-            recorded = await rehearsal.recorded()
+        async with FaultyGateway.running(server_url, tmp_path, seed=11) as faulty:
+            seen.append(await asyncio.to_thread(outcomes, faulty.origin, 40))
+            recorded = await faulty.recorded()
 
     assert seen[0] == seen[1]
     assert set(seen[0]) == {"none", "delay", "rate_limited", "unavailable", "lost_answer", "delivered_twice"}
@@ -44,9 +44,9 @@ async def test_the_same_seed_and_requests_give_the_same_faults_and_a_lost_answer
 
 
 async def test_the_first_lines_say_that_faults_are_on_and_the_seed(server_url: str, tmp_path: Path) -> None:
-    async with Rehearsal.running(server_url, tmp_path, seed=42) as rehearsal:
-        assert "faults are on, seed 42" in rehearsal.welcome.partition("curl")[0]
-        ready = await asyncio.to_thread(httpx2.get, f"{rehearsal.origin}/readyz")
+    async with FaultyGateway.running(server_url, tmp_path, seed=42) as faulty:
+        assert "faults are on, seed 42" in faulty.banner.partition("curl")[0]
+        ready = await asyncio.to_thread(httpx2.get, f"{faulty.origin}/readyz")
 
     assert ready.json()["status"] == "ready"
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests import node
 from tests.cast import Cast
-from tests.served import ROOT, served
+from tests.gateways import ROOT, running_gateway
 
 DESCRIPTION = ROOT / "rest/openapi.json"
 PYTHON = ROOT / ".venv/clients/bin"
@@ -45,7 +45,7 @@ with AuthenticatedClient(base_url=origin, token="dev") as client:
 
 @pytest.fixture(scope="module")
 def origin(database_url: str) -> Iterator[str]:
-    with served(database_url) as origin:
+    with running_gateway(database_url) as origin:
         yield origin
 
 

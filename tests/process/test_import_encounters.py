@@ -31,7 +31,7 @@ from tests.cast import Cast
 from tests.conftest import create_database
 from tests.doors import RestDoor, Service
 from tests.event_helpers import fresh_database
-from tests.gateways import until
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "gateway", "encounters", "import"]
@@ -499,7 +499,7 @@ async def test_a_signal_ends_it_although_its_input_is_still_open_and_what_came_i
     process = await started(database_url, "-", name)
     process.stdin.write(json_lines(lines).encode())
     # They do not wait for more to come.
-    await until(partial(recorded, cast, patient_id, READ_TOGETHER))
+    await wait_until(partial(recorded, cast, patient_id, READ_TOGETHER))
 
     process.send_signal(number)
     async with asyncio.timeout(30):
@@ -536,11 +536,11 @@ async def test_killed_again_and_again_each_line_is_recorded_once(server_url: str
     seen = 0
     for _ in range(4):
         process = await started(url, file)
-        await until(partial(recorded, cast, patient_id, seen + 200))
+        await wait_until(partial(recorded, cast, patient_id, seen + 200))
         process.kill()
         await process.communicate()
         # What was sent when it died may still be committed.
-        await until(partial(connection.fetchval, ALONE))
+        await wait_until(partial(connection.fetchval, ALONE))
         seen = await cast.count("encounters", patient_id)
     assert 800 <= seen < 8_000
 
@@ -592,7 +592,7 @@ async def test_a_database_that_starts_again_in_the_middle_is_waited_for(
     file.write_text(json_lines(visit(patient_id, notes=str(number)) for number in range(8_000)))
     process = await started(url, file)
     for goal in (500, 2_500):
-        await until(partial(more_than, url, goal))
+        await wait_until(partial(more_than, url, goal))
         server.stop()
         server.start()
     out, err = await process.communicate()
@@ -619,7 +619,7 @@ async def test_a_database_that_stays_away_is_given_up_in_one_sentence_and_the_ne
     file = tmp_path / "e.jsonl"
     file.write_text(json_lines(visit(patient_id, notes=str(number)) for number in range(5_000)))
     process = await started(url, file, "--patience-seconds=1")
-    await until(partial(more_than, url, 500))
+    await wait_until(partial(more_than, url, 500))
     server.stop()
 
     async with asyncio.timeout(60):

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.controlled_schema import TOKENS
-from tests.event_helpers import DEADLINE_SECONDS, fresh_database, rows
+from tests.event_helpers import fresh_database, rows
 from tests.graphql.test_subscriptions import BEGINNING, REGISTER, gateway_on, record
+from tests.waiting import DEADLINE_SECONDS
 
 NODE = shutil.which("node")
 CLIENTS = Path(__file__).parents[1] / "javascript"

@@ -11,8 +11,9 @@ import asyncpg
 import pytest
 
 from gateway.database.migrate import migrate
-from tests.gateways import ROOT, until
-from tests.postgres_servers import Server
+from tests.gateways import ROOT
+from tests.postgres_servers import PostgresServer
+from tests.waiting import wait_until
 
 HARMS = {
     "fsync": "a power cut may destroy the whole database",
@@ -22,8 +23,8 @@ HARMS = {
 
 
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[Server]:
-    server = Server(tmp_path)
+async def server(tmp_path: Path) -> AsyncIterator[PostgresServer]:
+    server = PostgresServer(tmp_path)
     await server.start()
     await migrate(server.url)
     yield server
@@ -59,10 +60,12 @@ async def set_to(url: str, name: str, value: str) -> None:
         finally:
             await another.close()
 
-    await until(holds)
+    await wait_until(holds)
 
 
-async def test_each_setting_that_may_lose_what_was_acknowledged_is_a_danger_that_is_named(server: Server) -> None:
+async def test_each_setting_that_may_lose_what_was_acknowledged_is_a_danger_that_is_named(
+    server: PostgresServer,
+) -> None:
     assert "danger" not in (await run("check", server.url))[1]
     for name, harm in HARMS.items():
         await set_to(server.url, name, "off")

@@ -20,17 +20,17 @@ from tests.gateways import (
     PATH,
     VISIT,
     WAITING,
+    ClientAnswer,
     Gateway,
     Load,
-    Told,
     client,
-    contradictions,
+    encounters_by_key,
     gateways,
-    kept_under,
-    looking_into,
+    owner_connection,
     status_of,
-    until,
+    wrong_answers,
 )
+from tests.waiting import wait_until
 
 LOCK = "LOCK TABLE patient_graph.encounters IN ACCESS EXCLUSIVE MODE"
 LONG = "300"
@@ -65,13 +65,13 @@ async def test_under_load_readiness_turns_first_and_all_that_was_accepted_is_ans
         gateways(url, GATEWAY_DRAIN_PAUSE_SECONDS="1.5", **workers) as (gateway,),
         Load.on(gateway.origin, clients=16) as load,
     ):
-        await until(lambda: load.recorded() >= 50)
+        await wait_until(lambda: load.recorded() >= 50)
         gateway.process.send_signal(signal.SIGTERM)
         seen = [status async for status in readiness(gateway.origin)]
         exit_code = await ended(gateway)
 
-    async with looking_into(url) as connection:
-        kept = await kept_under(connection)
+    async with owner_connection(url) as connection:
+        kept = await encounters_by_key(connection)
     assert exit_code == 0
     # It was told to be not ready while it still listened.
     assert 503 in seen
@@ -85,7 +85,7 @@ async def test_in_the_pause_it_serves_on_and_asks_clients_to_connect_anew(url: s
     async with gateways(url, GATEWAY_DRAIN_PAUSE_SECONDS=LONG) as (gateway,), client() as ours:
         before = await ours.post(gateway.origin + PATH, json=VISIT, headers=DEV)
         gateway.process.send_signal(signal.SIGTERM)
-        await until(lambda: not_ready(gateway.origin))
+        await wait_until(lambda: not_ready(gateway.origin))
 
         health = await ours.get(gateway.origin + "/readyz")
         after = await ours.post(gateway.origin + PATH, json=VISIT, headers=DEV)
@@ -103,26 +103,26 @@ async def not_ready(origin: str) -> bool:
 async def test_what_is_being_written_when_the_port_closes_is_finished_and_answered(
     url: str, workers: dict[str, str]
 ) -> None:
-    async with gateways(url, **workers) as (gateway,), looking_into(url) as connection, client() as ours:
+    async with gateways(url, **workers) as (gateway,), owner_connection(url) as connection, client() as ours:
         async with connection.transaction():
             await connection.execute(LOCK)
             writes = await begun_writing(ours, gateway, connection)
             gateway.process.send_signal(signal.SIGTERM)
-            await until(lambda: nobody_listens(gateway.origin))
+            await wait_until(lambda: nobody_listens(gateway.origin))
         told = await asyncio.gather(*writes)
 
         assert await ended(gateway) == 0
-        kept = await kept_under(connection)
+        kept = await encounters_by_key(connection)
     assert all(each.encounter_id for each in told), told
     assert kept == {each.key: each.encounter_id for each in told}
 
 
-async def begun_writing(ours, gateway: Gateway, connection) -> list[asyncio.Task[Told]]:
+async def begun_writing(ours, gateway: Gateway, connection) -> list[asyncio.Task[ClientAnswer]]:
     """Give two writes, one through each door, each of which waits for the locked table in a statement of its own."""
     writes = []
     for number, door in enumerate(DOORS, 1):
         writes.append(asyncio.create_task(door(ours, gateway.origin, door.__name__)))
-        await until(partial(waiting, connection, number))
+        await wait_until(partial(waiting, connection, number))
     return writes
 
 
@@ -138,7 +138,7 @@ async def test_a_write_that_hangs_holds_the_end_up_no_longer_than_the_setting_sa
     url: str, workers: dict[str, str]
 ) -> None:
     patient = {"GATEWAY_DATABASE_STATEMENT_SECONDS": LONG, "GATEWAY_DRAIN_SECONDS": "1"}
-    async with gateways(url, **workers, **patient) as (gateway,), looking_into(url) as connection, client() as ours:
+    async with gateways(url, **workers, **patient) as (gateway,), owner_connection(url) as connection, client() as ours:
         async with connection.transaction():
             await connection.execute(LOCK)
             writes = await begun_writing(ours, gateway, connection)
@@ -146,7 +146,7 @@ async def test_a_write_that_hangs_holds_the_end_up_no_longer_than_the_setting_sa
             # The table stays locked: nothing but the setting ends this.
             exit_code = await ended(gateway)
         told = await asyncio.gather(*writes)
-        kept = await kept_under(connection)
+        kept = await encounters_by_key(connection)
 
     assert exit_code == 0
     assert [(each.status, each.code, each.recorded) for each in told] == [
@@ -154,18 +154,18 @@ async def test_a_write_that_hangs_holds_the_end_up_no_longer_than_the_setting_sa
         (503, "temporarily_unavailable", "unknown"),
     ]
     assert {each.retry_after for each in told} == {"1"}
-    assert contradictions(told, kept) == []
+    assert wrong_answers(told, kept) == []
 
 
 @pytest.mark.parametrize("door", ["rest", "graphql"])
 async def test_a_request_that_gets_in_after_the_close_is_told_to_come_back(url: str, door: str) -> None:
-    async with gateways(url) as (gateway,), looking_into(url) as connection:
+    async with gateways(url) as (gateway,), owner_connection(url) as connection:
         address = urlsplit(gateway.origin)
         reader, writer = await asyncio.open_connection(address.hostname, address.port)
         async with connection.transaction():
             await connection.execute(LOCK)
             writer.write(post(PATH, VISIT))
-            await until(lambda: waiting(connection, 1))
+            await wait_until(lambda: waiting(connection, 1))
             # On the connection of one that is under way, the only way in that a closed port leaves.
             variables = {"key": "late", "input": {"brandId": "loop", "encounterType": "LAB"}}
             late = (
@@ -173,9 +173,9 @@ async def test_a_request_that_gets_in_after_the_close_is_told_to_come_back(url: 
             )
             writer.write(late)
             await writer.drain()
-            await until(lambda: not_a_byte_unread(gateway, address.port))
+            await wait_until(lambda: not_a_byte_unread(gateway, address.port))
             gateway.process.send_signal(signal.SIGTERM)
-            await until(lambda: nobody_listens(gateway.origin))
+            await wait_until(lambda: nobody_listens(gateway.origin))
         answers = (await asyncio.wait_for(reader.read(), 30)).decode()
         writer.close()
         assert await ended(gateway) == 0
@@ -212,7 +212,7 @@ async def test_ctrl_c_once_more_ends_it_at_once(url: str, workers: dict[str, str
     slow = {"GATEWAY_DRAIN_PAUSE_SECONDS": LONG, "GATEWAY_DRAIN_SECONDS": LONG}
     async with gateways(url, **workers, **slow) as (gateway,):
         gateway.process.send_signal(number)
-        await until(lambda: not_ready(gateway.origin))
+        await wait_until(lambda: not_ready(gateway.origin))
         gateway.process.send_signal(signal.SIGINT)
 
         begun = time.monotonic()
@@ -225,16 +225,16 @@ async def test_a_worker_that_is_killed_is_replaced_and_takes_nobodys_record_with
         gateways(url, GATEWAY_WORKERS="2") as (gateway,),
         Load.on(gateway.origin, clients=8) as load,
     ):
-        await until(lambda: load.recorded() >= 20)
+        await wait_until(lambda: load.recorded() >= 20)
         first = workers_of(gateway)
         first[0].kill()
-        await until(lambda: len(workers_of(gateway)) == 2 and first[0] not in workers_of(gateway))
+        await wait_until(lambda: len(workers_of(gateway)) == 2 and first[0] not in workers_of(gateway))
         so_far = len(load.told)
-        await until(lambda: load.recorded(so_far) >= 50)
+        await wait_until(lambda: load.recorded(so_far) >= 50)
 
-    async with looking_into(url) as connection:
-        kept = await kept_under(connection)
-    assert contradictions(load.told, kept) == []
+    async with owner_connection(url) as connection:
+        kept = await encounters_by_key(connection)
+    assert wrong_answers(load.told, kept) == []
 
 
 def workers_of(gateway: Gateway):
