@@ -53,11 +53,11 @@ PAGE: dict[str, Any] = {
 }
 
 
-def test_no_break_of_what_has_landed_is_left_out_of_the_changelog() -> None:
+def test_every_breaking_change_is_in_the_changelog() -> None:
     assert unannounced(breaks(), (ROOT / "CHANGELOG.md").read_text()) == [], "see docs/decisions/0028"
 
 
-def test_the_description_holds_all_that_the_published_page_promises() -> None:
+def test_the_description_has_everything_that_the_published_page_promises() -> None:
     """But for the sizes that the page does not bound, and anything that is stored must."""
     missed = breaks_of_openapi(PAGE, openapi())
 
@@ -71,7 +71,7 @@ def test_the_description_holds_all_that_the_published_page_promises() -> None:
     ]
 
 
-def test_the_description_names_exactly_the_published_members_and_statuses() -> None:
+def test_the_description_has_exactly_the_published_members_and_statuses() -> None:
     described = openapi()
     schemas, responses = described["components"]["schemas"], described["components"]["responses"]
 
@@ -140,7 +140,7 @@ NEEDED = {"name": "X-New", "in": "header", "required": True, "schema": {"type": 
         (put([{"bearer": ["admin:encounters"]}], *POST, "security"), f"POST {PATH} takes fewer scopes."),
     ],
 )  # fmt: skip
-def test_a_break_of_the_rest_door_is_found(plant: Callable[[dict[str, Any]], None], told: str) -> None:
+def test_a_breaking_change_of_rest_is_found(plant: Callable[[dict[str, Any]], None], told: str) -> None:
     described = openapi()
     plant(described)
 
@@ -163,7 +163,7 @@ def test_a_break_of_the_rest_door_is_found(plant: Callable[[dict[str, Any]], Non
         put("Other words", *POST, "description"),
     ],
 )
-def test_what_is_only_added_breaks_nobody(plant: Callable[[dict[str, Any]], None]) -> None:
+def test_an_addition_is_not_a_breaking_change(plant: Callable[[dict[str, Any]], None]) -> None:
     described = openapi()
     plant(described)
 
@@ -179,7 +179,7 @@ def test_what_is_only_added_breaks_nobody(plant: Callable[[dict[str, Any]], None
         ("  LAB\n", "", "EncounterType.LAB was removed."),
     ],
 )
-def test_a_break_of_the_graphql_door_is_found(was: str, now: str, told: str) -> None:
+def test_a_breaking_change_of_graphql_is_found(was: str, now: str, told: str) -> None:
     landed = PRINTED["schema.graphql"].read_text()
     changed = landed.replace(was, now)
     assert changed != landed
@@ -187,7 +187,7 @@ def test_a_break_of_the_graphql_door_is_found(was: str, now: str, told: str) -> 
     assert any(told in each for each in breaks_of_graphql(landed, changed))
 
 
-def test_a_break_must_be_named_where_the_next_release_is_told() -> None:
+def test_a_breaking_change_must_be_named_under_unreleased() -> None:
     found = ["GET /x is gone.", "GET /y is gone."]
     changelog = """# Changelog
 
@@ -212,7 +212,7 @@ def test_a_break_must_be_named_where_the_next_release_is_told() -> None:
     assert unannounced(found, changelog.replace("### Added\n\n", "")) == []
 
 
-def test_the_landed_contracts_are_contracts() -> None:
+def test_the_promised_contracts_are_valid() -> None:
     assert {path.name for path in LANDED.iterdir()} >= PRINTED.keys()
     assert re.search(r"^type Query", (LANDED / "schema.graphql").read_text(), re.MULTILINE)
     assert json.loads((LANDED / "openapi.json").read_text())["openapi"] == "3.1.0"

@@ -21,23 +21,23 @@ from schema.field_scopes import ENTITIES, FIELDS
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-def test_the_table_of_settings_is_that_of_the_code() -> None:
+def test_the_table_of_settings_matches_the_code() -> None:
     assert settings_table() in (DOCS / "settings.md").read_text(), settings_table()
 
 
-def test_the_table_of_errors_is_that_of_the_code() -> None:
+def test_the_table_of_errors_matches_the_code() -> None:
     assert errors_table() in (DOCS / "errors.md").read_text(), errors_table()
 
 
-def test_the_table_of_who_may_do_what_is_that_of_the_code() -> None:
+def test_the_table_of_permissions_matches_the_code() -> None:
     assert access_table() in (DOCS / "access.md").read_text(), access_table()
 
 
-def test_the_table_of_the_lifecycle_is_that_of_the_code() -> None:
+def test_the_table_of_the_lifecycle_matches_the_code() -> None:
     assert lifecycle_table() in (DOCS / "lifecycle.md").read_text(), lifecycle_table()
 
 
-def test_the_tables_of_statuses_and_headers_are_those_of_the_code() -> None:
+def test_the_tables_of_statuses_and_headers_match_the_code() -> None:
     page = (DOCS / "rest.md").read_text()
 
     assert statuses_table() in page, statuses_table()
@@ -66,14 +66,14 @@ def lifecycle_table() -> str:
     return "\n".join(rows)
 
 
-def test_the_clients_in_the_documentation_are_those_that_are_tested() -> None:
+def test_the_clients_in_the_documentation_are_the_tested_ones() -> None:
     tested = (Path(__file__).parent / "javascript/follow.mjs").read_text()
     loop = tested[tested.index("const query") : tested.index("\n\nawait follow")]
 
     assert loop in (DOCS / "live.md").read_text(), loop
 
 
-def test_the_table_of_metrics_is_that_of_the_code() -> None:
+def test_the_table_of_metrics_matches_the_code() -> None:
     assert metrics_table() in (DOCS / "operators.md").read_text(), metrics_table()
 
 
@@ -87,7 +87,7 @@ def metrics_table() -> str:
     return "\n".join(rows)
 
 
-def test_every_proof_of_a_promise_is_a_test_that_exists() -> None:
+def test_every_test_named_in_the_documentation_exists() -> None:
     named = re.findall(r"`(tests/\S+?\.py)::(\w+)`", (DOCS / "guarantees.md").read_text())
 
     assert len(named) > 30

@@ -31,7 +31,7 @@ def test_every_rule_has_its_entry_and_its_section_on_the_page() -> None:
     assert re.findall(r"^### `(.*)`$", page, re.MULTILINE) == list(RULES)
 
 
-def test_every_rule_that_the_code_names_is_in_the_table_and_every_rule_in_it_is_named() -> None:
+def test_the_rules_in_the_code_are_the_rules_in_the_table() -> None:
     """The type checker refuses a name that is not in the table; here, one that nobody can break any more."""
     named = set(names_in_the_code())
 
@@ -172,7 +172,7 @@ def test_an_example_of_a_file(tmp_path: Path, example: str, name: str, broken: b
         ("scheduled_at", MARKER, {"received": {"type": "string", "length": len(MARKER)}}),
     ],
 )  # fmt: skip
-async def test_a_violation_teaches_what_would_do_and_what_kind_of_value_came(
+async def test_a_violation_names_the_expected_values_and_the_type_received(
     service: Service, cast: Cast, member: str, value: Any, told: dict[str, Any]
 ) -> None:
     body = {"brand_id": "loop", "encounter_type": "lab"} | {member: value}
@@ -184,7 +184,7 @@ async def test_a_violation_teaches_what_would_do_and_what_kind_of_value_came(
     assert MARKER not in answer.text + str(answer.headers)
 
 
-async def test_a_member_that_is_missing_has_no_shape(service: Service, cast: Cast) -> None:
+async def test_a_missing_member_has_no_shape(service: Service, cast: Cast) -> None:
     answer = await service.rest("POST", f"/v1/patients/{await cast.patient()}/encounters", json={"brand_id": "loop"})
 
     (violation,) = answer.json()["violations"]
@@ -196,7 +196,7 @@ RECORD = """mutation ($patient: ID!, $input: RecordEncounterInput!) {
     ... on InvalidInput { violations { path rule allowed minimum maximum received { type length } } } } }"""
 
 
-async def test_the_union_of_the_other_door_teaches_the_same(service: Service, cast: Cast) -> None:
+async def test_the_graphql_union_has_the_same_violations(service: Service, cast: Cast) -> None:
     variables = {
         "patient": await cast.patient(),
         "input": {"brandId": "loop", "encounterType": "LAB", "notes": MARKER * 5_000, "metadata": [MARKER]},
@@ -214,7 +214,7 @@ async def test_the_union_of_the_other_door_teaches_the_same(service: Service, ca
     assert MARKER not in json.dumps(answer)
 
 
-async def test_a_variable_that_does_not_fit_is_told_with_its_shape(service: Service, cast: Cast) -> None:
+async def test_an_invalid_variable_is_reported_with_its_shape(service: Service, cast: Cast) -> None:
     variables = {"patient": await cast.patient(), "input": {"brandId": "loop", "encounterType": "HOUSE_CALL"}}
 
     (error,) = (await service.graphql(RECORD, variables))["errors"]

@@ -46,7 +46,7 @@ async def attack(origin: str, numbers: "count[int]") -> None:
                 await asyncio.sleep(0.2)
 
 
-async def test_one_clients_documents_leave_others_within_twice_their_latency(database_url: str) -> None:
+async def test_documents_of_one_client_at_most_double_the_latency_of_others(database_url: str) -> None:
     limits = {"GATEWAY_RATE_PARSING_MS_PER_MINUTE": "6000", "GATEWAY_WORKERS": "1"}
     async with gateways(database_url, **limits) as [gateway], httpx2.AsyncClient() as client:
         numbers, ratios = count(), []

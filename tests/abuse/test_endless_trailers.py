@@ -39,7 +39,7 @@ def healthy_after(port: int) -> float:
     return time.monotonic() - started
 
 
-def test_endless_trailers_are_cut_off_and_do_not_stall_others(database_url: str) -> None:
+def test_endless_trailers_are_cut_off_and_do_not_block_others(database_url: str) -> None:
     over, sent = threading.Event(), list[int]()
     with running_gateway(database_url) as origin:
         port = int(origin.rpartition(":")[2])

@@ -100,7 +100,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return sent
 
 
-async def test_a_thousand_subscriptions_leave_others_their_connections(url: str, sent: Counter[str]) -> None:
+async def test_a_thousand_subscriptions_leave_connections_for_others(url: str, sent: Counter[str]) -> None:
     # So small a pool, and so little patience, that a second statement for each subscription would be felt.
     async with gateway_on(url, database_pool_size=2, database_acquire_seconds=1) as sockets:
         await record(sockets, "a")
@@ -121,7 +121,7 @@ async def test_a_thousand_subscriptions_leave_others_their_connections(url: str,
     assert median(beside) <= 2 * median(alone) + 0.1, (median(alone), median(beside))
 
 
-async def test_a_thousand_replays_leave_others_their_connections(url: str) -> None:
+async def test_a_thousand_replays_leave_connections_for_others(url: str) -> None:
     async with gateway_on(url, database_pool_size=2, database_acquire_seconds=1) as sockets:
         for _ in range(EVENTS_EACH):
             await record(sockets, "a")
@@ -182,7 +182,7 @@ class Follow(Protocol):
 
 @pytest.mark.parametrize("every", [31, 47])
 @pytest.mark.parametrize("follow", [told_over_socket, told_over_stream], ids=["socket", "stream"])
-async def test_each_event_is_told_once_although_reads_fail(url: str, follow: Follow, every: int) -> None:
+async def test_each_event_is_received_once_although_reads_fail(url: str, follow: Follow, every: int) -> None:
     """The database of one gateway is cut again and again; a client follows it from its last cursor each time."""
     recorded: list[str] = []
     told: list[str] = []

@@ -87,7 +87,7 @@ async def latencies(origin: str, requests: int) -> Sequence[float]:
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-async def test_one_clients_worst_leaves_others_within_twice(gateway: Gateway, name: str) -> None:
+async def test_one_client_at_most_doubles_the_latency_of_others(gateway: Gateway, name: str) -> None:
     await latencies(gateway.origin, 10)
     ratios = []
     # Other work on this machine slows one measurement or the other, so the best of some rounds counts.

@@ -58,7 +58,7 @@ def refusal(answer: httpx2.Response) -> tuple[int, str, str]:
     return answer.status_code, told["code"], told["recorded"]
 
 
-async def test_random_key_ids_neither_keep_a_new_key_out_nor_flood_the_issuer(
+async def test_random_key_ids_neither_delay_a_new_key_nor_flood_the_issuer(
     provider: IdentityProvider, clock: FakeClock, record: Record, cast: Cast
 ) -> None:
     patient_id = await cast.patient()

@@ -115,7 +115,7 @@ async def growing_at_most(gateway: Gateway, growth_bytes: int) -> AsyncIterator[
     assert peak - before <= growth_bytes, f"{(peak - before) / MIB:.0f} MiB more"
 
 
-async def test_each_is_refused_at_once_and_costs_little_memory(gateway: Gateway) -> None:
+async def test_each_large_answer_is_refused_quickly_and_in_little_memory(gateway: Gateway) -> None:
     async with gateway.client() as client:
         # What the first request costs once is no matter of its size.
         await client.get(f"/v1/patients/{gateway.patients[0]}/encounters", params={"limit": 100})
@@ -130,7 +130,7 @@ async def test_each_is_refused_at_once_and_costs_little_memory(gateway: Gateway)
             assert time.monotonic() - began < 10, name
 
 
-async def test_887_bytes_are_enough_to_ask_and_not_to_be_given_436_megabytes(gateway: Gateway) -> None:
+async def test_a_request_of_887_bytes_does_not_get_436_megabytes(gateway: Gateway) -> None:
     """The request of the report: with its id 36 times, as the largest page has 12 MB here."""
     ids = [gateway.patients[0]] * 36
     ask = {"query": "query($ids:[ID!]!){patients(ids:$ids){encounters(first:100){nodes{notes metadata}}}}"}
@@ -143,7 +143,7 @@ async def test_887_bytes_are_enough_to_ask_and_not_to_be_given_436_megabytes(gat
     assert "smaller pages" in answer.json()["errors"][0]["message"]
 
 
-async def test_others_are_served_while_several_ask_for_too_much(gateway: Gateway) -> None:
+async def test_others_are_served_during_several_too_large_requests(gateway: Gateway) -> None:
     asks = list(gateway.attacks().values())
     seconds: list[float] = []
 
@@ -164,7 +164,7 @@ async def test_others_are_served_while_several_ask_for_too_much(gateway: Gateway
     assert median(seconds) < 1
 
 
-async def test_answers_that_nobody_reads_take_no_more_than_their_memory(gateway: Gateway) -> None:
+async def test_unread_answers_use_no_more_than_their_memory_budget(gateway: Gateway) -> None:
     path = f"/v1/patients/{gateway.patients[0]}/encounters"
     async with growing_at_most(gateway, 300 * MIB), AsyncExitStack() as clients:
         statuses = [await clients.enter_async_context(unread(gateway, f"{path}?limit=100")) for _ in range(40)]

@@ -64,7 +64,7 @@ async def record_often(door: Door, patient_id: str, times: list[float]) -> list[
 
 
 @pytest.mark.parametrize("held", [1, 12])
-async def test_a_held_key_stops_neither_its_brand_nor_another(
+async def test_a_locked_key_blocks_neither_its_brand_nor_another(
     impatient_door: Door, database_url: str, cast: Cast, held: int
 ) -> None:
     patient_id, foreign_id = await cast.patient(), await cast.patient("loopbio")

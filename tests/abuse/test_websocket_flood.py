@@ -40,7 +40,7 @@ async def flood(sockets: GatewayServer, address: str, opened: asyncio.Event, ove
         writer.transport.abort()
 
 
-async def test_sockets_without_a_token_keep_no_socket_and_no_stream_out(database_url: str) -> None:
+async def test_unauthenticated_websockets_keep_out_no_websocket_and_no_stream(database_url: str) -> None:
     opened, over = asyncio.Event(), asyncio.Event()
     async with (
         controlled_gateway(database_url) as sockets,
@@ -58,7 +58,7 @@ async def test_sockets_without_a_token_keep_no_socket_and_no_stream_out(database
         over.set()
 
 
-async def test_a_flood_from_one_address_evicts_nobody_of_another(database_url: str) -> None:
+async def test_a_flood_from_one_address_evicts_no_other_address(database_url: str) -> None:
     opened, over = asyncio.Event(), asyncio.Event()
     async with (
         controlled_gateway(database_url, sockets_unauthenticated_max=20) as sockets,

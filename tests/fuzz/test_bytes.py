@@ -107,7 +107,7 @@ async def kept(cast: Cast, patient_id: str) -> int:
 @example(b"-0")
 @example(b"1e5")
 @settings(deadline=None)
-def test_the_reader_reads_what_everybody_reads_alike_or_says_which_rule_is_broken(body: bytes) -> None:
+def test_the_json_reader_agrees_with_other_readers_or_names_a_rule(body: bytes) -> None:
     try:
         value = json_text.read(body)
     except MalformedBody as error:
@@ -154,7 +154,7 @@ async def test_any_bytes_at_the_graphql_door(service: Service, cast: Cast, data,
     headers,
 )
 @bounded
-async def test_any_address_and_any_query(
+async def test_any_path_and_any_query(
     service: Service, method: str, segments: list[str], query: str, headers: dict[str, str]
 ) -> None:
     address = "/v1/patients/" if len(segments) > 2 else "/"

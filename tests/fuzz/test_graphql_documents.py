@@ -29,7 +29,7 @@ BRAND = re.compile(rf"(brandId: ){LITERAL}")
 
 @given(st.one_of([field.as_strategy() for field in FIELDS]), st.booleans())
 @settings(deadline=None, suppress_health_check=list(HealthCheck))
-async def test_a_document_that_fits_the_schema_is_answered_or_refused_with_a_code(
+async def test_a_valid_document_is_answered_or_refused_with_a_code(
     service: Service, cast: Cast, case: Case[Any], known: bool
 ) -> None:
     query = str(case.body)
@@ -44,7 +44,7 @@ async def test_a_document_that_fits_the_schema_is_answered_or_refused_with_a_cod
         assert "document" not in [each["rule"] for each in error["extensions"].get("violations", [])], query
 
 
-def test_every_field_at_the_root_is_tried() -> None:
+def test_every_root_field_is_tried() -> None:
     tried = {field.label for field in FIELDS}
 
     assert {"Query.encounter", "Mutation.recordEncounter"} <= tried

@@ -18,7 +18,7 @@ METHODS = {"get", "post", "put", "patch", "delete", "head", "options"}
 CONFIGURATION = Path(__file__).with_name("schemathesis.toml")
 
 
-def test_the_gateway_does_what_the_description_says(database_url: str, tmp_path: Path) -> None:
+def test_the_gateway_conforms_to_its_description(database_url: str, tmp_path: Path) -> None:
     examples = settings().max_examples
     # The same cases in every run of the tests; others in each fuzzing.
     repeatable = ["--seed", "1"] if examples <= 100 else []

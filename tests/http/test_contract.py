@@ -149,7 +149,7 @@ EVERYTHING = VISIT | {
         VISIT | {"scheduled_at": "2026-01-31 10:00:00"},
     ],
 )
-def test_the_copy_of_the_page_refuses_what_the_page_refuses(wrong: dict[str, Any]) -> None:
+def test_the_copied_schema_refuses_what_the_published_page_refuses(wrong: dict[str, Any]) -> None:
     assert broken(REQUEST_BODY, wrong)
 
 
@@ -157,7 +157,7 @@ def test_the_copy_of_the_page_refuses_what_the_page_refuses(wrong: dict[str, Any
 
 
 @pytest.mark.parametrize("body", [VISIT, EVERYTHING], ids=["required", "everything"])
-async def test_a_recorded_encounter_is_answered_201_with_exactly_the_published_members(
+async def test_a_recording_answers_201_with_exactly_the_published_members(
     service: Service, cast: Cast, body: dict[str, Any]
 ) -> None:
     answer = await post(service, await cast.patient(), body)
@@ -201,7 +201,7 @@ BODIES: list[Any] = [
 
 
 @pytest.mark.parametrize("body", BODIES, ids=json.dumps)
-async def test_a_body_is_recorded_if_and_only_if_the_page_allows_it(service: Service, cast: Cast, body: Any) -> None:
+async def test_a_body_is_recorded_if_and_only_if_the_schema_allows_it(service: Service, cast: Cast, body: Any) -> None:
     patient_id = await cast.patient()
 
     answer = await post(service, patient_id, body)
@@ -210,13 +210,13 @@ async def test_a_body_is_recorded_if_and_only_if_the_page_allows_it(service: Ser
     assert len(await cast.rows(patient_id)) == (1 if answer.status_code == 201 else 0)
 
 
-async def test_metadata_that_is_left_out_is_the_published_default(service: Service, cast: Cast) -> None:
+async def test_missing_metadata_is_the_published_default(service: Service, cast: Cast) -> None:
     answer = await post(service, await cast.patient(), VISIT)
 
     assert answer.json()["metadata"] == REQUEST_BODY["properties"]["metadata"]["default"]
 
 
-async def test_an_unknown_patient_is_answered_404_in_the_published_shape(service: Service) -> None:
+async def test_an_unknown_patient_is_404_in_the_published_shape(service: Service) -> None:
     answer = await post(service, "nobody", VISIT)
 
     assert answer.status_code == 404
@@ -226,7 +226,7 @@ async def test_an_unknown_patient_is_answered_404_in_the_published_shape(service
 # GET, its twin
 
 
-async def test_a_list_is_answered_200_in_the_shape_of_the_twin(service: Service, cast: Cast) -> None:
+async def test_a_list_answers_200_in_the_published_shape(service: Service, cast: Cast) -> None:
     patient_id = await cast.patient()
     await post(service, patient_id, VISIT)
     await post(service, patient_id, EVERYTHING)
@@ -239,7 +239,7 @@ async def test_a_list_is_answered_200_in_the_shape_of_the_twin(service: Service,
     assert [broken(OUR_FORMATS, encounter) for encounter in answer.json()["encounters"]] == [[], []]
 
 
-async def test_what_was_answered_to_the_recording_is_what_the_list_shows(service: Service, cast: Cast) -> None:
+async def test_the_list_shows_the_answer_to_the_recording(service: Service, cast: Cast) -> None:
     patient_id = await cast.patient()
 
     recorded = await post(service, patient_id, EVERYTHING)
@@ -256,7 +256,7 @@ async def test_a_patient_without_encounters_has_an_empty_list(service: Service, 
     assert answer.json() == {"patient_id": patient_id, "encounters": [], "total": 0}
 
 
-async def test_total_counts_all_and_not_the_page_and_the_newest_comes_first(service: Service, cast: Cast) -> None:
+async def test_total_counts_the_whole_list_and_the_newest_comes_first(service: Service, cast: Cast) -> None:
     patient_id = await cast.patient()
     ids = [(await post(service, patient_id, VISIT)).json()["id"] for _ in range(3)]
 
@@ -267,7 +267,7 @@ async def test_total_counts_all_and_not_the_page_and_the_newest_comes_first(serv
     assert answer.json()["total"] == 3
 
 
-async def test_the_list_of_an_unknown_patient_is_answered_404_in_the_published_shape(service: Service) -> None:
+async def test_the_list_of_an_unknown_patient_is_404_in_the_published_shape(service: Service) -> None:
     answer = await listed(service, "nobody")
 
     assert answer.status_code == 404
@@ -278,7 +278,7 @@ async def test_the_list_of_an_unknown_patient_is_answered_404_in_the_published_s
 
 
 @pytest.mark.parametrize("verb", ["GET", "POST"])
-async def test_a_fault_of_ours_is_answered_500_in_the_published_shape(
+async def test_an_internal_error_is_500_in_the_published_shape(
     service: Service, cast: Cast, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
     patient_id = await cast.patient()

@@ -55,9 +55,7 @@ def of(patient_id: str) -> str:
 
 
 @pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "dev", "Basic ZGV2OmRldg==", "Token dev"])
-async def test_without_a_bearer_token_it_is_401_and_the_challenge_names_no_error(
-    service: Service, header: str | None
-) -> None:
+async def test_a_missing_token_is_401_and_the_challenge_names_no_error(service: Service, header: str | None) -> None:
     headers = {} if header is None else {"authorization": header}
 
     answer = await service.rest("GET", ENCOUNTERS, token=None, headers=headers)
@@ -68,7 +66,7 @@ async def test_without_a_bearer_token_it_is_401_and_the_challenge_names_no_error
 
 
 @pytest.mark.parametrize("token", ["nope", "dev dev", "DEV", "dev,", '"dev"', "dévé"])
-async def test_a_worthless_token_is_401_and_the_challenge_says_invalid_token(service: Service, token: str) -> None:
+async def test_a_rejected_token_is_401_and_the_challenge_says_invalid_token(service: Service, token: str) -> None:
     answer = await service.rest("GET", ENCOUNTERS, token=None, headers={"authorization": f"Bearer {token}".encode()})  # type: ignore[dict-item]
 
     body = refused(answer, 401, "invalid_token")
@@ -88,7 +86,7 @@ async def test_a_worthless_token_is_401_and_the_challenge_says_invalid_token(ser
     ],
 )
 @pytest.mark.parametrize("path", [ENCOUNTERS, "/graphql?query={patient(id:%22nobody%22){id}}"])
-async def test_a_header_sent_twice_is_not_taken_for_its_first_line(
+async def test_a_repeated_header_is_not_read_as_its_first_value(
     service: Service, path: str, lines: list[tuple[str, str]], code: str
 ) -> None:
     accept = ("accept", "application/graphql-response+json" if "graphql" in path else "application/json")
@@ -99,7 +97,7 @@ async def test_a_header_sent_twice_is_not_taken_for_its_first_line(
 
 
 @pytest.mark.parametrize("scheme", ["bearer", "BEARER"])
-async def test_the_scheme_is_read_without_regard_to_case(service: Service, scheme: str) -> None:
+async def test_the_scheme_is_case_insensitive(service: Service, scheme: str) -> None:
     answer = await service.rest("GET", ENCOUNTERS, token=None, headers={"authorization": f"{scheme}  dev"})
 
     refused(answer, 404, "not_found")
@@ -107,9 +105,7 @@ async def test_the_scheme_is_read_without_regard_to_case(service: Service, schem
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "OPTIONS"])
 @pytest.mark.parametrize("path", [ENCOUNTERS, ENCOUNTERS + "/", "/nowhere", "/v1/patients//encounters"])
-async def test_a_stranger_is_told_401_whatever_the_address_and_the_method(
-    service: Service, method: str, path: str
-) -> None:
+async def test_a_missing_token_is_401_for_every_path_and_method(service: Service, method: str, path: str) -> None:
     answer = await service.rest(method, path, token=None, headers={"content-type": "text/plain"}, content=b"\xff")
 
     refused(answer, 401, "unauthenticated")
@@ -157,7 +153,7 @@ async def guarded(database_url: str) -> AsyncIterator[Service]:
         ("nothing", "POST", "write:encounters"),
     ],
 )
-async def test_without_the_scope_it_is_403_and_the_challenge_names_the_scopes_that_would_do(
+async def test_a_missing_scope_is_403_and_the_challenge_names_sufficient_ones(
     guarded: Service, token: str, method: str, needed: str
 ) -> None:
     # Nothing else is right about this request either: it is not said.
@@ -169,7 +165,9 @@ async def test_without_the_scope_it_is_403_and_the_challenge_names_the_scopes_th
 
 
 @pytest.mark.parametrize("token", ["writer", "manager", "admin"])
-async def test_who_may_record_sees_the_encounter_just_recorded(guarded: Service, cast: Cast, token: str) -> None:
+async def test_a_token_that_may_only_record_is_answered_with_the_new_encounter(
+    guarded: Service, cast: Cast, token: str
+) -> None:
     patient_id = await cast.patient()
 
     answer = await guarded.rest("POST", of(patient_id), token=token, headers=JSON, content=VISIT)
@@ -227,7 +225,7 @@ async def test_a_machine_without_a_brand_acts_for_the_one_in_the_body(guarded: S
      "/V1/patients/nobody/encounters", "/graphql/", "/healthz/", "/docs/", "/openapi", "/favicon.ico"],
 )  # fmt: skip
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
-async def test_an_address_that_is_not_there_is_404_and_no_redirect(service: Service, method: str, path: str) -> None:
+async def test_an_unknown_path_is_404_and_not_a_redirect(service: Service, method: str, path: str) -> None:
     refused(await service.rest(method, path), 404, "not_found")
 
 
@@ -242,7 +240,7 @@ async def test_an_address_that_is_not_there_is_404_and_no_redirect(service: Serv
     ],
 )
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "TRACE", "QUERY"])
-async def test_a_method_that_is_not_served_is_405_and_allow_names_those_that_are(
+async def test_an_unsupported_method_is_405_and_allow_names_the_others(
     service: Service, method: str, path: str, allowed: str
 ) -> None:
     answer = await service.rest(method, path, content=b"{")
@@ -263,7 +261,7 @@ async def test_a_method_that_is_not_served_is_405_and_allow_names_those_that_are
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT"])
-async def test_a_slash_too_many_is_404_and_names_the_path_that_would_do(
+async def test_a_trailing_slash_is_404_and_names_the_right_path(
     service: Service, method: str, path: str, template: str
 ) -> None:
     told = refused(await service.rest(method, path + "/"), 404, "not_found")["message"]
@@ -292,7 +290,7 @@ async def test_the_graphql_path_names_its_methods_too(service: Service) -> None:
         (b'{"a": "\xff"}', "line 1, column 8"),
     ],
 )
-async def test_json_that_cannot_be_read_is_told_by_line_and_column(
+async def test_invalid_json_is_reported_by_line_and_column(
     service: Service, path: str, content: bytes, place: str
 ) -> None:
     answer = await post(service, path, content)
@@ -302,7 +300,7 @@ async def test_json_that_cannot_be_read_is_told_by_line_and_column(
     assert MARKER not in answer.text
 
 
-async def test_a_parameter_of_a_graphql_query_is_told_by_its_name(service: Service) -> None:
+async def test_an_invalid_parameter_of_a_graphql_query_is_named(service: Service) -> None:
     answer = await service.rest("GET", "/graphql?query={__typename}&variables={tuberculosis")
 
     assert "The parameter variables must be one JSON value (line 1, column 2)." in answer.text
@@ -315,9 +313,7 @@ async def test_a_parameter_of_a_graphql_query_is_told_by_its_name(service: Servi
      "multipart/form-data; boundary=x", "application/json; charset=latin-1", "application/json; charset=utf-16",
      "application/json, text/plain"],
 )  # fmt: skip
-async def test_a_body_of_another_media_type_is_415_before_anything_is_said_about_it(
-    service: Service, media_type: str | None
-) -> None:
+async def test_another_media_type_is_415_before_any_error_of_the_body(service: Service, media_type: str | None) -> None:
     headers = {} if media_type is None else {"content-type": media_type}
 
     refused(await service.rest("POST", ENCOUNTERS, headers=headers, content=b"\xff"), 415, "unsupported_media_type")
@@ -328,7 +324,7 @@ async def test_a_body_of_another_media_type_is_415_before_anything_is_said_about
     ["application/json;charset=UTF-8", 'application/json; charset="utf-8"', "APPLICATION/JSON ; charset=utf-8",
      "application/json; charset=utf-8; profile=x"],
 )  # fmt: skip
-async def test_json_in_utf_8_is_accepted_however_the_media_type_is_spelt(
+async def test_json_in_utf_8_is_accepted_in_any_spelling_of_the_media_type(
     service: Service, cast: Cast, media_type: str
 ) -> None:
     answer = await post(service, of(await cast.patient()), content_type=media_type)
@@ -345,19 +341,19 @@ async def pieces(count: int, size: int = 65_536) -> AsyncIterator[bytes]:
         yield b"x" * size
 
 
-async def test_a_body_announced_too_large_is_413(service: Service) -> None:
+async def test_a_content_length_over_the_limit_is_413(service: Service) -> None:
     answer = await post(service, content=b"x" * (256 * 1024 + 1))
 
     refused(answer, 413, "payload_too_large")
 
 
-async def test_a_body_that_grows_too_large_is_413(service: Service) -> None:
+async def test_a_streamed_body_over_the_limit_is_413(service: Service) -> None:
     answer = await post(service, content=pieces(5))
 
     refused(answer, 413, "payload_too_large")
 
 
-async def test_a_body_of_just_the_largest_size_is_read(service: Service) -> None:
+async def test_a_body_of_the_largest_size_is_read(service: Service) -> None:
     answer = await post(service, content=VISIT.ljust(256 * 1024))
 
     refused(answer, 404, "not_found")
@@ -397,7 +393,7 @@ async def broken_database() -> AsyncIterator[None]:
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_a_fault_of_ours_is_500_and_neither_the_answer_nor_the_log_has_its_words(
+async def test_an_internal_error_is_500_and_its_text_is_in_no_answer_or_log(
     service: Service, cast: Cast, method: str
 ) -> None:
     path = of(await cast.patient())
@@ -412,7 +408,7 @@ async def test_a_fault_of_ours_is_500_and_neither_the_answer_nor_the_log_has_its
     assert (fault["error"], fault["request_id"]) == ("RuntimeError", body["request_id"])
 
 
-async def test_a_fault_of_ours_is_500_in_graphqls_shape_at_the_other_door(service: Service, cast: Cast) -> None:
+async def test_an_internal_error_is_500_in_the_graphql_shape(service: Service, cast: Cast) -> None:
     query = f'{{ patient(id: "{await cast.patient()}") {{ id }} }}'
 
     async with broken_database():
@@ -424,7 +420,7 @@ async def test_a_fault_of_ours_is_500_in_graphqls_shape_at_the_other_door(servic
     assert MARKER not in json.dumps([answer, lines])
 
 
-async def test_a_token_that_cannot_be_verified_for_a_fault_of_ours_is_500_and_not_401(
+async def test_an_internal_error_of_the_verifier_is_500_and_not_401(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.auth.development.DEVELOPMENT_BRANDS", None)
@@ -472,9 +468,7 @@ async def waiting(connection: asyncpg.Connection) -> list[int]:
                 return [row["pid"] for row in rows]
 
 
-async def test_when_every_connection_is_busy_it_is_503_with_retry_after(
-    small: Service, cast: Cast, database_url: str
-) -> None:
+async def test_a_full_connection_pool_is_503_with_retry_after(small: Service, cast: Cast, database_url: str) -> None:
     patient_id = await cast.patient()
 
     async with somebody_holding(database_url, patient_id) as holder:
@@ -488,9 +482,7 @@ async def test_when_every_connection_is_busy_it_is_503_with_retry_after(
     assert (await busy).status_code == 201
 
 
-async def test_a_statement_that_takes_too_long_is_503_and_records_nothing(
-    small: Service, cast: Cast, database_url: str
-) -> None:
+async def test_a_statement_timeout_is_503_and_records_nothing(small: Service, cast: Cast, database_url: str) -> None:
     patient_id = await cast.patient()
 
     async with somebody_holding(database_url, patient_id):
@@ -501,7 +493,7 @@ async def test_a_statement_that_takes_too_long_is_503_and_records_nothing(
     assert (await post(small, of(patient_id))).status_code == 201
 
 
-async def test_a_connection_lost_in_the_middle_is_503_and_never_claimed_to_be_recorded(
+async def test_a_lost_connection_is_503_with_recorded_unknown_or_no(
     small: Service, cast: Cast, database_url: str
 ) -> None:
     patient_id = await cast.patient()
@@ -518,7 +510,7 @@ async def test_a_connection_lost_in_the_middle_is_503_and_never_claimed_to_be_re
     assert (await post(small, of(patient_id))).status_code == 201
 
 
-async def test_when_the_database_lets_nobody_in_it_is_503_and_not_ready(server_url: str) -> None:
+async def test_a_refused_database_login_is_503_and_not_ready(server_url: str) -> None:
     url = await create_database(server_url)
     await migrate(url)
     name = url.split("?")[0].rsplit("/", 1)[1]
@@ -538,7 +530,7 @@ async def test_when_the_database_lets_nobody_in_it_is_503_and_not_ready(server_u
 
 
 @pytest.mark.parametrize("sent", ["abc", "A-1_b.c~d:e", "x" * 128, "3f2504e0-4f89-11d3-9a0c-0305e82c3301"])
-async def test_a_well_formed_request_id_is_echoed_in_header_body_and_log(service: Service, sent: str) -> None:
+async def test_a_valid_request_id_is_echoed_in_header_body_and_log(service: Service, sent: str) -> None:
     with captured_logs() as lines:
         answer = await service.rest("GET", ENCOUNTERS, headers={"x-request-id": sent})
 
@@ -547,7 +539,7 @@ async def test_a_well_formed_request_id_is_echoed_in_header_body_and_log(service
 
 
 @pytest.mark.parametrize("sent", ["", " ", "x" * 129, "a b", 'a"b', "a\tb", "é", "a/b", "<script>", "a\x00", "\x1b[2J"])
-async def test_another_request_id_is_replaced_by_a_fresh_one(service: Service, sent: str) -> None:
+async def test_an_invalid_request_id_is_replaced(service: Service, sent: str) -> None:
     raw = {"x-request-id": sent.encode("latin-1")}
     first = await service.rest("GET", ENCOUNTERS, headers=raw)  # type: ignore[arg-type]
     second = await service.rest("GET", ENCOUNTERS, headers=raw)  # type: ignore[arg-type]
@@ -620,7 +612,7 @@ async def test_a_body_that_cannot_be_read_is_400_with_its_rule(
     [("1e400", 401), ("7" * 60_000, 60_000), ("-1e-400", 403), ("1E+2", 3), ("12345678901234567890.10", 23)],
     ids=lambda value: str(value)[:20],
 )
-async def test_a_number_beyond_a_float_is_kept_with_every_digit(
+async def test_a_number_beyond_a_float_is_stored_with_every_digit(
     service: Service, cast: Cast, number: str, digits: int
 ) -> None:
     patient_id = await cast.patient()
@@ -632,7 +624,7 @@ async def test_a_number_beyond_a_float_is_kept_with_every_digit(
     assert len(json.loads(row["metadata"], parse_int=str, parse_float=str)["a"]) == digits
 
 
-async def test_one_short_number_that_is_long_in_full_is_counted_in_full(service: Service, cast: Cast) -> None:
+async def test_a_short_number_counts_with_its_full_length(service: Service, cast: Cast) -> None:
     answer = await post(service, of(await cast.patient()), content=VISIT[:-1] + ', "metadata": {"a": 1e131071}}')
 
     (violation,) = refused(answer, 400, "validation_error")["violations"]
@@ -650,7 +642,7 @@ async def test_one_short_number_that_is_long_in_full_is_counted_in_full(service:
     ],
     ids=["high", "low first", "in a name", "NUL", "60,000 digits"],
 )
-async def test_what_a_text_cannot_hold_is_400_with_the_member(
+async def test_text_that_cannot_be_stored_is_400_with_the_member(
     service: Service, cast: Cast, members: str, pointer: str, rule: str
 ) -> None:
     answer = await post(service, of(await cast.patient()), content=VISIT[:-1] + f", {members}}}")
@@ -678,7 +670,7 @@ async def test_what_a_text_cannot_hold_is_400_with_the_member(
     ],
     ids=lambda members: next(iter(members)),
 )
-async def test_a_refusal_and_its_log_line_repeat_nothing_that_was_sent(
+async def test_a_refusal_and_its_log_line_repeat_no_sent_text(
     service: Service, cast: Cast, members: dict[str, Any]
 ) -> None:
     path = of(await cast.patient())
@@ -697,7 +689,7 @@ async def test_a_refusal_and_its_log_line_repeat_nothing_that_was_sent(
     "value",
     ["", "-1", "101", "abc", "٣", "1.5", "1e1", "+1", " 1", "1 ", "0x1", "9" * 5_000, "%00", "%ff", "NaN"],
 )
-async def test_a_limit_that_is_no_whole_number_from_1_to_100_is_400(service: Service, cast: Cast, value: str) -> None:
+async def test_a_limit_that_is_not_an_integer_from_1_to_100_is_400(service: Service, cast: Cast, value: str) -> None:
     answer = await service.rest("GET", f"{of(await cast.patient())}?limit={value}")
 
     (violation,) = refused(answer, 400, "validation_error")["violations"]
@@ -712,11 +704,11 @@ async def test_a_limit_that_is_no_whole_number_from_1_to_100_is_400(service: Ser
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=1&limit=1", "limit=1&limit=2", "offset=1&offset=1", "offset="])
-async def test_a_number_that_is_nothing_or_given_twice_is_400(service: Service, cast: Cast, query: str) -> None:
+async def test_an_empty_or_repeated_number_is_400(service: Service, cast: Cast, query: str) -> None:
     refused(await service.rest("GET", f"{of(await cast.patient())}?{query}"), 400, "validation_error")
 
 
-async def test_both_numbers_are_told_of_at_once(service: Service, cast: Cast) -> None:
+async def test_both_invalid_numbers_are_reported_together(service: Service, cast: Cast) -> None:
     answer = await service.rest("GET", f"{of(await cast.patient())}?offset=-1&limit=x")
 
     violations = refused(answer, 400, "validation_error")["violations"]
@@ -724,7 +716,7 @@ async def test_both_numbers_are_told_of_at_once(service: Service, cast: Cast) ->
 
 
 @pytest.mark.parametrize("value", ["-1", "abc", "٣", "1.5", str(2**63), "9" * 5_000])
-async def test_an_offset_that_is_no_whole_number_is_400(service: Service, cast: Cast, value: str) -> None:
+async def test_an_offset_that_is_not_an_integer_is_400(service: Service, cast: Cast, value: str) -> None:
     answer = await service.rest("GET", f"{of(await cast.patient())}?offset={value}")
 
     (violation,) = refused(answer, 400, "validation_error")["violations"]
@@ -736,9 +728,7 @@ async def test_an_offset_that_is_no_whole_number_is_400(service: Service, cast: 
     [("limit=1", 1), ("limit=100", 2), ("limit=01", 1), ("offset=1", 1), ("offset=2", 0), (f"offset={2**63 - 1}", 0),
      ("limit=100&offset=9223372036854775807", 0), ("colour=blue", 2), ("", 2)],
 )  # fmt: skip
-async def test_a_slice_of_the_list_is_given_and_the_total_of_all(
-    service: Service, cast: Cast, query: str, shown: int
-) -> None:
+async def test_a_page_has_its_items_and_the_total(service: Service, cast: Cast, query: str, shown: int) -> None:
     path = of(await cast.patient())
     for _ in range(2):
         await post(service, path)
@@ -749,7 +739,7 @@ async def test_a_slice_of_the_list_is_given_and_the_total_of_all(
     assert (len(answer.json()["encounters"]), answer.json()["total"]) == (shown, 2)
 
 
-async def test_a_bad_number_comes_before_an_unknown_patient(service: Service) -> None:
+async def test_an_invalid_number_precedes_an_unknown_patient(service: Service) -> None:
     refused(await service.rest("GET", ENCOUNTERS + "?limit=0"), 400, "validation_error")
 
 
@@ -760,7 +750,7 @@ async def test_a_bad_number_comes_before_an_unknown_patient(service: Service) ->
     "patient_id", ["%00", "%ff", "%ed%a0%80", "%0a", "%20", "a" * 201, "..", ".", "%25", "é", "null"]
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_an_id_that_no_patient_can_have_is_404(service: Service, method: str, patient_id: str) -> None:
+async def test_an_impossible_patient_id_is_404(service: Service, method: str, patient_id: str) -> None:
     answer = await service.rest(method, of(patient_id), headers=JSON, content=VISIT)
 
     assert refused(answer, 404, "not_found")["message"] in {"There is no such patient.", "There is nothing here."}

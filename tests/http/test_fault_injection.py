@@ -48,7 +48,7 @@ async def send(service: Service, door: str, patient_id: str, key: str | None = N
 
 @DOORS
 @goes_wrong(Fault.RATE_LIMITED, Fault.UNAVAILABLE)
-async def test_a_rehearsed_refusal_is_the_doors_own_and_true_that_nothing_was_recorded(
+async def test_an_injected_refusal_is_a_normal_error_and_nothing_is_recorded(
     rehearsal: Service, cast: Cast, fault: Fault, door: str
 ) -> None:
     patient_id = await cast.patient()
@@ -70,7 +70,7 @@ async def test_a_rehearsed_refusal_is_the_doors_own_and_true_that_nothing_was_re
 
 @DOORS
 @goes_wrong(Fault.RATE_LIMITED)
-async def test_a_refusal_that_is_the_callers_own_comes_first_and_is_not_called_a_rehearsal(
+async def test_a_genuine_refusal_precedes_an_injected_one_and_has_no_mark(
     rehearsal: Service, fault: Fault, door: str
 ) -> None:
     answer = await send(rehearsal, door, "nobody", token=None)
@@ -81,7 +81,7 @@ async def test_a_refusal_that_is_the_callers_own_comes_first_and_is_not_called_a
 
 @DOORS
 @goes_wrong(Fault.DELAY)
-async def test_what_is_late_is_answered_as_ever(rehearsal: Service, cast: Cast, fault: Fault, door: str) -> None:
+async def test_a_delayed_request_is_answered_normally(rehearsal: Service, cast: Cast, fault: Fault, door: str) -> None:
     patient_id = await cast.patient()
 
     answer = await send(rehearsal, door, patient_id)
@@ -93,7 +93,7 @@ async def test_what_is_late_is_answered_as_ever(rehearsal: Service, cast: Cast, 
 
 @DOORS
 @goes_wrong(Fault.DELIVERED_TWICE)
-async def test_what_is_delivered_twice_is_recorded_twice_unless_it_has_a_key(
+async def test_a_duplicated_request_is_recorded_twice_unless_it_has_a_key(
     rehearsal: Service, cast: Cast, fault: Fault, door: str
 ) -> None:
     careless, careful = await cast.patient(), await cast.patient()
@@ -108,9 +108,7 @@ async def test_what_is_delivered_twice_is_recorded_twice_unless_it_has_a_key(
 
 
 @goes_wrong(Fault.DELIVERED_TWICE)
-async def test_a_body_that_is_too_large_is_refused_as_ever_when_it_comes_twice(
-    rehearsal: Service, cast: Cast, fault: Fault
-) -> None:
+async def test_a_duplicated_body_over_the_limit_is_refused(rehearsal: Service, cast: Cast, fault: Fault) -> None:
     body = VISIT | {"notes": "x" * 400_000}
 
     answer = await rehearsal.rest("POST", f"/v1/patients/{await cast.patient()}/encounters", json=body)
@@ -130,7 +128,7 @@ async def test_a_body_that_is_too_large_is_refused_as_ever_when_it_comes_twice(
         ("GET", "/graphql?query={__typename}"),
     ],
 )
-async def test_nothing_else_goes_wrong(rehearsal: Service, fault: Fault, method: str, path: str) -> None:
+async def test_other_requests_get_no_faults(rehearsal: Service, fault: Fault, method: str, path: str) -> None:
     answer = await rehearsal.rest(method, path)
 
     assert answer.status_code != 503
@@ -138,7 +136,7 @@ async def test_nothing_else_goes_wrong(rehearsal: Service, fault: Fault, method:
 
 
 @goes_wrong(Fault.UNAVAILABLE)
-async def test_a_stream_is_let_through(rehearsal: Service, fault: Fault) -> None:
+async def test_a_stream_gets_no_faults(rehearsal: Service, fault: Fault) -> None:
     headers = {"accept": "text/event-stream, application/json"}
 
     answer = await rehearsal.rest("POST", "/graphql", json={"query": "{ __typename }"}, headers=headers)
@@ -146,7 +144,7 @@ async def test_a_stream_is_let_through(rehearsal: Service, fault: Fault) -> None
     assert (answer.status_code, answer.headers.get("x-rehearsed-fault")) == (200, None)
 
 
-async def test_without_a_rehearsal_nothing_goes_wrong(service: Service, cast: Cast) -> None:
+async def test_without_faults_every_request_succeeds(service: Service, cast: Cast) -> None:
     patient_id = await cast.patient()
 
     answers = [await send(service, "rest", patient_id) for _ in range(50)]
@@ -154,7 +152,7 @@ async def test_without_a_rehearsal_nothing_goes_wrong(service: Service, cast: Ca
     assert {(each.status_code, each.headers.get("x-rehearsed-fault")) for each in answers} == {(201, None)}
 
 
-def test_a_seed_gives_one_order_of_faults_and_another_seed_another() -> None:
+def test_a_seed_determines_the_order_of_faults() -> None:
     seven, seven_again, eight = [order(seed) for seed in (7, 7, 8)]
 
     assert seven == seven_again

@@ -150,17 +150,17 @@ GET = ("MEDIUM", "GET Method Query Support")
 """What the contract asks for. Nothing can be forged by it: no browser sends a bearer token that it was not handed."""
 
 
-async def test_in_production_a_stranger_finds_nothing(in_production: Service) -> None:
+async def test_in_production_an_unauthenticated_scan_finds_nothing(in_production: Service) -> None:
     assert await findings(in_production, token=None) == set()
 
 
-async def test_in_production_a_client_finds_that_queries_may_come_by_get_and_nothing_else(
+async def test_in_production_an_authenticated_scan_finds_only_queries_by_get(
     in_production: Service,
 ) -> None:
     assert await findings(in_production, token="client") == {GET}
 
 
-async def test_a_query_by_get_takes_a_bearer_token_and_no_cookie_will_do(in_production: Service) -> None:
+async def test_a_query_by_get_needs_a_bearer_token_and_ignores_cookies(in_production: Service) -> None:
     answer = await in_production.rest(
         "GET", "/graphql", token=None, params={"query": "{__typename}"}, headers={"cookie": "token=client; auth=client"}
     )
@@ -169,9 +169,7 @@ async def test_a_query_by_get_takes_a_bearer_token_and_no_cookie_will_do(in_prod
 
 
 @pytest.mark.parametrize("policy", ["safelist", "enforce"])
-async def test_where_documents_must_be_trusted_a_client_finds_nothing(
-    database_url: str, tmp_path: Path, policy: str
-) -> None:
+async def test_with_trusted_documents_a_scan_finds_nothing(database_url: str, tmp_path: Path, policy: str) -> None:
     manifest = tmp_path / "documents.json"
     manifest.write_text(json.dumps({"hello": "query Hello { hello: __typename }"}))
 
@@ -183,7 +181,7 @@ async def test_where_documents_must_be_trusted_a_client_finds_nothing(
         assert await findings(service, token="client") == set()
 
 
-async def test_in_development_a_client_finds_what_is_open_there_and_no_way_to_overload_it(service: Service) -> None:
+async def test_in_development_a_scan_finds_only_what_that_mode_opens(service: Service) -> None:
     found = await findings(service, token="dev")
 
     assert {title for _, title in found} - {"GraphQL IDE"} == {"Introspection", "Field Suggestions", GET[1]}

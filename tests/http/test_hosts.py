@@ -96,7 +96,7 @@ FOREIGN_HOSTS = [
 
 @transports
 @pytest.mark.parametrize("host", FOREIGN_HOSTS)
-async def test_development_mode_serves_no_name_of_another_host(
+async def test_development_mode_refuses_other_host_names(
     development: GatewayServer, cast: Cast, transport: str, host: str
 ) -> None:
     patient_id, name = await cast.patient(), host.format(port=development.port)
@@ -116,11 +116,11 @@ async def test_development_mode_serves_no_name_of_another_host(
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/healthz", "/readyz", "/openapi.json", "/metrics", "/nowhere"])
-async def test_not_even_a_page_is_served_under_another_name(development: GatewayServer, path: str) -> None:
+async def test_a_page_is_refused_under_another_host_name(development: GatewayServer, path: str) -> None:
     assert (await answer(development.port, (f"GET {path}", [], ""), "Host: evil.example"))[0] == 403
 
 
-async def test_a_preflight_under_another_name_is_refused(database_url: str) -> None:
+async def test_a_preflight_under_another_host_name_is_refused(database_url: str) -> None:
     settings = Settings(database_url=database_url, origins={"dev": ("https://app.example",)})
     fields = ["Origin: https://app.example", "Access-Control-Request-Method: POST"]
 
@@ -153,7 +153,7 @@ async def test_development_mode_serves_the_names_of_loopback(
 
 @transports
 @pytest.mark.parametrize("host", ["gateway.clinic.example", "localhost"])
-async def test_where_tokens_are_verified_any_name_is_served(
+async def test_any_host_name_is_served_where_tokens_are_verified(
     verified: GatewayServer, cast: Cast, transport: str, host: str
 ) -> None:
     status, _ = await answer(
@@ -168,7 +168,7 @@ OTHER_PAGES = ["null", "file://", "x://localhost", "http://localhost.evil.exampl
 
 @transports
 @pytest.mark.parametrize("origin", OTHER_PAGES)
-async def test_a_page_without_an_origin_of_ours_is_another_sites(
+async def test_a_page_without_an_allowed_origin_is_cross_site(
     development: GatewayServer, cast: Cast, transport: str, origin: str
 ) -> None:
     patient_id = await cast.patient()
@@ -185,7 +185,7 @@ async def test_a_page_without_an_origin_of_ours_is_another_sites(
 # HTTP/1.0 has no upgrade.
 @pytest.mark.parametrize("transport", [each for each in TRANSPORTS if each != "WebSocket"])
 @pytest.mark.parametrize("origin", OTHER_PAGES)
-async def test_a_page_is_another_sites_where_no_host_is_named(
+async def test_a_page_is_cross_site_without_a_host(
     development: GatewayServer, cast: Cast, transport: str, origin: str
 ) -> None:
     patient_id = await cast.patient()
@@ -201,7 +201,7 @@ async def test_a_page_is_another_sites_where_no_host_is_named(
 
 @transports
 @pytest.mark.parametrize("host", ["", "gateway.clinic.example"])
-async def test_where_tokens_are_verified_a_null_origin_is_another_sites(
+async def test_a_null_origin_is_cross_site_where_tokens_are_verified(
     verified: GatewayServer, cast: Cast, transport: str, host: str
 ) -> None:
     patient_id = await cast.patient()
@@ -215,7 +215,7 @@ async def test_where_tokens_are_verified_a_null_origin_is_another_sites(
 
 
 @transports
-async def test_a_null_origin_that_is_configured_may_call(database_url: str, cast: Cast, transport: str) -> None:
+async def test_a_configured_null_origin_is_allowed(database_url: str, cast: Cast, transport: str) -> None:
     async with GatewayServer.serving(Settings(database_url=database_url, origins={"dev": ("null",)})) as serving:
         status, _ = await answer(
             serving.port, TRANSPORTS[transport], "Host: localhost", "Origin: null", patient=await cast.patient()

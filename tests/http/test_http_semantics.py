@@ -63,14 +63,14 @@ async def test_head_is_get_without_its_body(service: Service, path: str, recorde
         ("/healthz", "GET, HEAD, OPTIONS"),
     ],
 )
-async def test_options_tells_the_methods_to_whoever_has_signed_in(service: Service, path: str, allowed: str) -> None:
+async def test_options_lists_the_methods_to_an_authenticated_caller(service: Service, path: str, allowed: str) -> None:
     stranger, caller = [await service.rest("OPTIONS", path, token=token) for token in (None, "dev")]
 
     assert stranger.status_code == 401
     assert (caller.status_code, caller.headers["allow"], caller.content) == (204, allowed, b"")
 
 
-async def test_options_of_what_is_not_there_is_404(service: Service) -> None:
+async def test_options_of_an_unknown_path_is_404(service: Service) -> None:
     assert (await service.rest("OPTIONS", "/nowhere")).status_code == 404
 
 
@@ -81,7 +81,7 @@ async def test_options_of_what_is_not_there_is_404(service: Service) -> None:
     "accept", ["text/html", "image/png", "*/*;q=0", "application/json;q=0", "text/*, application/xml"]
 )
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
-async def test_who_takes_nothing_that_is_spoken_here_is_told_406_and_nothing_is_recorded(
+async def test_an_unsupported_accept_is_406_and_nothing_is_recorded(
     service: Service, cast: Cast, path: str, method: str, accept: str
 ) -> None:
     answer = await service.rest(method, path, headers={"accept": accept}, json=VISIT)
@@ -97,13 +97,13 @@ async def test_who_takes_nothing_that_is_spoken_here_is_told_406_and_nothing_is_
      "application/json; charset=utf-8", "application/json;q=0.001", "application/json;q=2", ",",
      "text/html,application/json"],
 )  # fmt: skip
-async def test_who_takes_json_is_answered(service: Service, path: str, accept: str) -> None:
+async def test_an_accept_that_includes_json_is_served(service: Service, path: str, accept: str) -> None:
     answer = await service.rest("POST", path, headers={"accept": accept}, json=VISIT)
 
     assert (answer.status_code, answer.headers["content-type"]) == (201, "application/json")
 
 
-async def test_who_calls_comes_before_what_is_accepted(service: Service) -> None:
+async def test_authentication_precedes_content_negotiation(service: Service) -> None:
     html = {"accept": "text/html"}
 
     stranger, wrong_brand, lost = [
@@ -132,7 +132,7 @@ async def test_who_calls_comes_before_what_is_accepted(service: Service) -> None
         (f"{PROBLEM}, application/json;q=0.9", True),
     ],
 )
-def test_a_problem_is_preferred_where_it_is_named_and_json_is_not_liked_better(accept: str, preferred: bool) -> None:
+def test_a_problem_is_sent_if_named_and_json_is_not_preferred(accept: str, preferred: bool) -> None:
     assert prefers_problem(accept) is preferred
 
 
@@ -147,7 +147,7 @@ def test_a_problem_is_preferred_where_it_is_named_and_json_is_not_liked_better(a
         (415, {"method": "POST", "content": b"x"}),
     ],
 )
-async def test_a_refusal_as_a_problem_has_every_member_of_the_ordinary_one_and_those_of_rfc_9457(
+async def test_a_problem_has_all_members_of_the_default_error_and_of_rfc_9457(
     service: Service, status: int, request_: dict[str, Any]
 ) -> None:
     headers = request_.pop("headers", {}) | {"x-request-id": "the-same"}
@@ -170,7 +170,7 @@ async def test_a_refusal_as_a_problem_has_every_member_of_the_ordinary_one_and_t
     assert problem.headers["vary"] == ordinary.headers["vary"] == "Accept"
 
 
-async def test_a_fault_of_ours_is_a_problem_too(service: Service, path: str) -> None:
+async def test_an_internal_error_is_a_problem_too(service: Service, path: str) -> None:
     async with broken_database():
         answer = await service.rest("GET", path, headers={"accept": PROBLEM})
 
@@ -180,7 +180,7 @@ async def test_a_fault_of_ours_is_a_problem_too(service: Service, path: str) -> 
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "deflate, gzip", "identity, gzip", "GZIP", "x"])
 @pytest.mark.parametrize("where", ["rest", "graphql"])
-async def test_a_compressed_body_is_415_at_both_doors_and_says_what_is_read(
+async def test_a_compressed_body_is_415_and_names_the_accepted_codings(
     service: Service, path: str, coding: str, where: str
 ) -> None:
     answer = await service.rest(
@@ -195,7 +195,7 @@ async def test_a_compressed_body_is_415_at_both_doors_and_says_what_is_read(
 
 
 @pytest.mark.parametrize("where", ["rest", "graphql"])
-async def test_two_media_types_are_none_at_both_doors(service: Service, path: str, where: str) -> None:
+async def test_a_repeated_media_type_is_415(service: Service, path: str, where: str) -> None:
     answer = await service.client.post(
         path if where == "rest" else "/graphql",
         headers=[("authorization", "Bearer dev"), *[("content-type", "application/json")] * 2],
@@ -206,7 +206,7 @@ async def test_two_media_types_are_none_at_both_doors(service: Service, path: st
 
 
 @pytest.mark.parametrize("coding", ["identity", "", " Identity "])
-async def test_a_body_that_says_it_is_as_it_is_is_read(service: Service, path: str, coding: str) -> None:
+async def test_an_identity_content_encoding_is_read(service: Service, path: str, coding: str) -> None:
     answer = await service.rest("POST", path, headers={"content-encoding": coding}, json=VISIT)
 
     assert answer.status_code == 201
@@ -216,13 +216,13 @@ async def test_a_body_that_says_it_is_as_it_is_is_read(service: Service, path: s
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "HEAD", "OPTIONS", "DELETE"])
-async def test_every_answer_says_where_this_door_is_described(service: Service, path: str, method: str) -> None:
+async def test_every_answer_links_to_the_description(service: Service, path: str, method: str) -> None:
     answer = await service.rest(method, path, json=VISIT)
 
     assert answer.headers["link"].startswith('</openapi.json>; rel="service-desc", </docs>; rel="help"')
 
 
-async def test_a_refusal_points_to_pages_on_its_code_and_on_each_rule(service: Service, path: str) -> None:
+async def test_an_error_links_to_the_pages_of_its_code_and_rules(service: Service, path: str) -> None:
     broken = VISIT | {"notes": 5, "chief_complaint": 6, "scheduled_at": "soon"}
 
     answer = await service.rest("POST", path, json=broken)
@@ -244,7 +244,7 @@ async def test_every_code_and_every_rule_has_a_page(service: Service) -> None:
 
 
 @pytest.mark.parametrize("page", ["/rules/nonsense", "/problems/nonsense", "/rules/", "/rules/a/b"])
-async def test_a_page_that_is_not_there_is_404_and_a_stranger_is_asked_who_he_is(service: Service, page: str) -> None:
+async def test_an_unknown_page_is_404_but_401_without_a_token(service: Service, page: str) -> None:
     stranger, caller = [await service.rest("GET", page, token=token) for token in (None, "dev")]
 
     assert (stranger.status_code, caller.status_code) == (401, 404)
@@ -253,7 +253,7 @@ async def test_a_page_that_is_not_there_is_404_and_a_stranger_is_asked_who_he_is
 # Conditions
 
 
-async def test_the_location_of_a_recording_is_where_the_encounter_is_under_the_same_tag(
+async def test_the_location_of_a_recording_is_its_encounter_with_the_same_etag(
     service: Service, recorded: httpx2.Response
 ) -> None:
     shown = await service.rest("GET", recorded.headers["location"])
@@ -265,7 +265,7 @@ async def test_the_location_of_a_recording_is_where_the_encounter_is_under_the_s
 
 @pytest.mark.parametrize("known", ['"1"', 'W/"1"', "*", '"x", "1"', '"a,b",W/"1"'])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_what_the_client_holds_already_is_304(
+async def test_a_matching_if_none_match_is_304(
     service: Service, recorded: httpx2.Response, method: str, known: str
 ) -> None:
     answer = await service.rest(method, recorded.headers["location"], headers={"if-none-match": known})
@@ -276,13 +276,13 @@ async def test_what_the_client_holds_already_is_304(
 
 
 @pytest.mark.parametrize("known", ['"2"', "1", '"11"', "", 'W/"2", "3"', '"*"'])
-async def test_what_it_does_not_hold_is_sent(service: Service, recorded: httpx2.Response, known: str) -> None:
+async def test_another_if_none_match_is_200(service: Service, recorded: httpx2.Response, known: str) -> None:
     answer = await service.rest("GET", recorded.headers["location"], headers={"if-none-match": known})
 
     assert (answer.status_code, answer.json()) == (200, recorded.json())
 
 
-async def test_a_change_makes_the_tag_another(service: Service, cast: Cast, recorded: httpx2.Response) -> None:
+async def test_a_change_makes_another_etag(service: Service, cast: Cast, recorded: httpx2.Response) -> None:
     location = recorded.headers["location"]
     await cast.connection.execute(
         "UPDATE patient_graph.encounters SET version = 2, status = 'in_progress' WHERE id = $1", recorded.json()["id"]
@@ -293,9 +293,7 @@ async def test_a_change_makes_the_tag_another(service: Service, cast: Cast, reco
     assert (answer.status_code, answer.headers["etag"], answer.json()["status"]) == (200, '"2"', "in_progress")
 
 
-async def test_a_replay_has_the_tag_of_what_it_shows_and_not_of_what_is_there(
-    service: Service, cast: Cast, path: str
-) -> None:
+async def test_a_replay_has_the_etag_of_the_stored_answer(service: Service, cast: Cast, path: str) -> None:
     key = {"idempotency-key": path}
     first = await service.rest("POST", path, json=VISIT, headers=key)
     await cast.connection.execute(
@@ -309,7 +307,7 @@ async def test_a_replay_has_the_tag_of_what_it_shows_and_not_of_what_is_there(
     assert [again.headers[name] for name in ("location", "etag")] == [first.headers["location"], '"1"']
 
 
-async def test_a_list_is_304_until_something_in_it_changes(
+async def test_a_list_is_304_until_one_of_its_encounters_changes(
     service: Service, path: str, recorded: httpx2.Response
 ) -> None:
     tag = {"if-none-match": (await service.rest("GET", path)).headers["etag"]}

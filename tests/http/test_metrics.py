@@ -49,7 +49,7 @@ async def watched(database_url: str) -> AsyncIterator[Service]:
         yield running
 
 
-async def test_who_may_is_asked_in_the_usual_order(watched: Service) -> None:
+async def test_metrics_check_authentication_then_authorization(watched: Service) -> None:
     answers = [await watched.rest("GET", "/metrics", token=token) for token in (None, "nobody", "clinic", "prometheus")]
     for _ in range(3):
         await watched.rest("GET", "/metrics", token="prometheus")
@@ -62,7 +62,7 @@ async def test_who_may_is_asked_in_the_usual_order(watched: Service) -> None:
     assert (posted.status_code, posted.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
 
 
-async def test_a_scrape_is_no_read_of_anybodys_record(watched: Service, cast: Cast) -> None:
+async def test_a_scrape_is_not_audited_as_a_read(watched: Service, cast: Cast) -> None:
     response = await watched.rest("GET", "/metrics", token="prometheus", headers={"x-request-id": "the-scrape"})
     refused = await watched.rest("GET", "/metrics", token="clinic", headers={"x-request-id": "the-attempt"})
 
@@ -76,7 +76,7 @@ async def test_a_scrape_is_no_read_of_anybodys_record(watched: Service, cast: Ca
     assert await audited() == ["the-attempt"]
 
 
-async def test_what_happens_at_either_door_is_counted(service: Service, door: Door, cast: Cast) -> None:
+async def test_requests_at_either_door_are_counted(service: Service, door: Door, cast: Cast) -> None:
     patient_id, key = await cast.patient(), str(uuid4())
     before = numbers(await service.rest("GET", "/metrics"))
 
@@ -104,7 +104,7 @@ async def test_what_happens_at_either_door_is_counted(service: Service, door: Do
     assert after["gateway_events_position"] >= 0
 
 
-async def test_no_label_ever_holds_what_a_client_sent(service: Service, cast: Cast) -> None:
+async def test_no_label_contains_text_of_a_client(service: Service, cast: Cast) -> None:
     mark = f"mark{uuid4().hex}"
     await cast.connection.execute("INSERT INTO patient_graph.patients (id, brand_id) VALUES ($1, 'loop')", mark)
     visit = VISIT | {"notes": mark, "metadata": {mark: mark}}
@@ -122,7 +122,7 @@ async def test_no_label_ever_holds_what_a_client_sent(service: Service, cast: Ca
     assert "demo-patient" not in told
 
 
-async def test_a_scrape_is_answered_while_the_database_is_away(database_url: str) -> None:
+async def test_a_scrape_is_answered_while_the_database_is_unavailable(database_url: str) -> None:
     async with (
         TcpProxy.to(database_url) as (proxy, near_url),
         Service.running(Settings(database_url=near_url)) as service,
@@ -136,7 +136,7 @@ async def test_a_scrape_is_answered_while_the_database_is_away(database_url: str
     assert "gateway_pool_connections pool=requests" in away
 
 
-async def test_sinks_are_told_of_by_name(server_url: str) -> None:
+async def test_sinks_are_reported_by_name(server_url: str) -> None:
     url = await fresh_database(server_url)
     await rows(url, "INSERT INTO gateway.sinks (name, position, failures) VALUES ('hospital', 0, 3)")
     async with Service.running(Settings(database_url=url)) as service:
@@ -146,7 +146,7 @@ async def test_sinks_are_told_of_by_name(server_url: str) -> None:
     assert told["gateway_sink_disabled sink=hospital"] == 0
 
 
-async def test_whichever_worker_is_asked_tells_of_all_of_them(server_url: str) -> None:
+async def test_any_worker_reports_the_metrics_of_all_workers(server_url: str) -> None:
     url = await fresh_database(server_url)
     async with gateways(url, GATEWAY_WORKERS="2") as (gateway,):
 

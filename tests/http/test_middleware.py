@@ -60,7 +60,7 @@ def answer(port: int, *sent: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("hosts", [b"", b"Host: one\r\nHost: two\r\n"])
-def test_a_request_that_does_not_name_its_host_once_is_400(port: int, hosts: bytes) -> None:
+def test_a_missing_or_repeated_host_is_400(port: int, hosts: bytes) -> None:
     received = answer(port, b"GET /healthz HTTP/1.1\r\n" + hosts + b"\r\n")
 
     assert received.startswith(b"HTTP/1.1 400 ")
@@ -69,7 +69,7 @@ def test_a_request_that_does_not_name_its_host_once_is_400(port: int, hosts: byt
     assert answer(port, b"GET /healthz HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200 ")
 
 
-def test_what_is_wrong_with_a_request_is_not_told_as_the_answer_to_the_one_before(port: int) -> None:
+def test_an_error_is_not_sent_as_the_answer_to_the_previous_request(port: int) -> None:
     received = answer(port, b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /healthz HTTP/1.1\r\n\r\n")
 
     assert received.startswith(b"HTTP/1.1 200 ")
@@ -80,7 +80,7 @@ def test_what_is_wrong_with_a_request_is_not_told_as_the_answer_to_the_one_befor
 @pytest.mark.parametrize(
     "half", [b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n", b"G", b"GET /healthz HTTP/1.1\r\nX: "]
 )
-def test_a_head_that_stops_arriving_is_408_after_the_configured_seconds(port: int, half: bytes) -> None:
+def test_an_incomplete_head_is_408_after_the_configured_seconds(port: int, half: bytes) -> None:
     received = answer(port, half)
 
     assert received.startswith(b"HTTP/1.1 408 ")
@@ -98,14 +98,14 @@ def test_a_head_that_stops_arriving_is_408_after_the_configured_seconds(port: in
     ],
     ids=["a long field", "many fields", "a long address", "an endless field"],
 )
-def test_a_head_that_is_too_large_is_431(port: int, head: bytes) -> None:
+def test_a_too_large_head_is_431(port: int, head: bytes) -> None:
     received = answer(port, *(head[start : start + 16_384] for start in range(0, len(head), 16_384)))
 
     # Whoever goes on sending may lose the answer to the reset that follows it; what is left then is the end.
     assert received == b"" or received.startswith(b"HTTP/1.1 431 ")
 
 
-def test_what_is_no_http_is_refused_in_the_shape_of_every_refusal(port: int) -> None:
+def test_invalid_http_is_refused_in_the_shape_of_other_errors(port: int) -> None:
     received = answer(port, b"\x16\x03\x01 patient\r\n\r\n")
 
     assert received.startswith(b"HTTP/1.1 400 ")
@@ -115,7 +115,7 @@ def test_what_is_no_http_is_refused_in_the_shape_of_every_refusal(port: int) -> 
     assert b"patient" not in received
 
 
-def test_several_requests_on_one_connection_each_have_their_own_time(port: int) -> None:
+def test_each_request_of_a_connection_has_its_own_timeout(port: int) -> None:
     request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
     last = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
@@ -136,7 +136,7 @@ async def with_pages(database_url: str) -> AsyncIterator[Service]:
         yield service
 
 
-async def test_a_page_of_nobodys_may_not_call(service: Service, cast: Cast) -> None:
+async def test_an_unknown_origin_is_refused(service: Service, cast: Cast) -> None:
     path = f"/v1/patients/{await cast.patient()}/encounters"
 
     asked = await service.client.options(path, headers={"origin": APP, "access-control-request-method": "POST"})
@@ -146,7 +146,7 @@ async def test_a_page_of_nobodys_may_not_call(service: Service, cast: Cast) -> N
     assert (sent.status_code, sent.json()["error"]) == (403, "forbidden")
 
 
-async def test_a_page_of_a_client_may_call_for_that_client_only(with_pages: Service, cast: Cast) -> None:
+async def test_an_origin_may_call_only_for_its_client(with_pages: Service, cast: Cast) -> None:
     path = f"/v1/patients/{await cast.patient()}/encounters"
     theirs = f"/v1/patients/{await cast.patient('loopbio')}/encounters"
 
@@ -190,7 +190,7 @@ async def preflight(service: Service, path: str, headers: str, *, method: str = 
     ("path", "method"), [("/graphql", "POST"), ("/graphql", "GET"), ("/v1/patients/p/encounters", "POST")]
 )
 @pytest.mark.parametrize("headers", SENT_BY_PAGES)
-async def test_a_browser_is_told_what_a_page_may_send(
+async def test_a_preflight_answers_the_allowed_headers(
     with_pages: Service, path: str, method: str, headers: str
 ) -> None:
     response = await preflight(with_pages, path, headers, method=method)
@@ -204,21 +204,21 @@ async def test_a_browser_is_told_what_a_page_may_send(
 
 
 @pytest.mark.parametrize("headers", ["x-tenant", "traceparent,x-tenant", "cookie", "*"])
-async def test_other_headers_are_not_let_through(with_pages: Service, headers: str) -> None:
+async def test_other_headers_are_refused_in_a_preflight(with_pages: Service, headers: str) -> None:
     response = await preflight(with_pages, "/graphql", headers)
 
     assert response.status_code == 400
     assert "x-tenant" not in response.headers["access-control-allow-headers"]
 
 
-async def test_a_page_of_nobodys_may_send_no_header(with_pages: Service) -> None:
+async def test_a_preflight_of_an_unknown_origin_allows_no_header(with_pages: Service) -> None:
     response = await preflight(with_pages, "/graphql", "traceparent", origin="https://evil.example")
 
     assert response.status_code == 400
     assert "access-control-allow-origin" not in response.headers
 
 
-async def test_a_setting_adds_headers_that_a_page_may_send(database_url: str) -> None:
+async def test_a_setting_adds_allowed_headers(database_url: str) -> None:
     settings = Settings(database_url=database_url, origins={"dev": (APP,)}, cors_headers=("X-Tenant", "sentry-trace"))
     async with Service.running(settings) as service:
         response = await preflight(service, "/graphql", "traceparent,x-tenant,sentry-trace")
@@ -229,14 +229,14 @@ async def test_a_setting_adds_headers_that_a_page_may_send(database_url: str) ->
 @pytest.mark.parametrize(
     "names", ['["*"]', '["X Tenant"]', '["X-Tenant,X-Other"]', '[""]', '["X:"]', '"x"', "x", "[1]"]
 )
-def test_what_is_no_name_of_a_header_is_refused(monkeypatch: pytest.MonkeyPatch, names: str) -> None:
+def test_an_invalid_header_name_in_the_setting_is_refused(monkeypatch: pytest.MonkeyPatch, names: str) -> None:
     monkeypatch.setenv("GATEWAY_CORS_HEADERS", names)
 
     with pytest.raises(SettingsError, match=r"^GATEWAY_CORS_HEADERS: "):
         Settings.from_environment()
 
 
-async def test_a_page_may_read_what_an_answer_says_in_its_head(with_pages: Service, cast: Cast) -> None:
+async def test_a_page_may_read_the_response_headers(with_pages: Service, cast: Cast) -> None:
     path = f"/v1/patients/{await cast.patient()}/encounters"
 
     sent = await with_pages.rest("POST", path, json=VISIT, headers={"origin": APP, "idempotency-key": "one"})
@@ -255,7 +255,7 @@ async def test_a_page_may_read_what_an_answer_says_in_its_head(with_pages: Servi
 
 @pytest.mark.parametrize("media_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
 @pytest.mark.parametrize("path", ["/graphql", "/v1/patients/demo-patient/encounters"])
-async def test_what_a_form_of_another_site_can_send_by_itself_is_refused(
+async def test_a_request_that_a_cross_site_form_can_send_is_refused(
     service: Service, path: str, media_type: str
 ) -> None:
     # A browser adds no bearer token by itself, so such a request has none; and with one it is refused all the same.

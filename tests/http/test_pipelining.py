@@ -105,8 +105,8 @@ async def silent(reader: asyncio.StreamReader, seconds: float = 0.3) -> bool:
     ],
     ids=["no host", "no HTTP", "a broken chunk", "a large head", "half a head", "an upgrade", "a request"],
 )
-@pytest.mark.parametrize("together", [True, False], ids=["one statement", "later"])
-async def test_nothing_is_written_before_the_answer_to_an_earlier_request(
+@pytest.mark.parametrize("together", [True, False], ids=["in one segment", "later"])
+async def test_no_byte_precedes_the_answer_to_an_earlier_request(
     impatient: GatewayServer, control: Control, behind: bytes, together: bool
 ) -> None:
     sockets = impatient
@@ -123,7 +123,7 @@ async def test_nothing_is_written_before_the_answer_to_an_earlier_request(
     assert control.done == ["hold"]
 
 
-async def test_an_upgrade_behind_a_request_begins_after_its_answer(
+async def test_an_upgrade_after_a_request_begins_after_its_answer(
     sockets: GatewayServer, control: Control, tokens: Tokens
 ) -> None:
     async with connected(sockets) as (reader, writer):
@@ -137,7 +137,7 @@ async def test_an_upgrade_behind_a_request_begins_after_its_answer(
         assert b"pong" in await reader.readuntil(b"}")
 
 
-async def test_half_a_head_behind_a_request_has_its_time_after_the_answer(
+async def test_the_timeout_of_a_pipelined_head_begins_after_the_previous_answer(
     sockets: GatewayServer, control: Control, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LimitedHttpProtocol, "head_seconds", 0.5)
@@ -160,8 +160,8 @@ async def test_half_a_head_behind_a_request_has_its_time_after_the_answer(
     [HEALTH, HEALTH * 20_000, STREAM, UPGRADE, HEALTH[:10]],
     ids=["a request", "very many", "a stream", "an upgrade", "half a head"],
 )
-@pytest.mark.parametrize("together", [True, False], ids=["one statement", "later"])
-async def test_a_stream_that_is_closed_frees_its_place_whatever_is_behind_it(
+@pytest.mark.parametrize("together", [True, False], ids=["in one segment", "later"])
+async def test_a_closed_stream_frees_its_slot_despite_pipelined_requests(
     sockets: GatewayServer, control: Control, tokens: Tokens, behind: bytes, together: bool
 ) -> None:
     with captured_logs() as lines:
@@ -184,7 +184,7 @@ async def test_a_stream_that_is_closed_frees_its_place_whatever_is_behind_it(
     assert {line["level"] for line in lines} == {"info"}
 
 
-async def test_what_waits_behind_a_request_is_bounded(sockets: GatewayServer, control: Control, tokens: Tokens) -> None:
+async def test_pipelined_bytes_are_bounded(sockets: GatewayServer, control: Control, tokens: Tokens) -> None:
     many = HEALTH * 10_000
     sent = 0
     async with connected(sockets) as (reader, writer):
@@ -212,7 +212,7 @@ async def test_what_waits_behind_a_request_is_bounded(sockets: GatewayServer, co
 
 
 @pytest.mark.parametrize("cut_off", [True, False])
-async def test_a_client_that_reads_slower_than_the_rate_is_cut_off(
+async def test_a_client_that_reads_too_slowly_is_disconnected(
     sockets: GatewayServer, tokens: Tokens, cut_off: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = 15_000_000
@@ -242,7 +242,7 @@ async def silent_for(seconds: float) -> None:
             await asyncio.Event().wait()
 
 
-async def test_a_connection_that_closes_is_not_kept_by_a_client_that_does_not_read(
+async def test_a_closing_connection_does_not_wait_for_an_unread_answer(
     sockets: GatewayServer, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LimitedHttpProtocol, "send_seconds", 0.3)

@@ -86,7 +86,7 @@ async def test_an_encounter_is_recorded_once_under_its_key(session: Session, cas
     assert [str(row["id"]) for row in await cast.rows(patient_id)] == [first["encounter"]["id"]]
 
 
-async def test_what_breaks_a_rule_is_a_member_of_the_union_that_names_the_rule(session: Session, cast: Cast) -> None:
+async def test_a_broken_rule_is_a_union_member_that_names_the_rule(session: Session, cast: Cast) -> None:
     async with session() as clinic:
         problem = await record(clinic, await cast.patient(), notes="x" * 50_001)
 
@@ -135,7 +135,7 @@ async def test_over_http_a_bad_token_is_an_error_with_its_code(gateway_url: str)
     assert [error["extensions"]["code"] for error in refused.value.errors] == ["invalid_token"]
 
 
-async def test_over_a_socket_a_bad_token_closes_it(gateway_url: str) -> None:
+async def test_over_a_websocket_a_bad_token_closes_it(gateway_url: str) -> None:
     with pytest.raises(TransportConnectionFailed) as closed:
         async with Client(transport=over_a_socket(gateway_url, NOBODY)):
             pass
@@ -157,7 +157,7 @@ async def test_a_batch_is_answered_in_its_order(gateway_url: str, cast: Cast) ->
     assert page["patient"]["encounters"]["nodes"] == [{"id": recorded["recordEncounter"]["encounter"]["id"]}]
 
 
-async def test_over_a_socket_what_is_recorded_is_heard(gateway_url: str, cast: Cast) -> None:
+async def test_over_a_websocket_a_recording_is_received(gateway_url: str, cast: Cast) -> None:
     patient_id = await cast.patient()
     events = GraphQLRequest(EVENTS, variable_values={"patientId": patient_id})
     recorded: list[str] = []

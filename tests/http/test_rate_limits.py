@@ -89,7 +89,7 @@ def left(answer: httpx2.Response) -> tuple[str, int]:
 # One bucket for each client and kind
 
 
-async def test_both_doors_share_one_bucket(strict: Service) -> None:
+async def test_both_doors_share_one_window(strict: Service) -> None:
     answers = [await write(strict), await ask(strict, WRITE), await write(strict)]
 
     assert [left(each) for each in answers] == [("writes", 2), ("writes", 1), ("writes", 0)]
@@ -97,7 +97,7 @@ async def test_both_doors_share_one_bucket(strict: Service) -> None:
     assert (await ask(strict, WRITE)).status_code == 429
 
 
-async def test_reads_and_writes_are_counted_apart(strict: Service) -> None:
+async def test_reads_and_writes_are_counted_separately(strict: Service) -> None:
     for _ in range(4):
         last_write = await write(strict)
 
@@ -106,14 +106,14 @@ async def test_reads_and_writes_are_counted_apart(strict: Service) -> None:
     assert left(await ask(strict, LOOK)) == ("reads", 3)
 
 
-async def test_each_client_has_its_own(strict: Service) -> None:
+async def test_each_client_has_its_own_window(strict: Service) -> None:
     for _ in range(4):
         await write(strict, "clinic")
 
     assert left(await write(strict, "pharmacy")) == ("writes", 2)
 
 
-async def test_what_is_refused_for_its_number_does_not_count(database_url: str, monkeypatch) -> None:
+async def test_a_rate_limited_request_does_not_count(database_url: str, monkeypatch) -> None:
     monkeypatch.setattr("gateway.rate_limits.limiter.WINDOW_SECONDS", 1)
     async with serving(database_url, writes=1) as service:
         await write(service)
@@ -128,7 +128,7 @@ async def test_what_is_refused_for_its_number_does_not_count(database_url: str, 
     assert refused.headers["ratelimit-policy"] == '"writes";q=1;w=1'
 
 
-async def test_of_300_at_once_exactly_200_pass(database_url: str) -> None:
+async def test_of_300_concurrent_requests_exactly_200_pass(database_url: str) -> None:
     async with serving(database_url, writes=200) as service:
         at_rest = [ask(service, "mutation { __typename }") for _ in range(150)]
         at_graphql = [write(service, content="{") for _ in range(150)]
@@ -137,7 +137,7 @@ async def test_of_300_at_once_exactly_200_pass(database_url: str) -> None:
     assert sum(answer.status_code != 429 for answer in answers) == 200
 
 
-async def test_a_limit_of_0_is_none_and_nothing_is_told(database_url: str) -> None:
+async def test_a_limit_of_0_disables_the_limit_and_its_headers(database_url: str) -> None:
     async with serving(database_url, writes=0) as service:
         answers = [await write(service) for _ in range(20)]
 
@@ -148,7 +148,7 @@ async def test_a_limit_of_0_is_none_and_nothing_is_told(database_url: str) -> No
 # What a request counts for
 
 
-async def test_a_mutation_counts_once_for_each_field_at_its_root(strict: Service) -> None:
+async def test_a_mutation_counts_once_for_each_root_field(strict: Service) -> None:
     assert left(await ask(strict, "mutation { a: __typename b: __typename }")) == ("writes", 1)
     assert (await ask(strict, "mutation { a: __typename b: __typename }")).status_code == 429
     assert left(await write(strict)) == ("writes", 0)
@@ -164,7 +164,7 @@ async def test_a_mutation_counts_once_for_each_field_at_its_root(strict: Service
         (LOOK, {"accept": "text/html"}, 406),
     ],
 )
-async def test_what_cannot_be_run_over_graphql_counts_for_one_read(
+async def test_an_invalid_graphql_document_counts_as_one_read(
     strict: Service, query: Any, headers: dict[str, str], status: int
 ) -> None:
     answers = [await ask(strict, query, **{"accept": "application/graphql-response+json"} | headers) for _ in range(6)]
@@ -190,7 +190,7 @@ async def test_what_cannot_be_run_over_graphql_counts_for_one_read(
         ("PUT", "/graphql", "clinic", None, 405, "reads"),
     ],
 )
-async def test_every_answer_tells_a_client_what_it_has_left(  # noqa: PLR0917
+async def test_every_answer_reports_the_allowance(  # noqa: PLR0917
     strict: Service, cast: Cast, method: str, path: str, client: str, content: str | None, status: int, kind: str
 ) -> None:
     path = path.replace("patient", f"/v1/patients/{await cast.patient()}/encounters") if path == "patient" else path
@@ -201,7 +201,7 @@ async def test_every_answer_tells_a_client_what_it_has_left(  # noqa: PLR0917
     assert left(answer) == (kind, {"reads": 4, "writes": 2}[kind])
 
 
-async def test_an_answer_to_a_fault_of_ours_tells_it_too(strict: Service, monkeypatch) -> None:
+async def test_an_internal_error_reports_the_allowance_too(strict: Service, monkeypatch) -> None:
     async def broken(*_: object) -> None:
         raise RuntimeError
 
@@ -216,13 +216,13 @@ async def test_an_answer_to_a_fault_of_ours_tells_it_too(strict: Service, monkey
 @pytest.mark.parametrize(
     ("path", "token"), [(NOBODY, None), (NOBODY, "bad"), ("/graphql", None), ("/healthz", None), ("/readyz", "clinic")]
 )
-async def test_whoever_has_not_signed_in_is_told_nothing(strict: Service, path: str, token: str | None) -> None:
+async def test_an_unauthenticated_caller_gets_no_allowance(strict: Service, path: str, token: str | None) -> None:
     answer = await strict.rest("GET", path, token=token)
 
     assert not any("ratelimit" in name for name in answer.headers)
 
 
-async def test_over_rest_too_often_is_429_and_says_when_to_come_back(strict: Service) -> None:
+async def test_over_rest_an_exceeded_limit_is_429_with_retry_after(strict: Service) -> None:
     for _ in range(4):
         answer = await write(strict)
 
@@ -236,7 +236,7 @@ async def test_over_rest_too_often_is_429_and_says_when_to_come_back(strict: Ser
 
 
 @pytest.mark.parametrize("accept", ["application/json", "application/graphql-response+json"])
-async def test_over_graphql_too_often_is_an_error_of_the_same_code_and_status(strict: Service, accept: str) -> None:
+async def test_over_graphql_an_exceeded_limit_has_the_same_code_and_status(strict: Service, accept: str) -> None:
     for _ in range(4):
         answer = await ask(strict, WRITE, accept=accept)
 
@@ -248,7 +248,7 @@ async def test_over_graphql_too_often_is_an_error_of_the_same_code_and_status(st
     assert left(answer) == ("writes", 0)
 
 
-async def test_a_client_that_has_read_too_many_bytes_waits(database_url: str, cast: Cast) -> None:
+async def test_a_client_over_its_byte_rate_waits(database_url: str, cast: Cast) -> None:
     patient_id = await cast.patient()
     path = f"/v1/patients/{patient_id}/encounters"
     page = f'{{ patient(id: "{patient_id}") {{ encounters {{ nodes {{ notes }} }} }} }}'
@@ -272,7 +272,7 @@ async def test_a_client_that_has_read_too_many_bytes_waits(database_url: str, ca
 # What comes before, and what after
 
 
-async def test_who_may_comes_before_how_often(strict: Service) -> None:
+async def test_authorization_precedes_the_rate_limit(strict: Service) -> None:
     for _ in range(4):
         answer = await write(strict, "reader")
 
@@ -295,7 +295,7 @@ async def test_who_may_comes_before_how_often(strict: Service) -> None:
     ],
     ids=["stated brand", "brand of the body", "media type", "JSON", "rules", "size"],
 )
-async def test_how_often_comes_before_everything_about_brand_and_body(
+async def test_the_rate_limit_precedes_every_error_of_brand_and_body(
     strict: Service, headers: dict[str, str], content: str
 ) -> None:
     for _ in range(3):
@@ -306,16 +306,14 @@ async def test_how_often_comes_before_everything_about_brand_and_body(
     assert answer.status_code == 429
 
 
-async def test_over_graphql_too_how_often_comes_before_the_stated_brand(strict: Service) -> None:
+async def test_over_graphql_the_rate_limit_precedes_the_stated_brand(strict: Service) -> None:
     answers = [await ask(strict, LOOK, **{"x-brand-id": "loopbio"}) for _ in range(6)]
 
     assert [answer.status_code for answer in answers] == [403] * 5 + [429]
 
 
 @pytest.mark.parametrize(("method", "path", "times"), [("GET", "/nowhere", 5), ("PUT", NOBODY, 3)])
-async def test_how_often_comes_before_whether_there_is_anything_here(
-    strict: Service, method: str, path: str, times: int
-) -> None:
+async def test_the_rate_limit_precedes_not_found(strict: Service, method: str, path: str, times: int) -> None:
     answers = [await strict.rest(method, path, token="clinic") for _ in range(times + 1)]
 
     assert answers[-2].status_code in {404, 405}
@@ -335,7 +333,7 @@ def calling_from(service: Service, address: str) -> Service:
     return Service(httpx2.AsyncClient(transport=transport, base_url="http://localhost"), service.app)
 
 
-async def test_whoever_guesses_tokens_has_to_wait_at_both_doors_and_others_have_not(database_url: str) -> None:
+async def test_guessing_tokens_is_rate_limited_at_both_doors_by_address(database_url: str) -> None:
     async with serving(database_url, rate_failed_sign_ins_per_minute=3) as service:
         guesser = calling_from(service, "203.0.113.9")
         guesses = [await write(guesser, f"bad-{number}") for number in range(5)]
@@ -350,7 +348,7 @@ async def test_whoever_guesses_tokens_has_to_wait_at_both_doors_and_others_have_
     assert elsewhere.status_code == 404
 
 
-async def test_a_hospital_behind_one_address_is_not_stopped_by_one_device_with_an_old_token(database_url: str) -> None:
+async def test_one_device_with_an_old_token_does_not_block_a_shared_address(database_url: str) -> None:
     async with serving(database_url, rate_failed_sign_ins_per_minute=3) as service:
         hospital = calling_from(service, "203.0.113.9")
         before = await write(hospital, "clinic")
@@ -362,7 +360,7 @@ async def test_a_hospital_behind_one_address_is_not_stopped_by_one_device_with_a
     assert (before.status_code, after.status_code) == (404, 404)
 
 
-async def test_a_token_that_was_good_and_is_no_more_is_a_bad_one(database_url: str, monkeypatch) -> None:
+async def test_a_revoked_token_counts_as_a_failed_attempt(database_url: str, monkeypatch) -> None:
     revoked: set[str] = set()
 
     async def with_revocations(token: str) -> Caller:
@@ -378,7 +376,7 @@ async def test_a_token_that_was_good_and_is_no_more_is_a_bad_one(database_url: s
     assert [answer.status_code for answer in answers] == [404, 401, 429]
 
 
-async def test_an_address_may_try_so_many_tokens_and_one_that_is_known_to_be_good_is_none(database_url: str) -> None:
+async def test_an_address_is_charged_for_unknown_tokens_only(database_url: str) -> None:
     async with serving(database_url, rate_address_per_minute=2) as service:
         caller = calling_from(service, "203.0.113.9")
         answers = [await read(caller, client) for client in ("a", "a", "b", "a", "c", "b")]
@@ -386,7 +384,7 @@ async def test_an_address_may_try_so_many_tokens_and_one_that_is_known_to_be_goo
     assert [answer.status_code for answer in answers] == [404, 404, 404, 404, 429, 404]
 
 
-async def test_no_token_is_no_guess_and_loopback_may_guess(database_url: str) -> None:
+async def test_a_missing_token_and_loopback_are_not_charged(database_url: str) -> None:
     async with serving(database_url, rate_failed_sign_ins_per_minute=1, rate_address_per_minute=1) as service:
         without = [await calling_from(service, "203.0.113.9").rest("GET", NOBODY, token=None) for _ in range(5)]
         at_home = [await read(calling_from(service, "127.0.0.1"), "bad") for _ in range(5)]
@@ -410,7 +408,7 @@ async def test_no_token_is_no_guess_and_loopback_may_guess(database_url: str) ->
         (None, None),
     ],
 )
-def test_an_address_is_what_one_caller_holds_of_the_network(address: str | None, network: str | None) -> None:
+def test_an_address_is_the_network_prefix_of_one_caller(address: str | None, network: str | None) -> None:
     assert network_of(address) == network
 
 
@@ -448,7 +446,7 @@ def redis() -> Iterator[Redis]:
         server.kill()
 
 
-async def test_two_services_share_a_bucket_in_redis(database_url: str, redis: Redis) -> None:
+async def test_two_services_share_a_window_in_redis(database_url: str, redis: Redis) -> None:
     async with (
         serving(database_url, rate_limit_url=redis.url) as one,
         serving(database_url, rate_limit_url=redis.url) as other,
@@ -460,7 +458,7 @@ async def test_two_services_share_a_bucket_in_redis(database_url: str, redis: Re
     assert 0 < answers[-1].json()["retry_after_ms"] <= 60_000
 
 
-async def test_of_300_at_once_at_two_services_exactly_200_pass_in_redis(
+async def test_of_300_concurrent_requests_at_two_services_200_pass_in_redis(
     database_url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Whoever is busy is not down.
@@ -474,7 +472,7 @@ async def test_of_300_at_once_at_two_services_exactly_200_pass_in_redis(
     assert sum(answer.status_code != 429 for answer in answers) == 200
 
 
-async def test_when_redis_dies_in_the_middle_each_counts_for_itself_and_nobody_is_told_500(
+async def test_when_redis_fails_each_process_counts_and_no_request_is_500(
     database_url: str, cast: Cast, redis: Redis
 ) -> None:
     path = f"/v1/patients/{await cast.patient()}/encounters"
@@ -490,7 +488,7 @@ async def test_when_redis_dies_in_the_middle_each_counts_for_itself_and_nobody_i
     assert [each["counted"] for each in logs if each["event"] == "rate limits"] == ["in each process"]
 
 
-async def test_when_redis_comes_back_it_is_counted_together_again(database_url: str, redis: Redis, monkeypatch) -> None:
+async def test_when_redis_recovers_counts_are_shared_again(database_url: str, redis: Redis, monkeypatch) -> None:
     monkeypatch.setattr("gateway.rate_limits.redis_window.PAUSE_SECONDS", 0.1)
     async with serving(database_url, reads=1_000, rate_limit_url=redis.url) as service:
         redis.kill()
@@ -503,7 +501,7 @@ async def test_when_redis_comes_back_it_is_counted_together_again(database_url: 
                     await asyncio.sleep(0.02)
 
 
-async def test_a_redis_that_is_there_but_does_not_answer_holds_nobody_up(database_url: str) -> None:
+async def test_a_silent_redis_delays_no_request(database_url: str) -> None:
     async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
@@ -520,12 +518,12 @@ async def test_a_redis_that_is_there_but_does_not_answer_holds_nobody_up(databas
 
 
 @pytest.mark.parametrize("url", ["memcached://127.0.0.1", "127.0.0.1:6379", "http://127.0.0.1"])
-def test_what_is_no_redis_is_refused_at_start(monkeypatch, url: str) -> None:
+def test_a_server_that_is_not_redis_is_refused_at_start(monkeypatch, url: str) -> None:
     with pytest.raises(ValueError, match="redis://"):
         Settings(rate_limit_url=url)
 
 
-async def test_an_encounter_that_is_let_through_is_recorded_as_ever(strict: Service, cast: Cast) -> None:
+async def test_a_request_within_the_limit_is_recorded(strict: Service, cast: Cast) -> None:
     patient_id = await cast.patient()
     variables = {"patientId": patient_id, "input": {"brandId": "loop", "encounterType": "LAB"}}
 
@@ -547,7 +545,7 @@ def unparsed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("schema.documents.parse", parsed)
 
 
-async def test_without_a_read_left_nothing_new_is_parsed(strict: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_a_read_left_no_new_document_is_parsed(strict: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(5):
         await ask(strict, f"{LOOK} # {number}")
     unparsed(monkeypatch)
@@ -566,7 +564,7 @@ async def test_without_a_read_left_nothing_new_is_parsed(strict: Service, monkey
     assert {left(each) for each in (posted, *answers)} == {("reads", 0)}
 
 
-async def test_without_a_read_left_a_mutation_that_is_known_is_still_run(strict: Service) -> None:
+async def test_without_a_read_left_a_cached_mutation_still_runs(strict: Service) -> None:
     first = await ask(strict, WRITE)
     for _ in range(5):
         await ask(strict, LOOK)
@@ -577,14 +575,14 @@ async def test_without_a_read_left_a_mutation_that_is_known_is_still_run(strict:
     assert (left(again), left(query)) == (("writes", 1), ("reads", 0))
 
 
-async def test_a_mutation_gives_its_read_back(strict: Service) -> None:
+async def test_a_mutation_returns_its_reserved_read(strict: Service) -> None:
     for _ in range(3):
         await ask(strict, WRITE)
 
     assert left(await ask(strict, LOOK)) == ("reads", 4)
 
 
-async def test_a_mutation_that_is_one_too_many_costs_a_read_when_it_is_new(strict: Service) -> None:
+async def test_a_mutation_over_the_limit_costs_a_read_if_it_is_new(strict: Service) -> None:
     for _ in range(3):
         await ask(strict, WRITE)
 
@@ -604,7 +602,7 @@ async def test_a_query_of_several_reads_is_charged_all_or_none(strict: Service) 
     assert left(await ask(strict, LOOK)) == ("reads", 1)
 
 
-async def test_a_read_is_given_back_in_redis_too(database_url: str, redis: Redis) -> None:
+async def test_a_read_is_returned_in_redis_too(database_url: str, redis: Redis) -> None:
     async with serving(database_url, rate_limit_url=redis.url) as service:
         answers = [await ask(service, WRITE) for _ in range(4)]
         look = await ask(service, LOOK)
@@ -613,7 +611,7 @@ async def test_a_read_is_given_back_in_redis_too(database_url: str, redis: Redis
     assert left(look) == ("reads", 4)
 
 
-async def test_on_a_socket_nothing_is_parsed_without_a_read_left(
+async def test_on_a_websocket_nothing_is_parsed_without_a_read_left(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = Settings(database_url=database_url, rate_writes_per_minute=2, rate_reads_per_minute=2)
@@ -627,7 +625,9 @@ async def test_on_a_socket_nothing_is_parsed_without_a_read_left(
         assert "errors" not in await websocket.ask(WRITE)
 
 
-async def test_in_a_batch_each_operation_reserves_its_own(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_in_a_batch_each_operation_reserves_its_own_read(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with serving(database_url, reads=3, batch_operations=5) as service:
         texts = [f"{LOOK} # {number}" for number in range(5)]
         answer = await service.rest("POST", "/graphql", token="clinic", json=[{"query": each} for each in texts])
@@ -639,7 +639,7 @@ async def test_in_a_batch_each_operation_reserves_its_own(database_url: str, mon
 # How much CPU it takes to parse what a client sends
 
 
-async def test_a_client_that_makes_us_parse_for_too_long_has_to_wait(database_url: str) -> None:
+async def test_a_client_over_its_parsing_time_waits(database_url: str) -> None:
     wide = "{ " + "... on Query { __typename } " * 40 + "a: patient(id: 1) { " + "id " * 900 + "} }"
     async with serving(database_url, writes=100, reads=100_000, rate_parsing_ms_per_minute=300) as service:
         known = await ask(service, WRITE)

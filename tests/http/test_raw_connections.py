@@ -148,7 +148,7 @@ def closed(client: socket.socket) -> bool:
 # Too much
 
 
-def test_a_body_announced_with_50_mb_is_refused_before_a_byte_of_it_is_sent(gateway: Gateway) -> None:
+def test_a_content_length_of_50_mb_is_refused_before_the_body(gateway: Gateway) -> None:
     with connected(gateway) as client:
         client.sendall(posted(ENCOUNTERS, "", "Expect: 100-continue", length=50 * MEGABYTE))
         answer = read(client)
@@ -167,7 +167,7 @@ def chunked(path: str) -> bytes:
 
 
 @pytest.mark.parametrize("path", [ENCOUNTERS, "/graphql"])
-def test_one_chunk_beyond_the_limit_is_413_without_waiting_for_the_next(gateway: Gateway, path: str) -> None:
+def test_a_chunk_over_the_limit_is_413_before_the_next_chunk(gateway: Gateway, path: str) -> None:
     answer = ask(gateway, chunked(path) + chunk(256 * 1024 + 1))
 
     assert (answer.status, answer.headers["connection"]) == (413, "close")
@@ -178,11 +178,11 @@ def test_one_chunk_beyond_the_limit_is_413_without_waiting_for_the_next(gateway:
     [posted(ENCOUNTERS, b"x" * 50 * MEGABYTE), chunked("/graphql") + chunk(MEGABYTE) * 50],
     ids=["announced", "not announced"],
 )
-def test_whoever_sends_50_mb_before_listening_is_still_told_413(gateway: Gateway, request_bytes: bytes) -> None:
+def test_a_client_that_sends_50_mb_before_it_reads_still_gets_413(gateway: Gateway, request_bytes: bytes) -> None:
     assert ask(gateway, request_bytes).status == 413
 
 
-def test_a_body_without_an_end_is_cut_off(gateway: Gateway) -> None:
+def test_an_endless_body_is_cut_off(gateway: Gateway) -> None:
     sent = 0
 
     with connected(gateway) as client:
@@ -211,7 +211,7 @@ def test_a_body_without_an_end_is_cut_off(gateway: Gateway) -> None:
     ],
     ids=["half a body", "no body", "half a chunk", "graphql"],
 )
-def test_a_body_that_stops_arriving_is_408_after_the_configured_seconds(gateway: Gateway, request_head: bytes) -> None:
+def test_a_stalled_body_is_408_after_the_configured_seconds(gateway: Gateway, request_head: bytes) -> None:
     with connected(gateway) as client:
         started = time.monotonic()
         client.sendall(request_head)
@@ -223,7 +223,7 @@ def test_a_body_that_stops_arriving_is_408_after_the_configured_seconds(gateway:
         assert closed(client)
 
 
-def test_a_body_that_drips_is_408_however_steadily_it_drips(gateway: Gateway) -> None:
+def test_a_body_that_arrives_byte_by_byte_is_408(gateway: Gateway) -> None:
     with connected(gateway) as client:
         client.sendall(posted(ENCOUNTERS, "", length=200_000))
         client.settimeout(0.05)
@@ -240,7 +240,7 @@ def test_a_body_that_drips_is_408_however_steadily_it_drips(gateway: Gateway) ->
 
 
 @pytest.mark.parametrize("path", [ENCOUNTERS, "/graphql"])
-def test_a_client_that_hangs_up_in_the_middle_leaves_one_log_line_and_no_fault(gateway: Gateway, path: str) -> None:
+def test_a_disconnect_during_the_body_logs_one_line_and_no_error(gateway: Gateway, path: str) -> None:
     request_id = f"hang-up-{path.count('/')}"
 
     with connected(gateway) as client:
@@ -250,7 +250,7 @@ def test_a_client_that_hangs_up_in_the_middle_leaves_one_log_line_and_no_fault(g
     assert (line["level"], line["status"]) == ("info", None)
 
 
-async def test_a_client_that_hangs_up_in_the_middle_has_recorded_nothing(gateway: Gateway, cast: Cast) -> None:
+async def test_a_disconnect_during_the_body_records_nothing(gateway: Gateway, cast: Cast) -> None:
     patient_id = await cast.patient()
 
     with connected(gateway) as client:
@@ -262,7 +262,7 @@ async def test_a_client_that_hangs_up_in_the_middle_has_recorded_nothing(gateway
     assert await cast.rows(patient_id) == []
 
 
-async def test_a_client_that_hangs_up_after_the_last_byte_has_recorded(gateway: Gateway, cast: Cast) -> None:
+async def test_a_disconnect_after_the_body_records(gateway: Gateway, cast: Cast) -> None:
     patient_id = await cast.patient()
 
     with connected(gateway) as client:
@@ -288,7 +288,7 @@ async def test_a_client_that_hangs_up_after_the_last_byte_has_recorded(gateway: 
     ],
     ids=["401", "404", "405", "415", "graphql", "healthz"],
 )
-def test_whoever_is_answered_without_the_body_being_read_cannot_keep_the_connection(
+def test_a_connection_closes_if_its_request_body_was_not_read(
     gateway: Gateway, status: int, request_head: bytes
 ) -> None:
     with connected(gateway) as client:
@@ -311,7 +311,7 @@ def test_a_post_that_offers_a_websocket_is_answered_or_closed(gateway: Gateway) 
 
 
 @pytest.mark.parametrize("offered", ["websocket", "h2c, websocket", "TLS/1.0"])
-def test_an_offer_that_is_not_taken_does_not_lose_the_body(gateway: Gateway, offered: str) -> None:
+def test_an_ignored_upgrade_does_not_lose_the_body(gateway: Gateway, offered: str) -> None:
     request = posted("/graphql", '{"query": "{ __typename }"}', "Connection: Upgrade", f"Upgrade: {offered}")
 
     with connected(gateway) as client:
@@ -320,7 +320,7 @@ def test_an_offer_that_is_not_taken_does_not_lose_the_body(gateway: Gateway, off
         assert [read(client).status, read(client).status] == [200, 200]
 
 
-def test_the_offer_of_http_2_that_java_makes_by_default_does_not_lose_the_body(gateway: Gateway) -> None:
+def test_the_h2c_upgrade_of_java_does_not_lose_the_body(gateway: Gateway) -> None:
     offer = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA")
 
     assert ask(gateway, posted("/graphql", '{"query": "{ __typename }"}', *offer)).status == 200
@@ -333,7 +333,7 @@ def test_the_offer_of_http_2_that_java_makes_by_default_does_not_lose_the_body(g
     "patient_id", ["%00", "%ff", "%ed%a0%80", "a%2Fb", "%2F", "%0a", "%", "%zz", "..", "a" * 8_000]
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_an_id_that_cannot_exist_is_404_however_it_is_encoded(gateway: Gateway, method: str, patient_id: str) -> None:
+def test_an_impossible_id_is_404_in_any_encoding(gateway: Gateway, method: str, patient_id: str) -> None:
     path = f"/v1/patients/{patient_id}/encounters"
 
     answer = ask(gateway, posted(path) if method == "POST" else head("GET", path))
@@ -359,20 +359,20 @@ async def test_an_id_outside_ascii_is_found_by_its_percent_encoding(gateway: Gat
     "path",
     ["/v1/patients/demo-patient/encounters", "/graphql", "/healthz", "/readyz", "/openapi.json", "/metrics", "/docs"],
 )
-def test_an_address_with_something_behind_it_is_another_address(gateway: Gateway, path: str, ending: str) -> None:
+def test_a_path_with_a_suffix_is_another_path(gateway: Gateway, path: str, ending: str) -> None:
     answer = ask(gateway, head("GET", path + ending))
 
     assert answer.status == 404
 
 
-def test_a_socket_at_an_address_with_a_line_break_behind_it_is_refused(gateway: Gateway) -> None:
+def test_a_websocket_path_with_a_line_break_is_refused(gateway: Gateway) -> None:
     assert ask(gateway, UPGRADE.replace(b"/graphql", b"/graphql%0A")).status == 403
 
 
 # One connection, many requests
 
 
-def test_requests_sent_at_once_are_answered_in_order_on_one_connection(gateway: Gateway) -> None:
+def test_pipelined_requests_are_answered_in_order(gateway: Gateway) -> None:
     ids = ["one", "two", "three", "four"]
     requests = [
         posted(ENCOUNTERS, VISIT, "X-Request-Id: one"),
@@ -389,7 +389,7 @@ def test_requests_sent_at_once_are_answered_in_order_on_one_connection(gateway: 
     assert [answer.headers["x-request-id"] for answer in answers] == ids
 
 
-def test_a_refusal_whose_body_was_read_leaves_the_connection_usable(gateway: Gateway) -> None:
+def test_a_refusal_after_the_body_was_read_keeps_the_connection(gateway: Gateway) -> None:
     with connected(gateway) as client:
         for body in ("{", "[]", VISIT):
             client.sendall(posted(ENCOUNTERS, body))
@@ -438,7 +438,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-async def test_a_recording_is_answered_alone_before_what_is_broken_behind_it(
+async def test_a_recording_is_answered_before_an_invalid_request_behind_it(
     gateway: Gateway, cast: Cast, broken: str
 ) -> None:
     patient_id = await cast.patient()
@@ -452,7 +452,7 @@ async def test_a_recording_is_answered_alone_before_what_is_broken_behind_it(
     assert len(await cast.rows(patient_id)) == 1
 
 
-async def test_a_refusal_that_is_asked_for_twice_is_given_once(gateway: Gateway) -> None:
+async def test_a_refusal_is_sent_once(gateway: Gateway) -> None:
     unknown = head("POST", ENCOUNTERS, "Content-Type: application/json", "Transfer-Encoding: chunked", token=None)
 
     for pieces in ([unknown + b"ZZ\r\n"], [unknown, b"ZZ\r\n"], [unknown + b"0\r\nX", b": a", b"\r\nno field\r\n"]):
@@ -465,7 +465,7 @@ async def test_a_refusal_that_is_asked_for_twice_is_given_once(gateway: Gateway)
         assert received.count(b"HTTP/1.1 ") == 1
 
 
-async def test_half_a_head_behind_a_large_body_is_waited_for(gateway: Gateway, cast: Cast) -> None:
+async def test_an_incomplete_head_after_a_large_body_is_waited_for(gateway: Gateway, cast: Cast) -> None:
     patient_id = await cast.patient()
     large = json.dumps({"brand_id": "loop", "encounter_type": "lab", "notes": "x" * 39_000})
     second = keyed(patient_id)
@@ -492,7 +492,7 @@ async def test_a_thousand_requests_in_one_segment_are_answered_in_order(gateway:
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 7, 50])
-async def test_a_chunked_body_may_come_in_pieces_of_any_size(gateway: Gateway, cast: Cast, cut: int) -> None:
+async def test_a_chunked_body_may_have_chunks_of_any_size(gateway: Gateway, cast: Cast, cut: int) -> None:
     patient_id = await cast.patient()
     size = len(VISIT) // 2
     path = f"/v1/patients/{patient_id}/encounters"
@@ -527,7 +527,7 @@ def with_trailer(path: str, *fields: str, head_fields: Sequence[str] = (), token
 JSON = "Content-Type: application/json"
 
 
-@pytest.mark.parametrize("together", [True, False], ids=["one statement", "later"])
+@pytest.mark.parametrize("together", [True, False], ids=["in one segment", "later"])
 @pytest.mark.parametrize(
     "case",
     [
@@ -545,7 +545,7 @@ JSON = "Content-Type: application/json"
         ("Prefer: handling=strict", [JSON], "dev", 201),
     ],
 )
-async def test_a_trailer_field_counts_as_no_field_of_the_request(
+async def test_a_trailer_field_is_no_header_field(
     gateway: Gateway, cast: Cast, case: tuple[str, list[str], str | None, int], together: bool
 ) -> None:
     field, head_fields, token, status = case
@@ -562,7 +562,7 @@ async def test_a_trailer_field_counts_as_no_field_of_the_request(
             assert read(client).status == 200
 
 
-@pytest.mark.parametrize("together", [True, False], ids=["one statement", "later"])
+@pytest.mark.parametrize("together", [True, False], ids=["in one segment", "later"])
 async def test_a_key_in_a_trailer_is_no_key(gateway: Gateway, cast: Cast, together: bool) -> None:
     patient_id = await cast.patient()
     pieces = with_trailer(f"/v1/patients/{patient_id}/encounters", f"Idempotency-Key: {patient_id}", head_fields=[JSON])
@@ -581,7 +581,7 @@ async def test_a_key_in_a_trailer_is_no_key(gateway: Gateway, cast: Cast, togeth
     [(431, [f"X: {'a' * 9_000}"]), (431, ["X: a"] * 101), (400, ["no field"]), (400, ["X : a"]), (400, ["X: \x00"])],
     ids=["large", "many", "no field", "white space", "control character"],
 )
-async def test_a_trailer_that_is_too_much_or_none_is_refused_and_nothing_recorded(
+async def test_an_invalid_or_too_large_trailer_is_refused_and_nothing_recorded(
     gateway: Gateway, cast: Cast, status: int, fields: list[str]
 ) -> None:
     patient_id = await cast.patient()
@@ -602,7 +602,7 @@ async def test_a_trailer_that_is_too_much_or_none_is_refused_and_nothing_recorde
 
 
 @pytest.mark.parametrize("space", [" ", "\t", " \t \t"], ids=["space", "tab", "many"])
-async def test_white_space_around_a_field_value_is_no_part_of_it(gateway: Gateway, cast: Cast, space: str) -> None:
+async def test_white_space_around_a_field_value_is_removed(gateway: Gateway, cast: Cast, space: str) -> None:
     patient_id = await cast.patient()
     answers = []
 
@@ -630,7 +630,7 @@ async def test_white_space_around_a_field_value_is_no_part_of_it(gateway: Gatewa
 @pytest.mark.parametrize(
     "request_line", ["GET / HTTP/2.0", "GET / HTTP/0.9", "GET / HTTP/1.2", "GET / HTTP/3", "GET /", "PRI * HTTP/2.0"]
 )
-def test_a_version_that_is_not_spoken_is_505(gateway: Gateway, request_line: str) -> None:
+def test_an_unsupported_http_version_is_505(gateway: Gateway, request_line: str) -> None:
     answer = ask(gateway, f"{request_line}\r\nHost: localhost\r\n\r\n".encode())
 
     assert (answer.status, answer.json["error"]) == (505, "http_version_not_supported")
@@ -638,7 +638,7 @@ def test_a_version_that_is_not_spoken_is_505(gateway: Gateway, request_line: str
 
 
 @pytest.mark.parametrize("request_line", ["GET / RTSP/1.0", "GET / http/1.1", "get", "GE T / HTTP/1.1"])
-def test_a_request_line_that_is_none_is_400(gateway: Gateway, request_line: str) -> None:
+def test_an_invalid_request_line_is_400(gateway: Gateway, request_line: str) -> None:
     answer = ask(gateway, f"{request_line}\r\nHost: localhost\r\n\r\n".encode())
 
     assert (answer.status, answer.json["error"]) == (400, "bad_request")
@@ -647,7 +647,7 @@ def test_a_request_line_that_is_none_is_400(gateway: Gateway, request_line: str)
 @pytest.mark.parametrize(
     "coding", ["gzip, chunked", "gzip", "identity", "chunked, gzip", "chunked, chunked", "xchunked"]
 )
-async def test_a_transfer_coding_but_chunked_is_501_and_nothing_recorded(
+async def test_another_transfer_coding_is_501_and_nothing_is_recorded(
     gateway: Gateway, cast: Cast, coding: str
 ) -> None:
     patient_id = await cast.patient()
@@ -667,7 +667,7 @@ def test_chunks_over_http_1_0_are_refused(gateway: Gateway) -> None:
     assert ask(gateway, request + b"0\r\n\r\n").status == 400
 
 
-def test_what_is_no_http_is_refused_and_the_log_does_not_repeat_it(gateway: Gateway) -> None:
+def test_invalid_http_is_refused_and_not_repeated_in_the_log(gateway: Gateway) -> None:
     answer = ask(gateway, f"{MARKER} please\r\n\r\n".encode())
 
     assert answer.status == 400

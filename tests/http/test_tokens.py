@@ -93,7 +93,7 @@ async def test_a_person_records_for_their_brand_and_is_named_in_the_audit_log(
     assert tuple(entry or ()) == ("user", "nurse-1", "loop")
 
 
-async def test_a_machine_without_a_brand_says_for_which_one_it_acts(
+async def test_a_machine_without_a_brand_states_its_acting_brand(
     provider: IdentityProvider, guarded_door: Door, cast: Cast
 ) -> None:
     provider.tokens["opaque"] = {"client_id": "lab", "scope": "write:encounters"}
@@ -109,7 +109,7 @@ async def test_a_machine_without_a_brand_says_for_which_one_it_acts(
     assert [outcome.code for outcome in outcomes] == [None, None, "not_found", "forbidden"]
 
 
-async def test_a_person_without_a_brand_acts_for_none(
+async def test_a_person_without_a_brand_may_not_state_one(
     provider: IdentityProvider, guarded_door: Door, cast: Cast
 ) -> None:
     provider.tokens["opaque"] = NURSE | {"brand": None}
@@ -123,7 +123,7 @@ async def test_a_person_without_a_brand_acts_for_none(
     assert await cast.rows(patient_id) == []
 
 
-async def test_a_token_that_is_revoked_is_worth_nothing_at_the_next_look(
+async def test_a_revoked_token_is_refused_when_it_is_next_verified(
     provider: IdentityProvider, guarded_door: Door, cast: Cast
 ) -> None:
     patient_id = await cast.patient()
@@ -140,7 +140,7 @@ async def test_a_token_that_is_revoked_is_worth_nothing_at_the_next_look(
 
 
 @pytest.mark.parametrize("authorization", [None, "", "Bearer", "Bearer ", "Basic YXBwOnNlY3JldA==", "opaque"])
-async def test_who_brings_no_token_is_told_that_one_is_needed_and_no_more(
+async def test_a_missing_token_gets_a_challenge_without_an_error(
     provider: IdentityProvider, ask: Ask, authorization: str | None
 ) -> None:
     provider.tokens["opaque"] = NURSE
@@ -154,7 +154,7 @@ async def test_who_brings_no_token_is_told_that_one_is_needed_and_no_more(
 
 
 @pytest.mark.parametrize("token", ["unknown", "dev", "dev-loopbio", "x" * 8193, "a b", "tökén"])
-async def test_a_worthless_token_is_called_so(ask: Ask, token: str) -> None:
+async def test_a_rejected_token_gets_invalid_token(ask: Ask, token: str) -> None:
     answer = await ask({"authorization": f"Bearer {token}".encode()})  # type: ignore[dict-item]
 
     assert answer.status_code == 401
@@ -175,7 +175,7 @@ async def test_a_worthless_token_is_called_so(ask: Ask, token: str) -> None:
     ],
     ids=str,
 )
-async def test_a_token_for_another_service_or_of_no_client_is_worthless(
+async def test_a_token_of_another_service_or_without_a_client_is_rejected(
     provider: IdentityProvider, ask: Ask, answered: dict[str, Any]
 ) -> None:
     provider.tokens["opaque"] = answered
@@ -186,7 +186,7 @@ async def test_a_token_for_another_service_or_of_no_client_is_worthless(
     assert told(answer) == ("invalid_token", "no")
 
 
-async def test_a_scope_that_is_missing_is_named(provider: IdentityProvider, verified: Service, cast: Cast) -> None:
+async def test_a_missing_scope_is_named(provider: IdentityProvider, verified: Service, cast: Cast) -> None:
     provider.tokens["opaque"] = NURSE | {"scope": "read:encounters"}
     patient_id = await cast.patient()
 
@@ -203,7 +203,7 @@ async def test_a_scope_that_is_missing_is_named(provider: IdentityProvider, veri
 
 @pytest.mark.parametrize("trouble", ["down", "slow", "failing", "raving"])
 @pytest.mark.parametrize("way", ["introspection", "jwt"])
-async def test_while_the_provider_is_in_trouble_nobody_comes_in_and_everyone_may_come_back(
+async def test_a_failing_provider_is_503_for_every_caller(
     provider: IdentityProvider, ask: Ask, trouble: str, way: str
 ) -> None:
     provider.tokens["opaque"] = NURSE
@@ -221,7 +221,7 @@ async def test_while_the_provider_is_in_trouble_nobody_comes_in_and_everyone_may
 # What is worthless once tokens are verified.
 
 
-async def test_the_patients_of_the_examples_are_for_development(
+async def test_the_example_patients_are_for_development(
     provider: IdentityProvider, server_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     url = await create_database(server_url)
@@ -234,7 +234,7 @@ async def test_the_patients_of_the_examples_are_for_development(
     assert patients == 0
 
 
-async def test_a_token_stands_in_no_line_of_the_log(
+async def test_a_token_is_in_no_line_of_the_log(
     provider: IdentityProvider, ask: Ask, capfd: pytest.CaptureFixture[str]
 ) -> None:
     tokens = ["marked-5a1c-good", "marked-5a1c-worthless", jwt(KEY, claims()), jwt(KEY, claims(aud="other"))]

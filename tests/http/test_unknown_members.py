@@ -47,7 +47,7 @@ def violations(answer: httpx2.Response) -> list[tuple[str, str]]:
         ({"notes" + "_" * 100: 1}, "1"),
     ],
 )
-async def test_ignored_members_are_told_in_x_ignored(
+async def test_ignored_members_are_listed_in_x_ignored(
     service: Service, cast: Cast, members: dict[str, Any], told: str | None
 ) -> None:
     answer = await record(service, await cast.patient(), VISIT | members)
@@ -58,7 +58,7 @@ async def test_ignored_members_are_told_in_x_ignored(
     assert MARKER not in str(answer.headers)
 
 
-async def test_validate_only_names_what_would_be_ignored(service: Service, cast: Cast) -> None:
+async def test_validate_only_lists_ignored_members(service: Service, cast: Cast) -> None:
     answer = await record(
         service, await cast.patient(), VISIT | {"note": MARKER, MARKER: 1}, "?validate_only=true&limit=5"
     )
@@ -69,21 +69,21 @@ async def test_validate_only_names_what_would_be_ignored(service: Service, cast:
     assert MARKER not in answer.text
 
 
-async def test_validate_only_says_nothing_of_names_where_all_are_known(service: Service, cast: Cast) -> None:
+async def test_validate_only_lists_nothing_if_all_members_are_known(service: Service, cast: Cast) -> None:
     answer = await record(service, await cast.patient(), VISIT, "?validate_only=true")
 
     assert "ignored" not in answer.json()
     assert "x-ignored" not in answer.headers
 
 
-async def test_a_refusal_tells_what_was_ignored_too(service: Service, cast: Cast) -> None:
+async def test_a_refusal_lists_ignored_members_too(service: Service, cast: Cast) -> None:
     answer = await record(service, await cast.patient(), {"brand_id": "loop", "encounter_typ": "lab"})
 
     assert violations(answer) == [("/encounter_type", "required")]
     assert answer.headers["x-ignored"] == "encounter_typ"
 
 
-async def test_x_ignored_of_a_replay_is_of_the_request_just_sent(service: Service, cast: Cast) -> None:
+async def test_x_ignored_of_a_replay_belongs_to_the_current_request(service: Service, cast: Cast) -> None:
     patient_id, key = await cast.patient(), str(uuid4())
     sent: list[dict[str, Any]] = [{"note": 1}, {}, {"statuss": 1, MARKER: 1}]
 
@@ -110,7 +110,7 @@ async def test_strict_handling_refuses_unknown_members_and_records_nothing(servi
     assert await cast.rows(patient_id) == []
 
 
-async def test_strict_handling_tells_every_broken_rule_at_once(service: Service, cast: Cast) -> None:
+async def test_strict_handling_reports_every_broken_rule_together(service: Service, cast: Cast) -> None:
     answer = await record(service, await cast.patient(), {"brand_id": "loop", "note": 1, "notes": None}, **STRICT)
 
     assert set(violations(answer)) == {
@@ -120,7 +120,7 @@ async def test_strict_handling_tells_every_broken_rule_at_once(service: Service,
     }
 
 
-async def test_another_brand_is_refused_before_strict_handling_looks(service: Service, cast: Cast) -> None:
+async def test_another_brand_is_refused_before_strict_handling(service: Service, cast: Cast) -> None:
     answer = await record(service, await cast.patient(), VISIT | {"brand_id": "loopbio", "note": 1}, **STRICT)
 
     assert (answer.status_code, answer.json()["error"]) == (403, "forbidden")
@@ -143,7 +143,7 @@ async def test_another_brand_is_refused_before_strict_handling_looks(service: Se
         ("", 201, None),
     ],
 )
-async def test_the_preference_is_read_as_rfc_7240_has_it(
+async def test_the_preference_is_parsed_by_rfc_7240(
     service: Service, cast: Cast, prefer: str, status: int, applied: str | None
 ) -> None:
     answer = await record(service, await cast.patient(), VISIT | {"note": 1}, prefer=prefer)
@@ -151,7 +151,7 @@ async def test_the_preference_is_read_as_rfc_7240_has_it(
     assert (answer.status_code, answer.headers.get("preference-applied")) == (status, applied)
 
 
-async def test_strict_handling_records_what_is_all_known(service: Service, cast: Cast) -> None:
+async def test_strict_handling_records_known_members(service: Service, cast: Cast) -> None:
     answer = await record(service, await cast.patient(), VISIT, **STRICT)
 
     assert (answer.status_code, answer.headers["preference-applied"]) == (201, "handling=strict")
@@ -192,7 +192,7 @@ async def test_a_misspelt_parameter_of_a_list_is_refused(service: Service, cast:
         ("validate_only=true&page=2", "validate_only, 1"),
     ],
 )
-async def test_other_unknown_parameters_are_told_and_refused_if_strict(
+async def test_other_unknown_parameters_are_listed_and_refused_if_strict(
     service: Service, cast: Cast, query: str, told: str
 ) -> None:
     path = f"/v1/patients/{await cast.patient()}/encounters"
@@ -214,7 +214,7 @@ async def test_a_single_encounter_has_no_parameters(service: Service, cast: Cast
     assert answers[0].headers["x-ignored"] == "limit"
 
 
-async def test_a_body_of_very_many_names_costs_no_more_than_reading_it(service: Service, cast: Cast) -> None:
+async def test_a_body_of_many_names_costs_no_more_than_parsing_it(service: Service, cast: Cast) -> None:
     """Each name is as long as a known one, so that comparing it would be dear; a hundred are compared."""
     names = {f"x{number:09}y": 1 for number in range(14_000)}
 

@@ -25,7 +25,7 @@ def test_every_parameter_of_libpq_is_known() -> None:
 
 
 @pytest.mark.parametrize("name", HARMLESS)
-def test_what_cannot_be_done_is_refused_by_its_name(name: str) -> None:
+def test_an_unsupported_parameter_is_refused_by_name(name: str) -> None:
     with pytest.raises(ValueError, match=f"^{name}: "):
         parse(f"postgresql://host/db?{name}=anything-else")
 
@@ -53,7 +53,7 @@ def test_what_cannot_be_done_is_refused_by_its_name(name: str) -> None:
         ("ss%20word%21=1", "^is no parameter"),
     ],
 )
-def test_a_mistake_is_told_by_the_name_of_the_parameter(parameter: str, told: str) -> None:
+def test_an_invalid_value_is_refused_with_the_name_of_its_parameter(parameter: str, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         parse(f"postgresql://host/db?{parameter}")
 
@@ -70,7 +70,7 @@ def test_a_mistake_is_told_by_the_name_of_the_parameter(parameter: str, told: st
         "mysql://hunter2@host/db",
     ],
 )
-def test_a_password_that_is_not_encoded_is_told_without_a_word_of_it(url: str) -> None:
+def test_an_unencoded_password_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(ValueError, match=r"\w") as refusal:
         parse(url)
 
@@ -89,11 +89,11 @@ def test_a_password_that_is_not_encoded_is_told_without_a_word_of_it(url: str) -
         ("postgresql:///db?host=/run/a%20b&port=5432", (("/run/a b", 5432),)),
     ],
 )
-def test_hosts_are_read_in_order_with_their_ports(url: str, hosts: object) -> None:
+def test_hosts_are_parsed_in_order_with_their_ports(url: str, hosts: object) -> None:
     assert parse(url).hosts == hosts
 
 
-def test_what_asyncpg_knows_is_left_to_it_and_nothing_else(tmp_path: Path) -> None:
+def test_asyncpg_gets_only_the_parameters_that_it_supports(tmp_path: Path) -> None:
     (tmp_path / "ca").touch()
 
     dsn = parse(

@@ -15,7 +15,7 @@ NODE = shutil.which("node")
     NODE is None or not (JAVASCRIPT / "node_modules" / "graphql").is_dir(),
     reason="needs Node 20 and then: make .venv/javascript",
 )
-def test_a_call_is_converted_from_door_to_door_and_back(tmp_path: Path) -> None:
+def test_a_call_is_converted_between_rest_and_graphql_and_back(tmp_path: Path) -> None:
     # Node looks for packages beside a file and above it, and web/ keeps none.
     shutil.copytree(ROOT / "web" / "src", tmp_path / "pages")
     shutil.copy(JAVASCRIPT / "conversion.test.js", tmp_path)

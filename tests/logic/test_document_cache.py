@@ -27,7 +27,7 @@ class Stone:
         return self.own
 
 
-def test_what_was_asked_for_longest_ago_goes_first() -> None:
+def test_the_least_recently_used_document_is_evicted_first() -> None:
     kept = KeptDocuments[Stone](10)
     for name in "abc":
         kept.keep(name, Stone(3))
@@ -39,7 +39,7 @@ def test_what_was_asked_for_longest_ago_goes_first() -> None:
     assert kept.weight == 10
 
 
-def test_what_grew_since_is_weighed_again() -> None:
+def test_a_grown_document_is_weighed_again() -> None:
     kept, growing = KeptDocuments[Stone](10), Stone(3)
     kept.keep("a", Stone(3))
     kept.keep("b", growing)
@@ -50,7 +50,7 @@ def test_what_grew_since_is_weighed_again() -> None:
     assert ("a" in kept, kept.weight) == (False, 9)
 
 
-def test_what_is_too_heavy_is_not_kept() -> None:
+def test_an_entry_heavier_than_the_cache_is_not_stored() -> None:
     kept = KeptDocuments[Stone](10)
 
     kept.keep("a", Stone(11))
@@ -85,7 +85,7 @@ def test_unique_documents_of_any_size_stay_within_the_bound() -> None:
     ],
     ids=["a list", "fields", "pages", "operations"],
 )
-def test_a_document_weighs_at_least_what_it_takes(text: str) -> None:
+def test_a_documents_weight_is_at_least_its_memory(text: str) -> None:
     documents = Documents(SCHEMA, DocumentRules())
     documents.read(text + " ")  # what all documents share
     gc.collect()

@@ -62,19 +62,19 @@ every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name
 
 
 @every_kind
-def test_every_error_stands_in_the_one_file_and_in_the_tree_drawn_at_its_top(kind: type[GatewayError]) -> None:
+def test_every_error_class_is_in_the_file_and_in_its_tree(kind: type[GatewayError]) -> None:
     assert gateway.app
     assert kind.__module__ == resolvers.errors.__name__
     assert re.search(rf"── {kind.__name__}\b", resolvers.errors.__doc__ or "")
 
 
 @every_kind
-def test_every_error_has_a_code_of_plain_letters(kind: type[GatewayError]) -> None:
+def test_every_error_code_is_lower_case_words(kind: type[GatewayError]) -> None:
     assert re.fullmatch(r"[a-z]+(_[a-z]+)*", kind.code)
 
 
 @every_kind
-def test_the_docstring_of_every_error_is_its_own_and_its_message(kind: type[GatewayError]) -> None:
+def test_every_error_has_its_own_docstring_which_is_its_message(kind: type[GatewayError]) -> None:
     words = vars(kind).get("__doc__") or ""
     error = made(kind)
 
@@ -87,7 +87,7 @@ def test_the_docstring_of_every_error_is_its_own_and_its_message(kind: type[Gate
 
 
 @every_kind
-def test_every_error_has_its_status_over_rest(kind: type[GatewayError]) -> None:
+def test_every_error_has_a_status_over_rest(kind: type[GatewayError]) -> None:
     status = status_of(made(kind))
 
     assert any(ancestor in STATUS for ancestor in kind.__mro__)
@@ -96,7 +96,7 @@ def test_every_error_has_its_status_over_rest(kind: type[GatewayError]) -> None:
     assert status == PUBLISHED.get(kind.code, status)
 
 
-def test_every_published_code_is_somebodys() -> None:
+def test_every_published_code_belongs_to_an_error_class() -> None:
     codes = {kind.code for kind in KINDS}
 
     # Limits per client come with the issue that is about them.
@@ -104,7 +104,7 @@ def test_every_published_code_is_somebodys() -> None:
 
 
 @every_kind
-def test_every_error_has_its_envelope_and_headers_that_may_be_sent(kind: type[GatewayError]) -> None:
+def test_every_error_has_its_body_and_valid_headers(kind: type[GatewayError]) -> None:
     error = made(kind)
 
     body = json.loads(json.dumps(envelope(error, "an-id")))
@@ -121,7 +121,7 @@ def test_every_error_has_its_envelope_and_headers_that_may_be_sent(kind: type[Ga
 
 
 @every_kind
-def test_every_401_and_403_repeats_its_message_as_the_description(kind: type[GatewayError]) -> None:
+def test_every_401_and_403_repeats_its_message_as_error_description(kind: type[GatewayError]) -> None:
     error = made(kind)
 
     body = envelope(error, "an-id")
@@ -131,7 +131,7 @@ def test_every_401_and_403_repeats_its_message_as_the_description(kind: type[Gat
 
 
 @every_kind
-def test_every_401_has_a_challenge_and_a_description_that_needs_no_escape(kind: type[GatewayError]) -> None:
+def test_every_401_has_a_challenge_without_characters_to_escape(kind: type[GatewayError]) -> None:
     error = made(kind)
 
     challenge = headers_of(error).get("WWW-Authenticate", "")
@@ -141,7 +141,7 @@ def test_every_401_has_a_challenge_and_a_description_that_needs_no_escape(kind: 
 
 
 @every_kind
-def test_every_error_says_in_graphql_what_it_says_over_rest(kind: type[GatewayError]) -> None:
+def test_every_error_has_the_same_message_in_graphql_and_rest(kind: type[GatewayError]) -> None:
     error = made(kind)
 
     told = json.loads(json.dumps(phrase(error, "an-id")))

@@ -63,7 +63,7 @@ def more_cookies(response: Response) -> Response:
 # Nothing of an answer is kept.
 
 
-async def test_a_receiver_that_sets_ever_more_cookies_gets_none_back(receiver: ReceiverServer) -> None:
+async def test_cookies_of_a_webhook_receiver_are_not_sent_back(receiver: ReceiverServer) -> None:
     async def answer(_delivery: Delivery) -> Response:
         return more_cookies(Response(status_code=204))
 
@@ -77,9 +77,7 @@ async def test_a_receiver_that_sets_ever_more_cookies_gets_none_back(receiver: R
     assert not any("cookie" in delivery.headers for delivery in receiver.tried)
 
 
-async def test_a_provider_that_sets_ever_more_cookies_gets_none_back(
-    provider: IdentityProvider, clock: FakeClock
-) -> None:
+async def test_cookies_of_the_identity_provider_are_not_sent_back(provider: IdentityProvider, clock: FakeClock) -> None:
     provider.answer = lambda: more_cookies(JSONResponse({"active": True, "client_id": "lab"}))
 
     async with verifying(provider.settings(introspection=True), clock) as verify:
@@ -89,9 +87,7 @@ async def test_a_provider_that_sets_ever_more_cookies_gets_none_back(
     assert (provider.introspections, provider.cookies) == (50, [])
 
 
-async def test_a_key_set_that_sets_ever_more_cookies_gets_none_back(
-    provider: IdentityProvider, clock: FakeClock
-) -> None:
+async def test_cookies_of_the_key_set_are_not_sent_back(provider: IdentityProvider, clock: FakeClock) -> None:
     key = signing_key("ES256", "one")
     provider.answer = lambda: more_cookies(JSONResponse({"keys": [key.jwk]}))
 
@@ -106,7 +102,7 @@ async def test_a_key_set_that_sets_ever_more_cookies_gets_none_back(
 @pytest.mark.parametrize(
     "location", ["/other", "http://[", "//", "http://a:99999/", "http://\xff/", "/events", "", "x://y", "http://*.x/"]
 )
-async def test_no_redirect_is_followed_wherever_it_leads(receiver: ReceiverServer, location: str) -> None:
+async def test_redirects_are_not_followed(receiver: ReceiverServer, location: str) -> None:
     async def answer(_delivery: Delivery) -> Response:
         response = Response(status_code=307)
         response.raw_headers.append((b"location", location.encode("latin-1")))
@@ -121,7 +117,7 @@ async def test_no_redirect_is_followed_wherever_it_leads(receiver: ReceiverServe
     assert (len(receiver.tried), receiver.misdirected) == (1, 0)
 
 
-async def test_no_challenge_is_answered(receiver: ReceiverServer) -> None:
+async def test_authentication_challenges_are_not_answered(receiver: ReceiverServer) -> None:
     async def answer(_delivery: Delivery) -> Response:
         return Response(status_code=401, headers={"www-authenticate": 'Digest realm="r", nonce="n", qop="auth"'})
 
@@ -135,7 +131,7 @@ async def test_no_challenge_is_answered(receiver: ReceiverServer) -> None:
     assert not any("authorization" in delivery.headers for delivery in receiver.tried)
 
 
-async def test_a_client_with_options_of_its_own_keeps_no_cookies_either(receiver: ReceiverServer) -> None:
+async def test_a_client_with_its_own_options_stores_no_cookies(receiver: ReceiverServer) -> None:
     async def answer(_delivery: Delivery) -> Response:
         return more_cookies(RedirectResponse("/other"))
 
@@ -174,14 +170,14 @@ async def test_loopback_is_never_reached_through_a_proxy(
 
 
 @pytest.mark.parametrize("url", ["https://idp.example/", "https://mylocalhost/", "https://128.0.0.1/"])
-async def test_any_other_host_is_reached_through_the_proxy(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+async def test_another_host_is_reached_through_the_proxy(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("ALL_PROXY", NOWHERE)
 
     async with http_client() as client:
         assert client._transport_for_url(httpx2.URL(url)) is not client._transport
 
 
-async def test_provider_and_receiver_on_this_machine_need_no_proxy(
+async def test_a_provider_and_a_receiver_on_loopback_need_no_proxy(
     monkeypatch: pytest.MonkeyPatch, provider: IdentityProvider, receiver: ReceiverServer
 ) -> None:
     for name in VARIABLES[:3]:
@@ -216,7 +212,7 @@ SENDING: dict[str, Any] = {"webhooks": (Webhook(name="crm", url="https://crm.tes
         ("http://proxy.test:99999", "a host"),
     ],
 )
-def test_a_proxy_that_cannot_be_used_is_told_by_its_variable(
+def test_an_unusable_proxy_is_refused_with_the_name_of_its_variable(
     monkeypatch: pytest.MonkeyPatch, variable: str, proxy: str, told: str
 ) -> None:
     monkeypatch.setenv(variable, proxy)
@@ -239,7 +235,7 @@ def test_a_proxy_that_cannot_be_used_is_told_by_its_variable(
     ],
     ids=str,
 )
-def test_a_proxy_that_can_be_used_is_let_be(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+def test_a_usable_proxy_is_accepted(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
     for each in variables.items():
         monkeypatch.setenv(*each)
 
@@ -247,7 +243,7 @@ def test_a_proxy_that_can_be_used_is_let_be(monkeypatch: pytest.MonkeyPatch, var
     http_client(over_tls=False)
 
 
-def test_a_gateway_that_sends_nothing_needs_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gateway_without_outgoing_requests_needs_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "socks5://proxy.test")
 
     refuse_unusable_proxies(Settings())

@@ -119,11 +119,11 @@ async def answered(case: Case, *, by_us: bool) -> Any:
 
 
 @given(case=CASES)
-async def test_an_answer_is_written_as_uvicorn_would(case: Case) -> None:
+async def test_a_response_has_the_same_bytes_as_from_uvicorn(case: Case) -> None:
     assert await answered(case, by_us=True) == await answered(case, by_us=False)
 
 
-async def test_an_answer_that_is_whole_goes_out_at_once() -> None:
+async def test_a_complete_response_is_sent_in_one_write() -> None:
     cycle, transport = cycle_for("GET", keep_alive=True)
 
     async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
@@ -135,7 +135,7 @@ async def test_an_answer_that_is_whole_goes_out_at_once() -> None:
     assert len(transport.writes) == 1
 
 
-async def test_the_head_of_an_answer_that_comes_in_pieces_goes_out_with_the_first() -> None:
+async def test_the_head_of_a_streamed_response_is_sent_with_its_first_piece() -> None:
     cycle, transport = cycle_for("GET", keep_alive=True)
 
     async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
@@ -150,7 +150,7 @@ async def test_the_head_of_an_answer_that_comes_in_pieces_goes_out_with_the_firs
 
 
 @given(before=st.binary(max_size=3), broken=BREAKS, after=st.binary(max_size=3), in_name=st.booleans())
-async def test_a_field_that_could_be_taken_for_two_is_never_written(
+async def test_a_header_field_with_a_line_break_is_never_sent(
     before: bytes, broken: bytes, after: bytes, in_name: bool
 ) -> None:
     field = (before + broken + after, b"value") if in_name else (b"name", before + broken + after)
@@ -161,7 +161,7 @@ async def test_a_field_that_could_be_taken_for_two_is_never_written(
 
 
 @pytest.mark.parametrize(("more_to_come", "told"), [(False, b"12345"), (True, None)])
-async def test_a_body_is_handed_over_once_all_of_it_is_here(more_to_come: bool, told: bytes | None) -> None:
+async def test_a_body_is_passed_on_when_it_is_complete(more_to_come: bool, told: bytes | None) -> None:
     cycle, _ = cycle_for("POST", keep_alive=True)
     cycle.body += b"12345"
     cycle.more_body = more_to_come
@@ -175,14 +175,14 @@ async def test_a_body_is_handed_over_once_all_of_it_is_here(more_to_come: bool, 
     assert [each["body"].read() if "body" in each else None for each in seen] == [told]
 
 
-async def test_a_body_is_read_once_and_held_no_longer() -> None:
+async def test_a_body_is_read_once_and_then_released() -> None:
     cycle, _ = cycle_for("POST", keep_alive=True)
     cycle.body += b"12345"
 
     assert [len(BufferedBody(cycle)), BufferedBody(cycle).read(), len(cycle.body)] == [5, b"12345", 0]
 
 
-async def test_what_a_client_sent_that_has_gone_is_not_read() -> None:
+async def test_the_body_of_a_disconnected_client_is_not_read() -> None:
     cycle, _ = cycle_for("POST", keep_alive=True)
     cycle.body += b"12345"
     cycle.disconnected = True

@@ -60,9 +60,7 @@ def csv_of(row: tuple[str, ...], quoting: Any, end: str) -> bytes:
 
 @TABLES
 @given(rows, st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL]), st.sampled_from(["\n", "\r\n"]))
-def test_what_is_written_as_rfc_4180_has_it_is_read(
-    table: CsvFormat, rows: list[tuple[str, ...]], quoting: Any, end: str
-) -> None:
+def test_csv_of_rfc_4180_is_read(table: CsvFormat, rows: list[tuple[str, ...]], quoting: Any, end: str) -> None:
     written = [csv_of(row, quoting, end) for row in rows]
     content = b"".join([csv_of(COLUMNS[table], quoting, end), *written])
 
@@ -98,7 +96,7 @@ def broken(draw: st.DrawFn, line: bytes, faults: Sequence[str] = FAULTS) -> byte
 
 @TABLES
 @given(st.data(), rows, st.sampled_from(["\n", "\r\n"]))
-def test_every_row_that_is_read_of_a_broken_file_was_a_row_of_it(
+def test_every_row_read_from_a_corrupted_csv_file_is_a_row_of_the_original(
     table: CsvFormat, data: st.DataObject, rows: list[tuple[str, ...]], end: str
 ) -> None:
     # Where values are quoted as a rule, what is quoted cannot be taken for rows of its own.
@@ -112,7 +110,7 @@ def test_every_row_that_is_read_of_a_broken_file_was_a_row_of_it(
 
 @TABLES
 @given(st.data(), rows)
-def test_every_line_that_is_read_of_a_broken_json_file_was_a_line_of_it(
+def test_every_line_read_from_a_corrupted_json_file_is_one_of_the_original(
     table: CsvFormat, data: st.DataObject, rows: list[tuple[str, ...]]
 ) -> None:
     lines = [table.members(dict(zip(COLUMNS[table], row, strict=True))) for row in rows]
@@ -149,7 +147,7 @@ GOOD = b"p-1,loop,lab,fine\n"
         (b'p,loop,lab,"open\n' + PHANTOM, (3, 5), "csv", False),
     ],
 )
-def test_after_a_fault_nothing_is_read_up_to_a_provable_end(
+def test_after_an_error_no_row_is_read_up_to_a_provable_end_of_a_row(
     record: bytes, lines: tuple[int, int], rule: str, goes_on: bool
 ) -> None:
     records = read(HEADER + GOOD + record + GOOD, backfilling.TABLE, "f.csv")
@@ -164,7 +162,7 @@ def test_after_a_fault_nothing_is_read_up_to_a_provable_end(
     "name", [" notes", "notes ", "Notes", "note", "NOTES", "nots", "notes\u00a0", "\u200bnotes", "scheduledAt", "Key",
              "scheduled at", "scheduled-at", "chiefComplaint", "metdata", "provider_ID", "\uff4eotes"]
 )  # fmt: skip
-def test_a_column_that_is_nearly_a_known_one_stops_an_import_first(name: str) -> None:
+def test_a_nearly_known_column_stops_an_import_before_it_begins(name: str) -> None:
     content = f"patient_id,brand_id,encounter_type,{name}\np-1,loop,lab,tuberculosis\n".encode()
 
     with pytest.raises(ImportStopped, match=r"line 1: column 4 is nearly `\w+`") as stopped:
@@ -173,7 +171,7 @@ def test_a_column_that_is_nearly_a_known_one_stops_an_import_first(name: str) ->
 
 
 @pytest.mark.parametrize("name", ["Id", " brand_id", "brandId", "brand-id", "ID\u00a0"])
-def test_so_does_a_column_of_patients(name: str) -> None:
+def test_a_nearly_known_column_of_patients_stops_an_import(name: str) -> None:
     with pytest.raises(ImportStopped, match=r"line 1: column 3 is nearly `(brand_)?id`"):
         read(f"id,brand_id,{name}\np-1,loop,x\n".encode(), importing.TABLE, "f.csv")
 
@@ -186,7 +184,7 @@ def test_so_does_a_column_of_patients(name: str) -> None:
         ("patient_id,brand_id,encounter_type,mrn,dob,ended_at\n", "; ignored: ended_at, 2 others"),
     ],
 )
-def test_other_columns_are_counted_and_named_where_the_name_is_ours(lines: str, told: str) -> None:
+def test_other_columns_are_counted_and_only_known_names_are_printed(lines: str, told: str) -> None:
     unknown = Unknown()
 
     read(lines.encode(), backfilling.TABLE, "f.csv", unknown)
@@ -194,7 +192,7 @@ def test_other_columns_are_counted_and_named_where_the_name_is_ours(lines: str, 
     assert str(unknown) == told
 
 
-def test_members_of_json_lines_are_held_to_the_same() -> None:
+def test_unknown_members_of_json_lines_follow_the_same_rules() -> None:
     visit: Mapping[str, Any] = {"patient_id": "p-1", "brand_id": "loop", "encounter_type": "lab"}
     others: list[dict[str, Any]] = [{"note": "tuberculosis"}, {"status": "x", "tuberculosis": 1}, {"mrn": 1}, {}]
     lines = [{**visit, **each} for each in others]
@@ -209,7 +207,7 @@ def test_members_of_json_lines_are_held_to_the_same() -> None:
     assert str(unknown) == "; ignored: status, 2 others"
 
 
-def test_json_that_cannot_be_read_is_told_by_its_column() -> None:
+def test_invalid_json_is_reported_with_its_column() -> None:
     (refused,) = read(b'{"patient_id": tuberculosis}\n', backfilling.TABLE, "f.jsonl")
 
     assert str(refused) == "line 1: must be JSON that has one meaning (column 16) (json)"

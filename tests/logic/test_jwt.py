@@ -81,7 +81,7 @@ with_keys = pytest.mark.usefixtures("published")
     ],
     ids=str,
 )
-async def test_a_token_signed_by_a_published_key_stands_for_who_it_says(
+async def test_a_token_signed_by_a_published_key_names_its_caller(
     proven: Verify, clock: FakeClock, key: Any, header: dict[str, Any]
 ) -> None:
     caller = await proven(jwt(key, claims(clock.now), **header))
@@ -108,7 +108,7 @@ async def test_a_token_signed_by_a_published_key_stands_for_who_it_says(
     ],
     ids=str,
 )
-async def test_these_claims_are_good(proven: Verify, clock: FakeClock, changes: dict[str, Any]) -> None:
+async def test_valid_claims_are_accepted(proven: Verify, clock: FakeClock, changes: dict[str, Any]) -> None:
     assert (await proven(jwt(RSA, claims(clock.now, **changes)))).client_id == "app"
 
 
@@ -147,7 +147,7 @@ async def test_these_claims_are_good(proven: Verify, clock: FakeClock, changes: 
     ],
     ids=str,
 )
-async def test_these_claims_are_not(proven: Verify, clock: FakeClock, changes: dict[str, Any]) -> None:
+async def test_invalid_claims_are_refused(proven: Verify, clock: FakeClock, changes: dict[str, Any]) -> None:
     with pytest.raises(InvalidToken):
         await proven(jwt(RSA, claims(clock.now, **changes)))
 
@@ -266,25 +266,25 @@ def spelt_otherwise(key: Any, index: int) -> list[str]:
 @with_keys
 @pytest.mark.parametrize("part", [0, 1, 2], ids=["header", "payload", "signature"])
 @pytest.mark.parametrize("key", [RSA, EC, ED], ids=str)
-async def test_a_part_in_other_base64url_than_the_canonical_one_is_refused(proven: Verify, key: Any, part: int) -> None:
+async def test_a_part_in_non_canonical_base64url_is_refused(proven: Verify, key: Any, part: int) -> None:
     for token in spelt_otherwise(key, part):
         with pytest.raises(InvalidToken):
             await proven(token)
 
 
 @pytest.mark.parametrize("name", ["none", "HS256", "RS512", "PS256", "ES384", "Ed448"])
-def test_algorithms_nobody_agreed_on_are_not_even_known(name: str) -> None:
+def test_algorithms_that_are_not_configured_are_not_registered(name: str) -> None:
     with pytest.raises(UnsupportedAlgorithmError):
         REGISTRY.get_alg(name)
 
 
 @with_keys
-async def test_what_the_forgeries_are_made_of_is_good(proven: Verify) -> None:
+async def test_the_key_and_claims_of_the_forgeries_are_valid(proven: Verify) -> None:
     assert (await proven(GOOD)).client_id == (await proven(GOOD_EC)).client_id == "app"
 
 
 @with_keys
-async def test_addresses_of_keys_in_a_header_are_not_followed(provider: IdentityProvider, proven: Verify) -> None:
+async def test_key_urls_in_a_header_are_not_fetched(provider: IdentityProvider, proven: Verify) -> None:
     elsewhere = f"http://127.0.0.1:{provider.port}/jwks?elsewhere"
 
     caller = await proven(jwt(RSA, claims(1.8e9), jku=elsewhere, x5u=elsewhere, jwk=STRANGER.jwk))
@@ -293,13 +293,15 @@ async def test_addresses_of_keys_in_a_header_are_not_followed(provider: Identity
     assert provider.key_fetches == 1
 
 
-async def test_a_token_that_names_no_key_is_of_the_only_one(provider: IdentityProvider, proven: Verify) -> None:
+async def test_a_token_without_a_key_id_is_verified_with_the_only_key(
+    provider: IdentityProvider, proven: Verify
+) -> None:
     provider.keys = [signing_key("ES256").jwk, RSA.jwk | {"use": "enc"}]
 
     assert (await proven(jwt(signing_key("ES256"), claims(1.8e9), kid=None))).client_id == "app"
 
 
-async def test_a_token_that_names_no_key_is_refused_where_there_are_two(
+async def test_a_token_without_a_key_id_is_refused_if_there_are_two_keys(
     provider: IdentityProvider, proven: Verify
 ) -> None:
     provider.keys = [RSA.jwk, STRANGER.jwk]
@@ -315,7 +317,7 @@ async def test_two_keys_may_share_an_id(provider: IdentityProvider, proven: Veri
 
 
 @pytest.mark.parametrize("published_for", [{"alg": "RS512"}, {"key_ops": ["encrypt"]}, {"use": "enc"}, {"key_ops": 5}])
-async def test_a_key_is_used_for_nothing_but_what_it_was_published_for(
+async def test_a_key_is_used_only_for_its_published_purpose(
     provider: IdentityProvider, proven: Verify, published_for: dict[str, Any]
 ) -> None:
     provider.keys = [RSA.jwk | published_for, EC.jwk]
@@ -333,7 +335,7 @@ async def test_a_key_is_used_for_nothing_but_what_it_was_published_for(
         ({"token_leeway_seconds": 0}, {"exp": 1_800_000_001}, {}),
     ],
 )
-async def test_an_issuer_with_habits_of_its_own_can_be_configured(
+async def test_an_issuer_with_different_claims_can_be_configured(
     provider: IdentityProvider,
     clock: FakeClock,
     settings: dict[str, Any],
@@ -347,7 +349,7 @@ async def test_an_issuer_with_habits_of_its_own_can_be_configured(
         assert (await verify(token)).brand_id == "loop"
 
 
-async def test_without_leeway_a_token_ends_when_it_says(provider: IdentityProvider, clock: FakeClock) -> None:
+async def test_without_leeway_a_token_expires_exactly_at_exp(provider: IdentityProvider, clock: FakeClock) -> None:
     provider.keys = [RSA.jwk]
 
     async with verifying(provider.settings(jwt=True, token_leeway_seconds=0), clock) as verify:
@@ -359,9 +361,7 @@ async def test_without_leeway_a_token_ends_when_it_says(provider: IdentityProvid
 
 
 @with_keys
-async def test_keys_are_fetched_when_first_needed_and_once_for_everyone(
-    provider: IdentityProvider, proven: Verify
-) -> None:
+async def test_the_key_set_is_fetched_once_when_first_needed(provider: IdentityProvider, proven: Verify) -> None:
     assert provider.key_fetches == 0
 
     await asyncio.gather(*(proven(jwt(RSA, claims(1.8e9, jti=str(number)))) for number in range(200)))
@@ -370,7 +370,7 @@ async def test_keys_are_fetched_when_first_needed_and_once_for_everyone(
 
 
 @with_keys
-async def test_unknown_keys_are_looked_up_every_five_seconds_at_most(
+async def test_unknown_key_ids_cause_a_fetch_every_five_seconds_at_most(
     provider: IdentityProvider, proven: Verify, clock: FakeClock
 ) -> None:
     async def refused(jti: str, error: type[GatewayError]) -> int:
@@ -394,7 +394,7 @@ async def test_unknown_keys_are_looked_up_every_five_seconds_at_most(
 
 
 @with_keys
-async def test_a_token_that_names_no_key_is_never_called_bad_unasked(
+async def test_a_token_without_a_key_id_is_not_refused_before_a_fetch(
     provider: IdentityProvider, proven: Verify, clock: FakeClock
 ) -> None:
     token = jwt(signing_key("RS256"), claims(clock.now), kid=None)
@@ -427,7 +427,7 @@ async def test_known_keys_wait_for_a_silent_issuer_every_half_minute(
 
 
 @with_keys
-async def test_who_comes_while_the_keys_are_being_fetched_waits_for_them(
+async def test_requests_during_a_key_set_fetch_wait_for_it(
     provider: IdentityProvider, proven: Verify, clock: FakeClock
 ) -> None:
     await proven(GOOD)
@@ -444,7 +444,7 @@ async def test_who_comes_while_the_keys_are_being_fetched_waits_for_them(
 
 
 @with_keys
-async def test_many_tokens_with_unknown_keys_cause_one_fetch_and_all_wait_for_it(
+async def test_many_tokens_with_unknown_key_ids_share_one_fetch(
     provider: IdentityProvider, proven: Verify, clock: FakeClock
 ) -> None:
     await proven(GOOD)
@@ -458,7 +458,7 @@ async def test_many_tokens_with_unknown_keys_cause_one_fetch_and_all_wait_for_it
 
 
 @with_keys
-async def test_a_key_that_was_taken_back_is_worth_nothing_after_ten_minutes(
+async def test_a_withdrawn_key_is_refused_after_ten_minutes(
     provider: IdentityProvider, proven: Verify, clock: FakeClock
 ) -> None:
     await proven(GOOD)
@@ -492,7 +492,7 @@ NO_KEY_SETS: dict[str, Callable[[], Response]] = {
 
 
 @pytest.mark.parametrize("answer", NO_KEY_SETS)
-async def test_without_a_usable_key_set_nobody_comes_in_and_nobody_is_told_that_their_token_is_bad(
+async def test_without_a_usable_key_set_requests_get_503_and_no_token_is_refused(
     provider: IdentityProvider, proven: Verify, clock: FakeClock, answer: str
 ) -> None:
     provider.keys = [RSA.jwk]
@@ -510,7 +510,7 @@ async def test_without_a_usable_key_set_nobody_comes_in_and_nobody_is_told_that_
 
 @with_keys
 @pytest.mark.parametrize("trouble", ["an error", "no key", "too many", "drop by drop"])
-async def test_old_keys_go_on_while_there_are_no_new_ones(
+async def test_old_keys_are_used_while_a_fetch_fails(
     provider: IdentityProvider, proven: Verify, clock: FakeClock, trouble: str
 ) -> None:
     await proven(GOOD)
@@ -530,7 +530,7 @@ async def test_old_keys_go_on_while_there_are_no_new_ones(
 
 
 @with_keys
-async def test_a_proven_token_is_believed_for_a_minute_and_never_past_its_end(
+async def test_a_verified_token_is_cached_for_a_minute_but_not_after_its_expiry(
     provider: IdentityProvider, proven: Verify, clock: FakeClock
 ) -> None:
     token = jwt(RSA, claims(clock.now, exp=int(clock.now) + 10))
@@ -552,9 +552,7 @@ async def both(provider: IdentityProvider, published: None, clock: FakeClock) ->
         yield verify
 
 
-async def test_an_opaque_token_and_the_token_of_another_issuer_are_asked_about(
-    provider: IdentityProvider, both: Verify
-) -> None:
+async def test_opaque_and_foreign_tokens_are_introspected(provider: IdentityProvider, both: Verify) -> None:
     foreign = jwt(STRANGER, claims(1.8e9, iss="https://partner.test"))
     provider.tokens |= {"opaque": MACHINE, foreign: MACHINE | {"client_id": "partner"}}
 
@@ -562,14 +560,12 @@ async def test_an_opaque_token_and_the_token_of_another_issuer_are_asked_about(
     assert (provider.introspections, provider.key_fetches) == (2, 0)
 
 
-async def test_a_token_of_our_issuer_is_not_asked_about(provider: IdentityProvider, both: Verify) -> None:
+async def test_a_token_of_the_issuer_is_not_introspected(provider: IdentityProvider, both: Verify) -> None:
     assert (await both(GOOD)).client_id == "app"
     assert provider.introspections == 0
 
 
-async def test_a_token_of_our_issuer_in_another_spelling_gets_no_second_judge(
-    provider: IdentityProvider, both: Verify
-) -> None:
+async def test_a_respelled_token_of_the_issuer_is_not_introspected(provider: IdentityProvider, both: Verify) -> None:
     for token in spelt_otherwise(RSA, 2):
         provider.tokens[token] = MACHINE
         with pytest.raises(InvalidToken):
@@ -578,7 +574,7 @@ async def test_a_token_of_our_issuer_in_another_spelling_gets_no_second_judge(
 
 
 @pytest.mark.parametrize("name", ["none", "other scopes", "an ID token", "HMAC with the public key"])
-async def test_a_forgery_in_our_issuers_name_gets_no_second_judge(
+async def test_a_forgery_in_the_issuers_name_is_not_introspected(
     provider: IdentityProvider, both: Verify, name: str
 ) -> None:
     provider.tokens[FORGERIES[name]] = MACHINE

@@ -45,7 +45,7 @@ class Reader:
                 self.read += part
 
 
-def test_lines_come_whole_and_in_order(pipe) -> None:
+def test_lines_are_written_complete_and_in_order(pipe) -> None:
     reader = Reader(pipe[0])
     reader.start()
     queued = QueuedWriter(pipe[1])
@@ -58,7 +58,7 @@ def test_lines_come_whole_and_in_order(pipe) -> None:
     assert reader.lines_until(lines[-1]) == lines
 
 
-def test_no_write_is_longer_than_a_pipe_takes_in_one_piece(pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_write_exceeds_the_atomic_size_of_a_pipe(pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[int] = []
     write = os.write
 
@@ -79,7 +79,7 @@ def test_no_write_is_longer_than_a_pipe_takes_in_one_piece(pipe, monkeypatch: py
     assert len(written) < 1_000
 
 
-def test_what_does_not_fit_is_dropped_and_its_number_told_later(pipe) -> None:
+def test_lines_over_the_limit_are_dropped_and_counted_later(pipe) -> None:
     dropped: list[None] = []
     queued = QueuedWriter(pipe[1], on_drop=lambda: dropped.append(None), max_lines=100)
     put = 2_000
@@ -100,7 +100,7 @@ def test_what_does_not_fit_is_dropped_and_its_number_told_later(pipe) -> None:
     assert all(re.fullmatch(rb"x{1000}|\{.*\}|the end", line) for line in lines)
 
 
-def test_a_reader_that_is_gone_costs_lines_and_nothing_else(pipe) -> None:
+def test_a_closed_reader_loses_lines_and_nothing_else(pipe) -> None:
     os.close(pipe[0])
     dropped: list[None] = []
     queued = QueuedWriter(pipe[1], on_drop=lambda: dropped.append(None))
@@ -112,7 +112,7 @@ def test_a_reader_that_is_gone_costs_lines_and_nothing_else(pipe) -> None:
     assert len(dropped) == 10
 
 
-def test_a_pipe_that_was_made_non_blocking_gets_everything(pipe) -> None:
+def test_a_non_blocking_pipe_gets_every_line(pipe) -> None:
     os.set_blocking(pipe[1], False)
     queued = QueuedWriter(pipe[1])
     for _ in range(500):
@@ -125,7 +125,7 @@ def test_a_pipe_that_was_made_non_blocking_gets_everything(pipe) -> None:
     assert len(reader.lines_until(b"the end")) == 501
 
 
-def test_a_fork_writes_its_own_lines_and_not_those_of_its_parent(pipe) -> None:
+def test_a_forked_process_writes_only_its_own_lines(pipe) -> None:
     queued = QueuedWriter(pipe[1])
     queued.put(b"parent\n")
     assert queued.flush(20)

@@ -39,7 +39,7 @@ def as_it_was(patient_id: str, command: RecordEncounter) -> bytes:
 
 
 @given(members, text)
-def test_the_hash_is_what_it_was(members: dict[str, Any], patient_id: str) -> None:
+def test_the_hash_does_not_change_between_releases(members: dict[str, Any], patient_id: str) -> None:
     command = RecordEncounter.read(members, DEFAULT_LIMITS)
 
     assert claim_of("k", CONTEXT, "loop", patient_id, command).request_hash == as_it_was(patient_id, command)
@@ -54,7 +54,7 @@ SENT = r"""
 """
 
 
-def test_a_hash_that_was_kept_by_the_first_version() -> None:
+def test_a_hash_of_the_first_version_is_recognised() -> None:
     command = RecordEncounter.read(json_text.read(SENT), DEFAULT_LIMITS)
 
     assert command.scheduled_at == datetime(2026, 1, 31, 8, 30, 0, 500_000, UTC)

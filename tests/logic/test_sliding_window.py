@@ -22,7 +22,7 @@ def clock() -> Clock:
     return Clock()
 
 
-async def test_what_is_left_and_when_there_is_more(clock: Clock) -> None:
+async def test_the_allowance_and_its_reset_are_reported(clock: Clock) -> None:
     window = InMemorySlidingWindow(60, clock)
 
     first = await window.take("a", 3, 1)
@@ -33,7 +33,7 @@ async def test_what_is_left_and_when_there_is_more(clock: Clock) -> None:
     assert second == Usage(granted=True, remaining=1, more_in_seconds=50)
 
 
-async def test_what_is_refused_is_not_counted_and_granted_at_the_very_moment_it_was_told(clock: Clock) -> None:
+async def test_a_refused_request_is_not_counted_and_is_granted_when_promised(clock: Clock) -> None:
     window = InMemorySlidingWindow(60, clock)
     for _ in range(3):
         await window.take("a", 3, 1)
@@ -47,7 +47,7 @@ async def test_what_is_refused_is_not_counted_and_granted_at_the_very_moment_it_
     assert granted.granted
 
 
-async def test_more_than_the_limit_at_once_is_never_granted_and_takes_nothing(clock: Clock) -> None:
+async def test_more_units_than_the_limit_are_never_granted_or_counted(clock: Clock) -> None:
     window = InMemorySlidingWindow(60, clock)
 
     refused = await window.take("a", 3, 4)
@@ -56,7 +56,7 @@ async def test_more_than_the_limit_at_once_is_never_granted_and_takes_nothing(cl
     assert (await window.take("a", 3, 3)).granted
 
 
-async def test_each_key_counts_for_itself(clock: Clock) -> None:
+async def test_each_key_has_its_own_window(clock: Clock) -> None:
     window = InMemorySlidingWindow(60, clock)
 
     taken = [await window.take(key, 1, 1) for key in ("a", "b", "a")]
@@ -64,7 +64,7 @@ async def test_each_key_counts_for_itself(clock: Clock) -> None:
     assert [each.granted for each in taken] == [True, True, False]
 
 
-async def test_who_does_not_come_back_is_forgotten(clock: Clock) -> None:
+async def test_an_idle_key_is_forgotten(clock: Clock) -> None:
     window = InMemorySlidingWindow(60, clock)
     for number in range(1_000):
         await window.take(f"passer-by {number}", 10, 1)
@@ -79,7 +79,7 @@ async def test_who_does_not_come_back_is_forgotten(clock: Clock) -> None:
     limit=st.integers(1, 5),
     asked=st.lists(st.tuples(st.sampled_from([0.0, 0.25, 1.0, 3.0, 7.0, 12.0]), st.integers(1, 3)), max_size=60),
 )
-async def test_no_span_holds_more_than_the_limit_and_nothing_that_fits_is_refused(
+async def test_no_span_exceeds_the_limit_and_every_request_within_it_is_granted(
     limit: int, asked: list[tuple[float, int]]
 ) -> None:
     clock, granted = Clock(), list[float]()
@@ -95,7 +95,7 @@ async def test_no_span_holds_more_than_the_limit_and_nothing_that_fits_is_refuse
 
 
 @given(st.floats(0, 10**7))
-async def test_there_is_never_longer_to_wait_than_the_window(now: float) -> None:
+async def test_a_wait_is_never_longer_than_the_window(now: float) -> None:
     clock = Clock()
     clock.now = now
 
@@ -104,7 +104,7 @@ async def test_there_is_never_longer_to_wait_than_the_window(now: float) -> None
     assert taken.more_in_seconds == 60
 
 
-async def test_what_is_given_back_can_be_taken_again(clock: Clock) -> None:
+async def test_returned_units_can_be_used_again(clock: Clock) -> None:
     window = InMemorySlidingWindow(60, clock)
     for _ in range(3):
         await window.take("a", 3, 1)
@@ -130,7 +130,7 @@ def test_a_bucket_refills_at_its_rate_and_may_be_overdrawn(clock: Clock) -> None
     assert bucket.wait_seconds("b") == 0
 
 
-def test_a_bucket_that_is_full_again_is_forgotten(clock: Clock) -> None:
+def test_a_full_bucket_is_forgotten(clock: Clock) -> None:
     bucket = TokenBucket(per_second=1, capacity=5, clock=clock)
     for number in range(100):
         bucket.use(f"passer-by {number}", 0.5)

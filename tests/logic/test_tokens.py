@@ -53,7 +53,7 @@ async def introspected(provider: IdentityProvider, clock: FakeClock) -> AsyncIte
         ({"client_id": "lab", "token_type": "Bearer", "aud": ["x"], "more": {"a": 1.5}}, Caller("lab", frozenset())),
     ],
 )
-async def test_an_active_token_stands_for_who_the_provider_says(
+async def test_an_active_token_names_its_caller(
     provider: IdentityProvider, introspected: Verify, told: dict[str, Any], caller: Caller
 ) -> None:
     provider.tokens["opaque"] = told
@@ -61,7 +61,7 @@ async def test_an_active_token_stands_for_who_the_provider_says(
     assert await introspected("opaque") == caller
 
 
-async def test_a_caller_knows_when_the_token_ends(
+async def test_a_caller_has_the_expiry_of_the_token(
     provider: IdentityProvider, introspected: Verify, clock: FakeClock
 ) -> None:
     provider.tokens["opaque"] = MACHINE | {"exp": clock.now + 90.5}
@@ -86,7 +86,7 @@ async def test_a_caller_knows_when_the_token_ends(
     ],
     ids=str,
 )
-async def test_a_token_that_is_not_active_or_not_for_whoever_has_it_is_invalid(
+async def test_an_inactive_or_foreign_token_is_invalid(
     provider: IdentityProvider, introspected: Verify, told: dict[str, Any] | None
 ) -> None:
     if told is not None:
@@ -127,7 +127,7 @@ OURS = {"introspection_issuer": ISSUER, "introspection_audience": AUDIENCE}
     ],
     ids=str,
 )
-async def test_a_token_of_or_for_another_service_is_refused(
+async def test_a_token_of_another_issuer_or_audience_is_refused(
     provider: IdentityProvider, settings: dict[str, Any], told: dict[str, Any]
 ) -> None:
     provider.tokens["opaque"] = MACHINE | {"iss": ISSUER, "aud": AUDIENCE} | told
@@ -139,7 +139,7 @@ async def test_a_token_of_or_for_another_service_is_refused(
 
 @pytest.mark.parametrize("settings", [{}, OURS, {"jwt": True}, OURS | {"jwt": True}], ids=str)
 @pytest.mark.parametrize("aud", [AUDIENCE, [AUDIENCE], [OTHER, AUDIENCE]], ids=str)
-async def test_a_token_that_is_for_us_among_others_is_good(
+async def test_a_token_with_several_audiences_is_valid(
     provider: IdentityProvider, settings: dict[str, Any], aud: Any
 ) -> None:
     provider.tokens["opaque"] = MACHINE | {"iss": ISSUER, "aud": aud}
@@ -150,7 +150,7 @@ async def test_a_token_that_is_for_us_among_others_is_good(
 
 @pytest.mark.parametrize("claim", ["iss", "aud"])
 @pytest.mark.parametrize(("settings", "is_good"), [({}, True), ({"jwt": True}, True), (OURS, False)], ids=str)
-async def test_a_claim_may_be_left_out_unless_introspection_demands_it(
+async def test_a_claim_may_be_missing_unless_introspection_requires_it(
     provider: IdentityProvider, claim: str, settings: dict[str, Any], is_good: bool
 ) -> None:
     answered = {"iss": ISSUER, "aud": AUDIENCE}
@@ -165,7 +165,7 @@ async def test_a_claim_may_be_left_out_unless_introspection_demands_it(
                 await verify("opaque")
 
 
-async def test_introspection_may_have_an_audience_and_an_issuer_of_its_own(provider: IdentityProvider) -> None:
+async def test_introspection_may_have_its_own_audience_and_issuer(provider: IdentityProvider) -> None:
     provider.tokens["opaque"] = MACHINE | {"iss": "https://partner.test", "aud": "urn:gateway"}
     of_its_own = {"introspection_issuer": "https://partner.test", "introspection_audience": "urn:gateway"}
 
@@ -173,7 +173,7 @@ async def test_introspection_may_have_an_audience_and_an_issuer_of_its_own(provi
         assert (await verify("opaque")).client_id == "lab"
 
 
-async def test_a_person_without_a_brand_cannot_choose_one_and_a_machine_can() -> None:
+async def test_only_a_machine_may_choose_its_brand() -> None:
     person, machine = Caller("app", frozenset(), user_id="nurse-1"), Caller("lab", frozenset())
 
     assert resolve_brand(machine, "loop") == "loop"
@@ -240,7 +240,7 @@ RAVINGS: dict[str, Callable[[], Response]] = {
 
 
 @pytest.mark.parametrize("raving", RAVINGS)
-async def test_whatever_else_the_provider_says_is_its_trouble(
+async def test_an_invalid_answer_of_the_provider_is_503(
     provider: IdentityProvider, introspected: Verify, raving: str
 ) -> None:
     provider.answer = RAVINGS[raving]
@@ -250,7 +250,7 @@ async def test_whatever_else_the_provider_says_is_its_trouble(
     assert provider.introspections == 1
 
 
-async def test_a_provider_that_is_slow_or_down_is_trouble_and_is_asked_again_when_it_is_back(
+async def test_a_slow_or_unavailable_provider_is_503_until_it_answers(
     provider: IdentityProvider, introspected: Verify, clock: FakeClock
 ) -> None:
     provider.tokens["opaque"] = MACHINE
@@ -263,7 +263,7 @@ async def test_a_provider_that_is_slow_or_down_is_trouble_and_is_asked_again_whe
         clock.advance(60)
 
 
-async def test_a_provider_that_does_not_know_us_is_trouble(provider: IdentityProvider) -> None:
+async def test_wrong_client_credentials_are_503(provider: IdentityProvider) -> None:
     provider.tokens["opaque"] = MACHINE
 
     async with verifying(provider.settings(introspection=True, introspection_client_secret="another")) as verify:
@@ -274,7 +274,9 @@ async def test_a_provider_that_does_not_know_us_is_trouble(provider: IdentityPro
 # How often it is asked.
 
 
-async def test_two_hundred_requests_at_once_ask_once(provider: IdentityProvider, introspected: Verify) -> None:
+async def test_two_hundred_concurrent_requests_share_one_introspection(
+    provider: IdentityProvider, introspected: Verify
+) -> None:
     provider.tokens["opaque"] = MACHINE
 
     callers = await asyncio.gather(*(introspected("opaque") for _ in range(200)))
@@ -283,7 +285,7 @@ async def test_two_hundred_requests_at_once_ask_once(provider: IdentityProvider,
     assert provider.introspections == 1
 
 
-async def test_two_hundred_requests_at_once_hear_of_one_trouble(
+async def test_two_hundred_concurrent_requests_share_one_failure(
     provider: IdentityProvider, introspected: Verify
 ) -> None:
     provider.answer = lambda: Response(status_code=500)
@@ -294,7 +296,7 @@ async def test_two_hundred_requests_at_once_hear_of_one_trouble(
     assert provider.introspections == 1
 
 
-async def test_different_tokens_are_asked_about_apart(provider: IdentityProvider, clock: FakeClock) -> None:
+async def test_different_tokens_are_introspected_separately(provider: IdentityProvider, clock: FakeClock) -> None:
     provider.tokens |= {f"token-{number}": {"client_id": f"client-{number}"} for number in range(100)}
 
     async with verifying(provider.settings(introspection=True, identity_provider_seconds=30), clock) as verify:
@@ -303,7 +305,7 @@ async def test_different_tokens_are_asked_about_apart(provider: IdentityProvider
     assert [caller.client_id for caller in callers] == [f"client-{number}" for number in range(100)]
 
 
-async def test_who_asked_first_and_goes_away_takes_the_answer_from_nobody(
+async def test_a_disconnected_first_caller_does_not_cancel_the_shared_call(
     provider: IdentityProvider, introspected: Verify
 ) -> None:
     provider.tokens["opaque"] = MACHINE
@@ -319,9 +321,7 @@ async def test_who_asked_first_and_goes_away_takes_the_answer_from_nobody(
     assert provider.introspections == 1
 
 
-async def test_what_nobody_waits_for_any_more_is_remembered_all_the_same(
-    provider: IdentityProvider, introspected: Verify
-) -> None:
+async def test_an_answer_without_waiting_callers_is_cached(provider: IdentityProvider, introspected: Verify) -> None:
     provider.tokens["opaque"] = MACHINE
     provider.may_answer.clear()
     only = asyncio.ensure_future(introspected("opaque"))
@@ -335,7 +335,7 @@ async def test_what_nobody_waits_for_any_more_is_remembered_all_the_same(
     assert provider.introspections == 1
 
 
-async def test_closing_calls_back_who_is_being_asked(provider: IdentityProvider) -> None:
+async def test_closing_cancels_calls_in_flight(provider: IdentityProvider) -> None:
     provider.may_answer.clear()
     async with verifying(provider.settings(introspection=True)) as verify:
         waiting = asyncio.ensure_future(verify("opaque"))
@@ -345,7 +345,7 @@ async def test_closing_calls_back_who_is_being_asked(provider: IdentityProvider)
 
 
 @pytest.mark.parametrize(("ends_in", "believed_for"), [(None, 60), (3600, 60), (30, 30), (0.5, 0.5)])
-async def test_a_good_token_is_believed_for_a_minute_and_never_past_its_end(
+async def test_a_valid_token_is_cached_for_a_minute_and_never_after_its_expiry(
     provider: IdentityProvider, introspected: Verify, clock: FakeClock, ends_in: float | None, believed_for: float
 ) -> None:
     provider.tokens["opaque"] = MACHINE | {"exp": None if ends_in is None else clock.now + ends_in}
@@ -361,7 +361,7 @@ async def test_a_good_token_is_believed_for_a_minute_and_never_past_its_end(
     assert provider.introspections == 2
 
 
-async def test_an_operator_may_want_every_request_verified(provider: IdentityProvider) -> None:
+async def test_an_operator_may_disable_the_cache(provider: IdentityProvider) -> None:
     provider.tokens["opaque"] = MACHINE
 
     async with verifying(provider.settings(introspection=True, token_cache_seconds=0)) as verify:
@@ -371,7 +371,7 @@ async def test_an_operator_may_want_every_request_verified(provider: IdentityPro
     assert provider.introspections == 2
 
 
-async def test_a_machine_that_slept_does_not_believe_a_token_past_its_end_nor_again_when_its_clock_is_set_back(
+async def test_a_token_that_expired_during_suspend_stays_expired(
     provider: IdentityProvider, introspected: Verify, clock: FakeClock
 ) -> None:
     provider.tokens["opaque"] = MACHINE | {"exp": clock.now + 3600}
@@ -383,7 +383,7 @@ async def test_a_machine_that_slept_does_not_believe_a_token_past_its_end_nor_ag
             await introspected("opaque")
 
 
-async def test_a_clock_that_is_set_back_makes_nothing_last_longer(
+async def test_setting_the_clock_back_extends_no_cache_entry(
     provider: IdentityProvider, introspected: Verify, clock: FakeClock
 ) -> None:
     provider.tokens["opaque"] = MACHINE
@@ -397,7 +397,7 @@ async def test_a_clock_that_is_set_back_makes_nothing_last_longer(
         await introspected("opaque")
 
 
-async def test_a_good_token_is_believed_to_the_end_of_its_minute_while_the_provider_is_down(
+async def test_a_valid_token_stays_cached_while_the_provider_is_down(
     provider: IdentityProvider, introspected: Verify, clock: FakeClock
 ) -> None:
     provider.tokens["opaque"] = MACHINE
@@ -411,7 +411,7 @@ async def test_a_good_token_is_believed_to_the_end_of_its_minute_while_the_provi
             await introspected("opaque")
 
 
-async def test_a_worthless_token_is_not_asked_about_again_for_five_seconds(
+async def test_a_rejected_token_is_not_introspected_again_for_five_seconds(
     provider: IdentityProvider, introspected: Verify, clock: FakeClock
 ) -> None:
     async def refused() -> int:
@@ -429,7 +429,7 @@ async def test_a_worthless_token_is_not_asked_about_again_for_five_seconds(
     assert (await introspected("opaque")).client_id == "lab"
 
 
-def test_only_so_many_are_remembered_and_the_one_unused_for_longest_is_forgotten() -> None:
+def test_the_cache_evicts_the_least_recently_used_token() -> None:
     kept: TtlCache[int] = TtlCache(2)
     kept.keep(b"a", 1, until=10)
     kept.keep(b"b", 2, until=10)
@@ -441,7 +441,7 @@ def test_only_so_many_are_remembered_and_the_one_unused_for_longest_is_forgotten
     assert kept.get(b"a", 10) is None
 
 
-async def test_a_flood_of_worthless_tokens_washes_out_no_good_one(
+async def test_rejected_tokens_evict_no_valid_token(
     provider: IdentityProvider, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.auth.token_cache.MAX_CACHED", 10)
@@ -457,7 +457,7 @@ async def test_a_flood_of_worthless_tokens_washes_out_no_good_one(
 
 
 @pytest.mark.parametrize("token", ["", "x" * 8193, "a b", "a\tb", "a\nb", "a\x00b", "tökén", "a\x7f", "💊"])
-async def test_what_cannot_be_a_token_is_invalid_without_asking_anyone(
+async def test_text_that_cannot_be_a_token_is_refused_without_introspection(
     provider: IdentityProvider, introspected: Verify, token: str
 ) -> None:
     with pytest.raises(InvalidToken):
@@ -466,13 +466,13 @@ async def test_what_cannot_be_a_token_is_invalid_without_asking_anyone(
     assert provider.introspections == 0
 
 
-async def test_the_longest_token_is_asked_about(provider: IdentityProvider, introspected: Verify) -> None:
+async def test_the_longest_token_is_introspected(provider: IdentityProvider, introspected: Verify) -> None:
     provider.tokens["x" * 8192] = MACHINE
 
     assert (await introspected("x" * 8192)).client_id == "lab"
 
 
-async def test_a_token_stands_in_no_log_and_no_error(provider: IdentityProvider, introspected: Verify) -> None:
+async def test_a_token_is_in_no_log_and_no_error(provider: IdentityProvider, introspected: Verify) -> None:
     token = "marked-8f2e"
     answers = [
         None,
@@ -504,7 +504,7 @@ async def test_development_tokens_are_for_development() -> None:
 
 @pytest.mark.parametrize("ways", [{"introspection": True}, {"jwt": True}, {"introspection": True, "jwt": True}])
 @pytest.mark.parametrize("token", ["dev", "dev-loopbio"])
-async def test_where_tokens_are_verified_development_tokens_are_worthless(
+async def test_development_tokens_are_refused_where_tokens_are_verified(
     provider: IdentityProvider, ways: dict[str, bool], token: str
 ) -> None:
     async with verifying(provider.settings(**ways)) as verify:
@@ -540,9 +540,7 @@ Environment = Callable[[dict[str, str]], None]
 
 
 @pytest.mark.parametrize("way", [INTROSPECTION, JWT, INTROSPECTION | JWT])
-def test_where_tokens_are_verified_any_address_may_be_listened_on(
-    environment: Environment, way: dict[str, str]
-) -> None:
+def test_any_address_may_be_bound_where_tokens_are_verified(environment: Environment, way: dict[str, str]) -> None:
     environment(way | {"GATEWAY_HOST": "0.0.0.0"})
 
     settings = Settings.from_environment()
@@ -552,7 +550,9 @@ def test_where_tokens_are_verified_any_address_may_be_listened_on(
 
 
 @pytest.mark.parametrize("way", [INTROSPECTION, JWT])
-def test_half_a_verifier_is_refused_and_what_is_missing_named(environment: Environment, way: dict[str, str]) -> None:
+def test_an_incomplete_verifier_is_refused_with_the_missing_settings(
+    environment: Environment, way: dict[str, str]
+) -> None:
     for missing in way:
         environment(way)
         with pytest.MonkeyPatch.context() as patch:
@@ -563,16 +563,14 @@ def test_half_a_verifier_is_refused_and_what_is_missing_named(environment: Envir
 
 @pytest.mark.parametrize("way", [{}, JWT], ids=["development", "jwt"])
 @pytest.mark.parametrize("name", ["GATEWAY_INTROSPECTION_AUDIENCE", "GATEWAY_INTROSPECTION_ISSUER"])
-def test_an_audience_that_nothing_would_heed_is_refused(
-    environment: Environment, way: dict[str, str], name: str
-) -> None:
+def test_an_audience_that_is_not_checked_is_refused(environment: Environment, way: dict[str, str], name: str) -> None:
     environment(way | {name: AUDIENCE})
 
     with pytest.raises(SettingsError, match=f"^GATEWAY_INTROSPECTION_URL: needed beside {name}$"):
         Settings.from_environment()
 
 
-async def test_half_a_verifier_does_not_start() -> None:
+async def test_an_incomplete_verifier_does_not_start() -> None:
     with pytest.raises(SettingsError):
         async with verifying(Settings(jwks_url="https://idp.test/jwks")):
             pass
@@ -595,7 +593,7 @@ async def test_half_a_verifier_does_not_start() -> None:
         "https://idp.test:99999/",
     ],
 )
-def test_a_provider_is_asked_in_private_or_not_at_all(environment: Environment, name: str, url: str) -> None:
+def test_a_provider_needs_https(environment: Environment, name: str, url: str) -> None:
     environment(INTROSPECTION | JWT | {name: url})
 
     with pytest.raises(SettingsError, match=f"^{name}: ") as mistake:
@@ -604,7 +602,7 @@ def test_a_provider_is_asked_in_private_or_not_at_all(environment: Environment, 
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9000/jwks", "http://[::1]/jwks", "http://localhost/jwks?a=b"])
-def test_on_this_machine_a_provider_may_be_asked_without_encryption(environment: Environment, url: str) -> None:
+def test_a_provider_on_loopback_may_use_http(environment: Environment, url: str) -> None:
     environment(JWT | {"GATEWAY_JWKS_URL": url})
 
     assert str(Settings.from_environment().jwks_url) == url
