@@ -1,6 +1,6 @@
-"""Every way to be refused over REST: the one shape, the status, the headers, and that nothing sent comes back.
+"""Errors of REST: their body, status and headers, and that none repeats sent text.
 
-Bodies that cannot be read and numbers in the query are at the end. What only a socket can show is in `test_sockets.py`.
+Unreadable bodies and numbers of the query are at the end. `test_raw_connections.py` tests what needs a socket.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ MARKER = "tuberculosis"
 
 
 def refused(answer: httpx2.Response, status: int, code: str, recorded: str = "no") -> dict[str, Any]:
-    """See that an answer is a refusal in the one shape, and give its body."""
+    """Assert that an answer is an error in the common shape, and return its body."""
     body: dict[str, Any] = answer.json()
     assert (answer.status_code, body["error"], body["recorded"]) == (status, code, recorded)
     assert body["message"]
@@ -42,16 +42,16 @@ def refused(answer: httpx2.Response, status: int, code: str, recorded: str = "no
 
 
 async def post(service: Service, path: str = ENCOUNTERS, content: Any = VISIT, **headers: str) -> httpx2.Response:
-    """Send a body; headers in Python's spelling."""
+    """Send a body. Names of headers have underscores."""
     named = JSON | {name.replace("_", "-"): value for name, value in headers.items()}
     return await service.rest("POST", path, headers=named, content=content)
 
 
-def of(patient_id: str) -> str:
+def encounters_of(patient_id: str) -> str:
     return f"/v1/patients/{patient_id}/encounters"
 
 
-# Who calls: 401
+# Authentication
 
 
 @pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "dev", "Basic ZGV2OmRldg==", "Token dev"])
@@ -71,7 +71,7 @@ async def test_a_rejected_token_is_401_and_the_challenge_says_invalid_token(serv
 
     body = refused(answer, 401, "invalid_token")
     assert body["error_description"] == body["message"]
-    # RFC 6750 section 3: no quote and no backslash within the description.
+    # RFC 6750, section 3: the description contains no quote and no backslash.
     challenge = f'Bearer error="invalid_token", error_description="{body["message"]}"'
     assert answer.headers["www-authenticate"] == challenge
     assert challenge.isascii()
@@ -119,7 +119,7 @@ async def test_health_needs_no_token(service: Service, path: str) -> None:
     assert answer.headers["cache-control"] == "no-store"
 
 
-# May they: 403
+# Authorization
 
 CALLERS = {
     "reader": Caller("reader", frozenset({"read:encounters"}), brand_id="loop"),
@@ -139,7 +139,7 @@ async def verify(token: str) -> Caller:
 
 @pytest.fixture(scope="module")
 async def guarded(database_url: str) -> AsyncIterator[Service]:
-    """The service for callers who may do less than everything."""
+    """The service, with callers that have different scopes."""
     async with Service.running(Settings(database_url=database_url), verify) as running:
         yield running
 
@@ -156,7 +156,7 @@ async def guarded(database_url: str) -> AsyncIterator[Service]:
 async def test_a_missing_scope_is_403_and_the_challenge_names_sufficient_ones(
     guarded: Service, token: str, method: str, needed: str
 ) -> None:
-    # Nothing else is right about this request either: it is not said.
+    # The request has other errors too; the answer mentions none of them.
     answer = await guarded.rest(method, ENCOUNTERS + "?limit=x", token=token, content=b"{")
 
     body = refused(answer, 403, "insufficient_scope")
@@ -170,7 +170,7 @@ async def test_a_token_that_may_only_record_is_answered_with_the_new_encounter(
 ) -> None:
     patient_id = await cast.patient()
 
-    answer = await guarded.rest("POST", of(patient_id), token=token, headers=JSON, content=VISIT)
+    answer = await guarded.rest("POST", encounters_of(patient_id), token=token, headers=JSON, content=VISIT)
 
     assert (answer.status_code, answer.json()["patient_id"]) == (201, patient_id)
 
@@ -190,7 +190,7 @@ async def test_a_brand_that_contradicts_the_token_is_403_without_a_challenge(ser
 
 
 async def test_a_machine_without_a_brand_acts_for_the_one_it_states(guarded: Service, cast: Cast) -> None:
-    path = of(await cast.patient("loopbio"))
+    path = encounters_of(await cast.patient("loopbio"))
 
     stated = await guarded.rest("GET", path, token="machine", headers={"x-brand-id": "loopbio"})
     unstated = await guarded.rest("GET", path, token="machine")
@@ -198,14 +198,14 @@ async def test_a_machine_without_a_brand_acts_for_the_one_it_states(guarded: Ser
     over_graphql = await guarded.graphql('{ patient(id: "nobody") { id } }', token="machine")
 
     assert stated.status_code == 200
-    told = refused(unstated, 403, "forbidden")["message"]
-    assert told.startswith("No brand was named")
-    assert told != refused(contradicting, 403, "forbidden")["message"]
-    assert over_graphql["errors"][0]["message"] == told
+    message = refused(unstated, 403, "forbidden")["message"]
+    assert message.startswith("No brand was named")
+    assert message != refused(contradicting, 403, "forbidden")["message"]
+    assert over_graphql["errors"][0]["message"] == message
 
 
 async def test_a_machine_without_a_brand_acts_for_the_one_in_the_body(guarded: Service, cast: Cast) -> None:
-    path, body = of(await cast.patient("loopbio")), VISIT.replace("loop", "loopbio")
+    path, body = encounters_of(await cast.patient("loopbio")), VISIT.replace("loop", "loopbio")
 
     agreeing = await guarded.rest("POST", path, token="machine", headers=JSON, content=body)
     contradicting = await guarded.rest(
@@ -216,7 +216,7 @@ async def test_a_machine_without_a_brand_acts_for_the_one_in_the_body(guarded: S
     refused(contradicting, 403, "forbidden")
 
 
-# What is there: 404, 405, and what is accepted: 415
+# Unknown paths, methods and media types: 404, 405, 415
 
 
 @pytest.mark.parametrize(
@@ -264,10 +264,10 @@ async def test_an_unsupported_method_is_405_and_allow_names_the_others(
 async def test_a_trailing_slash_is_404_and_names_the_right_path(
     service: Service, method: str, path: str, template: str
 ) -> None:
-    told = refused(await service.rest(method, path + "/"), 404, "not_found")["message"]
+    message = refused(await service.rest(method, path + "/"), 404, "not_found")["message"]
 
-    assert told.endswith(f"without the slash at its end the path is {template}.")
-    assert "tuberculosis" not in told
+    assert message.endswith(f"without the slash at its end the path is {template}.")
+    assert "tuberculosis" not in message
     assert refused(await service.rest(method, path + "//"), 404, "not_found")["message"] == "There is nothing here."
     refused(await service.rest(method, path + "/", token=None), 401, "unauthenticated")
 
@@ -327,16 +327,16 @@ async def test_another_media_type_is_415_before_any_error_of_the_body(service: S
 async def test_json_in_utf_8_is_accepted_in_any_spelling_of_the_media_type(
     service: Service, cast: Cast, media_type: str
 ) -> None:
-    answer = await post(service, of(await cast.patient()), content_type=media_type)
+    answer = await post(service, encounters_of(await cast.patient()), content_type=media_type)
 
     assert answer.status_code == 201
 
 
-# How much and how fast: 413 and 408
+# Size and duration of bodies: 413 and 408
 
 
 async def pieces(count: int, size: int = 65_536) -> AsyncIterator[bytes]:
-    """A body whose size is not announced."""
+    """Yield a body of undeclared length."""
     for _ in range(count):
         yield b"x" * size
 
@@ -376,12 +376,12 @@ async def test_a_body_that_does_not_arrive_in_time_is_408(impatient: Service) ->
     refused(answer, 408, "request_timeout")
 
 
-# Faults of ours: 500
+# Internal errors (500)
 
 
 @asynccontextmanager
 async def broken_database() -> AsyncIterator[None]:
-    """For a while, every statement raises what a driver might: an exception whose words repeat what was sent."""
+    """Let every statement of the block raise an exception whose text repeats sent values, as drivers do."""
 
     async def fetch(*_: object, **__: object) -> None:
         raise RuntimeError(MARKER)
@@ -396,7 +396,7 @@ async def broken_database() -> AsyncIterator[None]:
 async def test_an_internal_error_is_500_and_its_text_is_in_no_answer_or_log(
     service: Service, cast: Cast, method: str
 ) -> None:
-    path = of(await cast.patient())
+    path = encounters_of(await cast.patient())
 
     async with broken_database():
         with captured_logs() as lines:
@@ -429,12 +429,12 @@ async def test_an_internal_error_of_the_verifier_is_500_and_not_401(
         refused(await service.rest("GET", path), 500, "server_error", recorded="unknown")
 
 
-# Not now: 503
+# Temporarily unavailable (503)
 
 
 @pytest.fixture
 async def small(database_url: str) -> AsyncIterator[Service]:
-    """A service with one connection, and little patience."""
+    """A service with one connection and short timeouts."""
     settings = Settings(
         database_url=database_url,
         database_pool_size=1,
@@ -446,8 +446,8 @@ async def small(database_url: str) -> AsyncIterator[Service]:
 
 
 @asynccontextmanager
-async def somebody_holding(database_url: str, patient_id: str) -> AsyncIterator[asyncpg.Connection]:
-    """Meanwhile another transaction holds the patient's row: whoever records for the patient waits."""
+async def locked_patient(database_url: str, patient_id: str) -> AsyncIterator[asyncpg.Connection]:
+    """Lock the patient's row in another transaction for the block: recordings for the patient wait."""
     holder = await asyncpg.connect(database_url)
     try:
         async with holder.transaction():
@@ -457,8 +457,8 @@ async def somebody_holding(database_url: str, patient_id: str) -> AsyncIterator[
         await holder.close()
 
 
-async def waiting(connection: asyncpg.Connection) -> list[int]:
-    """Wait until somebody waits for the holder, and give the process ids."""
+async def waiting_processes(connection: asyncpg.Connection) -> list[int]:
+    """Return the ids of the processes that wait for the lock, once there is one."""
     async with asyncio.timeout(5):
         while True:
             rows = await connection.fetch(
@@ -471,10 +471,10 @@ async def waiting(connection: asyncpg.Connection) -> list[int]:
 async def test_a_full_connection_pool_is_503_with_retry_after(small: Service, cast: Cast, database_url: str) -> None:
     patient_id = await cast.patient()
 
-    async with somebody_holding(database_url, patient_id) as holder:
-        busy = asyncio.create_task(post(small, of(patient_id)))
-        await waiting(holder)
-        answers = [await post(small, of(patient_id)), await small.rest("GET", of(patient_id))]
+    async with locked_patient(database_url, patient_id) as holder:
+        busy = asyncio.create_task(post(small, encounters_of(patient_id)))
+        await waiting_processes(holder)
+        answers = [await post(small, encounters_of(patient_id)), await small.rest("GET", encounters_of(patient_id))]
 
     for answer in answers:
         refused(answer, 503, "temporarily_unavailable")
@@ -485,12 +485,12 @@ async def test_a_full_connection_pool_is_503_with_retry_after(small: Service, ca
 async def test_a_statement_timeout_is_503_and_records_nothing(small: Service, cast: Cast, database_url: str) -> None:
     patient_id = await cast.patient()
 
-    async with somebody_holding(database_url, patient_id):
-        answer = await post(small, of(patient_id))
+    async with locked_patient(database_url, patient_id):
+        answer = await post(small, encounters_of(patient_id))
 
     refused(answer, 503, "temporarily_unavailable")
     assert await cast.rows(patient_id) == []
-    assert (await post(small, of(patient_id))).status_code == 201
+    assert (await post(small, encounters_of(patient_id))).status_code == 201
 
 
 async def test_a_lost_connection_is_503_with_recorded_unknown_or_no(
@@ -498,16 +498,16 @@ async def test_a_lost_connection_is_503_with_recorded_unknown_or_no(
 ) -> None:
     patient_id = await cast.patient()
 
-    async with somebody_holding(database_url, patient_id) as holder:
-        lost = asyncio.create_task(post(small, of(patient_id)))
-        (pid,) = await waiting(holder)
+    async with locked_patient(database_url, patient_id) as holder:
+        lost = asyncio.create_task(post(small, encounters_of(patient_id)))
+        (pid,) = await waiting_processes(holder)
         await cast.connection.execute("SELECT pg_terminate_backend($1)", pid)
         answer = await lost
 
-    # A goodbye of the server's may come after the commit: it was not, but the gateway cannot know.
+    # The server may send a FATAL after the commit. It did not here, but the gateway cannot know.
     refused(answer, 503, "temporarily_unavailable", recorded="unknown")
     assert await cast.rows(patient_id) == []
-    assert (await post(small, of(patient_id))).status_code == 201
+    assert (await post(small, encounters_of(patient_id))).status_code == 201
 
 
 async def test_a_refused_database_login_is_503_and_not_ready(server_url: str) -> None:
@@ -558,7 +558,7 @@ async def test_the_log_line_has_the_route_and_not_the_path(service: Service) -> 
     assert MARKER not in json.dumps(lines)
 
 
-# Bodies that cannot be read: 400
+# Unreadable bodies: 400
 
 DEEP = 100_000
 UNREADABLE: dict[str, tuple[Any, str]] = {
@@ -570,7 +570,7 @@ UNREADABLE: dict[str, tuple[Any, str]] = {
     "white space": (" \n", "json"),
     "half an object": (VISIT[:-1], "json"),
     "two objects": (VISIT + VISIT, "json"),
-    "a comma too many": (VISIT[:-1] + ",}", "json"),
+    "a trailing comma": (VISIT[:-1] + ",}", "json"),
     "single quotes": ("{'brand_id': 'loop'}", "json"),
     "a comment": (VISIT + "// lab", "json"),
     "a byte order mark": ("\ufeff" + VISIT, "json"),
@@ -586,8 +586,8 @@ UNREADABLE: dict[str, tuple[Any, str]] = {
     "an exponent of 30 digits": (VISIT[:-1] + f', "metadata": {{"a": 1e{"9" * 30}}}}}', "number_range"),
     "1e-200000": (VISIT[:-1] + ', "metadata": {"a": 1e-200000}}', "number_range"),
     "200,000 digits": (VISIT[:-1] + f', "x": {"7" * 200_000}}}', "number_range"),
-    "a member twice": (VISIT[:-1] + ', "brand_id": "loop"}', "duplicate_member"),
-    "a member twice, deep down": (VISIT[:-1] + ', "metadata": {"a": [{"b": 1, "b": 1}]}}', "duplicate_member"),
+    "a repeated member": (VISIT[:-1] + ', "brand_id": "loop"}', "duplicate_member"),
+    "a repeated nested member": (VISIT[:-1] + ', "metadata": {"a": [{"b": 1, "b": 1}]}}', "duplicate_member"),
     "100,000 arrays": ("[" * DEEP + "]" * DEEP, "too_deep"),
     "100,000 arrays without an end": ("[" * DEEP, "too_deep"),
     "40,000 objects": ('{"a":' * 40_000, "too_deep"),
@@ -600,7 +600,7 @@ async def test_a_body_that_cannot_be_read_is_400_with_its_rule(
 ) -> None:
     patient_id = await cast.patient()
 
-    answer = await post(service, of(patient_id), content=body)
+    answer = await post(service, encounters_of(patient_id), content=body)
 
     (violation,) = refused(answer, 400, "validation_error")["violations"]
     assert (violation["pointer"], violation["rule"]) == ("", rule)
@@ -617,7 +617,7 @@ async def test_a_number_beyond_a_float_is_stored_with_every_digit(
 ) -> None:
     patient_id = await cast.patient()
 
-    answer = await post(service, of(patient_id), content=VISIT[:-1] + f', "metadata": {{"a": {number}}}}}')
+    answer = await post(service, encounters_of(patient_id), content=VISIT[:-1] + f', "metadata": {{"a": {number}}}}}')
 
     assert answer.status_code == 201
     (row,) = await cast.rows(patient_id)
@@ -625,7 +625,9 @@ async def test_a_number_beyond_a_float_is_stored_with_every_digit(
 
 
 async def test_a_short_number_counts_with_its_full_length(service: Service, cast: Cast) -> None:
-    answer = await post(service, of(await cast.patient()), content=VISIT[:-1] + ', "metadata": {"a": 1e131071}}')
+    answer = await post(
+        service, encounters_of(await cast.patient()), content=VISIT[:-1] + ', "metadata": {"a": 1e131071}}'
+    )
 
     (violation,) = refused(answer, 400, "validation_error")["violations"]
     assert (violation["pointer"], violation["rule"]) == ("/metadata", "too_large")
@@ -645,7 +647,7 @@ async def test_a_short_number_counts_with_its_full_length(service: Service, cast
 async def test_text_that_cannot_be_stored_is_400_with_the_member(
     service: Service, cast: Cast, members: str, pointer: str, rule: str
 ) -> None:
-    answer = await post(service, of(await cast.patient()), content=VISIT[:-1] + f", {members}}}")
+    answer = await post(service, encounters_of(await cast.patient()), content=VISIT[:-1] + f", {members}}}")
 
     (violation,) = refused(answer, 400, "validation_error")["violations"]
     assert (violation["pointer"], violation["rule"]) == (pointer, rule)
@@ -673,7 +675,7 @@ async def test_text_that_cannot_be_stored_is_400_with_the_member(
 async def test_a_refusal_and_its_log_line_repeat_no_sent_text(
     service: Service, cast: Cast, members: dict[str, Any]
 ) -> None:
-    path = of(await cast.patient())
+    path = encounters_of(await cast.patient())
 
     with captured_logs() as lines:
         answer = await post(service, path, content=json.dumps(json.loads(VISIT) | members))
@@ -682,7 +684,7 @@ async def test_a_refusal_and_its_log_line_repeat_no_sent_text(
     assert MARKER not in answer.text + json.dumps(lines) + str(answer.headers)
 
 
-# Numbers in the query: 400
+# Numbers of the query: 400
 
 
 @pytest.mark.parametrize(
@@ -690,7 +692,7 @@ async def test_a_refusal_and_its_log_line_repeat_no_sent_text(
     ["", "-1", "101", "abc", "٣", "1.5", "1e1", "+1", " 1", "1 ", "0x1", "9" * 5_000, "%00", "%ff", "NaN"],
 )
 async def test_a_limit_that_is_not_an_integer_from_1_to_100_is_400(service: Service, cast: Cast, value: str) -> None:
-    answer = await service.rest("GET", f"{of(await cast.patient())}?limit={value}")
+    answer = await service.rest("GET", f"{encounters_of(await cast.patient())}?limit={value}")
 
     (violation,) = refused(answer, 400, "validation_error")["violations"]
     assert violation == {
@@ -705,11 +707,11 @@ async def test_a_limit_that_is_not_an_integer_from_1_to_100_is_400(service: Serv
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=1&limit=1", "limit=1&limit=2", "offset=1&offset=1", "offset="])
 async def test_an_empty_or_repeated_number_is_400(service: Service, cast: Cast, query: str) -> None:
-    refused(await service.rest("GET", f"{of(await cast.patient())}?{query}"), 400, "validation_error")
+    refused(await service.rest("GET", f"{encounters_of(await cast.patient())}?{query}"), 400, "validation_error")
 
 
 async def test_both_invalid_numbers_are_reported_together(service: Service, cast: Cast) -> None:
-    answer = await service.rest("GET", f"{of(await cast.patient())}?offset=-1&limit=x")
+    answer = await service.rest("GET", f"{encounters_of(await cast.patient())}?offset=-1&limit=x")
 
     violations = refused(answer, 400, "validation_error")["violations"]
     assert [each["pointer"] for each in violations] == ["/limit", "/offset"]
@@ -717,7 +719,7 @@ async def test_both_invalid_numbers_are_reported_together(service: Service, cast
 
 @pytest.mark.parametrize("value", ["-1", "abc", "٣", "1.5", str(2**63), "9" * 5_000])
 async def test_an_offset_that_is_not_an_integer_is_400(service: Service, cast: Cast, value: str) -> None:
-    answer = await service.rest("GET", f"{of(await cast.patient())}?offset={value}")
+    answer = await service.rest("GET", f"{encounters_of(await cast.patient())}?offset={value}")
 
     (violation,) = refused(answer, 400, "validation_error")["violations"]
     assert (violation["pointer"], violation["rule"]) == ("/offset", "whole_number")
@@ -729,7 +731,7 @@ async def test_an_offset_that_is_not_an_integer_is_400(service: Service, cast: C
      ("limit=100&offset=9223372036854775807", 0), ("colour=blue", 2), ("", 2)],
 )  # fmt: skip
 async def test_a_page_has_its_items_and_the_total(service: Service, cast: Cast, query: str, shown: int) -> None:
-    path = of(await cast.patient())
+    path = encounters_of(await cast.patient())
     for _ in range(2):
         await post(service, path)
 
@@ -751,6 +753,6 @@ async def test_an_invalid_number_precedes_an_unknown_patient(service: Service) -
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_an_impossible_patient_id_is_404(service: Service, method: str, patient_id: str) -> None:
-    answer = await service.rest(method, of(patient_id), headers=JSON, content=VISIT)
+    answer = await service.rest(method, encounters_of(patient_id), headers=JSON, content=VISIT)
 
     assert refused(answer, 404, "not_found")["message"] in {"There is no such patient.", "There is nothing here."}

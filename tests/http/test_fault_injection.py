@@ -20,25 +20,25 @@ DOORS = pytest.mark.parametrize("door", ["rest", "graphql"])
 
 
 @pytest.fixture
-async def rehearsal(database_url: str) -> AsyncIterator[Service]:
+async def faulty(database_url: str) -> AsyncIterator[Service]:
     async with Service.running(Settings(database_url=database_url, database_acquire_seconds=30), faults=7) as service:
         yield service
 
 
 @pytest.fixture
 def fault(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Fault:
-    """The one thing that goes wrong, each time."""
+    """The fault that every request gets."""
     monkeypatch.setattr(fault_injection, "WEIGHTS", {request.param: 1})
     monkeypatch.setattr(fault_injection, "MAX_DELAY_SECONDS", 0.01)
     return request.param
 
 
-def goes_wrong(*which: Fault) -> pytest.MarkDecorator:
+def with_faults(*which: Fault) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("fault", which, indirect=True)
 
 
 async def send(service: Service, door: str, patient_id: str, key: str | None = None, **more: Any) -> httpx2.Response:
-    """Record through a door."""
+    """Record through the given door."""
     if door == "rest":
         headers = {} if key is None else {"idempotency-key": key}
         return await service.rest("POST", f"/v1/patients/{patient_id}/encounters", json=VISIT, headers=headers, **more)
@@ -47,44 +47,44 @@ async def send(service: Service, door: str, patient_id: str, key: str | None = N
 
 
 @DOORS
-@goes_wrong(Fault.RATE_LIMITED, Fault.UNAVAILABLE)
+@with_faults(Fault.RATE_LIMITED, Fault.UNAVAILABLE)
 async def test_an_injected_refusal_is_a_normal_error_and_nothing_is_recorded(
-    rehearsal: Service, cast: Cast, fault: Fault, door: str
+    faulty: Service, cast: Cast, fault: Fault, door: str
 ) -> None:
     patient_id = await cast.patient()
 
-    answer = await send(rehearsal, door, patient_id)
+    answer = await send(faulty, door, patient_id)
 
     status, code = {
         Fault.RATE_LIMITED: (429, "rate_limited"),
         Fault.UNAVAILABLE: (503, "temporarily_unavailable"),
     }[fault]
     body = answer.json()
-    told = body if door == "rest" else body["errors"][0]["extensions"] | body["errors"][0]
+    error = body if door == "rest" else body["errors"][0]["extensions"] | body["errors"][0]
     assert answer.status_code == status
-    assert (told.get("error", told.get("code")), told["recorded"]) == (code, "no")
-    assert told["request_id"] == answer.headers["x-request-id"]
+    assert (error.get("error", error.get("code")), error["recorded"]) == (code, "no")
+    assert error["request_id"] == answer.headers["x-request-id"]
     assert (answer.headers["retry-after"], answer.headers["x-rehearsed-fault"]) == ("1", fault)
     assert await cast.count("encounters", patient_id) == 0
 
 
 @DOORS
-@goes_wrong(Fault.RATE_LIMITED)
+@with_faults(Fault.RATE_LIMITED)
 async def test_a_genuine_refusal_precedes_an_injected_one_and_has_no_mark(
-    rehearsal: Service, fault: Fault, door: str
+    faulty: Service, fault: Fault, door: str
 ) -> None:
-    answer = await send(rehearsal, door, "nobody", token=None)
+    answer = await send(faulty, door, "nobody", token=None)
 
     assert answer.status_code == 401
     assert "x-rehearsed-fault" not in answer.headers
 
 
 @DOORS
-@goes_wrong(Fault.DELAY)
-async def test_a_delayed_request_is_answered_normally(rehearsal: Service, cast: Cast, fault: Fault, door: str) -> None:
+@with_faults(Fault.DELAY)
+async def test_a_delayed_request_is_answered_normally(faulty: Service, cast: Cast, fault: Fault, door: str) -> None:
     patient_id = await cast.patient()
 
-    answer = await send(rehearsal, door, patient_id)
+    answer = await send(faulty, door, patient_id)
 
     assert answer.is_success
     assert answer.headers["x-rehearsed-fault"] == "delay"
@@ -92,13 +92,13 @@ async def test_a_delayed_request_is_answered_normally(rehearsal: Service, cast: 
 
 
 @DOORS
-@goes_wrong(Fault.DELIVERED_TWICE)
+@with_faults(Fault.DELIVERED_TWICE)
 async def test_a_duplicated_request_is_recorded_twice_unless_it_has_a_key(
-    rehearsal: Service, cast: Cast, fault: Fault, door: str
+    faulty: Service, cast: Cast, fault: Fault, door: str
 ) -> None:
     careless, careful = await cast.patient(), await cast.patient()
 
-    without, with_key = await send(rehearsal, door, careless), await send(rehearsal, door, careful, f"key-{careful}")
+    without, with_key = await send(faulty, door, careless), await send(faulty, door, careful, f"key-{careful}")
 
     assert without.is_success
     assert await cast.count("encounters", careless) == 2
@@ -107,16 +107,16 @@ async def test_a_duplicated_request_is_recorded_twice_unless_it_has_a_key(
     assert (replayed, with_key.headers["x-rehearsed-fault"]) == (True, "delivered_twice")
 
 
-@goes_wrong(Fault.DELIVERED_TWICE)
-async def test_a_duplicated_body_over_the_limit_is_refused(rehearsal: Service, cast: Cast, fault: Fault) -> None:
+@with_faults(Fault.DELIVERED_TWICE)
+async def test_a_duplicated_body_over_the_limit_is_refused(faulty: Service, cast: Cast, fault: Fault) -> None:
     body = VISIT | {"notes": "x" * 400_000}
 
-    answer = await rehearsal.rest("POST", f"/v1/patients/{await cast.patient()}/encounters", json=body)
+    answer = await faulty.rest("POST", f"/v1/patients/{await cast.patient()}/encounters", json=body)
 
     assert (answer.status_code, answer.json()["recorded"]) == (413, "no")
 
 
-@goes_wrong(Fault.UNAVAILABLE)
+@with_faults(Fault.UNAVAILABLE)
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -128,18 +128,18 @@ async def test_a_duplicated_body_over_the_limit_is_refused(rehearsal: Service, c
         ("GET", "/graphql?query={__typename}"),
     ],
 )
-async def test_other_requests_get_no_faults(rehearsal: Service, fault: Fault, method: str, path: str) -> None:
-    answer = await rehearsal.rest(method, path)
+async def test_other_requests_get_no_faults(faulty: Service, fault: Fault, method: str, path: str) -> None:
+    answer = await faulty.rest(method, path)
 
     assert answer.status_code != 503
     assert "x-rehearsed-fault" not in answer.headers
 
 
-@goes_wrong(Fault.UNAVAILABLE)
-async def test_a_stream_gets_no_faults(rehearsal: Service, fault: Fault) -> None:
+@with_faults(Fault.UNAVAILABLE)
+async def test_a_stream_gets_no_faults(faulty: Service, fault: Fault) -> None:
     headers = {"accept": "text/event-stream, application/json"}
 
-    answer = await rehearsal.rest("POST", "/graphql", json={"query": "{ __typename }"}, headers=headers)
+    answer = await faulty.rest("POST", "/graphql", json={"query": "{ __typename }"}, headers=headers)
 
     assert (answer.status_code, answer.headers.get("x-rehearsed-fault")) == (200, None)
 
@@ -161,7 +161,7 @@ def test_a_seed_determines_the_order_of_faults() -> None:
 
 
 def order(seed: int) -> list[Fault]:
-    """Draw for two hundred requests."""
+    """Return the faults of two hundred requests."""
     drawing = FaultInjectionMiddleware(no_app, seed=seed)
     return [drawing._draw()[0] for _ in range(200)]
 

@@ -1,4 +1,4 @@
-"""Which names development mode is served under, and which pages are of another site, on every transport."""
+"""Host names that development mode serves, and cross-site origins, on every transport."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ UPGRADE = [
 ]
 
 Request = tuple[str, list[str], str]
-"""Method and target, fields of the head, body."""
+"""Method and target, header lines, body."""
 
 TRANSPORTS: dict[str, Request] = {
     "REST, reading": ("GET /v1/patients/{patient}/encounters", [], ""),
@@ -42,7 +42,7 @@ transports = pytest.mark.parametrize("transport", TRANSPORTS)
 async def answer(
     port: int, request: Request, *fields: str, patient: str = "nobody", token: str = "dev", version: str = "1.1"
 ) -> tuple[int, str]:
-    """Send a request, and give the status and what came with it, the body where it is short."""
+    """Send a request; return the status, and the response with its body if that is short."""
     target, own_fields, body = request
     head = [f"{target.format(patient=patient)} HTTP/{version}", f"Authorization: Bearer {token}", *own_fields, *fields]
     if body:
@@ -69,7 +69,7 @@ async def development(database_url: str) -> AsyncIterator[GatewayServer]:
 
 @pytest.fixture
 async def verified(provider: IdentityProvider, database_url: str) -> AsyncIterator[GatewayServer]:
-    """A gateway that verifies tokens; `opaque` is one of a client whose page is at https://app.example."""
+    """A gateway that verifies tokens; `opaque` is a token of a client whose page is at https://app.example."""
     provider.tokens["opaque"] = {"client_id": "app", "sub": "nurse-1", "brand": "loop", "scope": "admin:*"}
     settings = provider.settings(
         introspection=True, database_url=database_url, origins={"app": ("https://app.example",)}
@@ -101,17 +101,17 @@ async def test_development_mode_refuses_other_host_names(
 ) -> None:
     patient_id, name = await cast.patient(), host.format(port=development.port)
 
-    status, told = await answer(
+    status, received = await answer(
         development.port, TRANSPORTS[transport], f"Host: {name}", f"Origin: http://{name}", patient=patient_id
     )
 
     assert status == 403
     if transport != "WebSocket":
-        body = json.loads(told.partition("\r\n\r\n")[2])
+        body = json.loads(received.partition("\r\n\r\n")[2])
         assert (body["error"], body["recorded"]) == ("forbidden", "no")
         assert "localhost" in body["message"]
-        assert "evil" not in told
-        assert f"x-request-id: {body['request_id']}" in told
+        assert "evil" not in received
+        assert f"x-request-id: {body['request_id']}" in received
     assert await cast.rows(patient_id) == []
 
 
@@ -173,12 +173,12 @@ async def test_a_page_without_an_allowed_origin_is_cross_site(
 ) -> None:
     patient_id = await cast.patient()
 
-    status, told = await answer(
+    status, received = await answer(
         development.port, TRANSPORTS[transport], "Host: localhost", f"Origin: {origin}", patient=patient_id
     )
 
     assert status == 403
-    assert transport == "WebSocket" or '"forbidden"' in told
+    assert transport == "WebSocket" or '"forbidden"' in received
     assert await cast.rows(patient_id) == []
 
 
@@ -190,12 +190,12 @@ async def test_a_page_is_cross_site_without_a_host(
 ) -> None:
     patient_id = await cast.patient()
 
-    status, told = await answer(
+    status, received = await answer(
         development.port, TRANSPORTS[transport], f"Origin: {origin}", patient=patient_id, version="1.0"
     )
 
     assert status == 403
-    assert '"forbidden"' in told
+    assert '"forbidden"' in received
     assert await cast.rows(patient_id) == []
 
 

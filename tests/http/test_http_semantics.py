@@ -1,4 +1,4 @@
-"""What a client of HTTP may expect beside the answer itself: methods, media types, links, conditions."""
+"""HTTP semantics of REST: methods, content negotiation, links and conditional requests."""
 
 import gzip
 import json
@@ -41,7 +41,7 @@ async def recorded(service: Service, path: str) -> httpx2.Response:
 )
 async def test_head_is_get_without_its_body(service: Service, path: str, recorded: httpx2.Response, where: str) -> None:
     address = {"list": path, "one": recorded.headers["location"]}.get(where, where)
-    # The one answer that tells the time has the same length only by chance.
+    # The only answer with the time has the same length only by chance.
     changing = {"x-request-id", "x-ratelimit-reset", "ratelimit", "x-ratelimit-remaining"} | (
         {"content-length"} if where == "/readyz" else set()
     )
@@ -230,7 +230,7 @@ async def test_an_error_links_to_the_pages_of_its_code_and_rules(service: Servic
     pages = DESCRIBED.findall(answer.headers["link"])
     assert pages == ["/problems/validation_error", "/rules/date_time", "/rules/string"]
     for page in pages:
-        # Whoever is refused a token may follow the link.
+        # A client without a valid token may follow the link too.
         explained = await service.rest("GET", page, token=None)
         assert (explained.status_code, explained.headers["content-type"]) == (200, "text/plain; charset=utf-8")
         assert explained.text.startswith(page.rsplit("/", 1)[1] + "\n")
@@ -250,7 +250,7 @@ async def test_an_unknown_page_is_404_but_401_without_a_token(service: Service, 
     assert (stranger.status_code, caller.status_code) == (401, 404)
 
 
-# Conditions
+# Conditional requests
 
 
 async def test_the_location_of_a_recording_is_its_encounter_with_the_same_etag(

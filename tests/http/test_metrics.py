@@ -1,4 +1,4 @@
-"""`GET /metrics`: who may ask, what is told, and what never is."""
+"""`GET /metrics`: authorization, and the content of samples and labels."""
 
 from collections.abc import AsyncIterator
 from uuid import uuid4
@@ -26,7 +26,7 @@ Numbers = dict[str, float]
 
 
 def numbers(response: httpx2.Response) -> Numbers:
-    """Give every sample by its name and labels."""
+    """Return the value of every sample by its name and labels."""
     assert response.status_code == 200, response.text
     return {
         name + "".join(f" {label}={text}" for label, text in sorted(labels.items())): value
@@ -37,7 +37,7 @@ def numbers(response: httpx2.Response) -> Numbers:
 
 @pytest.fixture
 async def watched(database_url: str) -> AsyncIterator[Service]:
-    """A service with a machine that watches, and a clinic."""
+    """A service with a monitoring client and a clinic."""
 
     async def verify(token: str) -> Caller:
         if token not in CALLERS:
@@ -66,7 +66,7 @@ async def test_a_scrape_is_not_audited_as_a_read(watched: Service, cast: Cast) -
     response = await watched.rest("GET", "/metrics", token="prometheus", headers={"x-request-id": "the-scrape"})
     refused = await watched.rest("GET", "/metrics", token="clinic", headers={"x-request-id": "the-attempt"})
 
-    # Entries are written in order: once the refusal is there, the scrape would be.
+    # Entries are written in order: an entry of the scrape would precede that of the refusal.
     async def audited() -> list[str]:
         of_both = "SELECT request_id FROM patient_graph.audit_log WHERE request_id IN ('the-scrape', 'the-attempt')"
         return [row["request_id"] for row in await cast.connection.fetch(of_both)]
@@ -115,11 +115,11 @@ async def test_no_label_contains_text_of_a_client(service: Service, cast: Cast) 
     await service.graphql(f'{{ patient(id: "{mark}") {{ id }} {mark} }}')
     await service.rest("GET", "/metrics", token=mark)
 
-    told = (await service.rest("GET", "/metrics")).text
+    samples = (await service.rest("GET", "/metrics")).text
 
     assert await cast.count("encounters", mark) == 1
-    assert mark not in told.lower()
-    assert "demo-patient" not in told
+    assert mark not in samples.lower()
+    assert "demo-patient" not in samples
 
 
 async def test_a_scrape_is_answered_while_the_database_is_unavailable(database_url: str) -> None:
@@ -140,10 +140,10 @@ async def test_sinks_are_reported_by_name(server_url: str) -> None:
     url = await fresh_database(server_url)
     await rows(url, "INSERT INTO gateway.sinks (name, position, failures) VALUES ('hospital', 0, 3)")
     async with Service.running(Settings(database_url=url)) as service:
-        told = numbers(await service.rest("GET", "/metrics"))
+        samples = numbers(await service.rest("GET", "/metrics"))
 
-    assert told["gateway_sink_failures sink=hospital"] == 3
-    assert told["gateway_sink_disabled sink=hospital"] == 0
+    assert samples["gateway_sink_failures sink=hospital"] == 3
+    assert samples["gateway_sink_disabled sink=hospital"] == 0
 
 
 async def test_any_worker_reports_the_metrics_of_all_workers(server_url: str) -> None:
@@ -152,18 +152,18 @@ async def test_any_worker_reports_the_metrics_of_all_workers(server_url: str) ->
 
         async def both_have_opened_their_pools() -> bool:
             async with client() as ours:
-                told = numbers(await ours.get(gateway.origin + "/metrics", headers=DEV))
-            return told["gateway_pool_connections pool=requests"] == 20
+                samples = numbers(await ours.get(gateway.origin + "/metrics", headers=DEV))
+            return samples["gateway_pool_connections pool=requests"] == 20
 
         await wait_until(both_have_opened_their_pools)
         for _ in range(20):
-            # Each on a connection of its own, so that both workers get some.
+            # A connection for each request, so that both workers get some.
             async with client() as ours:
                 assert (await ours.post(gateway.origin + PATH, json=VISIT, headers=DEV)).status_code == 201
-        told = []
+        samples = []
         for _ in range(6):
             async with client() as ours:
-                told.append(numbers(await ours.get(gateway.origin + "/metrics", headers=DEV)))
+                samples.append(numbers(await ours.get(gateway.origin + "/metrics", headers=DEV)))
 
-    assert {each["gateway_encounters_recorded_total"] for each in told} == {20}
-    assert {each["gateway_pool_connections pool=requests"] for each in told} == {20}  # ten for each
+    assert {each["gateway_encounters_recorded_total"] for each in samples} == {20}
+    assert {each["gateway_pool_connections pool=requests"] for each in samples} == {20}  # ten for each

@@ -1,4 +1,4 @@
-"""The outermost layer: heads that never end, pages of other sites, and what a browser is told about every answer."""
+"""The outermost middleware: limits of the head, cross-site requests, and headers for browsers."""
 
 import os
 import re
@@ -24,7 +24,7 @@ APP = "https://app.example"
 
 @pytest.fixture(scope="module")
 def port(database_url: str) -> Iterator[int]:
-    """A gateway in a process of its own that waits for a head for a second."""
+    """Run `gateway serve` with a head timeout of one second; yield its port."""
     settings = {
         "GATEWAY_DATABASE_URL": database_url,
         "GATEWAY_DATABASE_UNSAFE": "true",
@@ -46,7 +46,7 @@ def port(database_url: str) -> Iterator[int]:
 
 
 def answer(port: int, *sent: bytes) -> bytes:
-    """Send some bytes and give all that comes back until the other side closes."""
+    """Send bytes and return everything received until the gateway closes the connection."""
     received = b""
     with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
         try:
@@ -65,7 +65,7 @@ def test_a_missing_or_repeated_host_is_400(port: int, hosts: bytes) -> None:
 
     assert received.startswith(b"HTTP/1.1 400 ")
     assert b'"error":"bad_request"' in received
-    # HTTP/1.0 knows no Host.
+    # HTTP/1.0 needs no Host.
     assert answer(port, b"GET /healthz HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200 ")
 
 
@@ -101,7 +101,7 @@ def test_an_incomplete_head_is_408_after_the_configured_seconds(port: int, half:
 def test_a_too_large_head_is_431(port: int, head: bytes) -> None:
     received = answer(port, *(head[start : start + 16_384] for start in range(0, len(head), 16_384)))
 
-    # Whoever goes on sending may lose the answer to the reset that follows it; what is left then is the end.
+    # A client that goes on sending may lose the answer to a TCP reset; then it reads the end of the stream.
     assert received == b"" or received.startswith(b"HTTP/1.1 431 ")
 
 
@@ -258,7 +258,7 @@ async def test_a_page_may_read_the_response_headers(with_pages: Service, cast: C
 async def test_a_request_that_a_cross_site_form_can_send_is_refused(
     service: Service, path: str, media_type: str
 ) -> None:
-    # A browser adds no bearer token by itself, so such a request has none; and with one it is refused all the same.
+    # A browser adds no bearer token by itself, so such a request has none; with one it is refused too.
     without, with_token = [
         await service.rest("POST", path, token=token, content=b"{}", headers={"content-type": media_type})
         for token in (None, "dev")

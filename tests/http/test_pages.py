@@ -1,4 +1,4 @@
-"""The pages for people: who is given one, what comes with it, and that nothing else of the doors has changed."""
+"""The HTML pages: content negotiation, caching, and modes; other requests are answered as without them."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def is_page(answer: httpx2.Response) -> bool:
     return answer.headers["content-type"] == "text/html; charset=utf-8" and "<title>" in answer.text
 
 
-# Who is given a page
+# Content negotiation
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/graphql", "/graphql?query={__typename}"])
@@ -68,7 +68,7 @@ async def test_a_post_is_never_answered_with_a_page(service: Service) -> None:
     assert answer.json() == {"data": {"__typename": "Query"}}
 
 
-# What comes with it
+# Headers and assets
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/graphql"])
@@ -87,12 +87,12 @@ async def test_a_page_is_revalidated_and_sent_only_if_it_changed(service: Servic
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/graphql"])
 async def test_head_has_the_headers_of_get(service: Service, path: str) -> None:
-    told = await service.rest("HEAD", path, token=None, headers={"accept": CHROME})
+    head = await service.rest("HEAD", path, token=None, headers={"accept": CHROME})
     given = await get(service, path, accept=CHROME)
 
-    assert told.status_code == 200
+    assert head.status_code == 200
     for name in ("etag", "content-type", "content-length", "content-security-policy"):
-        assert told.headers[name] == given.headers[name]
+        assert head.headers[name] == given.headers[name]
 
 
 @needs_pages
@@ -110,9 +110,9 @@ async def test_every_asset_is_served_here_and_cached_as_immutable(service: Servi
             assert answer.headers["content-type"] == pages.MEDIA_TYPES["." + asset.rpartition(".")[2]]
             again = await get(service, asset, **{"if-none-match": answer.headers["etag"]})
             assert (again.status_code, again.content) == (304, b"")
-            told = await service.rest("HEAD", asset, token=None)
-            assert (told.status_code, told.content) == (200, b"")
-            assert told.headers["content-length"] == answer.headers["content-length"]
+            head = await service.rest("HEAD", asset, token=None)
+            assert (head.status_code, head.content) == (200, b"")
+            assert head.headers["content-length"] == answer.headers["content-length"]
 
 
 @needs_pages
@@ -135,9 +135,9 @@ async def test_another_method_is_refused_as_elsewhere(service: Service, path: st
 
 @needs_pages
 async def test_in_development_mode_a_page_has_the_development_tokens(service: Service) -> None:
-    (told,) = re.findall(r'name="development" content="([^"]*)"', (await get(service, "/")).text)
+    (content,) = re.findall(r'name="development" content="([^"]*)"', (await get(service, "/")).text)
 
-    assert [each["token"] for each in json.loads(told.replace("&quot;", '"'))] == ["dev", "dev-loopbio"]
+    assert [each["token"] for each in json.loads(content.replace("&quot;", '"'))] == ["dev", "dev-loopbio"]
 
 
 # Production
@@ -145,7 +145,7 @@ async def test_in_development_mode_a_page_has_the_development_tokens(service: Se
 
 @pytest.fixture(scope="module")
 async def production(database_url: str, identity_provider: IdentityProvider) -> AsyncIterator[Service]:
-    """A gateway whose tokens are real, with the pages switched on."""
+    """A gateway that verifies tokens, with the pages switched on."""
     settings = identity_provider.settings(introspection=True, database_url=database_url, explorer="scoped")
     async with Service.running(settings) as running:
         yield running
@@ -182,7 +182,7 @@ async def test_without_built_pages_the_pages_say_so(database_url: str, monkeypat
         assert (await bare.graphql("{ __typename }"))["data"] == {"__typename": "Query"}
 
 
-# The description of the REST door
+# The OpenAPI description
 
 
 async def test_the_description_is_public_and_has_the_configured_scopes(service: Service, database_url: str) -> None:

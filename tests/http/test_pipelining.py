@@ -1,4 +1,4 @@
-"""Several requests on one connection while the first is held, and clients that read slowly."""
+"""Pipelined requests behind one that is still running, and clients that read slowly."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ UPGRADE = (
     b"Sec-WebSocket-Protocol: graphql-transport-ws\r\n\r\n"
 )
 RECEIVE_BYTES = 64 * 1024
-"""What the kernel buffers for a client: little, so that the gateway notices soon what is not read."""
+"""The client's receive buffer, in bytes: small, so that the gateway soon notices unread data."""
 PING = b'\x81\x90\x00\x00\x00\x00{"type": "ping"}'
 
 
@@ -51,7 +51,7 @@ async def sockets(database_url: str) -> AsyncIterator[GatewayServer]:
 
 @pytest.fixture
 def impatient(sockets: GatewayServer, tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> GatewayServer:
-    """A gateway that waits for a head for a tenth of a second."""
+    """A gateway with a head timeout of a tenth of a second."""
     monkeypatch.setattr(LimitedHttpProtocol, "head_seconds", 0.1)
     return sockets
 
@@ -82,8 +82,8 @@ async def connected(
         writer.transport.abort()
 
 
-async def silent(reader: asyncio.StreamReader, seconds: float = 0.3) -> bool:
-    """Whether nothing comes for so long."""
+async def nothing_received(reader: asyncio.StreamReader, seconds: float = 0.3) -> bool:
+    """Whether nothing is received for `seconds`."""
     try:
         async with asyncio.timeout(seconds):
             await reader.read(1)
@@ -103,7 +103,7 @@ async def silent(reader: asyncio.StreamReader, seconds: float = 0.3) -> bool:
         UPGRADE,
         HEALTH,
     ],
-    ids=["no host", "no HTTP", "a broken chunk", "a large head", "half a head", "an upgrade", "a request"],
+    ids=["no host", "not HTTP", "an invalid chunk", "a large head", "half a head", "an upgrade", "a request"],
 )
 @pytest.mark.parametrize("together", [True, False], ids=["in one segment", "later"])
 async def test_no_byte_precedes_the_answer_to_an_earlier_request(
@@ -115,7 +115,7 @@ async def test_no_byte_precedes_the_answer_to_an_earlier_request(
         await control.entered.wait()
         if not together:
             writer.write(behind)
-        assert await silent(reader)
+        assert await nothing_received(reader)
         control.gate.set()
 
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
@@ -127,7 +127,7 @@ async def test_an_upgrade_after_a_request_begins_after_its_answer(
     sockets: GatewayServer, control: Control, tokens: Tokens
 ) -> None:
     async with connected(sockets) as (reader, writer):
-        # The client's first message comes at once too.
+        # The client's first message is in the same segment.
         writer.write(asked(HOLD) + UPGRADE + PING)
         await control.entered.wait()
         control.gate.set()
@@ -144,7 +144,7 @@ async def test_the_timeout_of_a_pipelined_head_begins_after_the_previous_answer(
     async with connected(sockets) as (reader, writer):
         writer.write(asked(HOLD) + HEALTH[:10])
         await control.entered.wait()
-        assert await silent(reader, 1)
+        assert await nothing_received(reader, 1)
         control.gate.set()
         await reader.readuntil(b"}}")
         writer.write(HEALTH[10:])
@@ -198,7 +198,7 @@ async def test_pipelined_bytes_are_bounded(sockets: GatewayServer, control: Cont
                     await writer.drain()
         except TimeoutError:
             pass
-        # What lies unread in the buffers of two kernels.
+        # The unread bytes fill the buffers of two kernels.
         assert sent < 30 * 2**20
         control.gate.set()
 
@@ -217,7 +217,7 @@ async def test_a_client_that_reads_too_slowly_is_disconnected(
 ) -> None:
     size = 15_000_000
     monkeypatch.setattr(LimitedHttpProtocol, "send_seconds", 0.3)
-    # As long as something is read between two measurements, only the rate tells the two apart.
+    # As long as the client reads between two measurements, only its rate matters.
     monkeypatch.setattr(LimitedHttpProtocol, "min_send_bytes_per_second", 50_000_000 if cut_off else 1_000)
     received = 0
 
@@ -226,7 +226,7 @@ async def test_a_client_that_reads_too_slowly_is_disconnected(
         with suppress(ConnectionError, asyncio.IncompleteReadError):
             for _ in range(20):
                 received += len(await reader.readexactly(100_000))
-                await silent_for(0.05)
+                await pause_reading(0.05)
             while piece := await reader.read(2**20):
                 received += len(piece)
                 if received > size:
@@ -235,8 +235,8 @@ async def test_a_client_that_reads_too_slowly_is_disconnected(
     assert (received < size) is cut_off
 
 
-async def silent_for(seconds: float) -> None:
-    """Read nothing for so long: it is what the test is about."""
+async def pause_reading(seconds: float) -> None:
+    """Read nothing for `seconds`, which is the condition under test."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await asyncio.Event().wait()

@@ -1,4 +1,4 @@
-"""How often: one bucket for both doors, what is told about it, what comes before and after, and Redis that dies."""
+"""Rate limits: shared by both doors, reported in headers, ordered among other checks, and shared in Redis."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ from tests.doors import RECORD, Service
 from tests.logs import captured_logs
 from tests.websocket_client import GatewayServer
 
-NOBODY = "/v1/patients/nobody/encounters"
+UNKNOWN_PATIENT = "/v1/patients/nobody/encounters"
 JSON = {"content-type": "application/json"}
 VISIT = '{"brand_id": "loop", "encounter_type": "lab"}'
 LOOK = "{ __typename }"
@@ -37,7 +37,7 @@ DEADLINE_SECONDS = 10
 
 
 async def verify(token: str) -> Caller:
-    """Take a token for its client's name; a reader may read only, a bad one is worth nothing."""
+    """Return a caller whose client is the token; `reader` may only read, `bad` is invalid."""
     if token.startswith("bad"):
         raise InvalidToken
     scopes = {"read:encounters"} if token == "reader" else {"admin:*"}
@@ -46,7 +46,7 @@ async def verify(token: str) -> Caller:
 
 @contextlib.asynccontextmanager
 async def serving(database_url: str, *, writes: int = 3, reads: int = 5, **rates: Any) -> AsyncIterator[Service]:
-    """Run a service with low limits, which are forgotten with it."""
+    """Run a service with low limits, whose counts end with it."""
     limits = {"rate_writes_per_minute": writes, "rate_reads_per_minute": reads}
     settings = Settings(database_url=database_url, **limits, **rates)
     async with Service.running(settings, verify) as running:
@@ -55,16 +55,18 @@ async def serving(database_url: str, *, writes: int = 3, reads: int = 5, **rates
 
 @pytest.fixture
 async def strict(database_url: str) -> AsyncIterator[Service]:
-    """A service that lets a client write three times a minute and read five times."""
+    """A service with three writes and five reads a minute for each client."""
     async with serving(database_url) as running:
         yield running
 
 
-async def write(service: Service, client: str = "clinic", path: str = NOBODY, content: str = VISIT) -> httpx2.Response:
+async def write(
+    service: Service, client: str = "clinic", path: str = UNKNOWN_PATIENT, content: str = VISIT
+) -> httpx2.Response:
     return await service.rest("POST", path, token=client, headers=JSON, content=content)
 
 
-async def read(service: Service, client: str = "clinic", path: str = NOBODY) -> httpx2.Response:
+async def read(service: Service, client: str = "clinic", path: str = UNKNOWN_PATIENT) -> httpx2.Response:
     return await service.rest("GET", path, token=client)
 
 
@@ -72,8 +74,8 @@ async def ask(service: Service, query: Any, client: str = "clinic", **headers: s
     return await service.rest("POST", "/graphql", token=client, headers=JSON | headers, json={"query": query})
 
 
-def left(answer: httpx2.Response) -> tuple[str, int]:
-    """Read which kind was counted, and what is left of it; see that the four fields agree."""
+def allowance(answer: httpx2.Response) -> tuple[str, int]:
+    """Return the counted kind and its allowance; assert that the four header fields agree."""
     policy = re.fullmatch(r'"(reads|writes)";q=(\d+);w=60', answer.headers["ratelimit-policy"])
     state = re.fullmatch(r'"(reads|writes)";r=(\d+);t=(\d+)', answer.headers["ratelimit"])
     assert policy is not None
@@ -86,13 +88,13 @@ def left(answer: httpx2.Response) -> tuple[str, int]:
     return state[1], int(state[2])
 
 
-# One bucket for each client and kind
+# One window for each client and kind
 
 
 async def test_both_doors_share_one_window(strict: Service) -> None:
     answers = [await write(strict), await ask(strict, WRITE), await write(strict)]
 
-    assert [left(each) for each in answers] == [("writes", 2), ("writes", 1), ("writes", 0)]
+    assert [allowance(each) for each in answers] == [("writes", 2), ("writes", 1), ("writes", 0)]
     assert (await write(strict)).status_code == 429
     assert (await ask(strict, WRITE)).status_code == 429
 
@@ -102,15 +104,15 @@ async def test_reads_and_writes_are_counted_separately(strict: Service) -> None:
         last_write = await write(strict)
 
     assert last_write.status_code == 429
-    assert left(await read(strict)) == ("reads", 4)
-    assert left(await ask(strict, LOOK)) == ("reads", 3)
+    assert allowance(await read(strict)) == ("reads", 4)
+    assert allowance(await ask(strict, LOOK)) == ("reads", 3)
 
 
 async def test_each_client_has_its_own_window(strict: Service) -> None:
     for _ in range(4):
         await write(strict, "clinic")
 
-    assert left(await write(strict, "pharmacy")) == ("writes", 2)
+    assert allowance(await write(strict, "pharmacy")) == ("writes", 2)
 
 
 async def test_a_rate_limited_request_does_not_count(database_url: str, monkeypatch) -> None:
@@ -118,7 +120,7 @@ async def test_a_rate_limited_request_does_not_count(database_url: str, monkeypa
     async with serving(database_url, writes=1) as service:
         await write(service)
         refused = await write(service)
-        # Asking again all the time puts off nothing.
+        # Repeated requests do not delay the reset.
         async with asyncio.timeout(DEADLINE_SECONDS):
             while (await write(service)).status_code == 429:
                 pass
@@ -145,13 +147,13 @@ async def test_a_limit_of_0_disables_the_limit_and_its_headers(database_url: str
     assert not any("ratelimit" in name for answer in answers for name in answer.headers)
 
 
-# What a request counts for
+# Cost of a request
 
 
 async def test_a_mutation_counts_once_for_each_root_field(strict: Service) -> None:
-    assert left(await ask(strict, "mutation { a: __typename b: __typename }")) == ("writes", 1)
+    assert allowance(await ask(strict, "mutation { a: __typename b: __typename }")) == ("writes", 1)
     assert (await ask(strict, "mutation { a: __typename b: __typename }")).status_code == 429
-    assert left(await write(strict)) == ("writes", 0)
+    assert allowance(await write(strict)) == ("writes", 0)
 
 
 @pytest.mark.parametrize(
@@ -170,10 +172,10 @@ async def test_an_invalid_graphql_document_counts_as_one_read(
     answers = [await ask(strict, query, **{"accept": "application/graphql-response+json"} | headers) for _ in range(6)]
 
     assert [answer.status_code for answer in answers] == [status] * 5 + [429]
-    assert left(answers[0]) == ("reads", 4)
+    assert allowance(answers[0]) == ("reads", 4)
 
 
-# What is told
+# Reported allowance
 
 
 @pytest.mark.parametrize(
@@ -184,9 +186,9 @@ async def test_an_invalid_graphql_document_counts_as_one_read(
         ("POST", "patient", "clinic", "{}", 400, "writes"),
         ("POST", "patient", "reader", VISIT, 403, "writes"),
         ("POST", "patient", "clinic", VISIT.replace("loop", "loopbio"), 403, "writes"),
-        ("GET", NOBODY, "clinic", None, 404, "reads"),
+        ("GET", UNKNOWN_PATIENT, "clinic", None, 404, "reads"),
         ("GET", "/nowhere", "clinic", None, 404, "reads"),
-        ("PUT", NOBODY, "clinic", None, 405, "writes"),
+        ("PUT", UNKNOWN_PATIENT, "clinic", None, 405, "writes"),
         ("PUT", "/graphql", "clinic", None, 405, "reads"),
     ],
 )
@@ -198,7 +200,7 @@ async def test_every_answer_reports_the_allowance(  # noqa: PLR0917
     answer = await strict.rest(method, path, token=client, headers=JSON, content=content)
 
     assert answer.status_code == status
-    assert left(answer) == (kind, {"reads": 4, "writes": 2}[kind])
+    assert allowance(answer) == (kind, {"reads": 4, "writes": 2}[kind])
 
 
 async def test_an_internal_error_reports_the_allowance_too(strict: Service, monkeypatch) -> None:
@@ -210,11 +212,12 @@ async def test_an_internal_error_reports_the_allowance_too(strict: Service, monk
     answer = await read(strict)
 
     assert answer.status_code == 500
-    assert left(answer) == ("reads", 4)
+    assert allowance(answer) == ("reads", 4)
 
 
 @pytest.mark.parametrize(
-    ("path", "token"), [(NOBODY, None), (NOBODY, "bad"), ("/graphql", None), ("/healthz", None), ("/readyz", "clinic")]
+    ("path", "token"),
+    [(UNKNOWN_PATIENT, None), (UNKNOWN_PATIENT, "bad"), ("/graphql", None), ("/healthz", None), ("/readyz", "clinic")],
 )
 async def test_an_unauthenticated_caller_gets_no_allowance(strict: Service, path: str, token: str | None) -> None:
     answer = await strict.rest("GET", path, token=token)
@@ -232,7 +235,7 @@ async def test_over_rest_an_exceeded_limit_is_429_with_retry_after(strict: Servi
     assert body["error_description"] == body["message"]
     assert 0 < body["retry_after_ms"] <= 60_000
     assert int(answer.headers["retry-after"]) == -(-body["retry_after_ms"] // 1000)
-    assert left(answer) == ("writes", 0)
+    assert allowance(answer) == ("writes", 0)
 
 
 @pytest.mark.parametrize("accept", ["application/json", "application/graphql-response+json"])
@@ -245,7 +248,7 @@ async def test_over_graphql_an_exceeded_limit_has_the_same_code_and_status(stric
     assert "data" not in answer.json()
     assert (error["extensions"]["code"], error["extensions"]["recorded"]) == ("rate_limited", "no")
     assert int(answer.headers["retry-after"]) == -(-error["extensions"]["retry_after_ms"] // 1000)
-    assert left(answer) == ("writes", 0)
+    assert allowance(answer) == ("writes", 0)
 
 
 async def test_a_client_over_its_byte_rate_waits(database_url: str, cast: Cast) -> None:
@@ -262,14 +265,14 @@ async def test_a_client_over_its_byte_rate_waits(database_url: str, cast: Cast) 
 
             assert (first.status_code, second.status_code) == (200, 429)
             assert 0 < int(second.headers["retry-after"]) <= 60
-        # Both doors take from one bucket; another client, and what is recorded, is not concerned.
+        # Both doors share the byte rate; other clients and recordings are not affected.
         for each, other in zip(reads, ("laboratory", "pharmacy"), strict=True):
             assert (await each(service, client="portal")).status_code == 429
             assert (await each(service, client=other)).status_code == 200
             assert (await write(service, client="portal", path=path)).status_code == 201
 
 
-# What comes before, and what after
+# Order of checks
 
 
 async def test_authorization_precedes_the_rate_limit(strict: Service) -> None:
@@ -278,8 +281,8 @@ async def test_authorization_precedes_the_rate_limit(strict: Service) -> None:
 
     assert answer.status_code == 403
     assert answer.json()["error"] == "insufficient_scope"
-    assert left(answer) == ("writes", 0)
-    assert (await strict.rest("POST", NOBODY, token=None)).status_code == 401
+    assert allowance(answer) == ("writes", 0)
+    assert (await strict.rest("POST", UNKNOWN_PATIENT, token=None)).status_code == 401
     assert (await write(strict, "bad")).status_code == 401
 
 
@@ -301,7 +304,7 @@ async def test_the_rate_limit_precedes_every_error_of_brand_and_body(
     for _ in range(3):
         await write(strict)
 
-    answer = await strict.rest("POST", NOBODY, token="clinic", headers=headers, content=content)
+    answer = await strict.rest("POST", UNKNOWN_PATIENT, token="clinic", headers=headers, content=content)
 
     assert answer.status_code == 429
 
@@ -312,7 +315,7 @@ async def test_over_graphql_the_rate_limit_precedes_the_stated_brand(strict: Ser
     assert [answer.status_code for answer in answers] == [403] * 5 + [429]
 
 
-@pytest.mark.parametrize(("method", "path", "times"), [("GET", "/nowhere", 5), ("PUT", NOBODY, 3)])
+@pytest.mark.parametrize(("method", "path", "times"), [("GET", "/nowhere", 5), ("PUT", UNKNOWN_PATIENT, 3)])
 async def test_the_rate_limit_precedes_not_found(strict: Service, method: str, path: str, times: int) -> None:
     answers = [await strict.rest(method, path, token="clinic") for _ in range(times + 1)]
 
@@ -320,11 +323,11 @@ async def test_the_rate_limit_precedes_not_found(strict: Service, method: str, p
     assert answers[-1].status_code == 429
 
 
-# Before sign-in, by address
+# Before authentication, by address
 
 
-def calling_from(service: Service, address: str) -> Service:
-    """Give the same service, called from elsewhere."""
+def with_address(service: Service, address: str) -> Service:
+    """Return the same service, with requests from another address."""
     transport = httpx2.ASGITransport(
         service.client._transport.app,  # type: ignore[attr-defined]
         raise_app_exceptions=False,
@@ -335,10 +338,10 @@ def calling_from(service: Service, address: str) -> Service:
 
 async def test_guessing_tokens_is_rate_limited_at_both_doors_by_address(database_url: str) -> None:
     async with serving(database_url, rate_failed_sign_ins_per_minute=3) as service:
-        guesser = calling_from(service, "203.0.113.9")
+        guesser = with_address(service, "203.0.113.9")
         guesses = [await write(guesser, f"bad-{number}") for number in range(5)]
         at_graphql = await ask(guesser, LOOK, "bad-6")
-        elsewhere = await write(calling_from(service, "203.0.113.10"), "clinic")
+        elsewhere = await write(with_address(service, "203.0.113.10"), "clinic")
 
     assert [answer.status_code for answer in guesses] == [401, 401, 401, 429, 429]
     assert at_graphql.status_code == 429
@@ -350,7 +353,7 @@ async def test_guessing_tokens_is_rate_limited_at_both_doors_by_address(database
 
 async def test_one_device_with_an_old_token_does_not_block_a_shared_address(database_url: str) -> None:
     async with serving(database_url, rate_failed_sign_ins_per_minute=3) as service:
-        hospital = calling_from(service, "203.0.113.9")
+        hospital = with_address(service, "203.0.113.9")
         before = await write(hospital, "clinic")
         for _ in range(10):
             stopped = await write(hospital, "bad")
@@ -368,7 +371,7 @@ async def test_a_revoked_token_counts_as_a_failed_attempt(database_url: str, mon
 
     settings = Settings(database_url=database_url, rate_failed_sign_ins_per_minute=1)
     async with Service.running(settings, with_revocations) as service:
-        caller = calling_from(service, "203.0.113.9")
+        caller = with_address(service, "203.0.113.9")
         answers = [await read(caller)]
         revoked.add("clinic")
         answers += [await read(caller), await read(caller)]
@@ -378,7 +381,7 @@ async def test_a_revoked_token_counts_as_a_failed_attempt(database_url: str, mon
 
 async def test_an_address_is_charged_for_unknown_tokens_only(database_url: str) -> None:
     async with serving(database_url, rate_address_per_minute=2) as service:
-        caller = calling_from(service, "203.0.113.9")
+        caller = with_address(service, "203.0.113.9")
         answers = [await read(caller, client) for client in ("a", "a", "b", "a", "c", "b")]
 
     assert [answer.status_code for answer in answers] == [404, 404, 404, 404, 429, 404]
@@ -386,8 +389,10 @@ async def test_an_address_is_charged_for_unknown_tokens_only(database_url: str) 
 
 async def test_a_missing_token_and_loopback_are_not_charged(database_url: str) -> None:
     async with serving(database_url, rate_failed_sign_ins_per_minute=1, rate_address_per_minute=1) as service:
-        without = [await calling_from(service, "203.0.113.9").rest("GET", NOBODY, token=None) for _ in range(5)]
-        at_home = [await read(calling_from(service, "127.0.0.1"), "bad") for _ in range(5)]
+        without = [
+            await with_address(service, "203.0.113.9").rest("GET", UNKNOWN_PATIENT, token=None) for _ in range(5)
+        ]
+        at_home = [await read(with_address(service, "127.0.0.1"), "bad") for _ in range(5)]
 
     assert {answer.status_code for answer in without + at_home} == {401}
 
@@ -412,25 +417,25 @@ def test_an_address_is_the_network_prefix_of_one_caller(address: str | None, net
     assert network_of(address) == network
 
 
-# Many processes, one bucket
+# Several processes, one window
 
 
 class Redis:
-    """A server of our own on a socket of our own, which keeps nothing."""
+    """A Redis server on a Unix socket of the test, without persistence."""
 
     def __init__(self, folder: Path) -> None:
         self.url = f"unix://{folder}/redis.sock"
         self._command = f"{REDIS_SERVER} --port 0 --unixsocket {folder}/redis.sock --dir {folder} --save".split()
 
     def start(self) -> None:
-        """Start it; what connects from now on waits until it answers."""
+        """Start it; connections from now on wait until it answers."""
         self._process = subprocess.Popen([*self._command, ""], stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
-        # Its few lines fit into the pipe: nobody need read the rest.
+        # Its few lines fit into the pipe, so the rest need not be read.
         assert any("eady to accept connections" in line for line in self._process.stdout), "redis-server died"
 
     def kill(self) -> None:
-        """Kill it as a power cut would, if it lives."""
+        """Kill it with SIGKILL, if it runs."""
         with self._process:
             self._process.kill()
 
@@ -453,7 +458,7 @@ async def test_two_services_share_a_window_in_redis(database_url: str, redis: Re
     ):
         answers = [await write(one), await ask(other, WRITE), await write(one), await write(other), await write(one)]
 
-    assert [left(each) for each in answers] == [("writes", n) for n in (2, 1, 0, 0, 0)]
+    assert [allowance(each) for each in answers] == [("writes", n) for n in (2, 1, 0, 0, 0)]
     assert [answer.status_code for answer in answers] == [404, 200, 404, 429, 429]
     assert 0 < answers[-1].json()["retry_after_ms"] <= 60_000
 
@@ -461,7 +466,7 @@ async def test_two_services_share_a_window_in_redis(database_url: str, redis: Re
 async def test_of_300_concurrent_requests_at_two_services_200_pass_in_redis(
     database_url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Whoever is busy is not down.
+    # A busy server is not an unavailable one.
     monkeypatch.setattr(redis_window, "PATIENCE_SECONDS", 30.0)
     async with (
         serving(database_url, writes=200, rate_limit_url=redis.url) as one,
@@ -483,7 +488,7 @@ async def test_when_redis_fails_each_process_counts_and_no_request_is_500(
             after = [await write(service, path=path) for _ in range(6)]
 
     assert [answer.status_code for answer in before + after] == [201] * 8 + [429]
-    assert [left(answer) for answer in after] == [("writes", n) for n in (4, 3, 2, 1, 0, 0)]
+    assert [allowance(answer) for answer in after] == [("writes", n) for n in (4, 3, 2, 1, 0, 0)]
     # Once for the outage, not for each request.
     assert [each["counted"] for each in logs if each["event"] == "rate limits"] == ["in each process"]
 
@@ -502,11 +507,11 @@ async def test_when_redis_recovers_counts_are_shared_again(database_url: str, re
 
 
 async def test_a_silent_redis_delays_no_request(database_url: str) -> None:
-    async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
 
-    server = await asyncio.start_server(deaf, "127.0.0.1", 0)
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     async with server, serving(database_url, rate_limit_url=f"redis://127.0.0.1:{port}/0") as service:
         started = time.monotonic()
@@ -533,11 +538,11 @@ async def test_a_request_within_the_limit_is_recorded(strict: Service, cast: Cas
     assert len(await cast.rows(patient_id)) == 3
 
 
-# A read is reserved before anything is parsed
+# A read is reserved before parsing
 
 
-def unparsed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let parsing a document, or a body, fail the test."""
+def fail_on_parsing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the parsing of a document or a body fail the test."""
 
     def parsed(*_: object, **__: object) -> None:
         raise AssertionError("it was parsed")
@@ -548,12 +553,12 @@ def unparsed(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_without_a_read_left_no_new_document_is_parsed(strict: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(5):
         await ask(strict, f"{LOOK} # {number}")
-    unparsed(monkeypatch)
+    fail_on_parsing(monkeypatch)
     monkeypatch.setattr("schema.transport.http.json_text.read", None)
 
     posted = await strict.rest("POST", "/graphql", token="clinic", headers=JSON, content=" " * 20_000 + "{}")
     monkeypatch.undo()
-    unparsed(monkeypatch)
+    fail_on_parsing(monkeypatch)
     answers = [
         await ask(strict, "{ new: __typename }"),
         await ask(strict, "mutation { new: __typename }"),
@@ -561,7 +566,7 @@ async def test_without_a_read_left_no_new_document_is_parsed(strict: Service, mo
     ]
 
     assert [each.status_code for each in (posted, *answers)] == [429] * 4
-    assert {left(each) for each in (posted, *answers)} == {("reads", 0)}
+    assert {allowance(each) for each in (posted, *answers)} == {("reads", 0)}
 
 
 async def test_without_a_read_left_a_cached_mutation_still_runs(strict: Service) -> None:
@@ -572,14 +577,14 @@ async def test_without_a_read_left_a_cached_mutation_still_runs(strict: Service)
     again, query = await ask(strict, WRITE), await ask(strict, LOOK)
 
     assert (first.status_code, again.status_code, query.status_code) == (200, 200, 429)
-    assert (left(again), left(query)) == (("writes", 1), ("reads", 0))
+    assert (allowance(again), allowance(query)) == (("writes", 1), ("reads", 0))
 
 
 async def test_a_mutation_returns_its_reserved_read(strict: Service) -> None:
     for _ in range(3):
         await ask(strict, WRITE)
 
-    assert left(await ask(strict, LOOK)) == ("reads", 4)
+    assert allowance(await ask(strict, LOOK)) == ("reads", 4)
 
 
 async def test_a_mutation_over_the_limit_costs_a_read_if_it_is_new(strict: Service) -> None:
@@ -588,8 +593,8 @@ async def test_a_mutation_over_the_limit_costs_a_read_if_it_is_new(strict: Servi
 
     refused = [await ask(strict, f"{WRITE} # {number}") for number in range(6)]
 
-    # After five it is refused before it is parsed.
-    assert [left(each)[0] for each in refused] == ["writes"] * 5 + ["reads"]
+    # After five reads it is refused before it is parsed.
+    assert [allowance(each)[0] for each in refused] == ["writes"] * 5 + ["reads"]
     assert {each.status_code for each in refused} == {429}
 
 
@@ -598,8 +603,8 @@ async def test_a_query_of_several_reads_is_charged_all_or_none(strict: Service) 
 
     answers = [await ask(strict, query) for _ in range(2)]
 
-    assert [(each.status_code, left(each)) for each in answers] == [(200, ("reads", 2)), (429, ("reads", 2))]
-    assert left(await ask(strict, LOOK)) == ("reads", 1)
+    assert [(each.status_code, allowance(each)) for each in answers] == [(200, ("reads", 2)), (429, ("reads", 2))]
+    assert allowance(await ask(strict, LOOK)) == ("reads", 1)
 
 
 async def test_a_read_is_returned_in_redis_too(database_url: str, redis: Redis) -> None:
@@ -608,7 +613,7 @@ async def test_a_read_is_returned_in_redis_too(database_url: str, redis: Redis) 
         look = await ask(service, LOOK)
 
     assert [each.status_code for each in answers] == [200, 200, 200, 429]
-    assert left(look) == ("reads", 4)
+    assert allowance(look) == ("reads", 4)
 
 
 async def test_on_a_websocket_nothing_is_parsed_without_a_read_left(
@@ -619,7 +624,7 @@ async def test_on_a_websocket_nothing_is_parsed_without_a_read_left(
         await websocket.ask(WRITE)
         for number in range(2):
             await websocket.ask(f"{LOOK} # {number}")
-        unparsed(monkeypatch)
+        fail_on_parsing(monkeypatch)
 
         assert (await websocket.refusal("{ new: __typename }"))["code"] == "rate_limited"
         assert "errors" not in await websocket.ask(WRITE)
@@ -636,7 +641,7 @@ async def test_in_a_batch_each_operation_reserves_its_own_read(
     assert codes == [None, None, None, "rate_limited", "rate_limited"]
 
 
-# How much CPU it takes to parse what a client sends
+# CPU time of parsing
 
 
 async def test_a_client_over_its_parsing_time_waits(database_url: str) -> None:
@@ -652,5 +657,5 @@ async def test_a_client_over_its_parsing_time_waits(database_url: str) -> None:
 
     assert refused.json()["errors"][0]["extensions"]["code"] == "rate_limited"
     assert 0 < int(refused.headers["retry-after"]) <= 60
-    # What is known is served all the same, and so are others.
+    # Cached documents are served, and so are other clients.
     assert (known.status_code, again.status_code, other.status_code) == (200, 200, 200)

@@ -1,4 +1,4 @@
-"""What only a real socket shows: a gateway in a process of its own, and clients that do not behave."""
+"""Raw connections to a gateway process: pipelining, slow and misbehaving clients, malformed HTTP."""
 
 import json
 import os
@@ -35,13 +35,13 @@ UPGRADE = (
 
 @dataclass
 class Gateway:
-    """A running gateway: where it listens, and the file its log goes to."""
+    """A gateway process: its port, and the file of its log."""
 
     port: int
     log: Path
 
     def logged(self, request_id: str) -> list[dict[str, Any]]:
-        """Wait for a request's log line, and give every line with its id."""
+        """Return the log lines of a request, waiting for the first."""
         deadline = time.monotonic() + 5
         while time.monotonic() < deadline:
             written = self.log.read_text().splitlines(keepends=True)
@@ -61,7 +61,7 @@ def gateway(database_url: str) -> Iterator[Gateway]:
         "GATEWAY_BODY_SECONDS": str(BODY_SECONDS),
     }
     surroundings = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
-    # Read by its name: a reader that shared the file's position would move the place where the gateway writes.
+    # Read through its name: a shared file offset would move the position at which the gateway writes.
     with tempfile.NamedTemporaryFile("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "gateway", "serve"],
@@ -86,13 +86,13 @@ def connected(gateway: Gateway) -> Iterator[socket.socket]:
 
 
 def head(method: str, path: str, *headers: str, token: str | None = "dev") -> bytes:
-    """Write the head of a request."""
+    """Return the head of a request."""
     who = [] if token is None else [f"Authorization: Bearer {token}"]
     return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: localhost", *who, *headers, "", ""]).encode()
 
 
 def posted(path: str, body: str | bytes = VISIT, *headers: str, length: int | None = None) -> bytes:
-    """Write a POST, possibly with another length announced than its body has."""
+    """Return a POST, with `length` as its Content-Length if given."""
     content = body.encode() if isinstance(body, str) else body
     announced = len(content) if length is None else length
     return head("POST", path, "Content-Type: application/json", f"Content-Length: {announced}", *headers) + content
@@ -100,7 +100,7 @@ def posted(path: str, body: str | bytes = VISIT, *headers: str, length: int | No
 
 @dataclass
 class Answer:
-    """One HTTP answer as it came over the wire."""
+    """A received response."""
 
     status: int
     headers: dict[str, str]
@@ -112,18 +112,18 @@ class Answer:
 
 
 def read(client: socket.socket) -> Answer:
-    """Read one answer and not a byte more."""
+    """Read one response and not a byte more."""
     raw = b""
     while not raw.endswith(b"\r\n\r\n"):
         byte = client.recv(1)
-        assert byte, f"the connection ended in the middle of a head: {raw!r}"
+        assert byte, f"the connection ended within a head: {raw!r}"
         raw += byte
     status_line, *lines = raw.decode("latin-1").strip().split("\r\n")
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
     body = b""
     while missing := int(headers.get("content-length", "0")) - len(body):
         piece = client.recv(missing)
-        assert piece, "the connection ended in the middle of a body"
+        assert piece, "the connection ended within a body"
         body += piece
     return Answer(int(status_line.split()[1]), headers, body)
 
@@ -135,7 +135,7 @@ def ask(gateway: Gateway, request: bytes) -> Answer:
 
 
 def closed(client: socket.socket) -> bool:
-    """Wait until the other side closes; False if it keeps the connection open for longer than any body may take."""
+    """Whether the gateway closes the connection before the longest body timeout."""
     client.settimeout(BODY_SECONDS + 2)
     try:
         return client.recv(1) == b""
@@ -145,7 +145,7 @@ def closed(client: socket.socket) -> bool:
         return False
 
 
-# Too much
+# Size
 
 
 def test_a_content_length_of_50_mb_is_refused_before_the_body(gateway: Gateway) -> None:
@@ -194,11 +194,11 @@ def test_an_endless_body_is_cut_off(gateway: Gateway) -> None:
         except ConnectionError:
             pass
 
-    # 64 MiB are read for the sake of the answer; what goes beyond lies in the buffers of two kernels.
+    # The gateway reads up to 64 MiB so that the client can read the answer; the rest is in the buffers of two kernels.
     assert sent < 100 * MEGABYTE
 
 
-# Too slow
+# Duration
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ async def test_a_disconnect_after_the_body_records(gateway: Gateway, cast: Cast)
     assert len(await cast.rows(patient_id)) == 1
 
 
-# Answered before the body was there: the connection must not wait for the rest for ever
+# Responses before the body has arrived: the connection must not wait for the rest
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ def test_the_h2c_upgrade_of_java_does_not_lose_the_body(gateway: Gateway) -> Non
     assert ask(gateway, posted("/graphql", '{"query": "{ __typename }"}', *offer)).status == 200
 
 
-# Addresses
+# Paths
 
 
 @pytest.mark.parametrize(
@@ -369,7 +369,7 @@ def test_a_websocket_path_with_a_line_break_is_refused(gateway: Gateway) -> None
     assert ask(gateway, UPGRADE.replace(b"/graphql", b"/graphql%0A")).status == 403
 
 
-# One connection, many requests
+# One connection, several requests
 
 
 def test_pipelined_requests_are_answered_in_order(gateway: Gateway) -> None:
@@ -408,7 +408,7 @@ def test_head_sends_no_body_and_the_next_answer_follows(gateway: Gateway) -> Non
 
 
 def everything(client: socket.socket) -> bytes:
-    """Read until the other side closes."""
+    """Read until the gateway closes the connection."""
     received = b""
     try:
         while piece := client.recv(65_536):
@@ -419,7 +419,7 @@ def everything(client: socket.socket) -> bytes:
 
 
 def keyed(patient_id: str, body: str = VISIT) -> bytes:
-    """Write a recording under a key of its own."""
+    """Return a recording under a new key."""
     return posted(f"/v1/patients/{patient_id}/encounters", body, f"Idempotency-Key: {uuid4()}")
 
 
@@ -433,7 +433,7 @@ BROKEN = {
     "no host": lambda: b"GET /healthz HTTP/1.1\r\n\r\n",
     "another version": lambda: b"GET /healthz HTTP/2.0\r\nHost: localhost\r\n\r\n",
     "a large head": lambda: head("GET", "/healthz", f"X: {'a' * 40_000}"),
-    "no HTTP": lambda: b"\x16\x03\x01\r\n",
+    "not HTTP": lambda: b"\x16\x03\x01\r\n",
 }
 
 
@@ -514,11 +514,11 @@ async def test_a_chunked_body_may_have_chunks_of_any_size(gateway: Gateway, cast
     assert statuses == [201, 200]
 
 
-# Trailers: bounded, and never fields of the request (RFC 9110, 6.5.1)
+# Trailers: bounded, and never header fields (RFC 9110, 6.5.1)
 
 
 def with_trailer(path: str, *fields: str, head_fields: Sequence[str] = (), token: str | None = "dev") -> list[bytes]:
-    """Write a recording in chunks, as what comes before the last chunk and what comes with it."""
+    """Return a chunked recording in two parts: up to the last chunk, and from it on."""
     begun = head("POST", path, "Transfer-Encoding: chunked", *head_fields, token=token)
     trailer = "".join(f"{field}\r\n" for field in fields).encode()
     return [begun + b"%x\r\n%b\r\n" % (len(VISIT), VISIT.encode()), b"0\r\n" + trailer + b"\r\n"]

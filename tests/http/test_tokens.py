@@ -1,4 +1,4 @@
-"""Real tokens at both doors: who comes in, what the others are told, and what is worthless once they are verified."""
+"""Verified tokens at both doors: accepted ones, rejected ones, and an unavailable provider."""
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,13 +18,13 @@ VISIT = {"brand_id": "loop", "encounter_type": "lab"}
 NURSE = {"client_id": "app", "sub": "nurse-1", "brand": "loop", "scope": "write:encounters read:encounters"}
 KEY = signing_key("ES256", "one")
 
-# Source: RFC 6750 section 3, with RFC 9110 section 11.6.1 for what a challenge looks like.
+# Source: RFC 6750, section 3; syntax of a challenge: RFC 9110, section 11.6.1.
 CHALLENGE = re.compile(r'Bearer( (\w+="[\x20\x21\x23-\x5b\x5d-\x7e]*")(, \w+="[\x20\x21\x23-\x5b\x5d-\x7e]*")*)?')
 
 
 @pytest.fixture
 async def verified(provider: IdentityProvider, database_url: str) -> AsyncIterator[Service]:
-    """A service that verifies tokens in both ways, and does not believe them for long."""
+    """A service that introspects and verifies tokens, with a short cache."""
     provider.keys = [KEY.jwk]
     settings = provider.settings(
         introspection=True,
@@ -48,7 +48,7 @@ Ask = Callable[[dict[str, str]], Awaitable[httpx2.Response]]
 
 @pytest.fixture(params=["rest", "graphql", "graphql for older clients", "no such path"])
 def ask(request: pytest.FixtureRequest, verified: Service) -> Ask:
-    """Record an encounter of nobody through one of the doors, or knock beside them, with these headers."""
+    """Return a function that sends a request of each kind with these headers."""
 
     async def asked(headers: dict[str, str]) -> httpx2.Response:
         if "graphql" not in request.param:
@@ -63,8 +63,8 @@ def ask(request: pytest.FixtureRequest, verified: Service) -> Ask:
     return asked
 
 
-def told(answer: httpx2.Response) -> tuple[str, str]:
-    """Give the code of a refusal, and whether anything was recorded, as either door says it."""
+def refusal(answer: httpx2.Response) -> tuple[str, str]:
+    """Return the code of a refusal, and `recorded`, at either door."""
     body: dict[str, Any] = answer.json()
     if "errors" in body:
         extensions = body["errors"][0]["extensions"]
@@ -72,7 +72,7 @@ def told(answer: httpx2.Response) -> tuple[str, str]:
     return body["error"], body["recorded"]
 
 
-# Who comes in.
+# Accepted tokens
 
 
 @pytest.mark.parametrize("way", ["introspection", "jwt"])
@@ -136,7 +136,7 @@ async def test_a_revoked_token_is_refused_when_it_is_next_verified(
     assert (before.code, after.code) == (None, "invalid_token")
 
 
-# What the others are told (RFC 6750 section 3).
+# Rejected tokens (RFC 6750, section 3)
 
 
 @pytest.mark.parametrize("authorization", [None, "", "Bearer", "Bearer ", "Basic YXBwOnNlY3JldA==", "opaque"])
@@ -149,7 +149,7 @@ async def test_a_missing_token_gets_a_challenge_without_an_error(
 
     assert answer.status_code == 401
     assert answer.headers.get_list("www-authenticate") == ["Bearer"]
-    assert told(answer) == ("unauthenticated", "no")
+    assert refusal(answer) == ("unauthenticated", "no")
     assert provider.introspections == 0
 
 
@@ -161,7 +161,7 @@ async def test_a_rejected_token_gets_invalid_token(ask: Ask, token: str) -> None
     [challenge] = answer.headers.get_list("www-authenticate")
     assert challenge == 'Bearer error="invalid_token", error_description="The bearer token is not valid, or no longer."'
     assert CHALLENGE.fullmatch(challenge)
-    assert told(answer) == ("invalid_token", "no")
+    assert refusal(answer) == ("invalid_token", "no")
     assert token not in answer.text
 
 
@@ -183,7 +183,7 @@ async def test_a_token_of_another_service_or_without_a_client_is_rejected(
     answer = await ask({"authorization": "Bearer opaque", "x-brand-id": "loop"})
 
     assert answer.status_code == 401
-    assert told(answer) == ("invalid_token", "no")
+    assert refusal(answer) == ("invalid_token", "no")
 
 
 async def test_a_missing_scope_is_named(provider: IdentityProvider, verified: Service, cast: Cast) -> None:
@@ -197,7 +197,7 @@ async def test_a_missing_scope_is_named(provider: IdentityProvider, verified: Se
     [challenge] = answer.headers.get_list("www-authenticate")
     assert challenge == 'Bearer error="insufficient_scope", scope="write:encounters"'
     assert CHALLENGE.fullmatch(challenge)
-    assert told(answer) == (outcome.code, outcome.recorded) == ("insufficient_scope", "no")
+    assert refusal(answer) == (outcome.code, outcome.recorded) == ("insufficient_scope", "no")
     assert await cast.rows(patient_id) == []
 
 
@@ -215,10 +215,10 @@ async def test_a_failing_provider_is_503_for_every_caller(
     assert answer.status_code == 503
     assert int(answer.headers["retry-after"]) >= 1
     assert "www-authenticate" not in answer.headers
-    assert told(answer) == ("temporarily_unavailable", "no")
+    assert refusal(answer) == ("temporarily_unavailable", "no")
 
 
-# What is worthless once tokens are verified.
+# Development tokens and logs
 
 
 async def test_the_example_patients_are_for_development(

@@ -1,4 +1,4 @@
-"""What a REST request names that is not known: told, refused where its sender prefers that, and never repeated."""
+"""Unknown members and parameters of REST requests: listed in X-Ignored, or refused under `Prefer: handling=strict`."""
 
 from typing import Any
 from uuid import uuid4
@@ -30,7 +30,7 @@ def violations(answer: httpx2.Response) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("members", "told"),
+    ("members", "ignored"),
     [
         ({}, None),
         ({"note": MARKER}, "note"),
@@ -48,12 +48,12 @@ def violations(answer: httpx2.Response) -> list[tuple[str, str]]:
     ],
 )
 async def test_ignored_members_are_listed_in_x_ignored(
-    service: Service, cast: Cast, members: dict[str, Any], told: str | None
+    service: Service, cast: Cast, members: dict[str, Any], ignored: str | None
 ) -> None:
     answer = await record(service, await cast.patient(), VISIT | members)
 
     assert answer.status_code == 201
-    assert answer.headers.get("x-ignored") == told
+    assert answer.headers.get("x-ignored") == ignored
     assert "preference-applied" not in answer.headers
     assert MARKER not in str(answer.headers)
 
@@ -94,7 +94,7 @@ async def test_x_ignored_of_a_replay_belongs_to_the_current_request(service: Ser
     assert [answer.headers.get("idempotent-replayed") for answer in answers] == [None, "true", "true"]
 
 
-# Refused where the sender prefers that
+# Strict handling
 
 
 async def test_strict_handling_refuses_unknown_members_and_records_nothing(service: Service, cast: Cast) -> None:
@@ -184,7 +184,7 @@ async def test_a_misspelt_parameter_of_a_list_is_refused(service: Service, cast:
 
 
 @pytest.mark.parametrize(
-    ("query", "told"),
+    ("query", "ignored"),
     [
         ("status=completed", "status"),
         ("provider_id=x&limit=5", "provider_id"),
@@ -193,14 +193,14 @@ async def test_a_misspelt_parameter_of_a_list_is_refused(service: Service, cast:
     ],
 )
 async def test_other_unknown_parameters_are_listed_and_refused_if_strict(
-    service: Service, cast: Cast, query: str, told: str
+    service: Service, cast: Cast, query: str, ignored: str
 ) -> None:
     path = f"/v1/patients/{await cast.patient()}/encounters"
 
     answers = [await service.rest("GET", f"{path}?{query}", headers=headers) for headers in ({}, STRICT)]
 
     assert [answer.status_code for answer in answers] == [200, 400]
-    assert [answer.headers["x-ignored"] for answer in answers] == [told] * 2
+    assert [answer.headers["x-ignored"] for answer in answers] == [ignored] * 2
     assert {rule for _, rule in violations(answers[1])} == {"unknown_member"}
     assert MARKER not in answers[1].text + str(answers[0].headers)
 
@@ -215,7 +215,7 @@ async def test_a_single_encounter_has_no_parameters(service: Service, cast: Cast
 
 
 async def test_a_body_of_many_names_costs_no_more_than_parsing_it(service: Service, cast: Cast) -> None:
-    """Each name is as long as a known one, so that comparing it would be dear; a hundred are compared."""
+    """Each name is as long as a known one, so that its comparison is expensive; a hundred names are compared."""
     names = {f"x{number:09}y": 1 for number in range(14_000)}
 
     answer = await record(service, await cast.patient(), VISIT | names)

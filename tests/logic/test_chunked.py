@@ -1,4 +1,4 @@
-"""A chunked body is decoded alike however it is cut, and as llhttp would, but for trailers, which are bounded."""
+"""Decoding of chunked bodies: independent of how the bytes are split, as by llhttp; trailers are bounded."""
 
 import httptools
 import pytest
@@ -25,7 +25,7 @@ PIECES = st.lists(st.sampled_from([*WHOLE, *BROKEN]), max_size=8).map(b"".join)
 
 
 def decoded(pieces: list[bytes]) -> tuple[bytes, bool, bytes] | None:
-    """Give the content, whether the body is complete, and what is behind it; None for what is no chunked body."""
+    """Return the content, whether the body is complete, and the bytes after it; None for an invalid body."""
     decoder = ChunkedDecoder()
     content = behind = b""
     try:
@@ -40,7 +40,7 @@ def decoded(pieces: list[bytes]) -> tuple[bytes, bool, bytes] | None:
     return content, decoder.complete, behind
 
 
-class _Heard:
+class _Callbacks:
     def __init__(self) -> None:
         self.content = b""
         self.complete = False
@@ -53,7 +53,7 @@ class _Heard:
 
 
 def decoded_by_llhttp(data: bytes) -> tuple[bytes, bool] | None:
-    heard = _Heard()
+    heard = _Callbacks()
     parser = httptools.HttpRequestParser(heard)
     parser.feed_data(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
     try:

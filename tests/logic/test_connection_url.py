@@ -1,4 +1,4 @@
-"""Connection URLs of PostgreSQL: each parameter of libpq is honoured, or the refusal names it."""
+"""Connection URLs of PostgreSQL: each parameter of libpq is supported or refused by name."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from gateway.connection_url import HARMLESS, KNOWN, parse
 
 # Source: https://www.postgresql.org/docs/18/libpq-connect.html#LIBPQ-PARAMKEYWORDS
-OF_LIBPQ = """
+LIBPQ_PARAMETERS = """
     host hostaddr port dbname user password passfile require_auth channel_binding connect_timeout
     client_encoding options application_name fallback_application_name keepalives keepalives_idle
     keepalives_interval keepalives_count tcp_user_timeout replication gssencmode sslmode requiressl
@@ -21,7 +21,7 @@ OF_LIBPQ = """
 
 
 def test_every_parameter_of_libpq_is_known() -> None:
-    assert set(OF_LIBPQ.split()) <= KNOWN
+    assert set(LIBPQ_PARAMETERS.split()) <= KNOWN
 
 
 @pytest.mark.parametrize("name", HARMLESS)
@@ -34,7 +34,7 @@ def test_an_unsupported_parameter_is_refused_by_name(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("parameter", "told"),
+    ("parameter", "message"),
     [
         ("sslmode=maybe", "sslmode: must be disable, allow"),
         ("sslnegotiation=direct", "sslnegotiation=direct needs sslmode"),
@@ -53,8 +53,8 @@ def test_an_unsupported_parameter_is_refused_by_name(name: str) -> None:
         ("ss%20word%21=1", "^is no parameter"),
     ],
 )
-def test_an_invalid_value_is_refused_with_the_name_of_its_parameter(parameter: str, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_an_invalid_value_is_refused_with_the_name_of_its_parameter(parameter: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         parse(f"postgresql://host/db?{parameter}")
 
 

@@ -1,4 +1,4 @@
-"""Documents that are kept: as many as fit, by their weight."""
+"""The document cache: bounded by the weight of its entries."""
 
 import gc
 import tracemalloc
@@ -16,32 +16,32 @@ from tests.doors import LIST
 SCHEMA = build_schema()._schema
 
 
-class Stone:
-    """Weighs what it is told to."""
+class Entry:
+    """An entry of the given weight."""
 
     def __init__(self, weight: int) -> None:
         self.own = weight
 
     def weight(self, _text: str) -> int:
-        """Give its own."""
+        """Return the given weight."""
         return self.own
 
 
 def test_the_least_recently_used_document_is_evicted_first() -> None:
-    kept = KeptDocuments[Stone](10)
+    kept = KeptDocuments[Entry](10)
     for name in "abc":
-        kept.keep(name, Stone(3))
+        kept.keep(name, Entry(3))
 
     kept.find("a")
-    kept.keep("d", Stone(4))
+    kept.keep("d", Entry(4))
 
     assert [name for name in "abcd" if name in kept] == ["a", "c", "d"]
     assert kept.weight == 10
 
 
 def test_a_grown_document_is_weighed_again() -> None:
-    kept, growing = KeptDocuments[Stone](10), Stone(3)
-    kept.keep("a", Stone(3))
+    kept, growing = KeptDocuments[Entry](10), Entry(3)
+    kept.keep("a", Entry(3))
     kept.keep("b", growing)
 
     growing.own = 9
@@ -51,9 +51,9 @@ def test_a_grown_document_is_weighed_again() -> None:
 
 
 def test_an_entry_heavier_than_the_cache_is_not_stored() -> None:
-    kept = KeptDocuments[Stone](10)
+    kept = KeptDocuments[Entry](10)
 
-    kept.keep("a", Stone(11))
+    kept.keep("a", Entry(11))
 
     assert (len(kept), kept.weight) == (0, 0)
 
@@ -87,7 +87,7 @@ def test_unique_documents_of_any_size_stay_within_the_bound() -> None:
 )
 def test_a_documents_weight_is_at_least_its_memory(text: str) -> None:
     documents = Documents(SCHEMA, DocumentRules())
-    documents.read(text + " ")  # what all documents share
+    documents.read(text + " ")  # the objects that all documents share
     gc.collect()
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()

@@ -1,4 +1,4 @@
-"""The plain encounter has what the table has."""
+"""The dataclass `Encounter` has the columns of its table."""
 
 from dataclasses import fields
 

@@ -1,4 +1,4 @@
-"""The tree of refusals is closed, and every one of them has its words at both doors."""
+"""The classes of errors: their tree, codes, messages, statuses and headers."""
 
 import inspect
 import json
@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-import gateway.app  # every module that could add an error
+import gateway.app  # imports every module that could define an error
 import resolvers.errors
 from models import EncounterStatus
 from resolvers.errors import GatewayError, Violation
 from rest.errors import STATUS, envelope, headers_of, status_of
 from schema.errors import Recorded, phrase
 
-# What the constructors of some errors ask for, by name.
+# Arguments of the constructors, by name.
 SAMPLES: dict[str, Any] = {
     "scopes": ["read:encounters", "write:encounters"],
     "allowed": ["POST", "GET"],
@@ -28,7 +28,7 @@ SAMPLES: dict[str, Any] = {
     "current_version": 3,
 }
 
-# Published with the platform's conventions (contract, part 2); the others are ours.
+# Published with the platform's conventions (contract, part 2); the other codes are the gateway's own.
 PUBLISHED = {
     "validation_error": 400,
     "unauthenticated": 401,
@@ -45,19 +45,19 @@ PUBLISHED = {
 }
 
 
-def below(kind: type[GatewayError]) -> Iterator[type[GatewayError]]:
+def subclasses(kind: type[GatewayError]) -> Iterator[type[GatewayError]]:
     for child in kind.__subclasses__():
         yield child
-        yield from below(child)
+        yield from subclasses(child)
 
 
-def made(kind: type[GatewayError]) -> GatewayError:
-    """Make an error of a kind, leaving out what may be left out."""
+def instance_of(kind: type[GatewayError]) -> GatewayError:
+    """Return an error of a class, with only the required arguments."""
     needed = [each for each in inspect.signature(kind).parameters.values() if each.default is each.empty]
     return kind(*(SAMPLES[each.name] for each in needed))
 
 
-KINDS = sorted(set(below(GatewayError)), key=lambda kind: kind.__name__)
+KINDS = sorted(set(subclasses(GatewayError)), key=lambda kind: kind.__name__)
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
 
@@ -76,19 +76,19 @@ def test_every_error_code_is_lower_case_words(kind: type[GatewayError]) -> None:
 @every_kind
 def test_every_error_has_its_own_docstring_which_is_its_message(kind: type[GatewayError]) -> None:
     words = vars(kind).get("__doc__") or ""
-    error = made(kind)
+    error = instance_of(kind)
 
     assert re.fullmatch(r"[A-Z].*\.", words.splitlines()[0])
     assert error.message
     assert str(error) == error.message
     if "violations" not in vars(error):
-        # One may go on to say what would do.
+        # A message may continue with a remedy.
         assert error.message.startswith(words.splitlines()[0].removesuffix("."))
 
 
 @every_kind
 def test_every_error_has_a_status_over_rest(kind: type[GatewayError]) -> None:
-    status = status_of(made(kind))
+    status = status_of(instance_of(kind))
 
     assert any(ancestor in STATUS for ancestor in kind.__mro__)
     assert 400 <= status < 600
@@ -99,13 +99,13 @@ def test_every_error_has_a_status_over_rest(kind: type[GatewayError]) -> None:
 def test_every_published_code_belongs_to_an_error_class() -> None:
     codes = {kind.code for kind in KINDS}
 
-    # Limits per client come with the issue that is about them.
+    # Rate limits have tests of their own.
     assert PUBLISHED.keys() - codes <= {"rate_limited"}
 
 
 @every_kind
 def test_every_error_has_its_body_and_valid_headers(kind: type[GatewayError]) -> None:
-    error = made(kind)
+    error = instance_of(kind)
 
     body = json.loads(json.dumps(envelope(error, "an-id")))
 
@@ -122,17 +122,17 @@ def test_every_error_has_its_body_and_valid_headers(kind: type[GatewayError]) ->
 
 @every_kind
 def test_every_401_and_403_repeats_its_message_as_error_description(kind: type[GatewayError]) -> None:
-    error = made(kind)
+    error = instance_of(kind)
 
     body = envelope(error, "an-id")
 
-    told = body.get("error_description")
-    assert told == (error.message if status_of(error) in {401, 403, 429} else None)
+    description = body.get("error_description")
+    assert description == (error.message if status_of(error) in {401, 403, 429} else None)
 
 
 @every_kind
 def test_every_401_has_a_challenge_without_characters_to_escape(kind: type[GatewayError]) -> None:
-    error = made(kind)
+    error = instance_of(kind)
 
     challenge = headers_of(error).get("WWW-Authenticate", "")
 
@@ -142,12 +142,12 @@ def test_every_401_has_a_challenge_without_characters_to_escape(kind: type[Gatew
 
 @every_kind
 def test_every_error_has_the_same_message_in_graphql_and_rest(kind: type[GatewayError]) -> None:
-    error = made(kind)
+    error = instance_of(kind)
 
-    told = json.loads(json.dumps(phrase(error, "an-id")))
+    graphql_error = json.loads(json.dumps(phrase(error, "an-id")))
 
-    assert told["message"] == error.message
-    assert told["extensions"] == told["extensions"] | {
+    assert graphql_error["message"] == error.message
+    assert graphql_error["extensions"] == graphql_error["extensions"] | {
         "code": kind.code,
         "recorded": error.recorded,
         "request_id": "an-id",

@@ -1,4 +1,4 @@
-"""Cursors of the feed: opaque, the same for the same place, and good for one brand and one database."""
+"""Cursors of the feed: opaque, deterministic, and valid for one brand and one database."""
 
 import struct
 from base64 import urlsafe_b64decode
@@ -33,7 +33,7 @@ def test_a_cursor_does_not_reveal_the_position(position: int) -> None:
     here, next_one = (decoded(CURSORS.write(each, "loop"))[1:] for each in (position, position ^ 1))
 
     assert struct.pack(">q", position)[2:] not in here
-    # Neighbours have no more in common than any two.
+    # Cursors of adjacent positions resemble each other no more than any others.
     assert sum(a == b for a, b in zip(here, next_one, strict=True)) < 8
 
 

@@ -1,4 +1,4 @@
-"""The client of every request that the gateway sends: it keeps nothing of an answer, and never proxies loopback."""
+"""The client of outgoing requests: it stores no cookies, follows no redirects, and never proxies loopback."""
 
 import time
 from collections.abc import AsyncIterator
@@ -21,7 +21,7 @@ from tests.webhook_receiver import Delivery, ReceiverServer
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 NOWHERE = "http://127.0.0.1:9"
-"""The port `discard`, on which nothing listens: whatever goes to this proxy fails."""
+"""The port `discard`, on which no process listens: every request through this proxy fails."""
 VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 EVENT = Event(
     id=uuid4(),
@@ -54,13 +54,13 @@ def webhook(url: str) -> WebhookReceiver:
 
 
 def more_cookies(response: Response) -> Response:
-    """Add cookies of other names than before, which together would soon be more than a request may carry."""
+    """Set cookies with new names, which together would soon exceed the size of a request."""
     for name in ("a", "b"):
         response.set_cookie(f"{name}{time.monotonic_ns()}", "x" * 2000, max_age=3600)
     return response
 
 
-# Nothing of an answer is kept.
+# Nothing of a response is stored
 
 
 async def test_cookies_of_a_webhook_receiver_are_not_sent_back(receiver: ReceiverServer) -> None:
@@ -68,10 +68,10 @@ async def test_cookies_of_a_webhook_receiver_are_not_sent_back(receiver: Receive
         return more_cookies(Response(status_code=204))
 
     receiver.answer = answer
-    told = webhook(receiver.url)
+    sink = webhook(receiver.url)
     for _ in range(50):
-        await told.deliver(EVENT)
-    await told.close()
+        await sink.deliver(EVENT)
+    await sink.close()
 
     assert len(receiver.taken) == 50
     assert not any("cookie" in delivery.headers for delivery in receiver.tried)
@@ -109,10 +109,10 @@ async def test_redirects_are_not_followed(receiver: ReceiverServer, location: st
         return response
 
     receiver.answer = answer
-    told = webhook(receiver.url)
+    sink = webhook(receiver.url)
     with pytest.raises(DeliveryFailed):
-        await told.deliver(EVENT)
-    await told.close()
+        await sink.deliver(EVENT)
+    await sink.close()
 
     assert (len(receiver.tried), receiver.misdirected) == (1, 0)
 
@@ -122,11 +122,11 @@ async def test_authentication_challenges_are_not_answered(receiver: ReceiverServ
         return Response(status_code=401, headers={"www-authenticate": 'Digest realm="r", nonce="n", qop="auth"'})
 
     receiver.answer = answer
-    told = webhook(receiver.url)
+    sink = webhook(receiver.url)
     for _ in range(2):
         with pytest.raises(DeliveryFailed):
-            await told.deliver(EVENT)
-    await told.close()
+            await sink.deliver(EVENT)
+    await sink.close()
 
     assert not any("authorization" in delivery.headers for delivery in receiver.tried)
 
@@ -187,9 +187,9 @@ async def test_a_provider_and_a_receiver_on_loopback_need_no_proxy(
 
     async with verifying(provider.settings(introspection=True)) as verify:
         assert (await verify("opaque")).client_id == "lab"
-    told = webhook(receiver.url)
-    await told.deliver(EVENT)
-    await told.close()
+    sink = webhook(receiver.url)
+    await sink.deliver(EVENT)
+    await sink.close()
 
     assert len(receiver.taken) == 1
 
@@ -199,7 +199,7 @@ SENDING: dict[str, Any] = {"webhooks": (Webhook(name="crm", url="https://crm.tes
 
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"])
 @pytest.mark.parametrize(
-    ("proxy", "told"),
+    ("proxy", "message"),
     [
         ("socks5://me:hunter2@proxy.test:1080", "socksio"),
         ("socks5h://proxy.test:1080", "socksio"),
@@ -213,11 +213,11 @@ SENDING: dict[str, Any] = {"webhooks": (Webhook(name="crm", url="https://crm.tes
     ],
 )
 def test_an_unusable_proxy_is_refused_with_the_name_of_its_variable(
-    monkeypatch: pytest.MonkeyPatch, variable: str, proxy: str, told: str
+    monkeypatch: pytest.MonkeyPatch, variable: str, proxy: str, message: str
 ) -> None:
     monkeypatch.setenv(variable, proxy)
 
-    with pytest.raises(SettingsError, match=f"^{variable}: .*{told}[^\n]*$") as mistake:
+    with pytest.raises(SettingsError, match=f"^{variable}: .*{message}[^\n]*$") as mistake:
         refuse_unusable_proxies(Settings(**SENDING))
     assert "hunter2" not in str(mistake.value)
 

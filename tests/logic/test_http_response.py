@@ -1,4 +1,4 @@
-"""An answer is, byte for byte, the one that uvicorn would have written, and goes out at once."""
+"""The response writer: the same bytes as uvicorn's, and a complete response in one write."""
 
 import asyncio
 import logging
@@ -39,8 +39,8 @@ FIELDS = st.lists(
 BREAKS = st.sampled_from([b"\r\n", b"\n", b"\r", b"\x00", b"\x7f"])
 
 
-class Written:
-    """A transport that keeps what is written."""
+class RecordingTransport:
+    """A transport that stores what is written."""
 
     def __init__(self) -> None:
         self.writes: list[bytes] = []
@@ -51,7 +51,7 @@ class Written:
         return b"".join(self.writes)
 
     def write(self, data: bytes) -> None:
-        # A transport sends nothing where there is nothing to send.
+        # A transport sends nothing for an empty write.
         if data:
             self.writes.append(data)
 
@@ -65,9 +65,9 @@ class Written:
         return self.closed
 
 
-def cycle_for(method: str, *, keep_alive: bool) -> tuple[RequestResponseCycle, Written]:
-    """A request as uvicorn serves it, of which nothing is read or written yet."""
-    transport, silent = Written(), logging.getLogger("silent")
+def cycle_for(method: str, *, keep_alive: bool) -> tuple[RequestResponseCycle, RecordingTransport]:
+    """Return uvicorn's cycle of a request before its body is read."""
+    transport, silent = RecordingTransport(), logging.getLogger("silent")
     silent.disabled = True
     cycle = RequestResponseCycle(
         scope=cast("Any", {"type": "http", "method": method, "state": {}}),
@@ -86,7 +86,7 @@ def cycle_for(method: str, *, keep_alive: bool) -> tuple[RequestResponseCycle, W
 
 
 class Case(NamedTuple):
-    """What is answered, to which request."""
+    """A response, and the request that it answers."""
 
     method: str
     keep_alive: bool
@@ -105,8 +105,8 @@ CASES = st.builds(
 )
 
 
-async def answered(case: Case, *, by_us: bool) -> Any:
-    """Give everything that can be seen of an answer: what was written, and what becomes of the connection."""
+async def run_case(case: Case, *, by_us: bool) -> Any:
+    """Return the bytes written and the state of the connection."""
     cycle, transport = cycle_for(case.method, keep_alive=case.keep_alive)
 
     async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
@@ -120,7 +120,7 @@ async def answered(case: Case, *, by_us: bool) -> Any:
 
 @given(case=CASES)
 async def test_a_response_has_the_same_bytes_as_from_uvicorn(case: Case) -> None:
-    assert await answered(case, by_us=True) == await answered(case, by_us=False)
+    assert await run_case(case, by_us=True) == await run_case(case, by_us=False)
 
 
 async def test_a_complete_response_is_sent_in_one_write() -> None:
@@ -155,13 +155,13 @@ async def test_a_header_field_with_a_line_break_is_never_sent(
 ) -> None:
     field = (before + broken + after, b"value") if in_name else (b"name", before + broken + after)
 
-    written, closed, _, complete = await answered(Case("GET", True, 200, [field], [b""]), by_us=True)
+    written, closed, _, complete = await run_case(Case("GET", True, 200, [field], [b""]), by_us=True)
 
     assert (written, closed, complete) == (b"", True, False)
 
 
-@pytest.mark.parametrize(("more_to_come", "told"), [(False, b"12345"), (True, None)])
-async def test_a_body_is_passed_on_when_it_is_complete(more_to_come: bool, told: bytes | None) -> None:
+@pytest.mark.parametrize(("more_to_come", "expected"), [(False, b"12345"), (True, None)])
+async def test_a_body_is_passed_on_when_it_is_complete(more_to_come: bool, expected: bytes | None) -> None:
     cycle, _ = cycle_for("POST", keep_alive=True)
     cycle.body += b"12345"
     cycle.more_body = more_to_come
@@ -172,7 +172,7 @@ async def test_a_body_is_passed_on_when_it_is_complete(more_to_come: bool, told:
 
     await cycle.run_asgi(cast("Any", ResponseWriter(app, cycle)))
 
-    assert [each["body"].read() if "body" in each else None for each in seen] == [told]
+    assert [each["body"].read() if "body" in each else None for each in seen] == [expected]
 
 
 async def test_a_body_is_read_once_and_then_released() -> None:

@@ -1,4 +1,4 @@
-"""Reading files to import: whatever is broken in one, what is read as a record was a record of it."""
+"""Reading files to import: a corrupted file yields no record that the original does not contain."""
 
 import csv
 import io
@@ -24,7 +24,7 @@ COLUMNS = {
 }
 TABLES = pytest.mark.parametrize("table", COLUMNS, ids=["encounters", "patients"])
 
-# Quoted text that would be a row, and marks that begin and end words as people write them.
+# Quoted text that resembles a row, and quotation marks inside words.
 WORDS = [
     "a", "größe", "x, y", 'said "hi" to', '5"x', "one\ntwo", "one\r\ntwo",
     "one\np-evil,loop,c,n,lab\ntwo", '{"patient_id": "p-evil", "brand_id": "loop", "encounter_type": "lab"}x',
@@ -47,8 +47,8 @@ def members_of(records: list[Record | Refusal]) -> Iterator[str]:
             yield json.dumps(each.members, sort_keys=True)
 
 
-def meant(table: CsvFormat, row: tuple[str, ...]) -> str:
-    """Give what a row says, in a form that can be compared."""
+def content_of(table: CsvFormat, row: tuple[str, ...]) -> str:
+    """Return the content of a row in a comparable form."""
     return json.dumps(table.members(dict(zip(COLUMNS[table], row, strict=True))), sort_keys=True)
 
 
@@ -67,15 +67,15 @@ def test_csv_of_rfc_4180_is_read(table: CsvFormat, rows: list[tuple[str, ...]], 
     short = [row for row, line in zip(rows, written, strict=True) if len(line) <= MAX_BYTES]
     if not table.breaks:
         short = [row for row in short if "\n" not in "".join(row)]
-    assert list(members_of(read(content, table, "f.csv"))) == [meant(table, row) for row in short]
+    assert list(members_of(read(content, table, "f.csv"))) == [content_of(table, row) for row in short]
 
 
 FAULTS = ("byte", "long", "mark", "undoubled", "open")
 
 
 @st.composite
-def broken(draw: st.DrawFn, line: bytes, faults: Sequence[str] = FAULTS) -> bytes:
-    """Break a written row in one of the ways in which exporters do."""
+def corrupted(draw: st.DrawFn, line: bytes, faults: Sequence[str] = FAULTS) -> bytes:
+    """Corrupt a written row in one of the ways in which exporters do."""
     place = draw(st.integers(0, len(line)))
     match draw(st.sampled_from(faults)):
         case "mark":
@@ -89,7 +89,7 @@ def broken(draw: st.DrawFn, line: bytes, faults: Sequence[str] = FAULTS) -> byte
         case "undoubled":
             return line.replace(b'""', b'"')
         case _:
-            # The mark that ends a value is missing.
+            # The closing quotation mark is missing.
             end = line.find(b'z"')
             return line if end < 0 else line[: end + 1] + line[end + 2 :]
 
@@ -99,13 +99,13 @@ def broken(draw: st.DrawFn, line: bytes, faults: Sequence[str] = FAULTS) -> byte
 def test_every_row_read_from_a_corrupted_csv_file_is_a_row_of_the_original(
     table: CsvFormat, data: st.DataObject, rows: list[tuple[str, ...]], end: str
 ) -> None:
-    # Where values are quoted as a rule, what is quoted cannot be taken for rows of its own.
+    # With all values quoted, quoted text cannot be mistaken for rows.
     written = [csv_of(row, csv.QUOTE_ALL, end) for row in rows]
     place = data.draw(st.integers(0, len(rows) - 1))
-    written[place] = data.draw(broken(written[place]))
+    written[place] = data.draw(corrupted(written[place]))
     content = b"".join([csv_of(COLUMNS[table], csv.QUOTE_MINIMAL, end), *written])
 
-    assert set(members_of(read(content, table, "f.csv"))) <= {meant(table, row) for row in rows}
+    assert set(members_of(read(content, table, "f.csv"))) <= {content_of(table, row) for row in rows}
 
 
 @TABLES
@@ -116,7 +116,7 @@ def test_every_line_read_from_a_corrupted_json_file_is_one_of_the_original(
     lines = [table.members(dict(zip(COLUMNS[table], row, strict=True))) for row in rows]
     written = [json.dumps(line).encode() + b"\n" for line in lines]
     place = data.draw(st.integers(0, len(rows) - 1))
-    written[place] = data.draw(broken(written[place], ("byte", "long")))
+    written[place] = data.draw(corrupted(written[place], ("byte", "long")))
 
     meant_lines = {json.dumps(line, sort_keys=True) for line in lines}
     assert set(members_of(read(b"".join(written), table, "f.jsonl"))) <= meant_lines
@@ -177,19 +177,19 @@ def test_a_nearly_known_column_of_patients_stops_an_import(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "report"),
     [
         ("patient_id,brand_id,encounter_type\n", ""),
         ("patient_id,brand_id,encounter_type,status,tuberculosis\n", "; ignored: status, 1 other"),
         ("patient_id,brand_id,encounter_type,mrn,dob,ended_at\n", "; ignored: ended_at, 2 others"),
     ],
 )
-def test_other_columns_are_counted_and_only_known_names_are_printed(lines: str, told: str) -> None:
+def test_other_columns_are_counted_and_only_known_names_are_printed(lines: str, report: str) -> None:
     unknown = Unknown()
 
     read(lines.encode(), backfilling.TABLE, "f.csv", unknown)
 
-    assert str(unknown) == told
+    assert str(unknown) == report
 
 
 def test_unknown_members_of_json_lines_follow_the_same_rules() -> None:

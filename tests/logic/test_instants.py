@@ -1,4 +1,4 @@
-"""Laws of time: the instant that was sent is the instant that is kept, to the microsecond."""
+"""Properties of instants: the stored instant equals the sent one, to the microsecond."""
 
 import re
 from datetime import UTC, datetime, timedelta, timezone
@@ -15,13 +15,13 @@ offsets = st.integers(-23 * 60 - 59, 23 * 60 + 59).map(lambda minutes: timezone(
 
 @given(st.datetimes(), offsets)
 def test_an_instant_is_the_same_in_any_offset(naive: datetime, offset: timezone) -> None:
-    told = naive.replace(tzinfo=offset)
-    assume(datetime.min.replace(tzinfo=UTC) <= told <= datetime.max.replace(tzinfo=UTC))
+    instant = naive.replace(tzinfo=offset)
+    assume(datetime.min.replace(tzinfo=UTC) <= instant <= datetime.max.replace(tzinfo=UTC))
 
-    assert parse_instant(told.isoformat()) == told
+    assert parse_instant(instant.isoformat()) == instant
 
 
-# Hypothesis tries strings it finds in this project too, and some of those are instants.
+# Hypothesis also tries strings of this project, and some of those are instants.
 @given(st.text().filter(lambda text: not re.match(r"\d{4}-\d\d-\d\d", text)))
 def test_any_other_text_is_refused(text: str) -> None:
     with pytest.raises(PydanticCustomError):

@@ -1,4 +1,4 @@
-"""Laws of strict JSON: what is read is what is written, and what `jsonb` cannot hold is never read."""
+"""Properties of strict JSON: writing and reading are inverse, and text that `jsonb` cannot store is refused."""
 
 import json
 from decimal import Decimal
@@ -32,7 +32,7 @@ def test_reading_and_writing_again_gives_the_same_text(value: Any) -> None:
 
 @given(values)
 def test_both_writers_write_the_same_text(value: Any) -> None:
-    # The quick one is not asked for what it cannot write; what both can must not differ in a byte.
+    # The fast writer is not called for values that it cannot write; for all others both write the same bytes.
     assert json_text.write(value) == json_text._written(value, None)
 
 

@@ -1,4 +1,4 @@
-"""Lines that are written by a thread: whole and in order, and never at the cost of the one that logs."""
+"""The queued log writer: a thread writes lines complete and in order, and logging never blocks."""
 
 import os
 import re
@@ -21,25 +21,25 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 class Reader:
-    """Reads a pipe to its end, in a thread, from when it is told to."""
+    """Reads a pipe to its end, in a thread, after `start()`."""
 
     def __init__(self, descriptor: int) -> None:
         self.read = b""
         self._descriptor = descriptor
-        self._thread = threading.Thread(target=self._go)
+        self._thread = threading.Thread(target=self._run)
 
     def start(self) -> None:
         self._thread.start()
 
     def lines_until(self, wanted: bytes) -> list[bytes]:
-        """Wait for a line, and give all up to it."""
+        """Return the lines up to `wanted`, waiting for it."""
         for _ in range(10_000):
             if wanted in self.read:
                 return self.read.splitlines()
             self._thread.join(0.002)
         raise AssertionError(f"never read: {wanted!r}")
 
-    def _go(self) -> None:
+    def _run(self) -> None:
         with os.fdopen(self._descriptor, "rb", buffering=0) as stream:
             while part := stream.read(PIPE_BYTES):
                 self.read += part
@@ -94,9 +94,9 @@ def test_lines_over_the_limit_are_dropped_and_counted_later(pipe) -> None:
     reader.lines_until(b"log_dropped")
     queued.put(b"the end\n")
     lines = reader.lines_until(b"the end")
-    told = [orjson.loads(line) for line in lines if line.startswith(b"{")]
-    assert sum(line["lines"] for line in told) == len(dropped) > 0
-    assert len(lines) - len(told) - 1 == put - len(dropped)
+    notices = [orjson.loads(line) for line in lines if line.startswith(b"{")]
+    assert sum(line["lines"] for line in notices) == len(dropped) > 0
+    assert len(lines) - len(notices) - 1 == put - len(dropped)
     assert all(re.fullmatch(rb"x{1000}|\{.*\}|the end", line) for line in lines)
 
 

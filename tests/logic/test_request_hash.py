@@ -1,4 +1,4 @@
-"""A key's hash is of what is meant, and stays what it was: keys that clients hold were hashed by earlier versions."""
+"""The hash of a request under an idempotency key: of its content, and the same in every release."""
 
 import hashlib
 from datetime import UTC, datetime, timedelta, timezone
@@ -32,8 +32,8 @@ members = st.fixed_dictionaries(
 )
 
 
-def as_it_was(patient_id: str, command: RecordEncounter) -> bytes:
-    """Hash a command as the first version did."""
+def first_version_hash(patient_id: str, command: RecordEncounter) -> bytes:
+    """Return the hash of a command as the first version computed it."""
     meaning = json_text._written(command.model_dump(mode="json", exclude_none=True), None)
     return hashlib.sha256(f"{patient_id}\n{meaning}".encode("utf-8", "surrogatepass")).digest()
 
@@ -42,7 +42,7 @@ def as_it_was(patient_id: str, command: RecordEncounter) -> bytes:
 def test_the_hash_does_not_change_between_releases(members: dict[str, Any], patient_id: str) -> None:
     command = RecordEncounter.read(members, DEFAULT_LIMITS)
 
-    assert claim_of("k", CONTEXT, "loop", patient_id, command).request_hash == as_it_was(patient_id, command)
+    assert claim_of("k", CONTEXT, "loop", patient_id, command).request_hash == first_version_hash(patient_id, command)
 
 
 SENT = r"""

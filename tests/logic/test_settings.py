@@ -1,4 +1,4 @@
-"""What an operator may set, and what a mistake looks like."""
+"""Settings: sources, defaults, and messages for invalid values."""
 
 from pathlib import Path
 
@@ -141,7 +141,7 @@ def test_a_user_without_a_home_needs_one_only_for_embedded_postgresql(monkeypatc
     assert Settings.from_environment().database_url is None
 
 
-# What `gateway check` prints can be read again.
+# Printed settings can be read back
 
 
 def test_shown_settings_can_be_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +171,7 @@ def test_shown_settings_can_be_read_back(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "# GATEWAY_DATABASE_URL=(hidden)" in lines
 
 
-# What Kubernetes sets for a Service.
+# Variables that Kubernetes sets for a Service
 
 SERVICE = {
     "GATEWAY_SERVICE_HOST": "10.0.0.1",

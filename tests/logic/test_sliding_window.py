@@ -1,4 +1,4 @@
-"""A moving window, with a clock of the test's own."""
+"""The in-memory sliding window and token bucket, with a clock that the test sets."""
 
 import pytest
 from hypothesis import given
@@ -8,7 +8,7 @@ from gateway.rate_limits.sliding_window import InMemorySlidingWindow, TokenBucke
 
 
 class Clock:
-    """Stands still until it is moved."""
+    """A clock that advances only when the test sets it."""
 
     def __init__(self) -> None:
         self.now = 1_000.0

@@ -1,4 +1,4 @@
-"""A bearer token becomes a Caller: what an identity provider may say, how often it is asked, and who may be one."""
+"""Bearer tokens: introspection, caching of its results, and development tokens."""
 
 import asyncio
 import traceback
@@ -23,18 +23,18 @@ MACHINE = {"client_id": "lab", "scope": "write:encounters"}
 
 @pytest.fixture
 async def introspected(provider: IdentityProvider, clock: FakeClock) -> AsyncIterator[Verify]:
-    """A gateway's way to verify: by asking the provider, for which it waits a while."""
+    """The verifier of a gateway that introspects tokens, with a timeout."""
     async with verifying(
         provider.settings(introspection=True, identity_provider_seconds=TIMEOUT_SECONDS), clock
     ) as verify:
         yield verify
 
 
-# Introspection: whose token it is.
+# Introspection: valid and invalid tokens
 
 
 @pytest.mark.parametrize(
-    ("told", "caller"),
+    ("introspection", "caller"),
     [
         (
             NURSE,
@@ -54,9 +54,9 @@ async def introspected(provider: IdentityProvider, clock: FakeClock) -> AsyncIte
     ],
 )
 async def test_an_active_token_names_its_caller(
-    provider: IdentityProvider, introspected: Verify, told: dict[str, Any], caller: Caller
+    provider: IdentityProvider, introspected: Verify, introspection: dict[str, Any], caller: Caller
 ) -> None:
-    provider.tokens["opaque"] = told
+    provider.tokens["opaque"] = introspection
 
     assert await introspected("opaque") == caller
 
@@ -70,11 +70,11 @@ async def test_a_caller_has_the_expiry_of_the_token(
 
 
 @pytest.mark.parametrize(
-    "told",
+    "introspection",
     [
         None,
         MACHINE | {"active": False},
-        MACHINE | {"exp": 1_799_999_940},  # a minute ago, which is as far as clocks may differ
+        MACHINE | {"exp": 1_799_999_940},  # a minute ago, the largest difference between clocks
         MACHINE | {"nbf": 1_800_000_061},
         MACHINE | {"token_type": "DPoP"},
         MACHINE | {"token_type": "refresh_token"},
@@ -87,20 +87,20 @@ async def test_a_caller_has_the_expiry_of_the_token(
     ids=str,
 )
 async def test_an_inactive_or_foreign_token_is_invalid(
-    provider: IdentityProvider, introspected: Verify, told: dict[str, Any] | None
+    provider: IdentityProvider, introspected: Verify, introspection: dict[str, Any] | None
 ) -> None:
-    if told is not None:
-        provider.tokens["opaque"] = told
+    if introspection is not None:
+        provider.tokens["opaque"] = introspection
 
     with pytest.raises(InvalidToken):
         await introspected("opaque")
 
 
-@pytest.mark.parametrize("told", [{"exp": 1_799_999_941}, {"nbf": 1_800_000_060}], ids=str)
+@pytest.mark.parametrize("introspection", [{"exp": 1_799_999_941}, {"nbf": 1_800_000_060}], ids=str)
 async def test_clocks_may_differ_by_a_minute(
-    provider: IdentityProvider, introspected: Verify, told: dict[str, Any]
+    provider: IdentityProvider, introspected: Verify, introspection: dict[str, Any]
 ) -> None:
-    provider.tokens["opaque"] = MACHINE | told
+    provider.tokens["opaque"] = MACHINE | introspection
 
     assert (await introspected("opaque")).client_id == "lab"
 
@@ -111,7 +111,7 @@ OURS = {"introspection_issuer": ISSUER, "introspection_audience": AUDIENCE}
 
 @pytest.mark.parametrize("settings", [OURS, {"jwt": True}, OURS | {"jwt": True}], ids=str)
 @pytest.mark.parametrize(
-    "told",
+    "introspection",
     [
         {"aud": OTHER},
         {"aud": [OTHER]},
@@ -128,9 +128,9 @@ OURS = {"introspection_issuer": ISSUER, "introspection_audience": AUDIENCE}
     ids=str,
 )
 async def test_a_token_of_another_issuer_or_audience_is_refused(
-    provider: IdentityProvider, settings: dict[str, Any], told: dict[str, Any]
+    provider: IdentityProvider, settings: dict[str, Any], introspection: dict[str, Any]
 ) -> None:
-    provider.tokens["opaque"] = MACHINE | {"iss": ISSUER, "aud": AUDIENCE} | told
+    provider.tokens["opaque"] = MACHINE | {"iss": ISSUER, "aud": AUDIENCE} | introspection
 
     async with verifying(provider.settings(introspection=True, **settings)) as verify:
         with pytest.raises(InvalidToken):
@@ -182,68 +182,68 @@ async def test_only_a_machine_may_choose_its_brand() -> None:
             resolve_brand(person, stated)
 
 
-# Introspection: trouble at the provider is never the caller's fault, and lets nobody in.
+# Introspection: failures of the provider
 
 
-def cut_off() -> Response:
+def truncated() -> Response:
     return Response(b'{"active": true', headers={"content-length": "500"})
 
 
-def told(active: Any = True, **members: Any) -> Callable[[], Response]:
+def introspection(active: Any = True, **members: Any) -> Callable[[], Response]:
     return lambda: JSONResponse(MACHINE | {"active": active} | members)
 
 
-RAVINGS: dict[str, Callable[[], Response]] = {
+INVALID_ANSWERS: dict[str, Callable[[], Response]] = {
     "an error": lambda: Response(status_code=500),
-    "an error with a date": lambda: Response(status_code=503, headers={"retry-after": "60"}),
-    "who are you": lambda: Response(status_code=401),
-    "not here": lambda: Response(status_code=404),
-    "not so often": lambda: Response(status_code=429),
+    "an error with Retry-After": lambda: Response(status_code=503, headers={"retry-after": "60"}),
+    "status 401": lambda: Response(status_code=401),
+    "status 404": lambda: Response(status_code=404),
+    "status 429": lambda: Response(status_code=429),
     "nothing": lambda: Response(status_code=204),
-    "another success": lambda: JSONResponse(MACHINE | {"active": True}, status_code=201),
-    "ask there": lambda: RedirectResponse("/introspect", 307),
+    "status 201": lambda: JSONResponse(MACHINE | {"active": True}, status_code=201),
+    "a redirect": lambda: RedirectResponse("/introspect", 307),
     "an empty body": lambda: Response(b""),
-    "a word": lambda: PlainTextResponse("active"),
+    "plain text": lambda: PlainTextResponse("active"),
     "half an object": lambda: Response(b'{"active": true, "client_id": "lab"'),
-    "a member twice": lambda: Response(b'{"active": true, "active": true, "client_id": "lab"}'),
-    "no UTF-8": lambda: Response(b'{"active": true, "client_id": "\xff"}'),
+    "a repeated member": lambda: Response(b'{"active": true, "active": true, "client_id": "lab"}'),
+    "invalid UTF-8": lambda: Response(b'{"active": true, "client_id": "\xff"}'),
     "NaN": lambda: Response(b'{"active": true, "client_id": "lab", "exp": NaN}'),
     "depth": lambda: Response(b"[" * 60_000),
     "a list": lambda: JSONResponse([MACHINE | {"active": True}]),
     "true": lambda: JSONResponse(True),
     "null": lambda: JSONResponse(None),
     "everything but active": lambda: JSONResponse(MACHINE),
-    "active is a string": told(active="true"),
-    "active is a number": told(active=1),
-    "active is null": told(active=None),
-    "client_id is a number": told(client_id=5),
-    "client_id is empty": told(client_id=""),
-    "client_id is long": told(client_id="x" * 256),
-    "client_id holds NUL": told(client_id="a\x00b"),
-    "client_id holds half a letter": lambda: Response(rb'{"active": true, "client_id": "\ud800"}'),
-    "sub is a list": told(sub=["nurse-1"]),
-    "scope is a list": told(scope=["write:encounters"]),
-    "brand is empty": told(brand=""),
-    "brand is a list": told(brand=["loop"]),
-    "two brands": told(brand="loop", brand_id="loopbio"),
-    "exp is a string": told(exp="1800000300"),
-    "exp is true": told(exp=True),
-    "exp is negative": told(exp=-1),
-    "exp in milliseconds": told(exp=1_800_000_300_000),
-    "exp is no date": told(exp=1e300),
-    "nbf is a list": told(nbf=[1]),
-    "token_type is a number": told(token_type=5),
-    "too much": lambda: JSONResponse(MACHINE | {"active": True, "more": "x" * 65_536}),
-    "drop by drop": endless_response,
-    "less than promised": cut_off,
+    "active is a string": introspection(active="true"),
+    "active is a number": introspection(active=1),
+    "active is null": introspection(active=None),
+    "client_id is a number": introspection(client_id=5),
+    "client_id is empty": introspection(client_id=""),
+    "client_id is long": introspection(client_id="x" * 256),
+    "client_id contains NUL": introspection(client_id="a\x00b"),
+    "client_id contains half a surrogate pair": lambda: Response(rb'{"active": true, "client_id": "\ud800"}'),
+    "sub is a list": introspection(sub=["nurse-1"]),
+    "scope is a list": introspection(scope=["write:encounters"]),
+    "brand is empty": introspection(brand=""),
+    "brand is a list": introspection(brand=["loop"]),
+    "two brands": introspection(brand="loop", brand_id="loopbio"),
+    "exp is a string": introspection(exp="1800000300"),
+    "exp is true": introspection(exp=True),
+    "exp is negative": introspection(exp=-1),
+    "exp in milliseconds": introspection(exp=1_800_000_300_000),
+    "exp is out of range": introspection(exp=1e300),
+    "nbf is a list": introspection(nbf=[1]),
+    "token_type is a number": introspection(token_type=5),
+    "too many bytes": lambda: JSONResponse(MACHINE | {"active": True, "more": "x" * 65_536}),
+    "an endless response": endless_response,
+    "a truncated response": truncated,
 }
 
 
-@pytest.mark.parametrize("raving", RAVINGS)
+@pytest.mark.parametrize("answer_name", INVALID_ANSWERS)
 async def test_an_invalid_answer_of_the_provider_is_503(
-    provider: IdentityProvider, introspected: Verify, raving: str
+    provider: IdentityProvider, introspected: Verify, answer_name: str
 ) -> None:
-    provider.answer = RAVINGS[raving]
+    provider.answer = INVALID_ANSWERS[answer_name]
 
     with pytest.raises(TemporarilyUnavailable):
         await introspected("opaque")
@@ -271,7 +271,7 @@ async def test_wrong_client_credentials_are_503(provider: IdentityProvider) -> N
             await verify("opaque")
 
 
-# How often it is asked.
+# Caching
 
 
 async def test_two_hundred_concurrent_requests_share_one_introspection(
@@ -478,7 +478,7 @@ async def test_a_token_is_in_no_log_and_no_error(provider: IdentityProvider, int
         None,
         lambda: Response(status_code=500),
         lambda: PlainTextResponse(token),
-        told(client_id=[token]),
+        introspection(client_id=[token]),
         endless_response,
     ]
 
@@ -492,7 +492,7 @@ async def test_a_token_is_in_no_log_and_no_error(provider: IdentityProvider, int
     assert token not in str(lines)
 
 
-# Development tokens, and settings that make no sense.
+# Development tokens, and inconsistent settings
 
 
 async def test_development_tokens_are_for_development() -> None:
@@ -529,11 +529,11 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], N
     for name in Settings.model_fields:
         monkeypatch.delenv(f"GATEWAY_{name.upper()}", raising=False)
 
-    def said(variables: dict[str, str]) -> None:
+    def set_environment(variables: dict[str, str]) -> None:
         for each in variables.items():
             monkeypatch.setenv(*each)
 
-    return said
+    return set_environment
 
 
 Environment = Callable[[dict[str, str]], None]

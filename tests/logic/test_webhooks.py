@@ -1,4 +1,4 @@
-"""How webhooks are signed, when they are tried again, and what may be configured."""
+"""Webhooks: signatures, backoff between attempts, and settings."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -16,7 +16,7 @@ WEBHOOK = {"name": "crm", "url": "https://crm.test/events", "secrets": [SECRET]}
 
 
 def test_the_signature_follows_standard_webhooks() -> None:
-    # The example that libraries of the scheme are tested with.
+    # The test vector of the Standard Webhooks libraries.
     headers = signed_headers([signing_key(SECRET)], "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
 
     assert headers == {
@@ -85,7 +85,7 @@ def test_the_single_webhook_and_the_list_can_be_combined(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("variables", "told"),
+    ("variables", "message"),
     [
         ({"webhook_url": "http://crm.test/", "webhook_secret": SECRET}, "WEBHOOK_URL"),
         ({"webhook_url": "https://me:hunter2@crm.test/", "webhook_secret": SECRET}, "WEBHOOK_URL"),
@@ -107,9 +107,9 @@ def test_the_single_webhook_and_the_list_can_be_combined(monkeypatch: pytest.Mon
     ],
 )
 def test_an_invalid_sink_is_refused_without_its_secret(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], told: str
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
 ) -> None:
-    with pytest.raises(SettingsError, match=f"GATEWAY_{told}") as mistake:
+    with pytest.raises(SettingsError, match=f"GATEWAY_{message}") as mistake:
         settings(monkeypatch, **variables)
 
     assert "hunter2" not in str(mistake.value)
