@@ -1,4 +1,4 @@
-"""A schema in which a test holds operations, and tokens that a test gives and takes: what the real ones do not do."""
+"""A schema whose operations a test can block, and tokens that a test can issue and revoke."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -25,7 +25,7 @@ MARKER = "tuberculosis"
 
 
 class Control:
-    """Where the tests hold operations and see what became of them."""
+    """Blocks operations until `gate` is set, and lists the finished ones."""
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
@@ -67,7 +67,7 @@ class ControlledMutation(Mutation):
 
 
 @strawberry.type
-class Seen:
+class LoadersProbe:
     @strawberry.field
     def loaders(self, info: Info) -> str:
         CONTROL.done.append(info.context.loaders)  # type: ignore[arg-type]
@@ -109,13 +109,13 @@ class Subscription:
         yield []
 
     @strawberry.subscription
-    async def loaders(self, info: Info) -> AsyncIterator[Seen]:
+    async def loaders(self, info: Info) -> AsyncIterator[LoadersProbe]:
         for _ in range(2):
-            yield Seen()
+            yield LoadersProbe()
 
 
 def controlled_schema(_scopes: object = None, *, federated: bool = False) -> strawberry.Schema:
-    """Build the real schema with what is staged beside it."""
+    """Build the real schema with the controlled fields added."""
     return strawberry.Schema(
         query=ControlledQuery,
         mutation=ControlledMutation,
@@ -126,7 +126,7 @@ def controlled_schema(_scopes: object = None, *, federated: bool = False) -> str
 
 @dataclass
 class Tokens:
-    """Whom each token stands for; a test may take one back, or let nobody answer."""
+    """The caller of each token; a test can revoke a token, or make the verifier unavailable."""
 
     callers: dict[str, Caller] = field(default_factory=dict)
     away: bool = False
@@ -153,7 +153,7 @@ TOKENS = Tokens()
 
 
 def settings(database_url: str, **changed: Any) -> Settings:
-    """Settings under which nobody asks too often, and two clients have pages."""
+    """Return settings without rate limits, and with the origins of two clients."""
     usual: dict[str, Any] = {
         "rate_reads_per_minute": 1_000_000,
         "rate_writes_per_minute": 1_000_000,
@@ -168,7 +168,7 @@ def settings(database_url: str, **changed: Any) -> Settings:
 async def controlled_gateway(
     database_url: str, server: Mapping[str, Any] | None = None, **changed: Any
 ) -> AsyncIterator[GatewayServer]:
-    """Serve the real schema and what is staged; `server` are options of uvicorn's."""
+    """Serve the controlled schema; `server` are options for uvicorn."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(gateway.app, "build_schema", controlled_schema)
         async with GatewayServer.serving(settings(database_url, **changed), TOKENS.verify, **server or {}) as serving:

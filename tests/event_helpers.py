@@ -1,4 +1,4 @@
-"""Gateways that share a database of their own, writers whose commits are held back, and subscribers that write down."""
+"""Helpers for tests of events: gateways on a new database, uncommitted writers, subscribers of the feed."""
 
 import asyncio
 import hashlib
@@ -37,7 +37,7 @@ _templates: dict[str, str] = {}
 
 
 async def fresh_database(server_url: str) -> str:
-    """Give a migrated database that nobody else uses: positions are counted from one."""
+    """Return the URL of a new migrated database, in which positions start at one."""
     if server_url not in _templates:
         url = await create_database(server_url)
         await migrate(url)
@@ -46,13 +46,13 @@ async def fresh_database(server_url: str) -> str:
 
 
 def cursor_v1(brand_id: str = "loop", position: int = 0) -> str:
-    """Write a cursor as the first version did, which needs no key: of the feed's beginning, or another position."""
+    """Return a cursor of the first version, which needs no key; by default of the feed's beginning."""
     digest = hashlib.sha256(f"feed {brand_id}".encode()).digest()[:8]
     return urlsafe_b64encode(struct.pack(">Bq8s", 1, position, digest)).decode().rstrip("=")
 
 
 async def append(connection: Connection, patient_id: str, brand_id: str = "loop") -> UUID:
-    """Append that an encounter was recorded, and give its id."""
+    """Append the event of a recorded encounter, and return the encounter's id."""
     columns: dict[str, Any] = dict.fromkeys(each.name for each in fields(Encounter)) | {
         "id": new_id(),
         "patient_id": patient_id,
@@ -66,7 +66,7 @@ async def append(connection: Connection, patient_id: str, brand_id: str = "loop"
 
 
 class NullAuditSink:
-    """A trail that nobody reads."""
+    """Discards audit records."""
 
     def record(self, _note: object) -> None:
         pass
@@ -80,14 +80,14 @@ class OpenTransaction:
     _stack: AsyncExitStack
 
     async def commit(self) -> UUID:
-        """Commit, at last."""
+        """Commit, and return the encounter's id."""
         await self._stack.aclose()
         return self.encounter_id
 
 
 @dataclass
 class Subscriber:
-    """Somebody who follows the feed, and writes down what they are given."""
+    """Follows the feed and collects its events."""
 
     events: list[FeedEvent] = field(default_factory=list)
     ended: BaseException | None = None
@@ -95,11 +95,11 @@ class Subscriber:
 
     @property
     def encounters(self) -> list[UUID]:
-        """Which encounters they were told of, in this order."""
+        """The encounters of the collected events, in order."""
         return [event.encounter_id for event in self.events]
 
     async def stop(self) -> None:
-        """Go away."""
+        """End the subscription."""
         assert self._task is not None
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
@@ -107,7 +107,7 @@ class Subscriber:
 
 @dataclass
 class Gateway:
-    """What one gateway process has."""
+    """The parts of one gateway process that concern events."""
 
     url: str
     app: Database
@@ -118,16 +118,16 @@ class Gateway:
     @classmethod
     @asynccontextmanager
     async def running(cls, url: str, *, relays: bool = True, **settings: Any) -> AsyncIterator[Self]:
-        """Start a gateway on a database; without `relays` its relay finds that somebody else has the lease."""
-        patience: Timeouts = {"acquire_seconds": 10, "statement_seconds": 20}
-        app = await Database.connect(url, role=APP_ROLE, size=12, **patience)
-        relay = await Database.connect(url, role=RELAY_ROLE, size=4, **patience)
+        """Start a gateway on a database; without `relays`, another process has the relay's lease."""
+        timeouts: Timeouts = {"acquire_seconds": 10, "statement_seconds": 20}
+        app = await Database.connect(url, role=APP_ROLE, size=12, **timeouts)
+        relay = await Database.connect(url, role=RELAY_ROLE, size=4, **timeouts)
         if not relays:
             await rows(url, "INSERT INTO gateway.leases VALUES ('relay', gen_random_uuid(), 'infinity')")
         try:
             async with event_pipeline(Settings(database_url=url, **settings), url, relay, []) as feed:
                 services = Services(
-                    verify=_nobody, database=app, published=published, audit_sink=NullAuditSink(), feed=feed
+                    verify=_no_verification, database=app, published=published, audit_sink=NullAuditSink(), feed=feed
                 )
                 caller = Caller("tester", frozenset({"read:encounters"}), brand_id="loop")
                 yield cls(url, app, relay, feed, Context(caller, None, "request", services))
@@ -136,26 +136,26 @@ class Gateway:
             await app.close()
 
     def acting_for(self, brand_id: str) -> Context:
-        """Give the context of a caller of another brand."""
+        """Return the context of a caller of another brand."""
         return replace(self.context, caller=replace(self.context.caller, brand_id=brand_id))
 
     async def begin(self, patient_id: str, brand_id: str = "loop") -> OpenTransaction:
-        """Record, but do not commit yet."""
+        """Append an event in a transaction, and leave it open."""
         stack = AsyncExitStack()
         connection = await stack.enter_async_context(self.app.transaction(brand_id))
         return OpenTransaction(await append(connection, patient_id, brand_id), stack)
 
     async def record(self, patient_id: str, brand_id: str = "loop") -> UUID:
-        """Record and commit, and ring as the resolver does."""
+        """Append an event, commit, and notify as the resolver does."""
         encounter_id = await (await self.begin(patient_id, brand_id)).commit()
         self.feed.notify()
         return encounter_id
 
     async def relayed(self, position: int) -> None:
-        """Return when events up to this position may be read."""
-        await wait_until(partial(self._relayed, position))
+        """Wait until events up to this position can be read."""
+        await wait_until(partial(self._has_reached, position))
 
-    async def _relayed(self, position: int) -> bool:
+    async def _has_reached(self, position: int) -> bool:
         return (await event_numbers(self.relay)).position >= position
 
     def subscribe(
@@ -168,7 +168,7 @@ class Gateway:
             try:
                 async for event in await stream_events(self.acting_for(brand_id), patient_id, after):
                     subscriber.events.append(event)
-            except Exception as error:  # noqa: BLE001 - the test asks which
+            except Exception as error:  # noqa: BLE001 - the test inspects it
                 subscriber.ended = error
 
         subscriber._task = asyncio.create_task(follow())
@@ -176,7 +176,7 @@ class Gateway:
 
 
 async def rows(url: str, query: str, *arguments: object) -> Sequence[Any]:
-    """Look into the tables."""
+    """Run a query as the owner of the tables."""
     connection = await asyncpg.connect(url)
     try:
         found: Sequence[Any] = await connection.fetch(query, *arguments)
@@ -185,5 +185,5 @@ async def rows(url: str, query: str, *arguments: object) -> Sequence[Any]:
         await connection.close()
 
 
-async def _nobody(_token: str) -> Caller:
+async def _no_verification(_token: str) -> Caller:
     raise NotImplementedError

@@ -1,4 +1,4 @@
-"""A gateway in a process of its own that lets requests go wrong by a seed, on a database that can be looked into."""
+"""A gateway process with injected faults, and a connection to its database."""
 
 import os
 import re
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def serve(*arguments: str, stderr: Path, **settings: str) -> subprocess.Popen[str]:
-    """Start `gateway serve` with these settings and no others. What it logs goes to a file, so no pipe fills up."""
+    """Start `gateway serve` with only these settings. Its log goes to a file, because a full pipe would block it."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
     with stderr.open("w") as log:
         return subprocess.Popen(
@@ -33,7 +33,7 @@ def serve(*arguments: str, stderr: Path, **settings: str) -> subprocess.Popen[st
 
 
 class FaultyGateway:
-    """A rehearsal under way."""
+    """A running gateway with injected faults."""
 
     def __init__(self, welcome: str, log: Path, connection: asyncpg.Connection) -> None:
         self.banner = welcome
@@ -44,7 +44,7 @@ class FaultyGateway:
     @classmethod
     @asynccontextmanager
     async def running(cls, server_url: str, folder: Path, seed: int) -> AsyncIterator[Self]:
-        """Start one, and stop it at the end."""
+        """Start a gateway with the faults of `seed`, and stop it at the end."""
         url = await fresh_database(server_url)
         log = folder / f"log-{seed}-{url[-8:]}"
         process = serve("--faults", str(seed), stderr=log, GATEWAY_DATABASE_URL=url, GATEWAY_RATE_WRITES_PER_MINUTE="0")
@@ -68,10 +68,10 @@ class FaultyGateway:
 
     @property
     def faults(self) -> Counter[str]:
-        """Count what went wrong so far, by what the gateway logged."""
+        """The number of injected faults of each kind, from the log."""
         return Counter(re.findall(r'"fault":"(\w+)"', self._log.read_text()))
 
     async def recorded(self) -> list[str]:
-        """Give the notes of every encounter that was recorded, in order."""
+        """Return the notes of every recorded encounter, sorted."""
         rows = await self.connection.fetch("SELECT notes FROM patient_graph.encounters ORDER BY notes")
         return [row["notes"] for row in rows]

@@ -1,4 +1,4 @@
-"""Gateways as processes of their own, and clients that record through them and write down what they were told."""
+"""Gateway processes, and clients that record through them and collect the answers."""
 
 import asyncio
 import os
@@ -33,23 +33,23 @@ GENEROUS_LIMITS = {
     "GATEWAY_RATE_READS_PER_MINUTE": "0",
     "GATEWAY_RATE_PARSING_MS_PER_MINUTE": "0",
     "GATEWAY_RATE_ANSWER_BYTES_PER_MINUTE": "0",
-    # A busy machine is not what these tests are about; those that are about impatience say so.
+    # Generous timeouts for a busy machine; tests of timeouts set their own.
     "GATEWAY_DATABASE_ACQUIRE_SECONDS": "30",
     "GATEWAY_DATABASE_STATEMENT_SECONDS": "60",
     "GATEWAY_DRAIN_SECONDS": "60",
 }
-# Not from pg_stat_activity, which within a transaction shows what it showed at first.
+# Not from pg_stat_activity, which within a transaction repeats its first result.
 WAITING = """SELECT count(*) FROM pg_locks JOIN pg_database ON database = pg_database.oid
 WHERE NOT granted AND datname = current_database()"""
 
 
 class Gateway:
-    """A gateway in a process of its own, on a port of its own."""
+    """A gateway process on an ephemeral port."""
 
     def __init__(self, data_dir: Path, **settings: str) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
         environment |= {"GATEWAY_DATA_DIR": str(data_dir), "GATEWAY_PORT": "0", **settings}
-        # A file, not a pipe: no test reads on while the gateway works, and a full pipe would lose lines.
+        # A file, not a pipe: no test reads the log while the gateway runs, and a full pipe would lose lines.
         self.log = tempfile.NamedTemporaryFile("w")  # noqa: SIM115 - closed at the end
         self.process = subprocess.Popen(
             [sys.executable, "-m", "gateway", "serve"],
@@ -62,12 +62,12 @@ class Gateway:
 
     @classmethod
     def on(cls, database_url: str, **settings: str) -> Self:
-        """Start one on a database of the tests' server."""
+        """Start a gateway on a database of the tests' server."""
         named = {"GATEWAY_DATABASE_URL": database_url, "GATEWAY_DATABASE_UNSAFE": "true"}
         return cls(Path("unused"), **(named | GENEROUS_LIMITS | settings))
 
     def banner(self) -> str:
-        """Read what it says first: up to the empty line that ends it, or the end."""
+        """Return what the gateway prints at its start: up to the example call, or the end."""
         assert self.process.stdout is not None
         lines = []
         for line in self.process.stdout:
@@ -80,12 +80,12 @@ class Gateway:
         return said
 
     def started(self) -> Self:
-        """Wait until it has said where it listens."""
+        """Wait until the gateway has printed its address."""
         assert "GraphQL" in self.banner(), self.errors()
         return self
 
     def errors(self) -> str:
-        """Give what it wrote to standard error so far."""
+        """Return the standard error so far."""
         return Path(self.log.name).read_text()
 
     def record(self) -> httpx2.Response:
@@ -93,17 +93,17 @@ class Gateway:
         return httpx2.post(f"{self.origin}{PATH}", json=VISIT, headers=DEV, timeout=10)
 
     def total(self) -> int:
-        """Count the demo patient's encounters."""
+        """Return the number of the demo patient's encounters."""
         total: int = httpx2.get(f"{self.origin}{PATH}", headers=DEV, timeout=10).json()["total"]
         return total
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Send a signal and give the exit code."""
+        """Send a signal and return the exit code."""
         self.process.send_signal(number)
         return self.process.wait(30)
 
     def end(self) -> None:
-        """Stop it unless it has ended, and let go of it."""
+        """Stop the process if it runs, and close its files."""
         if self.process.poll() is None:
             try:
                 self.stop()
@@ -142,7 +142,7 @@ def running_gateway(database_url: str, **settings: str) -> Iterator[str]:
 
 @asynccontextmanager
 async def gateways(database_url: str, number: int = 1, /, **settings: str) -> AsyncIterator[list[Gateway]]:
-    """Start some on one database, and end those that are left."""
+    """Start gateways on one database, and stop those that still run at the end."""
     running = [Gateway.on(database_url, **settings) for _ in range(number)]
     try:
         for each in running:
@@ -157,21 +157,21 @@ async def gateways(database_url: str, number: int = 1, /, **settings: str) -> As
 
 @dataclass(frozen=True)
 class ClientAnswer:
-    """What a client was told of what it sent under a key."""
+    """The answer to a recording under a key."""
 
     key: str
     door: str
     status: int | None = None
-    """None where the connection broke."""
+    """None after a broken connection."""
     encounter_id: str | None = None
     code: str | None = None
     recorded: str | None = None
     retry_after: str | None = None
     body: bytes = b""
 
-    def is_wrong(self, kept: bool) -> bool:
-        """Whether it was told wrongly."""
-        return not kept if self.encounter_id else kept and self.recorded == "no"
+    def is_wrong(self, stored: bool) -> bool:
+        """Whether the answer contradicts the tables."""
+        return not stored if self.encounter_id else stored and self.recorded == "no"
 
 
 async def record_over_rest(client: httpx2.AsyncClient, origin: str, key: str, **members: Any) -> ClientAnswer:
@@ -212,15 +212,15 @@ DOORS: Sequence[Door] = (record_over_rest, record_over_graphql)
 
 @asynccontextmanager
 async def client() -> AsyncIterator[httpx2.AsyncClient]:
-    """Lend a client that opens as many connections as are asked for."""
+    """Yield a client without a limit of connections."""
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx2.AsyncClient(limits=limits) as lent:
-        yield lent
+    async with httpx2.AsyncClient(limits=limits) as http:
+        yield http
 
 
 @dataclass
 class Load:
-    """Clients that record one encounter after the other, each under a key of its own, half through each door."""
+    """Clients that record one encounter after another, each under a new key, half through each door."""
 
     origin: str
     told: list[ClientAnswer] = field(default_factory=list)
@@ -230,7 +230,7 @@ class Load:
     @classmethod
     @asynccontextmanager
     async def on(cls, origin: str, clients: int = 8, **members: Any) -> AsyncIterator[Self]:
-        """Let them record for as long as the block lasts, and until each has heard its last answer."""
+        """Let the clients record during the block, and wait for their last answers."""
         load = cls(origin)
         load._tasks = [asyncio.create_task(load._record(DOORS[number % 2], members)) for number in range(clients)]
         try:
@@ -240,21 +240,21 @@ class Load:
             await asyncio.gather(*load._tasks)
 
     async def _record(self, door: Door, members: dict[str, Any]) -> None:
-        async with client() as mine:
+        async with client() as http:
             while not self._over:
-                told = await door(mine, self.origin, str(uuid4()), **members)
+                told = await door(http, self.origin, str(uuid4()), **members)
                 self.told.append(told)
                 if told.status is None:
                     await asyncio.sleep(0.02)
 
     def recorded(self, since: int = 0) -> int:
-        """Count the encounters that were acknowledged, of the answers from this one on."""
+        """Return the number of acknowledged encounters, in the answers from index `since` on."""
         return sum(each.encounter_id is not None for each in self.told[since:])
 
 
 @asynccontextmanager
 async def owner_connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    """Lend a connection of the tables' owner."""
+    """Yield a connection as the owner of the tables."""
     connection = await asyncpg.connect(database_url)
     try:
         yield connection
@@ -263,7 +263,7 @@ async def owner_connection(database_url: str) -> AsyncIterator[asyncpg.Connectio
 
 
 async def encounters_by_key(connection: asyncpg.Connection) -> dict[str, str]:
-    """Give the encounter that is kept under each key, seeing that each is whole: one event and one audit entry."""
+    """Return the encounter of each key; assert that each has one event and one audit entry."""
     rows = await connection.fetch(
         "SELECT k.key, e.id::text AS id,"
         " (SELECT count(*) FROM patient_graph.outbox o WHERE o.payload ->> 'encounter_id' = e.id::text) AS events,"
@@ -276,24 +276,24 @@ async def encounters_by_key(connection: asyncpg.Connection) -> dict[str, str]:
     return {row["key"]: row["id"] for row in rows}
 
 
-def wrong_answers(told: Sequence[ClientAnswer], kept: dict[str, str]) -> list[ClientAnswer]:
-    """Give what clients were told wrongly."""
+def wrong_answers(told: Sequence[ClientAnswer], stored: dict[str, str]) -> list[ClientAnswer]:
+    """Return the answers that contradict the tables."""
     return [
         each
         for each in told
-        if each.is_wrong(each.key in kept) or (each.encounter_id and kept[each.key] != each.encounter_id)
+        if each.is_wrong(each.key in stored) or (each.encounter_id and stored[each.key] != each.encounter_id)
     ]
 
 
 async def status_of(origin: str, path: str) -> int | None:
-    """Ask on a connection of its own; None where nobody listens."""
+    """Return the status of a request on a new connection; None if the connection fails."""
     try:
-        async with httpx2.AsyncClient() as lent:
-            return (await lent.get(origin + path, timeout=30)).status_code
+        async with httpx2.AsyncClient() as http:
+            return (await http.get(origin + path, timeout=30)).status_code
     except httpx2.TransportError:
         return None
 
 
 async def is_ready(origin: str) -> bool:
-    """Ask whether a gateway is ready."""
+    """Whether the gateway is ready."""
     return await status_of(origin, "/readyz") == 200

@@ -1,6 +1,6 @@
-"""An identity provider that is real as far as HTTP goes: it listens on loopback, and a test tells it what to answer.
+"""An identity provider on loopback, whose answers a test sets.
 
-Tokens are signed here with `cryptography` alone, so that what verifies them is not what made them.
+Tokens are signed with `cryptography`, not with the library that verifies them.
 """
 
 import asyncio
@@ -30,35 +30,35 @@ ISSUER = "https://issuer.test"
 AUDIENCE = "https://gateway.test"
 
 CLIENT_ID = "gateway:one"
-CLIENT_SECRET = "s3cret +/%:ä"  # what has to be encoded before it may go into a header
+CLIENT_SECRET = "s3cret +/%:ä"  # characters that must be encoded in the header
 
 Answer = Callable[[], Response]
 
 
 class IdentityProvider:
-    """What the gateway asks. `tokens` are the active ones with what is told of them, `keys` the published ones."""
+    """An HTTP server with an introspection endpoint (`tokens`, by their text) and a key set (`keys`)."""
 
     def __init__(self) -> None:
         self.port = 0
-        self.forget()
+        self.reset()
         self._app = Starlette(
             routes=[Route("/introspect", self._introspect, methods=["POST"]), Route("/jwks", self._jwks)]
         )
 
-    def forget(self) -> None:
-        """Be as at the beginning."""
+    def reset(self) -> None:
+        """Restore the initial state."""
         self.tokens: dict[str, Any] = {}
         self.keys: Any = []
         self.introspections = 0
         self.asked = asyncio.Event()
-        """Set once somebody asked about a token."""
+        """Set by the first introspection."""
         self.key_fetches = 0
         self.cookies: list[str] = []
-        """Those that were sent to us."""
+        """The cookies received."""
         self.answer: Answer | None = None
-        """Given to every question in place of the right answer."""
+        """Replaces every regular answer."""
         self.may_answer = asyncio.Event()
-        """While it is not set, every answer waits for it."""
+        """Every answer waits until it is set."""
         self.may_answer.set()
 
     @classmethod
@@ -74,10 +74,10 @@ class IdentityProvider:
             await provider.stop()
 
     async def start(self) -> None:
-        """Listen: at the same address as before, if there was one."""
+        """Listen, at the previous port if there was one."""
         listening = socket.create_server(("127.0.0.1", self.port))
-        # uvicorn sends head and body apart, and on a connection that such a socket accepted asyncio lets the body wait
-        # 40 ms for an acknowledgement of the head.
+        # uvicorn sends head and body separately. Without TCP_NODELAY, asyncio delays the body by 40 ms, until the head
+        # is acknowledged.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.port = listening.getsockname()[1]
         self._server = _Server(uvicorn.Config(self._app, log_config=None, access_log=False, lifespan="off"))
@@ -85,18 +85,18 @@ class IdentityProvider:
         await self._server.listening.wait()
 
     async def stop(self) -> None:
-        """Hang up: nobody listens there any more."""
+        """Stop listening."""
         self._server.should_exit = self._server.force_exit = True
         await self._serving
-        # What is never answered would be found by the garbage collector, in the middle of another test and its log.
-        hanging = list(self._server.server_state.tasks)
-        for task in hanging:
+        # The garbage collector would report unanswered requests in the middle of another test.
+        unfinished = list(self._server.server_state.tasks)
+        for task in unfinished:
             task.cancel()
-        await asyncio.gather(*hanging, return_exceptions=True)
+        await asyncio.gather(*unfinished, return_exceptions=True)
 
     @asynccontextmanager
-    async def away(self) -> AsyncIterator[None]:
-        """Be down for a while."""
+    async def unavailable(self) -> AsyncIterator[None]:
+        """Be unavailable for the block."""
         await self.stop()
         try:
             yield
@@ -104,15 +104,15 @@ class IdentityProvider:
             await self.start()
 
     @asynccontextmanager
-    async def with_fault(self, trouble: str) -> AsyncIterator[None]:
-        """Be `down`, `slow`, `failing` or `raving` for a while."""
-        if trouble == "down":
-            async with self.away():
+    async def with_fault(self, fault: str) -> AsyncIterator[None]:
+        """Be `down`, `slow`, `failing` (500) or `invalid` (HTML) for the block."""
+        if fault == "down":
+            async with self.unavailable():
                 yield
             return
-        if trouble == "slow":
+        if fault == "slow":
             self.may_answer.clear()
-        elif trouble == "failing":
+        elif fault == "failing":
             self.answer = lambda: Response(status_code=500)
         else:
             self.answer = lambda: Response(b"<html>")
@@ -121,7 +121,7 @@ class IdentityProvider:
         self.answer = None
 
     def settings(self, *, introspection: bool = False, jwt: bool = False, **more: Any) -> Settings:
-        """Give the settings of a gateway that relies on this provider."""
+        """Return the settings of a gateway that uses this provider."""
         members: dict[str, Any] = {}
         if introspection:
             members |= {
@@ -149,8 +149,8 @@ class IdentityProvider:
         assert request.headers["content-type"] == "application/x-www-form-urlencoded"
         form = dict(parse_qsl((await request.body()).decode(), strict_parsing=True))
         assert form["token_type_hint"] == "access_token"
-        told = self.tokens.get(form["token"])
-        return JSONResponse({"active": False} if told is None else {"active": True} | told)
+        content = self.tokens.get(form["token"])
+        return JSONResponse({"active": False} if content is None else {"active": True} | content)
 
     async def _jwks(self, request: Request) -> Response:
         self.key_fetches += 1
@@ -174,23 +174,23 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        # They are for the tests.
+        # Signals are left to pytest.
         yield
 
 
 TIMEOUT_SECONDS = 2.0
-"""How long a provider that never ends its answer is waited for: longer than one that answers takes anywhere."""
+"""Timeout of an endless response: longer than any regular one takes."""
 
 
 def endless_response() -> Response:
-    """Give an answer that never ends."""
+    """Return a response that never ends."""
 
-    async def drops() -> AsyncIterator[bytes]:
+    async def spaces() -> AsyncIterator[bytes]:
         while True:
             yield b" "
             await asyncio.sleep(0.01)
 
-    return StreamingResponse(drops())
+    return StreamingResponse(spaces())
 
 
 def _credentials(request: Request) -> tuple[str, str]:
@@ -200,7 +200,7 @@ def _credentials(request: Request) -> tuple[str, str]:
     return unquote_plus(client_id), unquote_plus(secret)
 
 
-# Tokens that prove themselves.
+# JSON Web Tokens
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ class SigningKey:
 
     @property
     def jwk(self) -> dict[str, Any]:
-        """The public half, as it is published."""
+        """The public key, as it is published."""
         public = self.private.public_key()
         match public:
             case rsa.RSAPublicKey():
@@ -243,7 +243,7 @@ class SigningKey:
 
 @cache
 def signing_key(algorithm: str, kid: str | None = None, bits: int = 2048) -> SigningKey:
-    """Make a key pair, the same one for the same words."""
+    """Return a key pair, the same for the same arguments."""
     private: Any
     match algorithm:
         case "RS256":
@@ -256,7 +256,7 @@ def signing_key(algorithm: str, kid: str | None = None, bits: int = 2048) -> Sig
 
 
 def encoded(raw: bytes) -> str:
-    """Write bytes as base64url without padding."""
+    """Encode bytes as base64url without padding."""
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
@@ -265,7 +265,7 @@ def _whole(number: int, size: int) -> str:
 
 
 def claims(now: float | None = None, **changes: Any) -> dict[str, Any]:
-    """Give the claims of a good token, with some of them changed, or left out where the change is None."""
+    """Return valid claims with changes; a claim whose change is None is left out."""
     issued_at = int(time.time() if now is None else now)
     good = {
         "iss": ISSUER,
@@ -281,18 +281,18 @@ def claims(now: float | None = None, **changes: Any) -> dict[str, Any]:
     return {name: value for name, value in (good | changes).items() if value is not None}
 
 
-def jwt(key: SigningKey, told: Mapping[str, Any] | bytes, **header: Any) -> str:
+def jwt(key: SigningKey, content: Mapping[str, Any] | bytes, **header: Any) -> str:
     """Sign a token. A header member that is None is left out."""
     members = {"alg": key.algorithm, "typ": "at+jwt", "kid": key.kid} | header
     head = {name: value for name, value in members.items() if value is not None}
-    payload = told if isinstance(told, bytes) else json.dumps(told).encode()
+    payload = content if isinstance(content, bytes) else json.dumps(content).encode()
     message = f"{encoded(json.dumps(head).encode())}.{encoded(payload)}"
     return f"{message}.{encoded(key.sign(message.encode()))}"
 
 
 @dataclass
 class FakeClock:
-    """A clock whose hands a test moves. `ran` counts only the time in which the machine was awake."""
+    """A clock that a test sets. `ran` counts only the time in which the machine was awake."""
 
     now: float = 1_800_000_000.0
     ran: float = 0.0
@@ -304,10 +304,10 @@ class FakeClock:
         return self.ran
 
     def advance(self, seconds: float) -> None:
-        """Let time go by."""
+        """Advance the clock."""
         self.now += seconds
         self.ran += seconds
 
     def suspend(self, seconds: float) -> None:
-        """Let time go by while the machine sleeps."""
+        """Advance the clock while the machine is suspended."""
         self.now += seconds

@@ -1,4 +1,4 @@
-"""A PostgreSQL of a test's own, for what must not be done to the one that all tests share."""
+"""A PostgreSQL server of one test, which may be killed or filled without effect on other tests."""
 
 import asyncio
 import contextlib
@@ -15,14 +15,14 @@ OWNER = ROOT / "tests/process/run_postgres.py"
 
 
 class PostgresServer:
-    """One that may be killed and is started again on the same folder. It is durable, as a private one is."""
+    """A durable embedded server that can be killed, and started again on the same folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.url = ""
 
     async def start(self) -> None:
-        """Start it, or start it again on what is in its folder."""
+        """Start the server, on the data of its folder if there are any."""
         self._owner = await asyncio.create_subprocess_exec(
             sys.executable, OWNER, self.folder, cwd=ROOT, stdout=asyncio.subprocess.PIPE
         )
@@ -31,19 +31,19 @@ class PostgresServer:
         assert self.url
 
     def processes(self) -> list[psutil.Process]:
-        """Give the server's processes, the first one first."""
+        """Return the server's processes, the parent first."""
         with contextlib.suppress(psutil.NoSuchProcess):
             family = psutil.Process(self._owner.pid).children(recursive=True)
             return [each for each in family if each.name() == "postgres" and each.status() != psutil.STATUS_ZOMBIE]
         return []
 
     async def restart(self) -> None:
-        """Stop it as an administrator would, and start it again."""
+        """Stop the server in an orderly way, and start it again."""
         await self.stop()
         await self.start()
 
     async def kill_and_restart(self) -> None:
-        """Kill it as a machine without memory would, and start it again."""
+        """Kill the server with SIGKILL, and start it again."""
         for each in self.processes()[:1]:
             each.kill()
         self._owner.kill()
@@ -51,12 +51,12 @@ class PostgresServer:
         await self.start()
 
     async def kill_backend(self) -> None:
-        """Kill the process of one connection: the server ends all the others too, and recovers by itself."""
+        """Kill the process of one connection: the server ends all other connections and recovers."""
         backends = [each for each in self.processes() if "[local]" in " ".join(each.cmdline())]
         backends[-1].kill()
 
     async def stop(self) -> None:
-        """Stop it: its sessions are ended, and it ends in order."""
+        """Stop the server by SIGINT (fast shutdown)."""
         for each in self.processes()[:1]:
             each.send_signal(signal.SIGINT)
         await wait_until(lambda: not self.processes())

@@ -1,4 +1,4 @@
-"""Clients that listen to server-sent events, reading them as the HTML standard says a browser does."""
+"""Clients of server-sent events; they parse a stream as the HTML standard defines."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ EVENT_STREAM = "text/event-stream"
 
 
 class Event(NamedTuple):
-    """One event as it came."""
+    """One received event."""
 
     name: str
     data: str
@@ -22,13 +22,13 @@ class Event(NamedTuple):
 
     @property
     def body(self) -> dict[str, Any]:
-        """The answer it carries."""
+        """The response that it carries."""
         body: dict[str, Any] = json.loads(self.data)
         return body
 
     @property
     def code(self) -> str:
-        """Why it is a refusal."""
+        """The code of the refusal that it carries."""
         (error,) = self.body["errors"]
         assert set(error["extensions"]) >= {"code", "recorded", "request_id"}
         code: str = error["extensions"]["code"]
@@ -39,7 +39,7 @@ COMPLETE = Event("complete", "")
 
 
 class Stream:
-    """One stream, from a client's side."""
+    """A received stream."""
 
     def __init__(self, response: httpx2.Response) -> None:
         self.response = response
@@ -47,12 +47,12 @@ class Stream:
         self._lines = response.aiter_lines()
 
     async def receive(self) -> Event:
-        """Give the next event."""
+        """Return the next event."""
         async with asyncio.timeout(2 * TIMEOUT_SECONDS):
             return await anext(self._events())
 
     async def rest(self) -> list[Event]:
-        """Give every event to the end of the stream, which must come."""
+        """Return all remaining events; the stream must end."""
         async with asyncio.timeout(2 * TIMEOUT_SECONDS):
             return [event async for event in self._events()]
 
@@ -66,9 +66,9 @@ class Stream:
             elif line and not name:
                 self.heartbeats += 1
             elif line:
-                assert name not in fields, f"{name} comes twice"
+                assert name not in fields, f"{name} is repeated"
                 fields[name] = value.removeprefix(" ")
-        assert not fields, "the stream ended in the middle of an event"
+        assert not fields, "the stream ended within an event"
 
 
 @asynccontextmanager
@@ -81,28 +81,28 @@ async def open_stream(
     headers: Mapping[str, str | bytes] | None = None,
     **variables: Any,
 ) -> AsyncIterator[Stream]:
-    """Ask a gateway for an operation, and take its answers as server-sent events."""
-    said: dict[str, Any] = {
+    """Run an operation, and receive its results as server-sent events."""
+    sent_headers: dict[str, Any] = {
         "accept": EVENT_STREAM,
         **({"authorization": f"Bearer {token}"} if token else {}),
         **(headers or {}),
     }
-    ask: dict[str, Any] = {"query": query, "variables": variables}
+    request: dict[str, Any] = {"query": query, "variables": variables}
     if method == "GET":
         sent: dict[str, Any] = {"params": {"query": query, "variables": json.dumps(variables)}}
     else:
-        sent = {"json": ask}
+        sent = {"json": request}
     timeout = httpx2.Timeout(2 * TIMEOUT_SECONDS, read=None)
     async with (
         httpx2.AsyncClient(base_url=origin, timeout=timeout, trust_env=False) as client,
-        client.stream(method, "/graphql", headers=said, **sent) as response,
+        client.stream(method, "/graphql", headers=sent_headers, **sent) as response,
     ):
         yield Stream(response)
 
 
 @asynccontextmanager
 async def open_unread_stream(port: int, query: str) -> AsyncIterator[asyncio.StreamReader]:
-    """Ask for an operation, and hear no more of it than that it begins: the test says when something is read."""
+    """Run an operation, and read only the status; the test reads the rest."""
     body = json.dumps({"query": query}).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
     writer.write(

@@ -1,4 +1,4 @@
-"""A wire between the gateway and PostgreSQL that can be cut at any word of the conversation."""
+"""A proxy between a gateway and PostgreSQL that can cut a connection at any message."""
 
 import asyncio
 import contextlib
@@ -10,11 +10,11 @@ from urllib.parse import parse_qs, urlsplit
 
 
 class TcpProxy:
-    """Passes bytes between a gateway and a server; cuts every connection when told to.
+    """Forwards bytes between a gateway and a server, and cuts connections when a hook says so.
 
-    `before` is called with what the gateway says before it is passed on, `after` with what the server answered before
-    that is passed on; either may say True, and the connection is cut there and then. Where `silenced` names directions
-    (`onward`, `back`), it is not cut, but what is said on it in these stays on the way: as with a network that is down.
+    `before` is called with bytes of the gateway before they are forwarded, `after` with those of the server. If it
+    returns True, the connection is cut. Where `blackholed` names directions (`onward`, `back`), the connection stays
+    open, but no further bytes are forwarded in them, as with a network that drops packets.
     """
 
     def __init__(self, socket_path: Path) -> None:
@@ -24,12 +24,12 @@ class TcpProxy:
         self.after: Callable[[bytes], bool] = _never
         self.refuse_connections = False
         self.blackholed: frozenset[str] = frozenset()
-        self._ways: list[asyncio.Event] = []
+        self._open_directions: list[asyncio.Event] = []
 
     @classmethod
     @asynccontextmanager
     async def to(cls, database_url: str) -> AsyncIterator[tuple[Self, str]]:
-        """Lay a wire to a database, and give it with the URL of its near end."""
+        """Start a proxy to a database; yield it and the database URL through it."""
         url = urlsplit(database_url)
         query = parse_qs(url.query)
         wire = cls(Path(query["host"][0]) / f".s.PGSQL.{query['port'][0]}")
@@ -42,11 +42,11 @@ class TcpProxy:
             await asyncio.gather(*wire._tasks, return_exceptions=True)
 
     def restore(self) -> None:
-        """Cut no more, and pass on what was held back."""
+        """Cut no more connections, and forward the bytes that were held back."""
         self.before = self.after = _never
         self.refuse_connections = False
-        for way in self._ways:
-            way.set()
+        for open_direction in self._open_directions:
+            open_direction.set()
 
     async def _accept(self, near_reader: asyncio.StreamReader, near_writer: asyncio.StreamWriter) -> None:
         if self.refuse_connections:
@@ -55,25 +55,25 @@ class TcpProxy:
         far_reader, far_writer = await asyncio.open_unix_connection(self._socket_path)
 
         def cut() -> None:
-            # Both ends at once and without a goodbye, as a pulled cable would.
+            # Both ends at once and without a FIN, like an unplugged cable.
             near_writer.transport.abort()
             far_writer.transport.abort()
 
-        ways = {"onward": asyncio.Event(), "back": asyncio.Event()}
-        self._ways += ways.values()
-        for way in ways.values():
-            way.set()
+        open_directions = {"onward": asyncio.Event(), "back": asyncio.Event()}
+        self._open_directions += open_directions.values()
+        for open_direction in open_directions.values():
+            open_direction.set()
 
-        def ended(told: bool) -> bool:
-            for direction in self.blackholed if told else ():
-                ways[direction].clear()
-            return told and not self.blackholed
+        def is_cut(cut_requested: bool) -> bool:
+            for direction in self.blackholed if cut_requested else ():
+                open_directions[direction].clear()
+            return cut_requested and not self.blackholed
 
-        for reader, writer, watch, way in (
-            (near_reader, far_writer, lambda said: ended(self.before(said)), ways["onward"]),
-            (far_reader, near_writer, lambda said: ended(self.after(said)), ways["back"]),
+        for reader, writer, watch, open_direction in (
+            (near_reader, far_writer, lambda data: is_cut(self.before(data)), open_directions["onward"]),
+            (far_reader, near_writer, lambda data: is_cut(self.after(data)), open_directions["back"]),
         ):
-            task = asyncio.create_task(_pass_on(reader, writer, watch, way, cut))
+            task = asyncio.create_task(_pass_on(reader, writer, watch, open_direction, cut))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -82,18 +82,18 @@ async def _pass_on(
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
     watch: Callable[[bytes], bool],
-    way: asyncio.Event,
+    open_direction: asyncio.Event,
     cut: Callable[[], None],
 ) -> None:
     with contextlib.suppress(OSError):
-        while said := await reader.read(65_536):
-            if watch(said):
+        while data := await reader.read(65_536):
+            if watch(data):
                 break
-            await way.wait()
-            writer.write(said)
+            await open_direction.wait()
+            writer.write(data)
             await writer.drain()
     cut()
 
 
-def _never(_said: bytes) -> bool:
+def _never(_data: bytes) -> bool:
     return False

@@ -1,4 +1,4 @@
-"""No client is broken by surprise: the printed contracts hold what the landed ones, and the published page, promise."""
+"""Breaking changes: the printed contracts keep the promises of docs/contracts and of the published page."""
 
 import json
 import re
@@ -9,8 +9,8 @@ import pytest
 
 from rest.openapi import openapi
 from tests.breaking_changes import (
-    LANDED,
     PRINTED,
+    PROMISED,
     ROOT,
     breaks,
     breaks_of_graphql,
@@ -28,7 +28,7 @@ def content(schema: Any) -> dict[str, Any]:
     return {"content": {"application/json": {"schema": schema}}}
 
 
-# The endpoint's published page, and its twin.
+# The published page of the endpoint: POST and GET.
 PAGE: dict[str, Any] = {
     "paths": {
         PATH: {
@@ -58,7 +58,7 @@ def test_every_breaking_change_is_in_the_changelog() -> None:
 
 
 def test_the_description_has_everything_that_the_published_page_promises() -> None:
-    """But for the sizes that the page does not bound, and anything that is stored must."""
+    """Except for sizes, which the page leaves open and stored data must bound."""
     missed = breaks_of_openapi(PAGE, openapi())
 
     assert missed == [
@@ -84,10 +84,10 @@ def test_the_description_has_exactly_the_published_members_and_statuses() -> Non
     assert [responses[status]["description"] for status in ("404", "500")] == ["Patient not found", "Internal error"]
 
 
-# The gate itself: every break that is planted is found, and nothing else is taken for one.
+# The checker itself: it finds every planted breaking change, and reports no other
 
 
-def gone(*place: str) -> Callable[[dict[str, Any]], None]:
+def drop(*place: str) -> Callable[[dict[str, Any]], None]:
     def plant(described: dict[str, Any]) -> None:
         *way, last = place
         for step in way:
@@ -113,40 +113,40 @@ NEEDED = {"name": "X-New", "in": "header", "required": True, "schema": {"type": 
 
 
 @pytest.mark.parametrize(
-    ("plant", "told"),
+    ("plant", "message"),
     [
-        (gone("paths", ONE), f"GET {ONE} is gone."),
-        (gone(*POST), f"POST {PATH} is gone."),
-        (gone(*POST, "responses", "409"), f"POST {PATH} answers no 409 any more."),
-        (gone(*POST, "responses", "201", "headers", "Location"), "201 has no header Location any more."),
-        (gone("components", "responses", "400", "content", "application/json"), "400 is no application/json any more."),
-        (gone(*SCHEMAS, "Encounter", "properties", "notes"), "201 has no member notes any more."),
-        (gone(*SCHEMAS, "Violation", "properties", "rule"), "violations, items has no member rule any more."),
-        (put(["id"], *SCHEMAS, "Encounter", "required"), "201 may come without the member brand_id."),
+        (drop("paths", ONE), f"GET {ONE} is removed."),
+        (drop(*POST), f"POST {PATH} is removed."),
+        (drop(*POST, "responses", "409"), f"POST {PATH} no longer answers 409."),
+        (drop(*POST, "responses", "201", "headers", "Location"), "201 no longer has the header Location."),
+        (drop("components", "responses", "400", "content", "application/json"), "400 is no longer application/json."),
+        (drop(*SCHEMAS, "Encounter", "properties", "notes"), "201 no longer has the member notes."),
+        (drop(*SCHEMAS, "Violation", "properties", "rule"), "violations, items no longer has the member rule."),
+        (put(["id"], *SCHEMAS, "Encounter", "required"), "201 may lack the member brand_id."),
         (put({"type": "integer"}, *SCHEMAS, "Encounter", "properties", "notes"), "201, notes may be integer."),
         (put({"type": ["string", "null"]}, *SCHEMAS, "Encounter", "properties", "id"), "201, id may be null."),
         (put({}, *SCHEMAS, "Encounter", "properties", "brand_id"), "201, brand_id may be array, boolean"),
         (put(["scheduled", "lost"], *SCHEMAS, "EncounterStatus", "enum"), "201, status may have other values."),
-        (put(["lab"], *SCHEMAS, "EncounterType", "enum"), "body, encounter_type takes fewer values."),
+        (put(["lab"], *SCHEMAS, "EncounterType", "enum"), "body, encounter_type accepts fewer values."),
         (put(["brand_id", "notes", "encounter_type"], *SCHEMAS, "RecordEncounter", "required"),
-         "body needs the member notes."),
-        (gone(*SCHEMAS, "RecordEncounter", "properties", "notes"), "body does not know the member notes any more."),
-        (put({"type": "null"}, *SCHEMAS, "RecordEncounter", "properties", "notes"), "notes takes no string any more."),
+         "body requires the member notes."),
+        (drop(*SCHEMAS, "RecordEncounter", "properties", "notes"), "body no longer has the member notes."),
+        (put({"type": "null"}, *SCHEMAS, "RecordEncounter", "properties", "notes"), "notes no longer accepts string."),
         (put(5, *SCHEMAS, "RecordEncounter", "properties", "notes", "maxLength"), "notes has a tighter maxLength."),
         (put("^a", *SCHEMAS, "RecordEncounter", "properties", "brand_id", "pattern"), "brand_id has another pattern."),
-        (put([NEEDED], *POST, "parameters"), f"POST {PATH} needs the header parameter X-New."),
-        (put([], *POST, "parameters"), "header parameter Idempotency-Key is gone."),
-        (put({}, *POST, "requestBody", "content"), "takes no application/json any more."),
-        (put([{"bearer": ["admin:encounters"]}], *POST, "security"), f"POST {PATH} takes fewer scopes."),
+        (put([NEEDED], *POST, "parameters"), f"POST {PATH} requires the header parameter X-New."),
+        (put([], *POST, "parameters"), "header parameter Idempotency-Key is removed."),
+        (put({}, *POST, "requestBody", "content"), "no longer accepts application/json."),
+        (put([{"bearer": ["admin:encounters"]}], *POST, "security"), f"POST {PATH} accepts fewer scopes."),
     ],
 )  # fmt: skip
-def test_a_breaking_change_of_rest_is_found(plant: Callable[[dict[str, Any]], None], told: str) -> None:
+def test_a_breaking_change_of_rest_is_found(plant: Callable[[dict[str, Any]], None], message: str) -> None:
     described = openapi()
     plant(described)
 
     found = breaks_of_openapi(openapi(), described)
 
-    assert any(told in each for each in found), found
+    assert any(message in each for each in found), found
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_an_addition_is_not_a_breaking_change(plant: Callable[[dict[str, Any]], 
 
 
 @pytest.mark.parametrize(
-    ("was", "now", "told"),
+    ("was", "now", "message"),
     [
         ("  startCursor: String\n", "", "PageInfo.startCursor was removed."),
         ("  version: Int!\n", "  version: Int\n", "Encounter.version changed type from Int! to Int."),
@@ -179,16 +179,16 @@ def test_an_addition_is_not_a_breaking_change(plant: Callable[[dict[str, Any]], 
         ("  LAB\n", "", "EncounterType.LAB was removed."),
     ],
 )
-def test_a_breaking_change_of_graphql_is_found(was: str, now: str, told: str) -> None:
+def test_a_breaking_change_of_graphql_is_found(was: str, now: str, message: str) -> None:
     landed = PRINTED["schema.graphql"].read_text()
     changed = landed.replace(was, now)
     assert changed != landed
 
-    assert any(told in each for each in breaks_of_graphql(landed, changed))
+    assert any(message in each for each in breaks_of_graphql(landed, changed))
 
 
 def test_a_breaking_change_must_be_named_under_unreleased() -> None:
-    found = ["GET /x is gone.", "GET /y is gone."]
+    found = ["GET /x is removed.", "GET /y is removed."]
     changelog = """# Changelog
 
 ## Unreleased
@@ -196,23 +196,23 @@ def test_a_breaking_change_must_be_named_under_unreleased() -> None:
 ### Broken
 
 - GET /x is
-  gone.
+  removed.
 
 ### Added
 
-- GET /y is gone.
+- GET /y is removed.
 
 ## 1.0.0
 
 ### Broken
 
-- GET /y is gone.
+- GET /y is removed.
 """
-    assert unannounced(found, changelog) == ["GET /y is gone."]
+    assert unannounced(found, changelog) == ["GET /y is removed."]
     assert unannounced(found, changelog.replace("### Added\n\n", "")) == []
 
 
 def test_the_promised_contracts_are_valid() -> None:
-    assert {path.name for path in LANDED.iterdir()} >= PRINTED.keys()
-    assert re.search(r"^type Query", (LANDED / "schema.graphql").read_text(), re.MULTILINE)
-    assert json.loads((LANDED / "openapi.json").read_text())["openapi"] == "3.1.0"
+    assert {path.name for path in PROMISED.iterdir()} >= PRINTED.keys()
+    assert re.search(r"^type Query", (PROMISED / "schema.graphql").read_text(), re.MULTILINE)
+    assert json.loads((PROMISED / "openapi.json").read_text())["openapi"] == "3.1.0"

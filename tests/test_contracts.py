@@ -1,4 +1,4 @@
-"""The printed contracts are true, and the rooms keep to themselves."""
+"""The printed contracts match the code, and packages import only what the layers allow."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The tables in the documentation are those of the code."""
+"""The tables in the documentation match the code."""
 
 import re
 from pathlib import Path
@@ -45,19 +45,19 @@ def test_the_tables_of_statuses_and_headers_match_the_code() -> None:
 
 
 def statuses_table() -> str:
-    """Give the table of refusals as docs/rest.md has it."""
+    """Return the table of refusals of docs/rest.md."""
     rows = ["| status | what it says |", "|---|---|"]
     return "\n".join(rows + [f"| {status} | {said.rstrip('.')} |" for status, said in REFUSALS.items()])
 
 
 def headers_table() -> str:
-    """Give the table of headers as docs/rest.md has it."""
+    """Return the table of headers of docs/rest.md."""
     rows = ["| header | what it says | for instance |", "|---|---|---|"]
     return "\n".join(rows + [f"| `{name}` | {said} | `{example}` |" for name, (said, example) in HEADERS.items()])
 
 
 def lifecycle_table() -> str:
-    """Give the table of transitions as docs/lifecycle.md has it."""
+    """Return the table of transitions of docs/lifecycle.md."""
     rows = ["| action | from | to |", "|---|---|---|"]
     for action, transition in LIFECYCLE.items():
         sources = ", ".join(f"`{status.name}`" for status in EncounterStatus if status in transition.sources)
@@ -78,7 +78,7 @@ def test_the_table_of_metrics_matches_the_code() -> None:
 
 
 def metrics_table() -> str:
-    """Give the table of metrics as docs/operators.md has it."""
+    """Return the table of metrics of docs/operators.md."""
     nothing = EventStatus(waiting=0, oldest_seconds=0, position=0, unsettled=0, pruned=0, sinks=())
     rows = ["| metric | kind | what it tells |", "|---|---|---|"]
     for family in [*REGISTRY.collect(), *from_database(nothing)]:
@@ -96,7 +96,7 @@ def test_every_test_named_in_the_documentation_exists() -> None:
 
 
 def access_table() -> str:
-    """Give the table of operations as docs/access.md has it."""
+    """Return the table of operations of docs/access.md."""
     rows = ["| operation | any one of these scopes | REST | GraphQL |", "|---|---|---|---|"]
     for operation, scopes in DEFAULT_SCOPES.items():
         over_rest = [f"`{method.upper()} {path}`" for (method, path), each in OPERATIONS.items() if each is operation]
@@ -108,7 +108,7 @@ def access_table() -> str:
 
 
 def settings_table() -> str:
-    """Give the table of settings as docs/settings.md has it."""
+    """Return the table of settings of docs/settings.md."""
     rows = ["| variable | default | what it does |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
         default = "the user's data folder" if field.default is PydanticUndefined else f"`{field.default}`"
@@ -118,7 +118,7 @@ def settings_table() -> str:
 
 
 def errors_table() -> str:
-    """Give the table of errors as docs/errors.md has it."""
+    """Return the table of errors of docs/errors.md."""
     rows = ["| code | status | recorded | what it means |", "|---|---|---|---|"]
     kinds = sorted(_leaves(GatewayError), key=lambda kind: (_status(kind), kind.code, kind.__name__))
     rows += [

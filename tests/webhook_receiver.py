@@ -1,4 +1,4 @@
-"""A receiver of webhooks, real as far as HTTP goes: it listens on loopback, and a test tells it what to answer."""
+"""A webhook receiver on loopback, whose answers a test sets."""
 
 import asyncio
 import json
@@ -17,14 +17,14 @@ from starlette.routing import Route
 
 @dataclass(frozen=True)
 class Delivery:
-    """What came in one request."""
+    """One received request."""
 
     headers: Mapping[str, str]
     body: bytes
 
     @property
     def id(self) -> str:
-        """The event's, as the headers say it."""
+        """The event's id, from the headers."""
         return self.headers["webhook-id"]
 
     @property
@@ -35,7 +35,7 @@ class Delivery:
 
     @property
     def encounter_id(self) -> str:
-        """Which encounter it is about."""
+        """The encounter that the event is about."""
         encounter_id: str = self.event["data"]["encounter_id"]
         return encounter_id
 
@@ -44,31 +44,31 @@ Answer = Callable[[Delivery], Awaitable[Response]]
 
 
 class ReceiverServer:
-    """Somebody who is told of events."""
+    """An HTTP server that receives events."""
 
     def __init__(self) -> None:
         self.port = 0
         self.tried: list[Delivery] = []
         self.taken: list[Delivery] = []
-        """Those answered with 2xx."""
+        """Requests answered with 2xx."""
         self.answer: Answer = accept
         self.misdirected = 0
-        """Requests that came to another address of theirs."""
+        """Requests to another path."""
         self._app = Starlette(
             routes=[
                 Route("/events", self._receive, methods=["POST"]),
-                Route("/other", self._stray, methods=["GET", "POST"]),
+                Route("/other", self._receive_elsewhere, methods=["GET", "POST"]),
             ]
         )
 
     @property
     def url(self) -> str:
-        """Where they are told."""
+        """The URL of the sink."""
         return f"http://127.0.0.1:{self.port}/events"
 
     @property
     def encounters(self) -> list[str]:
-        """Which encounters they took, in this order."""
+        """The encounters of the accepted events, in order."""
         return [delivery.encounter_id for delivery in self.taken]
 
     @classmethod
@@ -83,7 +83,7 @@ class ReceiverServer:
             await receiver.stop()
 
     async def start(self) -> None:
-        """Listen: at the same address as before, if there was one."""
+        """Listen, at the previous port if there was one."""
         listening = socket.create_server(("127.0.0.1", self.port))
         self.port = listening.getsockname()[1]
         self._server = _Server(
@@ -95,11 +95,11 @@ class ReceiverServer:
         await self._server.listening.wait()
 
     async def stop(self) -> None:
-        """Listen no more; who is still being answered is cut off."""
+        """Stop listening, and cut off requests in progress."""
         self._server.should_exit = True
         await self._serving
 
-    async def _stray(self, _request: Request) -> Response:
+    async def _receive_elsewhere(self, _request: Request) -> Response:
         self.misdirected += 1
         return Response()
 
@@ -113,12 +113,12 @@ class ReceiverServer:
 
 
 async def accept(_delivery: Delivery) -> Response:
-    """Take it."""
+    """Accept an event."""
     return Response(status_code=204)
 
 
 class _Server(uvicorn.Server):
-    """Stops when it is told to, and leaves the signals to pytest."""
+    """Stops by `should_exit`, and leaves signals to pytest."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)

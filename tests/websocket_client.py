@@ -1,4 +1,4 @@
-"""A gateway on a real port of this machine, and clients that speak GraphQL over a WebSocket to it."""
+"""A listening gateway in this process, and clients that speak GraphQL over WebSocket."""
 
 import asyncio
 import json
@@ -20,11 +20,11 @@ from resolvers.access import Verify
 
 SUBPROTOCOL = "graphql-transport-ws"
 TIMEOUT_SECONDS = 5.0
-"""How long a test waits for what should happen at once."""
+"""Timeout of what should happen within milliseconds."""
 
 
 class _Server(uvicorn.Server):
-    """Stops when it is told to, and leaves the signals to pytest."""
+    """Stops by `should_exit`, and leaves signals to pytest."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -32,7 +32,7 @@ class _Server(uvicorn.Server):
 
 
 class WebSocketClient:
-    """One socket, from a client's side."""
+    """One WebSocket connection."""
 
     def __init__(self, connection: ClientConnection) -> None:
         self.connection = connection
@@ -42,51 +42,51 @@ class WebSocketClient:
         await self.connection.send(json.dumps(message))
 
     async def receive(self) -> dict[str, Any]:
-        """Give the next message."""
+        """Return the next message."""
         async with asyncio.timeout(TIMEOUT_SECONDS):
             message: dict[str, Any] = json.loads(await self.connection.recv())
         return message
 
     async def authenticate(self, token: str | None = "dev", **headers: Any) -> Self:
-        """Say who calls, and wait until that is believed."""
+        """Authenticate, and wait for the acknowledgement."""
         await self.send(type="connection_init", payload={"Authorization": f"Bearer {token}", **headers})
         assert await self.receive() == {"type": "connection_ack"}
         return self
 
     async def start(self, operation_id: str, query: str, **variables: Any) -> None:
-        """Ask for an operation."""
+        """Start an operation."""
         await self.send(type="subscribe", id=operation_id, payload={"query": query, "variables": variables})
 
     async def next(self, operation_id: str) -> dict[str, Any]:
-        """Give the body of an operation's next answer, which is the next message."""
+        """Return the body of an operation's next result, which must be the next message."""
         message = await self.receive()
         assert (message["type"], message["id"]) == ("next", operation_id), message
         body: dict[str, Any] = message["payload"]
         return body
 
     async def errors(self, operation_id: str) -> list[dict[str, Any]]:
-        """Give the errors with which an operation was refused."""
+        """Return the errors of a refused operation."""
         message = await self.receive()
         assert (message["type"], message["id"]) == ("error", operation_id), message
         errors: list[dict[str, Any]] = message["payload"]
         return errors
 
     async def ask(self, query: str, *, operation_id: str = "one", **variables: Any) -> dict[str, Any]:
-        """Run a query or a mutation, and give the body of its answer."""
+        """Run a query or a mutation, and return the body of its result."""
         await self.start(operation_id, query, **variables)
         body = await self.next(operation_id)
         assert await self.receive() == {"type": "complete", "id": operation_id}
         return body
 
     async def refusal(self, query: str, **variables: Any) -> dict[str, Any]:
-        """Run an operation that is refused, and give the extensions of its error."""
+        """Run an operation that is refused, and return the extensions of its error."""
         await self.start("refused", query, **variables)
         (error,) = await self.errors("refused")
         extensions: dict[str, Any] = error["extensions"]
         return extensions
 
     async def closed(self) -> tuple[int, str]:
-        """Read until the other side closes, and give its code and reason."""
+        """Read until the gateway closes the connection, and return the code and reason."""
         try:
             async with asyncio.timeout(2 * TIMEOUT_SECONDS):
                 while True:
@@ -99,7 +99,7 @@ class WebSocketClient:
 async def connect_to(
     origin: str, *, subprotocols: list[str] | None = None, headers: Mapping[str, str] | None = None, **options: Any
 ) -> AsyncIterator[WebSocketClient]:
-    """Open a socket to a gateway."""
+    """Open a connection to a gateway."""
     offered = [SUBPROTOCOL] if subprotocols is None else subprotocols
     async with connect(
         f"{origin.replace('http', 'ws', 1)}/graphql",
@@ -114,7 +114,7 @@ async def connect_to(
 
 
 class GatewayServer:
-    """A gateway that listens."""
+    """A gateway that listens in this process."""
 
     def __init__(self, server: _Server, port: int, app: Any) -> None:
         self.server = server
@@ -126,7 +126,7 @@ class GatewayServer:
     async def serving(
         cls, settings: Settings, verify: Verify | None = None, port: int = 0, **options: Any
     ) -> AsyncIterator[Self]:
-        """Serve as `gateway serve` does, in this process, but for these options of uvicorn's."""
+        """Serve as `gateway serve` does, with other options for uvicorn."""
         app = create_app(settings, verify)
         config = uvicorn.Config(
             app,
@@ -139,7 +139,7 @@ class GatewayServer:
             bound_unsent_bytes(listening)
             server = _Server(config)
             serving = asyncio.create_task(server.serve([listening]))
-            while not server.started:  # noqa: ASYNC110 - uvicorn says it by this attribute alone
+            while not server.started:  # noqa: ASYNC110 - uvicorn reports it by this attribute alone
                 await asyncio.sleep(0.01)
             try:
                 yield cls(server, listening.getsockname()[1], app)
@@ -148,11 +148,11 @@ class GatewayServer:
                 await serving
 
     def connect(self, **options: Any) -> AbstractAsyncContextManager[WebSocketClient]:
-        """Open a socket."""
+        """Open a connection."""
         return connect_to(f"http://127.0.0.1:{self.port}", **options)
 
     @asynccontextmanager
     async def authenticated(self, token: str = "dev", **options: Any) -> AsyncIterator[WebSocketClient]:
-        """Open a socket of a caller who is known."""
+        """Open a connection and authenticate."""
         async with self.connect(**options) as websocket:
             yield await websocket.authenticate(token)

@@ -1,4 +1,4 @@
-"""One client does its worst, and another is served: within twice the time it took before."""
+"""Documents of one client at most double the latency of another client."""
 
 import asyncio
 import time
@@ -16,16 +16,16 @@ SECONDS = 4.0
 ATTACKERS = 8
 TRIES = 6
 NOISE_SECONDS = 0.002
-"""What a busy machine adds to a request of two milliseconds."""
+"""Latency that a busy machine adds to a request of two milliseconds, in seconds."""
 
 
-def hostile(number: int) -> str:
-    """The document of the issue, as wide as documents may be, and no other's."""
+def expensive_document(number: int) -> str:
+    """Return a new document of the largest width, as in the report of this attack."""
     return f'{{ patient(id: "x") {{ encounters(first: 1) {{ {WIDE * 40} }} }} }} # {number}'
 
 
 async def latencies(client: httpx2.AsyncClient, origin: str, seconds: float) -> list[float]:
-    """Ask again and again, and give how long each answer took."""
+    """Send one request after another, and return the latencies."""
     took, until = [], time.monotonic() + seconds
     while time.monotonic() < until:
         began = time.monotonic()
@@ -39,10 +39,10 @@ async def attack(origin: str, numbers: "count[int]") -> None:
     async with httpx2.AsyncClient() as client:
         while True:
             answer = await client.post(
-                f"{origin}/graphql", json={"query": hostile(next(numbers))}, headers=DEV, timeout=30
+                f"{origin}/graphql", json={"query": expensive_document(next(numbers))}, headers=DEV, timeout=30
             )
             if answer.status_code == 429:
-                # A refusal is cheap; the attack is about what is not.
+                # A refusal costs little; the attack needs accepted documents.
                 await asyncio.sleep(0.2)
 
 

@@ -1,4 +1,4 @@
-"""Tokens that name key ids at random: they neither keep a new key out nor make the gateway flood the issuer."""
+"""Tokens with random key ids: they neither delay a new key nor flood the issuer."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -36,7 +36,7 @@ Record = Callable[[str, str], Awaitable[httpx2.Response]]
 
 @pytest.fixture(params=["rest", "graphql"])
 def record(request: pytest.FixtureRequest, verified: Service) -> Record:
-    """Record an encounter of this patient, with this token."""
+    """Record an encounter of a patient, with a token."""
 
     async def recorded(patient_id: str, token: str) -> httpx2.Response:
         headers = {"authorization": f"Bearer {token}"}
@@ -52,10 +52,10 @@ def record(request: pytest.FixtureRequest, verified: Service) -> Record:
 
 
 def refusal(answer: httpx2.Response) -> tuple[int, str, str]:
-    """Give the status, the code, and whether anything was recorded."""
+    """Return the status, the code, and `recorded`."""
     body: dict[str, Any] = answer.json()
-    told = body["errors"][0]["extensions"] if "errors" in body else {"code": body["error"], **body}
-    return answer.status_code, told["code"], told["recorded"]
+    error = body["errors"][0]["extensions"] if "errors" in body else {"code": body["error"], **body}
+    return answer.status_code, error["code"], error["recorded"]
 
 
 async def test_random_key_ids_neither_delay_a_new_key_nor_flood_the_issuer(

@@ -1,4 +1,4 @@
-"""An idempotency key that a transaction holds stops the requests under this key, and no others."""
+"""An idempotency key that a transaction holds blocks the requests under this key, and no others."""
 
 import asyncio
 import time
@@ -25,7 +25,7 @@ RETRIES = 20
 
 @asynccontextmanager
 async def holding(database_url: str, *keys: str) -> AsyncIterator[None]:
-    """Hold keys in a transaction that is rolled back at the end: as a gateway does that died in the middle."""
+    """Insert keys in a transaction that is rolled back at the end, like that of a killed gateway."""
     connection = await asyncpg.connect(database_url)
     await connection.transaction().start()
     for key in keys:
@@ -42,7 +42,7 @@ async def holding(database_url: str, *keys: str) -> AsyncIterator[None]:
 
 @pytest.fixture
 async def impatient(database_url: str) -> AsyncIterator[Service]:
-    """A service with the usual pool and timeouts, in which a client may ask as often as it likes."""
+    """A service with the default pool and timeouts, without rate limits."""
     settings = Settings(database_url=database_url, rate_writes_per_minute=0, rate_reads_per_minute=0)
     async with Service.running(settings) as service:
         yield service
@@ -79,13 +79,15 @@ async def test_a_locked_key_blocks_neither_its_brand_nor_another(
         others = await asyncio.gather(*(record_often(impatient_door, patient_id, times) for _ in range(OTHERS)))
         of_another_brand = [await foreign() for _ in range(EACH)]
         assert not all(task.done() for task in retries)
-    told = await asyncio.gather(*retries)
+    outcomes = await asyncio.gather(*retries)
 
     assert {outcome.code for outcomes in others for outcome in outcomes} == {None}
     assert {outcome.code for outcome in of_another_brand} == {None}
     assert median(times) < 0.5
-    # Those that waited for the keys were recorded once each, or were told that they were not.
-    assert {(outcome.code, outcome.recorded) for outcome in told if outcome.code} <= {("temporarily_unavailable", "no")}
-    recorded = {outcome.encounter["id"] for outcome in told if outcome.code is None}
+    # The requests under the keys were recorded once each, or answered that they were not.
+    assert {(outcome.code, outcome.recorded) for outcome in outcomes if outcome.code} <= {
+        ("temporarily_unavailable", "no")
+    }
+    recorded = {outcome.encounter["id"] for outcome in outcomes if outcome.code is None}
     assert 1 <= len(recorded) <= held
     assert await cast.count("encounters", patient_id) == OTHERS * EACH + len(recorded)

@@ -1,4 +1,4 @@
-"""A thousand sockets without a token: those who sign in come in all the same."""
+"""A thousand unauthenticated WebSockets: authenticated clients are served all the same."""
 
 import asyncio
 
@@ -18,14 +18,14 @@ UPGRADE = (
 
 
 @pytest.fixture(autouse=True)
-def _beginning() -> None:
+def _reset() -> None:
     CONTROL.__init__()  # type: ignore[misc]
     TOKENS.__init__()  # type: ignore[misc]
     TOKENS.give("dev")
 
 
 async def flood(sockets: GatewayServer, address: str, opened: asyncio.Event, over: asyncio.Event) -> None:
-    """Hold as many sockets open as the flood has, none of them signed in, until it is over."""
+    """Hold as many unauthenticated WebSockets open as the flood has, until it is over."""
     writers: list[asyncio.StreamWriter] = []
     for _ in range(FLOOD):
         reader, writer = await asyncio.open_connection("127.0.0.1", sockets.port)

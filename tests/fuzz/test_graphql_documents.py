@@ -1,6 +1,6 @@
-"""Schemathesis against the GraphQL door: documents that fit the printed schema, with whatever values fit their types.
+"""Schemathesis against the GraphQL door: documents of the printed schema, with arbitrary values of their types.
 
-Its own check takes every error for a fault of the server; here a refusal must have a code that says otherwise.
+Schemathesis counts every error as a fault of the server; here a refusal needs a code of a client error.
 """
 
 import re
@@ -21,7 +21,7 @@ SCHEMA = schemathesis.graphql.from_path(str(ROOT / "schema/schema.graphql"))
 FIELDS = [found.ok() for found in SCHEMA.get_all_operations()]
 CODES = {kind.code for kind in refusals()} - {ServerError.code}
 
-# A literal where a patient or a brand is named.
+# A literal in the place of a patient's id or a brand.
 LITERAL = r'("(?:[^"\\]|\\.)*"|-?\d+)'
 PATIENT = re.compile(rf"(patient\(id: |patientId: ){LITERAL}")
 BRAND = re.compile(rf"(brandId: ){LITERAL}")

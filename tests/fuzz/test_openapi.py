@@ -1,7 +1,7 @@
-"""Schemathesis against the description of the REST door: every check it has, on a gateway that is served.
+"""Schemathesis against the OpenAPI description: all of its checks, on a gateway process.
 
-It follows links (the encounter just recorded is read back), leaves out the token, sends what is not described and looks
-whether what comes back is. `make fuzz` lets it try more.
+It follows links (it reads the encounter just recorded), omits the token, sends what is not described, and compares
+responses with the description. `make fuzz` tries more examples.
 """
 
 import subprocess
@@ -20,7 +20,7 @@ CONFIGURATION = Path(__file__).with_name("schemathesis.toml")
 
 def test_the_gateway_conforms_to_its_description(database_url: str, tmp_path: Path) -> None:
     examples = settings().max_examples
-    # The same cases in every run of the tests; others in each fuzzing.
+    # The same cases in every test run; others in each run of `make fuzz`.
     repeatable = ["--seed", "1"] if examples <= 100 else []
 
     with running_gateway(database_url) as origin:

@@ -403,7 +403,7 @@ async def test_a_valid_token_stays_cached_while_the_provider_is_down(
     provider.tokens["opaque"] = MACHINE
     await introspected("opaque")
 
-    async with provider.away():
+    async with provider.unavailable():
         clock.advance(59)
         assert (await introspected("opaque")).client_id == "lab"
         clock.advance(1)
