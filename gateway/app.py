@@ -19,7 +19,6 @@ from gateway.audit.buffer import AuditBuffer
 from gateway.audit.chain_job import CHAIN_AUDIT, chaining
 from gateway.auth.verifier import verifying
 from gateway.database.database import APP_ROLE, RELAY_ROLE, Database, Timeouts
-from gateway.database.encounter_batcher import EncounterBatcher
 from gateway.events.pipeline import event_pipeline
 from gateway.jobs import LeasedJob
 from gateway.metrics_endpoint import metrics
@@ -37,12 +36,12 @@ from gateway.trusted_documents import document_rules, trusted_plainly
 from resolvers.access import Verify, scopes_from
 from resolvers.answer_bytes import AnswerMemory
 from resolvers.commands import InputLimits
+from resolvers.encounters.batcher import EncounterBatcher
 from resolvers.errors import GatewayError
 from resolvers.idempotency import prune_keys
 from resolvers.paging import PageLimits
 from resolvers.rate_limits import Rates
 from resolvers.services import AuditSink, Feed, Services
-from rest.encounters import published
 from rest.openapi import METRICS
 from schema import build_schema
 from schema.execution import Runner
@@ -199,7 +198,6 @@ def services(
     return Services(
         verify=verify,
         database=database,
-        published=published,
         batcher=None
         if settings.database_cluster
         else EncounterBatcher(database, keys_kept_for, settings.database_acquire_seconds),

@@ -1,8 +1,8 @@
 """The prose and the examples of the OpenAPI description."""
 
 from collections.abc import Mapping
-from typing import Any
 
+from models import MEMBERS
 from resolvers import errors
 from resolvers.errors import GatewayError, Shape, Violation
 from rest.content_negotiation import JSON
@@ -106,22 +106,5 @@ HEADERS_OF: Mapping[int, tuple[str, ...]] = {
     503: ("Retry-After",),
 }
 
-ENCOUNTER: Mapping[str, tuple[str, Any]] = {
-    "id": ("Made by the gateway: a UUIDv7.", "01936b2e-5f0c-7b4a-8a3e-6f1d2c9b7a10"),
-    "patient_id": ("Whose encounter it is.", "demo-patient"),
-    "provider_id": ("Who met the patient, in the provider directory.", "3f2504e0-4f89-11d3-9a0c-0305e82c3301"),
-    "brand_id": ("The brand the patient belongs to.", "loop"),
-    "encounter_type": ("What kind of meeting it is.", "telehealth"),
-    "status": ("Where the encounter stands in its life.", "scheduled"),
-    "scheduled_at": ("When it is due; in UTC.", "2026-12-01T09:30:00Z"),
-    "started_at": ("When it was started.", None),
-    "ended_at": ("When it was completed, or cancelled after its start.", None),
-    "chief_complaint": ("Why the patient came, in the patient's words.", "Sore throat"),
-    "notes": ("What the clinician wrote.", "Slept well."),
-    "metadata": ("Anything else the recording system kept with it.", {"room": 7}),
-    "created_at": ("When the gateway recorded it.", "2026-11-24T08:00:00.123456Z"),
-    "updated_at": ("When the gateway last changed it.", "2026-11-24T08:00:00.123456Z"),
-}
-"""The description and an example of each member."""
-
-EXAMPLE = {name: example for name, (_, example) in ENCOUNTER.items()}
+EXAMPLE = {name: member.example for name, member in MEMBERS.items() if member.published}
+"""An encounter, as an example answer."""

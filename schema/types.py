@@ -46,6 +46,8 @@ Info = StrawberryInfo[OperationContext, None]
 
 T = TypeVar("T")
 
+ENUM_MEMBERS = {member.name for member in models.MEMBERS.values() if member.enum}
+
 
 @strawberry.type(description="One member of an encounter that was changed.")
 class EncounterChange:
@@ -72,7 +74,7 @@ class EncounterVersion:
 def _shown(change: versions.Change) -> dict[str, Any]:
     # GraphQL enum values are upper-case; the database stores lower-case values.
     values = {"before": change.before, "after": change.after}
-    if change.member in {"status", "encounter_type"}:
+    if change.member in ENUM_MEMBERS:
         values = {side: value.upper() for side, value in values.items()}
     return {"member": to_camel_case(change.member), **values}
 

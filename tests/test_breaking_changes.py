@@ -191,7 +191,7 @@ def test_a_breaking_change_must_be_named_under_unreleased() -> None:
     found = ["GET /x is removed.", "GET /y is removed."]
     changelog = """# Changelog
 
-## Unreleased
+## [Unreleased]
 
 ### Broken
 

@@ -8,6 +8,7 @@ reports it and does not record again.
 """
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import orjson
@@ -19,14 +20,13 @@ from graphql import (
     OperationDefinitionNode,
     VariableNode,
 )
-from strawberry.utils.str_converters import to_snake_case
 
-from models import Encounter, EncounterType
+from models import MEMBERS, Encounter, EncounterType, Kind, Member
 from resolvers import json_text
 from resolvers.access import Permission
 from resolvers.context import Context
 from resolvers.encounters.lifecycle import allowed_actions
-from resolvers.encounters.record import Recording, record_encounter
+from resolvers.encounters.record import Recording, record_encounter, require_recorder
 from resolvers.errors import GatewayError
 from schema.plans.selection import (
     RECORDED,
@@ -84,7 +84,7 @@ class RecordPlan:
             raise Unplannable
         if self._shows_patient:
             _require_patients(context)
-        recording = await record_encounter(context, patient_id, _command(members), key)
+        recording = await record_encounter(require_recorder(context), patient_id, _command(members), key)
         parts = [part if isinstance(part, bytes) else part(recording) for part in self._parts]
         context.answer.add(sum(map(len, parts)))
         return b"".join(parts)
@@ -111,11 +111,8 @@ def _arguments(node: FieldNode) -> Value:
     return members_of(node.arguments or ())
 
 
-MEMBERS = {name: to_snake_case(name) for name in RECORDING}
-
-
 def _command(members: dict[str, Any]) -> dict[str, Any]:
-    command = {MEMBERS[name]: value for name, value in members.items()}
+    command = {RECORDING[name]: value for name, value in members.items()}
     command["encounter_type"] = EncounterType[command["encounter_type"]]
     return command
 
@@ -169,12 +166,17 @@ def _of(write: Callable[[Encounter], Any]) -> Callable[[Recording], bytes]:
     return lambda recording: orjson.dumps(write(recording.encounter), default=str)
 
 
-def _instant(name: str) -> Callable[[Recording], bytes]:
-    def write(recording: Recording) -> bytes:
-        value = getattr(recording.encounter, name)
-        return b"null" if value is None else b'"' + json_text.instant(value).encode() + b'"'
-
-    return write
+def _member(member: Member) -> Callable[[Recording], bytes]:
+    value = attrgetter(member.name)
+    match member.kind:
+        case Kind.INSTANT:
+            return _of(lambda encounter: None if (at := value(encounter)) is None else json_text.instant(at))
+        case Kind.ENUM:
+            return _of(lambda encounter: value(encounter).upper())
+        case Kind.JSON:
+            return lambda recording: value(recording.encounter).encode()
+        case _:
+            return _of(value)
 
 
 OUTCOME: dict[str, Part] = {
@@ -183,25 +185,11 @@ OUTCOME: dict[str, Part] = {
 }
 PATIENT: dict[str, Part] = {
     "__typename": b'"Patient"',
-    "id": _of(lambda encounter: encounter.patient_id),
-    "brand_id": _of(lambda encounter: encounter.brand_id),
+    "id": _member(MEMBERS["patient_id"]),
+    "brand_id": _member(MEMBERS["brand_id"]),
 }
 ENCOUNTER: dict[str, Part] = {
     "__typename": b'"Encounter"',
-    "id": _of(lambda encounter: encounter.id),
-    "patient_id": PATIENT["id"],
-    "provider_id": _of(lambda encounter: encounter.provider_id),
-    "brand_id": PATIENT["brand_id"],
-    "encounter_type": _of(lambda encounter: EncounterType(encounter.encounter_type).name),
-    "status": _of(lambda encounter: encounter.status.upper()),
-    "scheduled_at": _instant("scheduled_at"),
-    "started_at": _instant("started_at"),
-    "ended_at": _instant("ended_at"),
-    "chief_complaint": _of(lambda encounter: encounter.chief_complaint),
-    "notes": _of(lambda encounter: encounter.notes),
-    "metadata": lambda recording: recording.encounter.metadata.encode(),
-    "created_at": _instant("created_at"),
-    "updated_at": _instant("updated_at"),
-    "version": _of(lambda encounter: encounter.version),
+    **{name: _member(member) for name, member in MEMBERS.items()},
     "allowed_actions": _of(lambda encounter: [action.name for action in allowed_actions(encounter.status)]),
 }

@@ -37,8 +37,9 @@ from graphql import (
 )
 from strawberry.utils.str_converters import to_snake_case
 
-from models import EncounterStatus, EncounterType
+from models import MEMBERS, EncounterStatus, EncounterType, Kind
 from resolvers.bounded_rows import LONG, LONG_BYTES
+from resolvers.commands import RecordEncounter
 from resolvers.encounters.json_sql import USUAL_BYTES
 from resolvers.json_text import INT_DIGITS
 
@@ -142,18 +143,22 @@ def fits(type_: TypeNode, value: Any) -> bool:
     return name == "EncounterFilter" and _fits_filter(value)
 
 
-RECORDING = {"brandId", "encounterType", "providerId", "scheduledAt", "chiefComplaint", "notes", "metadata"}
+RECORDING = {MEMBERS[name].graphql_name: name for name in RecordEncounter.model_fields}
+"""The members of `RecordEncounterInput`: the name of each in the command."""
+
+_STRINGS = {
+    name: str if RecordEncounter.model_fields[of].is_required() else (str, NoneType)
+    for name, of in RECORDING.items()
+    if MEMBERS[of].kind is not Kind.JSON
+}
 
 
 def fits_recording(members: Any) -> bool:
     """Return whether `members` is a `RecordEncounterInput` whose members have the right types."""
-    if not isinstance(members, dict) or not members.keys() <= RECORDING:
+    if not isinstance(members, dict) or not members.keys() <= RECORDING.keys():
         return False
-    for name in ("brandId", "encounterType"):
-        if not isinstance(members.get(name), str):
-            return False
-    for name in ("providerId", "scheduledAt", "chiefComplaint", "notes"):
-        if not isinstance(members.get(name, ""), (str, NoneType)):
+    for name, types in _STRINGS.items():
+        if not isinstance(members.get(name), types):
             return False
     return members["encounterType"] in ENUMS["EncounterType"]
 
