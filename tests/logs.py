@@ -1,4 +1,4 @@
-"""The log of this process, as a test reads it."""
+"""The log of this process."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +11,12 @@ from gateway.observability.logs import log
 
 
 @contextmanager
-def captured() -> Iterator[list[dict[str, Any]]]:
-    """Give the lines that are written for as long as the block lasts, instead of writing them."""
+def captured_logs() -> Iterator[list[dict[str, Any]]]:
+    """Collect the log lines of the block instead of writing them."""
     lines: list[dict[str, Any]] = []
 
     def write(event: str, level: str, fields: dict[str, object]) -> None:
-        # What could not be written would not be told either.
+        # A line that cannot be serialized fails the test.
         orjson.dumps(fields)
         lines.append(fields | {"event": event, "level": level})
 

@@ -17,11 +17,11 @@ from gateway.settings import Settings
 from resolvers.errors import AnswerTooLarge
 from resolvers.sql import Statement
 from tests.cast import Cast
-from tests.conftest import PATIENT
+from tests.conftest import GENEROUS_LIMITS
 from tests.doors import Service
-from tests.happenings import until
-from tests.sockets import Sockets
-from tests.streams import COMPLETE, listen_to
+from tests.sse_client import COMPLETE, open_stream
+from tests.waiting import wait_until
+from tests.websocket_client import GatewayServer
 
 LIMIT = 1024 * 1024
 RESPONSE = {"accept": "application/graphql-response+json", "content-type": "application/json"}
@@ -33,7 +33,7 @@ EXECUTED = "history { version }"
 
 
 def sized(database_url: str, **changed: Any) -> Settings:
-    return Settings(database_url=database_url, **PATIENT | {"max_answer_bytes": LIMIT} | changed)
+    return Settings(database_url=database_url, **GENEROUS_LIMITS | {"max_answer_bytes": LIMIT} | changed)
 
 
 @pytest.fixture(scope="module")
@@ -302,35 +302,38 @@ FOLLOW = """subscription ($id: ID!) { encounterEvents(patientId: $id) {
 
 
 @pytest.fixture(scope="module")
-async def listening(database_url: str) -> AsyncIterator[Sockets]:
-    async with Sockets.serving(sized(database_url)) as serving:
+async def listening(database_url: str) -> AsyncIterator[GatewayServer]:
+    async with GatewayServer.serving(sized(database_url)) as serving:
         yield serving
 
 
 async def test_over_a_socket_the_limit_is_that_of_each_operation(
-    listening: Sockets, long_notes: tuple[str, list[str]]
+    listening: GatewayServer, long_notes: tuple[str, list[str]]
 ) -> None:
-    async with listening.signed_in(max_size=None) as talk:
-        refused = await talk.refusal(PAGE, id=long_notes[0], first=100)
-        shown = [await talk.ask(PAGE, id=long_notes[0], first=40) for _ in range(3)]
+    async with listening.authenticated(max_size=None) as websocket:
+        refused = await websocket.refusal(PAGE, id=long_notes[0], first=100)
+        shown = [await websocket.ask(PAGE, id=long_notes[0], first=40) for _ in range(3)]
 
     assert refused["violations"][0]["rule"] == "answer_bytes"
     assert [len(body["data"]["patient"]["encounters"]["nodes"]) for body in shown] == [40] * 3
 
 
-async def record(listening: Sockets, patient_id: str) -> None:
+async def record(listening: GatewayServer, patient_id: str) -> None:
     async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{listening.port}", trust_env=False) as client:
         path, visit = f"/v1/patients/{patient_id}/encounters", {"brand_id": "loop", "encounter_type": "lab"}
         answer = await client.post(path, json=visit, headers={"authorization": "Bearer dev"})
     assert answer.status_code == 201
 
 
-async def test_of_a_subscription_the_limit_is_that_of_each_event(listening: Sockets, cast: Cast) -> None:
+async def test_of_a_subscription_the_limit_is_that_of_each_event(listening: GatewayServer, cast: Cast) -> None:
     patient_id = await cast.patient()
     origin = f"http://127.0.0.1:{listening.port}"
 
-    async with listening.signed_in(max_size=None) as talk, listen_to(origin, FOLLOW, id=patient_id) as stream:
-        await talk.start("events", FOLLOW, id=patient_id)
+    async with (
+        listening.authenticated(max_size=None) as websocket,
+        open_stream(origin, FOLLOW, id=patient_id) as stream,
+    ):
+        await websocket.start("events", FOLLOW, id=patient_id)
         for notes in (40, 30, 0):
             # After the second there is too much to tell; after the third there is not.
             await visits(cast.connection, patient_id, notes)
@@ -339,8 +342,8 @@ async def test_of_a_subscription_the_limit_is_that_of_each_event(listening: Sock
                     "UPDATE patient_graph.encounters SET notes = NULL WHERE patient_id = $1", patient_id
                 )
             await record(listening, patient_id)
-            over_socket = await talk.next("events")
-            over_stream = await stream.hear()
+            over_socket = await websocket.next("events")
+            over_stream = await stream.receive()
             if notes == 30:
                 assert refusal(over_socket)["recorded"] == refusal(over_stream.body)["recorded"] == "no"
             else:
@@ -476,10 +479,10 @@ ROOM = 8 * LIMIT
 
 
 @pytest.fixture(scope="module")
-async def crowded(database_url: str) -> AsyncIterator[Sockets]:
+async def crowded(database_url: str) -> AsyncIterator[GatewayServer]:
     """A gateway that has room for one large answer."""
     settings = sized(database_url, max_answer_bytes=ROOM, answer_memory_bytes=ROOM)
-    async with Sockets.serving(settings) as serving:
+    async with GatewayServer.serving(settings) as serving:
         yield serving
 
 
@@ -538,7 +541,7 @@ def frame_of(message: dict[str, Any]) -> bytes:
 @pytest.mark.parametrize("request_of", [list_asked, page_asked, stream_asked, socket_asked])
 @pytest.mark.parametrize("ends", ["read", "closed"])
 async def test_what_a_client_does_not_take_is_counted_until_it_does_or_goes(
-    crowded: Sockets, longer_notes: str, request_of: Callable[[str], bytes], ends: str
+    crowded: GatewayServer, longer_notes: str, request_of: Callable[[str], bytes], ends: str
 ) -> None:
     origin, path = f"http://127.0.0.1:{crowded.port}", f"/v1/patients/{longer_notes}/encounters"
     ask = {"query": PAGE, "variables": {"id": longer_notes, "first": 100}}
@@ -550,16 +553,16 @@ async def test_what_a_client_does_not_take_is_counted_until_it_does_or_goes(
         async def status() -> int:
             return (await client.get(path, params={"limit": 100})).status_code
 
-        await until(lambda: _equals(status(), 503))
+        await wait_until(lambda: _equals(status(), 503))
         refused = [await client.get(path, params={"limit": 100}), await client.post("/graphql", json=ask)]
-        async with crowded.signed_in(max_size=None) as talk:
-            refused_over_socket = await talk.refusal(PAGE, id=longer_notes, first=100)
+        async with crowded.authenticated(max_size=None) as websocket:
+            refused_over_socket = await websocket.refusal(PAGE, id=longer_notes, first=100)
         small = await client.get(path, params={"limit": 1})
         if ends == "read":
             await reader.readexactly(7_500_000)
         else:
             writer.close()
-        await until(lambda: _equals(status(), 200))
+        await wait_until(lambda: _equals(status(), 200))
 
     assert [each.status_code for each in refused] == [503, 503]
     assert [each.headers["retry-after"] for each in refused] == ["1", "1"]

@@ -27,9 +27,9 @@ from resolvers.encounters import read, record
 from resolvers.errors import InvalidToken, TemporarilyUnavailable
 from resolvers.services import AuditRecord
 from tests.cast import Cast
-from tests.conftest import PATIENT, create_database
+from tests.conftest import GENEROUS_LIMITS, create_database
 from tests.doors import Door, GraphQLDoor, RestDoor, Service
-from tests.logs import captured
+from tests.logs import captured_logs
 
 VISIT = {"brand_id": "loop", "encounter_type": "lab", "notes": "Fasting."}
 DOORS = pytest.mark.parametrize("kind", [RestDoor, GraphQLDoor], ids=["rest", "graphql"])
@@ -58,7 +58,9 @@ class Clinic:
     @asynccontextmanager
     async def open(cls, url: str, **settings: Any) -> AsyncIterator["Clinic"]:
         connection = await asyncpg.connect(url)
-        async with Service.running(Settings(database_url=url, **PATIENT, **settings), verify=cls.verify) as service:
+        async with Service.running(
+            Settings(database_url=url, **GENEROUS_LIMITS, **settings), verify=cls.verify
+        ) as service:
             yield cls(service, connection)
         await connection.close()
 
@@ -400,7 +402,7 @@ async def test_a_full_queue_neither_slows_nor_fails_a_write_and_the_loss_is_audi
         cast, door = Cast(clinic.connection), kind(clinic.service)
         patient_id = await cast.patient()
         await door.record(patient_id, VISIT, token=token)
-        with captured() as logged:
+        with captured_logs() as logged:
             async with without_its_connection(clinic.service), asyncio.timeout(5):
                 for _ in range(10):
                     await door.listed(patient_id, token=token)

@@ -10,7 +10,7 @@ from gateway.settings import Settings
 from resolvers.access import Caller
 from tests.cast import Cast
 from tests.doors import Door, Service
-from tests.happenings import until
+from tests.waiting import wait_until
 
 VISIT = {"brand_id": "loop", "encounter_type": "lab", "notes": "Fasting."}
 SUBMISSION = """query ($key: String!) {
@@ -71,7 +71,7 @@ async def test_what_is_being_recorded_is_in_progress(
             return (told["state"], told["encounter"]) == ("IN_PROGRESS", None)
 
         # A recording that waits for a lock leaves the statement that others share, and claims its key again in its own.
-        await until(is_in_progress)
+        await wait_until(is_in_progress)
     await recording
     await blocker.close()
 

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.database.connection import connect
 from gateway.database.session import RELIED_ON, open_session
-from tests.faults import Wire
+from tests.tcp_proxy import TcpProxy
 
 
 @contextmanager
@@ -58,7 +58,7 @@ async def test_options_set_what_the_gateway_does_not_need_otherwise(database_url
 
 
 async def test_keepalives_are_those_of_the_url(database_url: str) -> None:
-    async with Wire.to(database_url) as (_, url):
+    async with TcpProxy.to(database_url) as (_, url):
         asked = "keepalives_idle=33&keepalives_interval=7&keepalives_count=4&tcp_user_timeout=9000"
         connection = await connect(f"{url}&{asked}")
         without = await connect(f"{url}&keepalives=0")
@@ -88,7 +88,7 @@ async def test_a_server_that_says_nothing_is_given_up_after_connect_timeout() ->
 
 async def test_each_host_has_its_time_and_the_next_one_serves(database_url: str) -> None:
     with silent() as host:
-        async with Wire.to(database_url) as (_, url):
+        async with TcpProxy.to(database_url) as (_, url):
             connection = await connect(with_hosts(url, closed_port(), host, connect_timeout="1"))
 
             assert await connection.fetchval("SELECT 1") == 1

@@ -15,9 +15,10 @@ from resolvers import feed as reading
 from resolvers.errors import InsufficientScope, InvalidInput, PatientNotFound, TemporarilyUnavailable
 from resolvers.feed import FeedEvent, stream_events
 from resolvers.relay import prune_events
-from tests.happenings import DEADLINE_SECONDS, Gateway, Subscriber, beginning, fresh_database, rows, until
+from tests.event_helpers import Gateway, Subscriber, cursor_v1, fresh_database, rows
+from tests.waiting import DEADLINE_SECONDS, wait_until
 
-BEGINNING = beginning()
+BEGINNING = cursor_v1()
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ async def gateway(url: str) -> AsyncIterator[Gateway]:
 async def told(gateway: Gateway, count: int, after: str | None = BEGINNING, **narrow: str) -> list[FeedEvent]:
     """Follow until so many events came, and then go away."""
     subscriber = gateway.subscribe(after, **narrow)
-    await until(lambda: len(subscriber.events) >= count or subscriber.ended)
+    await wait_until(lambda: len(subscriber.events) >= count or subscriber.ended)
     await subscriber.stop()
     assert subscriber.ended is None
     return subscriber.events
@@ -43,7 +44,7 @@ async def told(gateway: Gateway, count: int, after: str | None = BEGINNING, **na
 async def refusal(gateway: Gateway, after: str | None = None, **narrow: str) -> BaseException:
     """Say how a subscription is refused."""
     subscriber = gateway.subscribe(after, **narrow)
-    await until(lambda: subscriber.ended)
+    await wait_until(lambda: subscriber.ended)
     assert subscriber.ended is not None
     return subscriber.ended
 
@@ -81,13 +82,13 @@ async def test_a_cursor_may_be_ahead_of_what_this_gateway_has_read(gateway: Gate
         (event,) = await told(gateway, 1)
         # Somebody follows here, and the reader is kept from reading on.
         held, seen = other.subscribe(BEGINNING), other.feed._seen
-        await until(lambda: held.encounters == [first])
+        await wait_until(lambda: held.encounters == [first])
         other.feed._seen = seen
 
         subscriber = other.subscribe(event.cursor)
         second = await gateway.record("patient")
 
-        await until(lambda: subscriber.events)
+        await wait_until(lambda: subscriber.events)
         assert subscriber.encounters == [second]
         for each in (held, subscriber):
             await each.stop()
@@ -103,7 +104,7 @@ async def test_a_subscriber_who_catches_up_while_others_write_misses_nothing(
         subscribers.append(gateway.subscribe(BEGINNING))
         recorded.append(await gateway.record("patient"))
 
-    await until(lambda: all(len(subscriber.events) >= len(recorded) for subscriber in subscribers))
+    await wait_until(lambda: all(len(subscriber.events) >= len(recorded) for subscriber in subscribers))
 
     for subscriber in subscribers:
         assert subscriber.encounters == recorded
@@ -132,17 +133,17 @@ async def test_without_a_cursor_the_stream_begins_now(gateway: Gateway) -> None:
     await told(gateway, 1)
 
     subscriber = gateway.subscribe()
-    await until(lambda: gateway.feed._followers)
+    await wait_until(lambda: gateway.feed._followers)
     later = await gateway.record("patient")
 
-    await until(lambda: subscriber.events)
+    await wait_until(lambda: subscriber.events)
     assert subscriber.encounters == [later]
     await subscriber.stop()
 
 
 async def test_nobody_is_told_of_another_brand_or_another_patient(gateway: Gateway, url: str) -> None:
     await rows(url, "INSERT INTO patient_graph.patients (id, brand_id) VALUES ('one', 'loop'), ('one', 'loopbio')")
-    theirs = gateway.subscribe(beginning("loopbio"), brand_id="loopbio")
+    theirs = gateway.subscribe(cursor_v1("loopbio"), brand_id="loopbio")
     ones = gateway.subscribe(BEGINNING, patient_id="one")
     wanted = []
     for _ in range(3):
@@ -150,11 +151,11 @@ async def test_nobody_is_told_of_another_brand_or_another_patient(gateway: Gatew
         await gateway.record("one", "loopbio")
         wanted.append(await gateway.record("one"))
 
-    await until(lambda: len(ones.events) == 3)
+    await wait_until(lambda: len(ones.events) == 3)
 
     assert ones.encounters == wanted
     assert [event.encounter_id for event in await told(gateway, 3, patient_id="one")] == wanted
-    await until(lambda: len(theirs.events) == 3)
+    await wait_until(lambda: len(theirs.events) == 3)
     assert {event.brand_id for event in theirs.events} == {"loopbio"}
     for subscriber in (theirs, ones):
         await subscriber.stop()
@@ -181,9 +182,9 @@ async def test_an_unknown_patient_is_not_followed(gateway: Gateway, url: str) ->
         "nonsense",
         "ünïcode",
         "AAAA",
-        beginning("loopbio"),
-        beginning("loop", -1),
-        beginning("loop", 99),
+        cursor_v1("loopbio"),
+        cursor_v1("loop", -1),
+        cursor_v1("loop", 99),
     ],
 )
 async def test_what_is_no_cursor_of_this_feed_is_refused(gateway: Gateway, cursor: str) -> None:
@@ -235,10 +236,10 @@ async def test_a_lost_doorbell_is_hung_up_again(gateway: Gateway, url: str, monk
     recorded = []
     for _ in range(3):
         recorded.append(await gateway.record("patient"))
-        await until(lambda: subscriber.encounters == recorded)
+        await wait_until(lambda: subscriber.encounters == recorded)
 
         killed = {row["pid"] for row in await rows(url, f"SELECT pid, pg_terminate_backend(pid) {listening}")}
-        await until(partial(another, killed))
+        await wait_until(partial(another, killed))
     await subscriber.stop()
 
 
@@ -248,14 +249,14 @@ async def test_whoever_listens_again_looks_what_came_meanwhile(
     # Nobody polls; the other gateway is the relay, and this one does not hear it.
     monkeypatch.setattr(feed, "POLL_SECONDS", 600)
     monkeypatch.setattr(notifier, "RECONNECT_SECONDS", 1)
-    await until(lambda: rows(url, "SELECT FROM gateway.leases WHERE name = 'relay'"))
+    await wait_until(lambda: rows(url, "SELECT FROM gateway.leases WHERE name = 'relay'"))
     async with Gateway.running(url) as other:
         subscriber = other.subscribe()
-        await until(lambda: other.feed._followers)
+        await wait_until(lambda: other.feed._followers)
         bells = (
             "SELECT pid FROM pg_stat_activity WHERE application_name LIKE '%notifier' AND datname = current_database()"
         )
-        await until(partial(count_is, url, bells, 2))
+        await wait_until(partial(count_is, url, bells, 2))
         await rows(
             url, f"SELECT pg_terminate_backend(max(pid)) FROM ({bells} ORDER BY backend_start DESC LIMIT 1) AS last"
         )
@@ -263,7 +264,7 @@ async def test_whoever_listens_again_looks_what_came_meanwhile(
         await gateway.relayed(1)
         assert subscriber.events == []
 
-        await until(lambda: subscriber.encounters == recorded)
+        await wait_until(lambda: subscriber.encounters == recorded)
         await subscriber.stop()
 
 
@@ -283,7 +284,7 @@ async def test_what_comes_while_the_doorbell_is_lost_arrives_all_the_same(
     )
     recorded = [await gateway.record("patient") for _ in range(3)]
 
-    await until(lambda: len(subscriber.events) == 3)
+    await wait_until(lambda: len(subscriber.events) == 3)
 
     assert subscriber.encounters == recorded
     await subscriber.stop()
@@ -294,7 +295,7 @@ async def test_every_connection_may_be_lost(gateway: Gateway, url: str) -> None:
     recorded = []
     for _ in range(3):
         recorded.append(await gateway.record("patient"))
-        await until(lambda: len(subscriber.events) == len(recorded))
+        await wait_until(lambda: len(subscriber.events) == len(recorded))
         await rows(
             url,
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -325,11 +326,11 @@ async def test_who_does_not_keep_up_is_sent_away_alone_and_may_come_back(
     slow = await stream_events(gateway.context)
     quick = gateway.subscribe()
     waiting = asyncio.ensure_future(anext(slow))
-    await until(lambda: len(gateway.feed._followers.get(("loop", None), ())) == 2)
+    await wait_until(lambda: len(gateway.feed._followers.get(("loop", None), ())) == 2)
     recorded = []
     for _ in range(8):
         recorded.append(await gateway.record("patient"))
-        await until(lambda: len(quick.events) == len(recorded))
+        await wait_until(lambda: len(quick.events) == len(recorded))
 
     first = await waiting
     with pytest.raises(TemporarilyUnavailable, match="last cursor"):
@@ -348,9 +349,9 @@ async def to_the_end(stream: AsyncIterator[FeedEvent]) -> list[FeedEvent]:
 async def test_a_gateway_that_stops_tells_its_subscribers(url: str) -> None:
     async with Gateway.running(url) as gateway:
         subscriber = gateway.subscribe()
-        await until(lambda: gateway.feed._followers)
+        await wait_until(lambda: gateway.feed._followers)
 
-    await until(lambda: subscriber.ended)
+    await wait_until(lambda: subscriber.ended)
     assert isinstance(subscriber.ended, TemporarilyUnavailable)
 
 
@@ -369,14 +370,14 @@ async def test_one_reader_reads_for_all_and_nobody_reads_for_none(
         recorded = []
         for _ in range(3):
             recorded.append(await gateway.record("patient"))
-            await until(lambda: all(subscriber.encounters == recorded for subscriber in subscribers))
+            await wait_until(lambda: all(subscriber.encounters == recorded for subscriber in subscribers))
         return sum("payload" in text and text.startswith("SELECT") for text in sent)
 
     monkeypatch.setattr(PoolConnection, "fetch", counted)
     assert await readings([]) == 0
     await told(gateway, 3)
     subscribers = [gateway.subscribe() for _ in range(20)]
-    await until(lambda: len(gateway.feed._followers.get(("loop", None), ())) == 20)
+    await wait_until(lambda: len(gateway.feed._followers.get(("loop", None), ())) == 20)
     assert await readings(subscribers) <= 2 * 3
     for subscriber in subscribers:
         await subscriber.stop()

@@ -14,7 +14,7 @@ from gateway.database.database import APP_ROLE, Database, PoolConnection
 from gateway.database.pool import Pool
 from resolvers.sql import Row, Statement
 from tests.cast import Cast
-from tests.happenings import until
+from tests.waiting import wait_until
 
 Connections = Pool[asyncpg.Connection]
 
@@ -197,7 +197,7 @@ async def test_whoever_looks_while_others_statements_hang_is_served_all_the_same
 
     monkeypatch.setattr(PoolConnection, "fetch", hang)
     slow = asyncio.create_task(database.fetch_one_batched("loop", find, "ids", patient_id, most_bytes=1_000))
-    await until(lambda: hanging)
+    await wait_until(lambda: hanging)
 
     async with asyncio.timeout(2):
         row = await database.fetch_one_batched("loop", find, "ids", patient_id, most_bytes=1_000)

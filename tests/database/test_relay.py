@@ -21,9 +21,10 @@ from resolvers import relay
 from resolvers.errors import TemporarilyUnavailable
 from resolvers.relay import LOCK_WATERMARK, move_watermark, prune_events, stamp_events
 from resolvers.sql import Statement
-from tests.happenings import Gateway, append, beginning, fresh_database, rows, until
+from tests.event_helpers import Gateway, append, cursor_v1, fresh_database, rows
+from tests.waiting import wait_until
 
-BEGINNING = beginning()
+BEGINNING = cursor_v1()
 PATIENTS = [f"patient-{number}" for number in range(8)]
 
 POSITIONS = "SELECT position FROM patient_graph.outbox ORDER BY position"
@@ -75,7 +76,7 @@ async def test_late_commits_are_neither_lost_nor_repeated_nor_out_of_order(url: 
         written = await asyncio.gather(*(write_late(gateway, 15) for gateway in (one, other)))
         count = 2 * 15 * len(PATIENTS)
 
-        await until(lambda: all(len(subscriber.events) >= count for subscriber in subscribers))
+        await wait_until(lambda: all(len(subscriber.events) >= count for subscriber in subscribers))
 
         for subscriber in subscribers:
             assert subscriber.encounters == subscribers[0].encounters
@@ -118,7 +119,7 @@ async def test_relays_that_lose_the_lease_in_the_middle_take_turns(
         if len(at_work) == len(relays):
             break
     count = sum(map(len, recorded.values()))
-    await until(lambda: len(subscriber.events) >= count)
+    await wait_until(lambda: len(subscriber.events) >= count)
 
     for task in fighting:
         task.cancel()
@@ -139,7 +140,7 @@ async def test_relays_at_once_without_any_lease_take_turns(still: Gateway, url: 
     recorded = await writing
     await relay.relay(still.relay)
 
-    await until(lambda: len(subscriber.events) == 15 * len(PATIENTS))
+    await wait_until(lambda: len(subscriber.events) == 15 * len(PATIENTS))
 
     assert_told(subscriber.encounters, recorded)
     assert await positions(url) == list(range(1, 15 * len(PATIENTS) + 1))
@@ -155,7 +156,7 @@ async def test_a_relay_that_dies_between_stamp_and_watermark_loses_nothing(still
 
     await relay.relay(still.relay)
 
-    await until(lambda: len(subscriber.events) == 2)
+    await wait_until(lambda: len(subscriber.events) == 2)
     assert subscriber.encounters == [first, second]
     await subscriber.stop()
 
@@ -187,7 +188,7 @@ async def test_wherever_a_relay_dies_another_goes_on(
     assert await positions(url) == [1, 2, 3, 4]
     assert [tuple(row) for row in await rows(url, WATERMARK)] == [(4, 4, 0)]
     subscriber = still.subscribe(BEGINNING)
-    await until(lambda: len(subscriber.events) == 4)
+    await wait_until(lambda: len(subscriber.events) == 4)
     assert subscriber.encounters == recorded
     await subscriber.stop()
 
@@ -206,7 +207,7 @@ async def test_a_relay_that_was_paused_in_the_middle_is_waited_for(still: Gatewa
     await paused.execute("UPDATE gateway.watermark SET stamped = 1")
 
     other = asyncio.create_task(relay.relay(still.relay))
-    await until(lambda: rows(url, "SELECT FROM pg_locks WHERE NOT granted"))
+    await wait_until(lambda: rows(url, "SELECT FROM pg_locks WHERE NOT granted"))
     assert not other.done()
     await (transaction.commit() if commits else transaction.rollback())
     await paused.close()
@@ -227,7 +228,7 @@ async def test_a_relay_whose_events_were_stamped_meanwhile_leaves_it_at_that(sti
             " WHERE created_at = (SELECT min(created_at) FROM patient_graph.outbox)"
         )
         other = asyncio.create_task(relay.relay(still.relay))
-        await until(lambda: rows(url, "SELECT FROM pg_locks WHERE NOT granted"))
+        await wait_until(lambda: rows(url, "SELECT FROM pg_locks WHERE NOT granted"))
     await late.close()
 
     with pytest.raises(TemporarilyUnavailable):
@@ -289,7 +290,7 @@ async def test_another_gateways_relay_is_woken(url: str, monkeypatch: pytest.Mon
         recorded = []
         for _ in range(3):
             recorded.append(await recording.record("patient"))
-            await until(lambda: all(subscriber.encounters == recorded for subscriber in subscribers))
+            await wait_until(lambda: all(subscriber.encounters == recorded for subscriber in subscribers))
         for subscriber in subscribers:
             await subscriber.stop()
 

@@ -10,7 +10,7 @@ from gateway.events import subscriber_reads
 from gateway.events.subscriber_reads import POOL_SIZE, EventReads, SubscriberReads
 from resolvers.errors import TemporarilyUnavailable
 from resolvers.sql import Row, Statement
-from tests.happenings import until
+from tests.waiting import wait_until
 
 # A new value each time it is sent.
 SENT = Statement("SELECT gen_random_uuid(), repeat('x', $1::int)", ["length"])
@@ -57,7 +57,7 @@ async def test_a_subscriber_that_goes_takes_no_rows_of_others_with_it(reads: Sub
             return await connection.fetch(SLOW)
 
     first, second = asyncio.ensure_future(slow()), asyncio.ensure_future(slow())
-    await until(lambda: reads._under_way)
+    await wait_until(lambda: reads._under_way)
     first.cancel()
 
     assert len(await second) == 1
@@ -83,7 +83,7 @@ async def test_what_is_kept_is_bounded_and_let_go_of(reads: SubscriberReads, mon
 
     monkeypatch.setattr(subscriber_reads, "KEPT_SECONDS", 0.05)
     await sent(reads, 9)
-    await until(lambda: not reads._kept)
+    await wait_until(lambda: not reads._kept)
     assert reads._kept_bytes == 0
 
 
@@ -95,7 +95,7 @@ async def test_those_who_catch_up_leave_a_connection_to_the_reader(reads: Subscr
             await holding.wait()
 
     held = [asyncio.ensure_future(hold()) for _ in range(10 * POOL_SIZE)]
-    await until(lambda: len(reads.database._pool._in_use_connections) == POOL_SIZE - 1)
+    await wait_until(lambda: len(reads.database._pool._in_use_connections) == POOL_SIZE - 1)
     async with asyncio.timeout(1), reads.database.connection("loop"):
         pass
 

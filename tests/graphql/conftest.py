@@ -4,16 +4,16 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from tests.sockets import Sockets
-from tests.staged import STAGE, TOKENS, Stage, Tokens, staged
+from tests.controlled_schema import CONTROL, TOKENS, Control, Tokens, controlled_gateway
+from tests.websocket_client import GatewayServer
 
 
 @pytest.fixture
-def stage() -> Iterator[Stage]:
+def control() -> Iterator[Control]:
     """A stage on which nothing has happened yet; whoever is held there is let go in the end."""
-    STAGE.__init__()  # type: ignore[misc]
-    yield STAGE
-    STAGE.gate.set()
+    CONTROL.__init__()  # type: ignore[misc]
+    yield CONTROL
+    CONTROL.gate.set()
 
 
 @pytest.fixture
@@ -25,14 +25,14 @@ def tokens() -> Tokens:
 
 
 @pytest.fixture(scope="module")
-async def impatient(database_url: str) -> AsyncIterator[Sockets]:
-    async with staged(
+async def impatient(database_url: str) -> AsyncIterator[GatewayServer]:
+    async with controlled_gateway(
         database_url, socket_recheck_seconds=0.2, socket_init_seconds=0.5, socket_send_seconds=0.5
     ) as serving:
         yield serving
 
 
 @pytest.fixture
-def sockets(impatient: Sockets, stage: Stage, tokens: Tokens) -> Sockets:
+def sockets(impatient: GatewayServer, control: Control, tokens: Tokens) -> GatewayServer:
     """A gateway whose patience is short."""
     return impatient

@@ -9,10 +9,11 @@ from graphql import GraphQLObjectType, GraphQLOutputType, GraphQLUnionType, get_
 from models import MEMBERS
 from schema import build_schema
 from tests.cast import Cast
-from tests.graphql.test_events import OverSocket, gateway_on
-from tests.happenings import beginning, until
-from tests.sockets import Sockets
-from tests.staged import TOKENS
+from tests.controlled_schema import TOKENS
+from tests.event_helpers import cursor_v1
+from tests.graphql.test_subscriptions import OverSocket, gateway_on
+from tests.waiting import wait_until
+from tests.websocket_client import GatewayServer
 
 SCHEMA = build_schema()._schema
 
@@ -87,7 +88,7 @@ ROOTS = {
 
 
 @pytest.fixture(scope="module")
-async def sockets(database_url: str) -> AsyncIterator[Sockets]:
+async def sockets(database_url: str) -> AsyncIterator[GatewayServer]:
     TOKENS.give("dev")
     async with gateway_on(database_url) as serving:
         yield serving
@@ -103,42 +104,42 @@ def test_each_mutation_that_shows_clinical_text_is_walked() -> None:
     assert showing == ROOTS.keys()
 
 
-async def entries(sockets: Sockets, cast: Cast, patient_id: str) -> int:
+async def entries(sockets: GatewayServer, cast: Cast, patient_id: str) -> int:
     """Count the entries that say that a patient's encounters were read."""
     sentinel = await cast.patient()
     count = """SELECT count(*) FROM patient_graph.audit_log
         WHERE patient_id = $1 AND event_type = 'patient_graph.encounters.read'"""
-    async with sockets.signed_in() as talk:
-        await talk.ask("mutation { " + ROOTS["EncounterRecorded"] % {"patient": sentinel} + " { __typename } }")
-        await talk.ask(f'{{ patient(id: "{sentinel}") {{ encounters {{ nodes {{ id }} }} }} }}')
+    async with sockets.authenticated() as websocket:
+        await websocket.ask("mutation { " + ROOTS["EncounterRecorded"] % {"patient": sentinel} + " { __typename } }")
+        await websocket.ask(f'{{ patient(id: "{sentinel}") {{ encounters {{ nodes {{ id }} }} }} }}')
     # Notes are written in the order in which they were left.
-    await until(lambda: cast.connection.fetchval(count, sentinel))
+    await wait_until(lambda: cast.connection.fetchval(count, sentinel))
     number: int = await cast.connection.fetchval(count, patient_id)
     return number
 
 
-async def asked(sockets: Sockets, cast: Cast, root: str, path: Path) -> int:
+async def asked(sockets: GatewayServer, cast: Cast, root: str, path: Path) -> int:
     """Ask for a path below a mutation, or below an event; give how many entries that left."""
     patient_id = await cast.patient()
     record = "mutation { " + ROOTS["EncounterRecorded"] % {"patient": patient_id} + " { ...on EncounterRecorded %s } }"
-    async with sockets.signed_in() as talk:
-        body = await talk.ask(record % "{ encounter { id } }")
+    async with sockets.authenticated() as websocket:
+        body = await websocket.ask(record % "{ encounter { id } }")
         encounter_id = body["data"]["recordEncounter"]["encounter"]["id"]
         below = selection(object_type(root), path)
         if root in ROOTS:
             field = ROOTS[root] % {"patient": patient_id, "encounter": encounter_id}
-            body = await talk.ask(f"mutation {{ {field} {{ ...on {root} {{ {below} }} }} }}")
+            body = await websocket.ask(f"mutation {{ {field} {{ ...on {root} {{ {below} }} }} }}")
             assert "errors" not in body, body
             assert all(body["data"].values()), body
     if root not in ROOTS:
-        query = f'subscription {{ encounterEvents(patientId: "{patient_id}", after: "{beginning()}") {{ {below} }} }}'
+        query = f'subscription {{ encounterEvents(patientId: "{patient_id}", after: "{cursor_v1()}") {{ {below} }} }}'
         async with OverSocket.follow(sockets, query=query) as listener:
             await listener.event()
     return await entries(sockets, cast, patient_id)
 
 
 @pytest.mark.parametrize("root", [*ROOTS, "EncounterEvent"])
-async def test_each_way_to_clinical_text_leaves_an_entry(sockets: Sockets, cast: Cast, root: str) -> None:
+async def test_each_way_to_clinical_text_leaves_an_entry(sockets: GatewayServer, cast: Cast, root: str) -> None:
     kind = object_type(root)
     left: dict[Path, int] = {}
     for path, must_leave_one in walk(kind):

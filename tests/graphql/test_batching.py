@@ -14,7 +14,7 @@ from resolvers.access import Caller
 from resolvers.audit_notes import REQUEST_REFUSED
 from tests.cast import Cast
 from tests.doors import Service
-from tests.logs import captured
+from tests.logs import captured_logs
 
 JSON = "application/json"
 RESPONSE = "application/graphql-response+json"
@@ -162,7 +162,7 @@ async def test_a_batch_of_one_is_answered_by_an_array_of_one(batching: Service) 
 async def test_an_operation_that_is_refused_does_not_spoil_the_others(
     batching: Service, accept: str, wrong: dict[str, Any]
 ) -> None:
-    with captured() as lines:
+    with captured_logs() as lines:
         answer = await post(batching, [HELLO, wrong, HELLO], accept=accept)
 
     assert codes(answer) == [None, "validation_error", None]

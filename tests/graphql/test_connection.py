@@ -11,7 +11,7 @@ import pytest
 
 from tests.cast import Cast
 from tests.doors import Service
-from tests.happenings import until
+from tests.waiting import wait_until
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
@@ -236,7 +236,7 @@ async def test_nobody_is_skipped_or_shown_twice_while_others_are_recorded(
     two: dict[str, Any] = {size: 2}
     connection = await page(service, patient_id, **two)
     # Pages are quick: all could be read before anything was recorded.
-    await until(lambda: recorded)
+    await wait_until(lambda: recorded)
     while len(met) < 50:
         met += ids(connection)
         if not connection["pageInfo"][more]:

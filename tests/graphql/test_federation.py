@@ -18,9 +18,9 @@ from resolvers.audit_notes import ENCOUNTERS_READ
 from schema import build_schema
 from schema.federation import DIRECTIVES, subgraph_sdl
 from tests.cast import Cast
-from tests.conftest import PATIENT
+from tests.conftest import GENEROUS_LIMITS
 from tests.doors import Service
-from tests.logs import captured
+from tests.logs import captured_logs
 
 MARKER = "tuberculosis"
 PRINTED = (Path(__file__).parent.parent.parent / "schema/federated.graphql").read_text().rstrip()
@@ -195,7 +195,7 @@ async def test_an_id_that_cannot_be_one_is_null(subgraph: Service, impossible: s
 async def test_a_representation_that_names_no_entity_is_refused_with_its_place_and_not_repeated(
     subgraph: Service, misshapen: Any
 ) -> None:
-    with captured() as lines:
+    with captured_logs() as lines:
         body = await ask(subgraph, patient("nobody"), misshapen, misshapen)
 
     extensions = refusal(body)
@@ -241,7 +241,9 @@ async def for_few(database_url: str) -> AsyncIterator[Service]:
     async def verify(token: str) -> Caller:
         return Caller("few", frozenset({token}), brand_id="loop")
 
-    async with Service.running(Settings(database_url=database_url, federation=True, **PATIENT), verify) as running:
+    async with Service.running(
+        Settings(database_url=database_url, federation=True, **GENEROUS_LIMITS), verify
+    ) as running:
         yield running
 
 

@@ -12,11 +12,11 @@ from resolvers.encounters.record import columns_of, insert_encounter
 from resolvers.outbox import FIND_MARK
 from resolvers.patients import time_at
 from tests.cast import Cast
+from tests.controlled_schema import TOKENS
 from tests.doors import Service
-from tests.graphql.test_events import EVENTS, REGISTER, OverStream, gateway_on, record
-from tests.happenings import Gateway, Held, beginning, fresh_database, rows
-from tests.sockets import Sockets
-from tests.staged import TOKENS
+from tests.event_helpers import Gateway, OpenTransaction, cursor_v1, fresh_database, rows
+from tests.graphql.test_subscriptions import EVENTS, REGISTER, OverStream, gateway_on, record
+from tests.websocket_client import GatewayServer
 
 LIST = """query ($first: Int) {
   patient(id: "a") { encounters(first: $first) { feedCursor nodes { id } } }
@@ -31,7 +31,7 @@ async def url(server_url: str) -> str:
     return url
 
 
-async def begin(gateway: Gateway, patient_id: str) -> Held:
+async def begin(gateway: Gateway, patient_id: str) -> OpenTransaction:
     """Record an encounter, all of it, and do not commit yet."""
     stack = AsyncExitStack()
     connection = await stack.enter_async_context(gateway.app.transaction("loop"))
@@ -40,17 +40,17 @@ async def begin(gateway: Gateway, patient_id: str) -> Held:
     now = await time_at(connection, "loop", patient_id)
     assert now is not None
     await insert_encounter(gateway.context, connection, columns, now)
-    return Held(columns["id"], stack)
+    return OpenTransaction(columns["id"], stack)
 
 
-async def listed(sockets: Sockets, **variables: Any) -> tuple[str, set[str]]:
+async def listed(sockets: GatewayServer, **variables: Any) -> tuple[str, set[str]]:
     """Read the patient's newest encounters: where to follow them from, and which they are."""
-    async with sockets.signed_in() as talk:
-        page = (await talk.ask(LIST, **variables))["data"]["patient"]["encounters"]
+    async with sockets.authenticated() as websocket:
+        page = (await websocket.ask(LIST, **variables))["data"]["patient"]["encounters"]
     return page["feedCursor"], {node["id"] for node in page["nodes"]}
 
 
-async def followed(sockets: Sockets, after: str, wanted: set[str]) -> list[str]:
+async def followed(sockets: GatewayServer, after: str, wanted: set[str]) -> list[str]:
     """Follow from a cursor until everything that is wanted was told."""
     told: list[str] = []
     async with OverStream.follow(sockets, after=after) as listener:
@@ -66,7 +66,7 @@ async def test_what_a_page_does_not_show_yet_comes_from_its_feed_cursor(url: str
     recorded: set[str] = set()
     pages: list[tuple[str, set[str]]] = []
     async with Gateway.running(url) as writer, gateway_on(url) as one, gateway_on(url) as other:
-        held: list[Held] = []
+        held: list[OpenTransaction] = []
         for number in range(12):
             held += [await begin(writer, "a") for _ in range(3)]
             for _ in range(chance.randint(0, min(5, len(held))) if len(held) < 8 else 4):
@@ -151,7 +151,7 @@ async def test_a_page_below_an_event_can_be_followed_too(url: str) -> None:
     below = EVENTS.replace("patient { id }", "patient { encounters { feedCursor nodes { id } } }")
     async with gateway_on(url) as sockets:
         recorded = [await record(sockets, "a") for _ in range(3)]
-        async with OverStream.follow(sockets, query=below, after=beginning()) as listener:
+        async with OverStream.follow(sockets, query=below, after=cursor_v1()) as listener:
             pages = [(await listener.event())["encounter"]["patient"]["encounters"] for _ in recorded]
         later = await record(sockets, "a")
 

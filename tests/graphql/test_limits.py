@@ -16,8 +16,8 @@ from schema.documents.limits import SATURATED, DocumentLimits, document_stats
 from schema.documents.parse import DocumentRules, Documents
 from tests.cast import Cast
 from tests.doors import LIST, RECORD, Service
-from tests.logs import captured
-from tests.sockets import Sockets
+from tests.logs import captured_logs
+from tests.websocket_client import GatewayServer
 
 SCHEMA = build_schema()._schema
 ID = '(id: "x")'
@@ -128,11 +128,14 @@ async def test_every_limit_that_is_passed_is_told(strict: Service) -> None:
 
 @pytest.mark.parametrize("query", [deep(6), aliases(6), root_fields(6)], ids=["depth", "aliases", "root_fields"])
 async def test_a_socket_has_the_same_limits(database_url: str, query: str) -> None:
-    async with Sockets.serving(Settings(database_url=database_url, **LOW)) as sockets, sockets.signed_in() as talk:
-        refusal = await talk.refusal(query)
+    async with (
+        GatewayServer.serving(Settings(database_url=database_url, **LOW)) as sockets,
+        sockets.authenticated() as websocket,
+    ):
+        refusal = await websocket.refusal(query)
 
         assert refusal["violations"][0]["rule"] in {"depth", "aliases", "root_fields"}
-        assert await talk.ask("{ __typename }") == {"data": {"__typename": "Query"}}
+        assert await websocket.ask("{ __typename }") == {"data": {"__typename": "Query"}}
 
 
 # What must pass
@@ -213,7 +216,7 @@ def test_a_document_that_is_kept_is_neither_parsed_nor_counted_again(monkeypatch
 async def test_while_measuring_everything_runs_and_the_log_says_what_would_not(
     measuring: Service, written: Any, rule: str
 ) -> None:
-    with captured() as logs:
+    with captured_logs() as logs:
         first = await measuring.graphql(written(6))
         again = await measuring.graphql(written(6))
 
@@ -227,7 +230,7 @@ async def test_while_measuring_everything_runs_and_the_log_says_what_would_not(
 
 
 async def test_while_measuring_long_and_dear_documents_run_too(measuring: Service) -> None:
-    with captured() as logs:
+    with captured_logs() as logs:
         body = await measuring.graphql(
             "{ __typename" + " #\n" * 120 + f" {patient('encounters(first: 100) { nodes { id } }')[1:]}"
         )
@@ -275,15 +278,15 @@ async def test_the_cost_is_told_by_get_and_of_what_is_refused_for_it(service: Se
     assert too_dear.json()["extensions"]["cost"]["requested"] > 25_000
 
 
-async def test_the_cost_is_told_on_a_socket(sockets: Sockets) -> None:
-    async with sockets.signed_in() as talk:
+async def test_the_cost_is_told_on_a_socket(sockets: GatewayServer) -> None:
+    async with sockets.authenticated() as websocket:
         payload = {"query": "subscription { count(to: 1) }", "extensions": {"cost": True}}
-        await talk.say(type="subscribe", id="one", payload=payload)
-        event = await talk.next("one")
-        assert await talk.hear() == {"type": "complete", "id": "one"}
+        await websocket.send(type="subscribe", id="one", payload=payload)
+        event = await websocket.next("one")
+        assert await websocket.receive() == {"type": "complete", "id": "one"}
 
-        await talk.say(type="subscribe", id="two", payload=payload | {"query": COSTLY})
-        answer = await talk.next("two")
+        await websocket.send(type="subscribe", id="two", payload=payload | {"query": COSTLY})
+        answer = await websocket.next("two")
 
     assert event == {"data": {"count": "0"}, "extensions": {"cost": {"requested": 0, "limit": 25_000}}}
     assert answer["extensions"] == {"cost": {"requested": 101, "limit": 25_000}}

@@ -14,7 +14,7 @@ from gateway.settings import Settings
 from resolvers.access import Caller
 from tests.cast import Cast
 from tests.doors import Service
-from tests.logs import captured
+from tests.logs import captured_logs
 
 JSON = "application/json"
 RESPONSE = "application/graphql-response+json"
@@ -455,7 +455,7 @@ INPUT = {"brandId": "loop", "encounterType": "LAB"}
 async def test_a_refused_variable_is_not_repeated(service: Service, cast: Cast, changed: dict[str, Any]) -> None:
     variables = {"patientId": await cast.patient(), "input": INPUT | changed}
 
-    with captured() as lines:
+    with captured_logs() as lines:
         answer = await post(service, {"query": RECORD, "variables": variables})
 
     assert answer.status_code in {200, 400}
@@ -495,7 +495,7 @@ async def test_a_refused_literal_is_not_repeated_but_its_member_is_named_and_pla
     members = ", ".join(f"{name}: {value}" for name, value in WRITTEN.items() if not literal.startswith(name))
     record = f'recordEncounter(patientId: "{await cast.patient()}", input: {{{members}, {literal}}})'
 
-    with captured() as lines:
+    with captured_logs() as lines:
         answer = await post(
             service, {"query": f"mutation {{ {record} {{ __typename ... on Problem {{ message }} }} }}"}
         )
@@ -527,7 +527,7 @@ WRITTEN = {"brandId": '"loop"', "encounterType": "LAB"}
     ids=lambda body: str(body)[:60],
 )
 async def test_a_value_in_any_other_place_is_not_repeated(service: Service, body: dict[str, Any]) -> None:
-    with captured() as lines:
+    with captured_logs() as lines:
         answer = await post(service, body)
 
     assert answer.status_code in {200, 400}

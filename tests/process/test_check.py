@@ -16,8 +16,8 @@ import pytest
 from gateway.database.migrate import migrate
 from tests.conftest import create_database
 from tests.gateways import ROOT, Gateway
-from tests.process.test_safety import run
-from tests.provider import IdentityProvider
+from tests.identity_provider import IdentityProvider
+from tests.process.test_preflight import run
 
 UNSAFE = {"GATEWAY_DATABASE_UNSAFE": "true"}
 COMMANDS = [["migrate"], ["patients", "import", "-"], ["encounters", "import", "-"], ["audit", "verify"]]

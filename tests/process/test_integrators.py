@@ -14,8 +14,8 @@ from uuid import uuid4
 import pytest
 
 from tests import node
-from tests.happenings import until
-from tests.rehearsal import ROOT, Rehearsal
+from tests.faulty_gateway import ROOT, FaultyGateway
+from tests.waiting import wait_until
 
 CLIENTS = ROOT / "docs/clients"
 ENCOUNTERS = 30
@@ -87,8 +87,8 @@ def shell(_folder: Path) -> Sequence[str]:
 )
 async def test_each_encounter_is_recorded_once_whatever_goes_wrong(language, server_url: str, tmp_path: Path) -> None:
     command = language(tmp_path)
-    async with Rehearsal.running(server_url, tmp_path, SEED) as rehearsal:
-        client = Client(command, tmp_path / "outbox", rehearsal.origin)
+    async with FaultyGateway.running(server_url, tmp_path, SEED) as faulty:
+        client = Client(command, tmp_path / "outbox", faulty.origin)
         visits = [f"visit {number:02}" for number in range(ENCOUNTERS)]
         await client.keep("demo-patient", notes=visits[0])
         (kept,) = (client.outbox / "waiting").iterdir()
@@ -100,27 +100,29 @@ async def test_each_encounter_is_recorded_once_whatever_goes_wrong(language, ser
         killed = client.start("send")
 
         async def some_are_recorded() -> bool:
-            return len(await rehearsal.recorded()) >= ENCOUNTERS // 3
+            return len(await faulty.recorded()) >= ENCOUNTERS // 3
 
-        await until(some_are_recorded)
+        await wait_until(some_are_recorded)
         killed.kill()
         await asyncio.to_thread(killed.communicate)
         exit_code, _ = await client.send()
 
         assert exit_code == 0
-        assert await rehearsal.recorded() == visits
+        assert await faulty.recorded() == visits
         assert (client.count("waiting"), client.count("recorded")) == (0, ENCOUNTERS)
-        assert set(rehearsal.faults) == {"delay", "rate_limited", "unavailable", "lost_answer", "delivered_twice"}
+        assert set(faulty.faults) == {"delay", "rate_limited", "unavailable", "lost_answer", "delivered_twice"}
 
-        await what_is_refused_is_put_aside_and_a_bad_token_puts_nothing_aside(client, rehearsal)
+        await what_is_refused_is_put_aside_and_a_bad_token_puts_nothing_aside(client, faulty)
 
 
-async def what_is_refused_is_put_aside_and_a_bad_token_puts_nothing_aside(client: Client, rehearsal: Rehearsal) -> None:
+async def what_is_refused_is_put_aside_and_a_bad_token_puts_nothing_aside(
+    client: Client, faulty: FaultyGateway
+) -> None:
     strange = "no/body ?#%41 ü"
     await client.keep(strange)
     await client.keep("demo-patient", encounter_type="house_call")
 
-    before = rehearsal.faults.total()
+    before = faulty.faults.total()
     exit_code, said = await client.send(token="no-token")
     assert (exit_code, client.count("waiting"), client.count("refused")) == (1, 2, 0)
     assert "401" in said
@@ -128,8 +130,8 @@ async def what_is_refused_is_put_aside_and_a_bad_token_puts_nothing_aside(client
     exit_code, said = await client.send()
     assert (exit_code, client.count("waiting"), client.count("refused")) == (1, 0, 2)
     assert {"not_found", "validation_error"} == set(re.findall(r'"error":"(\w+)"', said))
-    assert before <= rehearsal.faults.total()
-    assert len(await rehearsal.recorded()) == ENCOUNTERS
+    assert before <= faulty.faults.total()
+    assert len(await faulty.recorded()) == ENCOUNTERS
 
 
 def test_the_page_shows_the_clients_as_they_are() -> None:

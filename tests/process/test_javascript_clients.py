@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.graphql.test_events import BEGINNING, REGISTER, gateway_on, record
-from tests.happenings import DEADLINE_SECONDS, fresh_database, rows
-from tests.staged import TOKENS
+from tests.controlled_schema import TOKENS
+from tests.event_helpers import fresh_database, rows
+from tests.graphql.test_subscriptions import BEGINNING, REGISTER, gateway_on, record
+from tests.waiting import DEADLINE_SECONDS
 
 NODE = shutil.which("node")
 CLIENTS = Path(__file__).parents[1] / "javascript"

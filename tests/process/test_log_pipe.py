@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import httpx2
 import pytest
 
-from tests.gateways import DEV, PATH, PATIENT_SETTINGS, ROOT, VISIT
+from tests.gateways import DEV, GENEROUS_LIMITS, PATH, ROOT, VISIT
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def gateway(database_url: str, stderr: int | None, **settings: str) -> Iterator[
     process = subprocess.Popen(
         [sys.executable, "-m", "gateway", "serve"],
         cwd=ROOT,
-        env=environment | PATIENT_SETTINGS | named | settings,
+        env=environment | GENEROUS_LIMITS | named | settings,
         stdout=subprocess.PIPE,
         stderr=stderr,
     )

@@ -19,7 +19,8 @@ from gateway.events import delivery as sinks
 from gateway.events import pipeline
 from gateway.events.replay import replay
 from gateway.events.status import event_numbers
-from tests.happenings import Gateway, fresh_database, rows, until
+from tests.event_helpers import Gateway, fresh_database, rows
+from tests.waiting import wait_until
 
 # Debian keeps it where only administrators look.
 SERVER = shutil.which("nats-server", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
@@ -52,7 +53,7 @@ class Nats:
         words = [str(word) for option in options.items() for word in option]
         self.process = await asyncio.create_subprocess_exec(SERVER, "--jetstream", *words)
         ports = self.folder / f"{Path(SERVER).name}_{self.process.pid}.ports"
-        await until(lambda: ports.exists() and ports.read_text())
+        await wait_until(lambda: ports.exists() and ports.read_text())
         self.port = int(json.loads(ports.read_text())["nats"][0].rpartition(":")[2])
 
     async def stop(self) -> None:
@@ -89,7 +90,7 @@ async def gateway(url: str, server: Nats, monkeypatch: pytest.MonkeyPatch) -> As
     monkeypatch.setattr(sinks, "LONGEST_RETRY_SECONDS", 0.05)
     monkeypatch.setattr(pipeline, "LOOK_AGAIN_SECONDS", 0.02)
     async with Gateway.running(url, nats_url=server.url, nats_subject=SUBJECT, webhook_seconds=2) as running:
-        await until(lambda: rows(url, "SELECT FROM gateway.sinks"))
+        await wait_until(lambda: rows(url, "SELECT FROM gateway.sinks"))
         yield running
 
 
@@ -99,7 +100,7 @@ async def delivered(gateway: Gateway, position: int) -> None:
     async def there() -> bool:
         return (await event_numbers(gateway.relay)).sinks[0].position >= position
 
-    await until(there)
+    await wait_until(there)
 
 
 async def failing(gateway: Gateway) -> str | None:
@@ -108,7 +109,7 @@ async def failing(gateway: Gateway) -> str | None:
     async def failed() -> bool:
         return (await event_numbers(gateway.relay)).sinks[0].failures >= 3
 
-    await until(failed)
+    await wait_until(failed)
     return (await event_numbers(gateway.relay)).sinks[0].last_error
 
 

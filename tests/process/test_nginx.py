@@ -12,10 +12,10 @@ import pytest
 
 from gateway.protocols.http import LimitedHttpProtocol
 from tests.cast import Cast
-from tests.graphql.test_events import BEGINNING, EVENTS, gateway_on, record
-from tests.happenings import until
-from tests.staged import STAGE, TOKENS, staged
-from tests.streams import deaf_to, listen_to
+from tests.controlled_schema import CONTROL, TOKENS, controlled_gateway
+from tests.graphql.test_subscriptions import BEGINNING, EVENTS, gateway_on, record
+from tests.sse_client import open_stream, open_unread_stream
+from tests.waiting import wait_until
 
 # Debian keeps it where only administrators look.
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
@@ -64,7 +64,7 @@ async def in_front_of(gateway_port: int, folder: Path) -> AsyncIterator[str]:
         return True
 
     try:
-        await until(listens)
+        await wait_until(listens)
         yield f"http://127.0.0.1:{port}"
     finally:
         if process.returncode is None:
@@ -81,12 +81,12 @@ async def test_events_come_through_nginx_one_by_one_as_they_happen(
     async with (
         gateway_on(database_url) as gateway,
         in_front_of(gateway.port, tmp_path) as origin,
-        listen_to(origin, EVENTS, patientId=patient_id, after=BEGINNING) as stream,
+        open_stream(origin, EVENTS, patientId=patient_id, after=BEGINNING) as stream,
     ):
         for _ in range(3):
             # The next is recorded only when this one is here: nothing pushes it out of a buffer.
             encounter_id = await record(gateway, patient_id)
-            event = (await stream.hear()).body["data"]["encounterEvents"]
+            event = (await stream.receive()).body["data"]["encounterEvents"]
             assert event["encounter"]["id"] == encounter_id
 
 
@@ -95,17 +95,17 @@ async def test_what_a_client_does_not_read_is_not_kept_on_the_disk_of_nginx(
 ) -> None:
     monkeypatch.setattr(LimitedHttpProtocol, "send_seconds", 0.3)
     TOKENS.give("dev")
-    STAGE.__init__()  # type: ignore[misc]
+    CONTROL.__init__()  # type: ignore[misc]
     size = 50_000_000
 
     async with (
-        staged(database_url) as gateway,
+        controlled_gateway(database_url) as gateway,
         in_front_of(gateway.port, tmp_path) as origin,
-        deaf_to(
+        open_unread_stream(
             int(origin.rpartition(":")[2]), f"subscription {{ count(to: {size // 50_000}, characters: 50000) }}"
         ) as reader,
     ):
-        await until(lambda: "count" in STAGE.done)
+        await wait_until(lambda: "count" in CONTROL.done)
 
         # Nginx would put it into a file, all of it, and we would never learn that nobody reads.
         assert len(await reader.read()) < size

@@ -20,10 +20,11 @@ from gateway.settings import Settings
 from resolvers.sql import Statement
 from tests.cast import Cast
 from tests.doors import GraphQLDoor, RestDoor, Service
-from tests.faults import Wire
-from tests.gateways import looking_into, until
-from tests.happenings import fresh_database
-from tests.process.test_safety import run
+from tests.event_helpers import fresh_database
+from tests.gateways import owner_connection
+from tests.process.test_preflight import run
+from tests.tcp_proxy import TcpProxy
+from tests.waiting import wait_until
 
 # Debian keeps it where only administrators look.
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
@@ -81,7 +82,7 @@ async def pgbouncer(
     assert PGBOUNCER is not None
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
-    async with Wire.to(url) as (_, server):
+    async with TcpProxy.to(url) as (_, server):
         database = urlsplit(url).path[1:]
         configuration = folder / "pgbouncer.ini"
         configuration.write_text(
@@ -111,7 +112,7 @@ async def pgbouncer(
             return True
 
         try:
-            await until(lets_in)
+            await wait_until(lets_in)
             yield through
         finally:
             process.kill()
@@ -151,8 +152,8 @@ async def test_through_pgbouncer_a_cancelled_statement_leaves_the_settings_as_th
                 await connection.fetch(Statement("SELECT pg_sleep(30)"))
 
         hanging = asyncio.create_task(hang())
-        async with looking_into(url) as owner:
-            await until(lambda: is_sleeping(owner))
+        async with owner_connection(url) as owner:
+            await wait_until(lambda: is_sleeping(owner))
         hanging.cancel()
         await asyncio.gather(hanging, return_exceptions=True)
         async with database.connection("loopbio") as connection:
@@ -175,7 +176,7 @@ async def test_through_pgbouncer_in_session_mode_both_doors_serve_two_brands(
         _, said = await run("check", through)
         assert "does not let us in" not in said
         assert "row-level security" not in said
-        async with Service.running(Settings(database_url=through)) as service, looking_into(url) as owner:
+        async with Service.running(Settings(database_url=through)) as service, owner_connection(url) as owner:
             cast = Cast(owner)
             patients = {"dev": await cast.patient(), "dev-loopbio": await cast.patient("loopbio")}
             brands = {"dev": "loop", "dev-loopbio": "loopbio"}

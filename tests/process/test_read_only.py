@@ -19,24 +19,24 @@ from gateway.database.migrate import migrate
 from gateway.database.session import RELIED_ON, SessionFactory, UnusableSession, urls_of_hosts
 from resolvers.errors import TemporarilyUnavailable
 from resolvers.sql import Statement
-from tests.faults import Wire
+from tests.event_helpers import fresh_database
 from tests.gateways import (
     DEV,
     PATH,
     Gateway,
     Load,
-    contradictions,
+    encounters_by_key,
     gateways,
     is_ready,
-    kept_under,
-    looking_into,
+    owner_connection,
     status_of,
-    until,
+    wrong_answers,
 )
-from tests.happenings import fresh_database
-from tests.process.test_faults import IMPATIENT, unexpected
-from tests.process.test_safety import run
-from tests.servers import Server
+from tests.postgres_servers import PostgresServer
+from tests.process.test_database_failures import IMPATIENT, unexpected
+from tests.process.test_preflight import run
+from tests.tcp_proxy import TcpProxy
+from tests.waiting import wait_until
 
 RETURN_SECONDS = 10
 """How long after the server takes writes again the gateway may refuse them."""
@@ -58,29 +58,33 @@ async def lists(gateway: Gateway) -> int:
 
 async def test_a_gateway_records_again_soon_after_the_database_takes_writes_again(url: str) -> None:
     name = urlsplit(url).path[1:]
-    async with looking_into(url) as owner, gateways(url, **IMPATIENT) as (gateway,), Load.on(gateway.origin) as load:
-        await until(lambda: load.recorded() >= 20)
+    async with (
+        owner_connection(url) as owner,
+        gateways(url, **IMPATIENT) as (gateway,),
+        Load.on(gateway.origin) as load,
+    ):
+        await wait_until(lambda: load.recorded() >= 20)
         await owner.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
         await owner.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
-        await until(partial(not_ready, gateway))
+        await wait_until(partial(not_ready, gateway))
         refused = len(load.told)
-        await until(lambda: len(load.told) > refused + 20)
+        await wait_until(lambda: len(load.told) > refused + 20)
         assert load.recorded(refused) == 0
         assert await lists(gateway) == 200
         assert await not_ready(gateway)
 
         await owner.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
         returned, so_far = time.monotonic(), len(load.told)
-        await until(lambda: load.recorded(so_far) >= 20)
+        await wait_until(lambda: load.recorded(so_far) >= 20)
         assert time.monotonic() - returned < RETURN_SECONDS
-        await until(lambda: is_ready(gateway.origin))
+        await wait_until(lambda: is_ready(gateway.origin))
         assert gateway.process.poll() is None
         assert unexpected(gateway) == []
-    async with looking_into(url) as owner:
-        assert contradictions(load.told, await kept_under(owner)) == []
+    async with owner_connection(url) as owner:
+        assert wrong_answers(load.told, await encounters_by_key(owner)) == []
     assert {(told.code, told.recorded) for told in load.told if not told.encounter_id} <= {
         ("temporarily_unavailable", "no"),
         ("temporarily_unavailable", "unknown"),  # those whose connections were ended
@@ -125,7 +129,7 @@ async def test_a_write_that_meets_a_read_only_session_closes_all_of_them(url: st
 
 async def test_check_and_serve_refuse_a_database_that_takes_no_writes(url: str) -> None:
     name = urlsplit(url).path[1:]
-    async with looking_into(url) as owner:
+    async with owner_connection(url) as owner:
         await owner.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
         for command in ("check", "serve"):
             code, said = await run(command, url)
@@ -136,7 +140,7 @@ async def test_check_and_serve_refuse_a_database_that_takes_no_writes(url: str) 
 
 async def test_row_security_off_for_the_login_is_told_and_set_on(url: str) -> None:
     name = urlsplit(url).path[1:]
-    async with looking_into(url) as owner:
+    async with owner_connection(url) as owner:
         await owner.execute(f"ALTER DATABASE {name} SET row_security = off")
     _, said = await run("check", url)
     assert "row_security is off for the login" in said
@@ -150,9 +154,9 @@ async def test_row_security_off_for_the_login_is_told_and_set_on(url: str) -> No
 
 
 @pytest.fixture
-async def pair(tmp_path: Path) -> AsyncIterator[tuple[Server, Server]]:
+async def pair(tmp_path: Path) -> AsyncIterator[tuple[PostgresServer, PostgresServer]]:
     """A primary and its hot standby."""
-    primary, standby = Server(tmp_path / "a"), Server(tmp_path / "b")
+    primary, standby = PostgresServer(tmp_path / "a"), PostgresServer(tmp_path / "b")
     await primary.start()
     await migrate(primary.url)
     (data,) = (each for each in (tmp_path / "a" / "postgres").iterdir() if each.name.isdigit())
@@ -175,13 +179,15 @@ async def pair(tmp_path: Path) -> AsyncIterator[tuple[Server, Server]]:
     await primary.stop()
 
 
-def both(*servers: Server) -> str:
+def both(*servers: PostgresServer) -> str:
     """Give one URL that names several servers."""
     folders = [urlsplit(each.url).query.split("host=")[1].split("&")[0] for each in servers]
     return f"postgresql://postgres@/postgres?host={','.join(folders)}&port={','.join(['5432'] * len(folders))}"
 
 
-async def test_a_standby_is_refused_and_of_several_servers_the_primary_is_found(pair: tuple[Server, Server]) -> None:
+async def test_a_standby_is_refused_and_of_several_servers_the_primary_is_found(
+    pair: tuple[PostgresServer, PostgresServer],
+) -> None:
     primary, standby = pair
     code, said = await run("check", standby.url)
     assert code == 1
@@ -192,22 +198,22 @@ async def test_a_standby_is_refused_and_of_several_servers_the_primary_is_found(
 
     async with gateways(both(standby, primary), **IMPATIENT) as (gateway,):
         async with Load.on(gateway.origin) as load:
-            await until(lambda: load.recorded() >= 20)
+            await wait_until(lambda: load.recorded() >= 20)
             await primary.stop()
-            async with looking_into(standby.url) as owner:
+            async with owner_connection(standby.url) as owner:
                 assert await owner.fetchval("SELECT pg_promote()")
             promoted, so_far = time.monotonic(), len(load.told)
-            await until(lambda: load.recorded(so_far) >= 20)
+            await wait_until(lambda: load.recorded(so_far) >= 20)
             assert time.monotonic() - promoted < RETURN_SECONDS
-            await until(lambda: is_ready(gateway.origin))
+            await wait_until(lambda: is_ready(gateway.origin))
         assert unexpected(gateway) == []
-    async with looking_into(standby.url) as owner:
-        assert contradictions(load.told, await kept_under(owner)) == []
+    async with owner_connection(standby.url) as owner:
+        assert wrong_answers(load.told, await encounters_by_key(owner)) == []
 
 
 async def test_a_host_that_does_not_answer_keeps_no_attempt_from_the_next(url: str) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
-        async with Wire.to(url) as (_, near):
+        async with TcpProxy.to(url) as (_, near):
             live = urlsplit(near).netloc.rpartition("@")[2]
             several = near.replace(live, f"127.0.0.1:{silent.getsockname()[1]},{live}")
             sessions = SessionFactory(several, RELIED_ON, APP_ROLE)

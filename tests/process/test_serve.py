@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import create_database
 from tests.doors import RECORD
 from tests.gateways import ROOT, VISIT, WAITING, Gateway
-from tests.sockets import talk_to
+from tests.websocket_client import connect_to
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def gateway(tmp_path: Path) -> Iterator[Callable[..., Gateway]]:
 
 
 def test_the_first_lines_are_the_addresses_and_a_call_that_works_when_pasted(gateway) -> None:
-    said = (one := gateway()).welcome()
+    said = (one := gateway()).banner()
 
     pasted = subprocess.run(["sh", "-c", said[said.index("curl") :]], capture_output=True, text=True, check=True)
 
@@ -184,11 +184,11 @@ async def test_a_signal_lets_sockets_finish_what_is_being_recorded_and_says_that
     url = await create_database(server_url)
     one = await asyncio.to_thread(gateway(GATEWAY_DATABASE_URL=url, GATEWAY_DATABASE_UNSAFE="true").started)
     connection = await asyncpg.connect(url)
-    async with talk_to(one.origin) as talk, talk_to(one.origin) as idle:
-        await talk.authenticate()
+    async with connect_to(one.origin) as websocket, connect_to(one.origin) as idle:
+        await websocket.authenticate()
         async with connection.transaction():
             await connection.execute("LOCK TABLE patient_graph.encounters")
-            await talk.start(
+            await websocket.start(
                 "record", RECORD, patientId="demo-patient", input={"brandId": "loop", "encounterType": "LAB"}
             )
             while not await connection.fetchval(WAITING):  # noqa: ASYNC110 - the database tells nobody
@@ -196,9 +196,9 @@ async def test_a_signal_lets_sockets_finish_what_is_being_recorded_and_says_that
             one.process.send_signal(signal.SIGTERM)
             assert (await idle.closed())[0] == 1012
 
-        assert "encounter" in (await talk.next("record"))["data"]["recordEncounter"]
-        assert await talk.hear() == {"type": "complete", "id": "record"}
-        assert (await talk.closed())[0] == 1012
+        assert "encounter" in (await websocket.next("record"))["data"]["recordEncounter"]
+        assert await websocket.receive() == {"type": "complete", "id": "record"}
+        assert (await websocket.closed())[0] == 1012
     await connection.close()
     assert await asyncio.to_thread(one.process.wait, 20) == 0
 

@@ -22,8 +22,9 @@ from gateway.events.replay import NoReplay, replay
 from gateway.events.status import event_numbers
 from gateway.settings import Settings
 from tests.doors import Service
-from tests.happenings import DEADLINE_SECONDS, Gateway, fresh_database, rows, until
-from tests.receiver import Delivery, Receiver, taken
+from tests.event_helpers import Gateway, fresh_database, rows
+from tests.waiting import DEADLINE_SECONDS, wait_until
+from tests.webhook_receiver import Delivery, ReceiverServer, accept
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 OLD_SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
@@ -45,13 +46,13 @@ async def url(server_url: str) -> str:
 
 
 @pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with Receiver.running() as running:
+async def receiver() -> AsyncIterator[ReceiverServer]:
+    async with ReceiverServer.running() as running:
         yield running
 
 
 @pytest.fixture
-def webhook(receiver: Receiver) -> dict[str, Any]:
+def webhook(receiver: ReceiverServer) -> dict[str, Any]:
     """The settings that name the receiver."""
     return {"webhook_url": receiver.url, "webhook_secret": SECRET, "webhook_seconds": 5}
 
@@ -69,7 +70,7 @@ async def known(url: str, count: int = 1) -> None:
     async def at_work() -> bool:
         return len(await rows(url, "SELECT FROM gateway.sinks")) >= count
 
-    await until(at_work)
+    await wait_until(at_work)
 
 
 async def record(gateway: Gateway, count: int, patient_id: str = "patient") -> list[str]:
@@ -97,21 +98,21 @@ async def round_of_the_sink(url: str) -> None:
     async def renewed() -> bool:
         return await rows(url, lease) != before
 
-    await until(renewed)
+    await wait_until(renewed)
 
 
 async def sink_becomes(url: str, condition: Callable[[Any], Any]) -> None:
     async def become() -> Any:
         return condition(await sink(url))
 
-    await until(become)
+    await wait_until(become)
 
 
 # What is sent
 
 
 async def test_what_is_recorded_at_a_door_arrives_signed_and_says_nothing_clinical(
-    url: str, webhook: dict[str, Any], receiver: Receiver
+    url: str, webhook: dict[str, Any], receiver: ReceiverServer
 ) -> None:
     await rows(url, "INSERT INTO patient_graph.patients (id, brand_id) VALUES ('somebody', 'loop')")
     visit = {"brand_id": "loop", "encounter_type": "lab", "notes": "slept badly", "chief_complaint": "a cough",
@@ -122,7 +123,7 @@ async def test_what_is_recorded_at_a_door_arrives_signed_and_says_nothing_clinic
             response = await service.rest(
                 "POST", "/v1/patients/somebody/encounters", json=visit, headers={"idempotency-key": "once"}
             )
-        await until(lambda: receiver.taken)
+        await wait_until(lambda: receiver.taken)
         encounter = response.json()
 
     (delivery,) = receiver.tried
@@ -153,11 +154,11 @@ async def test_what_is_recorded_at_a_door_arrives_signed_and_says_nothing_clinic
         assert word not in sent
 
 
-async def test_while_a_secret_changes_both_verify(url: str, webhook: dict[str, Any], receiver: Receiver) -> None:
+async def test_while_a_secret_changes_both_verify(url: str, webhook: dict[str, Any], receiver: ReceiverServer) -> None:
     async with Gateway.running(url, **webhook | {"webhook_secret": f"{SECRET} {OLD_SECRET}"}) as gateway:
         await known(url)
         await record(gateway, 1)
-        await until(lambda: receiver.taken)
+        await wait_until(lambda: receiver.taken)
 
     (delivery,) = receiver.taken
     for secret in (SECRET, OLD_SECRET):
@@ -165,7 +166,7 @@ async def test_while_a_secret_changes_both_verify(url: str, webhook: dict[str, A
 
 
 async def test_a_receiver_of_one_brand_is_told_of_no_other(
-    url: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    url: str, receiver: ReceiverServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sinks, "BATCH", 2)
     webhooks = [
@@ -176,7 +177,7 @@ async def test_a_receiver_of_one_brand_is_told_of_no_other(
         await known(url, 2)
         for brand_id in ("loop", "loopbio", "loopbio", "loopbio", "loop", "loopbio"):
             await gateway.record("patient", brand_id)
-        await until(lambda: len(receiver.taken) == 8)
+        await wait_until(lambda: len(receiver.taken) == 8)
         numbers = await event_numbers(gateway.relay)
         while any(each.behind for each in numbers.sinks):
             numbers = await event_numbers(gateway.relay)
@@ -190,7 +191,7 @@ async def test_a_receiver_of_one_brand_is_told_of_no_other(
 
 @pytest.mark.parametrize("failure", ["500", "400", "timeout", "redirect", "refused", "cut off"])
 async def test_what_fails_is_tried_again_and_what_is_behind_it_waits(
-    url: str, webhook: dict[str, Any], receiver: Receiver, failure: str
+    url: str, webhook: dict[str, Any], receiver: ReceiverServer, failure: str
 ) -> None:
     async def failing(_delivery: Delivery) -> Response:
         match failure:
@@ -212,25 +213,25 @@ async def test_what_fails_is_tried_again_and_what_is_behind_it_waits(
         assert not receiver.taken
         if failure == "refused":
             await receiver.start()
-        receiver.answer = taken
-        await until(lambda: len(receiver.taken) == 3)
+        receiver.answer = accept
+        await wait_until(lambda: len(receiver.taken) == 3)
 
     assert receiver.encounters == recorded
     assert len({(delivery.id, delivery.body) for delivery in receiver.tried}) == 3
     assert all(delivery.encounter_id == recorded[0] for delivery in receiver.tried[:-2])
     assert ((await sink(url))["failures"], (await sink(url))["last_error"]) == (0, None)
-    assert not receiver.strayed
+    assert not receiver.misdirected
 
 
 async def test_what_a_receiver_says_and_what_it_is_signed_with_is_not_logged(
-    gateway: Gateway, url: str, receiver: Receiver, capfd: pytest.CaptureFixture[str]
+    gateway: Gateway, url: str, receiver: ReceiverServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     async def failing(_delivery: Delivery) -> Response:
         return Response(b"the patient sleeps badly", status_code=500)
 
     receiver.answer = failing
     await record(gateway, 1)
-    await until(lambda: len(receiver.tried) > 2)
+    await wait_until(lambda: len(receiver.tried) > 2)
 
     said = capfd.readouterr().err + str([tuple(row) for row in await rows(url, "SELECT * FROM gateway.sinks")])
     assert "status 500" in said
@@ -240,7 +241,7 @@ async def test_what_a_receiver_says_and_what_it_is_signed_with_is_not_logged(
 
 
 async def test_a_receiver_that_is_gone_is_left_alone_until_somebody_says_otherwise(
-    gateway: Gateway, url: str, receiver: Receiver
+    gateway: Gateway, url: str, receiver: ReceiverServer
 ) -> None:
     async def gone(_delivery: Delivery) -> Response:
         return Response(status_code=410)
@@ -253,16 +254,16 @@ async def test_a_receiver_that_is_gone_is_left_alone_until_somebody_says_otherwi
         await round_of_the_sink(url)
     assert len(receiver.tried) == 1
 
-    receiver.answer = taken
+    receiver.answer = accept
     await replay(gateway.relay, "webhook", None)
-    await until(lambda: len(receiver.taken) == 4)
+    await wait_until(lambda: len(receiver.taken) == 4)
     assert receiver.encounters == recorded
 
 
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("form", ["seconds", "date"])
 async def test_a_receiver_that_asks_for_patience_is_given_it(
-    gateway: Gateway, url: str, receiver: Receiver, status: int, form: str
+    gateway: Gateway, url: str, receiver: ReceiverServer, status: int, form: str
 ) -> None:
     until_then = datetime.now(UTC) + timedelta(seconds=3000)
     asked = "3000" if form == "seconds" else format_datetime(until_then, usegmt=True)
@@ -278,13 +279,13 @@ async def test_a_receiver_that_asks_for_patience_is_given_it(
     for _ in range(3):
         await round_of_the_sink(url)
     assert len(receiver.tried) == 1
-    receiver.answer = taken
+    receiver.answer = accept
     await replay(gateway.relay, "webhook", None)
-    await until(lambda: receiver.taken)
+    await wait_until(lambda: receiver.taken)
 
 
 async def test_a_poison_event_becomes_a_dead_letter_in_the_end_and_the_line_moves_on(
-    gateway: Gateway, url: str, receiver: Receiver
+    gateway: Gateway, url: str, receiver: ReceiverServer
 ) -> None:
     async def choking(delivery: Delivery) -> Response:
         second = list(dict.fromkeys(each.id for each in receiver.tried))[1:2]
@@ -292,12 +293,12 @@ async def test_a_poison_event_becomes_a_dead_letter_in_the_end_and_the_line_move
 
     receiver.answer = choking
     recorded = await record(gateway, 4)
-    await until(lambda: len(receiver.tried) > 5)
+    await wait_until(lambda: len(receiver.tried) > 5)
     assert receiver.encounters == recorded[:1]
 
     await rows(url, "UPDATE gateway.sinks SET since = now() - '73 hours'::interval")
     await rows(url, "UPDATE patient_graph.outbox SET published_at = now() - '73 hours'::interval WHERE position = 2")
-    await until(lambda: len(receiver.taken) == 3)
+    await wait_until(lambda: len(receiver.taken) == 3)
 
     assert receiver.encounters == [recorded[0], *recorded[2:]]
     (letter,) = await rows(url, "SELECT * FROM patient_graph.dead_letters")
@@ -307,15 +308,15 @@ async def test_a_poison_event_becomes_a_dead_letter_in_the_end_and_the_line_move
     assert (letter["sink"], letter["reason"]) == ("webhook", "status 500")
     assert [each.dead_letters for each in (await event_numbers(gateway.relay)).sinks] == [1]
 
-    receiver.answer = taken
+    receiver.answer = accept
     await replay(gateway.relay, "webhook", 2)
-    await until(lambda: len(receiver.taken) == 6)
+    await wait_until(lambda: len(receiver.taken) == 6)
     assert receiver.encounters[3:] == recorded[1:]
     assert await rows(url, "SELECT FROM patient_graph.dead_letters") == []
 
 
 async def test_after_a_long_outage_nothing_is_laid_aside_before_it_was_tried(
-    gateway: Gateway, url: str, receiver: Receiver
+    gateway: Gateway, url: str, receiver: ReceiverServer
 ) -> None:
     await rows(
         url,
@@ -326,20 +327,20 @@ async def test_after_a_long_outage_nothing_is_laid_aside_before_it_was_tried(
     await rows(url, "UPDATE patient_graph.outbox SET published_at = now() - '80 hours'::interval")
 
     await rows(url, "UPDATE gateway.sinks SET next_attempt_at = now()")
-    await until(lambda: len(receiver.taken) == 3)
+    await wait_until(lambda: len(receiver.taken) == 3)
 
     assert receiver.encounters == recorded
     assert await rows(url, "SELECT FROM patient_graph.dead_letters") == []
 
 
 async def test_what_is_replayed_is_tried_for_as_long_as_if_it_were_new(
-    gateway: Gateway, url: str, receiver: Receiver
+    gateway: Gateway, url: str, receiver: ReceiverServer
 ) -> None:
     async def failing(_delivery: Delivery) -> Response:
         return Response(status_code=500)
 
     await record(gateway, 1)
-    await until(lambda: receiver.taken)
+    await wait_until(lambda: receiver.taken)
     await rows(url, "UPDATE patient_graph.outbox SET published_at = now() - '80 hours'::interval")
 
     receiver.answer = failing
@@ -353,17 +354,17 @@ async def test_what_is_replayed_is_tried_for_as_long_as_if_it_were_new(
 
 
 async def test_gateways_deliver_once_together_and_none_is_missed_when_one_stops(
-    url: str, webhook: dict[str, Any], receiver: Receiver
+    url: str, webhook: dict[str, Any], receiver: ReceiverServer
 ) -> None:
     async with Gateway.running(url, **webhook) as staying:
         async with Gateway.running(url, **webhook) as leaving:
             await known(url)
             recorded = await record(leaving, 5, "one")
-            await until(lambda: len(receiver.taken) == 5)
+            await wait_until(lambda: len(receiver.taken) == 5)
             assert len(receiver.tried) == 5
             recorded += await record(leaving, 10, "two")
         recorded += await record(staying, 5, "three")
-        await until(lambda: len(set(receiver.encounters)) == 20)
+        await wait_until(lambda: len(set(receiver.encounters)) == 20)
 
     # One that was under way when its gateway stopped may come twice, and then as the same event.
     assert list(dict.fromkeys(receiver.encounters)) == recorded
@@ -371,7 +372,7 @@ async def test_gateways_deliver_once_together_and_none_is_missed_when_one_stops(
 
 
 async def test_a_gateway_that_is_killed_is_stood_in_for_within_seconds(
-    url: str, webhook: dict[str, Any], receiver: Receiver
+    url: str, webhook: dict[str, Any], receiver: ReceiverServer
 ) -> None:
     settings = {f"GATEWAY_{name.upper()}": str(value) for name, value in webhook.items()}
     async with serving(url, settings) as (relaying, _):
@@ -382,10 +383,10 @@ async def test_a_gateway_that_is_killed_is_stood_in_for_within_seconds(
                 answer = await client.post("/v1/patients/demo-patient/encounters", json=VISIT)
                 recorded.append(answer.json()["id"])
                 if number == 20:
-                    await until(lambda: len(receiver.taken) > 10)
+                    await wait_until(lambda: len(receiver.taken) > 10)
                     relaying.kill()
                     await relaying.wait()
-            await until(lambda: len(set(receiver.encounters)) == 40)
+            await wait_until(lambda: len(set(receiver.encounters)) == 40)
 
     assert list(dict.fromkeys(receiver.encounters)) == recorded
     assert len(receiver.taken) <= 41
@@ -411,7 +412,7 @@ async def serving(url: str, settings: dict[str, str]) -> AsyncIterator[tuple[asy
 
 
 async def test_a_delivery_that_takes_longer_than_the_lease_is_not_done_twice(
-    url: str, webhook: dict[str, Any], receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    url: str, webhook: dict[str, Any], receiver: ReceiverServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs, "LEASE_TIME", timedelta(seconds=0.9))
 
@@ -423,11 +424,11 @@ async def test_a_delivery_that_takes_longer_than_the_lease_is_not_done_twice(
         await known(url)
         receiver.answer = slow
         await record(one, 2)
-        await until(lambda: len(receiver.taken) == 2)
+        await wait_until(lambda: len(receiver.taken) == 2)
         assert len(receiver.tried) == 2
 
 
-async def test_whoever_lost_the_lease_moves_nothing_back(gateway: Gateway, url: str, receiver: Receiver) -> None:
+async def test_whoever_lost_the_lease_moves_nothing_back(gateway: Gateway, url: str, receiver: ReceiverServer) -> None:
     entered, go_on = asyncio.Event(), asyncio.Event()
 
     async def hesitating(_delivery: Delivery) -> Response:
@@ -443,7 +444,7 @@ async def test_whoever_lost_the_lease_moves_nothing_back(gateway: Gateway, url: 
     await rows(url, "UPDATE gateway.sinks SET position = 2")
     go_on.set()
 
-    await until(lambda: len(receiver.taken) == 2)
+    await wait_until(lambda: len(receiver.taken) == 2)
     assert receiver.encounters == [recorded[0], recorded[2]]
     await sink_becomes(url, lambda sink: sink["position"] == 3)
 
@@ -452,7 +453,7 @@ async def test_whoever_lost_the_lease_moves_nothing_back(gateway: Gateway, url: 
 
 
 async def test_a_new_sink_is_told_from_now_on_and_of_the_rest_when_asked(
-    url: str, webhook: dict[str, Any], receiver: Receiver
+    url: str, webhook: dict[str, Any], receiver: ReceiverServer
 ) -> None:
     async with Gateway.running(url) as before:
         recorded = await record(before, 3)
@@ -460,11 +461,11 @@ async def test_a_new_sink_is_told_from_now_on_and_of_the_rest_when_asked(
     async with Gateway.running(url, **webhook) as gateway:
         await known(url)
         recorded += await record(gateway, 1)
-        await until(lambda: receiver.taken)
+        await wait_until(lambda: receiver.taken)
         assert receiver.encounters == recorded[3:]
 
         assert await replay(gateway.relay, "webhook", 1) == 1
-        await until(lambda: len(receiver.taken) == 5)
+        await wait_until(lambda: len(receiver.taken) == 5)
         assert receiver.encounters[1:] == recorded
         for position in (0, 6):
             with pytest.raises(NoReplay, match="from 1 to 5"):
@@ -482,12 +483,14 @@ async def test_no_sink_costs_nothing(url: str) -> None:
     assert await rows(url, "SELECT FROM gateway.leases WHERE name LIKE 'sink%'") == []
 
 
-async def test_an_operator_sees_and_replays_at_the_command_line(gateway: Gateway, url: str, receiver: Receiver) -> None:
+async def test_an_operator_sees_and_replays_at_the_command_line(
+    gateway: Gateway, url: str, receiver: ReceiverServer
+) -> None:
     await record(gateway, 2)
-    await until(lambda: len(receiver.taken) == 2)
+    await wait_until(lambda: len(receiver.taken) == 2)
 
     replayed = await command(url, "events", "replay", "--sink", "webhook", "--from", "2")
-    await until(lambda: len(receiver.taken) == 3)
+    await wait_until(lambda: len(receiver.taken) == 3)
     status = await command(url, "events", "status")
     refused = await command(url, "events", "replay", "--sink", "webhook", "--from", "9")
 
@@ -510,13 +513,13 @@ async def command(url: str, *words: str) -> tuple[int, str, str]:
     return process.returncode, out.decode(), err.decode()
 
 
-async def test_the_relay_goes_on_without_its_sinks(url: str, webhook: dict[str, Any], receiver: Receiver) -> None:
+async def test_the_relay_goes_on_without_its_sinks(url: str, webhook: dict[str, Any], receiver: ReceiverServer) -> None:
     await receiver.stop()
     async with Gateway.running(url, **webhook) as gateway:
         subscriber = gateway.subscribe()
-        await until(lambda: gateway.feed._followers)
+        await wait_until(lambda: gateway.feed._followers)
         recorded = await record(gateway, 3)
-        await until(lambda: len(subscriber.events) == 3)
+        await wait_until(lambda: len(subscriber.events) == 3)
         assert [str(encounter) for encounter in subscriber.encounters] == recorded
         await subscriber.stop()
     await receiver.start()

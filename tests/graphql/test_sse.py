@@ -1,0 +1,316 @@
+"""Server-sent events: what the protocol graphql-sse asks for, and how a stream begins, stays and ends.
+
+Source: https://github.com/enisdenjo/graphql-sse/blob/master/PROTOCOL.md, distinct connections mode.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import pytest
+
+from gateway.protocols.http import LimitedHttpProtocol
+from tests.cast import Cast
+from tests.controlled_schema import MARKER, Control, Tokens, controlled_gateway
+from tests.graphql.test_subscriptions import RECORD
+from tests.logs import captured_logs
+from tests.sse_client import COMPLETE, EVENT_STREAM, Event, Stream, open_stream, open_unread_stream
+from tests.waiting import wait_until
+from tests.websocket_client import TIMEOUT_SECONDS, GatewayServer
+
+JSON = "application/json"
+COUNT = "subscription ($to: Int!) { count(to: $to) }"
+WAIT = "subscription { wait }"
+
+
+@pytest.fixture(scope="module")
+async def impatient(database_url: str) -> AsyncIterator[GatewayServer]:
+    async with controlled_gateway(
+        database_url, socket_recheck_seconds=0.2, stream_heartbeat_seconds=0.1, sockets_max=3, origins={}
+    ) as serving:
+        yield serving
+
+
+def listen(sockets: GatewayServer, query: str, **options: Any) -> AbstractAsyncContextManager[Stream]:
+    return open_stream(f"http://127.0.0.1:{sockets.port}", query, **options)
+
+
+def told(**body: Any) -> Event:
+    return Event("next", json.dumps(body, separators=(",", ":")))
+
+
+# What the protocol asks for
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_subscription_is_told_event_by_event_and_then_that_it_is_over(
+    sockets: GatewayServer, method: str
+) -> None:
+    async with listen(sockets, COUNT, method=method, to=3) as stream:
+        events = await stream.rest()
+
+    assert events == [*(told(data={"count": f"{number}"}) for number in range(3)), COMPLETE]
+
+
+async def test_the_head_lets_nobody_in_between_keep_rewrite_or_collect(sockets: GatewayServer) -> None:
+    async with listen(sockets, COUNT, to=1) as stream:
+        headers = stream.response.headers
+
+    assert stream.response.status_code == 200
+    assert headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert headers["cache-control"] == "no-store, no-transform"
+    assert headers["x-accel-buffering"] == "no"
+    assert headers["x-ratelimit-remaining"]
+    assert headers["x-request-id"]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_query_is_one_event(sockets: GatewayServer, method: str) -> None:
+    async with listen(sockets, "{ __typename }", method=method) as stream:
+        assert await stream.rest() == [told(data={"__typename": "Query"}), COMPLETE]
+
+
+async def test_a_mutation_is_one_event(sockets: GatewayServer, cast: Cast) -> None:
+    patient_id = await cast.patient()
+
+    visit = {"brandId": "loop", "encounterType": "LAB"}
+    async with listen(sockets, RECORD, patientId=patient_id, input=visit) as stream:
+        event, last = await stream.rest()
+
+    assert last == COMPLETE
+    assert [str(row["id"]) for row in await cast.rows(patient_id)] == [
+        event.body["data"]["recordEncounter"]["encounter"]["id"]
+    ]
+
+
+async def test_a_mutation_by_get_is_refused(sockets: GatewayServer) -> None:
+    async with listen(sockets, "mutation { hold }", method="GET") as stream:
+        assert stream.response.status_code == 405
+        assert stream.response.headers["allow"] == "POST"
+
+
+NOT_VALID = [
+    ("subscription {", {}),
+    ("subscription { nothing }", {}),
+    ("subscription { wait count(to: 1) }", {}),
+    (COUNT, {}),
+    (COUNT, {"to": "many"}),
+    ("query A { __typename } query B { __typename }", {}),
+    ("{ nothing }", {}),
+]
+
+
+@pytest.mark.parametrize(("query", "variables"), NOT_VALID)
+async def test_what_is_not_valid_is_told_by_an_event_because_browsers_hide_what_a_status_says(
+    sockets: GatewayServer, query: str, variables: dict[str, Any]
+) -> None:
+    async with listen(sockets, query, **variables) as stream:
+        event, last = await stream.rest()
+
+    assert stream.response.status_code == 200
+    assert (event.name, event.code, last) == ("next", "validation_error", COMPLETE)
+    assert event.body["errors"][0]["extensions"]["recorded"] == "no"
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "code"),
+    [
+        ({"token": None}, 401, "unauthenticated"),
+        ({"token": "nobody"}, 401, "invalid_token"),
+        ({"headers": {"x-brand-id": "loopbio"}}, 403, "forbidden"),
+        ({"headers": {"origin": "https://elsewhere.example"}}, 403, "forbidden"),
+        ({"headers": {"content-type": "text/plain"}}, 415, "unsupported_media_type"),
+        ({"method": "PUT"}, 405, "method_not_allowed"),
+    ],
+)
+async def test_who_may_not_call_is_told_by_the_status_as_over_http(
+    sockets: GatewayServer, options: dict[str, Any], status: int, code: str
+) -> None:
+    async with listen(sockets, WAIT, **options) as stream:
+        body = json.loads(await stream.response.aread())
+
+    assert (stream.response.status_code, body["errors"][0]["extensions"]["code"]) == (status, code)
+    assert body["errors"][0]["extensions"]["recorded"] == "no"
+    assert stream.response.headers["content-type"] == f"{JSON}; charset=utf-8"
+
+
+@pytest.mark.parametrize(
+    ("accept", "media_type"),
+    [
+        (f"{EVENT_STREAM}, {JSON}", EVENT_STREAM),
+        (f"{EVENT_STREAM}, */*", EVENT_STREAM),
+        ("TEXT/event-stream", EVENT_STREAM),
+        (f"{JSON}, {EVENT_STREAM}", JSON),
+        (f"{EVENT_STREAM};q=0.5, {JSON}", JSON),
+        (f"{EVENT_STREAM};q=0, {JSON}", JSON),
+        ("text/*, */*", JSON),
+    ],
+)
+async def test_a_query_is_answered_in_the_form_that_is_liked_best(
+    sockets: GatewayServer, accept: str, media_type: str
+) -> None:
+    async with listen(sockets, "{ __typename }", headers={"accept": accept}) as stream:
+        assert stream.response.headers["content-type"].partition(";")[0] == media_type
+
+
+async def test_a_subscription_is_streamed_to_whoever_takes_a_stream_at_all(sockets: GatewayServer) -> None:
+    async with listen(sockets, COUNT, headers={"accept": f"{JSON}, {EVENT_STREAM};q=0.1"}, to=1) as stream:
+        assert (await stream.rest())[-1] == COMPLETE
+
+
+@pytest.mark.parametrize("accept", [JSON, "*/*", f"{EVENT_STREAM};q=0, */*", "application/graphql-response+json"])
+async def test_a_subscription_without_a_stream_is_a_clear_refusal(sockets: GatewayServer, accept: str) -> None:
+    async with listen(sockets, WAIT, headers={"accept": accept}) as stream:
+        (error,) = json.loads(await stream.response.aread())["errors"]
+
+    assert error["extensions"]["violations"] == [
+        {"pointer": "/query", "rule": "subscription", "message": "requires WebSocket or server-sent events"}
+    ]
+
+
+# How a stream stays and ends
+
+
+async def test_a_quiet_stream_shows_that_it_is_alive(sockets: GatewayServer, control: Control) -> None:
+    async with listen(sockets, WAIT) as stream:
+        assert await stream.receive() == told(data={"wait": "begun"})
+        asyncio.get_running_loop().call_later(0.5, control.gate.set)
+        assert await stream.rest() == [told(data={"wait": "let go"}), COMPLETE]
+
+    assert stream.heartbeats >= 3
+
+
+async def test_a_client_that_goes_ends_its_subscription_and_its_source(
+    sockets: GatewayServer, control: Control
+) -> None:
+    with captured_logs() as lines:
+        async with listen(sockets, WAIT) as stream:
+            await stream.receive()
+        await wait_until(lambda: control.done == ["wait"], TIMEOUT_SECONDS)
+        await wait_until(lambda: any(line["event"] == "request" for line in lines), TIMEOUT_SECONDS)
+
+    assert [(line["event"], line.get("outcome", line.get("status"))) for line in lines] == [
+        ("operation", "stopped"),
+        ("request", 200),
+    ]
+
+
+async def test_a_body_beyond_measure_that_comes_with_a_get_is_no_fault_of_ours(sockets: GatewayServer) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", sockets.port)
+    with captured_logs() as lines:
+        writer.write(
+            b"GET /graphql?query=subscription%7Bwait%7D HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer dev\r\n"
+            b"Accept: text/event-stream\r\nContent-Length: 999999999\r\n\r\n"
+        )
+        assert b" 200 " in await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+        await wait_until(lambda: any(line["event"] == "operation" for line in lines), TIMEOUT_SECONDS)
+
+    assert {line["event"] for line in lines} <= {"operation", "request"}
+
+
+@pytest.mark.parametrize(("name", "code"), [("breaks", "server_error"), ("away", "temporarily_unavailable")])
+async def test_a_source_that_breaks_ends_its_stream_with_the_reason(
+    sockets: GatewayServer, name: str, code: str
+) -> None:
+    async with listen(sockets, f"subscription {{ {name} }}") as stream:
+        begun, event, last = await stream.rest()
+
+    assert begun == told(data={name: "begun"})
+    assert (event.code, last) == (code, COMPLETE)
+    assert MARKER not in event.data
+
+
+async def test_a_stream_ends_with_its_token(sockets: GatewayServer, tokens: Tokens, control: Control) -> None:
+    tokens.give("short", seconds=1.0)
+
+    async with listen(sockets, WAIT, token="short") as stream:
+        _, event, last = await stream.rest()
+
+    assert (event.code, last) == ("invalid_token", COMPLETE)
+    assert "it has expired" in event.data
+    await wait_until(lambda: control.done == ["wait"], TIMEOUT_SECONDS)
+
+
+async def test_a_stream_ends_soon_after_its_token_is_revoked(sockets: GatewayServer, tokens: Tokens) -> None:
+    async with listen(sockets, WAIT, token=tokens.give("lost")) as stream:
+        await stream.receive()
+        del tokens.callers["lost"]
+        event, last = await stream.rest()
+
+    assert (event.code, last) == ("invalid_token", COMPLETE)
+
+
+async def test_a_stream_ends_when_its_token_stands_for_other_rights(sockets: GatewayServer, tokens: Tokens) -> None:
+    async with listen(sockets, WAIT, token=tokens.give("moved")) as stream:
+        await stream.receive()
+        tokens.give("moved", brand_id="loopbio")
+        event, _ = await stream.rest()
+
+    assert "other rights" in event.data
+
+
+async def test_a_stream_outlives_an_outage_of_the_identity_provider(
+    sockets: GatewayServer, tokens: Tokens, control: Control
+) -> None:
+    async with listen(sockets, WAIT) as stream:
+        await stream.receive()
+        tokens.away = True
+        asked = tokens.asked
+        await wait_until(lambda: tokens.asked >= asked + 2, TIMEOUT_SECONDS)
+        control.gate.set()
+
+        assert await stream.rest() == [told(data={"wait": "let go"}), COMPLETE]
+
+
+async def test_a_process_that_is_told_to_stop_says_goodbye_at_once(sockets: GatewayServer, control: Control) -> None:
+    draining = asyncio.Event()
+    sockets.server.lifespan.state["draining"] = draining
+    async with listen(sockets, WAIT) as stream, listen(sockets, WAIT) as other:
+        await stream.receive()
+        draining.set()
+        event, last = await stream.rest()
+        assert (await other.rest())[-1] == COMPLETE
+    del sockets.server.lifespan.state["draining"]
+
+    assert (event.code, last) == ("temporarily_unavailable", COMPLETE)
+    await wait_until(lambda: control.done == ["wait", "wait"], TIMEOUT_SECONDS)
+
+
+async def test_streams_and_sockets_share_their_places(sockets: GatewayServer, control: Control) -> None:
+    async with listen(sockets, WAIT) as one, listen(sockets, WAIT) as two:
+        await one.receive()
+        await two.receive()
+        async with sockets.authenticated():
+            async with listen(sockets, WAIT) as refused:
+                assert refused.response.status_code == 503
+                body = json.loads(await refused.response.aread())
+            async with listen(sockets, "{ __typename }") as query:
+                assert (await query.rest())[-1] == COMPLETE
+        assert refused.response.headers["retry-after"] == "1"
+        assert body["errors"][0]["extensions"]["code"] == "temporarily_unavailable"
+        # The place of the socket is free again when the gateway has seen it go.
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            while True:
+                async with listen(sockets, WAIT) as again:
+                    if again.response.status_code == 200:
+                        break
+
+
+async def test_whoever_does_not_read_is_cut_off_and_nobody_else(
+    sockets: GatewayServer, control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LimitedHttpProtocol, "send_seconds", 0.3)
+    flood = "subscription { count(to: 1000000, characters: 50000) }"
+    async with listen(sockets, WAIT) as other:
+        await other.receive()
+        async with open_unread_stream(sockets.port, flood) as reader, asyncio.timeout(2 * TIMEOUT_SECONDS):
+            await wait_until(lambda: "count" in control.done, TIMEOUT_SECONDS)
+            heard = await reader.read()
+        assert not heard.endswith(b"0\r\n\r\n"), "the stream was ended, not cut off"
+        control.gate.set()
+
+        assert await other.rest() == [told(data={"wait": "let go"}), COMPLETE]

@@ -1,0 +1,499 @@
+"""GraphQL over a WebSocket: who is let in and for how long, and what becomes of their operations."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.exceptions import InvalidStatus
+
+import schema.transport.websocket
+from schema.transport.websocket import GONE, Close
+from tests.cast import Cast
+from tests.controlled_schema import MARKER, Control, Tokens, controlled_gateway
+from tests.doors import RECORD
+from tests.logs import captured_logs
+from tests.waiting import wait_until
+from tests.websocket_client import TIMEOUT_SECONDS, GatewayServer
+
+VISIT = {"brandId": "loop", "encounterType": "LAB", "notes": MARKER}
+
+
+# Signing in
+
+
+@pytest.mark.parametrize("name", ["Authorization", "authorization", "AUTHORIZATION"])
+async def test_the_first_message_says_who_calls_as_a_header_would(sockets: GatewayServer, name: str) -> None:
+    async with sockets.connect() as websocket:
+        await websocket.send(type="connection_init", payload={name: "bearer dev"})
+
+        assert await websocket.receive() == {"type": "connection_ack"}
+        assert await websocket.ask("{ __typename }") == {"data": {"__typename": "Query"}}
+
+
+@pytest.mark.parametrize("payload", [{}, {"payload": None}, {"payload": {"Authorization": None, "else": [1]}}])
+async def test_a_program_may_send_its_token_with_the_upgrade_instead(
+    sockets: GatewayServer, payload: dict[str, Any]
+) -> None:
+    async with sockets.connect(headers={"Authorization": "Bearer dev"}) as websocket:
+        await websocket.send(type="connection_init", **payload)
+
+        assert await websocket.receive() == {"type": "connection_ack"}
+
+
+async def test_the_first_message_counts_more_than_the_upgrade(sockets: GatewayServer) -> None:
+    async with sockets.connect(headers={"Authorization": "Bearer dev"}) as websocket:
+        await websocket.send(type="connection_init", payload={"authorization": "Bearer nonsense"})
+
+        assert await websocket.closed() == (4403, "invalid_token")
+
+
+@pytest.mark.parametrize(
+    ("payload", "close"),
+    [
+        ({}, (4401, "unauthenticated")),
+        ({"Authorization": ""}, (4401, "unauthenticated")),
+        ({"Authorization": "Basic dev"}, (4401, "unauthenticated")),
+        ({"token": "dev"}, (4401, "unauthenticated")),
+        ({"headers": {"Authorization": "Bearer dev"}}, (4401, "unauthenticated")),
+        ({"Authorization": "Bearer nonsense"}, (4403, "invalid_token")),
+        ({"Authorization": "Bearer trouble"}, (4500, "server_error")),
+    ],
+)
+async def test_who_may_not_come_in_is_told_by_the_code(
+    sockets: GatewayServer, payload: dict[str, Any], close: tuple[int, str]
+) -> None:
+    async with sockets.connect() as websocket:
+        await websocket.send(type="connection_init", payload=payload)
+
+        assert await websocket.closed() == close
+
+
+async def test_while_the_identity_provider_is_away_nobody_comes_in_and_everyone_may_try_again(
+    sockets: GatewayServer, tokens: Tokens
+) -> None:
+    tokens.away = True
+    async with sockets.connect() as websocket:
+        await websocket.send(type="connection_init", payload={"Authorization": "Bearer dev"})
+
+        assert await websocket.closed() == (1013, "temporarily_unavailable")
+
+
+async def test_a_token_that_has_expired_lets_nobody_in(sockets: GatewayServer, tokens: Tokens) -> None:
+    tokens.give("late", seconds=-1)
+    async with sockets.connect() as websocket:
+        await websocket.send(type="connection_init", payload={"Authorization": "Bearer late"})
+
+        assert (await websocket.closed())[0] == 4403
+
+
+async def test_whoever_asks_before_signing_in_is_sent_away(sockets: GatewayServer) -> None:
+    async with sockets.connect() as websocket:
+        await websocket.start("one", "{ __typename }")
+
+        assert (await websocket.closed())[0] == 4401
+
+
+@pytest.mark.parametrize("kind", ["connection_init", "ping"])
+async def test_before_sign_in_a_long_message_is_not_parsed(sockets: GatewayServer, kind: str) -> None:
+    async with sockets.connect() as websocket:
+        await websocket.send(type=kind, payload={"padding": "0." * 10_000})
+
+        assert (await websocket.closed())[0] == 4400
+
+
+async def test_whoever_signs_in_twice_is_sent_away(sockets: GatewayServer) -> None:
+    async with sockets.authenticated() as websocket:
+        await websocket.send(type="connection_init", payload={"Authorization": "Bearer dev"})
+
+        assert (await websocket.closed())[0] == 4429
+
+
+async def test_whoever_does_not_sign_in_is_sent_away(sockets: GatewayServer) -> None:
+    async with sockets.connect() as websocket:
+        await websocket.send(type="ping")
+        assert await websocket.receive() == {"type": "pong"}
+
+        assert (await websocket.closed())[0] == 4408
+
+
+@pytest.mark.parametrize("subprotocols", [["graphql-ws"], ["mqtt", "graphql-ws"], []])
+async def test_no_other_subprotocol_is_spoken(sockets: GatewayServer, subprotocols: list[str]) -> None:
+    async with sockets.connect(subprotocols=subprotocols) as websocket:
+        assert await websocket.closed() == (4406, "The only supported subprotocol is graphql-transport-ws.")
+
+
+async def test_among_several_subprotocols_ours_is_chosen(sockets: GatewayServer) -> None:
+    async with sockets.authenticated(subprotocols=["graphql-ws", "graphql-transport-ws"]) as websocket:
+        assert websocket.connection.subprotocol == "graphql-transport-ws"
+
+
+# From which pages
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "http://app.example", "https://app.example:8443", "null"])
+async def test_a_page_of_nobodys_is_refused_at_the_upgrade(sockets: GatewayServer, origin: str) -> None:
+    with pytest.raises(InvalidStatus) as refused:
+        async with sockets.connect(headers={"Origin": origin}):
+            pass
+
+    assert refused.value.response.status_code == 403
+
+
+async def test_a_page_of_another_client_is_refused_once_it_is_known_who_calls(sockets: GatewayServer) -> None:
+    async with sockets.connect(headers={"Origin": "https://other.example"}) as websocket:
+        await websocket.send(type="connection_init", payload={"Authorization": "Bearer dev"})
+
+        assert await websocket.closed() == (4403, "forbidden")
+
+
+async def test_a_page_of_the_clients_own_is_let_in(sockets: GatewayServer) -> None:
+    async with sockets.authenticated(headers={"Origin": "https://app.example"}):
+        pass
+
+
+async def test_a_page_of_ours_is_let_in(sockets: GatewayServer) -> None:
+    async with sockets.authenticated(headers={"Origin": f"http://127.0.0.1:{sockets.port}"}):
+        pass
+
+
+# The end of a token
+
+
+async def test_a_socket_is_closed_when_its_token_expires(
+    sockets: GatewayServer, tokens: Tokens, control: Control
+) -> None:
+    tokens.give("short", seconds=0.7)
+    async with sockets.authenticated("short") as websocket:
+        await websocket.start("one", "subscription { wait }")
+        await websocket.next("one")
+        started = asyncio.get_running_loop().time()
+
+        assert await websocket.closed() == (4403, "invalid_token: it has expired.")
+        assert 0 < asyncio.get_running_loop().time() - started < 1.5
+    await wait_until(lambda: control.done == ["wait"], TIMEOUT_SECONDS)
+
+
+async def test_a_revoked_token_closes_the_socket_at_the_next_look(sockets: GatewayServer, tokens: Tokens) -> None:
+    async with sockets.authenticated() as websocket:
+        del tokens.callers["dev"]
+
+        assert await websocket.closed() == (4403, "invalid_token: it is no longer valid.")
+
+
+async def test_a_token_that_comes_to_stand_for_less_closes_the_socket(sockets: GatewayServer, tokens: Tokens) -> None:
+    async with sockets.authenticated() as websocket:
+        tokens.give("dev", "read:encounters")
+
+        assert (await websocket.closed())[0] == 4403
+
+
+async def test_a_token_that_is_prolonged_keeps_the_socket(sockets: GatewayServer, tokens: Tokens) -> None:
+    tokens.give("dev", seconds=0.6)
+    async with sockets.authenticated() as websocket:
+        tokens.give("dev", seconds=60)
+        asked = tokens.asked
+        await wait_until(lambda: tokens.asked >= asked + 5, TIMEOUT_SECONDS)
+
+        await websocket.ask("{ __typename }")
+
+
+async def test_an_outage_of_the_provider_keeps_the_socket_until_the_token_expires(
+    sockets: GatewayServer, tokens: Tokens
+) -> None:
+    tokens.give("short", seconds=1.2)
+    async with sockets.authenticated("short") as websocket:
+        tokens.away = True
+        asked = tokens.asked
+        await wait_until(lambda: tokens.asked >= asked + 3, TIMEOUT_SECONDS)
+        await websocket.ask("{ __typename }")
+
+        assert await websocket.closed() == (4403, "invalid_token: it has expired.")
+
+
+async def test_a_mutation_under_way_is_answered_before_the_expired_socket_is_closed(
+    sockets: GatewayServer, tokens: Tokens, control: Control
+) -> None:
+    tokens.give("short", seconds=0.6)
+    async with sockets.authenticated("short") as websocket:
+        await websocket.start("change", "mutation { hold }")
+        await asyncio.sleep(0.8)
+        control.gate.set()
+
+        assert await websocket.next("change") == {"data": {"hold": "done"}}
+        assert await websocket.receive() == {"type": "complete", "id": "change"}
+        assert (await websocket.closed())[0] == 4403
+
+
+# Operations
+
+
+async def test_a_mutation_records_an_encounter(sockets: GatewayServer, cast: Cast) -> None:
+    patient_id = await cast.patient()
+    async with sockets.authenticated(headers={"X-Request-Id": "a-socket"}) as websocket:
+        await websocket.ask("{ __typename }")
+        body = await websocket.ask(RECORD, patientId=patient_id, input=VISIT)
+
+    (row,) = await cast.rows(patient_id)
+    assert str(row["id"]) == body["data"]["recordEncounter"]["encounter"]["id"]
+    entry = await cast.connection.fetchrow(
+        "SELECT actor_id, request_id FROM patient_graph.audit_log WHERE patient_id = $1", patient_id
+    )
+    assert entry is not None
+    assert tuple(entry) == ("app", "a-socket.2")
+
+
+async def test_an_error_names_the_operation_by_the_id_that_log_and_audit_know(sockets: GatewayServer) -> None:
+    async with sockets.authenticated(headers={"X-Request-Id": "b-socket"}) as websocket:
+        ids = [(await websocket.refusal("{ nothing }"))["request_id"] for _ in range(2)]
+
+    assert ids == ["b-socket.1", "b-socket.2"]
+
+
+async def test_rights_are_those_of_the_token_as_over_http(sockets: GatewayServer, tokens: Tokens, cast: Cast) -> None:
+    tokens.give("reader", "read:encounters")
+    async with sockets.authenticated("reader") as websocket:
+        body = await websocket.ask(RECORD, patientId=await cast.patient(), input=VISIT)
+
+    assert body["errors"][0]["extensions"]["code"] == "insufficient_scope"
+
+
+async def test_a_patient_of_another_brand_does_not_exist(sockets: GatewayServer, tokens: Tokens, cast: Cast) -> None:
+    patient_id = await cast.patient("loopbio")
+    tokens.give("bio", brand_id="loopbio")
+    query = "query ($id: ID!) { patient(id: $id) { id } }"
+
+    async with sockets.authenticated() as ours, sockets.authenticated("bio") as theirs:
+        assert (await ours.ask(query, id=patient_id))["data"]["patient"] is None
+        assert (await theirs.ask(query, id=patient_id))["data"]["patient"] == {"id": patient_id}
+
+
+async def test_a_client_of_several_brands_states_one_in_the_first_message(
+    sockets: GatewayServer, tokens: Tokens, cast: Cast
+) -> None:
+    patient_id = await cast.patient("loopbio")
+    tokens.give("machine", brand_id=None)
+    query = "query ($id: ID!) { patient(id: $id) { id } }"
+    async with sockets.connect() as websocket:
+        await websocket.authenticate("machine", **{"x-brand-id": "loopbio"})
+
+        assert (await websocket.ask(query, id=patient_id))["data"]["patient"] == {"id": patient_id}
+
+
+async def test_a_stated_brand_that_contradicts_the_token_is_refused_as_over_http(sockets: GatewayServer) -> None:
+    async with sockets.connect() as websocket:
+        await websocket.authenticate("dev", **{"X-Brand-Id": "loopbio"})
+
+        assert (await websocket.refusal("{ __typename }"))["code"] == "forbidden"
+
+
+async def test_operations_are_counted_as_over_http(database_url: str, control: Control, tokens: Tokens) -> None:
+    async with (
+        controlled_gateway(database_url, rate_reads_per_minute=2) as sockets,
+        sockets.authenticated() as websocket,
+    ):
+        await websocket.ask("{ __typename }")
+        await websocket.start("malformed", 5)  # type: ignore[arg-type]
+        await websocket.errors("malformed")
+
+        assert (await websocket.refusal("{ __typename }"))["code"] == "rate_limited"
+
+
+MANY_PAGES = " ".join(f"page{n}: encounters(first: 100) {{ nodes {{ id }} }}" for n in range(1_000))
+REFUSED: list[tuple[Any, str]] = [
+    (None, "validation_error"),
+    (5, "validation_error"),
+    ([], "validation_error"),
+    ({}, "validation_error"),
+    ({"query": None}, "validation_error"),
+    ({"query": ""}, "validation_error"),
+    ({"query": "{"}, "validation_error"),
+    ({"query": "{ nothing }"}, "validation_error"),
+    ({"query": "{ " * 5_000}, "validation_error"),
+    ({"query": "query ($n: Int!) { long(characters: $n) }"}, "validation_error"),
+    ({"query": "query ($n: Int!) { long(characters: $n) }", "variables": {"n": MARKER}}, "validation_error"),
+    ({"query": "{ __typename }", "variables": [MARKER]}, "validation_error"),
+    ({"query": "{ __typename }", "variables": MARKER}, "validation_error"),
+    ({"query": "{ __typename }", "operationName": 5}, "validation_error"),
+    ({"query": "{ __typename }", "operationName": MARKER}, "validation_error"),
+    ({"query": "{ __typename }", "extensions": []}, "validation_error"),
+    ({"query": "subscription { nothing }"}, "validation_error"),
+    ({"query": "subscription { wait count(to: 1) }"}, "validation_error"),
+    ({"query": "subscription ($n: Int!) { count(to: $n) }"}, "validation_error"),
+    ({"query": f"subscription {{ patients {{ {MANY_PAGES} }} }}"}, "validation_error"),
+    ({"query": "{ __typename }", "variables": {"long": "x" * 300_000}}, "payload_too_large"),
+]
+
+
+@pytest.mark.parametrize(("payload", "code"), REFUSED)
+async def test_an_operation_that_is_refused_harms_no_other(
+    sockets: GatewayServer, payload: Any, code: str, control: Control
+) -> None:
+    async with sockets.authenticated() as websocket:
+        await websocket.start("other", "subscription { wait }")
+        await websocket.next("other")
+
+        await websocket.send(type="subscribe", id="bad", payload=payload)
+        errors = await websocket.errors("bad")
+        control.gate.set()
+
+        assert {error["extensions"]["code"] for error in errors} == {code}
+        assert MARKER not in json.dumps(errors)
+        assert await websocket.next("other") == {"data": {"wait": "let go"}}
+
+
+async def test_what_nobody_expected_is_told_by_its_id_alone(sockets: GatewayServer) -> None:
+    async with sockets.authenticated(headers={"X-Request-Id": "c-socket"}) as websocket:
+        with captured_logs() as lines:
+            body = await websocket.ask("query { broken }")
+
+    (error,) = body["errors"]
+    assert error["extensions"] == {"code": "server_error", "recorded": "unknown", "request_id": "c-socket.1"}
+    assert MARKER not in json.dumps(body) + json.dumps(lines, default=str)
+    (line,) = [line for line in lines if line["event"] == "unexpected"]
+    assert (line["request_id"], line["error"]) == ("c-socket.1", "ValueError")
+
+
+async def test_operations_run_side_by_side(sockets: GatewayServer, control: Control) -> None:
+    async with sockets.authenticated() as websocket:
+        await websocket.start("slow", "{ held }")
+
+        assert await websocket.ask("{ __typename }", operation_id="quick") == {"data": {"__typename": "Query"}}
+        control.gate.set()
+        assert await websocket.next("slow") == {"data": {"held": "let go"}}
+
+
+async def test_an_id_may_be_used_again_when_its_operation_is_over(sockets: GatewayServer) -> None:
+    async with sockets.authenticated() as websocket:
+        for _ in range(3):
+            await websocket.ask("{ __typename }", operation_id="again")
+
+
+async def test_an_id_that_is_in_use_ends_the_socket(sockets: GatewayServer) -> None:
+    async with sockets.authenticated() as websocket:
+        await websocket.start("same", "subscription { wait }")
+        await websocket.start("same", "{ __typename }")
+
+        assert (await websocket.closed())[0] == 4409
+
+
+# Subscriptions
+
+
+async def test_a_subscription_gives_each_event_and_then_says_that_it_is_over(sockets: GatewayServer) -> None:
+    async with sockets.authenticated() as websocket:
+        await websocket.start("one", "subscription ($to: Int!) { count(to: $to) }", to=3)
+
+        assert [(await websocket.next("one"))["data"]["count"] for _ in range(3)] == ["0", "1", "2"]
+        assert await websocket.receive() == {"type": "complete", "id": "one"}
+
+
+async def test_a_client_that_has_heard_enough_ends_one_subscription_and_its_source(
+    sockets: GatewayServer, control: Control
+) -> None:
+    async with sockets.authenticated() as websocket:
+        await websocket.start("one", "subscription { wait }")
+        await websocket.next("one")
+        await websocket.send(type="complete", id="one")
+
+        await wait_until(lambda: control.done == ["wait"], TIMEOUT_SECONDS)
+        # Nothing more is heard of it, and its id is free.
+        await websocket.ask("{ __typename }", operation_id="one")
+
+
+async def test_a_client_that_goes_ends_its_subscriptions_and_queries(sockets: GatewayServer, control: Control) -> None:
+    async with sockets.authenticated() as websocket:
+        await websocket.start("one", "subscription { wait }")
+        await websocket.next("one")
+        await websocket.start("two", "{ held }")
+        await control.entered.wait()
+
+    await wait_until(lambda: sorted(control.done) == ["held", "wait"], TIMEOUT_SECONDS)
+
+
+@pytest.mark.parametrize(("name", "code"), [("breaks", "server_error"), ("away", "temporarily_unavailable")])
+async def test_a_source_that_breaks_ends_its_subscription_alone(sockets: GatewayServer, name: str, code: str) -> None:
+    async with sockets.authenticated() as websocket:
+        await websocket.start("one", f"subscription {{ {name} }}")
+        await websocket.next("one")
+        (error,) = await websocket.errors("one")
+
+        assert error["extensions"]["code"] == code
+        assert MARKER not in json.dumps(error)
+        await websocket.ask("{ __typename }")
+
+
+async def test_loaders_live_as_long_as_one_event(sockets: GatewayServer, control: Control) -> None:
+    async with sockets.authenticated() as websocket:
+        await websocket.start("one", "subscription { loaders { loaders } }")
+        await websocket.next("one")
+        await websocket.next("one")
+
+    first, second = control.done
+    assert first is not second
+
+
+async def test_the_end_of_something_unknown_is_no_mistake(sockets: GatewayServer) -> None:
+    async with sockets.authenticated() as websocket:
+        await websocket.send(type="complete", id="nothing")
+        await websocket.send(type="pong")
+
+        await websocket.ask("{ __typename }")
+
+
+# What is written down
+
+
+async def test_a_socket_has_one_log_line_and_each_operation_one(sockets: GatewayServer, cast: Cast) -> None:
+    patient_id = await cast.patient()
+    with captured_logs() as lines:
+        async with sockets.authenticated(headers={"X-Request-Id": "d-socket"}) as websocket:
+            await websocket.ask(RECORD, operation_id=MARKER, patientId=patient_id, input=VISIT)
+            await websocket.refusal(f"{{ {MARKER} }}")
+            await websocket.start("three", "subscription { wait }")
+            await websocket.next("three")
+            await websocket.send(type=MARKER)
+            await websocket.closed()
+        await wait_until(lambda: any(line["event"] == "socket" for line in lines), TIMEOUT_SECONDS)
+
+    assert MARKER not in json.dumps(lines, default=str)
+    (socket,) = [line for line in lines if line["event"] == "socket"]
+    duration_ms = socket.pop("duration_ms")
+    assert 0 < duration_ms < 1000 * TIMEOUT_SECONDS
+    assert socket == {
+        "event": "socket",
+        "level": "info",
+        "request_id": "d-socket",
+        "route": "/graphql",
+        "status": 101,
+        "code": 4400,
+        "operations": 3,
+        "client_id": "app",
+        "user_id": None,
+        "brand_id": "loop",
+    }
+    operations = {line["request_id"]: line["outcome"] for line in lines if line["event"] == "operation"}
+    assert operations == {"d-socket.1": "complete", "d-socket.2": "validation_error", "d-socket.3": "stopped"}
+
+
+async def test_a_socket_that_is_refused_has_its_log_line_too(sockets: GatewayServer) -> None:
+    with captured_logs() as lines, pytest.raises(InvalidStatus):
+        async with sockets.connect(headers={"Origin": "https://evil.example"}):
+            pass
+
+    assert [(line["event"], line["status"], line["client_id"]) for line in lines] == [("socket", 403, None)]
+
+
+def test_every_reason_to_close_is_told_in_the_documentation_and_fits_into_a_frame() -> None:
+    told = (Path(__file__).parents[2] / "docs" / "sockets.md").read_text()
+    closes = [
+        each for each in vars(schema.transport.websocket).values() if isinstance(each, Close) and each is not GONE
+    ]
+    closes += schema.transport.websocket.TOKEN_ENDED.values()
+
+    assert len(closes) > 10
+    for close in closes:
+        assert f"| {close.code} |" in told
+        # RFC 6455, section 5.5: 125 bytes in all, two for the code.
+        assert len(close.reason.encode()) <= 123

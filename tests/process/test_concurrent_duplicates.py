@@ -1,0 +1,69 @@
+"""Once and only once: one key and one payload, from two hundred callers, at four gateways of which one is killed."""
+
+import asyncio
+from itertools import count
+
+import pytest
+
+from tests.event_helpers import fresh_database
+from tests.gateways import DOORS, WAITING, ClientAnswer, client, encounters_by_key, gateways, owner_connection
+from tests.waiting import wait_until
+
+CALLERS = 200
+GATEWAYS = 4
+
+
+@pytest.fixture
+async def url(server_url: str) -> str:
+    return await fresh_database(server_url)
+
+
+async def test_duplicates_at_once_are_one_encounter_although_a_gateway_dies_in_the_middle(url: str) -> None:
+    async with gateways(url, GATEWAYS) as running, owner_connection(url) as connection, client() as ours:
+        origins = [each.origin for each in running]
+        tries: list[ClientAnswer] = []
+
+        async def call(number: int) -> ClientAnswer:
+            """Send, and where nobody answers send again, to the next gateway, as a careful client does."""
+            for again in count():
+                told = await DOORS[number // GATEWAYS % 2](ours, origins[(number + again) % GATEWAYS], "the-key")
+                tries.append(told)
+                if told.encounter_id:
+                    return told
+                await asyncio.sleep(0.05)
+            raise AssertionError
+
+        async with connection.transaction():
+            # Everyone is in the middle of it when the first gateway dies: at each, one statement has a single caller,
+            # and of all that come after the first of them share another.
+            await connection.execute("LOCK TABLE patient_graph.idempotency_keys IN ACCESS EXCLUSIVE MODE")
+            calls = [asyncio.create_task(call(number)) for number in range(GATEWAYS)]
+            await wait_until(lambda: all_wait(connection, GATEWAYS))
+            calls += [asyncio.create_task(call(number)) for number in range(GATEWAYS, CALLERS)]
+            await wait_until(lambda: all_wait(connection, 2 * GATEWAYS))
+            running[0].process.kill()
+            await wait_until(lambda: any(told.status is None for told in tries))
+        answers = await asyncio.gather(*calls)
+        # And once more, when all is quiet.
+        answers += [await door(ours, origins[3], "the-key") for door in DOORS]
+
+        kept = await encounters_by_key(connection)  # sees that there is one event and one audit entry
+        counted = [
+            await connection.fetchval(f"SELECT count(*) FROM patient_graph.{table}")
+            for table in ("encounters", "outbox", "idempotency_keys")
+        ]
+        entries = await connection.fetchval(
+            "SELECT count(*) FROM patient_graph.audit_log WHERE event_type = 'patient_graph.encounter.recorded'"
+        )
+
+    assert list(kept) == ["the-key"]
+    assert counted == [1, 1, 1]
+    assert entries == 1
+    assert {told.encounter_id for told in answers} == set(kept.values())
+    assert len({told.body for told in answers if told.door == "rest"}) == 1
+    assert {told.door for told in tries if told.status is None} == {"rest", "graphql"}
+    assert all(told.recorded in {"no", "unknown"} for told in tries if told.code)
+
+
+async def all_wait(connection, number: int) -> bool:
+    return await connection.fetchval(WAITING) >= number

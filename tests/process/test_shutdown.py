@@ -1,0 +1,263 @@
+"""How a gateway stops: it says that it is not ready, serves on, closes the port, and finishes what it has accepted."""
+
+import asyncio
+import json
+import signal
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+from tests.event_helpers import fresh_database
+from tests.gateways import (
+    DEV,
+    DOORS,
+    MUTATION,
+    PATH,
+    VISIT,
+    WAITING,
+    ClientAnswer,
+    Gateway,
+    Load,
+    client,
+    encounters_by_key,
+    gateways,
+    owner_connection,
+    status_of,
+    wrong_answers,
+)
+from tests.waiting import wait_until
+
+LOCK = "LOCK TABLE patient_graph.encounters IN ACCESS EXCLUSIVE MODE"
+LONG = "300"
+
+
+@pytest.fixture
+async def url(server_url: str) -> str:
+    return await fresh_database(server_url)
+
+
+@pytest.fixture(params=["1", "2"], ids=["one process", "two workers"])
+def workers(request: pytest.FixtureRequest) -> dict[str, str]:
+    return {"GATEWAY_WORKERS": request.param}
+
+
+async def ended(gateway: Gateway) -> int:
+    """Wait for its end, and give the exit code."""
+    return await asyncio.to_thread(gateway.process.wait, 60)
+
+
+async def readiness(origin: str) -> AsyncIterator[int | None]:
+    """Ask again and again, each time on a new connection, until nobody listens any more."""
+    status: int | None = 0
+    while status is not None:
+        yield (status := await status_of(origin, "/readyz"))
+
+
+async def test_under_load_readiness_turns_first_and_all_that_was_accepted_is_answered_truly(
+    url: str, workers: dict[str, str]
+) -> None:
+    async with (
+        gateways(url, GATEWAY_DRAIN_PAUSE_SECONDS="1.5", **workers) as (gateway,),
+        Load.on(gateway.origin, clients=16) as load,
+    ):
+        await wait_until(lambda: load.recorded() >= 50)
+        gateway.process.send_signal(signal.SIGTERM)
+        seen = [status async for status in readiness(gateway.origin)]
+        exit_code = await ended(gateway)
+
+    async with owner_connection(url) as connection:
+        kept = await encounters_by_key(connection)
+    assert exit_code == 0
+    # It was told to be not ready while it still listened.
+    assert 503 in seen
+    assert {told.status for told in load.told} <= {200, 201, 503, None}
+    assert {told.recorded for told in load.told if told.status == 503} <= {"no"}
+    # Every acknowledged encounter is there, and none is there that was not acknowledged.
+    assert kept == {told.key: told.encounter_id for told in load.told if told.encounter_id}
+
+
+async def test_in_the_pause_it_serves_on_and_asks_clients_to_connect_anew(url: str) -> None:
+    async with gateways(url, GATEWAY_DRAIN_PAUSE_SECONDS=LONG) as (gateway,), client() as ours:
+        before = await ours.post(gateway.origin + PATH, json=VISIT, headers=DEV)
+        gateway.process.send_signal(signal.SIGTERM)
+        await wait_until(lambda: not_ready(gateway.origin))
+
+        health = await ours.get(gateway.origin + "/readyz")
+        after = await ours.post(gateway.origin + PATH, json=VISIT, headers=DEV)
+        gateway.process.kill()
+
+    assert (before.status_code, before.headers.get("connection")) == (201, None)
+    assert (health.json()["status"], health.json()["checks"]["db"]["ok"]) == ("not_ready", True)
+    assert (after.status_code, after.headers["connection"]) == (201, "close")
+
+
+async def not_ready(origin: str) -> bool:
+    return await status_of(origin, "/readyz") == 503
+
+
+async def test_what_is_being_written_when_the_port_closes_is_finished_and_answered(
+    url: str, workers: dict[str, str]
+) -> None:
+    async with gateways(url, **workers) as (gateway,), owner_connection(url) as connection, client() as ours:
+        async with connection.transaction():
+            await connection.execute(LOCK)
+            writes = await begun_writing(ours, gateway, connection)
+            gateway.process.send_signal(signal.SIGTERM)
+            await wait_until(lambda: nobody_listens(gateway.origin))
+        told = await asyncio.gather(*writes)
+
+        assert await ended(gateway) == 0
+        kept = await encounters_by_key(connection)
+    assert all(each.encounter_id for each in told), told
+    assert kept == {each.key: each.encounter_id for each in told}
+
+
+async def begun_writing(ours, gateway: Gateway, connection) -> list[asyncio.Task[ClientAnswer]]:
+    """Give two writes, one through each door, each of which waits for the locked table in a statement of its own."""
+    writes = []
+    for number, door in enumerate(DOORS, 1):
+        writes.append(asyncio.create_task(door(ours, gateway.origin, door.__name__)))
+        await wait_until(partial(waiting, connection, number))
+    return writes
+
+
+async def waiting(connection, number: int) -> bool:
+    return await connection.fetchval(WAITING) >= number
+
+
+async def nobody_listens(origin: str) -> bool:
+    return await status_of(origin, "/healthz") is None
+
+
+async def test_a_write_that_hangs_holds_the_end_up_no_longer_than_the_setting_says_and_its_caller_is_told(
+    url: str, workers: dict[str, str]
+) -> None:
+    patient = {"GATEWAY_DATABASE_STATEMENT_SECONDS": LONG, "GATEWAY_DRAIN_SECONDS": "1"}
+    async with gateways(url, **workers, **patient) as (gateway,), owner_connection(url) as connection, client() as ours:
+        async with connection.transaction():
+            await connection.execute(LOCK)
+            writes = await begun_writing(ours, gateway, connection)
+            gateway.process.send_signal(signal.SIGTERM)
+            # The table stays locked: nothing but the setting ends this.
+            exit_code = await ended(gateway)
+        told = await asyncio.gather(*writes)
+        kept = await encounters_by_key(connection)
+
+    assert exit_code == 0
+    assert [(each.status, each.code, each.recorded) for each in told] == [
+        (503, "temporarily_unavailable", "unknown"),
+        (503, "temporarily_unavailable", "unknown"),
+    ]
+    assert {each.retry_after for each in told} == {"1"}
+    assert wrong_answers(told, kept) == []
+
+
+@pytest.mark.parametrize("door", ["rest", "graphql"])
+async def test_a_request_that_gets_in_after_the_close_is_told_to_come_back(url: str, door: str) -> None:
+    async with gateways(url) as (gateway,), owner_connection(url) as connection:
+        address = urlsplit(gateway.origin)
+        reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        async with connection.transaction():
+            await connection.execute(LOCK)
+            writer.write(post(PATH, VISIT))
+            await wait_until(lambda: waiting(connection, 1))
+            # On the connection of one that is under way, the only way in that a closed port leaves.
+            variables = {"key": "late", "input": {"brandId": "loop", "encounterType": "LAB"}}
+            late = (
+                post(PATH, VISIT) if door == "rest" else post("/graphql", {"query": MUTATION, "variables": variables})
+            )
+            writer.write(late)
+            await writer.drain()
+            await wait_until(lambda: not_a_byte_unread(gateway, address.port))
+            gateway.process.send_signal(signal.SIGTERM)
+            await wait_until(lambda: nobody_listens(gateway.origin))
+        answers = (await asyncio.wait_for(reader.read(), 30)).decode()
+        writer.close()
+        assert await ended(gateway) == 0
+        assert await connection.fetchval("SELECT count(*) FROM patient_graph.encounters") == 1
+
+    first, second = answers.split("HTTP/1.1 ")[1:]
+    assert first.startswith("201 ")
+    assert second.startswith("503 ")
+    assert "retry-after: 1" in second.lower()
+    body = json.loads(second.partition("\r\n\r\n")[2])
+    if door == "rest":
+        assert (body["error"], body["recorded"]) == ("temporarily_unavailable", "no")
+    else:
+        (error,) = body["errors"]
+        assert (error["extensions"]["code"], error["extensions"]["recorded"]) == ("temporarily_unavailable", "no")
+
+
+def post(path: str, body: object) -> bytes:
+    written = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer dev\r\ncontent-type: application/json\r\n"
+    return f"{head}content-length: {len(written)}\r\n\r\n".encode() + written
+
+
+def not_a_byte_unread(gateway: Gateway, port: int | None) -> bool:
+    """Whether the gateway has read all that was sent to it."""
+    with Path(f"/proc/{gateway.process.pid}/net/tcp").open() as table:
+        rows = [line.split() for line in table if f":{port:04X} " in line]
+    established = [row for row in rows if row[3] == "01" and row[1].endswith(f":{port:04X}")]
+    return bool(established) and all(row[4].endswith(":00000000") for row in established)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_ctrl_c_once_more_ends_it_at_once(url: str, workers: dict[str, str], number: signal.Signals) -> None:
+    slow = {"GATEWAY_DRAIN_PAUSE_SECONDS": LONG, "GATEWAY_DRAIN_SECONDS": LONG}
+    async with gateways(url, **workers, **slow) as (gateway,):
+        gateway.process.send_signal(number)
+        await wait_until(lambda: not_ready(gateway.origin))
+        gateway.process.send_signal(signal.SIGINT)
+
+        begun = time.monotonic()
+        assert await ended(gateway) == 0
+        assert time.monotonic() - begun < float(LONG)
+
+
+async def test_a_worker_that_is_killed_is_replaced_and_takes_nobodys_record_with_it(url: str) -> None:
+    async with (
+        gateways(url, GATEWAY_WORKERS="2") as (gateway,),
+        Load.on(gateway.origin, clients=8) as load,
+    ):
+        await wait_until(lambda: load.recorded() >= 20)
+        first = workers_of(gateway)
+        first[0].kill()
+        await wait_until(lambda: len(workers_of(gateway)) == 2 and first[0] not in workers_of(gateway))
+        so_far = len(load.told)
+        await wait_until(lambda: load.recorded(so_far) >= 50)
+
+    async with owner_connection(url) as connection:
+        kept = await encounters_by_key(connection)
+    assert wrong_answers(load.told, kept) == []
+
+
+def workers_of(gateway: Gateway):
+    return [each for each in psutil.Process(gateway.process.pid).children() if serves(each)]
+
+
+def serves(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and "spawn_main" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return False  # it was buried between being listed and being looked at
+
+
+async def test_an_open_stream_is_told_goodbye_and_does_not_hold_the_end_up(url: str, workers: dict[str, str]) -> None:
+    subscription = {"query": "subscription { encounterEvents { cursor } }"}
+    async with gateways(url, GATEWAY_DRAIN_SECONDS=LONG, **workers) as (gateway,), client() as asking:
+        headers = {**DEV, "accept": "text/event-stream"}
+        async with asking.stream("POST", f"{gateway.origin}/graphql", json=subscription, headers=headers) as stream:
+            said = stream.aiter_text()
+            gateway.process.send_signal(signal.SIGTERM)
+            heard = "".join([text async for text in said])
+        assert await ended(gateway) == 0
+
+    assert stream.status_code == 200
+    assert "temporarily_unavailable" in heard
+    assert heard.rstrip().endswith(("event: complete\ndata:", "event: complete"))
