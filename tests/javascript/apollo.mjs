@@ -1,4 +1,4 @@
-// A day of a frontend that uses Apollo Client: node apollo.mjs URL PATIENT [MEDIA TYPE]
+// The calls of a frontend with Apollo Client: node apollo.mjs URL PATIENT [MEDIA TYPE]
 import { ApolloClient, HttpLink, InMemoryCache, gql } from '@apollo/client/core';
 import { CombinedGraphQLErrors, ServerError } from '@apollo/client/errors';
 import { PAGE, RECORD, VISIT, pages, tell } from './documents.mjs';
@@ -20,7 +20,7 @@ const client = (headers) =>
   });
 const dev = client();
 
-// What the one who awaits the promise sees of it.
+// The result of a promise as its caller sees it.
 async function seen(promise) {
   try {
     return { data: (await promise).data, failed: null };

@@ -1,4 +1,4 @@
-// Apollo Client, putting what is asked for at once into one request: node batching.mjs URL PATIENT
+// Concurrent operations of Apollo Client in one request: node batching.mjs URL PATIENT
 import { ApolloClient, InMemoryCache, gql } from '@apollo/client/core';
 import { BatchHttpLink } from '@apollo/client/link/batch-http';
 import { RECORD, VISIT, tell } from './documents.mjs';

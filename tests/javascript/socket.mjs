@@ -1,4 +1,4 @@
-// Queries and mutations on one socket, by graphql-ws: node socket.mjs URL PATIENT
+// Queries and mutations on one WebSocket with graphql-ws: node socket.mjs URL PATIENT
 import { createClient } from 'graphql-ws';
 import WebSocket from 'ws';
 import { PAGE, RECORD, VISIT, pages, tell } from './documents.mjs';
@@ -7,7 +7,7 @@ const [url, patientId] = process.argv.slice(2);
 const client = (connectionParams) =>
   createClient({ url: url.replace('http', 'ws'), webSocketImpl: WebSocket, connectionParams, retryAttempts: 0 });
 
-// The only answer of a query or a mutation, or what it was refused with.
+// Return the result of a query or mutation, or its refusal.
 function ask(by, query, variables) {
   return new Promise((resolve) => {
     let answer;

@@ -1,4 +1,4 @@
-// A day of a frontend that uses urql: node urql.mjs URL PATIENT
+// The calls of a frontend with urql: node urql.mjs URL PATIENT
 import { Client, cacheExchange, fetchExchange } from '@urql/core';
 import { PAGE, RECORD, VISIT, pages, tell } from './documents.mjs';
 
