@@ -21,9 +21,12 @@ def silent_server() -> Iterator[str]:
         yield f"127.0.0.1:{server.getsockname()[1]}"
 
 
-def closed_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"127.0.0.1:{server.getsockname()[1]}"
+@contextmanager
+def closed_port() -> Iterator[int]:
+    """A port that refuses connections: bound, so that no other process takes it, and not listening."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
 
 
 def with_hosts(url: str, *before: str, **parameters: str) -> str:
@@ -87,9 +90,9 @@ async def test_a_silent_server_times_out_after_connect_timeout() -> None:
 
 
 async def test_each_host_has_its_own_timeout_and_the_next_is_tried(database_url: str) -> None:
-    with silent_server() as host:
+    with silent_server() as host, closed_port() as port:
         async with TcpProxy.to(database_url) as (_, url):
-            connection = await connect(with_hosts(url, closed_port(), host, connect_timeout="1"))
+            connection = await connect(with_hosts(url, f"127.0.0.1:{port}", host, connect_timeout="1"))
 
             assert await connection.fetchval("SELECT 1") == 1
             await connection.close()
@@ -107,5 +110,5 @@ async def test_a_refused_login_is_not_tried_at_the_next_host(database_url: str) 
     base, _, parameters = database_url.replace("//postgres@", "//no-such-role@").partition("?")
     host = parse_qs(parameters)["host"][0]
 
-    with pytest.raises(asyncpg.InvalidAuthorizationSpecificationError):
-        await connect(f"{base}?host={host},127.0.0.1&port=5432,{closed_port().rpartition(':')[2]}")
+    with closed_port() as port, pytest.raises(asyncpg.InvalidAuthorizationSpecificationError):
+        await connect(f"{base}?host={host},127.0.0.1&port=5432,{port}")

@@ -12,6 +12,7 @@ from gateway.database.database import RELAY_ROLE, Database
 from gateway.jobs import LeasedJob, run_jobs, take_lease
 from resolvers.idempotency import prune_keys
 from tests.cast import Cast
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ async def relay(database_url: str) -> AsyncIterator[Database]:
     await database.close()
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "LEASE_TIME", timedelta(milliseconds=200))
 
@@ -34,6 +35,7 @@ async def test_a_lease_has_one_holder_which_may_renew_it(relay: Database) -> Non
     assert not await take_lease(relay, name, two)
 
 
+@pytest.mark.usefixtures("short_leases")
 async def test_another_process_takes_over_when_the_holder_stops(relay: Database) -> None:
     runs: list[str] = []
 
@@ -46,17 +48,18 @@ async def test_another_process_takes_over_when_the_holder_stops(relay: Database)
 
     name = str(uuid4())
     first = asyncio.create_task(run_jobs(relay, [job("first")]))
-    await _until(lambda: "first" in runs)
+    await wait_until(lambda: "first" in runs)
     second = asyncio.create_task(run_jobs(relay, [job("second")]))
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
 
-    await _until(lambda: "second" in runs)
+    await wait_until(lambda: "second" in runs)
 
     second.cancel()
     await asyncio.gather(second, return_exceptions=True)
 
 
+@pytest.mark.usefixtures("short_leases")
 async def test_another_process_takes_over_when_a_lease_expires(relay: Database) -> None:
     runs = 0
 
@@ -69,12 +72,13 @@ async def test_another_process_takes_over_when_a_lease_expires(relay: Database) 
     assert await take_lease(relay, name, uuid4())
     successor = asyncio.create_task(run_jobs(relay, [LeasedJob(name, run_once, pause_seconds=0.01)]))
 
-    await _until(lambda: runs)
+    await wait_until(lambda: runs)
 
     successor.cancel()
     await asyncio.gather(successor, return_exceptions=True)
 
 
+@pytest.mark.usefixtures("short_leases")
 async def test_a_lease_is_renewed_during_a_long_run(relay: Database) -> None:
     started, finish, other = asyncio.Event(), asyncio.Event(), uuid4()
 
@@ -95,6 +99,7 @@ async def test_a_lease_is_renewed_during_a_long_run(relay: Database) -> None:
     assert await take_lease(relay, name, other), "the lease was not released"
 
 
+@pytest.mark.usefixtures("short_leases")
 async def test_a_run_is_cancelled_when_its_lease_is_lost(relay: Database, cast: Cast) -> None:
     started, cut_off = asyncio.Event(), asyncio.Event()
 
@@ -138,9 +143,3 @@ async def test_only_expired_idempotency_keys_are_deleted(relay: Database, cast: 
         "SELECT key FROM patient_graph.idempotency_keys WHERE patient_id = $1", patient_id
     )
     assert [row["key"] for row in kept] == [f"{patient_id}-young"]
-
-
-async def _until(condition) -> None:
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - the condition is a list that a job appends to
-            await asyncio.sleep(0.01)

@@ -116,7 +116,8 @@ async def test_a_connection_released_in_a_transaction_is_closed(pool: Connection
 async def test_a_connection_with_a_cancelled_statement_is_reset_before_reuse(pool: Connections) -> None:
     other, connection = await acquire_all(pool)
     task = asyncio.create_task(connection.fetchval("SELECT pg_sleep(30)"))
-    await asyncio.sleep(0.1)
+    sleeping = "SELECT count(*) FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'PgSleep'"
+    await wait_until(lambda: other.fetchval(sleeping, connection.get_server_pid()))
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -29,6 +29,7 @@ PATIENTS = [f"patient-{number}" for number in range(8)]
 
 POSITIONS = "SELECT position FROM patient_graph.outbox ORDER BY position"
 WATERMARK = "SELECT stamped, position, pruned FROM gateway.watermark"
+BLOCKED = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 
 @pytest.fixture
@@ -209,7 +210,7 @@ async def test_a_relay_waits_for_a_paused_one(without_relay: Gateway, url: str, 
     await paused.execute("UPDATE gateway.watermark SET stamped = 1")
 
     other = asyncio.create_task(relay.relay(without_relay.relay))
-    await wait_until(lambda: rows(url, "SELECT FROM pg_locks WHERE NOT granted"))
+    await wait_until(lambda: rows(url, BLOCKED))
     assert not other.done()
     await (transaction.commit() if commits else transaction.rollback())
     await paused.close()
@@ -230,7 +231,7 @@ async def test_a_relay_gives_up_events_that_were_stamped_concurrently(without_re
             " WHERE created_at = (SELECT min(created_at) FROM patient_graph.outbox)"
         )
         other = asyncio.create_task(relay.relay(without_relay.relay))
-        await wait_until(lambda: rows(url, "SELECT FROM pg_locks WHERE NOT granted"))
+        await wait_until(lambda: rows(url, BLOCKED))
     await late.close()
 
     with pytest.raises(TemporarilyUnavailable):

@@ -55,7 +55,7 @@ def patient(patient_id: str) -> dict[str, str]:
 
 
 async def recorded(service: Service, patient_id: str, **members: str) -> str:
-    """Record an encounter, and give its id."""
+    """Record an encounter; return its id."""
     visit = {"brand_id": "loop", "encounter_type": "lab", **members}
     response = await service.rest("POST", f"/v1/patients/{patient_id}/encounters", json=visit)
     encounter_id: str = response.json()["id"]

@@ -74,7 +74,7 @@ async def read(service: Service, encounter_id: str) -> dict[str, Any]:
 
 
 async def recorded(service: Service, cast: Cast, **members: Any) -> str:
-    """Record an encounter, and give its id."""
+    """Record an encounter; return its id."""
     response = await service.rest(
         "POST",
         f"/v1/patients/{await cast.patient()}/encounters",
@@ -370,9 +370,9 @@ async def test_every_change_has_an_audit_entry_and_event_without_clinical_text(s
     assert [row["event_type"] for row in events] == ["patient_graph.encounter.recorded.v1"] + [
         "patient_graph.encounter.changed.v1"
     ] * 3
-    said = " ".join(row[1] for row in (*entries, *events))
-    assert '"kind": "amended"' in said
-    assert not [mark for mark in ("Pregnant", "She said", "2031") if mark in said]
+    texts = " ".join(row[1] for row in (*entries, *events))
+    assert '"kind": "amended"' in texts
+    assert not [mark for mark in ("Pregnant", "She said", "2031") if mark in texts]
 
 
 async def test_the_histories_of_a_page_are_read_by_one_statement(

@@ -21,7 +21,7 @@ MARKER = "tuberculosis"
 def statements(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Count the statements sent from now on that read patients or encounters, by their text.
 
-    Plans are disabled, so that the executor is measured; test_plan.py covers the one statement of a plan.
+    Plans are disabled, so that the executor is measured; test_plans.py covers the one statement of a plan.
     """
     sent: Counter[str] = Counter()
 

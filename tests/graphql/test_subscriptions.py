@@ -127,7 +127,7 @@ def follow(request: pytest.FixtureRequest) -> Follow:
 async def record(
     sockets: GatewayServer, patient_id: str, *, token: str = "dev", brand_id: str = "loop", **more: Any
 ) -> str:
-    """Record an encounter, and give its id."""
+    """Record an encounter; return its id."""
     async with sockets.authenticated(token) as websocket:
         visit = {"brandId": brand_id, "encounterType": "LAB"} | more
         body = await websocket.ask(RECORD, patientId=patient_id, input=visit)
@@ -434,13 +434,13 @@ async def test_last_event_id_takes_precedence_over_the_cursor_in_the_url(sockets
     assert event.body["data"]["encounterEvents"]["encounter"]["id"] == recorded[2]
 
 
-@pytest.mark.parametrize("said", ["made-up", "caf\u00e9", "0", "x" * 10_000])
-async def test_an_invalid_last_event_id_is_refused_and_not_repeated(sockets: GatewayServer, said: str) -> None:
-    async with OverStream.follow(sockets, after=said) as listener:
+@pytest.mark.parametrize("sent", ["made-up", "caf\u00e9", "0", "x" * 10_000])
+async def test_an_invalid_last_event_id_is_refused_and_not_repeated(sockets: GatewayServer, sent: str) -> None:
+    async with OverStream.follow(sockets, after=sent) as listener:
         event, last = await listener.stream.rest()
 
     assert (event.code, last) == ("validation_error", COMPLETE)
-    assert said not in event.data or said == "0"
+    assert sent not in event.data or sent == "0"
 
 
 # Rate limits and expiry

@@ -330,7 +330,7 @@ def test_a_folder_may_contain_manifests_of_several_clients(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("", "must be one JSON object"),
         ("{", "must be one JSON object"),
@@ -348,8 +348,8 @@ def test_a_folder_may_contain_manifests_of_several_clients(tmp_path: Path) -> No
     ],
     ids=str,
 )
-def test_an_invalid_manifest_is_refused_and_its_file_named(tmp_path: Path, content: Any, said: str) -> None:
-    with pytest.raises(UntrustedManifest, match=said) as mistake:
+def test_an_invalid_manifest_is_refused_and_its_file_named(tmp_path: Path, content: Any, message: str) -> None:
+    with pytest.raises(UntrustedManifest, match=message) as mistake:
         read_manifest(manifest(tmp_path, content))
 
     assert str(mistake.value).startswith("manifest.json: ")

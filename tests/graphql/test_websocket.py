@@ -9,6 +9,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 import schema.transport.websocket
+from schema.transport.long_lived import TokenEnd, watch_token
 from schema.transport.websocket import GONE, Close
 from tests.cast import Cast
 from tests.controlled_schema import MARKER, Control, Tokens, controlled_gateway
@@ -162,14 +163,14 @@ async def test_the_gateways_own_origin_is_accepted(sockets: GatewayServer) -> No
 async def test_a_socket_is_closed_when_its_token_expires(
     sockets: GatewayServer, tokens: Tokens, control: Control
 ) -> None:
-    tokens.give("short", seconds=0.7)
+    tokens.give("short", seconds=1.5)
     async with sockets.authenticated("short") as websocket:
         await websocket.start("one", "subscription { wait }")
         await websocket.next("one")
         started = asyncio.get_running_loop().time()
 
         assert await websocket.closed() == (4403, "invalid_token: it has expired.")
-        assert 0 < asyncio.get_running_loop().time() - started < 1.5
+        assert 0 < asyncio.get_running_loop().time() - started < 2.3
     await wait_until(lambda: control.done == ["wait"], TIMEOUT_SECONDS)
 
 
@@ -211,12 +212,19 @@ async def test_a_socket_survives_a_provider_outage_until_its_token_expires(
 
 
 async def test_a_running_mutation_is_answered_before_an_expired_socket_closes(
-    sockets: GatewayServer, tokens: Tokens, control: Control
+    sockets: GatewayServer, tokens: Tokens, control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokens.give("short", seconds=0.6)
+    ends: list[TokenEnd] = []
+
+    async def watched(*arguments: Any) -> TokenEnd:
+        ends.append(await watch_token(*arguments))
+        return ends[0]
+
+    monkeypatch.setattr(schema.transport.websocket, "watch_token", watched)
+    tokens.give("short", seconds=1.5)
     async with sockets.authenticated("short") as websocket:
         await websocket.start("change", "mutation { hold }")
-        await asyncio.sleep(0.8)
+        await wait_until(lambda: ends == [TokenEnd.EXPIRED])
         control.gate.set()
 
         assert await websocket.next("change") == {"data": {"hold": "done"}}

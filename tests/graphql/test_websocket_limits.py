@@ -198,16 +198,17 @@ async def test_each_of_ten_thousand_concurrent_operations_is_answered(sockets: G
 
 
 async def test_a_client_that_does_not_read_is_closed(sockets: GatewayServer, control: Control) -> None:
-    async with sockets.authenticated(max_queue=1) as unread, sockets.authenticated() as other:
-        await unread.start("flood", "subscription { count(to: 1000000, characters: 50000) }")
-        await unread.next("flood")
-        # The source is closed when its event could not be sent in time.
-        await wait_until(lambda: control.done == ["count"], TIMEOUT_SECONDS)
-        await other.ask("{ __typename }")
-        # Longer than the gateway waits before it gives the order to close.
-        await asyncio.sleep(1.5)
+    with captured_logs() as lines:
+        async with sockets.authenticated(max_queue=1) as unread, sockets.authenticated() as other:
+            await unread.start("flood", "subscription { count(to: 1000000, characters: 50000) }")
+            await unread.next("flood")
+            # The source is closed when its event could not be sent in time.
+            await wait_until(lambda: control.done == ["count"], TIMEOUT_SECONDS)
+            await other.ask("{ __typename }")
+            # The client reads on only after the gateway has closed the socket.
+            await wait_until(lambda: any(line["event"] == "socket" for line in lines))
 
-        assert await unread.closed() == (1013, "What was sent to you was not read in time.")
+            assert await unread.closed() == (1013, "What was sent to you was not read in time.")
 
 
 async def test_pings_of_a_client_that_does_not_read_are_no_longer_received(sockets: GatewayServer) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from gateway.database.migrate import migrate
 from tests.conftest import create_database
+from tests.database.test_connection_url import closed_port
 from tests.gateways import ROOT, Gateway
 from tests.identity_provider import IdentityProvider
 from tests.process.test_preflight import run
@@ -133,16 +134,15 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_a_refused_connection_is_reported_in_one_sentence(database_url: str, fault: str) -> None:
     form, expected = FAULTS[fault]
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    if form.startswith("//"):
-        url = as_user(database_url, form[2:-1])
-    else:
-        base, _, parameters = database_url.partition("?")
-        named = f"{base}_none?{parameters}" if fault == "no such database" else form
-        url = named.format(url=database_url, port=port)
+    with closed_port() as port:
+        if form.startswith("//"):
+            url = as_user(database_url, form[2:-1])
+        else:
+            base, _, parameters = database_url.partition("?")
+            named = f"{base}_none?{parameters}" if fault == "no such database" else form
+            url = named.format(url=database_url, port=port)
 
-    sentence = await refused_by_both(url)
+        sentence = await refused_by_both(url)
 
     assert sentence.startswith("GATEWAY_DATABASE_URL: the database cannot be used (")
     assert expected in sentence
@@ -189,32 +189,31 @@ async def test_a_port_in_use_is_refused_by_both(database_url: str) -> None:
 
 
 async def test_an_identity_provider_that_does_not_answer_is_an_outage(database_url: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    keys = {
-        "GATEWAY_JWKS_URL": f"http://127.0.0.1:{port}/keys",
-        "GATEWAY_JWT_ISSUER": "https://id.test",
-        "GATEWAY_JWT_AUDIENCE": "gateway",
-    }
-    tokens = {
-        "GATEWAY_INTROSPECTION_URL": f"http://127.0.0.1:{port}/introspect",
-        "GATEWAY_INTROSPECTION_CLIENT_ID": "gateway",
-        "GATEWAY_INTROSPECTION_CLIENT_SECRET": "secret-of-ours",
-    }
+    with closed_port() as port:
+        keys = {
+            "GATEWAY_JWKS_URL": f"http://127.0.0.1:{port}/keys",
+            "GATEWAY_JWT_ISSUER": "https://id.test",
+            "GATEWAY_JWT_AUDIENCE": "gateway",
+        }
+        tokens = {
+            "GATEWAY_INTROSPECTION_URL": f"http://127.0.0.1:{port}/introspect",
+            "GATEWAY_INTROSPECTION_CLIENT_ID": "gateway",
+            "GATEWAY_INTROSPECTION_CLIENT_SECRET": "secret-of-ours",
+        }
 
-    code, output = await run("check", database_url, **UNSAFE | keys | tokens)
+        code, output = await run("check", database_url, **UNSAFE | keys | tokens)
 
-    assert code == 1
-    assert "outage: GATEWAY_JWKS_URL: the identity provider does not answer" in output
-    assert "outage: GATEWAY_INTROSPECTION_URL: the identity provider does not answer" in output
-    assert "secret-of-ours" not in output
-    gateway = Gateway.on(database_url, **keys)
-    try:
-        assert gateway.process.stdout is not None
-        assert "REST" in await asyncio.to_thread(gateway.process.stdout.readline)
-        assert "outage: GATEWAY_JWKS_URL: the identity provider does not answer" in gateway.errors()
-    finally:
-        await asyncio.to_thread(gateway.end)
+        assert code == 1
+        assert "outage: GATEWAY_JWKS_URL: the identity provider does not answer" in output
+        assert "outage: GATEWAY_INTROSPECTION_URL: the identity provider does not answer" in output
+        assert "secret-of-ours" not in output
+        gateway = Gateway.on(database_url, **keys)
+        try:
+            assert gateway.process.stdout is not None
+            assert "REST" in await asyncio.to_thread(gateway.process.stdout.readline)
+            assert "outage: GATEWAY_JWKS_URL: the identity provider does not answer" in gateway.errors()
+        finally:
+            await asyncio.to_thread(gateway.end)
 
 
 async def test_an_identity_provider_that_answers_is_no_outage(database_url: str, provider: IdentityProvider) -> None:

@@ -26,10 +26,10 @@ async def test_concurrent_duplicates_at_four_gateways_record_one_encounter(url: 
         async def call(number: int) -> ClientAnswer:
             """Send the request until it is answered, each time to the next gateway, as a careful client does."""
             for again in count():
-                told = await DOORS[number // GATEWAYS % 2](ours, origins[(number + again) % GATEWAYS], "the-key")
-                tries.append(told)
-                if told.encounter_id:
-                    return told
+                answer = await DOORS[number // GATEWAYS % 2](ours, origins[(number + again) % GATEWAYS], "the-key")
+                tries.append(answer)
+                if answer.encounter_id:
+                    return answer
                 await asyncio.sleep(0.05)
             raise AssertionError
 
@@ -42,7 +42,7 @@ async def test_concurrent_duplicates_at_four_gateways_record_one_encounter(url: 
             calls += [asyncio.create_task(call(number)) for number in range(GATEWAYS, CALLERS)]
             await wait_until(lambda: are_waiting(connection, 2 * GATEWAYS))
             running[0].process.kill()
-            await wait_until(lambda: any(told.status is None for told in tries))
+            await wait_until(lambda: any(answer.status is None for answer in tries))
         answers = await asyncio.gather(*calls)
         # Two more requests after all others.
         answers += [await door(ours, origins[3], "the-key") for door in DOORS]
@@ -59,10 +59,10 @@ async def test_concurrent_duplicates_at_four_gateways_record_one_encounter(url: 
     assert list(kept) == ["the-key"]
     assert counted == [1, 1, 1]
     assert entries == 1
-    assert {told.encounter_id for told in answers} == set(kept.values())
-    assert len({told.body for told in answers if told.door == "rest"}) == 1
-    assert {told.door for told in tries if told.status is None} == {"rest", "graphql"}
-    assert all(told.recorded in {"no", "unknown"} for told in tries if told.code)
+    assert {answer.encounter_id for answer in answers} == set(kept.values())
+    assert len({answer.body for answer in answers if answer.door == "rest"}) == 1
+    assert {answer.door for answer in tries if answer.status is None} == {"rest", "graphql"}
+    assert all(answer.recorded in {"no", "unknown"} for answer in tries if answer.code)
 
 
 async def are_waiting(connection, number: int) -> bool:

@@ -68,9 +68,9 @@ async def test_a_database_failure_under_load_is_reported_truthfully(server: Post
             kept = await encounters_by_key(connection)
 
     assert wrong_answers(load.told, kept) == []
-    assert {told.status for told in load.told} <= {200, 201, 503}
-    assert {told.code for told in load.told if not told.encounter_id} == {"temporarily_unavailable"}
-    assert {told.recorded for told in load.told if not told.encounter_id} <= {"no", "unknown"}
+    assert {answer.status for answer in load.told} <= {200, 201, 503}
+    assert {answer.code for answer in load.told if not answer.encounter_id} == {"temporarily_unavailable"}
+    assert {answer.recorded for answer in load.told if not answer.encounter_id} <= {"no", "unknown"}
 
 
 def unexpected(gateway: Gateway) -> list[str]:
@@ -149,12 +149,12 @@ async def test_a_full_disk_is_503_until_it_has_space_again(
             kept = await encounters_by_key(connection)
 
     assert wrong_answers(load.told, kept) == []
-    assert {told.status for told in load.told} <= {200, 201, 503}
-    assert {told.code for told in load.told if not told.encounter_id} == {"temporarily_unavailable"}
+    assert {answer.status for answer in load.told} <= {200, 201, 503}
+    assert {answer.code for answer in load.told if not answer.encounter_id} == {"temporarily_unavailable"}
 
 
 def refused_at(load: Load, since: int, door: str) -> bool:
-    return sum(told.code is not None and told.door == door for told in load.told[since:]) >= 10
+    return sum(answer.code is not None and answer.door == door for answer in load.told[since:]) >= 10
 
 
 # Locks and timeouts
@@ -178,16 +178,16 @@ async def test_requests_for_a_locked_table_are_refused_and_served_afterwards(url
             after = psutil.Process(gateway.process.pid).memory_info().rss
             # The earlier requests were answered before these, except those in a waiting statement.
             refused = [call.result() for call in calls if call.done()]
-        held = [told for told in await asyncio.gather(*calls) if told not in refused]
+        held = [answer for answer in await asyncio.gather(*calls) if answer not in refused]
         assert 0 < len(held) <= 2 * 64
         served = [await DOORS[n % 2](ours, gateway.origin, f"served-{n}") for n in range(20)]
         kept = await encounters_by_key(other)
 
-    assert {(told.code, told.recorded, told.retry_after) for told in [*refused, *again] if told.door == "rest"} == {
-        ("temporarily_unavailable", "no", "1")
-    }
-    assert {(told.code, told.recorded) for told in [*refused, *again]} == {("temporarily_unavailable", "no")}
-    assert all(told.encounter_id for told in [*held, *served])
+    assert {
+        (answer.code, answer.recorded, answer.retry_after) for answer in [*refused, *again] if answer.door == "rest"
+    } == {("temporarily_unavailable", "no", "1")}
+    assert {(answer.code, answer.recorded) for answer in [*refused, *again]} == {("temporarily_unavailable", "no")}
+    assert all(answer.encounter_id for answer in [*held, *served])
     assert wrong_answers([*refused, *again, *held, *served], kept) == []
     assert after - before < 100 * 1024 * 1024
 
@@ -201,12 +201,12 @@ async def test_a_statement_timeout_is_503_and_nothing_is_recorded(url: str) -> N
         async with connection.transaction():
             await connection.execute("LOCK TABLE patient_graph.encounters IN ACCESS EXCLUSIVE MODE")
             # The lock is held until both are answered, so only the statement timeout can end them.
-            told = await asyncio.gather(*(door(ours, gateway.origin, door.__name__) for door in DOORS))
+            answers = await asyncio.gather(*(door(ours, gateway.origin, door.__name__) for door in DOORS))
         kept = await encounters_by_key(connection)
         after = [await door(ours, gateway.origin, door.__name__) for door in DOORS]
 
-    assert told[0].status == 503
-    assert {(each.code, each.recorded) for each in told} == {("temporarily_unavailable", "no")}
+    assert answers[0].status == 503
+    assert {(each.code, each.recorded) for each in answers} == {("temporarily_unavailable", "no")}
     assert kept == {}
     assert all(each.encounter_id for each in after)
 
@@ -230,8 +230,8 @@ async def test_disconnects_at_any_moment_leave_complete_records_and_a_free_pool(
         await wait_until(lambda: no_open_transaction(connection))
         kept = await encounters_by_key(connection)  # asserts that each record is complete
 
-    assert all(told.encounter_id for told in after)
-    assert {told.key for told in after} <= kept.keys()
+    assert all(answer.encounter_id for answer in after)
+    assert {answer.key for answer in after} <= kept.keys()
 
 
 async def no_open_transaction(connection: asyncpg.Connection) -> bool:

@@ -85,7 +85,7 @@ async def test_a_gateway_records_again_soon_after_the_database_accepts_writes(ur
         assert unexpected(gateway) == []
     async with owner_connection(url) as owner:
         assert wrong_answers(load.told, await encounters_by_key(owner)) == []
-    assert {(told.code, told.recorded) for told in load.told if not told.encounter_id} <= {
+    assert {(answer.code, answer.recorded) for answer in load.told if not answer.encounter_id} <= {
         ("temporarily_unavailable", "no"),
         ("temporarily_unavailable", "unknown"),  # requests whose connection was terminated
     }

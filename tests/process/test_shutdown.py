@@ -73,10 +73,10 @@ async def test_under_load_readiness_fails_first_and_all_answers_are_true(url: st
     assert exit_code == 0
     # Readiness failed while the port was still open.
     assert 503 in seen
-    assert {told.status for told in load.told} <= {200, 201, 503, None}
-    assert {told.recorded for told in load.told if told.status == 503} <= {"no"}
+    assert {answer.status for answer in load.told} <= {200, 201, 503, None}
+    assert {answer.recorded for answer in load.told if answer.status == 503} <= {"no"}
     # The stored encounters are exactly the acknowledged ones.
-    assert kept == {told.key: told.encounter_id for told in load.told if told.encounter_id}
+    assert kept == {answer.key: answer.encounter_id for answer in load.told if answer.encounter_id}
 
 
 async def test_during_the_pause_requests_are_served_with_connection_close(url: str) -> None:
@@ -107,12 +107,12 @@ async def test_a_running_write_is_completed_and_answered_after_the_port_closed(
             writes = await start_waiting_writes(ours, gateway, connection)
             gateway.process.send_signal(signal.SIGTERM)
             await wait_until(lambda: port_is_closed(gateway.origin))
-        told = await asyncio.gather(*writes)
+        answers = await asyncio.gather(*writes)
 
         assert await wait_for_exit(gateway) == 0
         kept = await encounters_by_key(connection)
-    assert all(each.encounter_id for each in told), told
-    assert kept == {each.key: each.encounter_id for each in told}
+    assert all(each.encounter_id for each in answers), answers
+    assert kept == {each.key: each.encounter_id for each in answers}
 
 
 async def start_waiting_writes(ours, gateway: Gateway, connection) -> list[asyncio.Task[ClientAnswer]]:
@@ -145,16 +145,16 @@ async def test_a_hanging_write_delays_shutdown_at_most_by_the_setting(url: str, 
             gateway.process.send_signal(signal.SIGTERM)
             # The table stays locked, so only the setting can end the process.
             exit_code = await wait_for_exit(gateway)
-        told = await asyncio.gather(*writes)
+        answers = await asyncio.gather(*writes)
         kept = await encounters_by_key(connection)
 
     assert exit_code == 0
-    assert [(each.status, each.code, each.recorded) for each in told] == [
+    assert [(each.status, each.code, each.recorded) for each in answers] == [
         (503, "temporarily_unavailable", "unknown"),
         (503, "temporarily_unavailable", "unknown"),
     ]
-    assert {each.retry_after for each in told} == {"1"}
-    assert wrong_answers(told, kept) == []
+    assert {each.retry_after for each in answers} == {"1"}
+    assert wrong_answers(answers, kept) == []
 
 
 @pytest.mark.parametrize("door", ["rest", "graphql"])
