@@ -26,9 +26,7 @@ def tokens() -> Tokens:
 
 @pytest.fixture(scope="module")
 async def short_timeouts(database_url: str) -> AsyncIterator[GatewayServer]:
-    async with controlled_gateway(
-        database_url, socket_recheck_seconds=0.2, socket_init_seconds=0.5, socket_send_seconds=0.5
-    ) as serving:
+    async with controlled_gateway(database_url, socket_recheck_seconds=0.2, socket_send_seconds=0.5) as serving:
         yield serving
 
 

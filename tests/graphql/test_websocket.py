@@ -109,8 +109,10 @@ async def test_a_second_connection_init_closes_the_socket(sockets: GatewayServer
         assert (await websocket.closed())[0] == 4429
 
 
-async def test_a_missing_connection_init_closes_the_socket_after_a_timeout(sockets: GatewayServer) -> None:
-    async with sockets.connect() as websocket:
+async def test_a_missing_connection_init_closes_the_socket_after_a_timeout(
+    database_url: str, control: Control, tokens: Tokens
+) -> None:
+    async with controlled_gateway(database_url, socket_init_seconds=2) as sockets, sockets.connect() as websocket:
         await websocket.send(type="ping")
         assert await websocket.receive() == {"type": "pong"}
 
