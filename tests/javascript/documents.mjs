@@ -29,4 +29,4 @@ export async function pages(ask) {
   return seen;
 }
 
-export const tell = (seen) => console.log(JSON.stringify(seen));
+export const printResults = (seen) => console.log(JSON.stringify(seen));

@@ -2,7 +2,7 @@
 import { createClient as createSseClient } from 'graphql-sse';
 import { createClient as createSocketClient } from 'graphql-ws';
 import WebSocket from 'ws';
-import { RECORD, VISIT, tell } from './documents.mjs';
+import { RECORD, VISIT, printResults } from './documents.mjs';
 
 const [kind, url, patientId] = process.argv.slice(2);
 const headers = { authorization: 'Bearer dev' };
@@ -21,11 +21,11 @@ async function record() {
 }
 
 // Return `count` events, from now or from a cursor. The start of a subscription is not visible, so repeat `trigger`.
-async function hear(count, after, trigger = () => {}) {
+async function receive(count, after, trigger = () => {}) {
   const events = client.iterate({ query: EVENTS, variables: { patientId, after } });
-  const heard = [];
+  const received = [];
   const listening = (async () => {
-    for await (const { data } of events) if (heard.push(data.encounterEvents) === count) return;
+    for await (const { data } of events) if (received.push(data.encounterEvents) === count) return;
   })();
   let over = false;
   listening.finally(() => (over = true));
@@ -34,13 +34,13 @@ async function hear(count, after, trigger = () => {}) {
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
   await listening;
-  return heard;
+  return received;
 }
 
-const live = await hear(3, null, record);
+const live = await receive(3, null, record);
 for (const _ of [1, 2]) await record();
 const place = recorded.indexOf(live[0].encounter.id);
-const missed = await hear(recorded.length - place - 1, live[0].cursor);
+const missed = await receive(recorded.length - place - 1, live[0].cursor);
 
 async function refusal(query, variables) {
   try {
@@ -49,7 +49,7 @@ async function refusal(query, variables) {
     return { errors }; // graphql-ws throws them
   }
 }
-tell({
+printResults({
   recorded,
   live: live.map((each) => [each.kind, each.encounter.id, each.encounter.notes]),
   missed: missed.map((each) => each.encounter.id),

@@ -1,7 +1,7 @@
 // Queries and mutations on one WebSocket with graphql-ws: node socket.mjs URL PATIENT
 import { createClient } from 'graphql-ws';
 import WebSocket from 'ws';
-import { PAGE, RECORD, VISIT, pages, tell } from './documents.mjs';
+import { PAGE, RECORD, VISIT, pages, printResults } from './documents.mjs';
 
 const [url, patientId] = process.argv.slice(2);
 const client = (connectionParams) =>
@@ -29,7 +29,7 @@ const again = await record(VISIT, patientId);
 const reused = await record({ ...VISIT, notes: 'Slept badly.' }, patientId);
 await Promise.all([1, 2].map((number) => record({ ...VISIT, notes: `Visit ${number}.` })));
 
-tell({
+printResults({
   first,
   again,
   reused,

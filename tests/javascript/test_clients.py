@@ -132,7 +132,7 @@ async def test_on_a_websocket_a_refusal_is_an_error_or_a_final_close(seen: dict[
 async def test_apollo_gets_the_media_type_that_it_prefers(client: str, seen: dict[str, Any]) -> None:
     media_type = "application/json" if client == "older apollo" else "application/graphql-response+json"
 
-    assert seen["spoken"] == [f"{media_type}; charset=utf-8"]
+    assert seen["mediaTypes"] == [f"{media_type}; charset=utf-8"]
 
 
 async def test_an_apollo_batch_is_one_request_with_independent_results(gateway_url: str, cast: Cast) -> None:
