@@ -7,6 +7,7 @@ transactions. If a paused holder continues after its lease expired, the next hol
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -16,10 +17,12 @@ from sqlalchemy import Interval, Table, bindparam, func, update
 from sqlalchemy.dialects.postgresql import insert
 
 from gateway.database.database import Database
-from gateway.observability.logs import describe, log
+from gateway.observability.logs import describe
 from models import Lease
 from resolvers.errors import GatewayError
 from resolvers.sql import Statement
+
+logger = logging.getLogger(__name__)
 
 LEASES: Table = Lease.__table__  # type: ignore[attr-defined]
 
@@ -91,7 +94,7 @@ async def _do(database: Database, job: LeasedJob, holder: UUID) -> None:
         except GatewayError:
             pass  # the database is unavailable; the requests that fail for it log that
         except Exception as error:  # noqa: BLE001 - a duty that fails once must be tried again
-            log.error("duty", job=job.name, **describe(error))
+            logger.error("duty", extra={"job": job.name, **describe(error)})
         if not more:
             # Only the holder of the lease is woken: the other gateways could not take the lease.
             wakeup = job.wakeup if held else asyncio.Event()

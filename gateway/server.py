@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from gateway.app import create_app
 from gateway.http_client import refuse_unusable_proxies
 from gateway.middleware.fault_injection import CuttingProtocol
-from gateway.observability.logs import FLUSH_SECONDS, configure_logging, log
+from gateway.observability.logs import FLUSH_SECONDS, configure_logging
 from gateway.observability.queued_writer import QueuedWriter
 from gateway.preflight import preflight
 from gateway.protocols.http import LimitedHttpProtocol, bound_unsent_bytes
@@ -105,8 +105,7 @@ def serve(settings: Settings, port: socket.socket, faults: int | None = None) ->
         server_header=False,
         timeout_graceful_shutdown=settings.drain_seconds,
     )
-    configure_logging()
-    log.start_queue()
+    configure_logging(queued=True)
     asyncio.run(preflight(settings, partial(say, sys.stderr), changing=True))
     # Listen before printing the banner: a client that connects at once is queued instead of refused.
     try:
@@ -162,8 +161,7 @@ def say(stream: TextIO | None, text: str) -> None:
 
 def worker(settings: Settings, faults: int | None = None) -> Starlette:
     """Return the application, built in the process that serves it."""
-    configure_logging()
-    log.start_queue()
+    configure_logging(queued=True)
     LimitedHttpProtocol.head_seconds = settings.head_seconds
     LimitedHttpProtocol.send_seconds = settings.socket_send_seconds
     LimitedHttpProtocol.min_send_bytes_per_second = settings.min_send_bytes_per_second

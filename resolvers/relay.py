@@ -145,7 +145,7 @@ async def move_watermark(database: RelayDatabase) -> None:
         if count[0] != mark["stamped"] - mark["position"]:
             # On a cluster the second phase of a commit may be late. A row that was deleted by hand never appears.
             fields = {"stamped": mark["stamped"], "position": mark["position"], "found": count[0]}
-            logger.warning("watermark waits", extra={"fields": fields})
+            logger.warning("watermark waits", extra=fields)
             return
         if await connection.fetch_one(MOVE_WATERMARK, stamped=mark["stamped"]):
             await connection.fetch(TELL_THAT_IT_MOVED)

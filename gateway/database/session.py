@@ -5,6 +5,7 @@ parameter: a pooler refuses unknown ones or drops them silently.
 """
 
 import asyncio
+import logging
 import math
 import sys
 from collections.abc import Mapping
@@ -16,7 +17,8 @@ from weakref import WeakValueDictionary
 import asyncpg
 
 from gateway.database.connection import connect, named_by
-from gateway.observability.logs import log
+
+logger = logging.getLogger(__name__)
 
 RELIED_ON = {
     "application_name": "encounter-gateway",
@@ -194,7 +196,7 @@ class SessionFactory:
             return await self.open_anyway()
         except UnusableSession as error:
             self._refusal, self._retry_at = str(error), loop.time() + REFUSED_SECONDS
-            log.error("database", refused=self._refusal)
+            logger.error("database", extra={"refused": self._refusal})
             raise
 
     async def open_anyway(self) -> Session:
