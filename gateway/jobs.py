@@ -13,18 +13,18 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from uuid import UUID, uuid4
 
-from sqlalchemy import Interval, Table, bindparam, func, update
+from sqlalchemy import Interval, bindparam, func, update
 from sqlalchemy.dialects.postgresql import insert
 
 from gateway.database.database import Database
 from gateway.observability.logs import describe
-from models import Lease
+from models import Lease, table_of
 from resolvers.errors import GatewayError
 from resolvers.sql import Statement
 
 logger = logging.getLogger(__name__)
 
-LEASES: Table = Lease.__table__  # type: ignore[attr-defined]
+LEASES = table_of(Lease)
 
 LEASE_TIME = timedelta(seconds=5)
 

@@ -12,13 +12,13 @@ from binascii import Error as Base64Error
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import ECB
-from sqlalchemy import Table, select
+from sqlalchemy import select
 
-from models import FeedKey
+from models import FeedKey, table_of
 from resolvers.errors import InvalidInput, Violation
 from resolvers.sql import Connection, Statement
 
-TABLE: Table = FeedKey.__table__  # type: ignore[attr-defined]
+TABLE = table_of(FeedKey)
 
 FIND_KEY = Statement(select(TABLE.c.key))
 

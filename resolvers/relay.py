@@ -17,7 +17,6 @@ from itertools import takewhile
 from sqlalchemy import (
     BigInteger,
     Interval,
-    Table,
     Text,
     Uuid,
     any_,
@@ -30,16 +29,16 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from models import OutboxEvent, Sink, Watermark
+from models import OutboxEvent, Sink, Watermark, table_of
 from resolvers.errors import TemporarilyUnavailable
 from resolvers.outbox import MOVED
 from resolvers.sql import RelayDatabase, Statement
 
 logger = logging.getLogger(__name__)
 
-OUTBOX: Table = OutboxEvent.__table__  # type: ignore[attr-defined]
-WATERMARK: Table = Watermark.__table__  # type: ignore[attr-defined]
-SINKS: Table = Sink.__table__  # type: ignore[attr-defined]
+OUTBOX = table_of(OutboxEvent)
+WATERMARK = table_of(Watermark)
+SINKS = table_of(Sink)
 
 
 # Stamping

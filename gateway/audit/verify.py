@@ -12,16 +12,16 @@ from typing import Any, NamedTuple, Self
 from uuid import UUID
 
 import asyncpg
-from sqlalchemy import BigInteger, ColumnElement, Table, Text, and_, cast, exists, extract, func, select
+from sqlalchemy import BigInteger, ColumnElement, Text, and_, cast, exists, extract, func, select
 
 from gateway.database.connection import connect
 from gateway.database.problems import PROBLEMS, reason_of
-from models import EncounterEventKind, Encounters
+from models import EncounterEventKind, Encounters, table_of
 from resolvers.audit import encounter_event
 from resolvers.audit_chain import BEFORE_THE_FIRST, CHAIN, HASHED, LOG, LOOK_BACK, hash_entry, hash_link
 from resolvers.sql import Row, Statement
 
-ENCOUNTERS: Table = Encounters.__table__  # type: ignore[attr-defined]
+ENCOUNTERS = table_of(Encounters)
 
 ROWS_AT_ONCE = 1_000
 """Rows in memory at once, whatever the length of the log."""

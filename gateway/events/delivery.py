@@ -16,21 +16,21 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from sqlalchemy import BigInteger, Interval, Table, Text, bindparam, func, literal_column, null, select, update
+from sqlalchemy import BigInteger, Interval, Text, bindparam, func, literal_column, null, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from gateway.database.database import Database
 from gateway.observability.logs import describe
-from models import DeadLetter, Sink, Watermark
+from models import DeadLetter, Sink, Watermark, table_of
 from resolvers import json_text
 from resolvers.outbox import Event, Mark, find_mark, read_events
 from resolvers.sql import Connection, Row, Statement
 
 logger = logging.getLogger(__name__)
 
-SINKS: Table = Sink.__table__  # type: ignore[attr-defined]
-DEAD_LETTERS: Table = DeadLetter.__table__  # type: ignore[attr-defined]
-WATERMARK: Table = Watermark.__table__  # type: ignore[attr-defined]
+SINKS = table_of(Sink)
+DEAD_LETTERS = table_of(DeadLetter)
+WATERMARK = table_of(Watermark)
 
 BATCH = 100
 FIRST_RETRY_SECONDS = 1.0
