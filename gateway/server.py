@@ -23,6 +23,7 @@ from gateway.protocols.http import LimitedHttpProtocol, bound_unsent_bytes
 from gateway.settings import PREFIX, Settings, SettingsError
 from gateway.shutdown import GracefulShutdown
 from gateway.supervisor import Supervisor, WorkerApp
+from rest.encounters import PATIENT_ENCOUNTERS
 
 
 def websocket_protocol(**given: Any) -> asyncio.Protocol:
@@ -183,7 +184,7 @@ def startup_banner(settings: Settings, port: int, faults: int | None = None) -> 
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     origin = f"http://{host}:{port}"
     lines = [
-        f"REST     {origin}/v1/patients/{{patient_id}}/encounters",
+        f"REST     {origin}{PATIENT_ENCOUNTERS}",
         f"GraphQL  {origin}/graphql",
         *([f"Pages    {origin}/"] if settings.explorer_pages else []),
     ]
@@ -196,7 +197,7 @@ def startup_banner(settings: Settings, port: int, faults: int | None = None) -> 
             "",
             "Development mode: the token `dev` may do everything for the brand `loop`. Try:",
             "",
-            f"curl {origin}/v1/patients/demo-patient/encounters \\",
+            f"curl {origin}{PATIENT_ENCOUNTERS.format(patient_id='demo-patient')} \\",
             "  -H 'Authorization: Bearer dev' -H 'Content-Type: application/json' \\",
             """  -d '{"brand_id": "loop", "encounter_type": "telehealth", "notes": "Slept well."}'""",
             "",

@@ -27,6 +27,9 @@ from rest.etags import is_known, not_modified, tag_of_body, tag_of_version
 from rest.preferences import ignore, ignored_of, is_strict, query_violations
 from rest.responses import json_answer, json_bytes, write_json
 
+PATIENT_ENCOUNTERS = "/v1/patients/{patient_id}/encounters"
+PATIENT_ENCOUNTER = f"{PATIENT_ENCOUNTERS}/{{encounter_id}}"
+
 MEMBERS = (
     "id", "patient_id", "provider_id", "brand_id", "encounter_type", "status", "scheduled_at", "started_at",
     "ended_at", "chief_complaint", "notes", "metadata", "created_at", "updated_at",
@@ -97,7 +100,7 @@ async def get_encounter(request: Request) -> Response:
 
 def path_of(encounter: Encounter) -> str:
     """Return the URL path of the encounter."""
-    return f"/v1/patients/{quote(encounter.patient_id, safe='')}/encounters/{encounter.id}"
+    return PATIENT_ENCOUNTER.format(patient_id=quote(encounter.patient_id, safe=""), encounter_id=encounter.id)
 
 
 def encounter_json(encounter: Encounter) -> dict[str, Any]:

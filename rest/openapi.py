@@ -17,7 +17,7 @@ from resolvers.commands import RecordEncounter
 from resolvers.paging import PageLimits
 from resolvers.rules import RULES, RuleId
 from rest.content_negotiation import JSON, PROBLEM
-from rest.encounters import MAX_OFFSET, MEMBERS, VALID
+from rest.encounters import MAX_OFFSET, MEMBERS, PATIENT_ENCOUNTER, PATIENT_ENCOUNTERS, VALID
 from rest.errors import envelope, problem_of, status_of
 from rest.openapi_text import (
     ABOUT_A_BODY,
@@ -37,14 +37,12 @@ from rest.responses import json_bytes
 
 Json = dict[str, Any]
 
-PATH = "/v1/patients/{patient_id}/encounters"
-ONE = PATH + "/{encounter_id}"
 METRICS = "/metrics"
 
 OPERATIONS = {
-    ("post", PATH): Permission.RECORD_ENCOUNTER,
-    ("get", PATH): Permission.READ_ENCOUNTERS,
-    ("get", ONE): Permission.READ_ENCOUNTERS,
+    ("post", PATIENT_ENCOUNTERS): Permission.RECORD_ENCOUNTER,
+    ("get", PATIENT_ENCOUNTERS): Permission.READ_ENCOUNTERS,
+    ("get", PATIENT_ENCOUNTER): Permission.READ_ENCOUNTERS,
     ("get", METRICS): Permission.READ_METRICS,
 }
 """The permission that each operation needs; every operation with a token is listed."""
@@ -92,8 +90,8 @@ def _described() -> Json:
             {"name": "health", "description": "For whoever runs the gateway. No token is needed."},
         ],
         "paths": {
-            PATH: {"parameters": common, "post": _record(), "get": _list()},
-            ONE: {"parameters": [_patient_id(), _encounter_id(), *common[1:]], "get": _show()},
+            PATIENT_ENCOUNTERS: {"parameters": common, "post": _record(), "get": _list()},
+            PATIENT_ENCOUNTER: {"parameters": [_patient_id(), _encounter_id(), *common[1:]], "get": _show()},
             "/problems/{code}": {
                 "get": _page("explainProblem", "What a code means", "code", sorted({k.code for k in refusals()}))
             },
