@@ -19,7 +19,6 @@ from gateway.audit.buffer import AuditBuffer
 from gateway.audit.chain_job import CHAIN_AUDIT, chaining
 from gateway.auth.verifier import verifying
 from gateway.database.database import APP_ROLE, RELAY_ROLE, Database, Timeouts
-from gateway.database.encounter_batcher import EncounterBatcher
 from gateway.events.pipeline import event_pipeline
 from gateway.jobs import LeasedJob
 from gateway.metrics_endpoint import metrics
@@ -37,6 +36,7 @@ from gateway.trusted_documents import document_rules, trusted_plainly
 from resolvers.access import Verify, scopes_from
 from resolvers.answer_bytes import AnswerMemory
 from resolvers.commands import InputLimits
+from resolvers.encounters.batcher import EncounterBatcher
 from resolvers.errors import GatewayError
 from resolvers.idempotency import prune_keys
 from resolvers.paging import PageLimits

@@ -1,6 +1,6 @@
 """Interfaces of the services that the process supplies to the resolvers, and `Services`, which holds one of each.
 
-The implementations are in `gateway/`: database, batcher, feed, audit buffer, metrics, rate limits and verifier.
+The implementations are in `gateway/`: database, feed, audit buffer, metrics, rate limits and verifier.
 """
 
 from collections.abc import AsyncIterator, Callable, Collection, Mapping

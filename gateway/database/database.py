@@ -12,10 +12,10 @@ from typing import NamedTuple, Self, TypedDict
 
 import asyncpg
 
-from gateway.database.batcher import MicroBatcher
 from gateway.database.pool import Pool
 from gateway.database.session import RELIED_ON, Session, SessionFactory
 from gateway.observability.metrics import POOL_CONNECTIONS, POOL_IN_USE, POOL_REFUSED
+from resolvers.batcher import MicroBatcher
 from resolvers.errors import AnswerTooLarge, Locked, OutcomeUnknown, TemporarilyUnavailable
 from resolvers.sql import Row, Statement
 

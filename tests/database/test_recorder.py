@@ -11,10 +11,10 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from gateway.database.batcher import MAX_BATCH_SIZE
 from gateway.database.database import APP_ROLE, Database, PoolConnection
-from gateway.database.encounter_batcher import MAX_IN_FLIGHT, EncounterBatcher
 from models import EncounterType
+from resolvers.batcher import MAX_BATCH_SIZE
+from resolvers.encounters.batcher import MAX_IN_FLIGHT, EncounterBatcher
 from resolvers.errors import TemporarilyUnavailable
 from resolvers.ids import new_id
 from resolvers.services import Kept, NewEncounter

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import NamedTuple
 from uuid import UUID
 
-from gateway.database.batcher import MicroBatcher
+from resolvers.batcher import MicroBatcher
 from resolvers.encounters.insert import NO_LOCK_TIMEOUT, keep_at_once
 from resolvers.errors import Locked, TemporarilyUnavailable
 from resolvers.services import Kept, NewEncounter
