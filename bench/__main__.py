@@ -136,7 +136,12 @@ def _arguments() -> argparse.Namespace:
     add("--share", type=float, default=1.0, help="fraction of the 200,000 encounters")
     add("--rest", type=float, default=5.5, help="seconds of idling after which the background work is done")
     add("--connections", type=int, default=32)
-    add("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="the same seed selects the same requests, in the same order")
+    add(
+        "--seed",
+        type=int,
+        default=random.SystemRandom().randrange(10**6),
+        help="the same seed, the same requests",
+    )
     add("--output", type=Path, default=ROOT / "output" / "bench", help="folder for logs, raw numbers and drawings")
     add("--scale", type=_sizes, metavar="1e4,1e6", help="measure the gateway alone, on tables of these sizes")
     return parser.parse_args()

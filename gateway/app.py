@@ -119,6 +119,7 @@ def create_app(
                 lent = services(settings, database, audit_sink=audit_sink, feed=feed, verify=let_in, rates=rates)
                 yield {
                     "services": lent,
+                    "ping": database.ping,
                     "started": time.monotonic(),
                     "draining": stopping.draining,
                     "relay": relay,

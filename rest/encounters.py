@@ -20,6 +20,7 @@ from resolvers.encounters.offset_pages import list_encounters_by_offset
 from resolvers.encounters.read import visible_encounter
 from resolvers.encounters.record import record_encounter
 from resolvers.errors import InvalidInput, MalformedBody, UnsupportedMediaType, Violation
+from resolvers.request_state import state_of
 from resolvers.spelling import Ignored
 from rest.authorize import authorize_request
 from rest.content_negotiation import require_json_is_accepted
@@ -148,7 +149,7 @@ def _valid(ignored: Ignored) -> Mapping[str, Any]:
 
 
 async def _members(request: Request) -> dict[str, Any]:
-    state = request.scope["state"]
+    state = state_of(request.scope)
     if not state["sends_json"]:
         raise UnsupportedMediaType
     # The body is buffered already, or is awaited here.

@@ -15,6 +15,7 @@ from models import Encounters, EncounterStatus, EncounterType
 from resolvers.access import DEFAULT_SCOPES, Permission, Scopes, told
 from resolvers.commands import RecordEncounter
 from resolvers.paging import PageLimits
+from resolvers.request_state import state_of
 from resolvers.rules import RULES, RuleId
 from rest.content_negotiation import JSON, PROBLEM
 from rest.encounters import MAX_OFFSET, MEMBERS, PATIENT_ENCOUNTER, PATIENT_ENCOUNTERS, VALID
@@ -50,7 +51,7 @@ OPERATIONS = {
 
 async def openapi_document(request: Request) -> Response:
     """Return the description with this gateway's scopes. Needs no token: it is the published contract."""
-    return json_bytes(_written(frozenset(request.state.services.scopes.items())), 200)
+    return json_bytes(_written(frozenset(state_of(request.scope)["services"].scopes.items())), 200)
 
 
 @lru_cache(maxsize=1)

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.protocols.http import LimitedHttpProtocol
 from resolvers.errors import GatewayError, RateLimited, TemporarilyUnavailable
+from resolvers.request_state import state_of
 
 logger = logging.getLogger(__name__)
 
@@ -71,10 +72,10 @@ class FaultInjectionMiddleware:
             await self._app(scope, receive, send)
             return
         # Without the buffered body the door calls `receive`, which can raise, or replay the body.
-        scope["state"].pop("body", None)
+        state_of(scope).pop("body", None)
         fault, seconds = self._draw()
         if fault is not Fault.NONE:
-            logger.info("rehearsed fault", extra={"request_id": scope["state"]["request_id"], "fault": fault})
+            logger.info("rehearsed fault", extra={"request_id": state_of(scope)["request_id"], "fault": fault})
         match fault:
             case Fault.NONE:
                 await self._app(scope, receive, send)

@@ -17,6 +17,7 @@ from gateway.observability.metrics import LOG_DROPPED, count_operation, count_re
 from gateway.observability.queued_writer import QueuedWriter
 from resolvers.access import Caller
 from resolvers.context import Context
+from resolvers.request_state import state_of
 from schema.documents.limits import LimitViolation
 
 FLUSH_SECONDS = 2.0
@@ -114,7 +115,7 @@ def report(error: BaseException, request_id: str) -> None:
 
 def log_request(scope: Scope, status: int | None, seconds: float) -> None:
     """Count a request, and write its only log line. `status` is None for a request without a response."""
-    state, route = scope["state"], getattr(scope.get("route"), "path", None)
+    state, route = state_of(scope), getattr(scope.get("route"), "path", None)
     count_request(route, scope["method"], status, seconds)
     fields = {
         "request_id": state["request_id"],
@@ -128,7 +129,7 @@ def log_request(scope: Scope, status: int | None, seconds: float) -> None:
 
 def log_socket(scope: Scope, status: int, code: int | None, seconds: float) -> None:
     """Write the only log line of a closed WebSocket."""
-    state = scope["state"]
+    state = state_of(scope)
     fields = {
         "request_id": state["request_id"],
         "route": getattr(scope.get("route"), "path", None),

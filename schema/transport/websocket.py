@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from starlette.types import Receive, Scope, Send
 
-from resolvers.context import Context, Credentials, authenticate
+from resolvers.context import Context, authenticate
 from resolvers.errors import (
     Forbidden,
     GatewayError,
@@ -26,6 +26,7 @@ from resolvers.errors import (
     Unauthenticated,
 )
 from resolvers.rate_limits import Kind
+from resolvers.request_state import state_of
 from resolvers.services import Services
 from schema.charging import MAX_SHORT_BYTES, charge, reserve
 from schema.documents.parse import Document
@@ -129,7 +130,7 @@ class GraphQLSocket:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one socket, from the upgrade request to its close."""
         await receive()  # websocket.connect
-        if not _welcome(scope["state"]["services"], scope["state"]["introduction"].origin):
+        if not _welcome(state_of(scope)["services"], state_of(scope)["introduction"].origin):
             # A close before the accept makes the server answer the upgrade with HTTP 403.
             await send({"type": "websocket.close"})
             return
@@ -206,7 +207,7 @@ class WebSocketConnection:
         self._place = ExitStack()
         """Holds the socket's slot: among the unauthenticated sockets, and after authentication among its client's."""
         self._log_operation = log_operation
-        self._state: dict[str, Any] = scope["state"]
+        self._state = state_of(scope)
         self._over: asyncio.Future[Close] = asyncio.get_running_loop().create_future()
         self._closed = False
         self._background: list[asyncio.Task[None]] = []
@@ -331,7 +332,7 @@ class WebSocketConnection:
 
     async def _sign_in(self, credentials: ConnectionInit) -> None:
         # Browsers cannot set headers on the upgrade request; some programs can set nothing else. Both are supported.
-        upgrade: Credentials = self._state["introduction"]
+        upgrade = self._state["introduction"]
         said = upgrade._replace(
             authorization=credentials.authorization or upgrade.authorization,
             stated_brand_id=credentials.stated_brand_id or upgrade.stated_brand_id,
