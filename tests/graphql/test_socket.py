@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from websockets.exceptions import InvalidStatus
 
-import schema.transport.websocket
-from schema.transport.websocket import GONE, Close
+from schema.transport import close_codes
+from schema.transport.close_codes import GONE, Close
 from tests.cast import Cast
 from tests.doors import RECORD
 from tests.logs import captured
@@ -482,10 +482,8 @@ async def test_a_socket_that_is_refused_has_its_log_line_too(sockets: Sockets) -
 
 def test_every_reason_to_close_is_told_in_the_documentation_and_fits_into_a_frame() -> None:
     told = (Path(__file__).parents[2] / "docs" / "sockets.md").read_text()
-    closes = [
-        each for each in vars(schema.transport.websocket).values() if isinstance(each, Close) and each is not GONE
-    ]
-    closes += schema.transport.websocket.TOKEN_ENDED.values()
+    closes = [each for each in vars(close_codes).values() if isinstance(each, Close) and each is not GONE]
+    closes += close_codes.TOKEN_ENDED.values()
 
     assert len(closes) > 10
     for close in closes:
