@@ -9,8 +9,9 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 import schema.transport.websocket
+from schema.transport import close_codes
+from schema.transport.close_codes import GONE, Close
 from schema.transport.long_lived import TokenEnd, watch_token
-from schema.transport.websocket import GONE, Close
 from tests.cast import Cast
 from tests.controlled_schema import MARKER, Control, Tokens, controlled_gateway
 from tests.doors import RECORD
@@ -497,10 +498,8 @@ async def test_a_refused_upgrade_has_a_log_line(sockets: GatewayServer) -> None:
 
 def test_every_close_reason_is_documented_and_fits_into_a_frame() -> None:
     documented = (Path(__file__).parents[2] / "docs" / "sockets.md").read_text()
-    closes = [
-        each for each in vars(schema.transport.websocket).values() if isinstance(each, Close) and each is not GONE
-    ]
-    closes += schema.transport.websocket.TOKEN_ENDED.values()
+    closes = [each for each in vars(close_codes).values() if isinstance(each, Close) and each is not GONE]
+    closes += close_codes.TOKEN_ENDED.values()
 
     assert len(closes) > 10
     for close in closes:

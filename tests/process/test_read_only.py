@@ -16,7 +16,7 @@ import pytest
 
 from gateway.database.database import APP_ROLE, Database
 from gateway.database.migrate import migrate
-from gateway.database.session import RELIED_ON, SessionFactory, UnusableSession, urls_of_hosts
+from gateway.database.session import RELIED_ON, SessionFactory, UnusableSession
 from resolvers.errors import TemporarilyUnavailable
 from resolvers.sql import Statement
 from tests.event_helpers import fresh_database
@@ -225,16 +225,3 @@ async def test_a_host_that_did_not_answer_is_tried_last_next_time(url: str) -> N
                     session = await sessions.open()
                     assert await session.fetchval("SELECT current_user") == APP_ROLE
                     await session.close()
-
-
-@pytest.mark.parametrize(
-    ("url", "urls"),
-    [
-        ("postgresql://a:b@h/d?sslmode=require", ["postgresql://a:b@h/d?sslmode=require"]),
-        ("postgresql://a:b@h:1,[::1]:2/d", ["postgresql://a:b@h:1/d", "postgresql://a:b@[::1]:2/d"]),
-        ("postgresql:///d?host=h,i&port=1,2", ["postgresql:///d?host=h&port=1", "postgresql:///d?host=i&port=2"]),
-        ("postgresql:///d?host=h,i&port=1", ["postgresql:///d?host=h&port=1", "postgresql:///d?host=i&port=1"]),
-    ],
-)
-def test_a_url_of_several_hosts_is_split_into_one_url_for_each(url: str, urls: list[str]) -> None:
-    assert urls_of_hosts(url) == urls
