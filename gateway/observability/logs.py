@@ -55,8 +55,8 @@ class Log:
 
     def write(self, event: str, level: str, fields: dict[str, object]) -> None:
         """Write a line. `level` is one of the above, or the level of a library's message."""
-        told = fields | {"event": event, "level": level, "timestamp": datetime.now(UTC)}
-        line = orjson.dumps(told, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE)
+        members = fields | {"event": event, "level": level, "timestamp": datetime.now(UTC)}
+        line = orjson.dumps(members, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE)
         if self._writer is not None:
             self._writer.put(line)
         elif sys.stderr is not None:
@@ -76,9 +76,9 @@ def configure_logging() -> None:
 class _LibraryMessages(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         # Modules of `resolvers` log through `logging`. Their fields are defined here and contain no input of a caller.
-        ours: dict[str, object] | None = getattr(record, "fields", None)
-        if ours is not None and record.name.startswith("resolvers."):
-            log.write(record.getMessage(), record.levelname.lower(), ours)
+        own_fields: dict[str, object] | None = getattr(record, "fields", None)
+        if own_fields is not None and record.name.startswith("resolvers."):
+            log.write(record.getMessage(), record.levelname.lower(), own_fields)
             return
         fields: dict[str, object] = {"logger": record.name, "place": f"{record.module}:{record.lineno}"}
         if record.exc_info and record.exc_info[1]:
