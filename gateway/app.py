@@ -42,7 +42,6 @@ from resolvers.idempotency import prune_keys
 from resolvers.paging import PageLimits
 from resolvers.rate_limits import Rates
 from resolvers.services import AuditSink, Feed, Services
-from rest.encounters import published
 from rest.openapi import METRICS
 from schema import build_schema
 from schema.execution import Runner
@@ -199,7 +198,6 @@ def services(
     return Services(
         verify=verify,
         database=database,
-        published=published,
         batcher=None
         if settings.database_cluster
         else EncounterBatcher(database, keys_kept_for, settings.database_acquire_seconds),

@@ -16,6 +16,7 @@ from gateway.settings import PREFIX, Settings, SettingsError
 
 
 @click.group()
+@click.version_option(package_name="encounter-gateway", prog_name="gateway", message="%(prog)s %(version)s")
 def app() -> None:
     """The encounter gateway."""
 
@@ -89,12 +90,19 @@ def check() -> None:
     sys.exit(check(_settings()))
 
 
-@app.command()
-def canary() -> None:
-    """Send marked values to a temporary gateway, and search its outputs for leaks."""
-    from gateway.leak_check import canary
+@app.command("leak-check")
+def leak_check() -> None:
+    """Send marked values to a temporary gateway, and search its outputs for leaks.
 
-    sys.exit(asyncio.run(canary()))
+    Exit code 1 if there is a leak.
+    """
+    from gateway.leak_check import leak_check
+
+    sys.exit(asyncio.run(leak_check()))
+
+
+# The earlier name of the command, which `gateway --help` does not list.
+app.add_command(click.Command("canary", callback=leak_check.callback, help=leak_check.help, hidden=True))
 
 
 FILE = click.Path(path_type=Path)

@@ -7,10 +7,11 @@ from models.base import Table
 from models.chain import ChainLink
 from models.dead_letter import DeadLetter
 from models.encounter import (
+    ENCOUNTER_TABLE,
+    MEMBERS,
     Encounter,
     EncounterAction,
     EncounterEventKind,
-    Encounters,
     EncounterStatus,
     EncounterType,
 )
@@ -18,6 +19,7 @@ from models.encounter_version import EncounterVersion
 from models.feed_key import FeedKey
 from models.idempotency import IdempotencyKey
 from models.lease import Lease
+from models.members import Kind, Member
 from models.outbox import OutboxEvent
 from models.patient import Patient
 from models.sink import Sink
@@ -27,6 +29,8 @@ from models.watermark import Watermark
 configure_mappers()
 
 __all__ = [
+    "ENCOUNTER_TABLE",
+    "MEMBERS",
     "AuditEntry",
     "ChainLink",
     "DeadLetter",
@@ -36,10 +40,11 @@ __all__ = [
     "EncounterStatus",
     "EncounterType",
     "EncounterVersion",
-    "Encounters",
     "FeedKey",
     "IdempotencyKey",
+    "Kind",
     "Lease",
+    "Member",
     "OutboxEvent",
     "Patient",
     "Sink",

@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from models import Encounters, EncounterStatus, EncounterType
+from models import MEMBERS, EncounterStatus, EncounterType
 from resolvers import json_text
 from resolvers.errors import InvalidInput, Shape, Violation
 from resolvers.ids import HYPHENATED
@@ -341,7 +341,7 @@ EVERYTHING = EncounterFilter()
 QUERY_PARAMETERS = frozenset({"validate_only", "limit", "offset"})
 """The query parameters of all REST operations."""
 
-NAMES = frozenset(Encounters.model_fields) | frozenset(RecordEncounter.model_fields) | QUERY_PARAMETERS
+NAMES = MEMBERS.keys() | RecordEncounter.model_fields.keys() | QUERY_PARAMETERS
 """The names that may be repeated to a client: every member that REST accepts or shows, and every parameter."""
 
 

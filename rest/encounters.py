@@ -3,11 +3,9 @@
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from operator import attrgetter
 from typing import Any
 from urllib.parse import quote
 
-import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -17,8 +15,9 @@ from resolvers.access import Permission
 from resolvers.commands import RecordEncounter
 from resolvers.encounters.dry_run import dry_run_encounter
 from resolvers.encounters.offset_pages import list_encounters_by_offset
+from resolvers.encounters.published import published
 from resolvers.encounters.read import visible_encounter
-from resolvers.encounters.record import record_encounter
+from resolvers.encounters.record import Recorder, record_encounter
 from resolvers.errors import InvalidInput, MalformedBody, UnsupportedMediaType, Violation
 from resolvers.spelling import Ignored
 from rest.authorize import authorize_request
@@ -26,14 +25,6 @@ from rest.content_negotiation import require_json_is_accepted
 from rest.etags import is_known, not_modified, tag_of_body, tag_of_version
 from rest.preferences import ignore, ignored_of, is_strict, query_violations
 from rest.responses import json_answer, json_bytes, write_json
-
-MEMBERS = (
-    "id", "patient_id", "provider_id", "brand_id", "encounter_type", "status", "scheduled_at", "started_at",
-    "ended_at", "chief_complaint", "notes", "metadata", "created_at", "updated_at",
-)  # fmt: skip
-"""The fourteen published members, in the published order. Source: the endpoint's public page."""
-
-_values = attrgetter(*MEMBERS)
 
 BODY_MEMBERS = frozenset(RecordEncounter.model_fields)
 
@@ -45,7 +36,7 @@ VALID = {"recorded": "no", "message": "The request is valid. Nothing was recorde
 
 async def post_encounter(request: Request) -> Response:
     """Record an encounter: 201 and the encounter; with `validate_only=true`, only validate it: 200."""
-    context = await authorize_request(request, Permission.RECORD_ENCOUNTER)
+    context = Recorder(await authorize_request(request, Permission.RECORD_ENCOUNTER))
     require_json_is_accepted(request)
     if strict := is_strict(request):
         context = replace(context, strict=True)
@@ -73,7 +64,7 @@ async def get_encounters(request: Request) -> Response:
     offset = _whole_number(request, "offset", 0, broken, least=0, most=MAX_OFFSET)
     if broken:
         raise InvalidInput(broken)
-    encounters, total = await list_encounters_by_offset(context, patient_id, limit, offset, MEMBERS)
+    encounters, total = await list_encounters_by_offset(context, patient_id, limit, offset)
     # Built in one step, because it may be long.
     body = b'{"patient_id":%b,"encounters":[%b],"total":%d}' % (write_json(patient_id), encounters, total)
     tag = tag_of_body(body)
@@ -98,19 +89,6 @@ async def get_encounter(request: Request) -> Response:
 def path_of(encounter: Encounter) -> str:
     """Return the URL path of the encounter."""
     return f"/v1/patients/{quote(encounter.patient_id, safe='')}/encounters/{encounter.id}"
-
-
-def encounter_json(encounter: Encounter) -> dict[str, Any]:
-    """Return the published object of an encounter."""
-    members = dict(zip(MEMBERS, _values(encounter), strict=True))
-    # Already JSON, validated on input: it is sent as PostgreSQL stores it, with every digit of every number.
-    members["metadata"] = orjson.Fragment(members["metadata"])
-    return members
-
-
-def published(encounter: Encounter) -> bytes:
-    """Serialize an encounter as the published page shows it."""
-    return write_json(encounter_json(encounter))
 
 
 def _key(request: Request) -> str | None:

@@ -11,18 +11,18 @@ from pydantic_core.core_schema import WithDefaultSchema
 from starlette.requests import Request
 from starlette.responses import Response
 
-from models import Encounters, EncounterStatus, EncounterType
+from models import MEMBERS, EncounterStatus, EncounterType, Kind, Member
 from resolvers.access import DEFAULT_SCOPES, Permission, Scopes, describe_scopes
 from resolvers.commands import RecordEncounter
+from resolvers.encounters.published import PUBLISHED
 from resolvers.paging import PageLimits
 from resolvers.rules import RULES, RuleId
 from rest.content_negotiation import JSON, PROBLEM
-from rest.encounters import MAX_OFFSET, MEMBERS, VALID
+from rest.encounters import MAX_OFFSET, VALID
 from rest.errors import envelope, problem_of, status_of
 from rest.openapi_text import (
     ABOUT_A_BODY,
     ALWAYS,
-    ENCOUNTER,
     EXAMPLE,
     EXAMPLES,
     HEADERS,
@@ -290,20 +290,17 @@ def _command() -> Json:
     schema: Json = _inlined(RecordEncounter.model_json_schema(schema_generator=_WithoutDefaults))
     schema["properties"]["encounter_type"] = _referring("EncounterType")
     for name, member in schema["properties"].items():
-        member.setdefault("description", ENCOUNTER[name][0])
+        member.setdefault("description", MEMBERS[name].description)
         member["examples"] = [EXAMPLE[name]]
     return schema
 
 
 def _encounter() -> Json:
-    columns = _inlined(Encounters.model_json_schema())["properties"]
-    columns["metadata"] = {"type": "object", "additionalProperties": True}
-    columns["encounter_type"], columns["status"] = _referring("EncounterType"), _referring("EncounterStatus")
     return {
         "type": "object",
         "description": "One visit of a patient.",
-        "required": list(MEMBERS),
-        "properties": {name: _nullable(columns[name]) | _described_by(*ENCOUNTER[name]) for name in MEMBERS},
+        "required": list(PUBLISHED),
+        "properties": {name: _value(MEMBERS[name]) | _described(MEMBERS[name]) for name in PUBLISHED},
     }
 
 
@@ -315,17 +312,27 @@ def _referring(name: str) -> Json:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def _described_by(description: str, example: Any) -> Json:
-    return {"description": description} | ({} if example is None else {"examples": [example]})
+def _described(member: Member) -> Json:
+    return {"description": member.description} | ({} if member.example is None else {"examples": [member.example]})
 
 
-def _nullable(column: Json) -> Json:
-    """Return the column as nullable in the form of the published page: "null" as one more type."""
-    column = {key: value for key, value in column.items() if key not in {"title", "default", "description"}}
-    if "anyOf" not in column:
-        return column
-    plain, null = column["anyOf"]
-    return {**plain, "type": [plain["type"], null["type"]]}
+SCHEMAS: Mapping[Kind, Json] = {
+    Kind.STRING: {"type": "string"},
+    Kind.TEXT: {"type": "string"},
+    Kind.UUID: {"format": "uuid", "type": "string"},
+    Kind.INSTANT: {"format": "date-time", "type": "string"},
+    Kind.JSON: {"type": "object", "additionalProperties": True},
+    Kind.INTEGER: {"type": "integer"},
+}
+"""The JSON schema of a member of each kind; an enum has a component of its own."""
+
+
+def _value(member: Member) -> Json:
+    """Return the schema of a member's value, nullable in the form of the published page: "null" as one more type."""
+    if member.enum:
+        return _referring(member.enum.__name__)
+    schema = SCHEMAS[member.kind]
+    return schema | {"type": [schema["type"], "null"]} if member.optional else schema
 
 
 def _encounters() -> Json:
@@ -334,7 +341,7 @@ def _encounters() -> Json:
         "description": "An offset page of a patient's encounters, newest first.",
         "required": ["patient_id", "encounters", "total"],
         "properties": {
-            "patient_id": {"type": "string"} | _described_by(*ENCOUNTER["patient_id"]),
+            "patient_id": {"type": "string"} | _described(MEMBERS["patient_id"]),
             "encounters": {
                 "type": "array",
                 "items": _referring("Encounter"),

@@ -1,8 +1,8 @@
 """The prose and the examples of the OpenAPI description."""
 
 from collections.abc import Mapping
-from typing import Any
 
+from models import MEMBERS
 from resolvers import errors
 from resolvers.errors import GatewayError, Shape, Violation
 from rest.content_negotiation import JSON
@@ -109,25 +109,5 @@ HEADERS_OF: Mapping[int, tuple[str, ...]] = {
     503: ("Retry-After",),
 }
 
-ENCOUNTER: Mapping[str, tuple[str, Any]] = {
-    "id": ("The encounter's id, a UUIDv7 that the gateway generates.", "01936b2e-5f0c-7b4a-8a3e-6f1d2c9b7a10"),
-    "patient_id": ("The patient's id.", "demo-patient"),
-    "provider_id": (
-        "The provider directory's id of the provider who saw the patient.",
-        "3f2504e0-4f89-11d3-9a0c-0305e82c3301",
-    ),
-    "brand_id": ("The patient's brand.", "loop"),
-    "encounter_type": ("The type of the encounter.", "telehealth"),
-    "status": ("The status of the encounter in its lifecycle.", "scheduled"),
-    "scheduled_at": ("The scheduled time, in UTC.", "2026-12-01T09:30:00Z"),
-    "started_at": ("The time of the start.", None),
-    "ended_at": ("The time of the completion, or of the cancellation after a start.", None),
-    "chief_complaint": ("The reason for the visit, in the patient's words.", "Sore throat"),
-    "notes": ("The clinician's notes.", "Slept well."),
-    "metadata": ("Additional data of the recording system.", {"room": 7}),
-    "created_at": ("The time at which the gateway recorded it.", "2026-11-24T08:00:00.123456Z"),
-    "updated_at": ("The time at which the gateway last changed it.", "2026-11-24T08:00:00.123456Z"),
-}
-"""The description and an example of each member."""
-
-EXAMPLE = {name: example for name, (_, example) in ENCOUNTER.items()}
+EXAMPLE = {name: member.example for name, member in MEMBERS.items() if member.published}
+"""An encounter, as an example answer."""

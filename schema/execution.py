@@ -200,7 +200,7 @@ class Runner:
         if over_cost := self._refuse_cost(cost, ask, context):
             return over_cost
         written = context.answer.written
-        plan_error: Exception | None = None
+        result: ExecutionResult | None = None
         if plan := self._plan(document.ast, prepared, context):
             try:
                 body: dict[str, Any] = {}
@@ -213,23 +213,14 @@ class Runner:
             except (AnswerTooLarge, AnswerMemoryFull) as error:
                 context.answer.keep(written)
                 return self._unsendable(error, context, changes=not isinstance(plan, Plan))
-            except Exception as error:  # noqa: BLE001 - the executor reports the error
-                plan_error = error
+            except Exception as error:  # noqa: BLE001 - `_answer` reports the error
                 if isinstance(plan, Plan) and not isinstance(error, GatewayError):
                     # A bug in a query plan: log it and run the query with the executor, which is safe for reads.
                     self._report(error, context.request_id)
-                    plan_error = None
-        result = execute(
-            self._schema,
-            document.ast,
-            context_value=OperationContext(context, Loaders(context, plan_error), plan_error),
-            variable_values=dict(ask.variables),
-            operation_name=ask.operation_name,
-            executor_class=QuickExecutor,
-            is_awaitable=optimized_is_awaitable,  # type: ignore[arg-type]
-        )
-        if not isinstance(result, ExecutionResult):
-            result = await result
+                else:
+                    result = plan.failed(error, ask.variables)
+        if result is None:
+            result = await self._execute(ask, document.ast, context)
         if result.data is None and all(error.path is None for error in result.errors or ()):
             return self._variables_refused(operation, ask, context)
         changes = operation.operation is OperationType.MUTATION
@@ -246,6 +237,18 @@ class Runner:
             for each in answer.body["errors"]:
                 each["extensions"]["recorded"] = "unknown"
         return answer
+
+    async def _execute(self, ask: GraphQLRequest, document: DocumentNode, context: Context) -> ExecutionResult:
+        result = execute(
+            self._schema,
+            document,
+            context_value=OperationContext(context, Loaders(context)),
+            variable_values=dict(ask.variables),
+            operation_name=ask.operation_name,
+            executor_class=QuickExecutor,
+            is_awaitable=optimized_is_awaitable,  # type: ignore[arg-type]
+        )
+        return result if isinstance(result, ExecutionResult) else await result
 
     def _unsendable(self, error: GatewayError, context: Context, *, changes: bool) -> GraphQLResponse:
         """Return the refusal of an operation whose response is too large.

@@ -44,15 +44,10 @@ class HistoryKey(NamedTuple):
 
 
 class Loaders:
-    """The loaders of one operation.
+    """The loaders of one operation."""
 
-    `plan_error` is the error that the operation's plan raised. Every loader except `duplicates` raises it instead of
-    querying.
-    """
-
-    def __init__(self, context: Context, plan_error: Exception | None = None) -> None:
+    def __init__(self, context: Context) -> None:
         self._context = context
-        self._plan_error = plan_error
 
     # Loaders are created on first use, because most operations need one or two.
 
@@ -87,15 +82,12 @@ class Loaders:
         return DataLoader(self._load_histories)
 
     async def _load_patients(self, ids: list[str]) -> list[Patient | None]:
-        self._raise_plan_error()
         return await patients_by_ids(self._context, ids)
 
     async def _load_encounters(self, ids: list[UUID]) -> list[Encounter | None]:
-        self._raise_plan_error()
         return await encounters_by_ids(self._context, ids)
 
     async def _load_histories(self, keys: list[HistoryKey]) -> list[list[Version]]:
-        self._raise_plan_error()
         encounters = defaultdict[tuple[int, int], list[tuple[str, UUID]]](list)
         for key in keys:
             encounters[key.first, key.after].append((key.patient_id, key.encounter_id))
@@ -109,7 +101,6 @@ class Loaders:
         return await possible_duplicates_of(self._context, encounters)
 
     async def _load_pages(self, keys: list[PageKey]) -> list[Page]:
-        self._raise_plan_error()
         # Sibling patients nearly always request the same window, which takes one statement.
         patients = defaultdict[tuple[Window, EncounterFilter, bool], list[str]](list)
         for key in keys:
@@ -122,7 +113,6 @@ class Loaders:
         return [pages[key] for key in keys]
 
     async def _load_counts(self, keys: list[CountKey]) -> list[int]:
-        self._raise_plan_error()
         patients = defaultdict[EncounterFilter, list[str]](list)
         for key in keys:
             patients[key.filters].append(key.patient_id)
@@ -131,7 +121,3 @@ class Loaders:
             for patient_id, count in zip(ids, await count_encounters(self._context, ids, filters), strict=True):
                 counts[CountKey(patient_id, filters)] = count
         return [counts[key] for key in keys]
-
-    def _raise_plan_error(self) -> None:
-        if self._plan_error is not None:
-            raise self._plan_error

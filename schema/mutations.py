@@ -11,7 +11,7 @@ from models import EncounterAction, EncounterType
 from resolvers.context import Context
 from resolvers.encounters.dry_run import dry_run_encounter
 from resolvers.encounters.lifecycle import change_encounter
-from resolvers.encounters.record import Recording, record_encounter
+from resolvers.encounters.record import Recording, record_encounter, require_recorder
 from resolvers.encounters.record_many import MAX_ITEMS, Item, Outcome, record_all_or_none, record_encounters
 from resolvers.errors import GatewayError
 from resolvers.patients import register_patient
@@ -183,9 +183,8 @@ class Mutation:
         ] = UNSET,
     ) -> RecordEncounterResult:
         try:
-            if info.context.plan_error is not None:
-                raise info.context.plan_error
-            asked = (info.context.context, patient_id, given(input), none_if_left_out(idempotency_key))
+            recorder = require_recorder(info.context.context)
+            asked = (recorder, patient_id, given(input), none_if_left_out(idempotency_key))
             recording = await (dry_run_encounter if validate_only is True else record_encounter)(*asked)
         except GatewayError as error:
             return outcome(error, info.context.context)  # type: ignore[no-any-return]
@@ -212,7 +211,7 @@ class Mutation:
     ) -> RecordEncountersResult:
         context = info.context.context
         items = [Item(each.patient_id, given(each.input), none_if_left_out(each.idempotency_key)) for each in input]
-        outcomes = await (record_all_or_none if all_or_nothing else record_encounters)(context, items)
+        outcomes = await (record_all_or_none if all_or_nothing else record_encounters)(require_recorder(context), items)
         results = [_result(outcome, number, context) for number, outcome in enumerate(outcomes)]
         return RecordEncountersResult(results=results)  # type: ignore[arg-type]
 

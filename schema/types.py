@@ -6,7 +6,6 @@ from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
 import strawberry
-from graphql import FieldNode, FragmentSpreadNode, InlineFragmentNode
 from strawberry import UNSET
 from strawberry.types.info import Info as StrawberryInfo
 from strawberry.utils.str_converters import to_camel_case
@@ -25,6 +24,7 @@ from resolvers.patients import SeenPatient, patient_of
 from schema.errors import in_argument
 from schema.loaders import CountKey, HistoryKey, Loaders, PageKey
 from schema.scalars import JSON
+from schema.selections import collect_fields
 
 strawberry.enum(EncounterType, description="The type of an encounter.")
 strawberry.enum(EncounterEventKind, description="The kind of a change to an encounter.")
@@ -36,8 +36,6 @@ class OperationContext:
 
     context: Context
     loaders: Loaders
-    plan_error: Exception | None = None
-    """The error that the operation's plan raised after it started. It is reported, and nothing is tried again."""
     last_event_id: str | None = None
     """The cursor in the `Last-Event-ID` header, which a client sends when it reconnects to server-sent events."""
 
@@ -45,6 +43,8 @@ class OperationContext:
 Info = StrawberryInfo[OperationContext, None]
 
 T = TypeVar("T")
+
+ENUM_MEMBERS = {member.name for member in models.MEMBERS.values() if member.enum}
 
 
 @strawberry.type(description="A changed member of an encounter.")
@@ -74,7 +74,7 @@ class EncounterVersion:
 def _shown(change: versions.Change) -> dict[str, Any]:
     # GraphQL enum values are upper-case; the database stores lower-case values.
     values = {"before": change.before, "after": change.after}
-    if change.member in {"status", "encounter_type"}:
+    if change.member in ENUM_MEMBERS:
         values = {side: value.upper() for side, value in values.items()}
     return {"member": to_camel_case(change.member), **values}
 
@@ -283,21 +283,9 @@ def given(an_input: object | None) -> dict[str, object]:
 def asks_for(info: Info, name: str) -> bool:
     """Whether a field's selection contains a field of this name at its first level, including in fragments."""
     raw = info._raw_info  # noqa: SLF001 - Strawberry's `selected_fields` would convert all levels
-    pending = [node.selection_set for node in raw.field_nodes]
-    # Each fragment is visited once; otherwise nested spreads take exponential time.
-    seen: set[str] = set()
-    while pending:
-        selections = pending.pop()
-        for selection in selections.selections if selections else ():
-            match selection:
-                case FieldNode() if selection.name.value == name:
-                    return True
-                case InlineFragmentNode():
-                    pending.append(selection.selection_set)
-                case FragmentSpreadNode() if selection.name.value not in seen:
-                    seen.add(selection.name.value)
-                    pending.append(raw.fragments[selection.name.value].selection_set)
-    return False
+    selections = [("", node.selection_set) for node in raw.field_nodes if node.selection_set]
+    groups = collect_fields(selections, raw.fragments).values()
+    return any(node.name.value == name for group in groups for _, node in group)
 
 
 def require_not_null(name: str, argument: object | None) -> None:

@@ -179,7 +179,7 @@ def breaks() -> list[str]:
 
 def unannounced(found: list[str], changelog: str) -> list[str]:
     """Give the breaks that the changelog does not name, under "Broken" of what is not yet released."""
-    unreleased = changelog.partition("## Unreleased")[2].partition("\n## ")[0]
+    unreleased = changelog.partition("## [Unreleased]")[2].partition("\n## ")[0]
     section = unreleased.partition("### Broken")[2].partition("\n### ")[0]
     named = {" ".join(line.split()) for line in re.split(r"^- ", section, flags=re.MULTILINE)}
     return [each for each in found if each not in named]

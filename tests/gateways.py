@@ -45,14 +45,17 @@ WHERE NOT granted AND datname = current_database()"""
 class Gateway:
     """A gateway in a process of its own, on a port of its own."""
 
+    command: Sequence[str | Path] = (sys.executable, "-m", "gateway")
+    folder = ROOT
+
     def __init__(self, data_dir: Path, **settings: str) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
         environment |= {"GATEWAY_DATA_DIR": str(data_dir), "GATEWAY_PORT": "0", **settings}
         # A file, not a pipe: no test reads on while the gateway works, and a full pipe would lose lines.
         self.log = tempfile.NamedTemporaryFile("w")  # noqa: SIM115 - closed at the end
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "gateway", "serve"],
-            cwd=ROOT,
+            [*self.command, "serve"],
+            cwd=self.folder,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=self.log,

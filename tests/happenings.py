@@ -30,7 +30,6 @@ from resolvers.ids import new_id
 from resolvers.outbox import append_event
 from resolvers.services import Services
 from resolvers.sql import Connection
-from rest.encounters import published
 from tests.conftest import create_database
 
 DEADLINE_SECONDS = 30.0
@@ -139,7 +138,7 @@ class Gateway:
             await rows(url, "INSERT INTO gateway.leases VALUES ('relay', gen_random_uuid(), 'infinity')")
         try:
             async with event_pipeline(Settings(database_url=url, **settings), url, relay, []) as feed:
-                services = Services(verify=_nobody, database=app, published=published, audit_sink=Silent(), feed=feed)
+                services = Services(verify=_nobody, database=app, audit_sink=Silent(), feed=feed)
                 caller = Caller("tester", frozenset({"read:encounters"}), brand_id="loop")
                 yield cls(url, app, relay, feed, Context(caller, None, "request", services))
         finally:

@@ -191,7 +191,7 @@ def test_a_break_must_be_named_where_the_next_release_is_told() -> None:
     found = ["GET /x is gone.", "GET /y is gone."]
     changelog = """# Changelog
 
-## Unreleased
+## [Unreleased]
 
 ### Broken
 

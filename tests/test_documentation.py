@@ -1,6 +1,9 @@
-"""The tables in the documentation are those of the code."""
+"""The tables in the documentation are those of the code, and MkDocs builds it as a site."""
 
+import json
+import os
 import re
+import subprocess
 from pathlib import Path
 
 from pydantic_core import PydanticUndefined
@@ -9,8 +12,9 @@ from gateway.events.status import EventStatus
 from gateway.metrics_endpoint import from_database
 from gateway.observability.metrics import REGISTRY
 from gateway.settings import PREFIX, Settings
-from models import EncounterStatus
+from models import MEMBERS, EncounterStatus
 from resolvers.access import DEFAULT_SCOPES
+from resolvers.commands import AmendEncounter, RecordEncounter, Reschedule
 from resolvers.encounters.lifecycle import LIFECYCLE
 from resolvers.errors import GatewayError
 from rest.errors import status_of
@@ -19,6 +23,50 @@ from rest.openapi_text import HEADERS, REFUSALS
 from schema.field_scopes import ENTITIES, FIELDS
 
 DOCS = Path(__file__).parent.parent / "docs"
+MKDOCS = DOCS.parent / ".venv/docs/bin/mkdocs"
+
+
+def test_the_site_is_built_with_a_search_index_and_nothing_from_other_hosts(tmp_path: Path) -> None:
+    assert MKDOCS.exists(), "MkDocs is not installed: make .venv/docs"
+
+    # mkdocs.yml is strict: a broken link or anchor, or a page outside the navigation, fails the build.
+    built = subprocess.run(
+        [MKDOCS, "build", "--site-dir", tmp_path],
+        check=False,
+        cwd=DOCS.parent,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert built.returncode == 0, built.stderr
+
+    pages = {page.relative_to(tmp_path).as_posix(): page.read_text() for page in tmp_path.rglob("*.html")}
+    indexed = {entry["location"] for entry in json.loads((tmp_path / "search/search_index.json").read_text())["docs"]}
+    assert pages.keys() - indexed == {"404.html"}
+    loaded = {
+        name: re.findall(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=\"?(?:https?:)?//", page)
+        for name, page in pages.items()
+    }
+    assert not any(loaded.values()), loaded
+
+
+def test_the_index_links_to_every_page() -> None:
+    linked = set(re.findall(r"\]\(([\w-]+\.md)\)", (DOCS / "README.md").read_text()))
+
+    assert linked == {page.name for page in DOCS.glob("*.md")} - {"README.md"}
+
+
+def test_the_table_of_decisions_is_that_of_their_headers() -> None:
+    rows = []
+    for page in sorted((DOCS / "decisions").glob("0*.md")):
+        title, _, header = page.read_text().split("\n")[:3]
+        number, name = title.removeprefix("# ").split(". ", 1)
+        date, area, status = (part.split(": ", 1)[1] for part in header.split(" · "))
+        rows.append(f"| [{number}]({page.name}) | {name} | {area} | {date} | {status} |")
+
+    table = (DOCS / "decisions/README.md").read_text().splitlines()
+    assert [row for row in table if row.startswith("| [")] == rows
 
 
 def test_the_table_of_settings_is_that_of_the_code() -> None:
@@ -42,6 +90,23 @@ def test_the_tables_of_statuses_and_headers_are_those_of_the_code() -> None:
 
     assert statuses_table() in page, statuses_table()
     assert headers_table() in page, headers_table()
+
+
+def test_the_table_of_members_is_that_of_the_code() -> None:
+    assert members_table() in (DOCS / "rest.md").read_text(), members_table()
+
+
+def members_table() -> str:
+    """Give the table of an encounter's members as docs/rest.md has it."""
+    rows = ["| member | in GraphQL | value | sent when | clinical |", "|---|---|---|---|---|"]
+    for member in MEMBERS.values():
+        if member.published:
+            value = f"{member.kind.name.lower()}{' or null' if member.optional else ''}"
+            commands = {"recording": RecordEncounter, "rescheduling": Reschedule, "amending": AmendEncounter}
+            sent = ", ".join(name for name, command in commands.items() if member.name in command.model_fields)
+            clinical = "yes" if member.clinical else ""
+            rows.append(f"| `{member.name}` | `{member.graphql_name}` | {value} | {sent} | {clinical} |")
+    return "\n".join(rows)
 
 
 def statuses_table() -> str:

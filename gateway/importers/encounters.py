@@ -50,7 +50,7 @@ from resolvers.access import Caller, Permission, scopes_from
 from resolvers.audit_notes import ENCOUNTERS_READ
 from resolvers.commands import InputLimits, RecordEncounter, Text, refuse_null
 from resolvers.context import Context
-from resolvers.encounters.record import record_encounter
+from resolvers.encounters.record import Recorder, record_encounter, require_recorder
 from resolvers.errors import (
     GatewayError,
     InvalidInput,
@@ -128,7 +128,8 @@ async def import_encounters(
                 named = name or ("-" if file == STANDARD_INPUT else file.name)
                 done = ImportSummary()
                 encounters = _encounters(records_of(lines, file, TABLE, done.unknown), limits, named)
-                return await _Backfilling(context, progress, retry_seconds, done).record_all(encounters)
+                backfilling = _Backfilling(require_recorder(context), progress, retry_seconds, done)
+                return await backfilling.record_all(encounters)
 
 
 # Parsing
@@ -242,7 +243,7 @@ class _DuplicateCounter:
 class _Backfilling:
     """One import: many workers take lines from one queue, which a thread fills."""
 
-    def __init__(self, context: Context, progress: Progress, retry_seconds: float, done: ImportSummary) -> None:
+    def __init__(self, context: Recorder, progress: Progress, retry_seconds: float, done: ImportSummary) -> None:
         self._context = context
         self._progress = progress
         self._retry_seconds = retry_seconds

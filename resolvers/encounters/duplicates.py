@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Interval, Table, any_, bindparam, select, true, tuple_
+from sqlalchemy import BigInteger, Interval, any_, bindparam, select, true, tuple_
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlmodel import Text
 
-from models import Encounter, Encounters, EncounterStatus
+from models import ENCOUNTER_TABLE, Encounter, EncounterStatus
 from resolvers.access import Permission
 from resolvers.bounded_rows import LONG, BoundedStatement
 from resolvers.context import Context
 
-RECORDED: Table = Encounters.__table__.alias("recorded")  # type: ignore[attr-defined]
-EARLIER: Table = Encounters.__table__.alias("earlier")  # type: ignore[attr-defined]
+RECORDED = ENCOUNTER_TABLE.alias("recorded")
+EARLIER = ENCOUNTER_TABLE.alias("earlier")
 
 MOST = 10
 """Maximum number of duplicates named for an encounter: more would not change the warning, and the cost is bounded."""

@@ -13,11 +13,13 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import orjson
 from graphql import (
     DocumentNode,
-    FragmentDefinitionNode,
+    ExecutionResult,
     OperationDefinitionNode,
     OperationType,
+    located_error,
 )
 
 from resolvers.access import Permission
@@ -41,6 +43,7 @@ from schema.plans.selection import (
     filter_members,
 )
 from schema.plans.sql import FIRST_JSON, BoundPage, CompiledQuery, arguments_of, compile_query, may_have_bytes
+from schema.selections import fragments_of
 
 MAX_IDS = 100
 MAX_CACHED_QUERIES = 16
@@ -76,14 +79,10 @@ class Plan:
 
     def __init__(self, document: DocumentNode, operation: OperationDefinitionNode) -> None:
         """Read the document. Raise `Unplannable` if no plan can serve it, whatever the variables."""
-        self._fragments = {
-            each.name.value: each for each in document.definitions if isinstance(each, FragmentDefinitionNode)
-        }
+        self._fragments = fragments_of(document)
         self._operation = operation
         self._definitions = operation.variable_definitions or ()
-        # Exclude variables that only the document's other operations declare.
-        own = {each.variable.name.value for each in self._definitions}
-        self._conditions = sorted(conditions_of(document) & own)
+        self._conditions = conditions_of(self._definitions)
         if len(self._conditions) > MOST_CONDITIONS:
             raise Unplannable
         self._variants: dict[tuple[bool | None, ...], Variant | None] = {}
@@ -92,6 +91,11 @@ class Plan:
         """Return the JSON of `data`. Raise `Unplannable`, or the error of the database or of a size limit."""
         variant, variables = self._settled(sent)
         return await variant.run(variables, context)
+
+    def failed(self, error: Exception, sent: Variables) -> ExecutionResult:
+        """Return the result of a query for which `run` raised `error` after it began."""
+        variant, variables = self._settled(sent)
+        return variant.failed(error, variables)
 
     async def explain(self, sent: Variables, context: Context) -> Explained:
         """Return PostgreSQL's execution plan for the query. Raise what `run` raises."""
@@ -166,6 +170,15 @@ class Variant:
         context.answer.add(sum(map(len, parts)))
         context.note_given(given)
         return b"".join(parts)
+
+    def failed(self, error: Exception, variables: Variables) -> ExecutionResult:
+        """Return the result with `error` at each root field that reads. A list is not nullable, so it nulls `data`."""
+        asked = [self._ids(root, variables) for root in self._roots]
+        reading = [root for root, ids in zip(self._roots, asked, strict=True) if ids]
+        lists = [root for root in reading if root.name == "patients"]
+        failed = [root for root in reading if root.name != "patients"] + lists[:1]
+        data = None if lists else orjson.Fragment(b"".join(self._parts(asked, {})))
+        return ExecutionResult(data, [located_error(error, root.nodes, [root.key]) for root in failed])  # type: ignore[arg-type]
 
     async def explain(self, variables: Variables, context: Context) -> Explained:
         """Return PostgreSQL's execution plan. Raise what `run` raises."""

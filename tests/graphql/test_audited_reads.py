@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from graphql import GraphQLObjectType, GraphQLOutputType, GraphQLUnionType, get_named_type, is_required_argument
 
+from models import MEMBERS
 from schema import build_schema
 from tests.cast import Cast
 from tests.graphql.test_events import OverSocket, gateway_on
@@ -15,7 +16,7 @@ from tests.staged import TOKENS
 
 SCHEMA = build_schema()._schema
 
-CLINICAL = {"chiefComplaint", "notes", "metadata", "scheduledAt", "reason", "before", "after"}
+CLINICAL = {member.graphql_name for member in MEMBERS.values() if member.clinical} | {"reason", "before", "after"}
 
 COMES_ALONG = {
     # What is shown by the change that the caller makes, whose own entry says so.

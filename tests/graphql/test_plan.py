@@ -22,7 +22,18 @@ from gateway.database.database import PoolConnection
 from gateway.database.migrate import migrate
 from gateway.settings import Settings
 from resolvers.access import Caller
-from resolvers.errors import TemporarilyUnavailable
+from resolvers.errors import (
+    AnswerMemoryFull,
+    AnswerTooLarge,
+    EncounterNotFound,
+    GatewayError,
+    IllegalTransition,
+    InvalidInput,
+    Shape,
+    StaleVersion,
+    TemporarilyUnavailable,
+    Violation,
+)
 from schema import build_schema
 from schema.plans.query_plan import MOST_CONDITIONS, Plan, plan_of
 from schema.plans.record_plan import RecordPlan
@@ -30,6 +41,7 @@ from schema.plans.selection import Unplannable
 from tests.cast import Cast
 from tests.conftest import PATIENT, create_database
 from tests.doors import Service
+from tests.error_kinds import KINDS, made
 from tests.happenings import until
 from tests.logs import captured
 
@@ -400,6 +412,35 @@ async def test_what_a_plan_meets_at_the_database_is_told_and_not_asked_for_again
     assert len(asked) == 1
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "e: encounter(id: $encounter) { id }",
+        "patient(id: $patient) { id } patient(id: $patient) { brandId }",
+        "patients(ids: [$patient]) { id }",
+        "t: __typename e: encounter(id: $encounter) { id } empty: patients(ids: []) { id }",
+        "a: patients(ids: [$patient]) { id } ...f b: patients(ids: [$patient]) { id } __typename",
+        "a: patients(ids: [$patient]) { id } b: encounter(id: $encounter) { id } c: encounter(id: $encounter) { id }",
+    ],
+)
+async def test_a_failed_query_has_the_same_answer_both_ways(
+    clinic: Service, known: Known, monkeypatch: pytest.MonkeyPatch, fields: str
+) -> None:
+    error: GatewayError
+
+    def fail(*_: object, **__: object) -> Any:
+        raise error
+
+    monkeypatch.setattr(clinic.services.database, "connection", fail, raising=False)
+    monkeypatch.setattr(clinic.services.database, "fetch_one_batched", fail, raising=False)
+    query = f'{{ {fields} none: encounter(id: "no-id") {{ id }} }}'
+    query += " fragment f on Query { d: patient(id: $patient) { id } }" if "...f" in fields else ""
+    query = query.replace("$encounter", f'"{known.encounters[0]}"').replace("$patient", f'"{known.patients[0]}"')
+
+    for error in map(made, KINDS):
+        assert error.code.encode() in await both(clinic, query, {})
+
+
 # Recording
 
 
@@ -496,6 +537,56 @@ async def test_a_refused_recording_is_tried_once(
 
     assert body["errors"][0]["extensions"]["code"] == "temporarily_unavailable"
     assert tried == [1]
+
+
+FRAGMENTS = {
+    "...problem": " fragment problem on Problem { __typename c: code message recorded }",
+    "...broken": """ fragment broken on InvalidInput {
+      violations { __typename path rule message allowed minimum maximum received { __typename type length } }
+      v: violations { ... on Violation { r: received { t: type } } } }""",
+}
+BROKEN = [
+    Violation("/notes", "too_long", "must be shorter", ("a", "b"), 0, 5, Shape("string", 9)),
+    Violation("/idempotency_key", "idempotency_key", "must be visible"),
+    Violation("/metadata/secret", "json", "must be JSON", received=Shape("null")),
+]
+# The first two are of reading an answer; the union has no member for the others, because recording raises none of them.
+NOT_OF_RECORDING = {AnswerTooLarge, AnswerMemoryFull, EncounterNotFound, IllegalTransition, StaleVersion}
+FAILURES = [*(made(kind) for kind in KINDS if kind not in NOT_OF_RECORDING), InvalidInput(BROKEN), RuntimeError()]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "r: recordEncounter(patientId: $p, input: $i) { __typename }",
+        "recordEncounter(patientId: $p, input: $i) { ...problem ... on InvalidInput { message } ...broken }",
+        "recordEncounter(patientId: $p, input: $i) { ... on EncounterRecorded { replayed } }",
+        """recordEncounter(patientId: $p, input: $i) { ...problem ... on RecordEncounterResult { ...broken } }
+        recordEncounter(patientId: $p, input: $i) { ... on PatientNotFound { own: code } ... { __typename } }""",
+        "... { ... on Mutation { recordEncounter(patientId: $p, input: $i) { ...broken ...problem } } }",
+    ],
+)
+async def test_a_failed_recording_has_the_same_answer_both_ways(
+    clinic: Service, known: Known, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    error: Exception
+    tried = []
+
+    async def fail(*_: object) -> Any:
+        tried.append(error)
+        raise error
+
+    monkeypatch.setattr(schema.plans.record_plan, "record_encounter", fail)
+    monkeypatch.setattr(schema.mutations, "record_encounter", fail)
+    query = f"mutation ($p: ID!, $i: RecordEncounterInput!) {{ {asked} }}"
+    query += "".join(text for spread, text in FRAGMENTS.items() if spread in asked)
+    variables = {"p": known.patients[0], "i": {"brandId": "loop", "encounterType": "LAB"}}
+
+    for error in FAILURES:
+        await both(clinic, query, variables, token="recorder")
+
+        assert tried[-2:] == [error, error]
+    assert len(tried) == 2 * len(FAILURES)
 
 
 # EXPLAIN

@@ -1,32 +1,16 @@
 """The tree of refusals is closed, and every one of them has its words at both doors."""
 
-import inspect
 import json
 import re
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 import gateway.app  # every module that could add an error
 import resolvers.errors
-from models import EncounterStatus
-from resolvers.errors import GatewayError, Violation
+from resolvers.errors import GatewayError
 from rest.errors import STATUS, envelope, headers_of, status_of
 from schema.errors import Recorded, phrase
-
-# What the constructors of some errors ask for, by name.
-SAMPLES: dict[str, Any] = {
-    "scopes": ["read:encounters", "write:encounters"],
-    "allowed": ["POST", "GET"],
-    "violations": [Violation("/notes", "too_long", "must have at most 5 characters")],
-    "rule": "json",
-    "message": "It is so.",
-    "maximum": 16_777_216,
-    "seconds": 1.5,
-    "status": EncounterStatus.COMPLETED,
-    "current_version": 3,
-}
+from tests.error_kinds import KINDS, made
 
 # Published with the platform's conventions (contract, part 2); the others are ours.
 PUBLISHED = {
@@ -45,19 +29,6 @@ PUBLISHED = {
 }
 
 
-def below(kind: type[GatewayError]) -> Iterator[type[GatewayError]]:
-    for child in kind.__subclasses__():
-        yield child
-        yield from below(child)
-
-
-def made(kind: type[GatewayError]) -> GatewayError:
-    """Make an error of a kind, leaving out what may be left out."""
-    needed = [each for each in inspect.signature(kind).parameters.values() if each.default is each.empty]
-    return kind(*(SAMPLES[each.name] for each in needed))
-
-
-KINDS = sorted(set(below(GatewayError)), key=lambda kind: kind.__name__)
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
 

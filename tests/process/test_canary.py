@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from gateway.cli import app
 from gateway.leak_check import MARK, Outputs
 
 ROOT = Path(__file__).parent.parent.parent
@@ -11,11 +12,20 @@ ROOT = Path(__file__).parent.parent.parent
 
 def test_the_canary_pushed_through_every_door_and_failure_is_found_nowhere() -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "gateway", "canary"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+        [sys.executable, "-m", "gateway", "leak-check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
     )
 
     assert run.returncode == 0, run.stdout + run.stderr
     assert "0 leaks" in run.stdout
+
+
+def test_the_earlier_name_of_the_command_runs_the_same_check() -> None:
+    assert app.commands["canary"].callback is app.commands["leak-check"].callback
 
 
 def test_a_mark_in_any_output_is_a_leak_and_is_not_repeated() -> None:

@@ -1,16 +1,13 @@
-"""How the pages come about: once for what web/ holds, in every wheel, and not at all where npm is out of reach."""
+"""How the pages come about: once for what web/ holds, and not at all where npm is out of reach."""
 
 import os
 import shutil
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from gateway.pages import built
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -89,22 +86,6 @@ def test_pages_that_are_stale_and_cannot_be_built_again_are_not_served(checkout:
     build(BROKEN_NPM)
 
     assert not (checkout / "gateway" / "web").exists()
-
-
-@pytest.mark.skipif(not built(), reason="the pages are not built: make pages")
-def test_a_wheel_holds_the_pages_and_the_licences_of_what_is_in_them(tmp_path: Path) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", tmp_path],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    )
-
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {f"gateway/web/{name}" for name in ("index.html", "explorer.html", "docs.html", "licences.md")} <= set(names)
-    assert {f"gateway/web/assets/{path.name}" for path in (ROOT / "gateway/web/assets").iterdir()} <= set(names)
-    assert not [name for name in names if name.startswith(("web/", "tests/"))]
 
 
 def test_no_lock_of_npm_names_a_host() -> None:
