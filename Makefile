@@ -74,7 +74,7 @@ dist: .venv/dev .venv/pages  ## Build the source distribution and the wheel into
 	@.venv/bin/python -m hatchling build --clean $(ARGS)
 
 land: .venv/dev  ## Make the printed contracts the promised ones; refuse a break that CHANGELOG.md does not name
-	@.venv/bin/python -m tests.breaking
+	@.venv/bin/python -m tests.breaking_changes
 
 help:
 	@echo 'Usage: make <target>'

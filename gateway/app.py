@@ -26,7 +26,7 @@ from gateway.middleware.body_limits import BodyLimits
 from gateway.middleware.cors import cross_origin
 from gateway.middleware.fault_injection import FaultInjectionMiddleware
 from gateway.middleware.request_context import KnownHosts, RequestContextMiddleware
-from gateway.observability.logs import log, log_breach, log_operation, log_unknown_document, report
+from gateway.observability.logs import HANDLER, log_breach, log_operation, log_unknown_document, report
 from gateway.observability.metrics import PrometheusMetrics
 from gateway.pages import explorer_for_browsers, page_routes
 from gateway.rate_limits.limiter import RateLimits, network_of
@@ -118,6 +118,7 @@ def create_app(
                 shared = services(settings, database, audit_sink=audit_sink, feed=feed, verify=guarded, rates=rates)
                 yield {
                     "services": shared,
+                    "ping": database.ping,
                     "started": time.monotonic(),
                     "draining": stopping.draining,
                     "relay": relay,
@@ -127,7 +128,7 @@ def create_app(
             await relay.close()
             await database.close()
             # Flush the log here: a worker ends by the signal that stopped it, and runs no code after this.
-            await asyncio.to_thread(log.flush)
+            await asyncio.to_thread(HANDLER.flush)
 
     with translate_manifest_errors():
         schema = build_schema(scopes_from(settings.scopes), federated=settings.federation)

@@ -86,7 +86,9 @@ def migrate() -> None:
 def check() -> None:
     """Check the settings and the database; print the settings in force and each problem."""
     from gateway.check import check
+    from gateway.observability.logs import configure_logging
 
+    configure_logging()
     sys.exit(check(_settings()))
 
 
@@ -170,9 +172,7 @@ def import_encounters(
     if not client.isprintable() or not 0 < len(client) <= 128:
         raise click.BadParameter("1 to 128 visible characters", param_hint="--client")
     from gateway.importers.encounters import import_encounters
-    from gateway.observability.logs import configure_logging
 
-    configure_logging()
     with _importing() as settings:
         done = asyncio.run(
             import_encounters(
@@ -287,6 +287,9 @@ def _settings() -> Settings:
 @contextmanager
 def _database(settings: Settings | None = None) -> Iterator[Settings]:
     """Yield settings with a database URL: the configured one, or that of a private PostgreSQL stopped on exit."""
+    from gateway.observability.logs import configure_logging
+
+    configure_logging()
     settings = settings or _settings()
     if settings.database_url is not None:
         yield settings

@@ -7,21 +7,24 @@ transactions. If a paused holder continues after its lease expired, the next hol
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from uuid import UUID, uuid4
 
-from sqlalchemy import Interval, Table, bindparam, func, update
+from sqlalchemy import Interval, bindparam, func, update
 from sqlalchemy.dialects.postgresql import insert
 
 from gateway.database.database import Database
-from gateway.observability.logs import describe, log
-from models import Lease
+from gateway.observability.logs import describe
+from models import Lease, table_of
 from resolvers.errors import GatewayError
 from resolvers.sql import Statement
 
-LEASES: Table = Lease.__table__  # type: ignore[attr-defined]
+logger = logging.getLogger(__name__)
+
+LEASES = table_of(Lease)
 
 LEASE_TIME = timedelta(seconds=5)
 
@@ -91,7 +94,7 @@ async def _do(database: Database, job: LeasedJob, holder: UUID) -> None:
         except GatewayError:
             pass  # the database is unavailable; the requests that fail for it log that
         except Exception as error:  # noqa: BLE001 - a job that fails must be retried
-            log.error("duty", job=job.name, **describe(error))
+            logger.error("duty", extra={"job": job.name, **describe(error)})
         if not more:
             # Only the holder of the lease is woken: the other gateways could not take the lease.
             wakeup = job.wakeup if held else asyncio.Event()

@@ -11,11 +11,12 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.database.database import Database
 from gateway.events.status import EventStatus, event_numbers
 from gateway.observability.metrics import REGISTRY
 from resolvers.access import Permission
 from resolvers.errors import TemporarilyUnavailable
+from resolvers.request_state import state_of
+from resolvers.sql import RelayDatabase
 from rest.authorize import authorize_request
 from rest.responses import with_default_headers
 
@@ -23,12 +24,12 @@ from rest.responses import with_default_headers
 async def metrics(request: Request) -> Response:
     """Return 200 and the metrics in the text format of Prometheus. A scrape does not count as a read of a record."""
     await authorize_request(request, Permission.READ_METRICS)
-    numbers = await _numbers(request.state.relay)
+    numbers = await _numbers(state_of(request.scope)["relay"])
     text = await asyncio.to_thread(_written, numbers)
     return with_default_headers(Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST}))
 
 
-async def _numbers(relay: Database) -> EventStatus | None:
+async def _numbers(relay: RelayDatabase) -> EventStatus | None:
     try:
         return await event_numbers(relay)
     except TemporarilyUnavailable:

@@ -16,13 +16,14 @@ from starlette.applications import Starlette
 from gateway.app import create_app
 from gateway.http_client import refuse_unusable_proxies
 from gateway.middleware.fault_injection import CuttingProtocol
-from gateway.observability.logs import FLUSH_SECONDS, configure_logging, log
+from gateway.observability.logs import FLUSH_SECONDS, configure_logging
 from gateway.observability.queued_writer import QueuedWriter
 from gateway.preflight import preflight
 from gateway.protocols.http import LimitedHttpProtocol, bound_unsent_bytes
 from gateway.settings import PREFIX, Settings, SettingsError
 from gateway.shutdown import GracefulShutdown
 from gateway.supervisor import Supervisor, WorkerApp
+from rest.encounters import PATIENT_ENCOUNTERS
 
 
 def websocket_protocol(**given: Any) -> asyncio.Protocol:
@@ -107,8 +108,7 @@ def serve(settings: Settings, port: socket.socket, faults: int | None = None) ->
         server_header=False,
         timeout_graceful_shutdown=settings.drain_seconds,
     )
-    configure_logging()
-    log.start_queue()
+    configure_logging(queued=True)
     asyncio.run(preflight(settings, partial(print_to, sys.stderr), changing=True))
     # Listen before printing the banner: a client that connects at once is queued instead of refused.
     try:
@@ -164,8 +164,7 @@ def print_to(stream: TextIO | None, text: str) -> None:
 
 def worker(settings: Settings, faults: int | None = None) -> Starlette:
     """Return the application, built in the process that serves it."""
-    configure_logging()
-    log.start_queue()
+    configure_logging(queued=True)
     LimitedHttpProtocol.head_seconds = settings.head_seconds
     LimitedHttpProtocol.send_seconds = settings.socket_send_seconds
     LimitedHttpProtocol.min_send_bytes_per_second = settings.min_send_bytes_per_second
@@ -187,7 +186,7 @@ def startup_banner(settings: Settings, port: int, faults: int | None = None) -> 
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     origin = f"http://{host}:{port}"
     lines = [
-        f"REST     {origin}/v1/patients/{{patient_id}}/encounters",
+        f"REST     {origin}{PATIENT_ENCOUNTERS}",
         f"GraphQL  {origin}/graphql",
         *([f"Pages    {origin}/"] if settings.explorer_pages else []),
     ]
@@ -198,7 +197,7 @@ def startup_banner(settings: Settings, port: int, faults: int | None = None) -> 
             "",
             "Development mode: the token `dev` has every scope for the brand `loop`. Try:",
             "",
-            f"curl {origin}/v1/patients/demo-patient/encounters \\",
+            f"curl {origin}{PATIENT_ENCOUNTERS.format(patient_id='demo-patient')} \\",
             "  -H 'Authorization: Bearer dev' -H 'Content-Type: application/json' \\",
             """  -d '{"brand_id": "loop", "encounter_type": "telehealth", "notes": "Slept well."}'""",
             "",

@@ -3,7 +3,7 @@
 from sqlalchemy.orm import configure_mappers
 
 from models.audit import AuditEntry
-from models.base import Table
+from models.base import Table, table_of
 from models.chain import ChainLink
 from models.dead_letter import DeadLetter
 from models.encounter import (
@@ -50,4 +50,5 @@ __all__ = [
     "Sink",
     "Table",
     "Watermark",
+    "table_of",
 ]

@@ -10,15 +10,15 @@ from functools import cache
 from typing import Final, NamedTuple, Protocol
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Table, Text, bindparam, insert, select
+from sqlalchemy import BigInteger, Text, bindparam, insert, select
 
-from models import Encounter, EncounterEventKind, OutboxEvent, Watermark
+from models import Encounter, EncounterEventKind, OutboxEvent, Watermark, table_of
 from resolvers import json_text
 from resolvers.ids import new_id
 from resolvers.sql import Connection, Database, Statement
 
-TABLE: Table = OutboxEvent.__table__  # type: ignore[attr-defined]
-WATERMARK: Table = Watermark.__table__  # type: ignore[attr-defined]
+TABLE = table_of(OutboxEvent)
+WATERMARK = table_of(Watermark)
 
 
 # Appending

@@ -3,7 +3,6 @@
 import hashlib
 import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from binascii import Error as Base64Error
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -99,8 +98,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 def write_cursor(position: Position, cursor_scope: str) -> str:
     """Return the opaque cursor of a position in the list that `cursor_scope` describes (brand, patient, filter)."""
     micros = (position.created_at - _EPOCH) // timedelta(microseconds=1)
-    packed = _CURSOR.pack(_CURSOR_VERSION, micros, position.id.bytes, _digest(cursor_scope))
-    return urlsafe_b64encode(packed).decode().rstrip("=")
+    return encode_cursor(_CURSOR.pack(_CURSOR_VERSION, micros, position.id.bytes, digest_of(cursor_scope)))
 
 
 def sql_cursor(row: str, narrow: str) -> str:
@@ -120,16 +118,26 @@ def read_cursor(cursor: str, cursor_scope: str, argument: Literal["after", "befo
     position of another brand, patient or filter is meaningless in this list.
     """
     try:
-        packed = urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4))
-        version, micros, id_bytes, digest = _CURSOR.unpack(packed)
-        if (version, digest) == (_CURSOR_VERSION, _digest(cursor_scope)):
+        version, micros, id_bytes, digest = _CURSOR.unpack(decode_cursor(cursor))
+        if (version, digest) == (_CURSOR_VERSION, digest_of(cursor_scope)):
             return Position(_EPOCH + timedelta(microseconds=micros), UUID(bytes=id_bytes))
-    except (UnicodeEncodeError, Base64Error, struct.error, OverflowError):
+    except (ValueError, struct.error, OverflowError):
         pass
     raise InvalidInput([Violation(f"/{argument}", "cursor", "must be a cursor of this list")])
 
 
-def _digest(cursor_scope: str) -> bytes:
+def encode_cursor(packed: bytes) -> str:
+    """Return bytes as URL-safe Base64 without padding."""
+    return urlsafe_b64encode(packed).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str) -> bytes:
+    """Return the bytes of `encode_cursor`. Raises `ValueError` for text that cannot be decoded."""
+    return urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4))
+
+
+def digest_of(cursor_scope: str) -> bytes:
+    """Return the 8 bytes that bind a cursor to its list."""
     return hashlib.sha256(cursor_scope.encode()).digest()[:8]
 
 

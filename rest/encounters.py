@@ -19,12 +19,16 @@ from resolvers.encounters.published import published
 from resolvers.encounters.read import visible_encounter
 from resolvers.encounters.record import Recorder, record_encounter
 from resolvers.errors import InvalidInput, MalformedBody, UnsupportedMediaType, Violation
+from resolvers.request_state import state_of
 from resolvers.spelling import Ignored
 from rest.authorize import authorize_request
 from rest.content_negotiation import require_json_is_accepted
 from rest.etags import is_known, not_modified, tag_of_body, tag_of_version
 from rest.preferences import ignore, ignored_of, is_strict, query_violations
 from rest.responses import json_answer, json_bytes, write_json
+
+PATIENT_ENCOUNTERS = "/v1/patients/{patient_id}/encounters"
+PATIENT_ENCOUNTER = f"{PATIENT_ENCOUNTERS}/{{encounter_id}}"
 
 BODY_MEMBERS = frozenset(RecordEncounter.model_fields)
 
@@ -88,7 +92,7 @@ async def get_encounter(request: Request) -> Response:
 
 def path_of(encounter: Encounter) -> str:
     """Return the URL path of the encounter."""
-    return f"/v1/patients/{quote(encounter.patient_id, safe='')}/encounters/{encounter.id}"
+    return PATIENT_ENCOUNTER.format(patient_id=quote(encounter.patient_id, safe=""), encounter_id=encounter.id)
 
 
 def _key(request: Request) -> str | None:
@@ -123,7 +127,7 @@ def _valid(ignored: Ignored) -> Mapping[str, Any]:
 
 
 async def _members(request: Request) -> dict[str, Any]:
-    state = request.scope["state"]
+    state = state_of(request.scope)
     if not state["sends_json"]:
         raise UnsupportedMediaType
     # The body is buffered already, or is awaited here.

@@ -16,9 +16,10 @@ from resolvers.access import DEFAULT_SCOPES, Permission, Scopes, describe_scopes
 from resolvers.commands import RecordEncounter
 from resolvers.encounters.published import PUBLISHED
 from resolvers.paging import PageLimits
+from resolvers.request_state import state_of
 from resolvers.rules import RULES, RuleId
 from rest.content_negotiation import JSON, PROBLEM
-from rest.encounters import MAX_OFFSET, VALID
+from rest.encounters import MAX_OFFSET, PATIENT_ENCOUNTER, PATIENT_ENCOUNTERS, VALID
 from rest.errors import envelope, problem_of, status_of
 from rest.openapi_text import (
     ABOUT_A_BODY,
@@ -37,14 +38,12 @@ from rest.responses import json_bytes
 
 Json = dict[str, Any]
 
-PATH = "/v1/patients/{patient_id}/encounters"
-ONE = PATH + "/{encounter_id}"
 METRICS = "/metrics"
 
 OPERATIONS = {
-    ("post", PATH): Permission.RECORD_ENCOUNTER,
-    ("get", PATH): Permission.READ_ENCOUNTERS,
-    ("get", ONE): Permission.READ_ENCOUNTERS,
+    ("post", PATIENT_ENCOUNTERS): Permission.RECORD_ENCOUNTER,
+    ("get", PATIENT_ENCOUNTERS): Permission.READ_ENCOUNTERS,
+    ("get", PATIENT_ENCOUNTER): Permission.READ_ENCOUNTERS,
     ("get", METRICS): Permission.READ_METRICS,
 }
 """The permission that each operation needs; every operation with a token is listed."""
@@ -52,7 +51,7 @@ OPERATIONS = {
 
 async def openapi_document(request: Request) -> Response:
     """Return the description with this gateway's scopes. Needs no token: it is the published contract."""
-    return json_bytes(_written(frozenset(request.state.services.scopes.items())), 200)
+    return json_bytes(_written(frozenset(state_of(request.scope)["services"].scopes.items())), 200)
 
 
 @lru_cache(maxsize=1)
@@ -92,8 +91,8 @@ def _described() -> Json:
             {"name": "health", "description": "Health checks and metrics. The health checks need no token."},
         ],
         "paths": {
-            PATH: {"parameters": common, "post": _record(), "get": _list()},
-            ONE: {"parameters": [_patient_id(), _encounter_id(), *common[1:]], "get": _show()},
+            PATIENT_ENCOUNTERS: {"parameters": common, "post": _record(), "get": _list()},
+            PATIENT_ENCOUNTER: {"parameters": [_patient_id(), _encounter_id(), *common[1:]], "get": _show()},
             "/problems/{code}": {
                 "get": _page("explainProblem", "Explain an error code", "code", sorted({k.code for k in refusals()}))
             },
@@ -300,7 +299,7 @@ def _encounter() -> Json:
         "type": "object",
         "description": "One visit of a patient.",
         "required": list(PUBLISHED),
-        "properties": {name: _value(MEMBERS[name]) | _described(MEMBERS[name]) for name in PUBLISHED},
+        "properties": {name: _value(MEMBERS[name]) | _description_of(MEMBERS[name]) for name in PUBLISHED},
     }
 
 
@@ -312,7 +311,7 @@ def _referring(name: str) -> Json:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def _described(member: Member) -> Json:
+def _description_of(member: Member) -> Json:
     return {"description": member.description} | ({} if member.example is None else {"examples": [member.example]})
 
 
@@ -341,7 +340,7 @@ def _encounters() -> Json:
         "description": "An offset page of a patient's encounters, newest first.",
         "required": ["patient_id", "encounters", "total"],
         "properties": {
-            "patient_id": {"type": "string"} | _described(MEMBERS["patient_id"]),
+            "patient_id": {"type": "string"} | _description_of(MEMBERS["patient_id"]),
             "encounters": {
                 "type": "array",
                 "items": _referring("Encounter"),

@@ -7,7 +7,7 @@ from typing import Any
 from models import EncounterStatus
 from resolvers.errors import GatewayError, Violation
 
-# What the constructors of some errors ask for, by name.
+# Arguments of the constructors, by name.
 SAMPLES: dict[str, Any] = {
     "scopes": ["read:encounters", "write:encounters"],
     "allowed": ["POST", "GET"],
@@ -21,16 +21,16 @@ SAMPLES: dict[str, Any] = {
 }
 
 
-def below(kind: type[GatewayError]) -> Iterator[type[GatewayError]]:
+def subclasses(kind: type[GatewayError]) -> Iterator[type[GatewayError]]:
     for child in kind.__subclasses__():
         yield child
-        yield from below(child)
+        yield from subclasses(child)
 
 
-def made(kind: type[GatewayError]) -> GatewayError:
-    """Make an error of a kind, leaving out what may be left out."""
+def instance_of(kind: type[GatewayError]) -> GatewayError:
+    """Return an error of a class, with only the required arguments."""
     needed = [each for each in inspect.signature(kind).parameters.values() if each.default is each.empty]
     return kind(*(SAMPLES[each.name] for each in needed))
 
 
-KINDS = sorted(set(below(GatewayError)), key=lambda kind: kind.__name__)
+KINDS = sorted(set(subclasses(GatewayError)), key=lambda kind: kind.__name__)

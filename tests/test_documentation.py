@@ -1,4 +1,4 @@
-"""The tables in the documentation are those of the code, and MkDocs builds it as a site."""
+"""The tables in the documentation match the code, and MkDocs builds it as a site."""
 
 import json
 import os
@@ -69,23 +69,23 @@ def test_the_table_of_decisions_is_that_of_their_headers() -> None:
     assert [row for row in table if row.startswith("| [")] == rows
 
 
-def test_the_table_of_settings_is_that_of_the_code() -> None:
+def test_the_table_of_settings_matches_the_code() -> None:
     assert settings_table() in (DOCS / "settings.md").read_text(), settings_table()
 
 
-def test_the_table_of_errors_is_that_of_the_code() -> None:
+def test_the_table_of_errors_matches_the_code() -> None:
     assert errors_table() in (DOCS / "errors.md").read_text(), errors_table()
 
 
-def test_the_table_of_who_may_do_what_is_that_of_the_code() -> None:
+def test_the_table_of_permissions_matches_the_code() -> None:
     assert access_table() in (DOCS / "access.md").read_text(), access_table()
 
 
-def test_the_table_of_the_lifecycle_is_that_of_the_code() -> None:
+def test_the_table_of_the_lifecycle_matches_the_code() -> None:
     assert lifecycle_table() in (DOCS / "lifecycle.md").read_text(), lifecycle_table()
 
 
-def test_the_tables_of_statuses_and_headers_are_those_of_the_code() -> None:
+def test_the_tables_of_statuses_and_headers_match_the_code() -> None:
     page = (DOCS / "rest.md").read_text()
 
     assert statuses_table() in page, statuses_table()
@@ -110,19 +110,19 @@ def members_table() -> str:
 
 
 def statuses_table() -> str:
-    """Give the table of refusals as docs/rest.md has it."""
+    """Return the table of refusals of docs/rest.md."""
     rows = ["| status | what it says |", "|---|---|"]
     return "\n".join(rows + [f"| {status} | {said.rstrip('.')} |" for status, said in REFUSALS.items()])
 
 
 def headers_table() -> str:
-    """Give the table of headers as docs/rest.md has it."""
+    """Return the table of headers of docs/rest.md."""
     rows = ["| header | what it says | for instance |", "|---|---|---|"]
     return "\n".join(rows + [f"| `{name}` | {said} | `{example}` |" for name, (said, example) in HEADERS.items()])
 
 
 def lifecycle_table() -> str:
-    """Give the table of transitions as docs/lifecycle.md has it."""
+    """Return the table of transitions of docs/lifecycle.md."""
     rows = ["| action | from | to |", "|---|---|---|"]
     for action, transition in LIFECYCLE.items():
         sources = ", ".join(f"`{status.name}`" for status in EncounterStatus if status in transition.sources)
@@ -131,19 +131,19 @@ def lifecycle_table() -> str:
     return "\n".join(rows)
 
 
-def test_the_clients_in_the_documentation_are_those_that_are_tested() -> None:
+def test_the_clients_in_the_documentation_are_the_tested_ones() -> None:
     tested = (Path(__file__).parent / "javascript/follow.mjs").read_text()
     loop = tested[tested.index("const query") : tested.index("\n\nawait follow")]
 
     assert loop in (DOCS / "live.md").read_text(), loop
 
 
-def test_the_table_of_metrics_is_that_of_the_code() -> None:
+def test_the_table_of_metrics_matches_the_code() -> None:
     assert metrics_table() in (DOCS / "operators.md").read_text(), metrics_table()
 
 
 def metrics_table() -> str:
-    """Give the table of metrics as docs/operators.md has it."""
+    """Return the table of metrics of docs/operators.md."""
     nothing = EventStatus(waiting=0, oldest_seconds=0, position=0, unsettled=0, pruned=0, sinks=())
     rows = ["| metric | kind | what it tells |", "|---|---|---|"]
     for family in [*REGISTRY.collect(), *from_database(nothing)]:
@@ -152,7 +152,7 @@ def metrics_table() -> str:
     return "\n".join(rows)
 
 
-def test_every_proof_of_a_promise_is_a_test_that_exists() -> None:
+def test_every_test_named_in_the_documentation_exists() -> None:
     named = re.findall(r"`(tests/\S+?\.py)::(\w+)`", (DOCS / "guarantees.md").read_text())
 
     assert len(named) > 30
@@ -161,7 +161,7 @@ def test_every_proof_of_a_promise_is_a_test_that_exists() -> None:
 
 
 def access_table() -> str:
-    """Give the table of operations as docs/access.md has it."""
+    """Return the table of operations of docs/access.md."""
     rows = ["| operation | any one of these scopes | REST | GraphQL |", "|---|---|---|---|"]
     for operation, scopes in DEFAULT_SCOPES.items():
         over_rest = [f"`{method.upper()} {path}`" for (method, path), each in OPERATIONS.items() if each is operation]
@@ -173,7 +173,7 @@ def access_table() -> str:
 
 
 def settings_table() -> str:
-    """Give the table of settings as docs/settings.md has it."""
+    """Return the table of settings of docs/settings.md."""
     rows = ["| variable | default | what it does |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
         default = "the user's data folder" if field.default is PydanticUndefined else f"`{field.default}`"
@@ -183,7 +183,7 @@ def settings_table() -> str:
 
 
 def errors_table() -> str:
-    """Give the table of errors as docs/errors.md has it."""
+    """Return the table of errors of docs/errors.md."""
     rows = ["| code | status | recorded | what it means |", "|---|---|---|---|"]
     kinds = sorted(_leaves(GatewayError), key=lambda kind: (_status(kind), kind.code, kind.__name__))
     rows += [

@@ -6,6 +6,7 @@ number is logged, and audited as soon as the database accepts writes again.
 """
 
 import asyncio
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Sequence
@@ -17,13 +18,15 @@ import orjson
 from sqlalchemy import text
 
 from gateway.database.database import APP_ROLE, Database
-from gateway.observability.logs import describe, log
+from gateway.observability.logs import describe
 from gateway.observability.metrics import AUDIT_DROPPED, AUDIT_WAITING
 from resolvers.audit_notes import REQUEST_REFUSED, UNKNOWN
 from resolvers.errors import GatewayError, RateLimited
 from resolvers.ids import new_id
 from resolvers.services import AuditRecord
 from resolvers.sql import Statement
+
+logger = logging.getLogger(__name__)
 
 NOTES_DROPPED = "patient_graph.audit.dropped"
 
@@ -202,7 +205,7 @@ class AuditBuffer:
                 for kept in notes:
                     await self._insert(brand_id, [kept])
             else:
-                log.error("trail", **describe(error))
+                logger.error("trail", extra=describe(error))
                 if notes[0].note.event_type != NOTES_DROPPED:
                     self._drop(brand_id, 1)
 
@@ -216,7 +219,7 @@ class AuditBuffer:
 
     def _log_dropped(self) -> None:
         if self._unreported:
-            log.error("trail", dropped=self._unreported)
+            logger.error("trail", extra={"dropped": self._unreported})
             self._unreported = 0
 
 

@@ -21,7 +21,6 @@ import hashlib
 import os
 import re
 import shutil
-import signal
 import subprocess
 import tempfile
 import threading
@@ -33,8 +32,6 @@ from pathlib import Path
 from typing import IO, Any, Self
 from urllib.parse import quote
 
-import psutil
-
 from gateway.embedded_postgres.os_account import (
     Account,
     PostgresUnavailable,
@@ -42,6 +39,7 @@ from gateway.embedded_postgres.os_account import (
     make_private,
     readable_copy,
 )
+from gateway.embedded_postgres.processes import end_server, end_strays, socket_option
 
 # Seconds; crash recovery replays the log since the last checkpoint, minutes on a slow disk, and a restart would not be
 # faster.
@@ -49,10 +47,6 @@ STARTUP_SECONDS = 600
 MAX_LOG_BYTES = 1_000_000
 # Bytes; the whole path must fit into 104 bytes on macOS and 108 on Linux. Source: unix(4), unix(7).
 MAX_SOCKET_PATH_BYTES = 100
-
-# Seconds to wait after fast shutdown (SIGINT), after immediate shutdown (SIGQUIT; costs a recovery but no row), and
-# after SIGKILL.
-_STOP_LADDER = ((signal.SIGINT, 30), (signal.SIGQUIT, 10), (signal.SIGKILL, 10))
 
 # A PGPORT, PGDATA or locale in the caller's environment would change the server. The launcher runs this process's
 # Python, which may need LD_LIBRARY_PATH to find its libraries.
@@ -133,9 +127,9 @@ class PrivatePostgres:
     def stop(self) -> None:
         """Stop the server and release the data folder. Idempotent. Takes 0.1 s, at worst 50 s."""
         if self._server:
-            _end(self._server)
+            end_server(self._server)
             if self._server.returncode != 0:
-                _end_strays(self._home, self._socket_folder)
+                end_strays(self._home, self._socket_folder)
             self._server = None
             with suppress(OSError):
                 self._socket_folder.rmdir()
@@ -157,7 +151,7 @@ class PrivatePostgres:
         self._home.mkdir(mode=0o700, exist_ok=True)
         programs, account, cluster, self._socket_folder = _plan(self._data_dir)
         make_private(self._socket_folder, account)
-        _end_strays(self._home, self._socket_folder)
+        end_strays(self._home, self._socket_folder)
         self._remove_stale_files(cluster)
 
         if not account.is_ours:
@@ -197,7 +191,7 @@ class PrivatePostgres:
     def _launch(self, cluster: Path, account: Account, postgres: Path) -> subprocess.Popen[bytes]:
         settings = _SETTINGS | {"max_connections": str(self._connections)}
         settings |= {} if self._durable else _FORGETFUL_SETTINGS
-        options = [_socket_option(self._socket_folder), *(f"--{name}={settings[name]}" for name in settings)]
+        options = [socket_option(self._socket_folder), *(f"--{name}={settings[name]}" for name in settings)]
         command = account.command(postgres, cluster, *options)
         if self._log.exists() and self._log.stat().st_size > MAX_LOG_BYTES:
             self._log.replace(self._log.with_suffix(".log.1"))
@@ -328,10 +322,6 @@ def _can_be_an_address(folder: Path) -> bool:
     return len(os.fsencode(folder / ".s.PGSQL.5432")) <= MAX_SOCKET_PATH_BYTES and "," not in str(folder)
 
 
-def _socket_option(folder: Path) -> str:
-    return f"--unix_socket_directories={folder}"
-
-
 def _reason_of(stderr: bytes) -> str:
     """Return the reason that initdb gives: its last error, or else its last line."""
     lines = stderr.decode(errors="replace").strip().splitlines() or ["initdb gave no reason"]
@@ -352,61 +342,6 @@ def _refuse_foreign(cluster: Path, account: Account) -> None:
         raise PostgresUnavailable(
             f"{cluster} belongs to user {owner}, not {account.uid}: change its owner, or run as that user."
         )
-
-
-def _end(server: subprocess.Popen[bytes]) -> None:
-    for number, seconds in _STOP_LADDER:
-        server.send_signal(number)
-        with suppress(subprocess.TimeoutExpired):
-            server.wait(seconds)
-            return
-
-
-def _end_strays(home: Path, socket_folder: Path) -> None:
-    """End every database process that works under `home`: this process holds the lock, so their gateway is gone."""
-    for number, seconds in _STOP_LADDER:
-        found = _database_processes(home, socket_folder)
-        # SIGINT only cancels the statement of a server's child. Children end with their server or get the next signal.
-        targets = [process for process in found if number != signal.SIGINT or not _is_child(process)]
-        for target in targets:
-            with suppress(psutil.Error):
-                target.send_signal(number)
-        deadline = time.monotonic() + (seconds if targets else 0)
-        while found and time.monotonic() < deadline:
-            time.sleep(0.005)
-            found = _database_processes(home, socket_folder)
-        if not found:
-            return
-    raise PostgresUnavailable(f"A process that works in {home} cannot be stopped: stop it, then start again.")
-
-
-def _database_processes(home: Path, socket_folder: Path) -> list[psutil.Process]:
-    """Return the live processes that work under `home`.
-
-    A pid file is not used, because its pid may be a zombie's or another program's.
-    """
-    found = []
-    for process in psutil.process_iter(["name"]):
-        if process.info["name"] in {"postgres", "initdb"}:
-            with suppress(psutil.Error):
-                if _works_in(process, home, socket_folder):
-                    found.append(process)
-    return found
-
-
-def _works_in(process: psutil.Process, home: Path, socket_folder: Path) -> bool:
-    try:
-        return Path(process.cwd()).is_relative_to(home)
-    except psutil.AccessDenied:
-        # Root in a container sees the working folder of its own processes only. The socket's path identifies our
-        # server.
-        return _socket_option(socket_folder) in process.cmdline()
-
-
-def _is_child(process: psutil.Process) -> bool:
-    with suppress(psutil.Error):
-        return " ".join(process.cmdline()).startswith("postgres: ")
-    return True
 
 
 def _apart(folder: Path) -> dict[str, Any]:

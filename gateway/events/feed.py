@@ -7,6 +7,7 @@ last cursor.
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from uuid import UUID
@@ -14,13 +15,15 @@ from uuid import UUID
 from gateway.database.database import Database
 from gateway.events.notifier import Notifier
 from gateway.events.subscriber_reads import EventReads, SubscriberReads
-from gateway.observability.logs import describe, log
+from gateway.observability.logs import describe
 from resolvers import json_text
 from resolvers.encounters.read import ENCOUNTERS_BY_IDS
 from resolvers.errors import GatewayError, TemporarilyUnavailable
 from resolvers.feed_cursors import FeedCursors
 from resolvers.outbox import MOVED, Event, find_mark, read_events
 from resolvers.sql import Connection
+
+logger = logging.getLogger(__name__)
 
 BATCH = 100
 """Events read at once with their encounters; the encounters must fit into the cache of `SubscriberReads`."""
@@ -138,7 +141,7 @@ class Feed:
                 except GatewayError:
                     pass  # the database is unavailable; events are read once it is back
                 except Exception as error:  # noqa: BLE001 - subscribers get the error instead of waiting
-                    log.error("feed", **describe(error))
+                    logger.error("feed", extra=describe(error))
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(POLL_SECONDS):
                         await self._wakeup.wait()
@@ -195,7 +198,7 @@ class Feed:
             except GatewayError:
                 raise
             except Exception as error:  # noqa: BLE001 - an error of one brand must not stop the others
-                log.error("feed", **describe(error))
+                logger.error("feed", extra=describe(error))
 
     async def _read_of_brand(self, brand_id: str, ids: Mapping[int, UUID]) -> None:
         # Uses the pool directly: one of its connections is reserved for this reader.

@@ -6,13 +6,16 @@ connection or behind a pooler that does not support it. This costs at most one p
 
 import asyncio
 import contextlib
+import logging
 
 import asyncpg
 
 from gateway.database.database import UNAVAILABLE
 from gateway.database.session import open_session
-from gateway.observability.logs import describe, log
+from gateway.observability.logs import describe
 from resolvers.outbox import APPENDED, MOVED
+
+logger = logging.getLogger(__name__)
 
 # Seconds between notifications. A notification has its own transaction instead of the recording's: a commit that
 # notifies takes a lock that every other such commit waits for. The first notification is sent at once, those within the
@@ -49,7 +52,7 @@ class Notifier:
             try:
                 await self._listen()
             except (*UNAVAILABLE, asyncpg.PostgresError) as error:
-                log.warning("doorbell", **describe(error))
+                logger.warning("doorbell", extra=describe(error))
             await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _listen(self) -> None:

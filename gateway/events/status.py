@@ -5,9 +5,8 @@ from datetime import datetime
 
 from sqlalchemy import Text, bindparam, func, literal_column, select
 
-from gateway.database.database import Database
 from gateway.events.pipeline import DEAD_LETTERS, OUTBOX, SINKS, WATERMARK
-from resolvers.sql import Connection, Row, Statement
+from resolvers.sql import Connection, RelayDatabase, Row, Statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +71,7 @@ COUNT_DEAD_LETTERS = Statement(
 )
 
 
-async def event_numbers(database: Database) -> EventStatus:
+async def event_numbers(database: RelayDatabase) -> EventStatus:
     """Return the status of the event pipeline. `database` acts as the relay's role.
 
     Raises `TemporarilyUnavailable`.
@@ -129,6 +128,6 @@ def describe(numbers: EventStatus) -> str:
     return "\n".join(lines)
 
 
-async def print_status(database: Database) -> None:
+async def print_status(database: RelayDatabase) -> None:
     """Print the status."""
     print(describe(await event_numbers(database)))

@@ -7,6 +7,7 @@ again. Many lines are in flight at once and share statements and commits. Memory
 
 import asyncio
 import hashlib
+import logging
 import os
 import sqlite3
 import threading
@@ -43,7 +44,7 @@ from gateway.importers.reader import (
     opened,
     records_of,
 )
-from gateway.observability.logs import describe, log
+from gateway.observability.logs import describe
 from gateway.settings import PREFIX, Settings
 from resolvers import json_text
 from resolvers.access import Caller, Permission, scopes_from
@@ -64,6 +65,8 @@ from resolvers.idempotency import kept_keys
 from resolvers.ids import new_id
 from resolvers.rate_limits import Unlimited
 from resolvers.services import AuditRecord, AuditSink
+
+logger = logging.getLogger(__name__)
 
 MAX_IN_FLIGHT = 256
 """Lines in flight at once; enough for two full statements, and as many again that are ready when one is done."""
@@ -335,7 +338,9 @@ class _Backfilling:
                 self._context.note_refusal(error)
                 return Refusal.of(line.lines, error)
             except Exception as error:  # noqa: BLE001 - one line must not block those that follow
-                log.error("import", request_id=self._context.request_id, line=line.lines[0], **describe(error))
+                logger.error(
+                    "import", extra={"request_id": self._context.request_id, "line": line.lines[0], **describe(error)}
+                )
                 return Refusal.of(line.lines, ServerError())
             self._unavailable_since = None
             self._done.recorded += not recording.replayed

@@ -7,6 +7,7 @@ the door has authenticated the caller and recorded nothing, and it formats the e
 """
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable, Mapping
 from enum import StrEnum
@@ -14,9 +15,11 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.observability.logs import log
 from gateway.protocols.http import LimitedHttpProtocol
 from resolvers.errors import GatewayError, RateLimited, TemporarilyUnavailable
+from resolvers.request_state import state_of
+
+logger = logging.getLogger(__name__)
 
 HEADER = b"x-rehearsed-fault"
 CUT = "encounter_gateway.cut"
@@ -69,10 +72,10 @@ class FaultInjectionMiddleware:
             await self._app(scope, receive, send)
             return
         # Without the buffered body the door calls `receive`, which can raise, or replay the body.
-        scope["state"].pop("body", None)
+        state_of(scope).pop("body", None)
         fault, seconds = self._draw()
         if fault is not Fault.NONE:
-            log.info("rehearsed fault", request_id=scope["state"]["request_id"], fault=fault)
+            logger.info("rehearsed fault", extra={"request_id": state_of(scope)["request_id"], "fault": fault})
         match fault:
             case Fault.NONE:
                 await self._app(scope, receive, send)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from gateway.protocols.http import refusal
+from gateway.protocols.refusals import refusal_bytes
 
 
 class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
@@ -25,7 +25,7 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
         """Parse the data. The first call gets the complete head of the upgrade, so a failed handshake is final."""
         super().data_received(data)
         if not self.handshake_initiated and not self.transport.is_closing():
-            self.transport.write(refusal(400, "bad_request", "This is not a valid WebSocket handshake."))
+            self.transport.write(refusal_bytes(400, "bad_request", "This is not a valid WebSocket handshake."))
             self.transport.close()
 
     # Received messages

@@ -5,6 +5,7 @@ them.
 """
 
 import asyncio
+import logging
 import time
 
 from limits import RateLimitItemPerSecond
@@ -14,8 +15,10 @@ from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from gateway.observability.logs import describe, log
+from gateway.observability.logs import describe
 from gateway.rate_limits.sliding_window import Clock, InMemorySlidingWindow, Usage
+
+logger = logging.getLogger(__name__)
 
 CONNECTIONS = 8
 TIMEOUT_SECONDS = 1.0
@@ -100,10 +103,10 @@ class RedisSlidingWindow:
 
     def _mark_unavailable(self, error: Exception) -> None:
         if self._unavailable_until is None:
-            log.warning("rate limits", counted="in each process", **describe(error))
+            logger.warning("rate limits", extra={"counted": "in each process", **describe(error)})
         self._unavailable_until = self._clock() + PAUSE_SECONDS
 
     def _mark_available(self) -> None:
         if self._unavailable_until is not None:
-            log.warning("rate limits", counted="together again")
+            logger.warning("rate limits", extra={"counted": "together again"})
         self._unavailable_until = None

@@ -24,6 +24,7 @@ from resolvers.errors import (
     NotAcceptable,
     UnsupportedMediaType,
 )
+from resolvers.request_state import state_of
 from schema.charging import MAX_SHORT_BYTES, AuditRecord, Reservation, charge, reserve
 from schema.documents.parse import Document
 from schema.errors import phrase, refuse
@@ -110,7 +111,7 @@ class GraphQLEndpoint:
             document,
             context,
             read_only=request.method == "GET",
-            last_event_id=request.scope["state"]["head"].get("last-event-id"),
+            last_event_id=state_of(request.scope)["head"].get("last-event-id"),
         )
         if isinstance(begun, GraphQLResponse):
             # The SSE protocol reports even refused operations as events, because a browser's EventSource hides the
@@ -198,7 +199,7 @@ def _of_one_answer(media_type: str | None) -> str:
 
 
 async def _json_body(request: Request) -> bytes:
-    state = request.scope["state"]
+    state = state_of(request.scope)
     if not state["sends_json"]:
         raise UnsupportedMediaType
     # `state["body"]` exists if the server has received the whole body already; otherwise the rest is awaited.

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from resolvers.context import Context
 from resolvers.errors import GatewayError, InvalidToken, TemporarilyUnavailable
+from resolvers.request_state import state_of
 from schema.errors import refuse
 from schema.execution import GraphQLResponse, Runner, serialize
 from schema.transport.long_lived import ConnectionLimit, LogOperation, Reauthenticate, watch_token
@@ -81,7 +82,7 @@ class EventStream:
         try:
             with self._connection_limit.slot(self._context.caller.client_id):
                 await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
-                await self._hold(scope["state"].get("draining"), receive, send)
+                await self._hold(state_of(scope).get("draining"), receive, send)
         finally:
             self._log_operation(self._context, self._outcome, time.perf_counter() - started)
 
