@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
-import sqlalchemy
+from pydantic import create_model
 from sqlalchemy import ForeignKeyConstraint, Index, PrimaryKeyConstraint
+from sqlmodel import Field
 
 from models.base import Table
 from models.members import Kind, Member, members_of
@@ -141,23 +142,42 @@ class Encounter:
 MEMBERS = members_of(Encounter)
 """The members of an encounter by name, in the published order."""
 
-ENCOUNTER_TABLE = sqlalchemy.Table(
-    "encounters",
-    Table.metadata,
-    *(member.column() for member in MEMBERS.values()),
-    # `id` is a UUIDv7 made by the gateway; `patient_id` comes first because a cluster distributes by it.
-    PrimaryKeyConstraint("patient_id", "id"),
-    # The row's brand is the patient's brand, enforced by the database.
-    ForeignKeyConstraint(
-        ["patient_id", "brand_id"],
-        ["patient_graph.patients.id", "patient_graph.patients.brand_id"],
-        name="fk_encounters_patient_id_brand_id_patients",
-    ),
-    # Serves `patient.encounters` and its REST equivalent: a patient's page, newest first, and its keyset cursors.
-    # It includes the brand, which every statement filters by, so that a count is an index-only scan.
-    Index("ix_encounters_patient_id_created_at_id", "patient_id", "created_at", "id", postgresql_include=["brand_id"]),
-    # Serves `encounter(id)`, which has no patient. Not unique: UUIDv7 is the guarantee, and a unique index without
-    # `patient_id` cannot be distributed.
-    Index("ix_encounters_id", "id"),
+
+class _Encounters(Table):
+    __tablename__ = "encounters"
+    __table_args__ = (
+        # `id` is a UUIDv7 made by the gateway; `patient_id` comes first because a cluster distributes by it.
+        PrimaryKeyConstraint("patient_id", "id"),
+        # The row's brand is the patient's brand, enforced by the database.
+        ForeignKeyConstraint(
+            ["patient_id", "brand_id"],
+            ["patient_graph.patients.id", "patient_graph.patients.brand_id"],
+            name="fk_encounters_patient_id_brand_id_patients",
+        ),
+        # Serves `patient.encounters` and its REST equivalent: a patient's page, newest first, and its keyset cursors.
+        # It includes the brand, which every statement filters by, so that a count is an index-only scan.
+        Index(
+            "ix_encounters_patient_id_created_at_id",
+            "patient_id",
+            "created_at",
+            "id",
+            postgresql_include=["brand_id"],
+        ),
+        # Serves `encounter(id)`, which has no patient. Not unique: UUIDv7 is the guarantee, and a unique index without
+        # `patient_id` cannot be distributed.
+        Index("ix_encounters_id", "id"),
+    )
+
+
+Encounters = create_model(
+    "Encounters",
+    __base__=_Encounters,
+    __module__=__name__,
+    __cls_kwargs__={"table": True},
+    # `metadata` is a reserved attribute of SQLModel; the column has the name.
+    **{
+        {"metadata": "metadata_"}.get(name, name): (Any, Field(sa_column=member.column()))
+        for name, member in MEMBERS.items()
+    },
 )
-"""The table of encounters: a column for each member. It has no ORM class, because its rows are `Encounter`s."""
+"""The table of encounters: a column for each member."""

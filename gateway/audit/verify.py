@@ -16,10 +16,12 @@ from sqlalchemy import BigInteger, ColumnElement, Text, and_, cast, exists, extr
 
 from gateway.database.connection import connect
 from gateway.database.problems import PROBLEMS, reason_of
-from models import ENCOUNTER_TABLE, EncounterEventKind
+from models import EncounterEventKind, Encounters, table_of
 from resolvers.audit import encounter_event
 from resolvers.audit_chain import BEFORE_THE_FIRST, CHAIN, HASHED, LOG, LOOK_BACK, hash_entry, hash_link
 from resolvers.sql import Row, Statement
+
+ENCOUNTERS = table_of(Encounters)
 
 ROWS_AT_ONCE = 1_000
 """Rows in memory at once, whatever the length of the log."""
@@ -131,12 +133,12 @@ UNLINKED = Statement(
     select(LOG.c.brand_id, LOG.c.id, _when(LOG.c.occurred_at), *HASHED).where(~exists().where(_LINKED))
 )
 UNAUDITED = Statement(
-    select(ENCOUNTER_TABLE.c.brand_id, ENCOUNTER_TABLE.c.id, _when(ENCOUNTER_TABLE.c.created_at)).where(
+    select(ENCOUNTERS.c.brand_id, ENCOUNTERS.c.id, _when(ENCOUNTERS.c.created_at)).where(
         ~exists().where(
-            LOG.c.patient_id == ENCOUNTER_TABLE.c.patient_id,
-            LOG.c.brand_id == ENCOUNTER_TABLE.c.brand_id,
+            LOG.c.patient_id == ENCOUNTERS.c.patient_id,
+            LOG.c.brand_id == ENCOUNTERS.c.brand_id,
             LOG.c.event_type == encounter_event(EncounterEventKind.RECORDED),
-            LOG.c.entity_id == cast(ENCOUNTER_TABLE.c.id, Text),
+            LOG.c.entity_id == cast(ENCOUNTERS.c.id, Text),
         )
     )
 )

@@ -9,7 +9,7 @@ from sqlalchemy import BigInteger, ColumnElement, FromClause, any_, bindparam, f
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlmodel import Text
 
-from models import ENCOUNTER_TABLE, Encounter, IdempotencyKey, Patient, table_of
+from models import Encounter, Encounters, IdempotencyKey, Patient, table_of
 from resolvers.access import Permission
 from resolvers.bounded_rows import LONG, BoundedStatement
 from resolvers.commands import EVERYTHING, EncounterFilter, uuid_of
@@ -20,7 +20,7 @@ from resolvers.paging import Page, Window, page_of
 from resolvers.patients import can_exist
 from resolvers.sql import Connection, Row, Statement
 
-TABLE = ENCOUNTER_TABLE
+TABLE = table_of(Encounters)
 
 
 async def encounter_of_key(context: Context, connection: Connection, key: IdempotencyKey) -> Encounter:

@@ -9,8 +9,9 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 import schema.transport.websocket
+from schema.transport import close_codes
+from schema.transport.close_codes import GONE, Close
 from schema.transport.long_lived import TokenEnd, watch_token
-from schema.transport.websocket import GONE, Close
 from tests.cast import Cast
 from tests.controlled_schema import MARKER, Control, Tokens, controlled_gateway
 from tests.doors import RECORD
