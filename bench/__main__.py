@@ -1,4 +1,4 @@
-"""`make bench`: the gateway and its peers, asked the same questions on the same PostgreSQL.
+"""`make bench`: measure the gateway and its peers with the same requests on the same PostgreSQL.
 
 `bench/README.md` describes the work of each server and the reliability of the figures.
 """
@@ -20,8 +20,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import figures, report
-from bench.running import Bench, Run, prepare
+from bench import charts, report
+from bench.benchmark import Benchmark, prepare
+from bench.results import Run
 from bench.scale import scale
 from bench.seed import Population
 from bench.servers import KINDS, ROOT, Kind, running, token_server
@@ -29,11 +30,11 @@ from bench.workloads import WORKLOADS
 from gateway.embedded_postgres.cluster import PrivatePostgres
 
 PARTS = {
-    "closed": "as fast as it is answered, on many connections",
-    "lone": "the writes one after the other",
-    "limit": "what pgbench records",
+    "closed": "closed loop on many connections",
+    "single": "the writes on a single connection",
+    "pgbench": "the rows that pgbench inserts",
     "rate": "at 0.7 of Mercurius' highest rate (needs closed)",
-    "cold": "from the start to the first answer",
+    "cold": "from the start of a process to its first answer",
 }
 
 
@@ -67,15 +68,15 @@ def _measure(arguments: argparse.Namespace, run: Run) -> None:
         print(f"{population.encounters:,} encounters seeded in {time.monotonic() - began:.0f} s", flush=True)
         url = stack.enter_context(token_server())
         servers = [stack.enter_context(running(kind, postgres, url, arguments.output)) for kind in kinds]
-        bench = Bench(arguments, run, postgres, servers, population)
-        bench.choose_questions()
-        asyncio.run(bench.refuse_unlike())
+        benchmark = Benchmark(arguments, run, postgres, servers, population)
+        benchmark.choose_questions()
+        asyncio.run(benchmark.require_equal_answers())
         parts: dict[str, Callable[[int], None]] = {
-            "closed": bench.closed,
-            "lone": bench.lone,
-            "limit": bench.limit,
-            "rate": bench.rate,
-            "cold": lambda _: bench.cold(kinds, url, arguments.output),
+            "closed": benchmark.closed,
+            "single": benchmark.single_connection,
+            "pgbench": benchmark.pgbench,
+            "rate": benchmark.rate,
+            "cold": lambda _: benchmark.cold(kinds, url, arguments.output),
         }
 
         def measure(*group: str) -> None:
@@ -86,10 +87,10 @@ def _measure(arguments: argparse.Namespace, run: Run) -> None:
 
         # Cold starts come first: no server has background work left that would compete with them.
         measure("cold")
-        bench.warm_up()
+        benchmark.warm_up()
         # Values that are compared are measured in the same round; the rate depends on the results of `closed`.
-        measure("closed", "lone", "limit")
-        bench.read_memory()
+        measure("closed", "single", "pgbench")
+        benchmark.read_memory()
         measure("rate")
 
 
@@ -100,8 +101,8 @@ def _write(run: Run, folder: Path) -> None:
     print(table)
     (folder / f"{name}.json").write_text(json.dumps(asdict(run), indent=1))
     (folder / f"{name}.md").write_text(table.lstrip() + "\n")
-    (folder / f"{name}-cpu.svg").write_text(figures.ratios(run, "closed", "CPU a request"))
-    (folder / f"{name}-p99.svg").write_text(figures.ratios(run, "rate", "p99 at the same rate"))
+    (folder / f"{name}-cpu.svg").write_text(charts.ratio_chart(run, "closed", "CPU a request"))
+    (folder / f"{name}-p99.svg").write_text(charts.ratio_chart(run, "rate", "p99 at the same rate"))
     print(f"\nraw numbers, tables and drawings: {folder / name}*")
 
 
@@ -130,14 +131,19 @@ def _arguments() -> argparse.Namespace:
     add("--servers", type=_some_of(KINDS), default=list(KINDS), metavar="gateway,fastify", help="all by default")
     add("--parts", type=_some_of(PARTS), default=list(PARTS), metavar=",".join(PARTS), help="all by default")
     add("--rounds", type=int, default=3)
-    add("--seconds", type=float, default=4.0, help="how long each measurement asks")
-    add("--warm-up", type=float, default=2.0, help="how long each question is asked of each before, in seconds")
-    add("--share", type=float, default=1.0, help="of the 200,000 encounters, make so many")
-    add("--rest", type=float, default=5.5, help="the gateway is done when it had nothing to do for so many seconds")
+    add("--seconds", type=float, default=4.0, help="duration of a measurement")
+    add("--warm-up", type=float, default=2.0, help="seconds of requests before the measurements")
+    add("--share", type=float, default=1.0, help="fraction of the 200,000 encounters")
+    add("--rest", type=float, default=5.5, help="seconds of idling after which the background work is done")
     add("--connections", type=int, default=32)
-    add("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="the same asks the same, in order")
+    add(
+        "--seed",
+        type=int,
+        default=random.SystemRandom().randrange(10**6),
+        help="the same seed, the same requests",
+    )
     add("--output", type=Path, default=ROOT / "output" / "bench", help="folder for logs, raw numbers and drawings")
-    add("--scale", type=_sizes, metavar="1e4,1e6", help="the gateway alone, on tables of so many encounters")
+    add("--scale", type=_sizes, metavar="1e4,1e6", help="measure the gateway alone, on tables of these sizes")
     return parser.parse_args()
 
 

@@ -7,7 +7,7 @@ A separate process, so that its CPU time is known and is not counted as the serv
 
     python -m bench.driver < plan.json
 
-It prints `begin` and `end`, at which the parent reads the clocks, and then a line of JSON. It uses sockets and epoll
+It prints `begin` and `end`, at which the parent reads the CPU times, and then a line of JSON. It uses sockets and epoll
 without a framework, to take little CPU from the measured servers.
 """
 

@@ -2,13 +2,9 @@
 
 import math
 from statistics import median
-from typing import TYPE_CHECKING
 
-from bench.measuring import Measurement
+from bench.results import Measurement, Run
 from bench.targets import spread, verdicts
-
-if TYPE_CHECKING:
-    from bench.running import Run
 
 
 def line(each: Measurement) -> str:
@@ -25,12 +21,12 @@ def line(each: Measurement) -> str:
     )
 
 
-def tables(run: "Run") -> str:
+def tables(run: Run) -> str:
     """Return all measurements, as ratios and as medians, in Markdown that is also legible in a terminal."""
     return "\n".join(["", *_targets(run), "", *_medians(run), "", *_starts(run)])
 
 
-def _targets(run: "Run") -> list[str]:
+def _targets(run: Run) -> list[str]:
     rows = [["what", "workload", "gateway against", "of", "ratio (least to greatest)", "target", ""]]
     for target, found in verdicts(run):
         ratio = median(found)
@@ -40,7 +36,7 @@ def _targets(run: "Run") -> list[str]:
     return aligned(rows)
 
 
-def _medians(run: "Run") -> list[str]:
+def _medians(run: Run) -> list[str]:
     rows = [["what", "workload", "server", "requests/s", "server ms", "afterwards", "PostgreSQL ms", "afterwards",
              "p50 ms", "p99 ms", "turned away", "driver ms", "driver late p99 ms"]]  # fmt: skip
     for key in sorted({(each.part, each.workload, each.server) for each in run.measurements}):
@@ -65,7 +61,7 @@ def _medians(run: "Run") -> list[str]:
     return aligned(rows)
 
 
-def _starts(run: "Run") -> list[str]:
+def _starts(run: Run) -> list[str]:
     rows = [["server", "cold start to first answer, s", "idle MiB", "after load MiB"]]
     for name in run.idle_mib:
         cold = run.cold_seconds.get(name)

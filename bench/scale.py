@@ -12,18 +12,19 @@ from pathlib import Path
 
 import asyncpg
 
-from bench import figures, report
-from bench.checking import ask
-from bench.clocks import Clocks, our_postmaster
-from bench.measuring import Measure, Measurement
-from bench.seed import BRAND, Population, strew
+from bench import charts, report
+from bench.correctness import ask
+from bench.cpu_accounting import CpuAccounting, own_postmaster
+from bench.load_test import LoadTest
+from bench.results import Measurement
+from bench.seed import BRAND, Population, insert_scattered
 from bench.servers import GATEWAY, Server, running, token_server
 from bench.workloads import (
     ALL,
     OVER_REST,
     RECORD,
     WORKLOADS,
-    CompiledQuery,
+    Question,
     Workload,
     encounters_to_record,
     graphql,
@@ -32,10 +33,10 @@ from gateway.database.migrate import migrate
 from gateway.database.roles import DATABASE, OWNER, create_database
 from gateway.embedded_postgres.cluster import PrivatePostgres
 
-OF_ONE_PATIENT = (1, 10, 100, 1_000, 10_000)
+PATIENT_SIZES = (1, 10, 100, 1_000, 10_000)
 """Encounters of a patient; a size is omitted from tables of which these patients would fill more than half."""
 
-OF_THE_OTHERS = 50
+ENCOUNTERS_OF_OTHERS = 50
 PAGE = 50
 DEPTH = 9_000
 """Number of encounters before a deep page."""
@@ -77,9 +78,9 @@ async def _prepare(postgres: PrivatePostgres, size: int) -> Population:
         await connection.execute(
             "INSERT INTO patient_graph.patients (id, brand_id) SELECT 'has-' || unnest($2::text[]), $1"
             " UNION ALL SELECT 'other-' || generate_series(0, $3::int), $1",
-            BRAND, [str(number) for number in _patients(size)], size // OF_THE_OTHERS,
+            BRAND, [str(number) for number in _patients(size)], size // ENCOUNTERS_OF_OTHERS,
         )  # fmt: skip
-        await strew(connection, size, _whose(size))
+        await insert_scattered(connection, size, _patient_sql(size))
         rows = await connection.fetch("SELECT id FROM patient_graph.encounters ORDER BY md5(id::text) LIMIT 2000")
         return Population(ids=[str(row["id"]) for row in rows])
     finally:
@@ -87,22 +88,22 @@ async def _prepare(postgres: PrivatePostgres, size: int) -> Population:
 
 
 def _patients(size: int) -> list[int]:
-    return [number for number in OF_ONE_PATIENT if 2 * sum(OF_ONE_PATIENT[: OF_ONE_PATIENT.index(number) + 1]) <= size]
+    return [number for number in PATIENT_SIZES if 2 * sum(PATIENT_SIZES[: PATIENT_SIZES.index(number) + 1]) <= size]
 
 
-def _whose(size: int) -> str:
+def _patient_sql(size: int) -> str:
     """Return SQL for the patient of the nth encounter: first the patients with a known number, then the others."""
     cases, end = [], 0
     for number in _patients(size):
         end += number
         cases.append(f"WHEN n < {end} THEN 'has-{number}'")
-    return f"CASE {' '.join(cases)} ELSE 'other-' || n % {size // OF_THE_OTHERS} END"
+    return f"CASE {' '.join(cases)} ELSE 'other-' || n % {size // ENCOUNTERS_OF_OTHERS} END"
 
 
 def _measured(
     server: Server, size: int, population: Population, seconds: float, rest: float
 ) -> Iterator[tuple[str, Measurement]]:
-    measure = Measure(Clocks(our_postmaster()), rest)
+    measure = LoadTest(CpuAccounting(own_postmaster()), rest)
     for name, (workload, questions) in _asked(server, size, population).items():
         measure.warm_up(server, workload, questions, 1, 0.5)
         measured = measure("scale", 1, server, workload, questions, connections=1, seconds=seconds)
@@ -110,7 +111,7 @@ def _measured(
         yield name, measured
 
 
-def _asked(server: Server, size: int, population: Population) -> Mapping[str, tuple[Workload, list[CompiledQuery]]]:
+def _asked(server: Server, size: int, population: Population) -> Mapping[str, tuple[Workload, list[Question]]]:
     """Return the questions by name: for any encounter, and for each patient with a known number."""
     chance = random.Random(0)  # noqa: S311 - the same at each run
     asked = {"one by id": (WORKLOADS["W3"], WORKLOADS["W3"].questions(chance, population))}
@@ -130,7 +131,7 @@ def _asked(server: Server, size: int, population: Population) -> Mapping[str, tu
             asked[f"50 after {DEPTH} of {number}, REST"] = over_rest, [{"id": whose, "first": PAGE, "offset": DEPTH}]
     # Last, because recordings enlarge the patients beyond the number in their names.
     for number in _patients(size):
-        sent: list[CompiledQuery] = [
+        sent: list[Question] = [
             {**each, "patientId": f"has-{number}"} for each in encounters_to_record(chance, population)
         ]
         asked[f"record, {number} there"] = recording, sent
@@ -169,8 +170,8 @@ def _drawing(found: Mapping[int, Mapping[str, Measurement]]) -> str:
     series = {}
     for size, of in found.items():
         for what in ("first 50 of {}, GraphQL", "first 50 of {}, REST", "record, {} there"):
-            named = [(number, of.get(what.format(number))) for number in OF_ONE_PATIENT]
+            named = [(number, of.get(what.format(number))) for number in PATIENT_SIZES]
             series[f"{what.format('them')}, {size:,} in all"] = [
                 (float(number), each.outcome.p50) for number, each in named if each
             ]
-    return figures.curves("One after the other", "encounters of the patient", "p50 in ms", series)
+    return charts.line_chart("One after the other", "encounters of the patient", "p50 in ms", series)

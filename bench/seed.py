@@ -11,8 +11,8 @@ from typing import Self
 import asyncpg
 
 BRAND = "loop"
-OF_SMALL, OF_LARGE = 60, 860
-WRITTEN = 1_000
+ENCOUNTERS_OF_SMALL, ENCOUNTERS_OF_LARGE = 60, 860
+RECORDING_PATIENTS = 1_000
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Population:
     @property
     def encounters(self) -> int:
         """Total number of encounters."""
-        return self.small * OF_SMALL + self.large * OF_LARGE
+        return self.small * ENCOUNTERS_OF_SMALL + self.large * ENCOUNTERS_OF_LARGE
 
 
 PATIENTS = """
@@ -42,7 +42,7 @@ FROM (VALUES ('small', $2::int), ('large', $3::int), ('written', $4::int)) AS ki
 """
 
 # 7919 is prime to the count, so each encounter has a distinct time, and the encounters of a patient lie far apart.
-STREWN = """
+SCATTERED = """
 INSERT INTO patient_graph.encounters (
     patient_id, id, brand_id, provider_id, encounter_type, status, scheduled_at, started_at, ended_at,
     chief_complaint, notes, metadata, created_at, updated_at
@@ -81,15 +81,16 @@ async def seed(owner_url: str, population: Population) -> None:
     connection = await asyncpg.connect(owner_url)
     try:
         small, large = population.small, population.large
-        await connection.execute(PATIENTS, BRAND, small, large, WRITTEN)
-        whose = f"CASE WHEN n < {small * OF_SMALL} THEN 'small-' || n % {small} ELSE 'large-' || n % {large} END"
-        await strew(connection, population.encounters, whose)
+        await connection.execute(PATIENTS, BRAND, small, large, RECORDING_PATIENTS)
+        of_small = small * ENCOUNTERS_OF_SMALL
+        patient = f"CASE WHEN n < {of_small} THEN 'small-' || n % {small} ELSE 'large-' || n % {large} END"
+        await insert_scattered(connection, population.encounters, patient)
     finally:
         await connection.close()
 
 
-async def strew(connection: "asyncpg.Connection[asyncpg.Record]", encounters: int, patient: str) -> None:
+async def insert_scattered(connection: "asyncpg.Connection[asyncpg.Record]", encounters: int, patient: str) -> None:
     """Insert `encounters` encounters; `patient` is SQL for the patient of the nth."""
-    statement = STREWN.format(patient=patient, apart=YEARS_SECONDS // encounters)
+    statement = SCATTERED.format(patient=patient, apart=YEARS_SECONDS // encounters)
     await connection.execute(statement, BRAND, encounters, timeout=7200)
     await connection.execute("VACUUM ANALYZE patient_graph.encounters, patient_graph.patients", timeout=7200)

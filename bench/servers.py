@@ -41,7 +41,7 @@ class Kind:
     login: str
     dialects: frozenset[Dialect]
     cold_question: str
-    has_duties: bool = False
+    has_background_jobs: bool = False
 
     @property
     def installed(self) -> bool:
@@ -55,7 +55,7 @@ GATEWAY = Kind(
     LOGIN,
     frozenset({"gateway", "rest"}),
     "W3",
-    has_duties=True,
+    has_background_jobs=True,
 )
 
 
@@ -99,7 +99,7 @@ class Server:
 # The database
 
 
-async def admit_peers(postgres: PrivatePostgres) -> None:
+async def create_peer_logins(postgres: PrivatePostgres) -> None:
     """Create a login for each peer that reads and records encounters and bypasses row-level security."""
     connection = await asyncpg.connect(postgres.url(database=DATABASE))
     try:

@@ -3,13 +3,9 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING
 
-from bench.measuring import Measurement
+from bench.results import Measurement, Run
 from bench.servers import KINDS, NODE
-
-if TYPE_CHECKING:
-    from bench.running import Run
 
 Value = Callable[[Measurement], float]
 
@@ -47,8 +43,8 @@ ON_NODE = [name for name, kind in KINDS.items() if kind.command[0] == NODE]
 TARGETS: Sequence[Target] = (
     *_cpu("W1", "mercurius", 0.65, 0.80),
     *_cpu("W2", "fastify", 0.60, 0.80),
-    Target("lone", "W1", "mercurius", "p50", 1.05),
-    Target("lone", "W2", "fastify", "p50", 1.05),
+    Target("single", "W1", "mercurius", "p50", 1.05),
+    Target("single", "W2", "fastify", "p50", 1.05),
     *_cpu("W3", "mercurius", 0.80, 0.90),
     *_cpu("W4", "mercurius", 0.25, 0.50),
     *(each for peer in ("postgraphile", "mercurius") for each in _cpu("W5", peer, 0.12, 0.45)),
@@ -64,7 +60,7 @@ TARGETS: Sequence[Target] = (
 )
 
 
-def ratios(run: "Run", target: Target) -> list[float]:
+def ratios(run: Run, target: Target) -> list[float]:
     """Return the gateway's value divided by the peer's, for each round that has both."""
     if target.part == "memory":
         mib = run.loaded_mib
@@ -82,7 +78,7 @@ def ratios(run: "Run", target: Target) -> list[float]:
     return [gateway[round_] / peer[round_] for round_ in sorted(gateway.keys() & peer.keys())]
 
 
-def every_comparison(run: "Run") -> Iterator[Target]:
+def every_comparison(run: Run) -> Iterator[Target]:
     """Yield each target, and with an infinite limit every other comparison of the gateway with a peer."""
     yield from TARGETS
     aimed_at = {(each.part, each.workload, each.peer, each.of) for each in TARGETS}
@@ -93,7 +89,7 @@ def every_comparison(run: "Run") -> Iterator[Target]:
                 yield Target(part, workload, peer, of, float("inf"))
 
 
-def verdicts(run: "Run") -> Iterator[tuple[Target, list[float]]]:
+def verdicts(run: Run) -> Iterator[tuple[Target, list[float]]]:
     """Yield each comparison for which the run has a ratio."""
     for target in every_comparison(run):
         found = ratios(run, target)

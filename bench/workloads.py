@@ -12,11 +12,11 @@ from datetime import datetime
 from typing import Any, Literal, Protocol
 
 from bench.driver import KEY
-from bench.seed import BRAND, OF_LARGE, OF_SMALL, WRITTEN, Population
+from bench.seed import BRAND, ENCOUNTERS_OF_LARGE, ENCOUNTERS_OF_SMALL, RECORDING_PATIENTS, Population
 from bench.servers import GATEWAY, Dialect, Server
 
 Row = Mapping[str, Any]
-CompiledQuery = Mapping[str, Any]
+Question = Mapping[str, Any]
 
 QUESTIONS = 500
 """Number of different questions, sent in turn."""
@@ -31,15 +31,15 @@ ALL = " ".join(MEMBERS)
 ALL_OF_POSTGRAPHILE = ALL.replace("id ", "rowId ", 1)
 
 
-class GraphQLRequest(Protocol):
+class RequestBuilder(Protocol):
     """Builds the request of a question: method, path and, for a POST, the JSON body."""
 
-    def __call__(self, question: CompiledQuery) -> tuple[str, str, Mapping[str, Any] | None]:
+    def __call__(self, question: Question) -> tuple[str, str, Mapping[str, Any] | None]:
         """Return the request of one question."""
 
 
-Words = Mapping[Dialect, GraphQLRequest]
-Questions = Callable[[random.Random, Population], list[CompiledQuery]]
+RequestBuilders = Mapping[Dialect, RequestBuilder]
+Questions = Callable[[random.Random, Population], list[Question]]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Workload:
     name: str
     title: str
     questions: Questions
-    ask: Words
+    ask: RequestBuilders
     truth: str | None
     """The SQL of the correct answer, with the question's `truth` as $1; None for a write."""
     is_write: bool = False
@@ -58,7 +58,7 @@ class Workload:
         """Return the dialect in which the server is asked, or None if it supports none."""
         return next((dialect for dialect in self.ask if dialect in server.kind.dialects), None)
 
-    def requests(self, server: Server, questions: Sequence[CompiledQuery]) -> list[str]:
+    def requests(self, server: Server, questions: Sequence[Question]) -> list[str]:
         """Return the HTTP request of each question, as text."""
         dialect = self.dialect_of(server)
         assert dialect is not None
@@ -80,27 +80,27 @@ def _http(server: Server, method: str, path: str, body: Mapping[str, Any] | None
 # The requests
 
 
-OTHERS_BUSINESS = {"truth", "offset"}
+NO_VARIABLES = {"truth", "offset"}
 """Members of a question that are no GraphQL variables."""
 
 
-def graphql(document: str, variables: Callable[[CompiledQuery], Mapping[str, Any]] = dict) -> GraphQLRequest:
+def graphql(document: str, variables: Callable[[Question], Mapping[str, Any]] = dict) -> RequestBuilder:
     """Return the request builder of a document, on one line as clients send it."""
     one_line = " ".join(document.split())
 
-    def ask(question: CompiledQuery) -> tuple[str, str, Mapping[str, Any]]:
-        told = {name: value for name, value in variables(question).items() if name not in OTHERS_BUSINESS}
+    def ask(question: Question) -> tuple[str, str, Mapping[str, Any]]:
+        told = {name: value for name, value in variables(question).items() if name not in NO_VARIABLES}
         return "POST", "/graphql", {"query": one_line, "variables": told}
 
     return ask
 
 
-RECORDED_ALIKE = "{ id status createdAt }"
-RECORD_ALIKE = graphql(
+RECORDED_MEMBERS = "{ id status createdAt }"
+RECORD_SAME = graphql(
     f"""mutation ($patientId: ID!, $input: RecordEncounterInput!) {{
-          recordEncounter(patientId: $patientId, input: $input) {RECORDED_ALIKE} }}"""
+          recordEncounter(patientId: $patientId, input: $input) {RECORDED_MEMBERS} }}"""
 )
-RECORD: Words = {
+RECORD: RequestBuilders = {
     "gateway": graphql(
         """mutation ($patientId: ID!, $input: RecordEncounterInput!, $key: String) {
              recordEncounter(patientId: $patientId, input: $input, idempotencyKey: $key) {
@@ -110,8 +110,8 @@ RECORD: Words = {
              } }""",
         lambda q: {"patientId": q["patientId"], "input": _upper(q["input"]), "key": KEY.decode()},
     ),
-    "sdl": RECORD_ALIKE,
-    "bare": RECORD_ALIKE,
+    "sdl": RECORD_SAME,
+    "bare": RECORD_SAME,
     "postgraphile": graphql(
         """mutation ($encounter: EncounterInput!) {
              createEncounter(input: {encounter: $encounter}) { encounter { rowId status createdAt } } }""",
@@ -119,23 +119,23 @@ RECORD: Words = {
     ),
 }
 
-ONE_ALIKE = graphql(f"query ($id: ID!) {{ encounter(id: $id) {{ {ALL} }} }}")
-ONE: Words = {
-    "gateway": ONE_ALIKE,
-    "sdl": ONE_ALIKE,
-    "bare": ONE_ALIKE,
+ONE_SAME = graphql(f"query ($id: ID!) {{ encounter(id: $id) {{ {ALL} }} }}")
+ONE: RequestBuilders = {
+    "gateway": ONE_SAME,
+    "sdl": ONE_SAME,
+    "bare": ONE_SAME,
     "postgraphile": graphql(
         f"""query ($id: UUID!) {{
               allEncounters(condition: {{rowId: $id}}, first: 1) {{ nodes {{ {ALL_OF_POSTGRAPHILE} }} }} }}"""
     ),
 }
 
-LATEST_ALIKE = (
+LATEST_SAME = (
     f"query ($id: ID!, $first: Int!) {{ patient(id: $id) {{ encounters(first: $first) {{ nodes {{ {ALL} }} }} }} }}"
 )
-LATEST: Words = {
-    "gateway": graphql(LATEST_ALIKE),
-    "sdl": graphql(LATEST_ALIKE),
+LATEST: RequestBuilders = {
+    "gateway": graphql(LATEST_SAME),
+    "sdl": graphql(LATEST_SAME),
     "postgraphile": graphql(
         f"""query ($id: String!, $first: Int!) {{
               allEncounters(
@@ -144,11 +144,11 @@ LATEST: Words = {
     ),
 }
 
-OF_SEVERAL_ALIKE = f"""query ($ids: [ID!]!, $first: Int!) {{
+OF_SEVERAL_SAME = f"""query ($ids: [ID!]!, $first: Int!) {{
   patients(ids: $ids) {{ id encounters(first: $first) {{ nodes {{ {ALL} }} }} }} }}"""
-OF_SEVERAL: Words = {
-    "gateway": graphql(OF_SEVERAL_ALIKE),
-    "sdl": graphql(OF_SEVERAL_ALIKE),
+OF_SEVERAL: RequestBuilders = {
+    "gateway": graphql(OF_SEVERAL_SAME),
+    "sdl": graphql(OF_SEVERAL_SAME),
     "postgraphile": graphql(
         f"""query ($ids: [String!]!, $first: Int!) {{
               benchPatientsByIds(ids: $ids) {{ nodes {{ rowId encountersByPatientIdAndBrandId(
@@ -162,14 +162,14 @@ UNPLANNED = graphql(
     f"""query ($id: ID!, $first: Int!) {{
           encounter(id: $id) {{ patient {{ encounters(first: $first) {{ nodes {{ {ALL} }} }} }} }} }}"""
 )
-LATEST_UNPLANNED: Words = {"gateway": UNPLANNED, "sdl": UNPLANNED}
+LATEST_UNPLANNED: RequestBuilders = {"gateway": UNPLANNED, "sdl": UNPLANNED}
 
 
-def _record_over_rest(question: CompiledQuery) -> tuple[str, str, Mapping[str, Any]]:
+def _record_over_rest(question: Question) -> tuple[str, str, Mapping[str, Any]]:
     return "POST", f"/v1/patients/{question['patientId']}/encounters", _snake(question["input"])
 
 
-def list_over_rest(question: CompiledQuery) -> tuple[str, str, None]:
+def list_over_rest(question: Question) -> tuple[str, str, None]:
     """Return the REST request for a page of a patient's encounters."""
     return (
         "GET",
@@ -190,17 +190,17 @@ def _snake_case(name: str) -> str:
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
 
 
-RECORD_OVER_REST: Words = {"rest": _record_over_rest, "bare": _record_over_rest}
-OVER_REST: Words = {"rest": list_over_rest}
+RECORD_OVER_REST: RequestBuilders = {"rest": _record_over_rest, "bare": _record_over_rest}
+OVER_REST: RequestBuilders = {"rest": list_over_rest}
 
 # The questions
 
 
-def encounters_to_record(chance: random.Random, _population: Population) -> list[CompiledQuery]:
+def encounters_to_record(chance: random.Random, _population: Population) -> list[Question]:
     """Return synthetic encounters to record."""
     return [
         {
-            "patientId": f"written-{chance.randrange(WRITTEN)}",
+            "patientId": f"written-{chance.randrange(RECORDING_PATIENTS)}",
             "input": {
                 "brandId": BRAND,
                 "encounterType": chance.choice(["office_visit", "telehealth", "lab", "pharmacy", "other"]),
@@ -215,24 +215,24 @@ def encounters_to_record(chance: random.Random, _population: Population) -> list
     ]
 
 
-def _any_encounter(chance: random.Random, population: Population) -> list[CompiledQuery]:
+def _any_encounter(chance: random.Random, population: Population) -> list[Question]:
     return [{"id": each, "truth": each} for each in chance.sample(population.ids, min(QUESTIONS, len(population.ids)))]
 
 
 def _latest_of(kind: Literal["small", "large"], first: int) -> Questions:
-    def questions(chance: random.Random, population: Population) -> list[CompiledQuery]:
+    def questions(chance: random.Random, population: Population) -> list[Question]:
         names = [f"{kind}-{chance.randrange(getattr(population, kind))}" for _ in range(QUESTIONS)]
         return [{"id": name, "first": first, "offset": 0, "truth": [name]} for name in names]
 
     return questions
 
 
-def _latest_of_twenty(chance: random.Random, population: Population) -> list[CompiledQuery]:
+def _latest_of_twenty(chance: random.Random, population: Population) -> list[Question]:
     groups = [[f"small-{number}" for number in chance.sample(range(population.small), 20)] for _ in range(QUESTIONS)]
     return [{"ids": names, "first": 5, "truth": names} for names in groups]
 
 
-def _latest_beside(chance: random.Random, population: Population) -> list[CompiledQuery]:
+def _latest_beside(chance: random.Random, population: Population) -> list[Question]:
     return [{**each, "first": 50} for each in _any_encounter(chance, population)]
 
 
@@ -249,8 +249,8 @@ TRUTH_BESIDE = """
     WHERE patient_id = (SELECT patient_id FROM patient_graph.encounters WHERE id = $1)
     ORDER BY created_at DESC, id DESC LIMIT 50"""
 TRUTH_OF_ONE = "SELECT * FROM patient_graph.encounters WHERE id = $1"
-assert OF_SMALL >= 50
-assert OF_LARGE >= 500
+assert ENCOUNTERS_OF_SMALL >= 50
+assert ENCOUNTERS_OF_LARGE >= 500
 
 WORKLOADS = {
     each.name: each

@@ -7,21 +7,24 @@ transactions. If a paused holder continues after its lease expired, the next hol
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from uuid import UUID, uuid4
 
-from sqlalchemy import Interval, Table, bindparam, func, update
+from sqlalchemy import Interval, bindparam, func, update
 from sqlalchemy.dialects.postgresql import insert
 
 from gateway.database.database import Database
-from gateway.observability.logs import describe, log
-from models import Lease
+from gateway.observability.logs import describe
+from models import Lease, table_of
 from resolvers.errors import GatewayError
 from resolvers.sql import Statement
 
-LEASES: Table = Lease.__table__  # type: ignore[attr-defined]
+logger = logging.getLogger(__name__)
+
+LEASES = table_of(Lease)
 
 LEASE_TIME = timedelta(seconds=5)
 
@@ -73,7 +76,7 @@ async def run_jobs(database: Database, jobs: list[LeasedJob], after_seconds: flo
     try:
         async with asyncio.TaskGroup() as tasks:
             for job in jobs:
-                tasks.create_task(_do(database, job, holder), name=f"duty {job.name}")
+                tasks.create_task(_do(database, job, holder), name=f"job {job.name}")
     finally:
         # Release the leases on a clean exit, so that another gateway takes over without waiting for expiry.
         with contextlib.suppress(GatewayError):
@@ -90,8 +93,8 @@ async def _do(database: Database, job: LeasedJob, holder: UUID) -> None:
                 more = await _keeping_the_lease(database, job, holder)
         except GatewayError:
             pass  # the database is unavailable; the requests that fail for it log that
-        except Exception as error:  # noqa: BLE001 - a duty that fails once must be tried again
-            log.error("duty", job=job.name, **describe(error))
+        except Exception as error:  # noqa: BLE001 - a job that fails must be retried
+            logger.error("duty", extra={"job": job.name, **describe(error)})
         if not more:
             # Only the holder of the lease is woken: the other gateways could not take the lease.
             wakeup = job.wakeup if held else asyncio.Event()

@@ -107,7 +107,9 @@ async def leak_check() -> int:
         print(f"LEAK in {leak.where}: {leak.line}")
     searched = sum(len(text) for _, text in outputs.texts)
     print(
-        f"{len(outputs.texts)} outputs searched, {searched:,} characters; shown rightly {outputs.shown} times; ", end=""
+        f"{len(outputs.texts)} outputs searched, {searched:,} characters; "
+        f"{outputs.shown} marks shown to authorized callers; ",
+        end="",
     )
     print(f"{len(leaks)} leaks.")
     return 1 if leaks or not outputs.shown else 0
@@ -381,7 +383,7 @@ async def _look_into_tables(owner_url: str, outputs: Outputs) -> None:
             " AND tablename NOT IN ('encounters', 'encounter_versions', 'idempotency_keys')"
         )
         for table in tables:
-            rows = await owner.fetch(f"SELECT row_to_json(t)::text AS row FROM {table['name']} t")  # noqa: S608 - named by the catalogue
+            rows = await owner.fetch(f"SELECT row_to_json(t)::text AS row FROM {table['name']} t")  # noqa: S608 - the name comes from the catalogue
             outputs.add(f"table {table['name']}", "\n".join(row["row"] for row in rows))
     finally:
         await owner.close()

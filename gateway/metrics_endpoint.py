@@ -11,11 +11,12 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.database.database import Database
 from gateway.events.status import EventStatus, event_numbers
 from gateway.observability.metrics import REGISTRY
 from resolvers.access import Permission
 from resolvers.errors import TemporarilyUnavailable
+from resolvers.request_state import state_of
+from resolvers.sql import RelayDatabase
 from rest.authorize import authorize_request
 from rest.responses import with_default_headers
 
@@ -23,12 +24,12 @@ from rest.responses import with_default_headers
 async def metrics(request: Request) -> Response:
     """Return 200 and the metrics in the text format of Prometheus. A scrape does not count as a read of a record."""
     await authorize_request(request, Permission.READ_METRICS)
-    numbers = await _numbers(request.state.relay)
+    numbers = await _numbers(state_of(request.scope)["relay"])
     text = await asyncio.to_thread(_written, numbers)
     return with_default_headers(Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST}))
 
 
-async def _numbers(relay: Database) -> EventStatus | None:
+async def _numbers(relay: RelayDatabase) -> EventStatus | None:
     try:
         return await event_numbers(relay)
     except TemporarilyUnavailable:
@@ -58,24 +59,26 @@ def from_database(numbers: EventStatus | None) -> Iterable[Metric]:
 
     Without `numbers` the database is unavailable, and only `gateway_database_up` is yielded.
     """
-    yield _gauge("database_up", "Whether the database answered this scrape.", numbers is not None)
+    yield _gauge("database_up", "Whether the database answered during this scrape.", numbers is not None)
     if numbers is None:
         return
-    yield _gauge("events_waiting", "Events that have no position yet.", numbers.waiting)
-    yield _gauge("events_oldest_seconds", "How long the oldest of these has waited.", numbers.oldest_seconds)
-    yield _gauge("events_position", "The watermark: events up to here may be read.", numbers.position)
-    yield _gauge("events_unsettled", "Events beyond the watermark; more than a moment is a fault.", numbers.unsettled)
+    yield _gauge("events_waiting", "Events without a position.", numbers.waiting)
+    yield _gauge("events_oldest_seconds", "Seconds that the oldest of these has waited.", numbers.oldest_seconds)
+    yield _gauge("events_position", "The watermark: events up to this position may be read.", numbers.position)
+    yield _gauge(
+        "events_unsettled", "Events beyond the watermark; a value that stays above 0 is a fault.", numbers.unsettled
+    )
     sinks: dict[str, tuple[str, dict[str, Any]]] = {
         "sink_behind": (
-            "Events that have not been told yet, by sink.",
+            "Events that have not been delivered, by sink.",
             {each.name: each.behind for each in numbers.sinks},
         ),
         "sink_oldest_seconds": (
-            "How long the first of these has waited, by sink.",
+            "Seconds that the first of these has waited, by sink.",
             {each.name: each.oldest_seconds for each in numbers.sinks},
         ),
         "sink_failures": (
-            "Deliveries that failed in a row, by sink.",
+            "Consecutive failed deliveries, by sink.",
             {each.name: each.failures for each in numbers.sinks},
         ),
         "sink_dead_letters": (
@@ -83,7 +86,7 @@ def from_database(numbers: EventStatus | None) -> Iterable[Metric]:
             {each.name: each.dead_letters for each in numbers.sinks},
         ),
         "sink_disabled": (
-            "Whether nothing is told any more, by sink.",
+            "Whether the sink is disabled, by sink.",
             {each.name: each.disabled_at is not None for each in numbers.sinks},
         ),
     }

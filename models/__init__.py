@@ -3,15 +3,15 @@
 from sqlalchemy.orm import configure_mappers
 
 from models.audit import AuditEntry
-from models.base import Table
+from models.base import Table, table_of
 from models.chain import ChainLink
 from models.dead_letter import DeadLetter
 from models.encounter import (
-    ENCOUNTER_TABLE,
     MEMBERS,
     Encounter,
     EncounterAction,
     EncounterEventKind,
+    Encounters,
     EncounterStatus,
     EncounterType,
 )
@@ -29,7 +29,6 @@ from models.watermark import Watermark
 configure_mappers()
 
 __all__ = [
-    "ENCOUNTER_TABLE",
     "MEMBERS",
     "AuditEntry",
     "ChainLink",
@@ -40,6 +39,7 @@ __all__ = [
     "EncounterStatus",
     "EncounterType",
     "EncounterVersion",
+    "Encounters",
     "FeedKey",
     "IdempotencyKey",
     "Kind",
@@ -50,4 +50,5 @@ __all__ = [
     "Sink",
     "Table",
     "Watermark",
+    "table_of",
 ]

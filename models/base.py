@@ -3,6 +3,7 @@
 from enum import StrEnum
 from typing import ClassVar
 
+import sqlalchemy
 from sqlalchemy import DateTime, Enum, MetaData
 from sqlmodel import SQLModel
 
@@ -32,6 +33,11 @@ class Table(SQLModel):
     model_config = {"defer_build": True}
 
     metadata: ClassVar[MetaData] = MetaData(schema=SCHEMA, naming_convention=NAMING_CONVENTION)
+
+
+def table_of(model: type[SQLModel]) -> sqlalchemy.Table:
+    """Return the table of a model. SQLModel leaves `__table__` undeclared."""
+    return model.__table__  # type: ignore[attr-defined,no-any-return]
 
 
 def words(enum: type[StrEnum], name: str) -> Enum:

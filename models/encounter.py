@@ -1,20 +1,21 @@
-"""An encounter: one meeting of a patient with the clinic, as a client reported it."""
+"""An encounter: one visit of a patient, as a client reported it."""
 
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
-import sqlalchemy
+from pydantic import create_model
 from sqlalchemy import ForeignKeyConstraint, Index, PrimaryKeyConstraint
+from sqlmodel import Field
 
 from models.base import Table
 from models.members import Kind, Member, members_of
 
 
 class EncounterType(StrEnum):
-    """What kind of meeting it is."""
+    """The type of an encounter."""
 
     OFFICE_VISIT = "office_visit"
     TELEHEALTH = "telehealth"
@@ -24,7 +25,7 @@ class EncounterType(StrEnum):
 
 
 class EncounterStatus(StrEnum):
-    """Where the encounter stands in its life."""
+    """The status of an encounter in its lifecycle."""
 
     SCHEDULED = "scheduled"
     IN_PROGRESS = "in_progress"
@@ -35,7 +36,7 @@ class EncounterStatus(StrEnum):
 
 
 class EncounterAction(StrEnum):
-    """What can be done with an encounter after it was recorded."""
+    """An action on a recorded encounter."""
 
     START = "start"
     COMPLETE = "complete"
@@ -69,35 +70,48 @@ class Encounter:
     A plain object: an instance of a class mapped by SQLAlchemy would cost as much as a statement.
     """
 
-    id: Annotated[UUID, Member(Kind.UUID, "Made by the gateway: a UUIDv7.", "01936b2e-5f0c-7b4a-8a3e-6f1d2c9b7a10")]
-    patient_id: Annotated[str, Member(Kind.STRING, "Whose encounter it is.", "demo-patient")]
+    id: Annotated[
+        UUID,
+        Member(
+            Kind.UUID,
+            "The encounter's id, a UUIDv7 that the gateway generates.",
+            "01936b2e-5f0c-7b4a-8a3e-6f1d2c9b7a10",
+        ),
+    ]
+    patient_id: Annotated[str, Member(Kind.STRING, "The patient's id.", "demo-patient")]
     provider_id: Annotated[
         UUID | None,
-        Member(Kind.UUID, "Who met the patient, in the provider directory.", "3f2504e0-4f89-11d3-9a0c-0305e82c3301"),
+        Member(
+            Kind.UUID,
+            "The provider directory's id of the provider who saw the patient.",
+            "3f2504e0-4f89-11d3-9a0c-0305e82c3301",
+        ),
     ]
-    brand_id: Annotated[str, Member(Kind.STRING, "The brand the patient belongs to.", "loop")]
-    encounter_type: Annotated[EncounterType, Member(Kind.ENUM, "What kind of meeting it is.", "telehealth")]
+    brand_id: Annotated[str, Member(Kind.STRING, "The patient's brand.", "loop")]
+    encounter_type: Annotated[EncounterType, Member(Kind.ENUM, "The type of the encounter.", "telehealth")]
     status: Annotated[
         EncounterStatus,
-        Member(Kind.ENUM, "Where the encounter stands in its life.", "scheduled", server_default="'scheduled'"),
+        Member(Kind.ENUM, "The status of the encounter in its lifecycle.", "scheduled", server_default="'scheduled'"),
     ]
     scheduled_at: Annotated[
         datetime | None,
-        Member(Kind.INSTANT, "When it is due; in UTC.", "2026-12-01T09:30:00Z", clinical=True),
+        Member(Kind.INSTANT, "The scheduled time, in UTC.", "2026-12-01T09:30:00Z", clinical=True),
     ]
-    started_at: Annotated[datetime | None, Member(Kind.INSTANT, "When it was started.")]
-    ended_at: Annotated[datetime | None, Member(Kind.INSTANT, "When it was completed, or cancelled after its start.")]
+    started_at: Annotated[datetime | None, Member(Kind.INSTANT, "The time of the start.")]
+    ended_at: Annotated[
+        datetime | None, Member(Kind.INSTANT, "The time of the completion, or of the cancellation after a start.")
+    ]
     chief_complaint: Annotated[
         str | None,
-        Member(Kind.TEXT, "Why the patient came, in the patient's words.", "Sore throat", clinical=True),
+        Member(Kind.TEXT, "The reason for the visit, in the patient's words.", "Sore throat", clinical=True),
     ]
-    notes: Annotated[str | None, Member(Kind.TEXT, "What the clinician wrote.", "Slept well.", clinical=True)]
+    notes: Annotated[str | None, Member(Kind.TEXT, "The clinician's notes.", "Slept well.", clinical=True)]
     metadata: Annotated[
         str,
         # JSON text from the request to the disk and back: no number is rounded by a Python float.
         Member(
             Kind.JSON,
-            "Anything else the recording system kept with it.",
+            "Additional data of the recording system.",
             {"room": 7},
             clinical=True,
             server_default="'{}'::jsonb",
@@ -105,12 +119,20 @@ class Encounter:
     ]
     created_at: Annotated[
         datetime,
-        Member(Kind.INSTANT, "When the gateway recorded it.", "2026-11-24T08:00:00.123456Z", server_default="now()"),
+        Member(
+            Kind.INSTANT,
+            "The time at which the gateway recorded it.",
+            "2026-11-24T08:00:00.123456Z",
+            server_default="now()",
+        ),
     ]
     updated_at: Annotated[
         datetime,
         Member(
-            Kind.INSTANT, "When the gateway last changed it.", "2026-11-24T08:00:00.123456Z", server_default="now()"
+            Kind.INSTANT,
+            "The time at which the gateway last changed it.",
+            "2026-11-24T08:00:00.123456Z",
+            server_default="now()",
         ),
     ]
     # The number of the current version, which guards changes: in REST, the entity tag.
@@ -120,23 +142,42 @@ class Encounter:
 MEMBERS = members_of(Encounter)
 """The members of an encounter by name, in the published order."""
 
-ENCOUNTER_TABLE = sqlalchemy.Table(
-    "encounters",
-    Table.metadata,
-    *(member.column() for member in MEMBERS.values()),
-    # `id` is a UUIDv7 made by the gateway; `patient_id` comes first because a cluster distributes by it.
-    PrimaryKeyConstraint("patient_id", "id"),
-    # The row's brand is the patient's brand, enforced by the database.
-    ForeignKeyConstraint(
-        ["patient_id", "brand_id"],
-        ["patient_graph.patients.id", "patient_graph.patients.brand_id"],
-        name="fk_encounters_patient_id_brand_id_patients",
-    ),
-    # Serves `patient.encounters` and its REST equivalent: a patient's page, newest first, and its keyset cursors.
-    # It includes the brand, which every statement filters by, so that a count is an index-only scan.
-    Index("ix_encounters_patient_id_created_at_id", "patient_id", "created_at", "id", postgresql_include=["brand_id"]),
-    # Serves `encounter(id)`, which has no patient. Not unique: UUIDv7 is the guarantee, and a unique index without
-    # `patient_id` cannot be distributed.
-    Index("ix_encounters_id", "id"),
+
+class _Encounters(Table):
+    __tablename__ = "encounters"
+    __table_args__ = (
+        # `id` is a UUIDv7 made by the gateway; `patient_id` comes first because a cluster distributes by it.
+        PrimaryKeyConstraint("patient_id", "id"),
+        # The row's brand is the patient's brand, enforced by the database.
+        ForeignKeyConstraint(
+            ["patient_id", "brand_id"],
+            ["patient_graph.patients.id", "patient_graph.patients.brand_id"],
+            name="fk_encounters_patient_id_brand_id_patients",
+        ),
+        # Serves `patient.encounters` and its REST equivalent: a patient's page, newest first, and its keyset cursors.
+        # It includes the brand, which every statement filters by, so that a count is an index-only scan.
+        Index(
+            "ix_encounters_patient_id_created_at_id",
+            "patient_id",
+            "created_at",
+            "id",
+            postgresql_include=["brand_id"],
+        ),
+        # Serves `encounter(id)`, which has no patient. Not unique: UUIDv7 is the guarantee, and a unique index without
+        # `patient_id` cannot be distributed.
+        Index("ix_encounters_id", "id"),
+    )
+
+
+Encounters = create_model(
+    "Encounters",
+    __base__=_Encounters,
+    __module__=__name__,
+    __cls_kwargs__={"table": True},
+    # `metadata` is a reserved attribute of SQLModel; the column has the name.
+    **{
+        {"metadata": "metadata_"}.get(name, name): (Any, Field(sa_column=member.column()))
+        for name, member in MEMBERS.items()
+    },
 )
-"""The table of encounters: a column for each member. It has no ORM class, because its rows are `Encounter`s."""
+"""The table of encounters: a column for each member."""

@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Table, bindparam, insert
+from sqlalchemy import bindparam, insert
 
-from models import AuditEntry, Encounter, EncounterEventKind, Patient
+from models import AuditEntry, Encounter, EncounterEventKind, Patient, table_of
 from resolvers import json_text
 from resolvers.context import Context
 from resolvers.ids import new_id
 from resolvers.sql import Connection, Statement
 
-TABLE: Table = AuditEntry.__table__  # type: ignore[attr-defined]
+TABLE = table_of(AuditEntry)
 
 APPEND_ENTRY = Statement(
     insert(TABLE).values(

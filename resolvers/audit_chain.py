@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
-    Table,
     Text,
     bindparam,
     cast,
@@ -28,12 +27,12 @@ from sqlalchemy import (
     text,
 )
 
-from models import AuditEntry, ChainLink
+from models import AuditEntry, ChainLink, table_of
 from resolvers import json_text
 from resolvers.sql import Connection, Statement
 
-LOG: Table = AuditEntry.__table__  # type: ignore[attr-defined]
-CHAIN: Table = ChainLink.__table__  # type: ignore[attr-defined]
+LOG = table_of(AuditEntry)
+CHAIN = table_of(ChainLink)
 
 LOOK_BACK = timedelta(minutes=10)
 """How far before the last link an entry may still appear; a statement lasts at most 10 s, and so does a pause between
@@ -63,7 +62,7 @@ def _as_text(column: ColumnElement[Any]) -> ColumnElement[Any]:
 
 HASHED = tuple(_as_text(column).label(f"hashed_{name}") for name, column in LOG.c.items())
 """Every column of an entry as PostgreSQL writes it, so that the hash covers each value without loss."""
-_LABELS = [(name, f"hashed_{name}") for name in LOG.c.keys()]  # noqa: SIM118 - it is no dict
+_LABELS = [(name, f"hashed_{name}") for name in LOG.c.keys()]  # noqa: SIM118 - not a dict
 
 
 def hash_entry(row: Mapping[str, Any]) -> bytes:

@@ -3,22 +3,20 @@
 A position counts the events of all brands. A client that could read it would learn the activity of the others.
 """
 
-import hashlib
 import secrets
 import struct
-from base64 import urlsafe_b64decode, urlsafe_b64encode
-from binascii import Error as Base64Error
 
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import ECB
-from sqlalchemy import Table, select
+from sqlalchemy import select
 
-from models import FeedKey
+from models import FeedKey, table_of
 from resolvers.errors import InvalidInput, Violation
+from resolvers.paging import decode_cursor, digest_of, encode_cursor
 from resolvers.sql import Connection, Statement
 
-TABLE: Table = FeedKey.__table__  # type: ignore[attr-defined]
+TABLE = table_of(FeedKey)
 
 FIND_KEY = Statement(select(TABLE.c.key))
 
@@ -43,7 +41,7 @@ class FeedCursors:
     async def find(cls, connection: Connection) -> "FeedCursors":
         """Return the cursors under the key of this database."""
         row = await connection.fetch_one(FIND_KEY)
-        assert row is not None, "the migration put it there"
+        assert row is not None, "the migration inserted it"
         return cls(row["key"])
 
     def write(self, position: int, brand_id: str, *, salted: bool = False) -> str:
@@ -54,18 +52,17 @@ class FeedCursors:
         """
         salt = secrets.token_bytes(SALT_BYTES) if salted else bytes(SALT_BYTES)
         place = position.to_bytes(POSITION_BYTES) + _digest(brand_id)[:DIGEST_BYTES] + salt
-        return urlsafe_b64encode(bytes([_VERSION]) + self._cipher.encryptor().update(place)).decode().rstrip("=")
+        return encode_cursor(bytes([_VERSION]) + self._cipher.encryptor().update(place))
 
     def read(self, cursor: str, brand_id: str) -> int:
         """Return the position of a cursor. Raises `InvalidInput` for a text that is not a cursor of this feed."""
         try:
-            packed = urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4))
-            position, digest = self._place(packed)
+            position, digest = self._place(decode_cursor(cursor))
             if _digest(brand_id).startswith(digest):
                 return position
-        except (UnicodeEncodeError, Base64Error, ValueError, struct.error):
+        except (ValueError, struct.error):
             pass
-        raise InvalidInput([Violation("/after", "cursor", "must be a cursor of this very feed")])
+        raise InvalidInput([Violation("/after", "cursor", "must be a cursor of this feed")])
 
     def _place(self, packed: bytes) -> tuple[int, bytes]:
         version, block = packed[:1], packed[1:]
@@ -78,4 +75,4 @@ class FeedCursors:
 
 
 def _digest(brand_id: str) -> bytes:
-    return hashlib.sha256(f"feed {brand_id}".encode()).digest()[:8]
+    return digest_of(f"feed {brand_id}")

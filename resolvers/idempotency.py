@@ -13,17 +13,17 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 import orjson
-from sqlalchemy import Table, Text, any_, bindparam, delete, func, select
+from sqlalchemy import Text, any_, bindparam, delete, func, select
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 
-from models import Encounter, IdempotencyKey
+from models import Encounter, IdempotencyKey, table_of
 from resolvers import json_text
 from resolvers.commands import Command
 from resolvers.context import Context
 from resolvers.errors import IdempotencyKeyReused, InvalidInput, Violation
 from resolvers.sql import Connection, RelayDatabase, Statement
 
-TABLE: Table = IdempotencyKey.__table__  # type: ignore[attr-defined]
+TABLE = table_of(IdempotencyKey)
 
 NIL = UUID(int=0)
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
@@ -66,9 +66,9 @@ class Claim:
 def require_key(key: str) -> None:
     """Return if a text can be a key. Raises `InvalidInput`."""
     if not _KEY.fullmatch(key):
-        told, received = "must be 1 to 128 visible characters", json_text.shape_of(key)
+        message, received = "must be 1 to 128 visible characters", json_text.shape_of(key)
         raise InvalidInput(
-            [Violation("/idempotency_key", "idempotency_key", told, minimum=1, maximum=128, received=received)]
+            [Violation("/idempotency_key", "idempotency_key", message, minimum=1, maximum=128, received=received)]
         )
 
 
@@ -133,19 +133,16 @@ async def find_claimed(connection: Connection, claim: Claim) -> IdempotencyKey |
     return earlier
 
 
-KEYS: Table = IdempotencyKey.__table__  # type: ignore[attr-defined]
-
-
 PRUNE_AT_MOST = 1_000
 
 
-EXPIRED_KEYS = Statement(select(KEYS.c.key).where(KEYS.c.expires_at < func.now()).limit(PRUNE_AT_MOST))
+EXPIRED_KEYS = Statement(select(TABLE.c.key).where(TABLE.c.expires_at < func.now()).limit(PRUNE_AT_MOST))
 
 
 PRUNE_KEYS = Statement(
-    delete(KEYS)
-    .where(KEYS.c.key == any_(bindparam("keys", type_=ARRAY(Text))), KEYS.c.expires_at < func.now())
-    .returning(KEYS.c.key)
+    delete(TABLE)
+    .where(TABLE.c.key == any_(bindparam("keys", type_=ARRAY(Text))), TABLE.c.expires_at < func.now())
+    .returning(TABLE.c.key)
 )
 
 

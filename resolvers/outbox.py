@@ -10,15 +10,15 @@ from functools import cache
 from typing import Final, NamedTuple, Protocol
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Table, Text, bindparam, insert, select
+from sqlalchemy import BigInteger, Text, bindparam, insert, select
 
-from models import Encounter, EncounterEventKind, OutboxEvent, Watermark
+from models import Encounter, EncounterEventKind, OutboxEvent, Watermark, table_of
 from resolvers import json_text
 from resolvers.ids import new_id
 from resolvers.sql import Connection, Database, Statement
 
-TABLE: Table = OutboxEvent.__table__  # type: ignore[attr-defined]
-WATERMARK: Table = Watermark.__table__  # type: ignore[attr-defined]
+TABLE = table_of(OutboxEvent)
+WATERMARK = table_of(Watermark)
 
 
 # Appending
@@ -98,7 +98,7 @@ FIND_MARK = Statement(select(*(WATERMARK.c[name] for name in Mark._fields)))
 async def find_mark(connection: Connection) -> Mark:
     """Return the watermark. Read it before the events: events read earlier may lie beyond the watermark read later."""
     row = await connection.fetch_one(FIND_MARK)
-    assert row is not None, "the migration put it there"
+    assert row is not None, "the migration inserted it"
     return Mark(**row)
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from binascii import Error as Base64Error
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -69,17 +68,14 @@ def window_of(
     discourages, is refused.
     """
     if first is not None and last is not None:
-        raise InvalidInput([Violation("/last", "first_and_last", "must not be given together with first")])
+        raise InvalidInput([Violation("/last", "first_and_last", "must not be combined with first")])
     for argument, size in (("first", first), ("last", last)):
         if size is not None and not 0 <= size <= limits.maximum:
-            told = f"must be from 0 to {limits.maximum}"
-            raise InvalidInput(
-                [
-                    Violation(
-                        f"/{argument}", "page_size", told, minimum=0, maximum=limits.maximum, received=Shape("number")
-                    )
-                ]
+            message, received = f"must be from 0 to {limits.maximum}", Shape("number")
+            violation = Violation(
+                f"/{argument}", "page_size", message, minimum=0, maximum=limits.maximum, received=received
             )
+            raise InvalidInput([violation])
     return Window(
         size=next((size for size in (first, last) if size is not None), limits.default),
         forward=last is None,
@@ -102,8 +98,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 def write_cursor(position: Position, cursor_scope: str) -> str:
     """Return the opaque cursor of a position in the list that `cursor_scope` describes (brand, patient, filter)."""
     micros = (position.created_at - _EPOCH) // timedelta(microseconds=1)
-    packed = _CURSOR.pack(_CURSOR_VERSION, micros, position.id.bytes, _digest(cursor_scope))
-    return urlsafe_b64encode(packed).decode().rstrip("=")
+    return encode_cursor(_CURSOR.pack(_CURSOR_VERSION, micros, position.id.bytes, digest_of(cursor_scope)))
 
 
 def sql_cursor(row: str, narrow: str) -> str:
@@ -123,16 +118,26 @@ def read_cursor(cursor: str, cursor_scope: str, argument: Literal["after", "befo
     position of another brand, patient or filter is meaningless in this list.
     """
     try:
-        packed = urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4))
-        version, micros, id_bytes, digest = _CURSOR.unpack(packed)
-        if (version, digest) == (_CURSOR_VERSION, _digest(cursor_scope)):
+        version, micros, id_bytes, digest = _CURSOR.unpack(decode_cursor(cursor))
+        if (version, digest) == (_CURSOR_VERSION, digest_of(cursor_scope)):
             return Position(_EPOCH + timedelta(microseconds=micros), UUID(bytes=id_bytes))
-    except (UnicodeEncodeError, Base64Error, struct.error, OverflowError):
+    except (ValueError, struct.error, OverflowError):
         pass
-    raise InvalidInput([Violation(f"/{argument}", "cursor", "must be a cursor of this very list")])
+    raise InvalidInput([Violation(f"/{argument}", "cursor", "must be a cursor of this list")])
 
 
-def _digest(cursor_scope: str) -> bytes:
+def encode_cursor(packed: bytes) -> str:
+    """Return bytes as URL-safe Base64 without padding."""
+    return urlsafe_b64encode(packed).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str) -> bytes:
+    """Return the bytes of `encode_cursor`. Raises `ValueError` for text that cannot be decoded."""
+    return urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4))
+
+
+def digest_of(cursor_scope: str) -> bytes:
+    """Return the 8 bytes that bind a cursor to its list."""
     return hashlib.sha256(cursor_scope.encode()).digest()[:8]
 
 

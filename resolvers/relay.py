@@ -17,7 +17,6 @@ from itertools import takewhile
 from sqlalchemy import (
     BigInteger,
     Interval,
-    Table,
     Text,
     Uuid,
     any_,
@@ -30,16 +29,16 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from models import OutboxEvent, Sink, Watermark
+from models import OutboxEvent, Sink, Watermark, table_of
 from resolvers.errors import TemporarilyUnavailable
 from resolvers.outbox import MOVED
 from resolvers.sql import RelayDatabase, Statement
 
 logger = logging.getLogger(__name__)
 
-OUTBOX: Table = OutboxEvent.__table__  # type: ignore[attr-defined]
-WATERMARK: Table = Watermark.__table__  # type: ignore[attr-defined]
-SINKS: Table = Sink.__table__  # type: ignore[attr-defined]
+OUTBOX = table_of(OutboxEvent)
+WATERMARK = table_of(Watermark)
+SINKS = table_of(Sink)
 
 
 # Stamping
@@ -95,7 +94,7 @@ async def stamp_events(database: RelayDatabase) -> int:
     """
     async with database.transaction(None) as connection:
         mark = await connection.fetch_one(LOCK_WATERMARK)
-        assert mark is not None, "the migration put it there"
+        assert mark is not None, "the migration inserted it"
         later = await connection.fetch_one(LAST_STAMPED, stamped=mark["stamped"])
         before = later["position"] if later else mark["stamped"]
         rows = await connection.fetch(UNSTAMPED, limit=STAMP_AT_MOST)
@@ -127,7 +126,7 @@ MOVE_WATERMARK = Statement(
     .where(WATERMARK.c.position < bindparam("stamped", type_=BigInteger))
     .returning(WATERMARK.c.position)
 )
-TELL_THAT_IT_MOVED = Statement(select(func.pg_notify(MOVED, "")))
+NOTIFY_MOVED = Statement(select(func.pg_notify(MOVED, "")))
 
 
 async def move_watermark(database: RelayDatabase) -> None:
@@ -145,10 +144,10 @@ async def move_watermark(database: RelayDatabase) -> None:
         if count[0] != mark["stamped"] - mark["position"]:
             # On a cluster the second phase of a commit may be late. A row that was deleted by hand never appears.
             fields = {"stamped": mark["stamped"], "position": mark["position"], "found": count[0]}
-            logger.warning("watermark waits", extra={"fields": fields})
+            logger.warning("watermark waits", extra=fields)
             return
         if await connection.fetch_one(MOVE_WATERMARK, stamped=mark["stamped"]):
-            await connection.fetch(TELL_THAT_IT_MOVED)
+            await connection.fetch(NOTIFY_MOVED)
 
 
 # Pruning

@@ -5,6 +5,7 @@ from starlette.requests import Request
 from resolvers.access import Permission
 from resolvers.context import Context, authenticate
 from resolvers.rate_limits import Kind
+from resolvers.request_state import state_of
 
 
 async def authorize_request(request: Request, operation: Permission | None = None) -> Context:
@@ -15,7 +16,7 @@ async def authorize_request(request: Request, operation: Permission | None = Non
     context = await signed_in(request)
     # Counted before any refusal, because refused requests count too.
     kind = Kind.READS if request.method in {"GET", "HEAD", "OPTIONS"} else Kind.WRITES
-    request.scope["state"]["allowance"] = allowance = await context.spend(kind)
+    state_of(request.scope)["allowance"] = allowance = await context.spend(kind)
     if operation is not None:
         context.require(operation)
     allowance.require()
@@ -25,7 +26,7 @@ async def authorize_request(request: Request, operation: Permission | None = Non
 
 async def signed_in(request: Request) -> Context:
     """Return the context of this request. Raises `Unauthenticated`, `RateLimited`, `InvalidToken` or `Forbidden`."""
-    state = request.scope["state"]
+    state = state_of(request.scope)
     context = await authenticate(state["services"], state["introduction"])
     state["caller"] = context.caller
     state["context"] = context

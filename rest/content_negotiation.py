@@ -6,6 +6,7 @@ from functools import lru_cache
 from starlette.requests import Request
 
 from resolvers.errors import NotAcceptable
+from resolvers.request_state import state_of
 
 JSON = "application/json"
 PROBLEM = "application/problem+json"
@@ -16,8 +17,7 @@ _QUALITY = re.compile(r"q=([01](\.[0-9]{0,3})?)")
 
 def accept_of(request: Request) -> str:
     """Return the request's `Accept` header; without one, everything is acceptable."""
-    accept: str = request.scope["state"]["head"].get("accept", "")
-    return accept
+    return state_of(request.scope)["head"].get("accept", "")
 
 
 def require_json_is_accepted(request: Request) -> None:

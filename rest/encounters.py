@@ -19,6 +19,7 @@ from resolvers.encounters.published import published
 from resolvers.encounters.read import visible_encounter
 from resolvers.encounters.record import Recorder, record_encounter
 from resolvers.errors import InvalidInput, MalformedBody, UnsupportedMediaType, Violation
+from resolvers.request_state import state_of
 from resolvers.spelling import Ignored
 from rest.authorize import authorize_request
 from rest.content_negotiation import require_json_is_accepted
@@ -26,11 +27,14 @@ from rest.etags import is_known, not_modified, tag_of_body, tag_of_version
 from rest.preferences import ignore, ignored_of, is_strict, query_violations
 from rest.responses import json_answer, json_bytes, write_json
 
+PATIENT_ENCOUNTERS = "/v1/patients/{patient_id}/encounters"
+PATIENT_ENCOUNTER = f"{PATIENT_ENCOUNTERS}/{{encounter_id}}"
+
 BODY_MEMBERS = frozenset(RecordEncounter.model_fields)
 
 MAX_OFFSET = 2**63 - 1
 
-VALID = {"recorded": "no", "message": "It would be recorded; nothing was, because the request asked for that."}
+VALID = {"recorded": "no", "message": "The request is valid. Nothing was recorded, because `validate_only` is true."}
 """The answer to a valid request with `validate_only=true`."""
 
 
@@ -88,7 +92,7 @@ async def get_encounter(request: Request) -> Response:
 
 def path_of(encounter: Encounter) -> str:
     """Return the URL path of the encounter."""
-    return f"/v1/patients/{quote(encounter.patient_id, safe='')}/encounters/{encounter.id}"
+    return PATIENT_ENCOUNTER.format(patient_id=quote(encounter.patient_id, safe=""), encounter_id=encounter.id)
 
 
 def _key(request: Request) -> str | None:
@@ -111,8 +115,8 @@ def _validate_only(request: Request, strict: bool) -> bool:
     if values not in ([], ["false"], ["true"]):
         # If a misspelt `true` counted as false, a dry run would record the encounter.
         allowed, received = ("true", "false"), json_text.shape_of(values if len(values) > 1 else values[0])
-        told = "must be true or false, and be sent once"
-        broken.append(Violation("/validate_only", "enum", told, allowed=allowed, received=received))
+        message = "must be true or false, and must be sent once"
+        broken.append(Violation("/validate_only", "enum", message, allowed=allowed, received=received))
     if broken:
         raise InvalidInput(broken)
     return values == ["true"]
@@ -123,7 +127,7 @@ def _valid(ignored: Ignored) -> Mapping[str, Any]:
 
 
 async def _members(request: Request) -> dict[str, Any]:
-    state = request.scope["state"]
+    state = state_of(request.scope)
     if not state["sends_json"]:
         raise UnsupportedMediaType
     # The body is buffered already, or is awaited here.
@@ -148,7 +152,7 @@ def _whole_number(request: Request, name: str, default: int, broken: list[Violat
         and least <= int(text) <= most
     ):
         return int(text)
-    told = f"must be a whole number from {least} to {most}"
+    message = f"must be a whole number from {least} to {most}"
     received = json_text.shape_of(values if len(values) > 1 else text)
-    broken.append(Violation(f"/{name}", "whole_number", told, minimum=least, maximum=most, received=received))
+    broken.append(Violation(f"/{name}", "whole_number", message, minimum=least, maximum=most, received=received))
     return default

@@ -11,8 +11,8 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from resolvers import errors
-from resolvers.context import Context
 from resolvers.errors import GatewayError
+from resolvers.request_state import state_of
 from rest.authorize import authorize_request
 from rest.content_negotiation import JSON, PROBLEM, accept_of, prefers_problem
 from rest.preferences import preference_fields
@@ -88,7 +88,7 @@ def envelope(error: GatewayError, request_id: str) -> dict[str, Any]:
     if isinstance(error, errors.RateLimited):
         body["retry_after_ms"] = error.retry_after_ms
     if isinstance(error, errors.InvalidInput):
-        body["violations"] = [violation.told() for violation in error.violations]
+        body["violations"] = [violation.as_members() for violation in error.violations]
     return body
 
 
@@ -129,7 +129,7 @@ class ErrorMiddleware:
         try:
             await self._routes(scope, receive, send)
         except (GatewayError, HTTPException) as error:
-            if scope["type"] != "http" or "status" in scope["state"]:
+            if scope["type"] != "http" or "status" in state_of(scope):
                 raise  # not HTTP, or the response has started
             request = Request(scope)
             phrased = _phrase(request, error) if isinstance(error, GatewayError) else await _phrase_http(request, error)
@@ -138,10 +138,10 @@ class ErrorMiddleware:
 
 def _phrase(request: Request, error: GatewayError) -> Response:
     """Return the response for an error that a resolver raised."""
-    context: Context | None = getattr(request.state, "context", None)
-    if context is not None:
-        context.note_refusal(error)
-    response = error_response(error, request.state.request_id, accept_of(request))
+    state = state_of(request.scope)
+    if "context" in state:
+        state["context"].note_refusal(error)
+    response = error_response(error, state["request_id"], accept_of(request))
     response.raw_headers += preference_fields(request.scope)
     return response
 
@@ -169,4 +169,4 @@ def _without_slash(request: Request) -> str | None:
     asked = {**request.scope, "path": path.removesuffix("/")}
     routes = (route for route in request.app.routes if isinstance(route, Route))
     fitting = next((route.path for route in routes if route.matches(asked)[0] is not Match.NONE), None)
-    return fitting and f"There is nothing here; without the slash at its end the path is {fitting}."
+    return fitting and f"There is no resource at this path; the path without the final slash is {fitting}."

@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from xxhash import xxh3_128_hexdigest
 
+from resolvers.request_state import state_of
 from rest.responses import empty_answer
 
 _TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
@@ -23,7 +24,7 @@ def tag_of_body(body: bytes) -> str:
 
 def is_known(request: Request, tag: str) -> bool:
     """Return whether the client has the representation with this tag, by its `If-None-Match`."""
-    named: str = request.scope["state"]["head"].get("if-none-match", "")
+    named = state_of(request.scope)["head"].get("if-none-match", "")
     return named.strip() == "*" or tag in _TAG.findall(named)
 
 

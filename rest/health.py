@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from resolvers.errors import TemporarilyUnavailable
+from resolvers.request_state import state_of
 from rest.responses import json_answer
 
 
@@ -16,17 +17,17 @@ async def healthz(_request: Request) -> Response:
 
 async def readyz(request: Request) -> Response:
     """Return 200 if the database answers; 503 if it does not, or if the process is shutting down."""
-    started = time.perf_counter()
+    state, started = state_of(request.scope), time.perf_counter()
     try:
-        await request.state.services.database.ping()
+        await state["ping"]()
         ok = True
     except TemporarilyUnavailable:
         ok = False
-    ready = ok and not request.state.draining.is_set()
+    ready = ok and not state["draining"].is_set()
     check = {"ok": ok, "latency_ms": round((time.perf_counter() - started) * 1000, 3)}
     body = {
         "status": "ready" if ready else "not_ready",
-        "uptime_seconds": round(time.monotonic() - request.state.started, 3),
+        "uptime_seconds": round(time.monotonic() - state["started"], 3),
         "checks": {"db": check},
     }
     return json_answer(body, 200 if ready else 503)

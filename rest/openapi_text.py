@@ -9,19 +9,19 @@ from rest.content_negotiation import JSON
 from rest.responses import LINK
 
 REFUSALS: Mapping[int, str] = {
-    400: "What was sent breaks a rule; `violations` says which member and which rule.",
-    401: "No bearer token came, or one that is worth nothing.",
-    403: "The caller may not do this, or not for this brand.",
+    400: "The input breaks a rule; `violations` names each member and rule.",
+    401: "The bearer token is missing or invalid.",
+    403: "The caller may not perform this operation, or not for this brand.",
     404: "Patient not found",
-    405: "This method is not served here.",
-    406: "The client takes none of the media types that are spoken here.",
+    405: "The path does not support this method.",
+    406: "None of the requested media types is supported.",
     408: "The body did not arrive in time.",
-    409: "The idempotency key stands for another request.",
-    413: "The body is larger than this gateway reads.",
+    409: "The idempotency key was used for another request.",
+    413: "The body exceeds the maximum size.",
     415: "The body is not JSON in UTF-8, or it is compressed.",
-    429: "The caller asks too often.",
+    429: "The client has exceeded its rate limit.",
     500: "Internal error",
-    503: "The gateway cannot answer just now; `recorded` says whether the encounter may have been kept.",
+    503: "The gateway is temporarily unavailable; `recorded` reports whether the encounter may have been recorded.",
 }
 
 ABOUT_A_BODY = {408, 409, 413, 415}
@@ -59,34 +59,37 @@ EXAMPLES: tuple[GatewayError, ...] = (
 REQUEST_ID = "0b6c1e0e-8f5e-4a53-9d0a-2f6f1f3f9d11"
 
 HEADERS: Mapping[str, tuple[str, str]] = {
-    "X-Request-Id": ("The request's id: in our log, the audit log and every refusal too.", REQUEST_ID),
-    "Link": ("Where this door is described; on a refusal, also where its code and each rule are explained.", LINK),
-    "Location": ("The path under which the encounter is shown.", f"/v1/patients/demo-patient/encounters/{REQUEST_ID}"),
-    "ETag": ("Names this state of what is shown; good for `If-None-Match`.", '"1"'),
-    "Idempotent-Replayed": ("`true` where the encounter had been recorded earlier, under the same key.", "true"),
+    "X-Request-Id": ("The request's id, as in the log, the audit log and every refusal.", REQUEST_ID),
+    "Link": (
+        "The description of this API; on a refusal, also the explanations of its code and of each rule.",
+        LINK,
+    ),
+    "Location": ("The path of the encounter.", f"/v1/patients/demo-patient/encounters/{REQUEST_ID}"),
+    "ETag": ("Entity tag of this state of the representation, for `If-None-Match`.", '"1"'),
+    "Idempotent-Replayed": ("`true` if the encounter was recorded earlier under the same key.", "true"),
     "X-Ignored": (
-        "Names in the request that are not known here and were ignored; last, how many more are not repeated.",
+        "Unknown names in the request, which were ignored; last, the number of those that are not repeated.",
         "note, status, 2",
     ),
-    "Preference-Applied": ("How unknown names were handled, where `Prefer` asks for one way.", "handling=strict"),
+    "Preference-Applied": ("The applied handling of unknown names, if `Prefer` requests one.", "handling=strict"),
     "WWW-Authenticate": (
-        "The challenge, as RFC 6750 has it; with 403, the scopes that would do.",
+        "The challenge of RFC 6750; with 403, the sufficient scopes.",
         'Bearer error="insufficient_scope", scope="write:encounters"',
     ),
-    "Allow": ("The methods that are served here.", "GET, HEAD, OPTIONS, POST"),
-    "Accept": ("The media type that is read here.", JSON),
-    "Accept-Encoding": ("How a body may be coded: not at all.", "identity"),
-    "Retry-After": ("When to come back, in seconds.", "1"),
+    "Allow": ("The methods that the path supports.", "GET, HEAD, OPTIONS, POST"),
+    "Accept": ("The supported media type of the body.", JSON),
+    "Accept-Encoding": ("The supported content coding of the body: none.", "identity"),
+    "Retry-After": ("The time to wait before the next attempt, in seconds.", "1"),
     "X-RateLimit-Remaining": (
-        "How many reads, or writes, the client has left of those it may make in a minute.",
+        "Remaining reads or writes of the client in the current minute.",
         "199",
     ),
-    "X-RateLimit-Reset": ("When there will be more, in seconds since 1970.", "1798761600"),
+    "X-RateLimit-Reset": ("The time when more will be available, in seconds since 1970.", "1798761600"),
     "RateLimit-Policy": (
-        'What is allowed: `"writes";q=200;w=60` is 200 writes in any 60 seconds.',
+        'The limit: `"writes";q=200;w=60` is 200 writes in any 60 seconds.',
         '"writes";q=200;w=60',
     ),
-    "RateLimit": ('What is left: `"writes";r=199;t=60` is 199 now, and more in 60 seconds.', '"writes";r=199;t=60'),
+    "RateLimit": ('The remainder: `"writes";r=199;t=60` is 199 now, and more in 60 seconds.', '"writes";r=199;t=60'),
 }
 """Every response header, with an example."""
 

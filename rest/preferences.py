@@ -14,6 +14,7 @@ from starlette.types import Scope
 
 from resolvers.commands import NAMES, misspelt, unknown_names
 from resolvers.errors import Violation
+from resolvers.request_state import state_of
 from resolvers.spelling import Ignored, near_misses
 from rest.responses import Fields
 
@@ -28,12 +29,12 @@ _TOKEN = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 def is_strict(request: Request) -> bool:
     """Whether unknown names are refused. Stores the effective preference for the answer's `Preference-Applied`."""
-    prefer: str | None = request.scope["state"]["head"].get("prefer")
+    prefer = state_of(request.scope)["head"].get("prefer")
     if prefer is None:
         return False
     handling = _handling(prefer)
     if handling:
-        request.scope["state"]["handling"] = handling
+        state_of(request.scope)["handling"] = handling
     return handling == "strict"
 
 
@@ -58,17 +59,17 @@ def query_violations(request: Request, known: Collection[str], *, strict: bool) 
 
 def ignore(request: Request, names: Iterable[str]) -> None:
     """Store the ignored names of this request, so that its answer lists them."""
-    request.scope["state"].setdefault("ignored", []).extend(names)
+    state_of(request.scope).setdefault("ignored", []).extend(names)
 
 
 def ignored_of(scope: Scope) -> Ignored:
     """Return the ignored names of the request."""
-    return Ignored.of(scope["state"].get("ignored", ()), NAMES)
+    return Ignored.of(state_of(scope).get("ignored", ()), NAMES)
 
 
 def preference_fields(scope: Scope) -> Fields:
     """Return the answer's header fields for ignored names and for the applied preference."""
-    state = scope["state"]
+    state = state_of(scope)
     fields: list[tuple[bytes, bytes]] = []
     if state.get("ignored"):
         fields.append((b"x-ignored", ", ".join(_items(ignored_of(scope))).encode()))

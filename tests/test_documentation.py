@@ -96,16 +96,6 @@ def test_the_table_of_members_is_that_of_the_code() -> None:
     assert members_table() in (DOCS / "rest.md").read_text(), members_table()
 
 
-def test_sentences_that_list_members_list_those_of_the_commands() -> None:
-    *changed, last = (f"`{MEMBERS[name].graphql_name}`" for name in AmendEncounter.model_fields if name != "reason")
-    optional = [f"`{name}`" for name, field in RecordEncounter.model_fields.items() if not field.is_required()]
-    allowed = ", ".join(f'"{MEMBERS[name].graphql_name}"' for name in RecordEncounter.model_fields)
-
-    assert f"`amendEncounter` changes {', '.join(changed)} and {last}." in (DOCS / "lifecycle.md").read_text()
-    assert f"| {', '.join(optional)} | optional |" in (DOCS / "importing.md").read_text()
-    assert f'"allowed": [{allowed}]' in (DOCS / "graphql.md").read_text()
-
-
 def members_table() -> str:
     """Return the table of an encounter's members of docs/rest.md."""
     rows = ["| member | in GraphQL | value | sent when | clinical |", "|---|---|---|---|---|"]

@@ -72,10 +72,10 @@ def rules_page() -> str:
     sections = []
     for name, rule in RULES.items():
         if rule.place == "words":
-            sides = f"Breaks it: {rule.breaks}\n\nKeeps it: {rule.keeps}"
+            sides = f"Refused: {rule.breaks}\n\nAccepted: {rule.keeps}"
         else:
             language = "json" if rule.breaks.startswith("{") else "text"
-            sides = f"Breaks it:\n\n```{language}\n{rule.breaks}\n```\n\nKeeps it:\n\n```{language}\n{rule.keeps}\n```"
+            sides = f"Refused:\n\n```{language}\n{rule.breaks}\n```\n\nAccepted:\n\n```{language}\n{rule.keeps}\n```"
         sections.append(f"### `{name}`\n\n{rule.means}\n\n{sides}")
     return "\n\n".join(sections) + "\n"
 

@@ -5,6 +5,7 @@ it was actually verified.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Self
@@ -12,9 +13,10 @@ from typing import Any, Self
 import httpx2
 
 from gateway.http_client import http_client
-from gateway.observability.logs import log
 from resolvers import json_text
 from resolvers.errors import MalformedBody, TemporarilyUnavailable
+
+logger = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 32
 
@@ -83,10 +85,10 @@ async def _body(topic: str, response: httpx2.Response, max_bytes: int) -> bytes:
 
 def provider_error(topic: str, reason: str) -> TemporarilyUnavailable:
     """Log the reason, and return the error for the caller. The reason never quotes the provider's response."""
-    log.warning("identity provider", topic=topic, reason=reason)
+    logger.warning("identity provider", extra={"topic": topic, "reason": reason})
     return unavailable()
 
 
 def unavailable() -> TemporarilyUnavailable:
     """Return the error for a caller whose token cannot be verified at present."""
-    return TemporarilyUnavailable("The identity provider does not answer as it should; try again shortly.")
+    return TemporarilyUnavailable("The identity provider is unavailable or answers invalidly; try again shortly.")

@@ -3,15 +3,17 @@
 A null claim counts as absent. Numbers are exact (`int` or `Decimal`), because `json_text` parses them so.
 """
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Protocol
 
-from gateway.observability.logs import log
 from resolvers import json_text
 from resolvers.access import Caller
 from resolvers.errors import InvalidToken
+
+logger = logging.getLogger(__name__)
 
 Claims = Mapping[str, Any]
 
@@ -47,7 +49,7 @@ class UnreadableClaimsError(Exception):
 
 def invalid_token(reason: str) -> InvalidToken:
     """Log why a token is rejected, for the developer of the client, and return the error for the caller."""
-    log.info("token refused", reason=reason)
+    logger.info("token refused", extra={"reason": reason})
     return InvalidToken()
 
 

@@ -3,7 +3,7 @@
 import getpass
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,7 +29,15 @@ class NoUserError(ValueError):
     """The URL names no user, and the account of this process has no name to log in with."""
 
 
+Host = tuple[str | None, int | None]
+"""Name and port; None for libpq's default."""
+
 _parse_once = lru_cache(8)(parse)
+
+
+def hosts_of(url: str) -> Sequence[Host]:
+    """Return the hosts of a URL, in order: at least one. Raises `ValueError` for an invalid URL."""
+    return _parse_once(url).hosts or ((None, None),)
 
 
 def named_by(url: str) -> dict[str, str]:
@@ -39,11 +47,18 @@ def named_by(url: str) -> dict[str, str]:
     return {"application_name": name} if name else {}
 
 
-async def connect(url: str, *, timeout: float | None = None, **options: Any) -> Any:  # noqa: ASYNC109 - asyncpg's name
+async def connect(
+    url: str,
+    *,
+    hosts: Sequence[Host] = (),
+    timeout: float | None = None,  # noqa: ASYNC109 - asyncpg's name
+    **options: Any,
+) -> Any:
     """Open a connection as the URL specifies. Several hosts are tried in order, each for `connect_timeout`.
 
     Args:
         url: One host or several.
+        hosts: Those to try. Empty: those of the URL.
         timeout: Seconds for each host where the URL gives none. None: 60.
         options: Further arguments of `asyncpg.connect`.
 
@@ -57,9 +72,8 @@ async def connect(url: str, *, timeout: float | None = None, **options: Any) -> 
     given = parsed.parameters
     seconds: float = int(given["connect_timeout"]) if "connect_timeout" in given else timeout or 60
     _refuse_without_a_user(parsed)
-    hosts: list[tuple[str | None, int | None]] = [*parsed.hosts] or [(None, None)]
     problem: BaseException | None = None
-    for host, port in hosts:
+    for host, port in hosts or hosts_of(url):
         try:
             connection = await asyncpg.connect(
                 parsed.dsn,
@@ -88,7 +102,7 @@ def _refuse_without_a_user(parsed: ConnectionUrl) -> None:
 
 
 def _keep_alive(connection: Any, given: Mapping[str, str]) -> None:
-    link = connection._transport.get_extra_info("socket")  # noqa: SLF001 - asyncpg has no way to it
+    link = connection._transport.get_extra_info("socket")  # noqa: SLF001 - asyncpg has no public attribute for it
     if link is None or link.family == socket.AF_UNIX:
         return
     # On by default, as in libpq.

@@ -5,18 +5,19 @@ parameter: a pooler refuses unknown ones or drops them silently.
 """
 
 import asyncio
+import logging
 import math
 import sys
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from weakref import WeakValueDictionary
 
 import asyncpg
 
-from gateway.database.connection import connect, named_by
-from gateway.observability.logs import log
+from gateway.database.connection import Host, connect, hosts_of, named_by
+
+logger = logging.getLogger(__name__)
 
 RELIED_ON = {
     "application_name": "encounter-gateway",
@@ -41,10 +42,10 @@ SHARED = (
     "several connections share one session: a pooler in transaction mode. Give each connection a session of its own "
     "(PgBouncer: pool_mode = session), or connect to PostgreSQL directly"
 )
-STANDBY = "the server is a hot standby, which takes no writes: name the primary, or all servers in one URL"
-NO_PRIMARY = "none of the servers that the URL names takes writes"
+STANDBY = "the server is a hot standby, which accepts no writes: name the primary, or all servers in one URL"
+NO_PRIMARY = "none of the servers in the URL accepts writes"
 READ_ONLY = (
-    "the database takes no writes: look at default_transaction_read_only of the server, the database and the login"
+    "the database accepts no writes: check default_transaction_read_only of the server, the database and the login"
 )
 
 HOST_SECONDS = 5.0
@@ -127,8 +128,8 @@ class Session(asyncpg.Connection):
         held = {*found["settings"], f"role={found['role']}"}
         if lost := [name for name, value in wanted.items() if f"{name}={value}" not in held]:
             raise UnusableSession(
-                f"the session did not keep what was set ({', '.join(lost)}): a pooler in between must pass it on and "
-                "give each connection a session of its own (PgBouncer: pool_mode = session)"
+                f"the session lost settings ({', '.join(lost)}): a pooler must pass them on and give each connection a "
+                "session of its own (PgBouncer: pool_mode = session)"
             )
         if found["is_read_only"]:
             self.expires_at = asyncio.get_running_loop().time() + READ_ONLY_SECONDS
@@ -172,10 +173,11 @@ class SessionFactory:
             role: Role to act as. None: the login of the URL.
             options: Further arguments of `asyncpg.connect`.
         """
-        self._urls = urls_of_hosts(url)
+        self._url = url
+        self._hosts = hosts_of(url)
         self._settings = {**settings, **(named_by(url) if "application_name" in settings else {})}
         self._role = role
-        self._options = {"timeout": HOST_SECONDS, **options} if len(self._urls) > 1 else options
+        self._options = {"timeout": HOST_SECONDS, **options} if len(self._hosts) > 1 else options
         self._first = 0
         self._refusal = ""
         self._retry_at = -math.inf
@@ -194,17 +196,17 @@ class SessionFactory:
             return await self.open_anyway()
         except UnusableSession as error:
             self._refusal, self._retry_at = str(error), loop.time() + REFUSED_SECONDS
-            log.error("database", refused=self._refusal)
+            logger.error("database", extra={"refused": self._refusal})
             raise
 
     async def open_anyway(self) -> Session:
         """Open a session, whether or not one was refused before. Raises the errors of `open`."""
-        number_of_hosts = len(self._urls)
+        number_of_hosts = len(self._hosts)
         errors: list[Exception] = []
-        for _ in self._urls:
+        for _ in self._hosts:
             host = self._first
             try:
-                session = await self._open_on(self._urls[host])
+                session = await self._open_on(self._hosts[host])
             except UNREACHABLE as error:
                 errors.append(error)
             except asyncio.CancelledError:
@@ -221,9 +223,9 @@ class SessionFactory:
             raise UnusableSession(NO_PRIMARY) from errors[-1]
         raise errors[-1]
 
-    async def _open_on(self, url: str) -> Session:
+    async def _open_on(self, host: Host) -> Session:
         try:
-            connection: Session = await connect(url, connection_class=Session, **self._options)
+            connection: Session = await connect(self._url, hosts=[host], connection_class=Session, **self._options)
         except asyncpg.TargetServerAttributeNotMatched:
             raise UnusableSession(NO_PRIMARY) from None
         try:
@@ -243,23 +245,6 @@ async def open_session(
 ) -> Session:
     """Open one session as `SessionFactory` does. Raises the errors of `SessionFactory.open`."""
     return await SessionFactory(url, settings, role, **options).open_anyway()
-
-
-def urls_of_hosts(url: str) -> list[str]:
-    """Return a URL for each host that a URL names, before its path or as its parameters `host` and `port`."""
-    parts = urlsplit(url)
-    login, at, hosts = parts.netloc.rpartition("@")
-    if "," in hosts:
-        return [urlunsplit(parts._replace(netloc=f"{login}{at}{host}")) for host in hosts.split(",")]
-    parameters = dict(parse_qsl(parts.query))
-    if "," not in parameters.get("host", ""):
-        return [url]
-    names, ports = parameters["host"].split(","), parameters.get("port", "5432").split(",")
-    ports = ports * len(names) if len(ports) == 1 else ports
-    return [
-        f"{url.partition('?')[0]}?{urlencode(parameters | {'host': name, 'port': port})}"
-        for name, port in zip(names, ports, strict=False)
-    ]
 
 
 def _literal(text: str) -> str:

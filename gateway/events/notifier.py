@@ -6,13 +6,16 @@ connection or behind a pooler that does not support it. This costs at most one p
 
 import asyncio
 import contextlib
+import logging
 
 import asyncpg
 
 from gateway.database.database import UNAVAILABLE
 from gateway.database.session import open_session
-from gateway.observability.logs import describe, log
+from gateway.observability.logs import describe
 from resolvers.outbox import APPENDED, MOVED
+
+logger = logging.getLogger(__name__)
 
 # Seconds between notifications. A notification has its own transaction instead of the recording's: a commit that
 # notifies takes a lock that every other such commit waits for. The first notification is sent at once, those within the
@@ -21,9 +24,9 @@ QUIET_SECONDS = 0.05
 RECONNECT_SECONDS = 1.0
 # Seconds; a NOTIFY at this interval serves as keep-alive and detects a dead connection.
 LONGEST_SILENCE_SECONDS = 30.0
-PATIENCE_SECONDS = 5.0
+TIMEOUT_SECONDS = 5.0
 
-RING = f"SELECT pg_notify('{APPENDED}', '')"
+NOTIFY = f"SELECT pg_notify('{APPENDED}', '')"
 
 
 class Notifier:
@@ -31,12 +34,12 @@ class Notifier:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._bells: dict[str, list[asyncio.Event]] = {APPENDED: [], MOVED: []}
+        self._wakeups: dict[str, list[asyncio.Event]] = {APPENDED: [], MOVED: []}
         self._wanted = asyncio.Event()
 
     def subscribe(self, wakeup: asyncio.Event, channel: str) -> asyncio.Event:
         """Set `wakeup` on every notification of the channel, and return it."""
-        self._bells[channel].append(wakeup)
+        self._wakeups[channel].append(wakeup)
         return wakeup
 
     def notify(self) -> None:
@@ -49,31 +52,31 @@ class Notifier:
             try:
                 await self._listen()
             except (*UNAVAILABLE, asyncpg.PostgresError) as error:
-                log.warning("doorbell", **describe(error))
+                logger.warning("doorbell", extra=describe(error))
             await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _listen(self) -> None:
         connection = await open_session(
-            self._url, {"application_name": "encounter-gateway doorbell"}, timeout=PATIENCE_SECONDS
+            self._url, {"application_name": "encounter-gateway notifier"}, timeout=TIMEOUT_SECONDS
         )
         try:
             connection.add_termination_listener(lambda _: self.notify())
-            for channel in self._bells:
-                await connection.add_listener(channel, self._heard)
+            for channel in self._wakeups:
+                await connection.add_listener(channel, self._on_notification)
             # Notifications were lost while no connection listened.
             self.notify()
-            for channel in self._bells:
-                self._heard(connection, 0, channel, "")
+            for channel in self._wakeups:
+                self._on_notification(connection, 0, channel, "")
             while True:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LONGEST_SILENCE_SECONDS):
                         await self._wanted.wait()
                 self._wanted.clear()
-                await connection.execute(RING, timeout=PATIENCE_SECONDS)
+                await connection.execute(NOTIFY, timeout=TIMEOUT_SECONDS)
                 await asyncio.sleep(QUIET_SECONDS)
         finally:
             connection.terminate()
 
-    def _heard(self, _connection: object, _pid: int, channel: str, _payload: object) -> None:
-        for wakeup in self._bells[channel]:
+    def _on_notification(self, _connection: object, _pid: int, channel: str, _payload: object) -> None:
+        for wakeup in self._wakeups[channel]:
             wakeup.set()

@@ -6,8 +6,6 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
 
-from sqlalchemy import Table
-
 from gateway.database.database import APP_ROLE, RELAY_ROLE, Database
 from gateway.database.problems import translate_driver_errors
 from gateway.events.delivery import DeliveryQueue, Receiver
@@ -17,14 +15,14 @@ from gateway.events.subscriber_reads import ACQUIRE_SECONDS, POOL_SIZE, Subscrib
 from gateway.events.webhooks import WebhookReceiver
 from gateway.jobs import LeasedJob, run_jobs
 from gateway.settings import PREFIX, Settings
-from models import DeadLetter, OutboxEvent, Sink, Watermark
+from models import DeadLetter, OutboxEvent, Sink, Watermark, table_of
 from resolvers.outbox import APPENDED, MOVED
 from resolvers.relay import prune_events, relay
 
-OUTBOX: Table = OutboxEvent.__table__  # type: ignore[attr-defined]
-WATERMARK: Table = Watermark.__table__  # type: ignore[attr-defined]
-SINKS: Table = Sink.__table__  # type: ignore[attr-defined]
-DEAD_LETTERS: Table = DeadLetter.__table__  # type: ignore[attr-defined]
+OUTBOX = table_of(OutboxEvent)
+WATERMARK = table_of(Watermark)
+SINKS = table_of(Sink)
+DEAD_LETTERS = table_of(DeadLetter)
 
 # Seconds; the polling interval of the relay and the sinks without notifications.
 LOOK_AGAIN_SECONDS = 1.0
@@ -108,7 +106,7 @@ def _duties(settings: Settings, notifier: Notifier, receivers: Iterable[Receiver
 
 async def with_relay_role(settings: Settings, work: Callable[[Database], Awaitable[None]]) -> None:
     """Run `work` with the relay's role. Raises `SettingsError` if the database cannot be used."""
-    assert settings.database_url is not None, "whoever asks has found or started a database"
+    assert settings.database_url is not None, "the caller has set or started a database"
     url = settings.database_url.get_secret_value()
     with translate_driver_errors(f"{PREFIX}DATABASE_URL"):
         database = await Database.connect(

@@ -3,9 +3,8 @@
 import asyncio
 import re
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from functools import lru_cache
-from typing import Any
 from uuid import uuid4
 
 from starlette.datastructures import Headers
@@ -17,7 +16,7 @@ from gateway.observability.metrics import REFUSALS, SOCKETS_OPEN
 from gateway.rate_limits.limiter import headers_of
 from resolvers.context import Credentials
 from resolvers.errors import Forbidden, ServerError, Stopped
-from resolvers.rate_limits import Allowance
+from resolvers.request_state import RequestState, state_of
 from rest.errors import error_response
 from rest.responses import missing_headers
 
@@ -57,7 +56,7 @@ class RequestContextMiddleware:
             return
         started = time.perf_counter()
         state = _populate_state(scope)
-        request_id: str = state["request_id"]
+        request_id = state["request_id"]
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -143,7 +142,7 @@ class KnownHosts:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request or the socket, or refuse it with 403."""
-        if scope["type"] not in {"http", "websocket"} or self._is_known(scope["state"]["head"].get("host")):
+        if scope["type"] not in {"http", "websocket"} or self._is_known(state_of(scope)["head"].get("host")):
             await self._app(scope, receive, send)
             return
         REFUSALS.labels(Forbidden.code).inc()
@@ -151,20 +150,16 @@ class KnownHosts:
             await receive()  # websocket.connect
             await send({"type": "websocket.close"})
             return
-        refusal = Forbidden("Development mode serves the hosts localhost, 127.0.0.1 and [::1]; call one of these.")
-        answer = error_response(refusal, scope["state"]["request_id"], scope["state"]["head"].get("accept", ""))
+        refusal = Forbidden("Development mode serves the hosts localhost, 127.0.0.1 and [::1] only; use one of these.")
+        answer = error_response(refusal, state_of(scope)["request_id"], state_of(scope)["head"].get("accept", ""))
         await answer(scope, receive, send)
 
     def _is_known(self, host: str | None) -> bool:
         return host is None or PORT.sub("", host).lower().strip("[]") in self._hosts
 
 
-def _populate_state(scope: Scope) -> dict[str, Any]:
-    """Store data from the request's head in `scope["state"]`, and return that state.
-
-    `head` holds the fields by lower-case name, with the lines of a field joined (RFC 9110, 5.3). `sends_json` is true
-    for an uncompressed JSON body in UTF-8. `request_id` is the id. `introduction` holds the `Credentials`.
-    """
+def _populate_state(scope: Scope) -> RequestState:
+    """Store data from the request's head in `scope["state"]`, and return that state."""
     head: dict[str, str] = {}
     for raw_name, raw_value in scope["headers"]:
         name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
@@ -173,7 +168,8 @@ def _populate_state(scope: Scope) -> dict[str, Any]:
     origin = head.get("origin") or None
     if (host := head.get("host")) and origin in {f"http://{host}", f"https://{host}"}:
         origin = None  # a page served by the gateway
-    state: dict[str, Any] = scope.setdefault("state", {})
+    scope.setdefault("state", {})
+    state = state_of(scope)
     state["head"] = head
     state["sends_json"] = _is_json(head.get("content-type", ""), head.get("content-encoding", ""))
     state["request_id"] = request_id = sent if REQUEST_ID.fullmatch(sent) else str(uuid4())
@@ -196,8 +192,8 @@ def _is_json(content_type: str, coding: str) -> bool:
     return media_type.strip() == "application/json" and is_read
 
 
-def _allowance_of(state: Mapping[str, Any]) -> list[tuple[bytes, bytes]]:
-    allowance: Allowance | None = state.get("allowance")
+def _allowance_of(state: RequestState) -> list[tuple[bytes, bytes]]:
+    allowance = state.get("allowance")
     return headers_of(allowance) if allowance is not None and allowance.limit else []
 
 

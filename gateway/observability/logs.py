@@ -1,10 +1,10 @@
 """Structured logs that never contain patient data.
 
-The log is an allow-list: an event has only the fields named below. An exception is logged by type and location, never
-by its message, because drivers repeat values in messages.
+Modules log with `logging`: the message is the event's name, and `extra` has its fields. The formatter is an allow-list:
+it writes the fields of `FIELDS` only. An exception is logged by type and location, never by its message, because
+drivers repeat values in messages.
 """
 
-import atexit
 import logging
 import sys
 import traceback
@@ -17,73 +17,88 @@ from gateway.observability.metrics import LOG_DROPPED, count_operation, count_re
 from gateway.observability.queued_writer import QueuedWriter
 from resolvers.access import Caller
 from resolvers.context import Context
+from resolvers.request_state import state_of
 from schema.documents.limits import LimitViolation
 
 FLUSH_SECONDS = 2.0
 """Seconds; how long process exit waits for the reader of standard error."""
 
+PACKAGES = ("gateway", "schema", "rest", "resolvers", "models")
+"""The packages of this project. Their messages are constants; a library's message may quote input."""
 
-class Log:
-    """Write JSON objects, one a line, to standard error, directly or through a queue."""
+FIELDS = frozenset(
+    {
+        *("request_id", "route", "method", "status", "code", "duration_ms", "operations", "outcome"),
+        *("client_id", "user_id", "brand_id"),
+        *("rule", "limit", "found", "sha256", "fault", "topic", "reason", "refused"),
+        *("job", "sink", "event_id", "after", "until", "stamped", "position"),
+        *("dropped", "counted", "line", "error", "place"),
+    }
+)
+"""The fields that a log line may have, beside the event, the level and the time."""
+
+logger = logging.getLogger(__name__)
+
+
+class JsonFormatter(logging.Formatter):
+    """Format a record as a JSON object: its fields, event, level and time."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the JSON object. A library's record has only the library, the location and the type of exception."""
+        event = "library"
+        if record.name.partition(".")[0] in PACKAGES:
+            event = record.msg
+            fields = {name: value for name, value in record.__dict__.items() if name in FIELDS}
+        else:
+            fields = {"logger": record.name, "place": f"{record.module}:{record.lineno}"}
+            if record.exc_info and record.exc_info[1]:
+                fields |= describe(record.exc_info[1])
+        fields["event"] = event
+        fields["level"] = record.levelname.lower()
+        fields["timestamp"] = datetime.fromtimestamp(record.created, UTC)
+        return orjson.dumps(fields, option=orjson.OPT_UTC_Z).decode()
+
+
+class StderrHandler(logging.Handler):
+    """Write one record a line to standard error, directly or through a queue."""
 
     def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(JsonFormatter())
         self._writer: QueuedWriter | None = None
 
     def start_queue(self) -> None:
         """Write through a queue from now on, so that a slow reader of standard error cannot block a request."""
         if self._writer is None and sys.stderr is not None:
             self._writer = QueuedWriter(sys.stderr.fileno(), on_drop=LOG_DROPPED.inc)
-            # Flush before the interpreter ends, which stops the thread at any point.
-            atexit.register(self.flush)
 
-    def flush(self) -> None:
-        """Return when the queued lines are written, or after `FLUSH_SECONDS`."""
-        if self._writer is not None:
-            self._writer.flush(FLUSH_SECONDS)
-
-    def info(self, event: str, **fields: object) -> None:
-        """Log a normal event."""
-        self.write(event, "info", fields)
-
-    def warning(self, event: str, **fields: object) -> None:
-        """Log an event that may need an operator's attention."""
-        self.write(event, "warning", fields)
-
-    def error(self, event: str, **fields: object) -> None:
-        """Log an unexpected event."""
-        self.write(event, "error", fields)
-
-    def write(self, event: str, level: str, fields: dict[str, object]) -> None:
-        """Write a line. `level` is one of the above, or the level of a library's message."""
-        told = fields | {"event": event, "level": level, "timestamp": datetime.now(UTC)}
-        line = orjson.dumps(told, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE)
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        line = f"{self.format(record)}\n".encode()
         if self._writer is not None:
             self._writer.put(line)
         elif sys.stderr is not None:
             sys.stderr.buffer.write(line)
             sys.stderr.buffer.flush()
 
-
-log = Log()
-
-
-def configure_logging() -> None:
-    """Redirect the messages of every library to this log."""
-    # A library's message may quote input, so only the library and the level are logged.
-    logging.basicConfig(handlers=[_LibraryMessages()], level=logging.WARNING, force=True)
+    def flush(self) -> None:
+        """Return when the queued lines are written, or after `FLUSH_SECONDS`. `logging` calls it at exit."""
+        if self._writer is not None:
+            self._writer.flush(FLUSH_SECONDS)
 
 
-class _LibraryMessages(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        # Modules of `resolvers` log through `logging`. Their fields are defined here and contain no input of a caller.
-        ours: dict[str, object] | None = getattr(record, "fields", None)
-        if ours is not None and record.name.startswith("resolvers."):
-            log.write(record.getMessage(), record.levelname.lower(), ours)
-            return
-        fields: dict[str, object] = {"logger": record.name, "place": f"{record.module}:{record.lineno}"}
-        if record.exc_info and record.exc_info[1]:
-            fields |= describe(record.exc_info[1])
-        log.write("library", record.levelname.lower(), fields)
+HANDLER = StderrHandler()
+
+
+def configure_logging(*, queued: bool = False) -> None:
+    """Log to standard error: this project from `INFO` on, libraries from `WARNING` on."""
+    logging.basicConfig(handlers=[HANDLER], level=logging.WARNING, force=True)
+    for package in PACKAGES:
+        logging.getLogger(package).setLevel(logging.INFO)
+    # No line has these; each record costs 1.5 µs less without them.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    if queued:
+        HANDLER.start_queue()
 
 
 def describe(error: BaseException) -> dict[str, str]:
@@ -95,36 +110,35 @@ def describe(error: BaseException) -> dict[str, str]:
 
 def report(error: BaseException, request_id: str) -> None:
     """Log an unexpected exception by type and location, with the request id that the caller receives."""
-    log.error("unexpected", request_id=request_id, **describe(error))
+    logger.error("unexpected", extra={"request_id": request_id, **describe(error)})
 
 
 def log_request(scope: Scope, status: int | None, seconds: float) -> None:
     """Count a request, and write its only log line. `status` is None for a request without a response."""
-    route = getattr(scope.get("route"), "path", None)
+    state, route = state_of(scope), getattr(scope.get("route"), "path", None)
     count_request(route, scope["method"], status, seconds)
-    log.info(
-        "request",
-        request_id=scope["state"]["request_id"],
-        route=route,
-        method=scope["method"],
-        status=status,
-        duration_ms=round(seconds * 1000, 3),
-        **_who(scope["state"].get("caller")),
-    )
+    fields = {
+        "request_id": state["request_id"],
+        "route": route,
+        "method": scope["method"],
+        "status": status,
+        "duration_ms": round(seconds * 1000, 3),
+    }
+    _log("request", fields, state.get("caller"))
 
 
 def log_socket(scope: Scope, status: int, code: int | None, seconds: float) -> None:
     """Write the only log line of a closed WebSocket."""
-    log.info(
-        "socket",
-        request_id=scope["state"]["request_id"],
-        route=getattr(scope.get("route"), "path", None),
-        status=status,
-        code=code,
-        duration_ms=round(seconds * 1000, 3),
-        operations=scope["state"].get("operations", 0),
-        **_who(scope["state"].get("caller")),
-    )
+    state = state_of(scope)
+    fields = {
+        "request_id": state["request_id"],
+        "route": getattr(scope.get("route"), "path", None),
+        "status": status,
+        "code": code,
+        "duration_ms": round(seconds * 1000, 3),
+        "operations": state.get("operations", 0),
+    }
+    _log("socket", fields, state.get("caller"))
 
 
 def log_operation(context: Context, outcome: str, seconds: float) -> None:
@@ -136,33 +150,26 @@ def log_operation(context: Context, outcome: str, seconds: float) -> None:
         seconds: Duration.
     """
     count_operation(outcome, seconds)
-    log.info(
-        "operation",
-        request_id=context.request_id,
-        outcome=outcome,
-        duration_ms=round(seconds * 1000, 3),
-        **_who(context.caller),
-    )
+    fields = {"request_id": context.request_id, "outcome": outcome, "duration_ms": round(seconds * 1000, 3)}
+    _log("operation", fields, context.caller)
 
 
 def log_breach(context: Context, breach: LimitViolation) -> None:
     """Log that a document exceeded a limit that is not enforced."""
-    log.info(
-        "limit",
-        request_id=context.request_id,
-        rule=breach.rule,
-        limit=breach.limit,
-        found=breach.found,
-        **_who(context.caller),
-    )
+    fields = {"request_id": context.request_id, "rule": breach.rule, "limit": breach.limit, "found": breach.found}
+    _log("limit", fields, context.caller)
 
 
 def log_unknown_document(context: Context, sha256: str) -> None:
     """Log that a document is in no manifest."""
-    log.info("unknown_document", request_id=context.request_id, sha256=sha256, **_who(context.caller))
+    _log("unknown_document", {"request_id": context.request_id, "sha256": sha256}, context.caller)
 
 
-def _who(caller: Caller | None) -> dict[str, str | None]:
-    if caller is None:
-        return {"client_id": None, "user_id": None, "brand_id": None}
-    return {"client_id": caller.client_id, "user_id": caller.user_id, "brand_id": caller.brand_id}
+def _log(event: str, fields: dict[str, object], caller: Caller | None) -> None:
+    """Log an event of a caller, without the module and line that `Logger.info` looks up: 7 µs instead of 10."""
+    if not logger.isEnabledFor(logging.INFO):
+        return
+    for name in ("client_id", "user_id", "brand_id"):
+        fields[name] = getattr(caller, name, None)
+    record = {"name": logger.name, "msg": event, "levelno": logging.INFO, "levelname": "INFO"}
+    logger.handle(logging.makeLogRecord(record | fields))

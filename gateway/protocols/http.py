@@ -11,15 +11,14 @@ import asyncio
 import re
 import socket
 from enum import Enum, auto
-from typing import ClassVar, NamedTuple
-from uuid import uuid4
+from typing import ClassVar
 
 import httptools
-import orjson
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from gateway.protocols import refusals
 from gateway.protocols.chunked import ChunkedDecoder, InvalidChunk, TrailerTooLarge
 from gateway.protocols.http_response import ResponseWriter
 
@@ -32,38 +31,6 @@ _REQUEST_LINE = re.compile(rb"(?:GET +[!-~]+|[A-Za-z-]+ +[!-~]+ +HTTP/([0-9.]+) 
 VERSIONS = frozenset({b"1.0", b"1.1"})
 FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
 """Fields that determine the host, the length and the transfer coding of a request."""
-
-
-class Refusal(NamedTuple):
-    """Final response of a connection, sent without calling the application."""
-
-    status: int
-    code: str
-    message: str
-
-
-NOT_HTTP = Refusal(400, "bad_request", "This is not an HTTP request.")
-NO_HOST = Refusal(400, "bad_request", "A request names its Host once.")
-BAD_CHUNK = Refusal(400, "bad_request", "The chunked body is malformed.")
-BAD_LENGTH = Refusal(400, "bad_request", "A request has one Content-Length, or is sent as HTTP/1.1 in chunks.")
-LATE_HEAD = Refusal(408, "request_timeout", "The request did not arrive in time.")
-LARGE_HEAD = Refusal(431, "headers_too_large", "The request's head is too large.")
-MANY_FIELDS = Refusal(431, "headers_too_large", "There are too many header fields.")
-LARGE_TRAILER = Refusal(431, "headers_too_large", "The request's trailer is too large.")
-OTHER_CODING = Refusal(501, "not_implemented", "The only transfer coding read here is chunked.")
-OTHER_VERSION = Refusal(505, "http_version_not_supported", "Send the request as HTTP/1.1.")
-
-
-def refusal(status: int, code: str, message: str) -> bytes:
-    """Return the bytes of a connection's final response."""
-    request_id = str(uuid4())
-    body = orjson.dumps({"error": code, "message": message, "recorded": "no", "request_id": request_id})
-    head = (
-        STATUS_LINE[status] + b"x-request-id: " + request_id.encode() + b"\r\n"
-        b"content-type: application/json\r\ncache-control: no-store\r\nconnection: close\r\n"
-        b"content-length: " + str(len(body)).encode() + b"\r\n\r\n"
-    )
-    return head + body
 
 
 def bound_unsent_bytes(listening: socket.socket) -> None:
@@ -96,7 +63,7 @@ HEAD, BODY, CHUNKS, WAITING, UPGRADE, ENDED = Phase
 
 
 class _Refused(Exception):
-    def __init__(self, refusal: Refusal) -> None:
+    def __init__(self, refusal: refusals.Refusal) -> None:
         self.refusal = refusal
 
 
@@ -172,7 +139,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         except _Refused as refused:
             self._refuse(refused.refusal)
         if self._unread or self.pipeline:
-            self._hold_back()
+            self._pause_if_full()
 
     def _read_head(self) -> bool:
         """Check the buffered part of a head, and parse the head when it is complete. Return whether it is complete."""
@@ -181,13 +148,13 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         end = data.find(END_OF_HEAD) + len(END_OF_HEAD)
         is_whole = end >= len(END_OF_HEAD)
         if (end if is_whole else len(data)) > self.max_head_bytes:
-            raise _Refused(LARGE_HEAD)
+            raise _Refused(refusals.LARGE_HEAD)
         line = _REQUEST_LINE.match(data)
         if line is None:
             if data and (b"\n" in data or not data[:1].isalpha()):
-                raise _Refused(NOT_HTTP)
+                raise _Refused(refusals.NOT_HTTP)
         elif line[1] not in VERSIONS:
-            raise _Refused(OTHER_VERSION)
+            raise _Refused(refusals.OTHER_VERSION)
         if is_whole:
             self._unread = data[end:]
             self._parse_head(data[:end])
@@ -202,9 +169,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         except httptools.HttpParserError as error:
             # The parser wraps an exception of a callback in its own error.
             cause = error.__context__
-            raise (cause if isinstance(cause, _Refused) else _Refused(NOT_HTTP)) from None
+            raise (cause if isinstance(cause, _Refused) else _Refused(refusals.NOT_HTTP)) from None
         if self._phase is HEAD:
-            raise _Refused(NOT_HTTP)
+            raise _Refused(refusals.NOT_HTTP)
         if self._phase is BODY and not self._missing_bytes:
             self._complete_request()
         elif self._phase is UPGRADE and self._answering is None:
@@ -222,9 +189,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         try:
             content, self._unread = self._decoder.decode(self._unread)
         except InvalidChunk:
-            raise _Refused(BAD_CHUNK) from None
+            raise _Refused(refusals.BAD_CHUNK) from None
         except TrailerTooLarge:
-            raise _Refused(LARGE_TRAILER) from None
+            raise _Refused(refusals.LARGE_TRAILER) from None
         if content:
             self.on_body(content)
         if self._decoder.complete:
@@ -237,7 +204,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         else:
             self._phase = WAITING if self.pipeline else HEAD
 
-    def _hold_back(self) -> None:
+    def _pause_if_full(self) -> None:
         """Stop reading when more than `HIGH_WATER_LIMIT` bytes wait for the response in progress."""
         waiting_bytes = len(self._unread) + (len(self.cycle.body) if self.pipeline else 0)
         if self._answering is None or waiting_bytes <= HIGH_WATER_LIMIT:
@@ -261,7 +228,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         """Determine the length of the body, and start or queue the request."""
         self._stop_timing_head()
         if len(self.headers) > self.max_head_fields:
-            raise _Refused(MANY_FIELDS)
+            raise _Refused(refusals.MANY_FIELDS)
         self._frame_body()
         self._upgrades = self.parser.should_upgrade() and self._is_websocket()
         if self._upgrades:
@@ -289,17 +256,17 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         is_newest = self.parser.get_http_version() == "1.1"
         if hosts != 1 and is_newest:
             # Source: RFC 9112, 3.2. A proxy before the gateway may have used another of the repeated lines.
-            raise _Refused(NO_HOST)
+            raise _Refused(refusals.NO_HOST)
         if len(lengths) > 1 or (codings and (lengths or not is_newest)):
-            raise _Refused(BAD_LENGTH)
+            raise _Refused(refusals.BAD_LENGTH)
         self._phase, self._missing_bytes = BODY, 0
         if codings:
             if codings != [b"chunked"]:
-                raise _Refused(OTHER_CODING)
+                raise _Refused(refusals.OTHER_CODING)
             self._phase, self._decoder = CHUNKS, ChunkedDecoder()
         elif lengths:
             if not lengths[0].isdigit():
-                raise _Refused(BAD_LENGTH)
+                raise _Refused(refusals.BAD_LENGTH)
             self._missing_bytes = int(lengths[0])
 
     def _is_websocket(self) -> bool:
@@ -358,7 +325,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if behind and not self.transport.is_closing():
             self.transport.get_protocol().data_received(behind)  # type: ignore[attr-defined]
 
-    def _refuse(self, refused: Refusal) -> None:
+    def _refuse(self, refused: refusals.Refusal) -> None:
         """Send a final response and stop reading. While an earlier request is being answered, send nothing."""
         self._stop_timing_head()
         cycle = self._answering
@@ -369,7 +336,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             # The refused bytes are this request's own body, so the application cannot have acted on it yet.
             cycle.disconnected = True
             cycle.message_event.set()
-        self.transport.write(refusal(*refused))
+        self.transport.write(refusals.refusal_bytes(*refused))
         self._close()
 
     def _end_after_answer(self, cycle: RequestResponseCycle) -> None:
@@ -403,7 +370,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def _head_is_late(self) -> None:
         self._head_timeout = None
         if not self.transport.is_closing():
-            self._refuse(LATE_HEAD)
+            self._refuse(refusals.LATE_HEAD)
 
     # Timeout of a client that does not read
 

@@ -12,6 +12,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, STATUS_LINE, RequestResponseCycle
 
+from resolvers.request_state import state_of
+
 REMEMBERED_FIELDS = 512
 
 END: Message = {"type": "http.response.body", "body": b""}
@@ -56,7 +58,7 @@ class ResponseWriter:
     async def __call__(self, scope: Scope, receive: Receive, _send: Send) -> None:
         """Serve the request."""
         if not self._cycle.more_body:
-            scope["state"]["body"] = BufferedBody(self._cycle)
+            state_of(scope)["body"] = BufferedBody(self._cycle)
         await self._app(scope, receive, self._send)
 
     async def _send(self, message: Message) -> None:
@@ -124,5 +126,5 @@ class ResponseWriter:
 def _line(name: bytes, value: bytes) -> bytes:
     """Return a serialized field. Raises `ValueError` for characters that would split the field or end the head."""
     if HEADER_RE.search(name) or HEADER_VALUE_RE.search(value):
-        raise ValueError("a header field holds what none may hold")
+        raise ValueError("a header field contains a forbidden character")
     return name.lower() + b": " + value + b"\r\n"

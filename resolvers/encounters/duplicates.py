@@ -12,13 +12,13 @@ from sqlalchemy import BigInteger, Interval, any_, bindparam, select, true, tupl
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlmodel import Text
 
-from models import ENCOUNTER_TABLE, Encounter, EncounterStatus
+from models import Encounter, Encounters, EncounterStatus, table_of
 from resolvers.access import Permission
 from resolvers.bounded_rows import LONG, BoundedStatement
 from resolvers.context import Context
 
-RECORDED = ENCOUNTER_TABLE.alias("recorded")
-EARLIER = ENCOUNTER_TABLE.alias("earlier")
+RECORDED = table_of(Encounters).alias("recorded")
+EARLIER = table_of(Encounters).alias("earlier")
 
 MOST = 10
 """Maximum number of duplicates named for an encounter: more would not change the warning, and the cost is bounded."""

@@ -6,18 +6,18 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Table, any_, bindparam, insert, select
+from sqlalchemy import BigInteger, any_, bindparam, insert, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlmodel import Text
 
-from models import MEMBERS, Encounter, EncounterEventKind, EncounterVersion, Kind
+from models import MEMBERS, Encounter, EncounterEventKind, EncounterVersion, Kind, table_of
 from resolvers import json_text
 from resolvers.access import Permission
 from resolvers.bounded_rows import BoundedStatement
 from resolvers.context import Context
 from resolvers.sql import Connection, Row, Statement
 
-TABLE: Table = EncounterVersion.__table__  # type: ignore[attr-defined]
+TABLE = table_of(EncounterVersion)
 
 APPEND_VERSION = Statement(
     insert(TABLE).values({column.name: bindparam(column.name, type_=column.type) for column in TABLE.c})

@@ -81,7 +81,7 @@ audited AS (
         CAST(id AS text), brand_id, request_id
     FROM inserted
 ),
-announced AS (
+appended AS (
     INSERT INTO patient_graph.outbox (patient_id, id, brand_id, event_type, payload)
     SELECT
         patient_id, event_id, brand_id, CAST(:event_type AS text),
@@ -110,10 +110,10 @@ NO_LOCK_TIMEOUT = "0"
 def _insert(many: bool) -> Statement:
     if many:
         columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
-        rows = f"SELECT sent.* FROM {LIMIT_LOCK_WAITS}, json_to_recordset(CAST(:sent AS json)) AS sent ({columns})"  # noqa: S608 - of names above
+        rows = f"SELECT sent.* FROM {LIMIT_LOCK_WAITS}, json_to_recordset(CAST(:sent AS json)) AS sent ({columns})"  # noqa: S608 - built from constants of this module
     else:
         values = ", ".join(f"CAST(:{name} AS {kind}) AS {name}" for name, kind in COLUMNS.items())
-        rows = f"SELECT {values} FROM {LIMIT_LOCK_WAITS}"  # noqa: S608 - of names above
+        rows = f"SELECT {values} FROM {LIMIT_LOCK_WAITS}"  # noqa: S608 - built from constants of this module
     return Statement(text(f"WITH sent AS ({rows}),{INSERT}"))
 
 

@@ -5,11 +5,11 @@ from functools import cache
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, ColumnElement, FromClause, Table, any_, bindparam, func, select, true, tuple_
+from sqlalchemy import BigInteger, ColumnElement, FromClause, any_, bindparam, func, select, true, tuple_
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlmodel import Text
 
-from models import ENCOUNTER_TABLE, Encounter, IdempotencyKey, Patient
+from models import Encounter, Encounters, IdempotencyKey, Patient, table_of
 from resolvers.access import Permission
 from resolvers.bounded_rows import LONG, BoundedStatement
 from resolvers.commands import EVERYTHING, EncounterFilter, uuid_of
@@ -20,7 +20,7 @@ from resolvers.paging import Page, Window, page_of
 from resolvers.patients import can_exist
 from resolvers.sql import Connection, Row, Statement
 
-TABLE = ENCOUNTER_TABLE
+TABLE = table_of(Encounters)
 
 
 async def encounter_of_key(context: Context, connection: Connection, key: IdempotencyKey) -> Encounter:
@@ -138,7 +138,7 @@ async def count_encounters(
 @cache
 def _pages(parts: frozenset[str], forward: bool, after: bool, before: bool) -> BoundedStatement:
     # Selects from the table with `= ANY`, not from the parameter: a cluster can push only that form down to its shards.
-    patients: Table = Patient.__table__  # type: ignore[attr-defined]
+    patients = table_of(Patient)
     place = tuple_(TABLE.c.created_at, TABLE.c.id)
     conditions = _conditions(parts)
     if after:

@@ -157,7 +157,9 @@ async def insert_encounter(
     return encounter
 
 
-KEY_UNREAD = "The database was lost while it was asked what the key stands for; ask again before you send again."
+KEY_UNREAD = (
+    "The database connection was lost while the key was read; check the outcome before you send the request again."
+)
 
 
 async def _replay(context: Context, claim: Claim | None, insertion: Insertion) -> Recording:

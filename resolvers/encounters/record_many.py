@@ -68,7 +68,7 @@ async def record_all_or_none(context: Recorder, items: Sequence[Item]) -> list[O
         return []
     brands = {context.acting_brand(item.members.get("brand_id")) for item in items}
     if len(brands) > 1:
-        raise Forbidden("All or nothing is for the encounters of one brand.")
+        raise Forbidden("With `allOrNothing`, all encounters must have the same brand.")
     (brand_id,) = brands
     places = [_place(context, brand_id, item) for item in items]
 
@@ -100,8 +100,8 @@ class _ValidItem(NamedTuple):
 
 def _require_few(items: Sequence[Item]) -> None:
     if len(items) > MAX_ITEMS:
-        told, came = f"must have at most {MAX_ITEMS} items", json_text.shape_of(list(items))
-        raise InvalidInput([Violation("/input", "too_many", told, maximum=MAX_ITEMS, received=came)])
+        message, received = f"must have at most {MAX_ITEMS} items", json_text.shape_of(list(items))
+        raise InvalidInput([Violation("/input", "too_many", message, maximum=MAX_ITEMS, received=received)])
 
 
 def _place(context: Context, brand_id: str, item: Item) -> _ValidItem | GatewayError:

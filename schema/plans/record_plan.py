@@ -3,8 +3,8 @@
 The plan raises `Unplannable` for unsupported operations. It supports a single `recordEncounter` whose metadata is
 passed in a variable, and selections of the encounter's scalar fields and its patient.
 
-Once recording has begun, the plan no longer raises `Unplannable`. `Runner` hands a refusal to the executor, which
-reports it and does not record again.
+Once recording has begun, the plan no longer raises `Unplannable`, so that the executor does not record again. The plan
+writes a refusal that is a member of the result union. It raises every other error.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,11 +14,12 @@ from typing import Any
 import orjson
 from graphql import (
     DocumentNode,
+    ExecutionResult,
     FieldNode,
-    FragmentDefinitionNode,
     ObjectValueNode,
     OperationDefinitionNode,
     VariableNode,
+    located_error,
 )
 
 from models import MEMBERS, Encounter, EncounterType, Kind, Member
@@ -28,8 +29,8 @@ from resolvers.context import Context
 from resolvers.encounters.lifecycle import allowed_actions
 from resolvers.encounters.record import Recording, record_encounter, require_recorder
 from resolvers.errors import GatewayError
+from schema.errors import outcome
 from schema.plans.selection import (
-    RECORDED,
     RECORDING,
     Reader,
     Unplannable,
@@ -40,6 +41,7 @@ from schema.plans.selection import (
     fits_recording,
     members_of,
 )
+from schema.selections import fragments_of
 
 Part = bytes | Callable[[Recording], bytes]
 """A piece of the response: constant bytes, or a function of the recording."""
@@ -50,30 +52,29 @@ class RecordPlan:
 
     def __init__(self, document: DocumentNode, operation: OperationDefinitionNode) -> None:
         """Read the document. Raise `Unplannable` if the plan cannot serve it, whatever the variables."""
-        if conditions_of(document):
-            raise Unplannable
-        fragments = {each.name.value: each for each in document.definitions if isinstance(each, FragmentDefinitionNode)}
         self._definitions = operation.variable_definitions or ()
-        reader = Reader(fragments, {})
-        roots = reader.collected([operation.selection_set], "Mutation")
+        if conditions_of(self._definitions):
+            raise Unplannable
+        self._reader = Reader(fragments_of(document), {})
+        roots = self._reader.collected([operation.selection_set], "Mutation")
         if len(roots) != 1:
             raise Unplannable
-        ((key, nodes),) = roots
-        if nodes[0].name.value != "recordEncounter":
+        ((self._key, self._nodes),) = roots
+        if self._nodes[0].name.value != "recordEncounter":
             raise Unplannable
-        self._arguments = _arguments(nodes[0])
-        fields = reader.recorded(nodes)
+        self._arguments = _arguments(self._nodes[0])
+        fields = self._reader.recorded(self._nodes)
         self._shows_patient = any(
             isinstance(each, list) for _, below in fields if isinstance(below, list) for _, each in below
         )
-        self._parts = _joined([b"{", _named(key), *_object(fields), b"}"])
+        self._parts = _joined([b"{", _named(self._key), *_object(fields), b"}"])
 
     async def run(self, sent: Variables, context: Context) -> bytes:
         """Record the encounter, and return the JSON of `data`.
 
         Raises:
             Unplannable: The variables are unsupported, or the caller may not read patients; nothing was recorded.
-            GatewayError: Recording was refused or failed; see `record_encounter`.
+            GatewayError: Recording was refused or failed, and the result union has no member for the error.
             AnswerTooLarge: The encounter was recorded, but the response exceeds its limit.
             AnswerMemoryFull: The encounter was recorded, but the process has no memory left for the response.
         """
@@ -84,10 +85,19 @@ class RecordPlan:
             raise Unplannable
         if self._shows_patient:
             _require_patients(context)
-        recording = await record_encounter(require_recorder(context), patient_id, _command(members), key)
-        parts = [part if isinstance(part, bytes) else part(recording) for part in self._parts]
+        try:
+            recording = await record_encounter(require_recorder(context), patient_id, _command(members), key)
+        except GatewayError as error:
+            refusal = self._reader.selected(outcome(error, context), self._nodes)
+            parts = [orjson.dumps({self._key: refusal})]
+        else:
+            parts = [part if isinstance(part, bytes) else part(recording) for part in self._parts]
         context.answer.add(sum(map(len, parts)))
         return b"".join(parts)
+
+    def failed(self, error: Exception, _sent: Variables) -> ExecutionResult:
+        """Return the result of an operation for which `run` raised `error` after it began."""
+        return ExecutionResult(None, [located_error(error, self._nodes, [self._key])])
 
 
 def _require_patients(context: Context) -> None:
@@ -180,7 +190,7 @@ def _member(member: Member) -> Callable[[Recording], bytes]:
 
 
 OUTCOME: dict[str, Part] = {
-    "__typename": f'"{RECORDED}"'.encode(),
+    "__typename": b'"EncounterRecorded"',
     "replayed": lambda recording: b"true" if recording.replayed else b"false",
 }
 PATIENT: dict[str, Part] = {

@@ -10,27 +10,25 @@ from collections.abc import Coroutine
 from contextlib import ExitStack, aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from resolvers.context import Context, Credentials, authenticate
+from resolvers.context import Context, authenticate
 from resolvers.errors import (
-    Forbidden,
     GatewayError,
-    InvalidToken,
     PayloadTooLarge,
     RateLimited,
-    ServerError,
-    TemporarilyUnavailable,
-    Unauthenticated,
 )
 from resolvers.rate_limits import Kind
+from resolvers.request_state import state_of
 from resolvers.services import Services
 from schema.charging import MAX_SHORT_BYTES, charge, reserve
 from schema.documents.parse import Document
 from schema.errors import refuse
 from schema.execution import GraphQLRequest, GraphQLResponse, Runner, parse_request, serialize
+from schema.transport import close_codes
+from schema.transport.close_codes import SUBPROTOCOL, Close
 from schema.transport.long_lived import (
     ConnectionLimit,
     LogOperation,
@@ -40,38 +38,6 @@ from schema.transport.long_lived import (
     watch_token,
 )
 from schema.transport.websocket_messages import Complete, ConnectionInit, InvalidMessage, Message, Ping, Subscribe, read
-
-SUBPROTOCOL = "graphql-transport-ws"
-
-
-class Close(NamedTuple):
-    """The close code and the reason text of a socket. The reason has at most 123 bytes (RFC 6455, 5.5)."""
-
-    code: int
-    reason: str
-    after_changes: bool = False
-    """Whether running mutations are answered before the close. They are completed in any case."""
-
-
-# The codes are chosen by the behaviour of `graphql-ws`, the client of the protocol's authors; other clients may differ.
-# At 4400, 4401, 4406, 4409, 4429, 4500 and most of 1000 to 1999 it gives up and reports to the application. At 1001,
-# 1012, 1013, 4403 and 4408 it reconnects, and requests a token from the application again. Therefore 4401 means that
-# the client sent no token, and 4403 that it needs another one.
-RESTARTING = Close(1012, "The gateway restarts; connect again.", after_changes=True)
-TOO_MANY_SOCKETS = Close(1013, "Too many sockets are open; try again later.")
-EVICTED = Close(1013, "Too many sockets wait for sign-in; try again later.")
-TOO_SLOW = Close(1013, "What was sent to you was not read in time.")
-BINARY = Close(4400, "A message must be text.")
-NOT_ACKNOWLEDGED = Close(4401, "connection_init comes first.")
-TOKEN_ENDED = {why: Close(4403, f"invalid_token: {why}.", after_changes=True) for why in TokenEnd}
-TOO_LONG_BEFORE_SIGN_IN = Close(4400, f"Before connection_ack a message has at most {MAX_SHORT_BYTES:,} characters.")
-OTHER_SUBPROTOCOL = Close(4406, f"Only {SUBPROTOCOL} is spoken here.")
-NOT_INTRODUCED = Close(4408, "connection_init did not come in time.")
-ID_IN_USE = Close(4409, "An operation with this id is under way.")
-INTRODUCED_TWICE = Close(4429, "connection_init comes once.")
-OUR_FAULT = Close(4500, ServerError.code)
-GONE = Close(1006, "")
-"""The client has disconnected, so no close frame is sent."""
 
 MOST_PARSING_WAIT_SECONDS = 2.0
 """Seconds; maximum delay before a long message is parsed, while the client's earlier parsing time is worked off."""
@@ -84,19 +50,6 @@ CLOSE_SECONDS = 1.0
 
 RESTART_ORDERED = 1012
 """The code of the disconnect message that the server sends to the application at shutdown."""
-
-
-def close_for(error: GatewayError) -> Close:
-    """Return the close for a socket whose caller failed to authenticate."""
-    match error:
-        case Unauthenticated():
-            return Close(4401, error.code)
-        case InvalidToken() | Forbidden():
-            return Close(4403, error.code)
-        case RateLimited() | TemporarilyUnavailable():
-            return Close(1013, error.code)
-        case _:
-            return OUR_FAULT
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +82,7 @@ class GraphQLSocket:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one socket, from the upgrade request to its close."""
         await receive()  # websocket.connect
-        if not _welcome(scope["state"]["services"], scope["state"]["introduction"].origin):
+        if not _welcome(state_of(scope)["services"], state_of(scope)["introduction"].origin):
             # A close before the accept makes the server answer the upgrade with HTTP 403.
             await send({"type": "websocket.close"})
             return
@@ -152,8 +105,8 @@ class GraphQLSocket:
 
     def _refusal(self, scope: Scope) -> Close | None:
         if SUBPROTOCOL not in scope["subprotocols"]:
-            return OTHER_SUBPROTOCOL
-        return TOO_MANY_SOCKETS if self._connection_limit.is_full else None
+            return close_codes.OTHER_SUBPROTOCOL
+        return close_codes.TOO_MANY_SOCKETS if self._connection_limit.is_full else None
 
 
 def _welcome(services: Services, origin: str | None) -> bool:
@@ -206,7 +159,7 @@ class WebSocketConnection:
         self._place = ExitStack()
         """Holds the socket's slot: among the unauthenticated sockets, and after authentication among its client's."""
         self._log_operation = log_operation
-        self._state: dict[str, Any] = scope["state"]
+        self._state = state_of(scope)
         self._over: asyncio.Future[Close] = asyncio.get_running_loop().create_future()
         self._closed = False
         self._background: list[asyncio.Task[None]] = []
@@ -221,7 +174,9 @@ class WebSocketConnection:
         """Serve the socket until either side ends it, then cancel or await all of its tasks."""
         self._state["operations"] = 0
         address = self._state["introduction"].address
-        self._place.enter_context(self._connection_limit.unauthenticated(address, lambda: self._end(EVICTED)))
+        self._place.enter_context(
+            self._connection_limit.unauthenticated(address, lambda: self._end(close_codes.EVICTED))
+        )
         self._in_background(self._listen())
         try:
             close = await self._over
@@ -233,7 +188,7 @@ class WebSocketConnection:
             await asyncio.gather(*self._tasks(changes=True))
         except asyncio.CancelledError:
             # Shutdown timeout: close the socket without waiting for running mutations.
-            await self._close(RESTARTING)
+            await self._close(close_codes.RESTARTING)
             raise
         finally:
             left = [*self._background, *self._tasks()]
@@ -254,7 +209,7 @@ class WebSocketConnection:
         if self._closed:
             return
         self._closed = True
-        if close is not GONE:
+        if close is not close_codes.GONE:
             # These errors mean that the server has closed the socket or the client has disconnected.
             with suppress(OSError, RuntimeError):
                 async with asyncio.timeout(CLOSE_SECONDS):
@@ -271,7 +226,7 @@ class WebSocketConnection:
                 async with asyncio.timeout(self._limits.init_seconds):
                     credentials = await self._introduction()
             except TimeoutError:
-                raise _Over(NOT_INTRODUCED) from None
+                raise _Over(close_codes.NOT_INTRODUCED) from None
             await self._sign_in(credentials)
             while True:
                 await self._dispatch(await self._next())
@@ -279,21 +234,21 @@ class WebSocketConnection:
             self._end(over.close)
         except Exception as error:  # noqa: BLE001 - an error affects only its own socket
             self._runner.known(error, self._state["request_id"])
-            self._end(OUR_FAULT)
+            self._end(close_codes.OUR_FAULT)
 
     async def _next(self) -> Message:
         # Yield to other tasks before each message, because a client may have sent thousands of them at once.
         await asyncio.sleep(0)
         frame = await self._receive()
         if frame["type"] == "websocket.disconnect":
-            raise _Over(RESTARTING if frame["code"] == RESTART_ORDERED else GONE)
+            raise _Over(close_codes.RESTARTING if frame["code"] == RESTART_ORDERED else close_codes.GONE)
         text = frame.get("text")
         if text is None:
-            raise _Over(BINARY)
+            raise _Over(close_codes.BINARY)
         if self._caller is None:
             if len(text) > MAX_SHORT_BYTES:
                 # Parsing costs CPU time that cannot be charged to a client before authentication.
-                raise _Over(TOO_LONG_BEFORE_SIGN_IN)
+                raise _Over(close_codes.TOO_LONG_BEFORE_SIGN_IN)
             return self._read(text)
         if len(text) > MAX_SHORT_BYTES:
             await asyncio.sleep(min(self._caller.parsing_wait, MOST_PARSING_WAIT_SECONDS))
@@ -314,7 +269,7 @@ class WebSocketConnection:
                 case Ping():
                     await self._send_message(type="pong")
                 case Subscribe():
-                    raise _Over(NOT_ACKNOWLEDGED)
+                    raise _Over(close_codes.NOT_ACKNOWLEDGED)
 
     async def _dispatch(self, message: Message) -> None:
         match message:
@@ -325,27 +280,27 @@ class WebSocketConnection:
             case Ping():
                 await self._send_message(type="pong")
             case ConnectionInit():
-                raise _Over(INTRODUCED_TWICE)
+                raise _Over(close_codes.INTRODUCED_TWICE)
 
     # Authentication
 
     async def _sign_in(self, credentials: ConnectionInit) -> None:
         # Browsers cannot set headers on the upgrade request; some programs can set nothing else. Both are supported.
-        upgrade: Credentials = self._state["introduction"]
-        said = upgrade._replace(
+        upgrade = self._state["introduction"]
+        introduction = upgrade._replace(
             authorization=credentials.authorization or upgrade.authorization,
             stated_brand_id=credentials.stated_brand_id or upgrade.stated_brand_id,
         )
-        reauthenticate = partial(authenticate, self._state["services"], said)
+        reauthenticate = partial(authenticate, self._state["services"], introduction)
         try:
             self._caller = await reauthenticate()
             self._place.close()
             self._place.enter_context(self._connection_limit.slot(self._caller.caller.client_id))
         except GatewayError as error:
-            raise _Over(close_for(error)) from None
+            raise _Over(close_codes.close_for(error)) from None
         self._state["caller"] = self._caller.caller
         if seconds_left(self._caller.caller) <= 0:
-            raise _Over(TOKEN_ENDED[TokenEnd.EXPIRED])
+            raise _Over(close_codes.TOKEN_ENDED[TokenEnd.EXPIRED])
         self._in_background(self._watch(self._caller, reauthenticate))
         await self._send_message(type="connection_ack")
 
@@ -353,14 +308,14 @@ class WebSocketConnection:
         """Close the socket when the token expires, is revoked or changes."""
         report = partial(self._runner.known, request_id=context.request_id)
         why = await watch_token(context.caller, reauthenticate, self._limits.recheck_seconds, report)
-        self._end(TOKEN_ENDED[why])
+        self._end(close_codes.TOKEN_ENDED[why])
 
     # Operations
 
     async def _subscribe(self, message: Subscribe) -> None:
-        assert self._caller is not None, "who calls is known before anything is run"
+        assert self._caller is not None, "the caller is authenticated before any operation"
         if message.id in self._listened_to:
-            raise _Over(ID_IN_USE)
+            raise _Over(close_codes.ID_IN_USE)
         self._state["operations"] += 1
         # The client's id is arbitrary text. The request id is generated here, because it is logged and audited.
         request_id = f"{self._state['request_id']}.{self._state['operations']}"
@@ -415,7 +370,7 @@ class WebSocketConnection:
             if crowded:
                 raise RateLimited(CROWDED_SECONDS)
             if message.size > self._limits.message_bytes:
-                raise PayloadTooLarge("The message is larger than this gateway reads.")
+                raise PayloadTooLarge("The message exceeds the maximum size.")
             ask = parse_request(message.payload)
         except GatewayError as error:
             raise reservation.refuse(error) from None
@@ -445,7 +400,7 @@ class WebSocketConnection:
             async with asyncio.timeout(self._limits.send_seconds):
                 await self._send({"type": "websocket.send", "text": serialize(message).decode()})
         except TimeoutError:
-            self._end(TOO_SLOW)
+            self._end(close_codes.TOO_SLOW)
         except (OSError, RuntimeError):
             # The client has disconnected, or the server has closed the connection.
-            self._end(GONE)
+            self._end(close_codes.GONE)

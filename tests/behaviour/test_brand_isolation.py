@@ -1,4 +1,4 @@
-"""Attacks across brands: every answer equals that for something that does not exist, in bytes and in work done."""
+"""Attacks across brands: each answer equals that for an unknown record, in bytes and in statements sent."""
 
 from contextvars import ContextVar
 from typing import Any
@@ -21,7 +21,7 @@ ITEM = '{patientId: $patient, input: {brandId: "loop", encounterType: LAB}}'
 SAME_ID = {"x-request-id": "the-same"}
 EVENT_STREAM = SAME_ID | {"accept": "text/event-stream"}
 
-# What the duties of the service do meanwhile, they do by the clock.
+# Set in the task of the test only: background jobs send statements at any time.
 WATCHED = ContextVar("WATCHED", default=False)
 
 
@@ -41,7 +41,7 @@ async def theirs(service: Service, cast: Cast) -> dict[str, Any]:
 
 @pytest.fixture
 def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The statements sent, in order: what a stopwatch would see is how many there are and which."""
+    """The statements sent, in order: their number and text determine the response time."""
     sent: list[str] = []
     for name in ("fetch", "fetch_one"):
         original = getattr(PoolConnection, name)
@@ -55,11 +55,11 @@ def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return sent
 
 
-async def both(service: Service, statements: list[str], request) -> None:
-    """Assert that a request answers the same, after the same work, for what is theirs and for what is nobody's."""
+async def assert_indistinguishable(service: Service, statements: list[str], request) -> None:
+    """Assert that a request has the same answer and sends the same statements for their record and an unknown one."""
     WATCHED.set(True)
     answers, work = [], []
-    for which in ("theirs", "nobody's"):
+    for which in ("theirs", "unknown"):
         statements.clear()
         response = await request(which)
         answers.append((response.status_code, response.content))
@@ -69,23 +69,25 @@ async def both(service: Service, statements: list[str], request) -> None:
 
 
 @pytest.mark.parametrize(("method", "query"), [("GET", ""), ("POST", ""), ("POST", "?validate_only=true")])
-async def test_a_patients_id_over_rest(service: Service, theirs, statements, method: str, query: str) -> None:
+async def test_their_patient_over_rest_is_like_an_unknown_one(
+    service: Service, theirs, statements, method: str, query: str
+) -> None:
     async def request(which: str):
-        # Of equal length, so that no header differs either.
+        # Of equal length, so that the headers are equal too.
         patient_id = theirs["patient_id"] if which == "theirs" else "patient-" + uuid4().hex[:12]
         body = VISIT if method == "POST" else None
         return await service.rest(method, f"/v1/patients/{patient_id}/encounters{query}", headers=SAME_ID, json=body)
 
-    await both(service, statements, request)
+    await assert_indistinguishable(service, statements, request)
 
 
-async def test_an_encounters_id_over_rest(service: Service, theirs, statements) -> None:
+async def test_their_encounter_over_rest_is_like_an_unknown_one(service: Service, theirs, statements) -> None:
     async def request(which: str):
         patient_id = theirs["patient_id"] if which == "theirs" else "patient-" + uuid4().hex[:12]
         encounter_id = theirs["id"] if which == "theirs" else str(uuid4())
         return await service.rest("GET", f"/v1/patients/{patient_id}/encounters/{encounter_id}", headers=SAME_ID)
 
-    await both(service, statements, request)
+    await assert_indistinguishable(service, statements, request)
     assert len(statements) == 1
 
 
@@ -99,8 +101,10 @@ async def test_an_encounters_id_over_rest(service: Service, theirs, statements) 
         "a: encounter(id: $id) { notes } b: encounter(id: $id) { patient { id } }",
     ],
 )
-async def test_ids_through_every_path_that_reads(service: Service, theirs, statements, selection: str) -> None:
-    await both(service, statements, asking(service, theirs, "query", selection))
+async def test_their_records_in_every_query_are_like_unknown_ones(
+    service: Service, theirs, statements, selection: str
+) -> None:
+    await assert_indistinguishable(service, statements, graphql_request(service, theirs, "query", selection))
 
 
 @pytest.mark.parametrize(
@@ -120,15 +124,19 @@ async def test_ids_through_every_path_that_reads(service: Service, theirs, state
         'amendEncounter(id: $id, input: {notes: "x"})',
     ],
 )
-async def test_ids_through_every_path_that_changes(service: Service, theirs, statements, field: str) -> None:
+async def test_their_records_in_every_mutation_are_like_unknown_ones(
+    service: Service, theirs, statements, field: str
+) -> None:
     shown = "{ __typename ... on Problem { code message } ... on EncounterChanged { encounter { notes } } }"
     shown = shown if "record" not in field else "{ __typename ... on Problem { code message } }"
     shown = shown if "Encounters" not in field else f"{{ results {shown} }}"
-    await both(service, statements, asking(service, theirs, "mutation", f"{field} {shown}"))
+    await assert_indistinguishable(
+        service, statements, graphql_request(service, theirs, "mutation", f"{field} {shown}")
+    )
 
 
-def asking(service: Service, theirs, kind: str, selection: str):
-    """Ask over GraphQL for an encounter `$id`, or a patient `$patient`, which are theirs or nobody's."""
+def graphql_request(service: Service, theirs, kind: str, selection: str):
+    """Return a GraphQL request for an encounter `$id` or a patient `$patient`, which are theirs or unknown."""
     known = {
         "id": ("ID!", theirs["id"], lambda: str(uuid4())),
         "patient": ("ID!", theirs["patient_id"], lambda: "patient-" + uuid4().hex[:12]),
@@ -137,17 +145,17 @@ def asking(service: Service, theirs, kind: str, selection: str):
     declared = ", ".join(f"${name}: {of[0]}" for name, of in used.items())
 
     async def request(which: str):
-        variables = {name: their if which == "theirs" else nobodys() for name, (_, their, nobodys) in used.items()}
+        variables = {name: their if which == "theirs" else unknown() for name, (_, their, unknown) in used.items()}
         query = {"query": f"{kind} ({declared}) {{ {selection} }}", "variables": variables}
         response = await service.rest("POST", "/graphql", json=query, headers=SAME_ID)
-        # A document that is refused as such would be refused alike for everybody.
+        # An invalid document would be refused before either record is read.
         assert "validation_error" not in response.text
         return response
 
     return request
 
 
-async def test_a_patients_id_in_a_subscription(service: Service, theirs, statements) -> None:
+async def test_their_patient_in_a_subscription_is_like_an_unknown_one(service: Service, theirs, statements) -> None:
     query = "subscription ($patient: ID!) { encounterEvents(patientId: $patient) { encounter { notes } } }"
 
     async def request(which: str):
@@ -155,15 +163,13 @@ async def test_a_patients_id_in_a_subscription(service: Service, theirs, stateme
         body = {"query": query, "variables": {"patient": patient_id}}
         return await service.rest("POST", "/graphql", json=body, headers=EVENT_STREAM)
 
-    await both(service, statements, request)
+    await assert_indistinguishable(service, statements, request)
 
 
 @pytest.mark.parametrize("named", ["after", "Last-Event-ID"])
-async def test_a_place_in_their_feed_is_no_better_than_a_made_up_one(
-    service: Service, theirs, statements, named: str
-) -> None:
+async def test_a_cursor_of_their_feed_is_like_an_invalid_one(service: Service, theirs, statements, named: str) -> None:
     query = "subscription ($after: String) { encounterEvents(after: $after) { encounter { notes } } }"
-    # Read once in the life of a process, and by whichever request is the first.
+    # Read once per process, by the first request that needs it.
     await service.services.feed.cursors()
 
     async def request(which: str):
@@ -173,7 +179,7 @@ async def test_a_place_in_their_feed_is_no_better_than_a_made_up_one(
         body = {"query": query, "variables": variables}
         return await service.rest("POST", "/graphql", json=body, headers=EVENT_STREAM | headers)
 
-    await both(service, statements, request)
+    await assert_indistinguishable(service, statements, request)
 
 
 @pytest.mark.parametrize(
@@ -183,22 +189,24 @@ async def test_a_place_in_their_feed_is_no_better_than_a_made_up_one(
         ("Patient", "brandId encounters { totalCount nodes { notes } }"),
     ],
 )
-async def test_ids_in_what_a_router_asks_for(subgraph: Service, theirs, statements, name: str, shown: str) -> None:
+async def test_their_records_as_federated_entities_are_like_unknown_ones(
+    subgraph: Service, theirs, statements, name: str, shown: str
+) -> None:
     query = f"query ($asked: [_Any!]!) {{ _entities(representations: $asked) {{ ... on {name} {{ id {shown} }} }} }}"
-    nobodys = {"Encounter": str(uuid4()), "Patient": "patient-" + uuid4().hex[:12]}
+    unknown = {"Encounter": str(uuid4()), "Patient": "patient-" + uuid4().hex[:12]}
     others = {"Encounter": theirs["id"], "Patient": theirs["patient_id"]}
 
     async def request(which: str):
-        asked = [{"__typename": name, "id": (others if which == "theirs" else nobodys)[name]}] * 2
+        asked = [{"__typename": name, "id": (others if which == "theirs" else unknown)[name]}] * 2
         body = {"query": query, "variables": {"asked": asked}}
         response = await subgraph.rest("POST", "/graphql", json=body, headers=SAME_ID)
         assert response.json() == {"data": {"_entities": [None, None]}}
         return response
 
-    await both(subgraph, statements, request)
+    await assert_indistinguishable(subgraph, statements, request)
 
 
-async def test_a_cursor_of_theirs_is_no_better_than_a_made_up_one(service: Service, cast: Cast, theirs) -> None:
+async def test_a_cursor_of_their_list_is_like_an_invalid_one(service: Service, cast: Cast, theirs) -> None:
     query = """query ($id: ID!, $after: String) {
       patient(id: $id) { encounters(after: $after) { pageInfo { endCursor } } } }"""
     shown = await service.graphql(query, {"id": theirs["patient_id"]}, token="dev-loopbio")
@@ -213,7 +221,7 @@ async def test_a_cursor_of_theirs_is_no_better_than_a_made_up_one(service: Servi
     assert swapped["errors"][0]["extensions"]["code"] == "validation_error"
 
 
-async def test_a_key_of_theirs_is_free_for_us(service: Service, cast: Cast, theirs) -> None:
+async def test_their_idempotency_key_is_unused_in_another_brand(service: Service, cast: Cast, theirs) -> None:
     patient_id = await cast.patient("loop")
 
     response = await service.rest(
@@ -227,16 +235,16 @@ async def test_a_key_of_theirs_is_free_for_us(service: Service, cast: Cast, thei
     assert "idempotent-replayed" not in response.headers
 
 
-async def test_what_became_of_a_key_of_theirs_is_nothing_to_us(service: Service, theirs, statements) -> None:
+async def test_the_submission_of_their_key_is_like_that_of_an_unused_one(service: Service, theirs, statements) -> None:
     async def request(which: str):
         key = f"key-{theirs['patient_id']}" if which == "theirs" else "key-patient-" + uuid4().hex[:12]
         query = {"query": "query ($key: String!) { submission(key: $key) { state encounter { id notes } } }"}
         return await service.rest("POST", "/graphql", json=query | {"variables": {"key": key}}, headers=SAME_ID)
 
-    await both(service, statements, request)
+    await assert_indistinguishable(service, statements, request)
 
 
-async def test_registering_an_id_of_theirs_says_nothing_of_them(service: Service, theirs, statements) -> None:
+async def test_registering_the_id_of_their_patient_reveals_nothing(service: Service, theirs, statements) -> None:
     async def request(which: str):
         patient_id = theirs["patient_id"] if which == "theirs" else "patient-" + uuid4().hex[:12]
         query = """mutation ($id: ID!) { registerPatient(input: {id: $id, brandId: "loop"}) {
@@ -245,12 +253,10 @@ async def test_registering_an_id_of_theirs_says_nothing_of_them(service: Service
             "POST", "/graphql", json={"query": query, "variables": {"id": patient_id}}, headers=SAME_ID
         )
 
-    await both(service, statements, request)
+    await assert_indistinguishable(service, statements, request)
 
 
-async def test_what_they_recorded_of_a_patient_of_the_same_name_is_no_duplicate_of_ours(
-    service: Service, cast: Cast, theirs
-) -> None:
+async def test_their_encounter_of_the_same_patient_id_is_no_duplicate(service: Service, cast: Cast, theirs) -> None:
     patient_id = theirs["patient_id"]
     await cast.connection.execute("INSERT INTO patient_graph.patients (id, brand_id) VALUES ($1, 'loop')", patient_id)
     query = """mutation ($id: ID!) { recordEncounter(patientId: $id, input: {brandId: "loop", encounterType: LAB}) {
@@ -263,7 +269,7 @@ async def test_what_they_recorded_of_a_patient_of_the_same_name_is_no_duplicate_
 
 
 @pytest.mark.parametrize("path", ["/v1/patients/{}/encounters", "/graphql"])
-async def test_stating_their_brand_is_forbidden_whether_the_patient_exists_or_not(
+async def test_naming_their_brand_is_forbidden_for_known_and_unknown_patients(
     service: Service, theirs, path: str
 ) -> None:
     answers = []
@@ -278,17 +284,17 @@ async def test_stating_their_brand_is_forbidden_whether_the_patient_exists_or_no
     assert b"forbidden" in answers[0][1]
 
 
-async def test_a_batch_is_refused_alike_whoever_it_asks_for(service: Service, theirs, statements) -> None:
+async def test_a_refused_batch_is_alike_for_their_and_unknown_patients(service: Service, theirs, statements) -> None:
     async def request(which: str):
         patient_id = theirs["patient_id"] if which == "theirs" else "patient-" + uuid4().hex[:12]
         query = {"query": "query ($id: ID!) { patient(id: $id) { id } }", "variables": {"id": patient_id}}
         return await service.rest("POST", "/graphql", json=[query, query], headers=SAME_ID)
 
-    await both(service, statements, request)
+    await assert_indistinguishable(service, statements, request)
 
 
-async def test_the_feed_of_events_knows_neither_their_patients_nor_their_cursors(service: Service, theirs) -> None:
-    """What subscriptions are made of."""
+async def test_their_patients_and_cursors_are_unknown_to_the_feed(service: Service, theirs) -> None:
+    """Subscriptions at the level of the resolvers."""
     context = await authenticate(service.services, Credentials("Bearer dev", stated_brand_id=None, request_id="a-test"))
 
     for patient_id in (theirs["patient_id"], "nobody"):
@@ -299,8 +305,8 @@ async def test_the_feed_of_events_knows_neither_their_patients_nor_their_cursors
             await stream_events(context, None, cursor)
 
 
-def test_every_path_of_the_graph_that_leads_to_a_record_is_attacked_above() -> None:
-    """Whoever adds a path adds the attack on it here."""
+def test_every_path_of_the_schema_to_a_record_is_attacked() -> None:
+    """A new path needs an attack in this file."""
     schema = build_schema(federated=True)._schema
 
     leading_to_records = {

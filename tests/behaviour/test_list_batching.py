@@ -1,4 +1,4 @@
-"""Lists that are asked for at the same time share statements, and nothing else."""
+"""Concurrent lists share statements but not results."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -28,16 +28,16 @@ TYPES = ("lab", "telehealth", "other")
 
 @pytest.fixture
 def statements(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[str]]:
-    """Whose lists each statement gave."""
+    """The patients whose lists each statement returned."""
     sent: list[Sequence[str]] = []
     original = PoolConnection.fetch
 
-    async def watched(self: PoolConnection, statement: Statement, **values: Any) -> Any:
+    async def recorded_fetch(self: PoolConnection, statement: Statement, **values: Any) -> Any:
         if "FROM patient_graph.patients p" in statement.text:
             sent.append(values.get("ids") or values["ids_0"])
         return await original(self, statement, **values)
 
-    monkeypatch.setattr(PoolConnection, "fetch", watched)
+    monkeypatch.setattr(PoolConnection, "fetch", recorded_fetch)
     return sent
 
 
@@ -47,32 +47,32 @@ async def over_rest(service: Service, patient_id: str, query: str, token: str = 
     return response.status_code, refusal.get("error") or response.text
 
 
-async def test_each_is_given_what_it_is_given_alone(
+async def test_lists_that_share_a_statement_return_the_same_as_alone(
     service_in_either_form: Service, cast: Cast, statements: list[Sequence[str]]
 ) -> None:
     service = service_in_either_form
     ours, theirs = await cast.patients(6, visits=TYPES), await cast.patients(3, "loopbio", visits=TYPES)
     filters: Sequence[Any] = ({}, {"encounterType": ["LAB", "OTHER"]}, {"encounterType": []})
     slices = ("", "?limit=2", "?limit=1&offset=2")
-    asked: list[Callable[[], Awaitable[Any]]] = []
+    requests: list[Callable[[], Awaitable[Any]]] = []
     for whose, token in product([*ours, *theirs, "nobody"], ("dev", "dev-loopbio")):
         variables = [{"id": whose, "first": 2, "where": where} for where in filters]
-        asked += [partial(service.graphql, PAGES, each, token=token) for each in variables]
-        asked += [partial(over_rest, service, whose, each, token) for each in slices]
+        requests += [partial(service.graphql, PAGES, each, token=token) for each in variables]
+        requests += [partial(over_rest, service, whose, each, token) for each in slices]
     for patient_id in ours:
         answer = await service.graphql(PAGES, {"id": patient_id, "first": 1})
         cursor = answer["data"]["patient"]["encounters"]["pageInfo"]["endCursor"]
-        asked.append(partial(service.graphql, PAGES, {"id": patient_id, "first": 2, "after": cursor}))
+        requests.append(partial(service.graphql, PAGES, {"id": patient_id, "first": 2, "after": cursor}))
 
-    alone = [await ask() for ask in asked]
+    alone = [await request() for request in requests]
     statements.clear()
-    together = await asyncio.gather(*(ask() for ask in asked))
+    together = await asyncio.gather(*(request() for request in requests))
 
     assert together == alone
     assert len(statements) < sum(len(ids) for ids in statements)
 
 
-async def test_a_long_list_is_read_by_itself(
+async def test_a_long_list_has_its_own_statement(
     service: Service, cast: Cast, statements: list[Sequence[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.database.database.ROWS_TOGETHER", 199)
@@ -84,7 +84,7 @@ async def test_a_long_list_is_read_by_itself(
     assert [len(ids) for ids in statements] == [1] * 4
 
 
-async def test_statements_hold_so_many_rows_at_most(
+async def test_the_rows_of_a_shared_statement_are_bounded(
     service: Service, cast: Cast, statements: list[Sequence[str]]
 ) -> None:
     ids = await cast.patients(12)

@@ -1,4 +1,4 @@
-"""The chain of the audit log: who writes waits for nobody, and what was done to the log afterwards is named."""
+"""The audit chain: linking never blocks writers, and verification names each later change of the log."""
 
 import asyncio
 import hashlib
@@ -34,7 +34,7 @@ KEY = b"sixteen or more bytes"
 
 @pytest.fixture(scope="module")
 async def template(server_url: str) -> str:
-    """The name of a migrated database that nobody is connected to."""
+    """The name of a migrated database without connections."""
     url = await create_database(server_url)
     await migrate(url)
     return urlsplit(url).path[1:]
@@ -42,13 +42,13 @@ async def template(server_url: str) -> str:
 
 @pytest.fixture
 async def url(server_url: str, template: str) -> str:
-    """A database of the test's own: `verify` looks at all of it."""
+    """The test's own database, because `verify` reads the whole log."""
     return await create_database(server_url, template)
 
 
 @pytest.fixture
 async def owner(url: str) -> AsyncIterator[asyncpg.Connection]:
-    """Somebody who may do anything to the log, chain and all."""
+    """A connection of the owner, who may change the log and the chain."""
     connection = await asyncpg.connect(url)
     yield connection
     await connection.close()
@@ -71,7 +71,7 @@ async def relaying(url: str) -> AsyncIterator[Database]:
 
 
 async def append(connection: asyncpg.Connection, brand_id: str = "loop", minutes_ago: float = 0) -> UUID:
-    """Append an entry as the gateway would, and give its id."""
+    """Append an entry as the gateway does; return its id."""
     entry_id = uuid4()
     await connection.execute(
         "INSERT INTO patient_graph.audit_log (patient_id, id, occurred_at, actor_type, actor_id, actor_brand_id,"
@@ -86,15 +86,15 @@ async def append(connection: asyncpg.Connection, brand_id: str = "loop", minutes
     return entry_id
 
 
-async def five(owner: asyncpg.Connection, relay: Database, brand_id: str = "loop") -> list[UUID]:
-    """Append five entries, one a minute up to now, and chain them."""
+async def append_five(owner: asyncpg.Connection, relay: Database, brand_id: str = "loop") -> list[UUID]:
+    """Append five entries, one per minute until now, and link them; return their ids."""
     entries = [await append(owner, brand_id, minutes_ago) for minutes_ago in range(4, -1, -1)]
     await chain_all(relay)
     return entries
 
 
 async def chain_all(relay: Database) -> None:
-    """Chain all that is there, as a gateway does that has just started."""
+    """Link all entries, as a gateway does after its start."""
     chain_some = chaining(KEY)
     while await chain_some(relay):
         pass
@@ -125,22 +125,20 @@ async def head(owner: asyncpg.Connection, brand_id: str = "loop") -> Head:
     return Head(*row)
 
 
-# Chaining
+# Linking
 
 
-async def test_each_brand_has_a_chain_of_its_own_in_the_order_of_its_entries(
+async def test_each_brand_has_its_own_chain_in_the_order_of_its_entries(
     url: str, owner: asyncpg.Connection, relay: Database
 ) -> None:
-    ours, theirs, nobodys = [await five(owner, relay, brand_id) for brand_id in ("loop", "loopbio", "")]
+    ours, theirs, without_brand = [await append_five(owner, relay, brand_id) for brand_id in ("loop", "loopbio", "")]
 
-    for brand_id, entries in (("loop", ours), ("loopbio", theirs), ("", nobodys)):
+    for brand_id, entries in (("loop", ours), ("loopbio", theirs), ("", without_brand)):
         assert await positions(owner, brand_id) == list(enumerate(entries, start=1))
     assert await findings(url) == []
 
 
-async def test_a_hash_can_be_made_again_from_what_the_documentation_says(
-    owner: asyncpg.Connection, relay: Database
-) -> None:
+async def test_a_hash_can_be_recomputed_as_documented(owner: asyncpg.Connection, relay: Database) -> None:
     await append(owner)
     await chain_all(relay)
 
@@ -157,36 +155,36 @@ async def test_a_hash_can_be_made_again_from_what_the_documentation_says(
     assert row["chain_hash"] == hmac.digest(KEY, bytes(32) + row["entry_hash"], "sha256")
 
 
-ODD = [*map(chr, range(1, 0x100)), "\u2028", "\u2029", "\ufeff", "\uffff", "\U0001f9ea", "\U0010ffff", "", "null"]
+SPECIAL = [*map(chr, range(1, 0x100)), "\u2028", "\u2029", "\ufeff", "\uffff", "\U0001f9ea", "\U0010ffff", "", "null"]
 
 
-async def test_whatever_an_entry_holds_the_chain_and_who_verifies_it_hash_alike(
+async def test_linking_and_verification_hash_any_entry_alike(
     url: str, owner: asyncpg.Connection, relay: Database
 ) -> None:
-    # One hashes in PostgreSQL, the other here.
+    # Linking hashes in PostgreSQL, verification in Python.
     await owner.execute(
         "INSERT INTO patient_graph.audit_log (patient_id, id, actor_type, actor_id, event_type, entity_type, entity_id,"
         " brand_id, request_id, details)"
         " SELECT odd, gen_random_uuid(), odd, odd, odd, odd, odd, 'loop', odd, jsonb_build_object(odd, odd)"
         " FROM unnest($1::text[]) AS odd",
-        ODD,
+        SPECIAL,
     )
 
     await chain_all(relay)
 
-    assert len(await positions(owner)) == len(ODD)
+    assert len(await positions(owner)) == len(SPECIAL)
     assert await findings(url) == []
 
 
-async def test_a_late_commit_is_chained_later_and_nothing_before_it_moves(
+async def test_a_late_commit_is_linked_later_without_moving_other_entries(
     url: str, owner: asyncpg.Connection, relay: Database
 ) -> None:
     late = await asyncpg.connect(url)
     transaction = late.transaction()
     await transaction.start()
-    entry = await append(late)  # dated here, seen by others only at the end
+    entry = await append(late)  # has its time now, becomes visible at the commit
 
-    others = await five(owner, relay)
+    others = await append_five(owner, relay)
     await transaction.commit()
     await late.close()
     await chain_all(relay)
@@ -196,12 +194,12 @@ async def test_a_late_commit_is_chained_later_and_nothing_before_it_moves(
 
 
 @pytest.mark.parametrize(("minutes_ago", "seconds"), [(0.1, 5), (5, 60)])
-async def test_an_entry_that_is_late_is_chained_with_the_next_look_that_goes_so_far_back(
+async def test_a_late_entry_is_linked_by_the_next_scan_that_covers_its_time(
     url: str, owner: asyncpg.Connection, relay: Database, minutes_ago: float, seconds: float
 ) -> None:
     now = 0.0
     chain_some = chaining(KEY, lambda: now)
-    await five(owner, relay)
+    await append_five(owner, relay)
     await chain_some(relay)
     entry = await append(owner, minutes_ago=minutes_ago)
 
@@ -215,8 +213,8 @@ async def test_an_entry_that_is_late_is_chained_with_the_next_look_that_goes_so_
     assert await findings(url) == []
 
 
-async def test_where_it_was_looked_before_it_is_not_looked_again(owner: asyncpg.Connection, relay: Database) -> None:
-    """A log in which nothing happens costs nothing, however much happened before."""
+async def test_a_scanned_period_is_not_scanned_again(owner: asyncpg.Connection, relay: Database) -> None:
+    """An idle log causes no work, whatever its length."""
     for minutes_ago in (5, 5.1):
         await append(owner, minutes_ago=minutes_ago)
         async with relay.transaction("loop") as connection:
@@ -230,31 +228,31 @@ async def test_where_it_was_looked_before_it_is_not_looked_again(owner: asyncpg.
     assert [linked.entries for linked in (first, again, anew)] == [1, 0, 1]
 
 
-async def test_whoever_looks_for_long_looks_more_seldom(relay: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    now, seconds, looks = 0.0, 2.0, []
+async def test_slow_scans_are_scheduled_less_often(relay: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, seconds, scans = 0.0, 2.0, []
 
-    async def slowly(database: Database, key: bytes, look_back: timedelta, looked_at: Any) -> bool:
+    async def slow_scan(database: Database, key: bytes, look_back: timedelta, looked_at: Any) -> bool:
         nonlocal now
-        looks.append((now, look_back))
+        scans.append((now, look_back))
         now += seconds if look_back else 0
         return await ours(database, key, look_back, looked_at)
 
     ours = chain_job._chain_brands
-    monkeypatch.setattr(chain_job, "_chain_brands", slowly)
+    monkeypatch.setattr(chain_job, "_chain_brands", slow_scan)
     chain_some = chaining(KEY, lambda: now)
 
     while now < 200:
         await chain_some(relay)
         now += 1
 
-    far = [at for at, look_back in looks if look_back == audit_chain.LOOK_BACK]
-    near = [at for at, look_back in looks if look_back == audit_chain.GLANCE]
+    far = [at for at, look_back in scans if look_back == audit_chain.LOOK_BACK]
+    near = [at for at, look_back in scans if look_back == audit_chain.GLANCE]
     assert {after - before for before, after in pairwise(far)} <= {60, 61, 62}
     assert min(after - before for before, after in pairwise(near)) >= 20 * seconds
     assert len(near) > 1
 
 
-async def test_a_backlog_longer_than_the_look_back_is_chained_in_order(
+async def test_a_backlog_longer_than_the_look_back_is_linked_in_order(
     url: str, owner: asyncpg.Connection, relay: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audit_chain, "CHAIN_AT_MOST", 2)
@@ -267,7 +265,7 @@ async def test_a_backlog_longer_than_the_look_back_is_chained_in_order(
     assert await findings(url) == []
 
 
-async def test_writers_do_not_wait_for_whoever_chains(url: str, owner: asyncpg.Connection, relay: Database) -> None:
+async def test_linking_does_not_block_writers(url: str, owner: asyncpg.Connection, relay: Database) -> None:
     await append(owner)
     async with relay.transaction("loop") as connection:
         assert (await audit_chain.link_entries(connection, "loop", KEY)).entries == 1
@@ -279,7 +277,7 @@ async def test_writers_do_not_wait_for_whoever_chains(url: str, owner: asyncpg.C
     assert (await positions(owner))[-1] == (2, entry)
 
 
-async def test_a_log_that_is_busy_while_it_is_chained_and_verified_is_clean(
+async def test_a_busy_log_verifies_while_it_is_linked(
     url: str, owner: asyncpg.Connection, relay: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audit_chain, "CHAIN_AT_MOST", 7)
@@ -319,7 +317,7 @@ async def test_a_log_that_is_busy_while_it_is_chained_and_verified_is_clean(
     assert await findings(url) == []
 
 
-async def test_two_that_chain_at_once_make_one_chain(
+async def test_concurrent_linkers_build_one_chain(
     url: str, owner: asyncpg.Connection, relay: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audit_chain, "CHAIN_AT_MOST", 3)
@@ -327,7 +325,7 @@ async def test_two_that_chain_at_once_make_one_chain(
     for _ in range(60):
         await append(owner)
 
-    # Neither asks for the lease: as if both had been paused when they held it.
+    # Both link without taking the lease again, like processes that were paused while they held it.
     async with relaying(url) as other:
         await asyncio.gather(*(chain_all(database) for database in (relay, other, relay, other)))
 
@@ -335,16 +333,16 @@ async def test_two_that_chain_at_once_make_one_chain(
     assert await findings(url) == []
 
 
-async def test_whoever_lost_the_lease_in_the_middle_does_not_fork_the_chain(
+async def test_a_linker_that_lost_its_lease_does_not_fork_the_chain(
     url: str, owner: asyncpg.Connection, relay: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first is stopped after it has read where the chain ends, and goes on when its lease is another's."""
+    """The first one pauses after reading the head, and continues when another holds the lease."""
     monkeypatch.setattr(jobs, "LEASE_TIME", timedelta(milliseconds=1))
-    await five(owner, relay)
+    await append_five(owner, relay)
     stopped, go_on = asyncio.Event(), asyncio.Event()
     link_entries = audit_chain.link_entries
 
-    async def stop_in_the_middle(connection, brand_id: str, *how: Any) -> audit_chain.Linked:
+    async def pause_after_linking(connection, brand_id: str, *how: Any) -> audit_chain.Linked:
         linked = await link_entries(connection, brand_id, *how)
         if stopped.is_set() or brand_id != "loop":
             return linked
@@ -352,14 +350,14 @@ async def test_whoever_lost_the_lease_in_the_middle_does_not_fork_the_chain(
         await go_on.wait()
         return linked
 
-    monkeypatch.setattr("gateway.audit.chain_job.link_entries", stop_in_the_middle)
+    monkeypatch.setattr("gateway.audit.chain_job.link_entries", pause_after_linking)
     await append(owner)
     first = asyncio.create_task(chain_all(relay))
     await stopped.wait()
     async with relaying(url) as other:
         second = asyncio.create_task(chain_all(other))
         done, _ = await asyncio.wait([second], timeout=0.2)
-        assert not done  # it waits for the row, whatever the time on it says
+        assert not done  # it waits for the row lock; an expired lease makes no difference
         await append(owner)
         go_on.set()
         await asyncio.gather(first, second)
@@ -369,7 +367,7 @@ async def test_whoever_lost_the_lease_in_the_middle_does_not_fork_the_chain(
     assert await findings(url) == []
 
 
-async def test_without_a_lease_nothing_is_chained(url: str, owner: asyncpg.Connection) -> None:
+async def test_without_the_lease_nothing_is_linked(url: str, owner: asyncpg.Connection) -> None:
     await append(owner)
 
     async with relaying(url) as relay:
@@ -378,14 +376,14 @@ async def test_without_a_lease_nothing_is_chained(url: str, owner: asyncpg.Conne
     assert await positions(owner) == []
 
 
-async def test_an_entry_that_is_dated_ahead_does_not_stop_the_chain(
+async def test_an_entry_with_a_future_time_does_not_stop_the_chain(
     url: str, owner: asyncpg.Connection, relay: Database
 ) -> None:
     ahead = await append(owner, minutes_ago=-10_000)
     forever = await append(owner)
     await owner.execute("UPDATE patient_graph.audit_log SET occurred_at = 'infinity' WHERE id = $1", forever)
 
-    entries = await five(owner, relay)
+    entries = await append_five(owner, relay)
 
     assert await positions(owner) == list(enumerate(entries, start=1))
     assert await found(url) == {(Kind.NOT_CHAINED, ahead, None), (Kind.NOT_CHAINED, forever, None)}
@@ -403,7 +401,7 @@ async def test_an_entry_that_is_dated_ahead_does_not_stop_the_chain(
         ),
     ],
 )
-async def test_looking_for_what_to_chain_uses_its_index(
+async def test_the_statements_of_linking_use_their_indexes(
     owner: asyncpg.Connection, statement: Statement, values: dict[str, Any], index: str
 ) -> None:
     await owner.execute("SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off")
@@ -424,11 +422,11 @@ async def test_neither_role_can_change_the_chain(url: str, role: str, statement:
     await connection.close()
 
 
-async def test_the_role_that_serves_sees_the_chain_of_its_brand_and_adds_nothing(
+async def test_the_app_role_reads_the_chain_of_its_brand_and_cannot_insert(
     url: str, owner: asyncpg.Connection, relay: Database
 ) -> None:
-    await five(owner, relay)
-    await five(owner, relay, "loopbio")
+    await append_five(owner, relay)
+    await append_five(owner, relay, "loopbio")
     app = await asyncpg.connect(url, server_settings={"role": APP_ROLE, "app.brand_id": "loop"})
 
     assert await app.fetchval("SELECT array_agg(DISTINCT brand_id) FROM patient_graph.audit_chain") == ["loop"]
@@ -438,7 +436,7 @@ async def test_the_role_that_serves_sees_the_chain_of_its_brand_and_adds_nothing
     await app.close()
 
 
-# What was done to the log
+# Changes of the log
 
 EDITS = {
     "patient_id": "'somebody else'",
@@ -456,39 +454,37 @@ EDITS = {
 }
 
 
-def test_every_column_is_edited_below() -> None:
+def test_every_column_has_an_edit() -> None:
     assert EDITS.keys() == AuditEntry.model_fields.keys()
 
 
 @pytest.mark.parametrize("column", EDITS)
-async def test_an_entry_with_an_edited_column_is_named(
-    url: str, owner: asyncpg.Connection, relay: Database, column: str
-) -> None:
-    entries = await five(owner, relay)
+async def test_an_edited_entry_is_found(url: str, owner: asyncpg.Connection, relay: Database, column: str) -> None:
+    entries = await append_five(owner, relay)
 
     await owner.execute(
         f"UPDATE patient_graph.audit_log SET {column} = {EDITS[column]} WHERE id = $1",
         entries[2],
     )
 
-    # Under another id or patient it is another entry: the one that was chained is gone.
+    # With another id or patient it counts as another entry; the linked one is missing.
     kind = Kind.DELETED if column in {"id", "patient_id"} else Kind.EDITED
     assert await found(url) == {(kind, entries[2], 3)}
 
 
 @pytest.mark.parametrize("time", ["infinity", "-infinity", "4713-01-01 BC", "200000-01-01"])
-async def test_a_time_that_python_has_none_for_hides_nothing(
+async def test_a_time_that_python_cannot_represent_hides_no_edit(
     url: str, owner: asyncpg.Connection, relay: Database, time: str
 ) -> None:
-    entries = await five(owner, relay)
+    entries = await append_five(owner, relay)
 
     await owner.execute(f"UPDATE patient_graph.audit_log SET occurred_at = '{time}' WHERE id = ANY($1)", entries[1:3])
 
     assert await found(url) == {(Kind.EDITED, entries[1], 2), (Kind.EDITED, entries[2], 3)}
 
 
-async def test_a_deleted_entry_is_named_with_its_time(url: str, owner: asyncpg.Connection, relay: Database) -> None:
-    entries = await five(owner, relay)
+async def test_a_deleted_entry_is_found_with_its_time(url: str, owner: asyncpg.Connection, relay: Database) -> None:
+    entries = await append_five(owner, relay)
     occurred_at = await owner.fetchval("SELECT occurred_at FROM patient_graph.audit_log WHERE id = $1", entries[3])
 
     await owner.execute("DELETE FROM patient_graph.audit_log WHERE id = $1", entries[3])
@@ -499,10 +495,10 @@ async def test_a_deleted_entry_is_named_with_its_time(url: str, owner: asyncpg.C
     assert datetime.fromisoformat(finding.occurred_at) == occurred_at
 
 
-async def test_an_entry_that_is_deleted_with_its_link_leaves_a_gap(
+async def test_an_entry_deleted_with_its_link_leaves_a_gap(
     url: str, owner: asyncpg.Connection, relay: Database
 ) -> None:
-    entries = await five(owner, relay)
+    entries = await append_five(owner, relay)
 
     await owner.execute("DELETE FROM patient_graph.audit_log WHERE id = ANY($1)", entries[1:3])
     await owner.execute("DELETE FROM patient_graph.audit_chain WHERE entry_id = ANY($1)", entries[1:3])
@@ -510,8 +506,8 @@ async def test_an_entry_that_is_deleted_with_its_link_leaves_a_gap(
     assert await findings(url) == [Finding(Kind.MISSING, "loop", position=2, last_position=3)]
 
 
-async def test_a_gap_that_is_closed_up_shows_where_it_was(url: str, owner: asyncpg.Connection, relay: Database) -> None:
-    entries = await five(owner, relay)
+async def test_a_closed_gap_is_found_at_its_position(url: str, owner: asyncpg.Connection, relay: Database) -> None:
+    entries = await append_five(owner, relay)
 
     await owner.execute("DELETE FROM patient_graph.audit_log WHERE id = $1", entries[2])
     await owner.execute("DELETE FROM patient_graph.audit_chain WHERE entry_id = $1", entries[2])
@@ -520,12 +516,12 @@ async def test_a_gap_that_is_closed_up_shows_where_it_was(url: str, owner: async
     assert await found(url) == {(Kind.OUT_OF_PLACE, entries[3], 3)}
 
 
-async def test_entries_that_are_swapped_are_named(url: str, owner: asyncpg.Connection, relay: Database) -> None:
-    entries = await five(owner, relay)
+async def test_swapped_entries_are_found(url: str, owner: asyncpg.Connection, relay: Database) -> None:
+    entries = await append_five(owner, relay)
 
     await owner.execute("UPDATE patient_graph.audit_chain SET position = 5 - position WHERE position IN (2, 3)")
 
-    # And the one after them, which was linked to the other.
+    # The entry after them too, because its link refers to the other one.
     assert await found(url) == {
         (Kind.OUT_OF_PLACE, entries[2], 2),
         (Kind.OUT_OF_PLACE, entries[1], 3),
@@ -533,8 +529,8 @@ async def test_entries_that_are_swapped_are_named(url: str, owner: asyncpg.Conne
     }
 
 
-async def test_entries_whose_content_is_swapped_are_named(url: str, owner: asyncpg.Connection, relay: Database) -> None:
-    entries = await five(owner, relay)
+async def test_entries_with_swapped_content_are_found(url: str, owner: asyncpg.Connection, relay: Database) -> None:
+    entries = await append_five(owner, relay)
     await owner.execute("UPDATE patient_graph.audit_log SET actor_id = 'bert' WHERE id = $1", entries[1])
     await owner.execute("DELETE FROM patient_graph.audit_chain")
     await chain_all(relay)
@@ -548,42 +544,40 @@ async def test_entries_whose_content_is_swapped_are_named(url: str, owner: async
     assert await found(url) == {(Kind.EDITED, entries[1], 2), (Kind.EDITED, entries[2], 3)}
 
 
-async def test_an_entry_that_is_slipped_in_long_afterwards_is_named_and_never_chained(
+async def test_an_entry_inserted_long_afterwards_is_found_and_never_linked(
     url: str, owner: asyncpg.Connection, relay: Database
 ) -> None:
     await append(owner, minutes_ago=60)
-    await five(owner, relay)
+    await append_five(owner, relay)
 
-    slipped = await append(owner, minutes_ago=30)
+    inserted = await append(owner, minutes_ago=30)
     await chain_all(relay)
 
-    assert await found(url) == {(Kind.INSERTED, slipped, None)}
+    assert await found(url) == {(Kind.INSERTED, inserted, None)}
 
 
-async def test_an_entry_that_is_slipped_in_with_a_link_is_named(
-    url: str, owner: asyncpg.Connection, relay: Database
-) -> None:
-    entries = await five(owner, relay)
+async def test_an_entry_inserted_with_a_link_is_found(url: str, owner: asyncpg.Connection, relay: Database) -> None:
+    entries = await append_five(owner, relay)
 
-    slipped = await append(owner, minutes_ago=3)
+    inserted = await append(owner, minutes_ago=3)
     await owner.execute("UPDATE patient_graph.audit_chain SET position = position + 1 WHERE position > 2")
     await owner.execute(
         "INSERT INTO patient_graph.audit_chain (patient_id, entry_id, brand_id, position, occurred_at, entry_hash,"
         " chain_hash) SELECT patient_id, id, brand_id, 3, occurred_at, $2, $2 FROM patient_graph.audit_log"
         " WHERE id = $1",
-        slipped,
+        inserted,
         bytes(32),
     )
 
     assert await found(url) == {
-        (Kind.OUT_OF_PLACE, slipped, 3),
-        (Kind.EDITED, slipped, 3),
+        (Kind.OUT_OF_PLACE, inserted, 3),
+        (Kind.EDITED, inserted, 3),
         (Kind.OUT_OF_PLACE, entries[2], 4),
     }
 
 
-async def test_a_place_that_is_taken_twice_is_named(url: str, owner: asyncpg.Connection, relay: Database) -> None:
-    entries = await five(owner, relay)
+async def test_a_position_used_twice_is_found(url: str, owner: asyncpg.Connection, relay: Database) -> None:
+    entries = await append_five(owner, relay)
 
     await owner.execute("UPDATE patient_graph.audit_chain SET position = 2 WHERE position = 3")
 
@@ -593,10 +587,10 @@ async def test_a_place_that_is_taken_twice_is_named(url: str, owner: asyncpg.Con
     assert entries
 
 
-async def test_a_tail_that_is_cut_off_is_found_by_whoever_kept_the_head(
+async def test_a_truncated_chain_is_found_with_a_saved_head(
     url: str, owner: asyncpg.Connection, relay: Database
 ) -> None:
-    entries = await five(owner, relay)
+    entries = await append_five(owner, relay)
     kept = await head(owner)
 
     await owner.execute("DELETE FROM patient_graph.audit_log WHERE id = ANY($1)", entries[3:])
@@ -606,33 +600,31 @@ async def test_a_tail_that_is_cut_off_is_found_by_whoever_kept_the_head(
     assert await findings(url, kept) == [Finding(Kind.HEAD, "loop", position=5)]
 
 
-async def test_an_old_head_is_still_there_when_the_chain_has_grown(
+async def test_a_saved_head_remains_valid_when_the_chain_grows(
     url: str, owner: asyncpg.Connection, relay: Database
 ) -> None:
-    await five(owner, relay)
+    await append_five(owner, relay)
     kept = await head(owner)
-    await five(owner, relay, "loopbio")
+    await append_five(owner, relay, "loopbio")
     await append(owner)
     await chain_all(relay)
 
     assert await findings(url, kept) == []
 
 
-async def test_a_chain_that_is_made_anew_without_the_key_does_not_fit(
-    url: str, owner: asyncpg.Connection, relay: Database
-) -> None:
-    entries = await five(owner, relay)
+async def test_a_chain_rebuilt_without_the_key_is_found(url: str, owner: asyncpg.Connection, relay: Database) -> None:
+    entries = await append_five(owner, relay)
 
     await owner.execute("UPDATE patient_graph.audit_log SET actor_id = 'bert' WHERE id = $1", entries[0])
     await owner.execute("DELETE FROM patient_graph.audit_chain")
-    async with relaying(url) as thief:
-        await chaining(b"")(thief)
+    async with relaying(url) as attacker:
+        await chaining(b"")(attacker)
 
     assert {kind for kind, _, _ in await found(url)} == {Kind.OUT_OF_PLACE}
-    assert await findings(url, key=b"") == []  # which is what a key is for
+    assert await findings(url, key=b"") == []  # without a secret key the forgery would pass
 
 
-async def test_an_entry_that_waits_too_long_is_named(url: str, owner: asyncpg.Connection) -> None:
+async def test_an_entry_that_stays_unlinked_too_long_is_found(url: str, owner: asyncpg.Connection) -> None:
     young = await append(owner)
     old = await append(owner, minutes_ago=11)
 
@@ -640,7 +632,7 @@ async def test_an_entry_that_waits_too_long_is_named(url: str, owner: asyncpg.Co
     assert young
 
 
-async def test_an_encounter_that_nobody_audited_is_named(url: str, owner: asyncpg.Connection) -> None:
+async def test_an_encounter_without_an_audit_entry_is_found(url: str, owner: asyncpg.Connection) -> None:
     encounter_id = uuid4()
     await owner.execute("INSERT INTO patient_graph.patients (id, brand_id) VALUES ('somebody', 'loop')")
     await owner.execute(
@@ -654,7 +646,7 @@ async def test_an_encounter_that_nobody_audited_is_named(url: str, owner: asyncp
     assert "encounter" in str(finding)
 
 
-async def test_a_long_log_is_walked_in_constant_memory(url: str, owner: asyncpg.Connection, relay: Database) -> None:
+async def test_a_long_log_is_verified_in_constant_memory(url: str, owner: asyncpg.Connection, relay: Database) -> None:
     async def peak() -> int:
         tracemalloc.start()
         assert await findings(url) == []
@@ -687,11 +679,11 @@ def run(monkeypatch: pytest.MonkeyPatch, url: str, *arguments: str):
     return CliRunner().invoke(cli.app, ["audit", "verify", *arguments])
 
 
-async def test_the_command_prints_heads_that_it_takes_again(
+async def test_the_command_prints_heads_that_it_accepts(
     url: str, owner: asyncpg.Connection, relay: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await five(owner, relay)
-    await five(owner, relay, "")
+    await append_five(owner, relay)
+    await append_five(owner, relay, "")
 
     result = await asyncio.to_thread(run, monkeypatch, url)
 
@@ -702,10 +694,10 @@ async def test_the_command_prints_heads_that_it_takes_again(
     assert again.exit_code == 0, again.output
 
 
-async def test_the_command_names_what_it_finds_and_fails(
+async def test_the_command_reports_its_findings_and_exits_with_1(
     url: str, owner: asyncpg.Connection, relay: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entries = await five(owner, relay)
+    entries = await append_five(owner, relay)
     await owner.execute("UPDATE patient_graph.audit_log SET actor_id = 'bert' WHERE id = $1", entries[1])
 
     result = await asyncio.to_thread(run, monkeypatch, url)
@@ -715,26 +707,28 @@ async def test_the_command_names_what_it_finds_and_fails(
     assert "patient-" not in result.output
 
 
-async def test_with_the_wrong_key_the_command_says_so(
+async def test_the_command_reports_a_wrong_key(
     url: str, owner: asyncpg.Connection, relay: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await five(owner, relay)
+    await append_five(owner, relay)
 
     monkeypatch.setenv("GATEWAY_DATABASE_URL", url)
     result = await asyncio.to_thread(CliRunner().invoke, cli.app, ["audit", "verify"])
 
     assert result.exit_code == 1
-    assert "is GATEWAY_AUDIT_KEY the key" in result.output
+    assert "check that GATEWAY_AUDIT_KEY is the key" in result.output
 
 
 @pytest.mark.parametrize("text", ["loop", "loop:0:" + "00" * 32, "loop:1:zz", "loop:1:00", "loop:x:" + "00" * 32])
-async def test_what_is_no_head_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+async def test_an_invalid_head_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     result = await asyncio.to_thread(run, monkeypatch, "postgresql://nowhere", "--expect", text)
 
     assert result.exit_code == 2
 
 
-async def test_a_database_without_a_chain_is_one_sentence(server_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_database_without_a_chain_is_reported_in_one_sentence(
+    server_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     result = await asyncio.to_thread(run, monkeypatch, await create_database(server_url))
 
     assert result.exit_code == 1

@@ -1,4 +1,4 @@
-"""Recordings that come at the same time share a statement, and nothing else."""
+"""Concurrent recordings share a statement but not its failures, locks or order."""
 
 import asyncio
 import json
@@ -33,13 +33,13 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 
 @pytest.fixture
-def recorder(database: Database) -> EncounterBatcher:
+def batcher(database: Database) -> EncounterBatcher:
     return EncounterBatcher(database, timedelta(days=7), queue_timeout=30)
 
 
 @pytest.fixture
 def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many recordings each statement held."""
+    """The number of recordings in each statement."""
     sent: list[int] = []
     original = PoolConnection.fetch
 
@@ -53,7 +53,7 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def new(patient_id: str, **other: Any) -> NewEncounter:
-    """Make a recording in which nothing is particular but what is named."""
+    """Return a recording with default values for all columns that are not given."""
     key = other.get("key")
     columns: dict[str, Any] = dict.fromkeys(MEMBERS.keys() - {"created_at", "updated_at"}) | {
         "patient_id": patient_id, "id": new_id(), "brand_id": "loop", "encounter_type": EncounterType.LAB,
@@ -68,22 +68,22 @@ def new(patient_id: str, **other: Any) -> NewEncounter:
     return NewEncounter(columns, **rest | other)
 
 
-async def test_a_lone_recording_goes_alone(recorder: EncounterBatcher, cast: Cast, sizes: list[int]) -> None:
+async def test_a_single_recording_is_sent_alone(batcher: EncounterBatcher, cast: Cast, sizes: list[int]) -> None:
     patient_id = await cast.patient()
 
     for _ in range(3):
-        await recorder.insert("loop", new(patient_id))
+        await batcher.insert("loop", new(patient_id))
 
     assert sizes == [1, 1, 1]
 
 
-async def test_what_comes_at_the_same_time_goes_together_and_each_is_whole(
-    recorder: EncounterBatcher, cast: Cast, sizes: list[int]
+async def test_concurrent_recordings_share_statements_and_are_complete(
+    batcher: EncounterBatcher, cast: Cast, sizes: list[int]
 ) -> None:
     patients = [await cast.patient() for _ in range(5)]
     news = [new(patients[number % 5], notes=f"Note {number}.", key=str(uuid4())) for number in range(200)]
 
-    kept = await asyncio.gather(*(recorder.insert("loop", each) for each in news))
+    kept = await asyncio.gather(*(batcher.insert("loop", each) for each in news))
 
     assert all(each.patient_is_known and each.created_at for each in kept)
     assert sum(sizes) == 200
@@ -97,16 +97,16 @@ async def test_what_comes_at_the_same_time_goes_together_and_each_is_whole(
         assert notes == {str(each["id"]): each["notes"] for each in sent if each["patient_id"] == patient_id}
 
 
-ODD = '"quoted", \\ and / and \n\t, é, 🩺, \u2028, \', {}, null'
+SPECIAL = '"quoted", \\ and / and \n\t, é, 🩺, \u2028, \', {}, null'
 
 
-async def test_what_is_kept_is_the_same_to_the_letter_whether_it_goes_alone_or_with_others(
-    recorder: EncounterBatcher, cast: Cast, sizes: list[int]
+async def test_a_recording_stores_the_same_alone_and_in_a_shared_statement(
+    batcher: EncounterBatcher, cast: Cast, sizes: list[int]
 ) -> None:
-    def odd(patient_id: str) -> list[NewEncounter]:
+    def special(patient_id: str) -> list[NewEncounter]:
         named: dict[str, Any] = {
-            "provider_id": uuid4(), "chief_complaint": "", "notes": ODD, "request_hash": bytes(range(256)),
-            "metadata": '{"number": %s, "text": "\\u00e9\\n"}' % ("9" * 40 + ".10"), "actor_id": ODD,
+            "provider_id": uuid4(), "chief_complaint": "", "notes": SPECIAL, "request_hash": bytes(range(256)),
+            "metadata": '{"number": %s, "text": "\\u00e9\\n"}' % ("9" * 40 + ".10"), "actor_id": SPECIAL,
         }  # fmt: skip
         instants = [datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC), None]
         return [new(patient_id, key=f"{patient_id}-{n}", scheduled_at=at, **named) for n, at in enumerate(instants)]
@@ -119,10 +119,10 @@ async def test_what_is_kept_is_the_same_to_the_letter_whether_it_goes_alone_or_w
         named = {"patient_id", "id", "encounter_id", "entity_id", "key", "provider_id", "payload"}
         return sorted(({k: v for k, v in row.items() if k not in dated | named} for row in rows), key=str)
 
-    alone, together = odd(await cast.patient()), odd(await cast.patient())
+    alone, together = special(await cast.patient()), special(await cast.patient())
     for each in alone:
-        await recorder.insert("loop", each)
-    await asyncio.gather(*(recorder.insert("loop", each) for each in together))
+        await batcher.insert("loop", each)
+    await asyncio.gather(*(batcher.insert("loop", each) for each in together))
 
     assert sizes == [1, 1, 1, 3]
     for table in ("encounters", "encounter_versions", "audit_log", "idempotency_keys"):
@@ -131,7 +131,7 @@ async def test_what_is_kept_is_the_same_to_the_letter_whether_it_goes_alone_or_w
         rows = {row["id"]: row for row in await cast.rows(news[0].columns["patient_id"])}
         kept_rows = [rows[each.columns["id"]] for each in news]
         assert [row["provider_id"] for row in kept_rows] == [each.columns["provider_id"] for each in news]
-        assert [row["notes"] for row in kept_rows] == [ODD] * 3
+        assert [row["notes"] for row in kept_rows] == [SPECIAL] * 3
         keys = await cast.connection.fetch(
             "SELECT * FROM patient_graph.idempotency_keys WHERE patient_id = $1", news[0].columns["patient_id"]
         )
@@ -141,51 +141,51 @@ async def test_what_is_kept_is_the_same_to_the_letter_whether_it_goes_alone_or_w
             assert answers[row["id"]] == published(recorded(each.columns, row["created_at"]))
 
 
-async def test_a_patients_events_are_in_the_order_of_the_recordings(recorder: EncounterBatcher, cast: Cast) -> None:
+async def test_the_events_of_a_patient_are_in_the_order_of_the_recordings(
+    batcher: EncounterBatcher, cast: Cast
+) -> None:
     patient_id = await cast.patient()
     news = [new(patient_id, key=str(uuid4())) for _ in range(150)]
 
-    # What is under way at once in several statements has no order.
+    # Recordings in concurrent statements have no order, so send one batch after the other.
     for first in range(0, 150, 50):
-        await asyncio.gather(*(recorder.insert("loop", each) for each in news[first : first + 50]))
+        await asyncio.gather(*(batcher.insert("loop", each) for each in news[first : first + 50]))
 
-    told = await cast.connection.fetch(
+    events = await cast.connection.fetch(
         "SELECT payload ->> 'encounter_id' AS id FROM patient_graph.outbox WHERE patient_id = $1"
         " ORDER BY created_at, id",
         patient_id,
     )
-    assert [row["id"] for row in told] == [str(each.columns["id"]) for each in news]
+    assert [row["id"] for row in events] == [str(each.columns["id"]) for each in news]
     assert [row["id"] for row in await cast.rows(patient_id)] == [each.columns["id"] for each in news]
 
 
-async def test_one_bad_row_fails_alone(recorder: EncounterBatcher, cast: Cast) -> None:
+async def test_an_invalid_row_fails_alone(batcher: EncounterBatcher, cast: Cast) -> None:
     patient_id = await cast.patient()
-    # No client can send this: the doors have refused it before.
+    # The doors refuse this text, so no client can send it.
     news = [new(patient_id, notes="a\x00b" if number == 7 else None) for number in range(20)]
 
-    kept = await asyncio.gather(*(recorder.insert("loop", each) for each in news), return_exceptions=True)
+    kept = await asyncio.gather(*(batcher.insert("loop", each) for each in news), return_exceptions=True)
 
     assert [number for number, each in enumerate(kept) if not isinstance(each, Insertion)] == [7]
     assert isinstance(kept[7], asyncpg.PostgresError)
     assert await cast.count("encounters", patient_id) == await cast.count("audit_log", patient_id) == 19
 
 
-async def test_who_is_unknown_and_whose_key_is_taken_are_told_and_the_others_kept(
-    recorder: EncounterBatcher, cast: Cast
+async def test_an_unknown_patient_or_a_used_key_does_not_affect_the_others(
+    batcher: EncounterBatcher, cast: Cast
 ) -> None:
-    patient_id, foreigner, key = await cast.patient(), await cast.patient("loopbio"), str(uuid4())
-    news = [new(patient_id), new("nobody"), new(foreigner), new(patient_id, key=key), new(patient_id, key=key)]
+    patient_id, of_other_brand, key = await cast.patient(), await cast.patient("loopbio"), str(uuid4())
+    news = [new(patient_id), new("nobody"), new(of_other_brand), new(patient_id, key=key), new(patient_id, key=key)]
 
-    kept = await asyncio.gather(*(recorder.insert("loop", each) for each in news))
+    kept = await asyncio.gather(*(batcher.insert("loop", each) for each in news))
 
     assert [each.patient_is_known for each in kept] == [True, False, False, True, True]
     assert [each.created_at is not None for each in kept] == [True, False, False, True, False]
     assert await cast.count("encounters", patient_id) == await cast.count("outbox", patient_id) == 2
 
 
-async def test_keys_that_meet_in_two_statements_in_any_order_never_lock_each_other_out(
-    database: Database, cast: Cast
-) -> None:
+async def test_two_statements_with_the_same_keys_in_any_order_do_not_deadlock(database: Database, cast: Cast) -> None:
     patient_id = await cast.patient()
     keys = [str(uuid4()) for _ in range(60)]
     one, other = (EncounterBatcher(database, timedelta(days=7), queue_timeout=30) for _ in range(2))
@@ -199,15 +199,15 @@ async def test_keys_that_meet_in_two_statements_in_any_order_never_lock_each_oth
     assert await cast.count("encounters", patient_id) == len(keys)
 
 
-async def test_of_a_shared_statement_only_what_needs_a_held_lock_waits(
-    recorder: EncounterBatcher, database: Database, database_url: str, cast: Cast
+async def test_a_held_lock_delays_only_the_recordings_that_need_it(
+    batcher: EncounterBatcher, database: Database, database_url: str, cast: Cast
 ) -> None:
     held, free = await cast.patient(), await cast.patient()
     blocker = await asyncpg.connect(database_url)
     async with blocker.transaction():
         await blocker.execute("SELECT FROM patient_graph.patients WHERE id = $1 FOR UPDATE", held)
-        blocked = [asyncio.create_task(recorder.insert("loop", new(held, key=str(uuid4())))) for _ in range(3)]
-        others = [asyncio.create_task(recorder.insert("loop", new(free, key=str(uuid4())))) for _ in range(20)]
+        blocked = [asyncio.create_task(batcher.insert("loop", new(held, key=str(uuid4())))) for _ in range(3)]
+        others = [asyncio.create_task(batcher.insert("loop", new(free, key=str(uuid4())))) for _ in range(20)]
 
         kept = await asyncio.gather(*others)
 
@@ -223,12 +223,12 @@ async def test_of_a_shared_statement_only_what_needs_a_held_lock_waits(
     assert row[0] == "0"
 
 
-async def test_each_brand_goes_for_itself(recorder: EncounterBatcher, cast: Cast) -> None:
+async def test_each_brand_has_its_own_statements(batcher: EncounterBatcher, cast: Cast) -> None:
     patients = {brand: await cast.patient(brand) for brand in ("loop", "loopbio")}
 
     kept = await asyncio.gather(
         *(
-            recorder.insert(brand, new(patients[other], brand_id=brand))
+            batcher.insert(brand, new(patients[other], brand_id=brand))
             for brand in patients
             for other in patients
             for _ in range(5)
@@ -238,11 +238,9 @@ async def test_each_brand_goes_for_itself(recorder: EncounterBatcher, cast: Cast
     assert [each.patient_is_known for each in kept] == [True] * 5 + [False] * 10 + [True] * 5
 
 
-async def test_who_gives_up_before_it_is_sent_is_not_sent_and_the_others_are(
-    recorder: EncounterBatcher, cast: Cast
-) -> None:
+async def test_a_recording_cancelled_in_the_queue_is_not_sent(batcher: EncounterBatcher, cast: Cast) -> None:
     patient_id = await cast.patient()
-    tasks = [asyncio.create_task(recorder.insert("loop", new(patient_id))) for _ in range(10)]
+    tasks = [asyncio.create_task(batcher.insert("loop", new(patient_id))) for _ in range(10)]
     await asyncio.sleep(0)
     tasks[3].cancel()
 
@@ -252,68 +250,68 @@ async def test_who_gives_up_before_it_is_sent_is_not_sent_and_the_others_are(
     assert await cast.count("encounters", patient_id) == 9
 
 
-async def test_who_waits_too_long_for_a_turn_is_refused_and_nothing_of_theirs_is_kept(
+async def test_a_recording_that_waits_too_long_in_the_queue_is_refused(
     database: Database, database_url: str, cast: Cast
 ) -> None:
-    recorder = EncounterBatcher(database, timedelta(days=7), queue_timeout=0.2)
+    batcher = EncounterBatcher(database, timedelta(days=7), queue_timeout=0.2)
     patient_id = await cast.patient()
     blocker = await asyncpg.connect(database_url)
     async with blocker.transaction():
         await blocker.execute("SELECT FROM patient_graph.patients WHERE id = $1 FOR UPDATE", patient_id)
-        under_way = []
+        waiting_recordings = []
         for number in range(MAX_IN_FLIGHT):
-            under_way.append(asyncio.create_task(recorder.insert("loop", new(patient_id))))
+            waiting_recordings.append(asyncio.create_task(batcher.insert("loop", new(patient_id))))
             await wait_until(partial(waiting, cast, number + 1))
 
         refused = await asyncio.gather(
-            *(recorder.insert("loop", new(patient_id)) for _ in range(5)), return_exceptions=True
+            *(batcher.insert("loop", new(patient_id)) for _ in range(5)), return_exceptions=True
         )
     await blocker.close()
 
     assert [type(each) for each in refused] == [TemporarilyUnavailable] * 5
-    assert all(each.created_at for each in await asyncio.gather(*under_way))
+    assert all(each.created_at for each in await asyncio.gather(*waiting_recordings))
     assert await cast.count("encounters", patient_id) == MAX_IN_FLIGHT
-    # And it serves on.
-    assert (await recorder.insert("loop", new(patient_id))).created_at is not None
+    # The batcher still works.
+    assert (await batcher.insert("loop", new(patient_id))).created_at is not None
 
 
-async def test_who_has_waited_for_a_turn_waits_so_much_less_for_a_connection(
+async def test_time_in_the_queue_reduces_the_timeout_for_a_connection(
     database_url: str, cast: Cast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = await Database.connect(database_url, role=APP_ROLE, size=1, acquire_seconds=30, statement_seconds=30)
-    recorder = EncounterBatcher(database, timedelta(days=7), queue_timeout=1)
-    patient_id, patience = await cast.patient(), []
-    at_once = Database.autocommit
+    batcher = EncounterBatcher(database, timedelta(days=7), queue_timeout=1)
+    patient_id, timeouts = await cast.patient(), []
+    original = Database.autocommit
 
-    def noted(self: Database, brand_id: str, within_seconds: float) -> Any:
-        patience.append(within_seconds)
-        return at_once(self, brand_id, within_seconds)
+    def measured(self: Database, brand_id: str, within_seconds: float) -> Any:
+        timeouts.append(within_seconds)
+        return original(self, brand_id, within_seconds)
 
-    monkeypatch.setattr(Database, "autocommit", noted)
+    monkeypatch.setattr(Database, "autocommit", measured)
     async with database.connection("loop"):
         tasks = []
-        # One statement after the other, until all that may be under way wait for the one connection; then some more.
+        # Statements up to the limit wait for the one connection; then as many recordings wait for a statement.
         for number in range(2 * MAX_IN_FLIGHT):
-            tasks.append(asyncio.create_task(recorder.insert("loop", new(patient_id))))
-            await wait_until(partial(has_sent, patience, min(number + 1, MAX_IN_FLIGHT)))
+            tasks.append(asyncio.create_task(batcher.insert("loop", new(patient_id))))
+            await wait_until(partial(has_sent, timeouts, min(number + 1, MAX_IN_FLIGHT)))
         refused = await asyncio.gather(*tasks, return_exceptions=True)
     await database.close()
 
     assert [type(each) for each in refused] == [TemporarilyUnavailable] * 2 * MAX_IN_FLIGHT
-    assert all(each > 0.9 for each in patience[:MAX_IN_FLIGHT])
-    assert all(each < 0.5 for each in patience[MAX_IN_FLIGHT:])
+    assert all(each > 0.9 for each in timeouts[:MAX_IN_FLIGHT])
+    assert all(each < 0.5 for each in timeouts[MAX_IN_FLIGHT:])
 
 
-async def has_sent(patience: list[float], number: int) -> bool:
-    return len(patience) >= number
+async def has_sent(timeouts: list[float], number: int) -> bool:
+    return len(timeouts) >= number
 
 
-async def test_statements_that_claim_the_same_words_for_several_clients_do_not_lock_each_other_out(
+async def test_statements_with_one_key_of_several_clients_do_not_deadlock(
     database_url: str, database: Database, cast: Cast
 ) -> None:
-    # Two that claim (one, k) and (other, k) in opposite order, each held up between its two claims by another key.
+    # Two statements claim (client-1, k) and (client-2, k) in opposite order; a third key blocks each in between.
     patient_id, key = await cast.patient(), str(uuid4())
-    recorders = [EncounterBatcher(database, timedelta(days=7), queue_timeout=30) for _ in range(2)]
+    batchers = [EncounterBatcher(database, timedelta(days=7), queue_timeout=30) for _ in range(2)]
     orders = (("client-1", "client-2"), ("client-2", "client-1"))
     blockers = []
     for client in ("middle-1", "middle-2"):
@@ -326,8 +324,8 @@ async def test_statements_that_claim_the_same_words_for_several_clients_do_not_l
             client, key, patient_id, uuid4(),
         )  # fmt: skip
     tasks = [
-        asyncio.create_task(recorder.insert("loop", new(patient_id, key=key, client_id=client)))
-        for recorder, (first, second), middle in zip(recorders, orders, ("middle-1", "middle-2"), strict=True)
+        asyncio.create_task(batcher.insert("loop", new(patient_id, key=key, client_id=client)))
+        for batcher, (first, second), middle in zip(batchers, orders, ("middle-1", "middle-2"), strict=True)
         for client in (first, middle, second)
     ]
     await wait_until(partial(waiting, cast, 2))

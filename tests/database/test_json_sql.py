@@ -1,4 +1,4 @@
-"""What PostgreSQL writes of a row is, to the letter, what Python writes of it."""
+"""The JSON that PostgreSQL writes of a row is byte for byte that of Python."""
 
 from datetime import UTC, datetime
 
@@ -11,7 +11,7 @@ from resolvers.sql import Statement
 
 
 @pytest.mark.parametrize("year", [1, 1900, 2026, 9999])
-async def test_an_instant_has_all_its_digits_or_none(database_url: str, year: int) -> None:
+async def test_an_instant_has_six_fractional_digits_or_none(database_url: str, year: int) -> None:
     micros = [0, 1, 999_999, *(digit * 10**zeros for zeros in range(6) for digit in (1, 5, 9))]
     instants = [datetime(year, 12, 31, 23, 59, 59, each, UTC) for each in micros]
     database = await Database.connect(database_url, role=APP_ROLE, size=1, acquire_seconds=5, statement_seconds=5)

@@ -1,4 +1,4 @@
-"""A duty is done by one gateway at a time, and by another within seconds when the first is gone."""
+"""Leased jobs: one process runs a job at a time; another takes over within seconds."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,6 +12,7 @@ from gateway.database.database import RELAY_ROLE, Database
 from gateway.jobs import LeasedJob, run_jobs, take_lease
 from resolvers.idempotency import prune_keys
 from tests.cast import Cast
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -21,12 +22,12 @@ async def relay(database_url: str) -> AsyncIterator[Database]:
     await database.close()
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "LEASE_TIME", timedelta(milliseconds=200))
 
 
-async def test_one_holds_a_lease_and_may_renew_it(relay: Database) -> None:
+async def test_a_lease_has_one_holder_which_may_renew_it(relay: Database) -> None:
     name, one, two = str(uuid4()), uuid4(), uuid4()
 
     assert await take_lease(relay, name, one)
@@ -34,71 +35,75 @@ async def test_one_holds_a_lease_and_may_renew_it(relay: Database) -> None:
     assert not await take_lease(relay, name, two)
 
 
-async def test_another_takes_over_when_the_holder_is_gone(relay: Database) -> None:
-    rounds: list[str] = []
+@pytest.mark.usefixtures("short_leases")
+async def test_another_process_takes_over_when_the_holder_stops(relay: Database) -> None:
+    runs: list[str] = []
 
-    def duty(who: str) -> LeasedJob:
-        async def round_(_: Database) -> bool:
-            rounds.append(who)
+    def job(who: str) -> LeasedJob:
+        async def run_once(_: Database) -> bool:
+            runs.append(who)
             return False
 
-        return LeasedJob(name, round_, pause_seconds=0.01)
+        return LeasedJob(name, run_once, pause_seconds=0.01)
 
     name = str(uuid4())
-    first = asyncio.create_task(run_jobs(relay, [duty("first")]))
-    await _until(lambda: "first" in rounds)
-    second = asyncio.create_task(run_jobs(relay, [duty("second")]))
+    first = asyncio.create_task(run_jobs(relay, [job("first")]))
+    await wait_until(lambda: "first" in runs)
+    second = asyncio.create_task(run_jobs(relay, [job("second")]))
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
 
-    await _until(lambda: "second" in rounds)
+    await wait_until(lambda: "second" in runs)
 
     second.cancel()
     await asyncio.gather(second, return_exceptions=True)
 
 
-async def test_another_takes_over_from_one_who_died_without_a_word(relay: Database) -> None:
-    rounds = 0
+@pytest.mark.usefixtures("short_leases")
+async def test_another_process_takes_over_when_a_lease_expires(relay: Database) -> None:
+    runs = 0
 
-    async def round_(_: Database) -> bool:
-        nonlocal rounds
-        rounds += 1
+    async def run_once(_: Database) -> bool:
+        nonlocal runs
+        runs += 1
         return False
 
     name = str(uuid4())
     assert await take_lease(relay, name, uuid4())
-    living = asyncio.create_task(run_jobs(relay, [LeasedJob(name, round_, pause_seconds=0.01)]))
+    successor = asyncio.create_task(run_jobs(relay, [LeasedJob(name, run_once, pause_seconds=0.01)]))
 
-    await _until(lambda: rounds)
+    await wait_until(lambda: runs)
 
-    living.cancel()
-    await asyncio.gather(living, return_exceptions=True)
+    successor.cancel()
+    await asyncio.gather(successor, return_exceptions=True)
 
 
-async def test_the_lease_is_kept_through_a_round_longer_than_it(relay: Database) -> None:
+@pytest.mark.usefixtures("short_leases")
+async def test_a_lease_is_renewed_during_a_long_run(relay: Database) -> None:
     started, finish, other = asyncio.Event(), asyncio.Event(), uuid4()
 
-    async def long_round(_: Database) -> bool:
+    async def long_run(_: Database) -> bool:
         started.set()
         await finish.wait()
         return False
 
     name = str(uuid4())
-    at_work = asyncio.create_task(run_jobs(relay, [LeasedJob(name, long_round, pause_seconds=0.01)]))
+    running = asyncio.create_task(run_jobs(relay, [LeasedJob(name, long_run, pause_seconds=0.01)]))
     await started.wait()
     until = asyncio.get_running_loop().time() + 3 * jobs.LEASE_TIME.total_seconds()
     while asyncio.get_running_loop().time() < until:
         assert not await take_lease(relay, name, other)
 
-    at_work.cancel()
-    await asyncio.gather(at_work, return_exceptions=True)
-    assert await take_lease(relay, name, other), "it was given up"
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert await take_lease(relay, name, other), "the lease was not released"
 
 
-async def test_a_round_is_cut_off_when_another_has_the_lease(relay: Database, cast: Cast) -> None:
+@pytest.mark.usefixtures("short_leases")
+async def test_a_run_is_cancelled_when_its_lease_is_lost(relay: Database, cast: Cast) -> None:
     started, cut_off = asyncio.Event(), asyncio.Event()
 
-    async def long_round(_: Database) -> bool:
+    async def long_run(_: Database) -> bool:
         started.set()
         try:
             await asyncio.Event().wait()
@@ -107,7 +112,7 @@ async def test_a_round_is_cut_off_when_another_has_the_lease(relay: Database, ca
         return False
 
     name = str(uuid4())
-    at_work = asyncio.create_task(run_jobs(relay, [LeasedJob(name, long_round, pause_seconds=0.01)]))
+    running = asyncio.create_task(run_jobs(relay, [LeasedJob(name, long_run, pause_seconds=0.01)]))
     await started.wait()
     await cast.connection.execute(
         "UPDATE gateway.leases SET holder = gen_random_uuid(), expires_at = now() + '1 hour' WHERE name = $1", name
@@ -116,11 +121,11 @@ async def test_a_round_is_cut_off_when_another_has_the_lease(relay: Database, ca
     async with asyncio.timeout(5):
         await cut_off.wait()
 
-    at_work.cancel()
-    await asyncio.gather(at_work, return_exceptions=True)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
 
 
-async def test_expired_keys_are_pruned_and_others_are_not(relay: Database, cast: Cast) -> None:
+async def test_only_expired_idempotency_keys_are_deleted(relay: Database, cast: Cast) -> None:
     patient_id = await cast.patient()
     for key, age in (("old", "-1 second"), ("young", "1 day")):
         await cast.connection.execute(
@@ -138,9 +143,3 @@ async def test_expired_keys_are_pruned_and_others_are_not(relay: Database, cast:
         "SELECT key FROM patient_graph.idempotency_keys WHERE patient_id = $1", patient_id
     )
     assert [row["key"] for row in kept] == [f"{patient_id}-young"]
-
-
-async def _until(condition) -> None:
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - the condition is a list that a duty appends to
-            await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""The second wall: what the gateway's own role may do in the database, whatever the gateway asks for."""
+"""Isolation inside PostgreSQL: row-level security and the privileges of both roles."""
 
 from collections.abc import AsyncIterator
 from uuid import uuid4
@@ -14,7 +14,7 @@ from tests.cast import Cast
 
 @pytest.fixture
 async def app(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    """A connection as the gateway has it, for the brand `loop`."""
+    """A connection with the role of the gateway, for the brand `loop`."""
     connection = await asyncpg.connect(database_url, server_settings={"role": APP_ROLE, "app.brand_id": "loop"})
     yield connection
     await connection.close()
@@ -31,18 +31,18 @@ async def foreign_patient(cast: Cast) -> str:
     return patient_id
 
 
-async def test_rows_of_another_brand_are_not_there(app: asyncpg.Connection, foreign_patient: str) -> None:
+async def test_rows_of_another_brand_are_invisible(app: asyncpg.Connection, foreign_patient: str) -> None:
     for table, column in (("patients", "id"), ("encounters", "patient_id")):
         seen = await app.fetch(f"SELECT 1 FROM patient_graph.{table} WHERE {column} = $1", foreign_patient)
         assert seen == []
 
 
-async def test_rows_of_another_brand_cannot_be_written(app: asyncpg.Connection) -> None:
+async def test_rows_of_another_brand_cannot_be_inserted(app: asyncpg.Connection) -> None:
     with pytest.raises(asyncpg.InsufficientPrivilegeError, match="row-level security"):
         await app.execute("INSERT INTO patient_graph.patients (id, brand_id) VALUES ($1, 'loopbio')", str(uuid4()))
 
 
-async def test_without_a_brand_nothing_is_there(database_url: str, cast: Cast) -> None:
+async def test_without_a_brand_no_row_is_visible(database_url: str, cast: Cast) -> None:
     await cast.patient()
     connection = await asyncpg.connect(database_url, server_settings={"role": APP_ROLE})
 
@@ -53,25 +53,25 @@ async def test_without_a_brand_nothing_is_there(database_url: str, cast: Cast) -
 
 @pytest.mark.parametrize("table", ["audit_log", "encounter_versions"])
 @pytest.mark.parametrize("statement", ["UPDATE {} SET brand_id = 'x'", "DELETE FROM {}", "TRUNCATE {}"])
-async def test_the_audit_log_and_the_versions_can_be_appended_to_and_read_only(
+async def test_audit_log_and_versions_cannot_be_changed_or_deleted(
     app: asyncpg.Connection, statement: str, table: str
 ) -> None:
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         await app.execute(statement.format(f"patient_graph.{table}"))
 
 
-async def test_every_table_has_its_wall(cast: Cast) -> None:
-    walled = await cast.connection.fetch(
+async def test_every_table_has_row_level_security(cast: Cast) -> None:
+    with_policies = await cast.connection.fetch(
         "SELECT relname FROM pg_class WHERE relnamespace = 'patient_graph'::regnamespace AND relkind = 'r'"
         " AND relrowsecurity"
     )
 
-    assert {row["relname"] for row in walled} == {
+    assert {row["relname"] for row in with_policies} == {
         table.name for table in Table.metadata.tables.values() if table.schema == SCHEMA
     }
 
 
-async def test_the_role_owns_nothing_and_passes_by_nothing(app: asyncpg.Connection) -> None:
+async def test_the_app_role_owns_nothing_and_bypasses_no_policy(app: asyncpg.Connection) -> None:
     role = await app.fetchrow("SELECT rolsuper, rolbypassrls, rolcreaterole FROM pg_roles WHERE rolname = $1", APP_ROLE)
     owned = await app.fetchval("SELECT count(*) FROM pg_class WHERE relowner = $1::regrole", APP_ROLE)
 
@@ -91,7 +91,7 @@ async def test_the_role_owns_nothing_and_passes_by_nothing(app: asyncpg.Connecti
         "DELETE FROM patient_graph.outbox",
     ],
 )
-async def test_who_serves_reads_the_feed_and_cannot_change_it(app: asyncpg.Connection, statement: str) -> None:
+async def test_the_app_role_cannot_change_the_feed(app: asyncpg.Connection, statement: str) -> None:
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         await app.execute(statement)
 
@@ -106,7 +106,7 @@ async def test_who_serves_reads_the_feed_and_cannot_change_it(app: asyncpg.Conne
         "DELETE FROM gateway.watermark",
     ],
 )
-async def test_the_relay_sees_no_encounter_and_makes_up_no_event(database_url: str, statement: str) -> None:
+async def test_the_relay_role_reads_no_encounter_and_inserts_no_event(database_url: str, statement: str) -> None:
     connection = await asyncpg.connect(database_url, server_settings={"role": RELAY_ROLE})
 
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
@@ -115,7 +115,7 @@ async def test_the_relay_sees_no_encounter_and_makes_up_no_event(database_url: s
     await connection.close()
 
 
-# Columns that may hold what was written about a patient, or what names a patient elsewhere.
+# Columns that may contain text about a patient, or the patient's identifiers elsewhere.
 CLINICAL = {
     "patients": {"external_ids"},
     "encounters": {member.name for member in MEMBERS.values() if member.clinical},
@@ -123,7 +123,7 @@ CLINICAL = {
     "idempotency_keys": {"answer"},
 }
 
-# A new column is one that the relay may not read, until it stands here.
+# A new column fails the test until it is listed here or unreadable for the relay.
 READ_BY_THE_RELAY = {
     "idempotency_keys": {"key", "expires_at"},
     "outbox": {
@@ -140,7 +140,7 @@ READ_BY_THE_RELAY = {
 }  # fmt: skip
 
 
-async def test_the_relay_reads_no_clinical_column_of_any_table(cast: Cast) -> None:
+async def test_the_relay_role_reads_no_clinical_column_of_any_table(cast: Cast) -> None:
     rows = await cast.connection.fetch(
         "SELECT relname, array_agg(attname::text) AS columns FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid"
         " WHERE relnamespace = 'patient_graph'::regnamespace AND relkind = 'r' AND attnum > 0 AND NOT attisdropped"

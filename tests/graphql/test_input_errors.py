@@ -1,4 +1,4 @@
-"""What of an input is told to be wrong: each fault once, at its place, with the names that would do."""
+"""Violations of an input: each fault once, with its pointer and the allowed names."""
 
 from typing import Any
 
@@ -16,8 +16,8 @@ SECRET = "tuberculosis"
 VISIT = {"brandId": "loop", "encounterType": "LAB"}
 
 
-async def told(service: Service, query: str, **variables: Any) -> list[dict[str, Any]]:
-    """Give the violations of what is refused, having seen that nothing of it is repeated."""
+async def violations_of(service: Service, query: str, **variables: Any) -> list[dict[str, Any]]:
+    """Return the violations of a refused request; assert that its values are not repeated."""
     content = json_body({"query": query, "variables": variables})
     answer = await service.rest("POST", "/graphql", headers={"content-type": "application/json"}, content=content)
     assert SECRET not in answer.text
@@ -25,16 +25,16 @@ async def told(service: Service, query: str, **variables: Any) -> list[dict[str,
     return [each for error in answer.json()["errors"] for each in error["extensions"]["violations"]]
 
 
-def places(violations: list[dict[str, Any]]) -> list[tuple[str, str]]:
+def pointers_and_rules(violations: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return [(each["pointer"], each["rule"]) for each in violations]
 
 
-async def test_snake_case_members_are_each_told_once_with_the_name_that_would_do(service: Service) -> None:
+async def test_each_snake_case_member_is_reported_once_with_the_right_name(service: Service) -> None:
     sent = {"brand_id": "loop", "encounter_type": "LAB", "provider_id": SECRET, "notes": SECRET}
 
-    violations = await told(service, RECORD, patientId="x", input=sent)
+    violations = await violations_of(service, RECORD, patientId="x", input=sent)
 
-    assert places(violations) == [
+    assert pointers_and_rules(violations) == [
         (f"/variables/input/{name}", "unknown_member") for name in ("brand_id", "encounter_type", "provider_id")
     ]
     assert [each["message"].split("did you mean ")[1] for each in violations] == [
@@ -45,10 +45,10 @@ async def test_snake_case_members_are_each_told_once_with_the_name_that_would_do
     assert all(each["allowed"] == INPUT for each in violations)
 
 
-async def test_a_name_that_is_near_none_of_ours_is_not_repeated(service: Service) -> None:
+async def test_an_unknown_name_without_a_similar_known_one_is_not_repeated(service: Service) -> None:
     sent = VISIT | {SECRET: 1, f"{SECRET} {SECRET}": 2, "\ud83d": 3}
 
-    [violation] = await told(service, RECORD, patientId="x", input=sent)
+    [violation] = await violations_of(service, RECORD, patientId="x", input=sent)
 
     assert (violation["pointer"], violation["rule"]) == ("/variables/input", "unknown_member")
     assert violation["allowed"] == INPUT
@@ -83,19 +83,19 @@ FAULTS: list[tuple[str, dict[str, Any], list[tuple[str, str]]]] = [
 
 
 @pytest.mark.parametrize(("query", "variables", "expected"), FAULTS, ids=str)
-async def test_each_fault_of_a_variable_is_told_at_its_place(
+async def test_each_fault_of_a_variable_is_reported_with_its_pointer(
     service: Service, query: str, variables: dict[str, Any], expected: list[tuple[str, str]]
 ) -> None:
-    violations = await told(service, query, **{"patientId": "x"} | variables)
+    violations = await violations_of(service, query, **{"patientId": "x"} | variables)
 
-    assert places(violations) == [(f"/variables{pointer}", rule) for pointer, rule in expected]
+    assert pointers_and_rules(violations) == [(f"/variables{pointer}", rule) for pointer, rule in expected]
 
 
-async def test_a_variable_under_nearly_its_name_is_hinted_at(service: Service) -> None:
-    [violation] = await told(service, RECORD, patient_id="x", input=VISIT)
+async def test_a_misspelt_variable_name_is_hinted_at(service: Service) -> None:
+    [violation] = await violations_of(service, RECORD, patient_id="x", input=VISIT)
 
     assert (violation["pointer"], violation["rule"]) == ("/variables/patientId", "required")
-    assert "nearly this name" in violation["message"]
+    assert "similar name" in violation["message"]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ async def test_a_variable_under_nearly_its_name_is_hinted_at(service: Service) -
         ('{brandId: "loop", encounterType: LAB, tuberculosis: 1}', ["unknown_member"]),
     ],
 )  # fmt: skip
-async def test_each_fault_of_a_literal_is_told_with_its_line(
+async def test_each_fault_of_a_literal_is_reported_with_its_line(
     service: Service, literal: str, expected: list[str]
 ) -> None:
     query = f'mutation {{\n recordEncounter(patientId: "x", input: {literal}) {{ __typename }} }}'
@@ -122,7 +122,7 @@ async def test_each_fault_of_a_literal_is_told_with_its_line(
     assert SECRET not in str(body)
 
 
-async def test_in_a_batch_each_operation_tells_its_own(database_url: str) -> None:
+async def test_in_a_batch_each_operation_reports_its_own_faults(database_url: str) -> None:
 
     async with Service.running(Settings(database_url=database_url, batch_operations=2)) as service:
         wrong = {
@@ -135,8 +135,8 @@ async def test_in_a_batch_each_operation_tells_its_own(database_url: str) -> Non
     assert violation["pointer"] == "/variables/input/brand_id"
 
 
-async def test_faults_without_number_are_told_up_to_twenty(service: Service) -> None:
-    violations = await told(service, MANY, many=[{}] * 5_000)
+async def test_at_most_twenty_faults_are_reported(service: Service) -> None:
+    violations = await violations_of(service, MANY, many=[{}] * 5_000)
 
     assert len(violations) == 20
 
@@ -157,38 +157,36 @@ PARTS = {
 @pytest.mark.parametrize("by", ["variable", "variable in a literal", "literal"])
 async def test_null_in_a_filter_is_refused(service: Service, cast: Cast, member: str, by: str) -> None:
     type_ = PARTS[member]
-    ways: dict[str, tuple[str, str, dict[str, Any]]] = {
+    forms: dict[str, tuple[str, str, dict[str, Any]]] = {
         "variable": ("($where: EncounterFilter)", "$where", {"where": {member: None}}),
         "variable in a literal": (f"($part: {type_})", f"{{{member}: $part}}", {"part": None}),
         "literal": ("", f"{{{member}: null}}", {}),
     }
-    declared, where, variables = ways[by]
+    declared, where, variables = forms[by]
     page = f"encounters(where: {where}) {{ nodes {{ id }} }}"
     query = f'query {declared} {{ patient(id: "{await cast.patient()}") {{ {page} }} }}'
 
-    [violation] = await told(service, query, **variables)
+    [violation] = await violations_of(service, query, **variables)
 
     assert (violation["pointer"], violation["rule"]) == (f"/where/{member}", "null")
 
 
 @pytest.mark.parametrize("fields", ["nodes { id }", "nodes { id history { version } }"], ids=["planned", "executed"])
-async def test_a_filter_that_is_null_is_refused_and_one_that_is_left_out_is_not(
-    service: Service, cast: Cast, fields: str
-) -> None:
+async def test_a_null_filter_is_refused_and_an_omitted_one_accepted(service: Service, cast: Cast, fields: str) -> None:
     patient_id = await cast.patient()
     page = f"patient(id: $id) {{ encounters(where: $where) {{ {fields} }} }}"
     query = f"query ($id: ID!, $where: EncounterFilter) {{ {page} }}"
     literal = f"query ($id: ID!) {{ {page.replace('$where', 'null')} }}"
 
-    [by_variable] = await told(service, query, id=patient_id, where=None)
-    [by_literal] = await told(service, literal, id=patient_id)
+    [by_variable] = await violations_of(service, query, id=patient_id, where=None)
+    [by_literal] = await violations_of(service, literal, id=patient_id)
     left_out = await service.graphql(query, {"id": patient_id})
 
-    assert places([by_variable, by_literal]) == [("/where", "null")] * 2
+    assert pointers_and_rules([by_variable, by_literal]) == [("/where", "null")] * 2
     assert left_out == {"data": {"patient": {"encounters": {"nodes": []}}}}
 
 
-async def test_a_stream_of_a_patient_that_is_null_is_refused(service: Service) -> None:
+async def test_a_subscription_with_a_null_patient_is_refused(service: Service) -> None:
     headers = {"accept": "text/event-stream"}
     query = "subscription ($of: ID) { encounterEvents(patientId: $of) { cursor } }"
 
@@ -211,7 +209,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("fields", ["id", "id history { version }"], ids=["planned", "executed"])
-async def test_an_id_is_known_in_its_hyphenated_form_alone(
+async def test_an_id_is_accepted_only_in_its_hyphenated_form(
     service: Service, cast: Cast, form: Any, fields: str
 ) -> None:
     recorded = await service.graphql(RECORD, {"patientId": await cast.patient(), "input": VISIT})
@@ -232,7 +230,7 @@ def recording(metadata: str, declared: str = "") -> str:
     return f"mutation ($id: ID!{declared}) {{ recordEncounter(patientId: $id, input: {given}) {shown} }}"
 
 
-async def test_a_variable_that_is_missing_below_metadata_stores_nothing(service: Service, cast: Cast) -> None:
+async def test_a_missing_variable_below_metadata_omits_its_member(service: Service, cast: Cast) -> None:
     query = recording("{a: 1, b: $b, c: [$b, 2], d: {e: $b}, f: null}", ", $b: JSON")
     patient_id = await cast.patient()
 
@@ -247,14 +245,14 @@ async def test_a_variable_that_is_missing_below_metadata_stores_nothing(service:
 
 
 @pytest.mark.parametrize("metadata", ["{room: WARD}", "{rooms: [1, WARD]}", "{a: {b: LAB}}", "WARD"])
-async def test_a_bare_word_below_metadata_is_refused(service: Service, metadata: str) -> None:
-    [violation] = await told(service, recording(metadata), id="x")
+async def test_an_enum_literal_below_metadata_is_refused(service: Service, metadata: str) -> None:
+    [violation] = await violations_of(service, recording(metadata), id="x")
 
     assert violation["rule"] == "type"
     assert "metadata must be of type JSON" in violation["message"]
 
 
-async def test_an_enums_value_below_metadata_is_refused(service: Service, cast: Cast) -> None:
+async def test_an_enum_variable_below_metadata_is_refused(service: Service, cast: Cast) -> None:
     query = recording("{kind: $kind}", ", $kind: EncounterType")
 
     body = await service.graphql(query, {"id": await cast.patient(), "kind": "LAB"})

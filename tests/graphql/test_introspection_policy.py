@@ -1,4 +1,4 @@
-"""Who is told what can be asked: introspection, suggestions and the explorer are one policy."""
+"""Schema visibility: one policy for introspection, suggestions and the explorer."""
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
@@ -33,19 +33,19 @@ async def verify(token: str) -> Caller:
     return Caller(token, READER | ({"read:schema"} if token == "explorer" else set()), brand_id="loop")
 
 
-def served(database_url: str, **chosen: Any) -> AbstractAsyncContextManager[Service]:
+def serve_with_policy(database_url: str, **chosen: Any) -> AbstractAsyncContextManager[Service]:
     return Service.running(Settings(database_url=database_url, **chosen), verify)
 
 
 @pytest.fixture(scope="module")
 async def scoped(database_url: str) -> AsyncIterator[Service]:
-    async with served(database_url, explorer="scoped") as running:
+    async with serve_with_policy(database_url, explorer="scoped") as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 async def closed(database_url: str) -> AsyncIterator[Service]:
-    async with served(database_url, explorer="off") as running:
+    async with serve_with_policy(database_url, explorer="off") as running:
         yield running
 
 
@@ -65,13 +65,13 @@ def production(**chosen: Any) -> Settings:
     )
 
 
-def test_it_is_open_in_development_mode_and_else_off() -> None:
+def test_schema_visibility_is_open_in_development_mode_and_off_otherwise() -> None:
     assert (Settings().exploring, Settings().explorer_pages) == ("open", True)
     assert (production().exploring, production().explorer_pages) == ("off", False)
 
 
 @pytest.mark.parametrize(("policy", "pages"), [("open", True), ("scoped", True), ("off", False)])
-def test_the_page_is_served_unless_nobody_may_explore(policy: Any, pages: bool) -> None:
+def test_the_explorer_page_is_served_unless_the_policy_is_off(policy: Any, pages: bool) -> None:
     assert Settings(explorer=policy).explorer_pages is pages
     assert production(explorer=policy).explorer_pages is pages
 
@@ -83,7 +83,7 @@ def test_the_page_is_served_unless_nobody_may_explore(policy: Any, pages: bool) 
 @pytest.mark.parametrize(
     "wrapped", ["{}", "{} fragment Unused on Query {{ __typename }}"], ids=["alone", "in an invalid document"]
 )
-async def test_where_it_is_off_nobody_is_told_the_schema(closed: Service, query: str, wrapped: str) -> None:
+async def test_policy_off_refuses_introspection_for_every_caller(closed: Service, query: str, wrapped: str) -> None:
     answer = await ask(closed, wrapped.format(query), token="explorer")
 
     assert answer.status_code == 400
@@ -100,11 +100,11 @@ async def test_where_it_is_off_nobody_is_told_the_schema(closed: Service, query:
         "{ ... { a: __schema { queryType { name } } } }",
     ],
 )
-async def test_a_fragment_hides_no_introspection(closed: Service, query: str) -> None:
+async def test_introspection_in_a_fragment_is_refused(closed: Service, query: str) -> None:
     assert (await ask(closed, query)).json()["errors"][0]["extensions"]["violations"][0]["rule"] == "introspection"
 
 
-async def test_the_name_of_a_type_is_told_to_everyone(closed: Service, scoped: Service, cast: Cast) -> None:
+async def test_typename_is_allowed_under_every_policy(closed: Service, scoped: Service, cast: Cast) -> None:
     query = f'{{ __typename patient(id: "{await cast.patient()}") {{ __typename }} }}'
 
     for service in (closed, scoped):
@@ -113,12 +113,12 @@ async def test_the_name_of_a_type_is_told_to_everyone(closed: Service, scoped: S
         }
 
 
-async def test_where_it_takes_a_scope_who_holds_it_is_told_the_schema(scoped: Service) -> None:
+async def test_policy_scoped_allows_introspection_with_the_scope(scoped: Service) -> None:
     assert (await ask(scoped, INTROSPECTION, token="explorer")).json()["data"]["__schema"]["types"]
 
 
 @pytest.mark.parametrize("accept", [RESPONSE, "application/json"])
-async def test_where_it_takes_a_scope_the_others_are_told_which(scoped: Service, accept: str) -> None:
+async def test_policy_scoped_refuses_others_and_names_the_scope(scoped: Service, accept: str) -> None:
     answer = await ask(scoped, INTROSPECTION, accept=accept)
 
     assert answer.status_code == 403
@@ -129,13 +129,13 @@ async def test_where_it_takes_a_scope_the_others_are_told_which(scoped: Service,
 
 
 async def test_a_refused_introspection_counts_as_a_read(database_url: str) -> None:
-    async with served(database_url, explorer="scoped", rate_reads_per_minute=2) as service:
+    async with serve_with_policy(database_url, explorer="scoped", rate_reads_per_minute=2) as service:
         statuses = [(await ask(service, INTROSPECTION)).status_code for _ in range(3)]
 
     assert statuses == [403, 403, 429]
 
 
-async def test_a_socket_tells_no_more(database_url: str) -> None:
+async def test_the_policy_holds_on_a_websocket(database_url: str) -> None:
     settings = Settings(database_url=database_url, explorer="scoped")
     async with GatewayServer.serving(settings, verify) as sockets:
         async with sockets.authenticated("reader") as websocket:
@@ -149,11 +149,13 @@ async def test_a_socket_tells_no_more(database_url: str) -> None:
 
 
 @pytest.mark.parametrize("query", SUGGESTING.values(), ids=SUGGESTING)
-async def test_suggestions_are_for_those_who_may_know_what_exists(scoped: Service, closed: Service, query: str) -> None:
+async def test_suggestions_are_sent_only_to_callers_that_may_introspect(
+    scoped: Service, closed: Service, query: str
+) -> None:
     hidden = (await ask(scoped, query)).text
-    told = (await ask(scoped, query, token="explorer")).text
+    suggested = (await ask(scoped, query, token="explorer")).text
     hidden_again = (await ask(scoped, query)).text
-    nobody = (await ask(closed, query, token="explorer")).text
+    with_policy_off = (await ask(closed, query, token="explorer")).text
 
-    assert "Did you mean" in told
-    assert "Did you mean" not in hidden + hidden_again + nobody
+    assert "Did you mean" in suggested
+    assert "Did you mean" not in hidden + hidden_again + with_policy_off

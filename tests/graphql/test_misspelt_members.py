@@ -1,4 +1,4 @@
-"""A member of a request that is nearly a known one is refused: lost, it would change what the operation means."""
+"""A misspelt member of a request is refused: ignored, it would change the meaning of the operation."""
 
 import json
 from urllib.parse import urlencode
@@ -32,7 +32,9 @@ def members(name: str) -> dict[str, str]:
 @MISSPELT
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
-async def test_over_http(service: Service, method: str, accept: str, name: str, right: str) -> None:
+async def test_a_misspelt_member_is_refused_over_http(
+    service: Service, method: str, accept: str, name: str, right: str
+) -> None:
     path = "/graphql" if method == "POST" else f"/graphql?{urlencode(members(name))}"
     headers = {"content-type": "application/json", "accept": accept}
 
@@ -45,7 +47,7 @@ async def test_over_http(service: Service, method: str, accept: str, name: str, 
 
 
 @MISSPELT
-async def test_over_a_socket(sockets: GatewayServer, name: str, right: str) -> None:
+async def test_a_misspelt_member_is_refused_over_a_websocket(sockets: GatewayServer, name: str, right: str) -> None:
     async with sockets.connect() as websocket:
         await websocket.send(type="connection_init", payload={"authorization": "Bearer dev"})
         await websocket.receive()
@@ -58,7 +60,7 @@ async def test_over_a_socket(sockets: GatewayServer, name: str, right: str) -> N
     assert (violation["pointer"], violation["rule"]) == (f"/{right}", "misspelt_name")
 
 
-async def test_other_members_are_left_alone(service: Service) -> None:
+async def test_other_unknown_members_are_ignored(service: Service) -> None:
     sent = {"query": "{ __typename }", "id": "x", "doc_id": "y", "tracing": True, "queryId": 1}
 
     answer = await service.rest("POST", "/graphql", json=sent)

@@ -1,4 +1,4 @@
-"""Which fields can be merged: our rule accepts and refuses exactly the documents that graphql-core's does."""
+"""The rule on overlapping fields accepts and refuses the same documents as graphql-core's."""
 
 import re
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ ARGUMENTS = {"size": [f"(of: {each})" if each else "" for each in IN], "node": [
 
 
 def overlapping(name: str) -> list[str]:
-    """Give the types that may be asked for within a type."""
+    """Return the types that a fragment within a type may have."""
     parent = ABSTRACT.type_map[name]
     assert is_composite_type(parent)
     return [each for each in TYPES if do_types_overlap(ABSTRACT, parent, ABSTRACT.type_map[each])]  # type: ignore[arg-type]
@@ -52,7 +52,7 @@ def overlapping(name: str) -> list[str]:
 
 @st.composite
 def selections(draw: st.DrawFn, name: str, fragments: Mapping[str, str], levels: int = 4) -> str:
-    """A selection set of few names, so that they meet."""
+    """A selection set of few names, so that they often overlap."""
     fields = {"__typename": None, **getattr(ABSTRACT.type_map[name], "fields", {})}
     spreads = [each for each, on in fragments.items() if name in overlapping(on)]
     written = []
@@ -83,31 +83,31 @@ def documents(draw: st.DrawFn) -> str:
     return f"query ($in: In, $other: In) {root} fragment F on {first} {within_f} fragment G on {second} {within_g}"
 
 
-def both(schema: GraphQLSchema, text: str) -> tuple[bool, bool]:
-    """Whether each of the two refuses a document that keeps every other rule."""
+def refused_by_each(schema: GraphQLSchema, text: str) -> tuple[bool, bool]:
+    """Return whether our rule and graphql-core's refuse a document that satisfies every other rule."""
     document = parse(text)
     used = set(re.findall(r"\.\.\.([FGPQAB])\b", text.split(" fragment ", maxsplit=1)[0]))
     for _ in range(3):
         for each in document.definitions:
             if isinstance(each, FragmentDefinitionNode) and each.name.value in used:
                 used |= set(re.findall(r"\.\.\.([FGPQAB])\b", print_ast(each)))
-    # A fragment that is not used is refused by another rule.
+    # Another rule refuses unused fragments.
     kept = [
         each for each in document.definitions if not isinstance(each, FragmentDefinitionNode) or each.name.value in used
     ]
     document = DocumentNode(definitions=tuple(kept))
     if validate(schema, document, OTHERS):
         return False, False
-    theirs = validate(schema, document, [OverlappingFieldsCanBeMergedRule])
-    return bool(conflicts_in(schema, document, 10)), bool(theirs)
+    by_graphql_core = validate(schema, document, [OverlappingFieldsCanBeMergedRule])
+    return bool(conflicts_in(schema, document, 10)), bool(by_graphql_core)
 
 
 @settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
 @given(text=documents())
-def test_our_rule_refuses_exactly_what_graphql_cores_does(text: str) -> None:
-    mine, theirs = both(ABSTRACT, text)
+def test_the_rule_refuses_exactly_what_graphql_core_refuses(text: str) -> None:
+    by_ours, by_graphql_core = refused_by_each(ABSTRACT, text)
 
-    assert mine == theirs
+    assert by_ours == by_graphql_core
 
 
 @pytest.mark.parametrize(
@@ -127,8 +127,8 @@ def test_our_rule_refuses_exactly_what_graphql_cores_does(text: str) -> None:
         ('{ cat { size(of: {b: ["1"]}) size(of: {b: "1"}) } }', True),
     ],
 )
-def test_what_can_be_merged_and_what_cannot(text: str, refused: bool) -> None:
-    assert both(ABSTRACT, text) == (refused, refused)
+def test_the_rule_decides_the_known_cases(text: str, refused: bool) -> None:
+    assert refused_by_each(ABSTRACT, text) == (refused, refused)
 
 
 REAL_PARTS = [
@@ -143,18 +143,18 @@ REAL_PARTS = [
     root=st.lists(st.sampled_from(REAL_PARTS), min_size=1, max_size=4),
     within=st.lists(st.sampled_from(["id", "x: id", "x: brandId", "encounters { nodes { x: id } }"]), min_size=1),
 )
-def test_our_rule_agrees_on_documents_of_this_schema_too(root: list[str], within: list[str]) -> None:
+def test_the_rule_agrees_with_graphql_core_on_the_served_schema(root: list[str], within: list[str]) -> None:
     text = (
         f"query ($id: ID!) {{ {' '.join(root)} }} fragment P on Patient {{ {' '.join(within)} }} "
         'fragment Q on Query { patient(id: "x") { ...P } }'
     )
 
-    mine, theirs = both(REAL, text)
+    by_ours, by_graphql_core = refused_by_each(REAL, text)
 
-    assert mine == theirs
+    assert by_ours == by_graphql_core
 
 
-def test_a_conflict_is_told_with_both_places() -> None:
+def test_a_conflict_is_reported_with_both_locations() -> None:
     [error] = conflicts_in(REAL, parse('{ patient(id: "x") { a: id\n a: brandId } }'), 10)
 
     assert error.message.startswith("Fields 'a' conflict because 'id' and 'brandId' are different fields.")

@@ -1,4 +1,4 @@
-"""What a document counts for."""
+"""The rate units of a document."""
 
 import pytest
 
@@ -27,13 +27,13 @@ POWERS_OF_TWO = (
         (f"mutation {{ a: {RECORD} b: {RECORD} }}", RateUnits(Kind.WRITES, 2)),
         (f"mutation {{ ...two }} fragment two on Mutation {{ a: {RECORD} b: {RECORD} }}", RateUnits(Kind.WRITES, 2)),
         (f"mutation {{ ... {{ a: {RECORD} }} ... on Mutation {{ b: {RECORD} }} }}", RateUnits(Kind.WRITES, 2)),
-        # Run once, counted once.
+        # Executed once, counted once.
         (
             f"mutation {{ a: {RECORD} ...again }} fragment again on Mutation {{ a: {RECORD} }}",
             RateUnits(Kind.WRITES, 1),
         ),
         (POWERS_OF_TWO, RateUnits(Kind.READS, 1)),
-        # What might be run counts.
+        # A field under a condition counts.
         ("{ __typename @skip(if: true) a: __typename }", RateUnits(Kind.READS, 2)),
         ("{", ONE_READ),
         ("{ nothing }", ONE_READ),
@@ -41,13 +41,11 @@ POWERS_OF_TWO = (
         ("query a { __typename } query b { __typename }", ONE_READ),
     ],
 )
-def test_an_operation_counts_for_its_root_fields_and_what_cannot_be_run_for_one_read(
-    text: str, price: RateUnits
-) -> None:
+def test_an_operation_counts_its_root_fields_and_an_invalid_one_one_read(text: str, price: RateUnits) -> None:
     assert DOCUMENTS.read(text).price(None, {}) == price
 
 
-def test_of_several_operations_the_one_that_is_named_counts() -> None:
+def test_of_several_operations_the_named_one_counts() -> None:
     document = DOCUMENTS.read(f"query look {{ __typename }} mutation record {{ a: {RECORD} b: {RECORD} }}")
 
     assert document.price("look", {}) == RateUnits(Kind.READS, 1)
@@ -66,9 +64,9 @@ MANY = "mutation ($many: [RecordEncountersItem!]!) { recordEncounters(input: $ma
         (f"mutation {{ recordEncounters(input: {ITEM}) {{ __typename }} }}", None, 1),
         ("mutation { recordEncounters(input: []) { __typename } }", None, 1),
         (MANY, [{}] * 7, 7),
-        # More than are recorded at once are refused, and nobody has to save up for that.
+        # More than 100 are refused, so the count is bounded by 100.
         (MANY, [{}] * 5_000, 100),
     ],
 )
-def test_many_encounters_count_for_as_many_writes(text: str, many: list[object] | None, units: int) -> None:
+def test_record_encounters_counts_one_write_for_each_item(text: str, many: list[object] | None, units: int) -> None:
     assert DOCUMENTS.read(text).price(None, {"many": many}) == RateUnits(Kind.WRITES, units)

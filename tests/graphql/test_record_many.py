@@ -1,4 +1,4 @@
-"""Many encounters in one request: each for itself, or all of them or none."""
+"""`recordEncounters`: items are independent, or with `allOrNothing` atomic."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -30,13 +30,13 @@ def item(patient_id: str, key: str | None = None, **members: Any) -> dict[str, A
 
 
 async def record(service: Service, *items: dict[str, Any], all_or_nothing: bool = False, **options: Any) -> Any:
-    """Record them, and give what came of each."""
+    """Record items; return the results."""
     body = await service.graphql(MANY, {"many": list(items), "all": all_or_nothing}, **options)
     assert "errors" not in body, body
     return body["data"]["recordEncounters"]["results"]
 
 
-def kinds(results: list[dict[str, Any]]) -> list[str]:
+def typenames(results: list[dict[str, Any]]) -> list[str]:
     return [each["__typename"] for each in results]
 
 
@@ -44,7 +44,7 @@ async def counts(cast: Cast, patient_id: str) -> set[int]:
     return {await cast.count(table, patient_id) for table in TABLES}
 
 
-async def test_who_may_not_record_records_none_of_many(database_url: str, cast: Cast) -> None:
+async def test_without_the_write_scope_no_item_is_recorded(database_url: str, cast: Cast) -> None:
     async def verify(_token: str) -> Caller:
         return Caller(client_id="reader", brand_id="loop", scopes=frozenset({"read:encounters"}))
 
@@ -56,7 +56,7 @@ async def test_who_may_not_record_records_none_of_many(database_url: str, cast: 
 
 
 @pytest.mark.parametrize("all_or_nothing", [False, True])
-async def test_each_of_many_is_recorded_whole_and_in_its_place(
+async def test_100_items_are_recorded_completely_and_in_order(
     service_in_either_form: Service, cast: Cast, all_or_nothing: bool
 ) -> None:
     patient_id = await cast.patient()
@@ -64,15 +64,15 @@ async def test_each_of_many_is_recorded_whole_and_in_its_place(
 
     results = await record(service_in_either_form, *items, all_or_nothing=all_or_nothing)
 
-    assert kinds(results) == ["EncounterRecorded"] * 100
+    assert typenames(results) == ["EncounterRecorded"] * 100
     assert [each["encounter"]["notes"] for each in results] == [f"Visit {number}." for number in range(100)]
     assert await counts(cast, patient_id) == {100}
     if all_or_nothing:
-        # Their ids, and so their events, are in the order of the items.
+        # The ids, and so the events, are in the order of the items.
         assert [str(row["id"]) for row in await cast.rows(patient_id)] == [each["encounter"]["id"] for each in results]
 
 
-async def test_one_that_is_refused_does_not_spoil_the_others(service: Service, cast: Cast) -> None:
+async def test_a_refused_item_does_not_affect_the_others(service: Service, cast: Cast) -> None:
     patient_id, key = await cast.patient(), str(uuid4())
     await record(service, item(patient_id, key))
 
@@ -87,7 +87,7 @@ async def test_one_that_is_refused_does_not_spoil_the_others(service: Service, c
         item(patient_id),
     )
 
-    assert kinds(results) == [
+    assert typenames(results) == [
         "EncounterRecorded",
         "PatientNotFound",
         "InvalidInput",
@@ -105,9 +105,7 @@ async def test_one_that_is_refused_does_not_spoil_the_others(service: Service, c
     assert await cast.count("encounters", patient_id) == 3
 
 
-async def test_one_that_is_refused_for_who_asks_is_null_with_an_error_at_its_place(
-    service: Service, cast: Cast
-) -> None:
+async def test_an_item_of_another_brand_is_null_with_an_error_at_its_path(service: Service, cast: Cast) -> None:
     patient_id = await cast.patient()
     items = [item(patient_id), item(patient_id, brandId="loopbio"), item(patient_id)]
 
@@ -130,7 +128,7 @@ async def test_one_that_is_refused_for_who_asks_is_null_with_an_error_at_its_pla
         ({"idempotencyKey": f"{MARKER} {MARKER}"}, "InvalidInput"),
     ],
 )
-async def test_of_all_or_nothing_nothing_is_kept_where_one_is_refused_and_each_says_so(
+async def test_all_or_nothing_with_a_refused_item_records_none_and_says_so(
     service: Service, cast: Cast, *, refused: dict[str, Any], kind: str
 ) -> None:
     patient_id, key = await cast.patient(), str(uuid4())
@@ -138,17 +136,15 @@ async def test_of_all_or_nothing_nothing_is_kept_where_one_is_refused_and_each_s
 
     results = await record(service, *items, all_or_nothing=True)
 
-    assert kinds(results) == ["EncounterHeldBack", kind, "EncounterHeldBack"]
+    assert typenames(results) == ["EncounterHeldBack", kind, "EncounterHeldBack"]
     assert [each["recorded"] for each in results] == ["NO"] * 3
     assert {results[0]["code"], results[2]["code"]} == {"held_back"}
     assert await counts(cast, patient_id) == {0}
-    # The key was not burnt.
-    assert kinds(await record(service, item(patient_id, key), all_or_nothing=True)) == ["EncounterRecorded"]
+    # The key is still unused.
+    assert typenames(await record(service, item(patient_id, key), all_or_nothing=True)) == ["EncounterRecorded"]
 
 
-async def test_a_replay_in_all_or_nothing_is_a_success_and_not_recorded_again(
-    service_in_either_form: Service, cast: Cast
-) -> None:
+async def test_all_or_nothing_counts_a_replay_as_success(service_in_either_form: Service, cast: Cast) -> None:
     patient_id, keys = await cast.patient(), [str(uuid4()) for _ in range(3)]
     earlier = await GraphQLDoor(service_in_either_form).record(
         patient_id, {"brand_id": "loop", "encounter_type": "lab"}, key=keys[1]
@@ -165,9 +161,7 @@ async def test_a_replay_in_all_or_nothing_is_a_success_and_not_recorded_again(
     assert await counts(cast, patient_id) == {3}
 
 
-async def test_one_of_many_is_the_same_encounter_as_the_same_request_alone_at_the_other_door(
-    service: Service, cast: Cast
-) -> None:
+async def test_an_item_and_the_same_single_request_over_rest_are_one_encounter(service: Service, cast: Cast) -> None:
     patient_id, keys = await cast.patient(), [str(uuid4()) for _ in range(2)]
 
     for key, all_or_nothing in zip(keys, (False, True), strict=True):
@@ -178,7 +172,7 @@ async def test_one_of_many_is_the_same_encounter_as_the_same_request_alone_at_th
         assert over_rest.encounter["id"] == result["encounter"]["id"]
 
 
-async def test_the_same_key_twice_in_one_request_is_one_encounter(service: Service, cast: Cast) -> None:
+async def test_two_items_with_one_key_record_one_encounter(service: Service, cast: Cast) -> None:
     patient_id = await cast.patient()
 
     for number, all_or_nothing in enumerate((False, True), 1):
@@ -189,9 +183,7 @@ async def test_the_same_key_twice_in_one_request_is_one_encounter(service: Servi
         assert await counts(cast, patient_id) == {number}
 
 
-async def test_where_all_or_nothing_is_refused_what_was_recorded_earlier_still_is_and_what_was_not_is_not(
-    service: Service, cast: Cast
-) -> None:
+async def test_a_refused_all_or_nothing_keeps_only_earlier_recordings(service: Service, cast: Cast) -> None:
     patient_id, key, other = await cast.patient(), str(uuid4()), str(uuid4())
     await record(service, item(patient_id, key))
 
@@ -204,12 +196,12 @@ async def test_where_all_or_nothing_is_refused_what_was_recorded_earlier_still_i
         all_or_nothing=True,
     )
 
-    assert kinds(results) == ["EncounterRecorded", "EncounterHeldBack", "EncounterHeldBack", "IdempotencyKeyReused"]
+    assert typenames(results) == ["EncounterRecorded", "EncounterHeldBack", "EncounterHeldBack", "IdempotencyKeyReused"]
     assert results[0]["replayed"]
     assert await counts(cast, patient_id) == {1}
 
 
-async def test_all_or_nothing_at_once_with_the_same_keys_in_opposite_order_is_once(
+async def test_concurrent_all_or_nothing_with_keys_in_reverse_records_once(
     service_in_either_form: Service, cast: Cast
 ) -> None:
     patient_id, keys = await cast.patient(), [str(uuid4()) for _ in range(20)]
@@ -220,14 +212,14 @@ async def test_all_or_nothing_at_once_with_the_same_keys_in_opposite_order_is_on
         record(service_in_either_form, *items),
     )
 
-    assert {kind for results in answers for kind in kinds(results)} == {"EncounterRecorded"}
+    assert {kind for results in answers for kind in typenames(results)} == {"EncounterRecorded"}
     assert sum(not each["replayed"] for results in answers for each in results) == 20
     assert await counts(cast, patient_id) == {20}
 
 
 @pytest.fixture
-async def machine(database_url: str) -> AsyncIterator[Service]:
-    """A service at which a machine of no brand calls."""
+async def for_any_brand(database_url: str) -> AsyncIterator[Service]:
+    """A service whose caller has a token of no brand."""
 
     async def verify(_token: str) -> Caller:
         return Caller(client_id="machine", scopes=frozenset({"write:encounters"}))
@@ -236,12 +228,12 @@ async def machine(database_url: str) -> AsyncIterator[Service]:
         yield service
 
 
-async def test_a_machine_records_for_many_brands_at_once_but_not_as_a_whole(machine: Service, cast: Cast) -> None:
+async def test_items_may_be_of_several_brands_unless_all_or_nothing(for_any_brand: Service, cast: Cast) -> None:
     patients = {brand: await cast.patient(brand) for brand in ("loop", "loopbio")}
     items = [item(patient_id, brandId=brand) for brand, patient_id in patients.items()]
 
-    assert kinds(await record(machine, *items)) == ["EncounterRecorded"] * 2
-    body = await machine.graphql(MANY, {"many": items, "all": True})
+    assert typenames(await record(for_any_brand, *items)) == ["EncounterRecorded"] * 2
+    body = await for_any_brand.graphql(MANY, {"many": items, "all": True})
 
     assert body["data"] is None
     (error,) = body["errors"]
@@ -251,7 +243,7 @@ async def test_a_machine_records_for_many_brands_at_once_but_not_as_a_whole(mach
 
 
 @pytest.mark.parametrize("all_or_nothing", [False, True])
-async def test_none_is_nothing_and_more_than_100_are_refused(
+async def test_0_items_return_nothing_and_more_than_100_are_refused(
     service: Service, cast: Cast, all_or_nothing: bool
 ) -> None:
     patient_id = await cast.patient()
@@ -266,14 +258,14 @@ async def test_none_is_nothing_and_more_than_100_are_refused(
     assert await cast.count("encounters", patient_id) == 0
 
 
-async def test_many_cost_as_many_writes_and_objects(database_url: str, cast: Cast) -> None:
+async def test_the_writes_and_cost_of_record_encounters_grow_with_its_items(database_url: str, cast: Cast) -> None:
     patient_id = await cast.patient()
     body = {"query": MANY, "variables": {"many": [item(patient_id)] * 7}, "extensions": {"cost": True}}
     async with Service.running(Settings(database_url=database_url, rate_writes_per_minute=10)) as service:
         answers = [await service.rest("POST", "/graphql", json=body) for _ in range(2)]
 
     assert answers[0].headers["x-ratelimit-remaining"] == "3"
-    # Each of seven: the field, the list of results in it, the encounter, and the violations it might have.
+    # For each of seven: the field, its list of results, the encounter, and its possible violations.
     assert answers[0].json()["extensions"]["cost"]["requested"] == 7 * 4
     assert answers[1].json()["errors"][0]["extensions"]["code"] == "rate_limited"
     assert await cast.count("encounters", patient_id) == 7

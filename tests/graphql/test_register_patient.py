@@ -1,4 +1,4 @@
-"""`registerPatient`: a patient becomes known once, in one brand, and encounters can be recorded."""
+"""`registerPatient`: registers a patient once, in one brand."""
 
 from typing import Any
 from uuid import uuid4
@@ -19,13 +19,13 @@ REGISTER = """mutation ($input: RegisterPatientInput!) { registerPatient(input: 
 
 
 async def register(service: Service, token: str | None = "dev", **members: Any) -> dict[str, Any]:
-    """Register a patient, and give the outcome."""
+    """Register a patient; return the payload, or the extensions of the error."""
     given = {"brandId": "loop", "id": f"new-{uuid4()}"} | members
     body = await service.graphql(REGISTER, {"input": given}, token=token)
     return body["data"]["registerPatient"] if body.get("data") else body["errors"][0]["extensions"]
 
 
-async def test_a_stranger_registers_nobody(database_url: str, cast: Cast) -> None:
+async def test_registering_needs_a_token_and_the_scope(database_url: str, cast: Cast) -> None:
     async def verify(_token: str) -> Caller:
         return Caller("recorder", frozenset({"manage:encounters"}), brand_id="loop")
 
@@ -34,7 +34,7 @@ async def test_a_stranger_registers_nobody(database_url: str, cast: Cast) -> Non
         assert (await register(service))["code"] == "insufficient_scope"
 
 
-async def test_a_patient_who_was_registered_can_be_recorded_for(service: Service, cast: Cast) -> None:
+async def test_encounters_of_a_registered_patient_can_be_recorded(service: Service, cast: Cast) -> None:
     patient_id = f"new-{uuid4()}"
 
     outcome = await register(service, id=patient_id, externalIds={"mrn": "12-34"})
@@ -47,7 +47,7 @@ async def test_a_patient_who_was_registered_can_be_recorded_for(service: Service
     assert await cast.connection.fetchval(kept, patient_id) == '{"mrn": "12-34"}'
 
 
-async def test_who_is_known_stays_as_they_are_and_is_audited_once(service: Service, cast: Cast) -> None:
+async def test_registering_a_known_patient_changes_nothing_and_is_not_audited(service: Service, cast: Cast) -> None:
     patient_id = f"new-{uuid4()}"
     await register(service, id=patient_id, externalIds={"mrn": "1"})
 
@@ -62,7 +62,7 @@ async def test_who_is_known_stays_as_they_are_and_is_audited_once(service: Servi
     assert [tuple(row) for row in entries] == [("patient", patient_id)]
 
 
-async def test_another_brand_is_forbidden(service: Service) -> None:
+async def test_registering_in_another_brand_is_forbidden(service: Service) -> None:
     outcome = await register(service, brandId="loopbio")
 
     assert (outcome["code"], outcome["recorded"]) == ("forbidden", "no")
@@ -79,7 +79,7 @@ async def test_another_brand_is_forbidden(service: Service) -> None:
         ({"externalIds": {"secret name": 7}}, ["input", "externalIds"], "string"),
     ],
 )
-async def test_a_rule_that_is_broken_is_named_and_nothing_is_repeated(
+async def test_a_registration_that_breaks_a_rule_is_invalid_input(
     service: Service, members: dict[str, Any], path: list[str], rule: str
 ) -> None:
     outcome = await register(service, **members)

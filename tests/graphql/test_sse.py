@@ -1,4 +1,4 @@
-"""Server-sent events: what the protocol graphql-sse asks for, and how a stream begins, stays and ends.
+"""Server-sent events: the protocol graphql-sse, and how a stream begins, stays open and ends.
 
 Source: https://github.com/enisdenjo/graphql-sse/blob/master/PROTOCOL.md, distinct connections mode.
 """
@@ -26,7 +26,7 @@ WAIT = "subscription { wait }"
 
 
 @pytest.fixture(scope="module")
-async def impatient(database_url: str) -> AsyncIterator[GatewayServer]:
+async def short_timeouts(database_url: str) -> AsyncIterator[GatewayServer]:
     async with controlled_gateway(
         database_url, socket_recheck_seconds=0.2, stream_heartbeat_seconds=0.1, sockets_max=3, origins={}
     ) as serving:
@@ -37,24 +37,22 @@ def listen(sockets: GatewayServer, query: str, **options: Any) -> AbstractAsyncC
     return open_stream(f"http://127.0.0.1:{sockets.port}", query, **options)
 
 
-def told(**body: Any) -> Event:
+def next_event(**body: Any) -> Event:
     return Event("next", json.dumps(body, separators=(",", ":")))
 
 
-# What the protocol asks for
+# The protocol
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_a_subscription_is_told_event_by_event_and_then_that_it_is_over(
-    sockets: GatewayServer, method: str
-) -> None:
+async def test_a_subscription_sends_each_event_and_then_complete(sockets: GatewayServer, method: str) -> None:
     async with listen(sockets, COUNT, method=method, to=3) as stream:
         events = await stream.rest()
 
-    assert events == [*(told(data={"count": f"{number}"}) for number in range(3)), COMPLETE]
+    assert events == [*(next_event(data={"count": f"{number}"}) for number in range(3)), COMPLETE]
 
 
-async def test_the_head_lets_nobody_in_between_keep_rewrite_or_collect(sockets: GatewayServer) -> None:
+async def test_headers_forbid_proxies_to_cache_transform_or_buffer(sockets: GatewayServer) -> None:
     async with listen(sockets, COUNT, to=1) as stream:
         headers = stream.response.headers
 
@@ -67,12 +65,12 @@ async def test_the_head_lets_nobody_in_between_keep_rewrite_or_collect(sockets: 
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_a_query_is_one_event(sockets: GatewayServer, method: str) -> None:
+async def test_a_query_is_answered_by_one_event(sockets: GatewayServer, method: str) -> None:
     async with listen(sockets, "{ __typename }", method=method) as stream:
-        assert await stream.rest() == [told(data={"__typename": "Query"}), COMPLETE]
+        assert await stream.rest() == [next_event(data={"__typename": "Query"}), COMPLETE]
 
 
-async def test_a_mutation_is_one_event(sockets: GatewayServer, cast: Cast) -> None:
+async def test_a_mutation_is_answered_by_one_event(sockets: GatewayServer, cast: Cast) -> None:
     patient_id = await cast.patient()
 
     visit = {"brandId": "loop", "encounterType": "LAB"}
@@ -85,7 +83,7 @@ async def test_a_mutation_is_one_event(sockets: GatewayServer, cast: Cast) -> No
     ]
 
 
-async def test_a_mutation_by_get_is_refused(sockets: GatewayServer) -> None:
+async def test_a_mutation_over_get_is_405(sockets: GatewayServer) -> None:
     async with listen(sockets, "mutation { hold }", method="GET") as stream:
         assert stream.response.status_code == 405
         assert stream.response.headers["allow"] == "POST"
@@ -103,7 +101,7 @@ NOT_VALID = [
 
 
 @pytest.mark.parametrize(("query", "variables"), NOT_VALID)
-async def test_what_is_not_valid_is_told_by_an_event_because_browsers_hide_what_a_status_says(
+async def test_an_invalid_request_is_reported_by_an_event(
     sockets: GatewayServer, query: str, variables: dict[str, Any]
 ) -> None:
     async with listen(sockets, query, **variables) as stream:
@@ -125,7 +123,7 @@ async def test_what_is_not_valid_is_told_by_an_event_because_browsers_hide_what_
         ({"method": "PUT"}, 405, "method_not_allowed"),
     ],
 )
-async def test_who_may_not_call_is_told_by_the_status_as_over_http(
+async def test_a_refused_caller_gets_the_status_of_http(
     sockets: GatewayServer, options: dict[str, Any], status: int, code: str
 ) -> None:
     async with listen(sockets, WAIT, **options) as stream:
@@ -148,43 +146,41 @@ async def test_who_may_not_call_is_told_by_the_status_as_over_http(
         ("text/*, */*", JSON),
     ],
 )
-async def test_a_query_is_answered_in_the_form_that_is_liked_best(
+async def test_a_query_is_answered_in_the_preferred_media_type(
     sockets: GatewayServer, accept: str, media_type: str
 ) -> None:
     async with listen(sockets, "{ __typename }", headers={"accept": accept}) as stream:
         assert stream.response.headers["content-type"].partition(";")[0] == media_type
 
 
-async def test_a_subscription_is_streamed_to_whoever_takes_a_stream_at_all(sockets: GatewayServer) -> None:
+async def test_a_subscription_is_streamed_if_event_stream_is_accepted_at_all(sockets: GatewayServer) -> None:
     async with listen(sockets, COUNT, headers={"accept": f"{JSON}, {EVENT_STREAM};q=0.1"}, to=1) as stream:
         assert (await stream.rest())[-1] == COMPLETE
 
 
 @pytest.mark.parametrize("accept", [JSON, "*/*", f"{EVENT_STREAM};q=0, */*", "application/graphql-response+json"])
-async def test_a_subscription_without_a_stream_is_a_clear_refusal(sockets: GatewayServer, accept: str) -> None:
+async def test_a_subscription_that_does_not_accept_event_stream_is_refused(sockets: GatewayServer, accept: str) -> None:
     async with listen(sockets, WAIT, headers={"accept": accept}) as stream:
         (error,) = json.loads(await stream.response.aread())["errors"]
 
     assert error["extensions"]["violations"] == [
-        {"pointer": "/query", "rule": "subscription", "message": "needs a WebSocket or server-sent events"}
+        {"pointer": "/query", "rule": "subscription", "message": "requires WebSocket or server-sent events"}
     ]
 
 
-# How a stream stays and ends
+# Open streams and their end
 
 
-async def test_a_quiet_stream_shows_that_it_is_alive(sockets: GatewayServer, control: Control) -> None:
+async def test_an_idle_stream_sends_heartbeats(sockets: GatewayServer, control: Control) -> None:
     async with listen(sockets, WAIT) as stream:
-        assert await stream.receive() == told(data={"wait": "begun"})
-        asyncio.get_running_loop().call_later(0.5, control.gate.set)
-        assert await stream.rest() == [told(data={"wait": "let go"}), COMPLETE]
+        assert await stream.receive() == next_event(data={"wait": "begun"})
+        rest = asyncio.create_task(stream.rest())
+        await wait_until(lambda: stream.heartbeats >= 3)
+        control.gate.set()
+        assert await rest == [next_event(data={"wait": "let go"}), COMPLETE]
 
-    assert stream.heartbeats >= 3
 
-
-async def test_a_client_that_goes_ends_its_subscription_and_its_source(
-    sockets: GatewayServer, control: Control
-) -> None:
+async def test_a_disconnect_ends_the_subscription_and_its_source(sockets: GatewayServer, control: Control) -> None:
     with captured_logs() as lines:
         async with listen(sockets, WAIT) as stream:
             await stream.receive()
@@ -197,7 +193,7 @@ async def test_a_client_that_goes_ends_its_subscription_and_its_source(
     ]
 
 
-async def test_a_body_beyond_measure_that_comes_with_a_get_is_no_fault_of_ours(sockets: GatewayServer) -> None:
+async def test_a_get_that_announces_a_huge_body_causes_no_server_error(sockets: GatewayServer) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", sockets.port)
     with captured_logs() as lines:
         writer.write(
@@ -213,18 +209,16 @@ async def test_a_body_beyond_measure_that_comes_with_a_get_is_no_fault_of_ours(s
 
 
 @pytest.mark.parametrize(("name", "code"), [("breaks", "server_error"), ("away", "temporarily_unavailable")])
-async def test_a_source_that_breaks_ends_its_stream_with_the_reason(
-    sockets: GatewayServer, name: str, code: str
-) -> None:
+async def test_a_failing_source_ends_its_stream_with_the_error(sockets: GatewayServer, name: str, code: str) -> None:
     async with listen(sockets, f"subscription {{ {name} }}") as stream:
         begun, event, last = await stream.rest()
 
-    assert begun == told(data={name: "begun"})
+    assert begun == next_event(data={name: "begun"})
     assert (event.code, last) == (code, COMPLETE)
     assert MARKER not in event.data
 
 
-async def test_a_stream_ends_with_its_token(sockets: GatewayServer, tokens: Tokens, control: Control) -> None:
+async def test_a_stream_ends_when_its_token_expires(sockets: GatewayServer, tokens: Tokens, control: Control) -> None:
     tokens.give("short", seconds=1.0)
 
     async with listen(sockets, WAIT, token="short") as stream:
@@ -235,7 +229,7 @@ async def test_a_stream_ends_with_its_token(sockets: GatewayServer, tokens: Toke
     await wait_until(lambda: control.done == ["wait"], TIMEOUT_SECONDS)
 
 
-async def test_a_stream_ends_soon_after_its_token_is_revoked(sockets: GatewayServer, tokens: Tokens) -> None:
+async def test_a_stream_ends_soon_after_its_token_was_revoked(sockets: GatewayServer, tokens: Tokens) -> None:
     async with listen(sockets, WAIT, token=tokens.give("lost")) as stream:
         await stream.receive()
         del tokens.callers["lost"]
@@ -244,7 +238,7 @@ async def test_a_stream_ends_soon_after_its_token_is_revoked(sockets: GatewaySer
     assert (event.code, last) == ("invalid_token", COMPLETE)
 
 
-async def test_a_stream_ends_when_its_token_stands_for_other_rights(sockets: GatewayServer, tokens: Tokens) -> None:
+async def test_a_stream_ends_when_the_rights_of_its_token_change(sockets: GatewayServer, tokens: Tokens) -> None:
     async with listen(sockets, WAIT, token=tokens.give("moved")) as stream:
         await stream.receive()
         tokens.give("moved", brand_id="loopbio")
@@ -253,7 +247,7 @@ async def test_a_stream_ends_when_its_token_stands_for_other_rights(sockets: Gat
     assert "other rights" in event.data
 
 
-async def test_a_stream_outlives_an_outage_of_the_identity_provider(
+async def test_a_stream_survives_an_outage_of_the_identity_provider(
     sockets: GatewayServer, tokens: Tokens, control: Control
 ) -> None:
     async with listen(sockets, WAIT) as stream:
@@ -263,10 +257,10 @@ async def test_a_stream_outlives_an_outage_of_the_identity_provider(
         await wait_until(lambda: tokens.asked >= asked + 2, TIMEOUT_SECONDS)
         control.gate.set()
 
-        assert await stream.rest() == [told(data={"wait": "let go"}), COMPLETE]
+        assert await stream.rest() == [next_event(data={"wait": "let go"}), COMPLETE]
 
 
-async def test_a_process_that_is_told_to_stop_says_goodbye_at_once(sockets: GatewayServer, control: Control) -> None:
+async def test_shutdown_ends_every_stream_at_once(sockets: GatewayServer, control: Control) -> None:
     draining = asyncio.Event()
     sockets.server.lifespan.state["draining"] = draining
     async with listen(sockets, WAIT) as stream, listen(sockets, WAIT) as other:
@@ -280,7 +274,7 @@ async def test_a_process_that_is_told_to_stop_says_goodbye_at_once(sockets: Gate
     await wait_until(lambda: control.done == ["wait", "wait"], TIMEOUT_SECONDS)
 
 
-async def test_streams_and_sockets_share_their_places(sockets: GatewayServer, control: Control) -> None:
+async def test_streams_and_websockets_share_the_connection_limit(sockets: GatewayServer, control: Control) -> None:
     async with listen(sockets, WAIT) as one, listen(sockets, WAIT) as two:
         await one.receive()
         await two.receive()
@@ -292,7 +286,7 @@ async def test_streams_and_sockets_share_their_places(sockets: GatewayServer, co
                 assert (await query.rest())[-1] == COMPLETE
         assert refused.response.headers["retry-after"] == "1"
         assert body["errors"][0]["extensions"]["code"] == "temporarily_unavailable"
-        # The place of the socket is free again when the gateway has seen it go.
+        # The slot of the WebSocket is released when the gateway has noticed the disconnect.
         async with asyncio.timeout(TIMEOUT_SECONDS):
             while True:
                 async with listen(sockets, WAIT) as again:
@@ -300,7 +294,7 @@ async def test_streams_and_sockets_share_their_places(sockets: GatewayServer, co
                         break
 
 
-async def test_whoever_does_not_read_is_cut_off_and_nobody_else(
+async def test_only_a_client_that_does_not_read_is_cut_off(
     sockets: GatewayServer, control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LimitedHttpProtocol, "send_seconds", 0.3)
@@ -310,7 +304,7 @@ async def test_whoever_does_not_read_is_cut_off_and_nobody_else(
         async with open_unread_stream(sockets.port, flood) as reader, asyncio.timeout(2 * TIMEOUT_SECONDS):
             await wait_until(lambda: "count" in control.done, TIMEOUT_SECONDS)
             heard = await reader.read()
-        assert not heard.endswith(b"0\r\n\r\n"), "the stream was ended, not cut off"
+        assert not heard.endswith(b"0\r\n\r\n"), "the stream was completed instead of cut off"
         control.gate.set()
 
-        assert await other.rest() == [told(data={"wait": "let go"}), COMPLETE]
+        assert await other.rest() == [next_event(data={"wait": "let go"}), COMPLETE]

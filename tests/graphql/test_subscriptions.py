@@ -1,4 +1,4 @@
-"""Live events: what is told, to whom, and from where on; written once, for WebSockets and server-sent events."""
+"""`encounterEvents`: content, authorization and resumption, over WebSocket and server-sent events alike."""
 
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -34,7 +34,7 @@ async def serving(database_url: str) -> AsyncIterator[GatewayServer]:
 
 
 def gateway_on(database_url: str, *, port: int = 0, **changed: Any) -> AbstractAsyncContextManager[GatewayServer]:
-    """Serve a database; several may serve the same one."""
+    """Start a gateway on a database; several may serve one database."""
     return GatewayServer.serving(settings(database_url, socket_recheck_seconds=0.2, **changed), TOKENS.verify, port)
 
 
@@ -45,17 +45,17 @@ def sockets(serving: GatewayServer, tokens: Tokens) -> GatewayServer:
 
 
 class Listener(Protocol):
-    """Somebody who follows events, over whatever transport."""
+    """A subscriber over either transport."""
 
     async def event(self) -> dict[str, Any]:
-        """Give the next event."""
+        """Return the next event."""
 
     async def refusal(self) -> dict[str, Any]:
-        """Give the extensions of the error with which the subscription ends."""
+        """Return the extensions of the error that ends the subscription."""
 
 
 class OverSocket:
-    """A listener at a WebSocket."""
+    """A subscriber over WebSocket."""
 
     def __init__(self, websocket: WebSocketClient) -> None:
         self.connect = websocket
@@ -80,7 +80,7 @@ class OverSocket:
 
 
 class OverStream:
-    """A listener to server-sent events, who says in a header what it saw last."""
+    """A subscriber to server-sent events that resumes by the header `Last-Event-ID`."""
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
@@ -119,7 +119,7 @@ Follow = Callable[..., AbstractAsyncContextManager[Listener]]
 
 @pytest.fixture(params=[OverSocket, OverStream], ids=["socket", "stream"])
 def follow(request: pytest.FixtureRequest) -> Follow:
-    """Follow events over either transport."""
+    """Subscribe over either transport."""
     transport: Follow = request.param.follow
     return transport
 
@@ -127,7 +127,7 @@ def follow(request: pytest.FixtureRequest) -> Follow:
 async def record(
     sockets: GatewayServer, patient_id: str, *, token: str = "dev", brand_id: str = "loop", **more: Any
 ) -> str:
-    """Record an encounter, and give its id."""
+    """Record an encounter; return its id."""
     async with sockets.authenticated(token) as websocket:
         visit = {"brandId": brand_id, "encounterType": "LAB"} | more
         body = await websocket.ask(RECORD, patientId=patient_id, input=visit)
@@ -143,10 +143,12 @@ async def change(sockets: GatewayServer, encounter_id: str, what: str) -> None:
     assert [each["__typename"] for each in body["data"].values()] == ["EncounterChanged"], body
 
 
-# What is told
+# Content
 
 
-async def test_what_is_recorded_is_told(follow: Follow, sockets: GatewayServer, cast: Cast) -> None:
+async def test_a_recording_sends_an_event_with_the_encounter(
+    follow: Follow, sockets: GatewayServer, cast: Cast
+) -> None:
     patient_id = await cast.patient()
 
     async with follow(sockets, patientId=patient_id, after=BEGINNING) as listener:
@@ -164,7 +166,7 @@ async def test_what_is_recorded_is_told(follow: Follow, sockets: GatewayServer, 
     }
 
 
-async def test_each_event_shows_the_encounter_as_it_stands_now(
+async def test_each_event_shows_the_encounter_as_of_its_delivery(
     follow: Follow, sockets: GatewayServer, cast: Cast
 ) -> None:
     patient_id = await cast.patient()
@@ -194,7 +196,7 @@ async def test_each_event_shows_the_encounter_as_it_stands_now(
         ('amendEncounter(ID, input: {notes: "Slept well."})', "AMENDED"),
     ],
 )
-async def test_each_event_says_what_happened(sockets: GatewayServer, cast: Cast, what: str, kind: str) -> None:
+async def test_each_change_has_its_kind_of_event(sockets: GatewayServer, cast: Cast, what: str, kind: str) -> None:
     patient_id = await cast.patient()
     await change(sockets, await record(sockets, patient_id), what)
 
@@ -202,7 +204,7 @@ async def test_each_event_says_what_happened(sockets: GatewayServer, cast: Cast,
         assert [(await listener.event())["kind"] for _ in range(2)] == ["RECORDED", kind]
 
 
-async def test_without_a_cursor_the_stream_begins_when_it_is_open(sockets: GatewayServer, cast: Cast) -> None:
+async def test_without_a_cursor_only_events_after_the_subscription_are_sent(sockets: GatewayServer, cast: Cast) -> None:
     patient_id = await cast.patient()
     await record(sockets, patient_id)
     async with OverStream.follow(sockets, patientId=patient_id, after=BEGINNING) as listener:
@@ -214,18 +216,20 @@ async def test_without_a_cursor_the_stream_begins_when_it_is_open(sockets: Gatew
         assert (await listener.event())["encounter"]["id"] == later
 
 
-async def test_whose_encounters_are_shown_is_audited(follow: Follow, sockets: GatewayServer, cast: Cast) -> None:
+async def test_an_event_that_shows_an_encounter_is_audited_as_a_read(
+    follow: Follow, sockets: GatewayServer, cast: Cast
+) -> None:
     patient_id = await cast.patient()
     async with follow(sockets, patientId=patient_id, after=BEGINNING) as listener:
         await record(sockets, patient_id)
         await listener.event()
 
-    noted = """SELECT count(*) FROM patient_graph.audit_log
+    count = """SELECT count(*) FROM patient_graph.audit_log
         WHERE patient_id = $1 AND event_type = 'patient_graph.encounters.read' AND actor_id = 'app'"""
-    await wait_until(lambda: cast.connection.fetchval(noted, patient_id))
+    await wait_until(lambda: cast.connection.fetchval(count, patient_id))
 
 
-async def test_an_event_costs_one_statement_for_its_encounter(
+async def test_the_encounter_of_an_event_is_read_by_one_statement(
     follow: Follow, sockets: GatewayServer, cast: Cast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     patient_id = await cast.patient()
@@ -246,7 +250,7 @@ async def test_an_event_costs_one_statement_for_its_encounter(
     assert sent.total() == 5
 
 
-# To whom
+# Authorization
 
 
 @pytest.mark.parametrize(
@@ -259,7 +263,7 @@ async def test_an_event_costs_one_statement_for_its_encounter(
         ({"after": cursor_v1("loop", 10**12)}, "validation_error"),
     ],
 )
-async def test_what_cannot_be_followed_is_refused_by_the_first_answer(
+async def test_an_unknown_patient_or_cursor_is_refused_by_the_first_message(
     follow: Follow, sockets: GatewayServer, variables: dict[str, Any], code: str
 ) -> None:
     async with follow(sockets, **variables) as listener:
@@ -268,7 +272,7 @@ async def test_what_cannot_be_followed_is_refused_by_the_first_answer(
     assert (extensions["code"], extensions["recorded"]) == (code, "no")
 
 
-async def test_who_may_not_read_is_told_which_scope_is_needed(
+async def test_a_missing_scope_is_refused_and_the_needed_scope_named(
     follow: Follow, sockets: GatewayServer, tokens: Tokens
 ) -> None:
     tokens.give("writer", "write:encounters")
@@ -280,9 +284,7 @@ async def test_who_may_not_read_is_told_which_scope_is_needed(
     assert extensions["scopes"] == ["read:encounters"]
 
 
-async def test_a_missing_scope_is_challenged_in_the_head_of_a_stream_too(
-    sockets: GatewayServer, tokens: Tokens
-) -> None:
+async def test_a_missing_scope_is_challenged_in_the_headers_of_a_stream(sockets: GatewayServer, tokens: Tokens) -> None:
     tokens.give("writer", "write:encounters")
 
     async with OverStream.follow(sockets, token="writer") as listener:
@@ -291,7 +293,7 @@ async def test_a_missing_scope_is_challenged_in_the_head_of_a_stream_too(
     assert challenge == 'Bearer error="insufficient_scope", scope="read:encounters"'
 
 
-async def test_a_patient_of_another_brand_is_one_that_does_not_exist(
+async def test_a_patient_of_another_brand_is_refused_like_an_unknown_one(
     follow: Follow, sockets: GatewayServer, cast: Cast
 ) -> None:
     refusals = []
@@ -306,7 +308,7 @@ async def test_a_patient_of_another_brand_is_one_that_does_not_exist(
 REGISTER = "INSERT INTO patient_graph.patients (id, brand_id) VALUES ('a', 'loop'), ('b', 'loop'), ('a', 'loopbio')"
 
 
-async def test_nobody_is_told_of_another_brand_or_of_a_patient_they_did_not_ask_for(
+async def test_events_of_other_brands_and_other_patients_are_not_sent(
     follow: Follow, sockets: GatewayServer, server_url: str
 ) -> None:
     url = await fresh_database(server_url)
@@ -326,7 +328,7 @@ async def test_nobody_is_told_of_another_brand_or_of_a_patient_they_did_not_ask_
             assert [(await patient.event())["encounter"]["id"] for _ in of_a] == of_a
 
 
-async def test_rows_are_shared_and_rights_and_entries_are_each_subscribers_own(
+async def test_subscribers_share_rows_but_not_permissions_or_audit_entries(
     follow: Follow, database_url: str, tokens: Tokens, cast: Cast
 ) -> None:
     patient_id = await cast.patient()
@@ -340,24 +342,24 @@ async def test_rows_are_shared_and_rights_and_entries_are_each_subscribers_own(
         follow(sockets, patientId=patient_id, after=BEGINNING) as may_too,
     ):
         encounter_id = await record(sockets, patient_id)
-        told = [(await listener.event())["encounter"]["id"] for listener in (may, may_too)]
+        received = [(await listener.event())["encounter"]["id"] for listener in (may, may_too)]
         refused = await may_not.refusal()
 
-    assert told == [encounter_id] * 2
+    assert received == [encounter_id] * 2
     assert (refused["code"], refused["scopes"]) == ("insufficient_scope", ["read:patients"])
-    noted = """SELECT count(DISTINCT request_id) FROM patient_graph.audit_log
+    count = """SELECT count(DISTINCT request_id) FROM patient_graph.audit_log
         WHERE patient_id = $1 AND event_type = 'patient_graph.encounters.read'"""
-    assert await cast.connection.fetchval(noted, patient_id) == 3
+    assert await cast.connection.fetchval(count, patient_id) == 3
 
 
-async def test_a_row_that_cannot_be_read_stops_its_own_subscribers_alone(
+async def test_an_unreadable_row_ends_only_the_subscriptions_that_show_it(
     follow: Follow, server_url: str, sockets: GatewayServer
 ) -> None:
     url = await fresh_database(server_url)
     await rows(url, REGISTER)
     async with gateway_on(url) as alone:
         broken = await record(alone, "a", token="dev-loopbio", brand_id="loopbio")
-        # No time that Python has. Only somebody at the database itself can write it.
+        # Python has no such time. Only SQL sent to the database directly can write it.
         await rows(url, "UPDATE patient_graph.encounters SET scheduled_at = 'infinity' WHERE id = $1", broken)
         async with (
             follow(alone, after=BEGINNING) as ours,
@@ -378,10 +380,10 @@ async def test_a_row_that_cannot_be_read_stops_its_own_subscribers_alone(
                     assert await live.event() == {"kind": "RECORDED"}
 
 
-# From where on
+# Resumption
 
 
-async def test_whoever_comes_back_after_a_restart_misses_nothing_and_hears_nothing_twice(
+async def test_resuming_after_a_restart_gets_each_event_exactly_once(
     follow: Follow, sockets: GatewayServer, server_url: str
 ) -> None:
     url = await fresh_database(server_url)
@@ -390,7 +392,7 @@ async def test_whoever_comes_back_after_a_restart_misses_nothing_and_hears_nothi
     heard: list[str] = []
     cursor = BEGINNING
     for _ in range(3):
-        # Each time another gateway; what is recorded after the listener went is there when it comes back.
+        # Each round has a new gateway and records more after the subscriber has disconnected.
         async with gateway_on(url) as gateway:
             async with follow(gateway, after=cursor) as listener:
                 recorded += [await record(gateway, "a") for _ in range(3)]
@@ -406,7 +408,7 @@ async def test_whoever_comes_back_after_a_restart_misses_nothing_and_hears_nothi
     assert heard == recorded
 
 
-async def test_what_is_recorded_at_one_gateway_is_told_at_another(
+async def test_a_recording_at_one_gateway_sends_its_event_at_another(
     follow: Follow, sockets: GatewayServer, cast: Cast, database_url: str
 ) -> None:
     patient_id = await cast.patient()
@@ -417,9 +419,7 @@ async def test_what_is_recorded_at_one_gateway_is_told_at_another(
         assert [(await listener.event())["encounter"]["id"] for _ in recorded] == recorded
 
 
-async def test_the_header_counts_more_than_the_address_that_a_browser_asks_again(
-    sockets: GatewayServer, cast: Cast
-) -> None:
+async def test_last_event_id_takes_precedence_over_the_cursor_in_the_url(sockets: GatewayServer, cast: Cast) -> None:
     patient_id = await cast.patient()
     recorded = [await record(sockets, patient_id) for _ in range(3)]
     origin = f"http://127.0.0.1:{sockets.port}"
@@ -434,19 +434,19 @@ async def test_the_header_counts_more_than_the_address_that_a_browser_asks_again
     assert event.body["data"]["encounterEvents"]["encounter"]["id"] == recorded[2]
 
 
-@pytest.mark.parametrize("said", ["made-up", "caf\u00e9", "0", "x" * 10_000])
-async def test_a_last_event_id_that_is_no_cursor_is_refused_and_not_repeated(sockets: GatewayServer, said: str) -> None:
-    async with OverStream.follow(sockets, after=said) as listener:
+@pytest.mark.parametrize("sent", ["made-up", "caf\u00e9", "0", "x" * 10_000])
+async def test_an_invalid_last_event_id_is_refused_and_not_repeated(sockets: GatewayServer, sent: str) -> None:
+    async with OverStream.follow(sockets, after=sent) as listener:
         event, last = await listener.stream.rest()
 
     assert (event.code, last) == ("validation_error", COMPLETE)
-    assert said not in event.data or said == "0"
+    assert sent not in event.data or sent == "0"
 
 
-# For how long
+# Rate limits and expiry
 
 
-async def test_a_subscription_counts_as_one_read_however_much_it_tells(
+async def test_a_subscription_counts_as_one_read_whatever_the_number_of_events(
     follow: Follow, sockets: GatewayServer, cast: Cast, database_url: str
 ) -> None:
     patient_id = await cast.patient()
@@ -462,7 +462,7 @@ async def test_a_subscription_counts_as_one_read_however_much_it_tells(
             assert (await websocket.refusal("{ __typename }"))["code"] == "rate_limited"
 
 
-async def test_a_socket_whose_token_expires_is_closed_under_its_subscription(
+async def test_an_expired_token_closes_the_websocket_of_a_subscription(
     sockets: GatewayServer, cast: Cast, tokens: Tokens
 ) -> None:
     patient_id = await cast.patient()
@@ -475,7 +475,7 @@ async def test_a_socket_whose_token_expires_is_closed_under_its_subscription(
         assert await listener.connect.closed() == (4403, "invalid_token: it has expired.")
 
 
-async def test_a_stream_whose_token_expires_ends_with_the_reason(
+async def test_an_expired_token_ends_the_stream_of_a_subscription(
     sockets: GatewayServer, cast: Cast, tokens: Tokens
 ) -> None:
     patient_id = await cast.patient()
@@ -488,7 +488,7 @@ async def test_a_stream_whose_token_expires_ends_with_the_reason(
         assert (await listener.refusal())["code"] == "invalid_token"
 
 
-async def test_what_another_operation_does_wrong_ends_no_subscription(sockets: GatewayServer, cast: Cast) -> None:
+async def test_errors_of_other_operations_do_not_end_a_subscription(sockets: GatewayServer, cast: Cast) -> None:
     patient_id = await cast.patient()
 
     async with OverSocket.follow(sockets, patientId=patient_id, after=BEGINNING) as listener:

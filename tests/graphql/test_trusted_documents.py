@@ -1,4 +1,4 @@
-"""Trusted documents: what a manifest names runs by its id, and the ladder from logging the others to refusing them."""
+"""Trusted documents: execution by id, and the policies that log or refuse other documents."""
 
 import hashlib
 import json
@@ -28,8 +28,8 @@ MARKER = "tuberculosis"
 # Reviewed, and larger than any limit.
 LONG = "query Long { " + " ".join(f"a{number}: __typename" for number in range(800)) + " }"
 PAGE = "encounters(first: 100) {{ nodes {{ patient {{ {} }} }} }}"
-DEAR = f"query Dear {{ patient(id: 1) {{ {PAGE.format(PAGE.format(PAGE.format('id')))} }} }}"
-TRUSTED = {"hello": HELLO, "list": LIST, "record": RECORD, "long": LONG, "dear": DEAR}
+EXPENSIVE = f"query Expensive {{ patient(id: 1) {{ {PAGE.format(PAGE.format(PAGE.format('id')))} }} }}"
+TRUSTED = {"hello": HELLO, "list": LIST, "record": RECORD, "long": LONG, "expensive": EXPENSIVE}
 
 
 def sha256(text: str) -> str:
@@ -47,7 +47,7 @@ async def verify(token: str) -> Caller:
     return Caller(token, frozenset(scopes), brand_id="loop")
 
 
-def served(
+def serve_documents(
     database_url: str, documents: Path | None, policy: str, **changed: Any
 ) -> AbstractAsyncContextManager[Service]:
     chosen: dict[str, Any] = {"explorer": "scoped", "documents_policy": policy, **changed}
@@ -62,27 +62,36 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-async def logging(database_url: str, documents: Path) -> AsyncIterator[Service]:
-    async with served(database_url, documents, "log") as running:
+async def with_log_policy(database_url: str, documents: Path) -> AsyncIterator[Service]:
+    async with serve_documents(database_url, documents, "log") as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-async def safelisting(database_url: str, documents: Path) -> AsyncIterator[Service]:
-    async with served(database_url, documents, "safelist") as running:
+async def with_safelist_policy(database_url: str, documents: Path) -> AsyncIterator[Service]:
+    async with serve_documents(database_url, documents, "safelist") as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-async def enforcing(database_url: str, documents: Path) -> AsyncIterator[Service]:
-    async with served(database_url, documents, "enforce") as running:
+async def with_enforce_policy(database_url: str, documents: Path) -> AsyncIterator[Service]:
+    async with serve_documents(database_url, documents, "enforce") as running:
         yield running
 
 
 @pytest.fixture(params=["log", "safelist", "enforce"])
-def trusting(request: pytest.FixtureRequest, logging: Service, safelisting: Service, enforcing: Service) -> Service:
-    """A gateway with trusted documents, whatever becomes of the others."""
-    services: Mapping[str, Service] = {"log": logging, "safelist": safelisting, "enforce": enforcing}
+def under_each_policy(
+    request: pytest.FixtureRequest,
+    with_log_policy: Service,
+    with_safelist_policy: Service,
+    with_enforce_policy: Service,
+) -> Service:
+    """A gateway with trusted documents, under each policy."""
+    services: Mapping[str, Service] = {
+        "log": with_log_policy,
+        "safelist": with_safelist_policy,
+        "enforce": with_enforce_policy,
+    }
     return services[request.param]
 
 
@@ -94,12 +103,12 @@ def violation(answer: httpx2.Response) -> dict[str, Any]:
     assert answer.status_code == 400
     (error,) = answer.json()["errors"]
     assert (error["extensions"]["code"], error["extensions"]["recorded"]) == ("validation_error", "no")
-    (told,) = error["extensions"]["violations"]
+    (only_violation,) = error["extensions"]["violations"]
     assert MARKER not in answer.text
-    return told
+    return only_violation
 
 
-# By its id
+# Execution by id
 
 
 def apollo(document_id: str) -> dict[str, Any]:
@@ -121,36 +130,38 @@ def apollo(document_id: str) -> dict[str, Any]:
     ],
     ids=str,
 )
-async def test_a_trusted_document_runs_by_its_id(trusting: Service, members: dict[str, Any]) -> None:
-    posted = await post(trusting, **members)
+async def test_a_trusted_document_runs_by_its_id_over_post_and_get(
+    under_each_policy: Service, members: dict[str, Any]
+) -> None:
+    posted = await post(under_each_policy, **members)
     parameters = {
         name: value if isinstance(value, str) else json.dumps(value) for name, value in members.items() if value
     }
-    got = await trusting.rest("GET", "/graphql", token="reader", params=parameters)
+    got = await under_each_policy.rest("GET", "/graphql", token="reader", params=parameters)
 
     assert posted.json() == got.json() == {"data": {"__typename": "Query"}}
 
 
-async def test_a_trusted_document_takes_variables(trusting: Service, cast: Cast) -> None:
+async def test_a_trusted_document_takes_variables(under_each_policy: Service, cast: Cast) -> None:
     patient_id = await cast.patient()
     recorded = await post(
-        trusting,
+        under_each_policy,
         documentId="record",
         variables={"patientId": patient_id, "input": {"brandId": "loop", "encounterType": "LAB"}},
     )
-    listed = await post(trusting, documentId="list", variables={"id": patient_id})
+    listed = await post(under_each_policy, documentId="list", variables={"id": patient_id})
 
     assert "encounter" in recorded.json()["data"]["recordEncounter"]
     assert listed.json()["data"]["patient"]["encounters"]["totalCount"] == 1
 
 
-async def test_a_trusted_mutation_is_not_run_by_get(enforcing: Service) -> None:
-    answer = await enforcing.rest("GET", "/graphql", token="reader", params={"documentId": "record"})
+async def test_a_trusted_mutation_over_get_is_405(with_enforce_policy: Service) -> None:
+    answer = await with_enforce_policy.rest("GET", "/graphql", token="reader", params={"documentId": "record"})
 
     assert answer.status_code == 405
 
 
-async def test_on_a_socket_it_runs_by_its_id_too(database_url: str, documents: Path) -> None:
+async def test_a_trusted_document_runs_by_its_id_over_a_websocket(database_url: str, documents: Path) -> None:
     settings = Settings(database_url=database_url, documents=documents, documents_policy="enforce")
     async with GatewayServer.serving(settings, verify) as sockets, sockets.authenticated("reader") as websocket:
         for number, members in enumerate([{"documentId": "hello"}, apollo(sha256(HELLO))]):
@@ -161,21 +172,21 @@ async def test_on_a_socket_it_runs_by_its_id_too(database_url: str, documents: P
         assert (await websocket.refusal("{ __typename }"))["violations"][0]["rule"] == "unknown_document"
 
 
-async def test_an_id_that_nobody_knows_is_refused_and_the_policy_named(trusting: Service) -> None:
-    told = violation(await post(trusting, documentId=MARKER))
+async def test_an_unknown_id_is_refused_and_the_message_names_the_policy(under_each_policy: Service) -> None:
+    refusal = violation(await post(under_each_policy, documentId=MARKER))
 
-    assert told["rule"] == "unknown_document"
-    assert "policy: " in told["message"]
+    assert refusal["rule"] == "unknown_document"
+    assert "policy: " in refusal["message"]
 
 
-async def test_apollos_clients_are_answered_in_apollos_words(trusting: Service) -> None:
-    answer = await post(trusting, **apollo(sha256("{ nothing }")))
+async def test_an_unknown_apollo_hash_is_persisted_query_not_found(under_each_policy: Service) -> None:
+    answer = await post(under_each_policy, **apollo(sha256("{ nothing }")))
 
     assert answer.json()["errors"][0]["message"] == "PersistedQueryNotFound"
     assert violation(answer)["rule"] == "unknown_document"
 
 
-async def test_where_there_are_no_trusted_documents_apollos_clients_stop_sending_ids(service: Service) -> None:
+async def test_without_trusted_documents_an_id_is_persisted_query_not_supported(service: Service) -> None:
     answer = await post(service, token="dev", **apollo(sha256("{ nothing }")))
 
     assert answer.json()["errors"][0]["message"] == "PersistedQueryNotSupported"
@@ -183,39 +194,39 @@ async def test_where_there_are_no_trusted_documents_apollos_clients_stop_sending
     assert violation(await post(service, token="dev", documentId="hello"))["rule"] == "unknown_document"
 
 
-async def test_nothing_is_registered_by_sending_a_text_with_a_new_id(logging: Service) -> None:
+async def test_sending_a_document_with_a_new_hash_does_not_register_it(with_log_policy: Service) -> None:
     new = {"query": "query New { __typename }"} | apollo(sha256("query New { __typename }"))
 
-    assert (await post(logging, **new)).json() == {"data": {"__typename": "Query"}}
-    assert (await post(logging, **apollo(sha256("query New { __typename }")))).status_code == 400
+    assert (await post(with_log_policy, **new)).json() == {"data": {"__typename": "Query"}}
+    assert (await post(with_log_policy, **apollo(sha256("query New { __typename }")))).status_code == 400
 
 
 @pytest.mark.parametrize("document_id", [5, ["hello"], {}, False, "\x00", "\ud800"], ids=repr)
-async def test_an_id_that_is_none_is_400(trusting: Service, document_id: Any) -> None:
+async def test_an_invalid_document_id_is_400(under_each_policy: Service, document_id: Any) -> None:
     forms = ({"documentId": document_id}, {"id": document_id}, apollo(document_id) | {"query": HELLO})
-    pointers = [violation(await post(trusting, **form))["pointer"] for form in forms]
+    pointers = [violation(await post(under_each_policy, **form))["pointer"] for form in forms]
 
     assert pointers == ["/documentId", "/id", "/extensions/persistedQuery/sha256Hash"]
 
 
-async def test_what_a_text_comes_with_is_no_id_of_ours(service: Service) -> None:
+async def test_id_and_doc_id_beside_a_query_are_ignored(service: Service) -> None:
     for name in ("id", "doc_id"):
         assert (await post(service, token="dev", query=HELLO, **{name: 5})).status_code == 200
 
 
-# The ladder
+# The policies
 
 
 UNKNOWN = f'query Unknown {{ patient(id: "{MARKER}") {{ id }} }}'
-RELAID = f"# as someone's tool prints it\n{print_ast(parse(LIST))}".replace("\n", "\r\n  ")
+REFORMATTED = f"# printed by a tool\n{print_ast(parse(LIST))}".replace("\n", "\r\n  ")
 
 
-async def test_at_the_first_step_everything_runs_and_the_unknown_is_logged_by_its_hash(logging: Service) -> None:
+async def test_policy_log_runs_every_document_and_logs_hashes_of_unknown_ones(with_log_policy: Service) -> None:
     with captured_logs() as logs:
-        answer = await post(logging, query=UNKNOWN)
-        await post(logging, query=HELLO)
-        await post(logging, documentId="hello")
-        await post(logging, query=RELAID, variables={"id": "x"})
+        answer = await post(with_log_policy, query=UNKNOWN)
+        await post(with_log_policy, query=HELLO)
+        await post(with_log_policy, documentId="hello")
+        await post(with_log_policy, query=REFORMATTED, variables={"id": "x"})
 
     assert answer.json() == {"data": {"patient": None}}
     (line,) = [line for line in logs if line["event"] == "unknown_document"]
@@ -223,30 +234,30 @@ async def test_at_the_first_step_everything_runs_and_the_unknown_is_logged_by_it
     assert MARKER not in str(logs)
 
 
-@pytest.mark.parametrize("query", [HELLO, HELLO + "  ", RELAID], ids=["to the letter", "with spaces", "laid out anew"])
-async def test_at_the_second_step_texts_run_if_they_are_trusted(safelisting: Service, query: str) -> None:
-    assert "errors" not in (await post(safelisting, query=query, variables={"id": "x"})).json()
+@pytest.mark.parametrize("query", [HELLO, HELLO + "  ", REFORMATTED], ids=["identical", "with spaces", "reformatted"])
+async def test_policy_safelist_runs_the_text_of_a_trusted_document(with_safelist_policy: Service, query: str) -> None:
+    assert "errors" not in (await post(with_safelist_policy, query=query, variables={"id": "x"})).json()
 
 
 @pytest.mark.parametrize("query", [UNKNOWN, f"{{ {MARKER} ", f"{{ {MARKER} }}", LONG.replace("a0", "b0")])
-async def test_at_the_second_step_no_other_text_runs(safelisting: Service, query: str) -> None:
-    told = violation(await post(safelisting, query=query))
+async def test_policy_safelist_refuses_other_documents(with_safelist_policy: Service, query: str) -> None:
+    refusal = violation(await post(with_safelist_policy, query=query))
 
-    assert told["rule"] == "unknown_document"
-    assert "policy: safelist" in told["message"]
+    assert refusal["rule"] == "unknown_document"
+    assert "policy: safelist" in refusal["message"]
 
 
 @pytest.mark.parametrize("query", [UNKNOWN, HELLO, "{"])
-async def test_at_the_third_step_no_text_runs(enforcing: Service, query: str) -> None:
-    told = violation(await post(enforcing, query=query))
+async def test_policy_enforce_refuses_every_document_sent_as_text(with_enforce_policy: Service, query: str) -> None:
+    refusal = violation(await post(with_enforce_policy, query=query))
 
-    assert told["rule"] == "unknown_document"
-    assert "policy: enforce" in told["message"]
+    assert refusal["rule"] == "unknown_document"
+    assert "policy: enforce" in refusal["message"]
 
 
-async def test_definitions_may_stand_in_another_order(database_url: str, tmp_path: Path) -> None:
+async def test_policy_safelist_ignores_the_order_of_definitions(database_url: str, tmp_path: Path) -> None:
     query, fragment = "query Q { ...F }", "fragment F on Query { __typename }"
-    async with served(database_url, manifest(tmp_path, {"q": f"{fragment} {query}"}), "safelist") as service:
+    async with serve_documents(database_url, manifest(tmp_path, {"q": f"{fragment} {query}"}), "safelist") as service:
         assert (await post(service, query=f"{query} {fragment}")).json() == {"data": {"__typename": "Query"}}
         assert violation(await post(service, query=f"{query} {fragment.replace('F', 'G')}"))
 
@@ -254,33 +265,37 @@ async def test_definitions_may_stand_in_another_order(database_url: str, tmp_pat
 # Limits
 
 
-async def test_a_trusted_document_passes_by_every_limit_but_the_cost(
-    logging: Service, safelisting: Service, enforcing: Service
+async def test_a_trusted_document_is_exempt_from_all_limits_but_the_cost(
+    with_log_policy: Service, with_safelist_policy: Service, with_enforce_policy: Service
 ) -> None:
     by_id = {"documentId": "long"}
-    for service, members in ((logging, {"query": LONG}), (safelisting, {"query": LONG + " "}), (enforcing, by_id)):
+    for service, members in (
+        (with_log_policy, {"query": LONG}),
+        (with_safelist_policy, {"query": LONG + " "}),
+        (with_enforce_policy, by_id),
+    ):
         assert len((await post(service, **members)).json()["data"]) == 800
 
-    untrusted = await post(logging, query=LONG.replace("a0", "b0"))
+    untrusted = await post(with_log_policy, query=LONG.replace("a0", "b0"))
     assert untrusted.status_code == 400
-    assert violation(await post(enforcing, documentId="dear"))["rule"] == "cost"
+    assert violation(await post(with_enforce_policy, documentId="expensive"))["rule"] == "cost"
 
 
 # Exploring
 
 
 @pytest.mark.parametrize("query", [get_introspection_query(), '{ __type(name: "Query") { name } __typename }'])
-async def test_who_may_explore_is_told_the_schema_at_every_step(trusting: Service, query: str) -> None:
-    assert "errors" not in (await post(trusting, token="explorer", query=query)).json()
-    assert (await post(trusting, query=query)).status_code == 403
+async def test_introspection_with_the_scope_runs_under_every_policy(under_each_policy: Service, query: str) -> None:
+    assert "errors" not in (await post(under_each_policy, token="explorer", query=query)).json()
+    assert (await post(under_each_policy, query=query)).status_code == 403
 
 
-async def test_who_may_explore_may_not_therefore_ask_for_anything_else(
-    enforcing: Service, safelisting: Service
+async def test_the_introspection_scope_allows_no_other_untrusted_field(
+    with_enforce_policy: Service, with_safelist_policy: Service
 ) -> None:
     query = f'{{ __schema {{ queryType {{ name }} }} patient(id: "{MARKER}") {{ id }} }}'
 
-    for service in (enforcing, safelisting):
+    for service in (with_enforce_policy, with_safelist_policy):
         assert violation(await post(service, token="explorer", query=query))["rule"] == "unknown_document"
 
 
@@ -302,11 +317,11 @@ RELAY = {hashlib.md5(text.encode()).hexdigest(): text for text in TRUSTED.values
     [(TRUSTED, list(TRUSTED)), (APOLLO, [sha256(text) for text in TRUSTED.values()]), (RELAY, list(RELAY))],
     ids=["plain", "Apollo's", "Relay's"],
 )
-def test_a_manifest_is_known_by_what_is_in_it(tmp_path: Path, content: Any, ids: list[str]) -> None:
+def test_the_format_of_a_manifest_is_recognised_by_its_content(tmp_path: Path, content: Any, ids: list[str]) -> None:
     assert read_manifest(manifest(tmp_path, content)) == dict(zip(ids, TRUSTED.values(), strict=True))
 
 
-def test_a_folder_holds_manifests_of_several_clients(tmp_path: Path) -> None:
+def test_a_folder_may_contain_manifests_of_several_clients(tmp_path: Path) -> None:
     manifest(tmp_path, {"hello": HELLO}, "one.json")
     manifest(tmp_path, APOLLO, "two.json")
     manifest(tmp_path, "no manifest", "README.md")
@@ -315,14 +330,14 @@ def test_a_folder_holds_manifests_of_several_clients(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("", "must be one JSON object"),
         ("{", "must be one JSON object"),
         ('{"a": "{ __typename }", "a": "{ __typename }"}', "duplicate_member"),
         ([["id", "text"]], "must be an object"),
         ("5", "must be an object"),
-        ({}, "holds no document"),
+        ({}, "contains no document"),
         ({"a": 5}, "must have an id and a text"),
         ({"": "{ __typename }"}, "must have an id and a text"),
         ({"a": "\ud800"}, "must have an id and a text"),
@@ -333,31 +348,31 @@ def test_a_folder_holds_manifests_of_several_clients(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_what_is_no_manifest_is_told_by_its_file(tmp_path: Path, content: Any, said: str) -> None:
-    with pytest.raises(UntrustedManifest, match=said) as mistake:
+def test_an_invalid_manifest_is_refused_and_its_file_named(tmp_path: Path, content: Any, message: str) -> None:
+    with pytest.raises(UntrustedManifest, match=message) as mistake:
         read_manifest(manifest(tmp_path, content))
 
     assert str(mistake.value).startswith("manifest.json: ")
 
 
-def test_a_manifest_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_manifest_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UntrustedManifest, match=r"gone\.json: cannot be read \(No such file or directory\)"):
         read_manifest(tmp_path / "gone.json")
-    with pytest.raises(UntrustedManifest, match="holds no document"):
+    with pytest.raises(UntrustedManifest, match="contains no document"):
         read_manifest(tmp_path)
 
 
-def test_one_id_may_not_stand_for_two_documents(tmp_path: Path) -> None:
+def test_one_id_with_two_documents_is_refused(tmp_path: Path) -> None:
     manifest(tmp_path, {"a": HELLO}, "one.json")
     manifest(tmp_path, {"a": HELLO}, "same.json")
     assert read_manifest(tmp_path) == {"a": HELLO}
 
     manifest(tmp_path, {"a": LIST}, "two.json")
-    with pytest.raises(UntrustedManifest, match=r"two\.json: the id a stands for two documents"):
+    with pytest.raises(UntrustedManifest, match=r"two\.json: the id a identifies two documents"):
         read_manifest(tmp_path)
 
 
-# The start, and the check
+# Start-up and `gateway check`
 
 BROKEN = {
     "good": HELLO,
@@ -367,18 +382,18 @@ BROKEN = {
 }
 
 
-def test_the_gateway_does_not_start_with_a_document_that_the_schema_does_not_know(tmp_path: Path) -> None:
+def test_the_gateway_does_not_start_with_an_invalid_trusted_document(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as mistake:
         create_app(Settings(documents=manifest(tmp_path, BROKEN)))
 
-    told = str(mistake.value)
-    assert told.startswith("GATEWAY_DOCUMENTS: ")
-    assert all(each in told for each in ("unknown-field: Cannot query field 'nope'", "unfinished: ", "empty: "))
-    assert "good" not in told
-    assert MARKER not in told
+    message = str(mistake.value)
+    assert message.startswith("GATEWAY_DOCUMENTS: ")
+    assert all(each in message for each in ("unknown-field: Cannot query field 'nope'", "unfinished: ", "empty: "))
+    assert "good" not in message
+    assert MARKER not in message
 
 
-def test_the_check_says_what_is_wrong_with_the_documents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_reports_invalid_trusted_documents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(Settings(documents=manifest(tmp_path, BROKEN), data_dir=tmp_path)) == 1
     assert "unknown-field: Cannot query field 'nope'" in capsys.readouterr().out
 
@@ -387,8 +402,8 @@ def test_the_check_says_what_is_wrong_with_the_documents(tmp_path: Path, capsys:
 
 
 @pytest.mark.parametrize("policy", ["safelist", "enforce"])
-def test_a_policy_needs_documents(monkeypatch: pytest.MonkeyPatch, policy: str) -> None:
+def test_a_policy_without_documents_is_refused(monkeypatch: pytest.MonkeyPatch, policy: str) -> None:
     monkeypatch.setenv("GATEWAY_DOCUMENTS_POLICY", policy)
 
-    with pytest.raises(SettingsError, match="GATEWAY_DOCUMENTS: needed beside"):
+    with pytest.raises(SettingsError, match="GATEWAY_DOCUMENTS: required with"):
         Settings.from_environment()

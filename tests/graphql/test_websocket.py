@@ -1,4 +1,4 @@
-"""GraphQL over a WebSocket: who is let in and for how long, and what becomes of their operations."""
+"""GraphQL over WebSocket: authentication, expiry of tokens, operations, subscriptions and logs."""
 
 import asyncio
 import json
@@ -9,7 +9,9 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 import schema.transport.websocket
-from schema.transport.websocket import GONE, Close
+from schema.transport import close_codes
+from schema.transport.close_codes import GONE, Close
+from schema.transport.long_lived import TokenEnd, watch_token
 from tests.cast import Cast
 from tests.controlled_schema import MARKER, Control, Tokens, controlled_gateway
 from tests.doors import RECORD
@@ -20,11 +22,11 @@ from tests.websocket_client import TIMEOUT_SECONDS, GatewayServer
 VISIT = {"brandId": "loop", "encounterType": "LAB", "notes": MARKER}
 
 
-# Signing in
+# Authentication
 
 
 @pytest.mark.parametrize("name", ["Authorization", "authorization", "AUTHORIZATION"])
-async def test_the_first_message_says_who_calls_as_a_header_would(sockets: GatewayServer, name: str) -> None:
+async def test_connection_init_authenticates_by_its_authorization(sockets: GatewayServer, name: str) -> None:
     async with sockets.connect() as websocket:
         await websocket.send(type="connection_init", payload={name: "bearer dev"})
 
@@ -33,16 +35,14 @@ async def test_the_first_message_says_who_calls_as_a_header_would(sockets: Gatew
 
 
 @pytest.mark.parametrize("payload", [{}, {"payload": None}, {"payload": {"Authorization": None, "else": [1]}}])
-async def test_a_program_may_send_its_token_with_the_upgrade_instead(
-    sockets: GatewayServer, payload: dict[str, Any]
-) -> None:
+async def test_the_token_may_be_sent_with_the_upgrade_instead(sockets: GatewayServer, payload: dict[str, Any]) -> None:
     async with sockets.connect(headers={"Authorization": "Bearer dev"}) as websocket:
         await websocket.send(type="connection_init", **payload)
 
         assert await websocket.receive() == {"type": "connection_ack"}
 
 
-async def test_the_first_message_counts_more_than_the_upgrade(sockets: GatewayServer) -> None:
+async def test_the_token_of_connection_init_takes_precedence_over_the_upgrade(sockets: GatewayServer) -> None:
     async with sockets.connect(headers={"Authorization": "Bearer dev"}) as websocket:
         await websocket.send(type="connection_init", payload={"authorization": "Bearer nonsense"})
 
@@ -61,7 +61,7 @@ async def test_the_first_message_counts_more_than_the_upgrade(sockets: GatewaySe
         ({"Authorization": "Bearer trouble"}, (4500, "server_error")),
     ],
 )
-async def test_who_may_not_come_in_is_told_by_the_code(
+async def test_a_refused_connection_init_has_its_close_code(
     sockets: GatewayServer, payload: dict[str, Any], close: tuple[int, str]
 ) -> None:
     async with sockets.connect() as websocket:
@@ -70,7 +70,7 @@ async def test_who_may_not_come_in_is_told_by_the_code(
         assert await websocket.closed() == close
 
 
-async def test_while_the_identity_provider_is_away_nobody_comes_in_and_everyone_may_try_again(
+async def test_an_outage_of_the_identity_provider_closes_with_try_again_later(
     sockets: GatewayServer, tokens: Tokens
 ) -> None:
     tokens.away = True
@@ -80,7 +80,7 @@ async def test_while_the_identity_provider_is_away_nobody_comes_in_and_everyone_
         assert await websocket.closed() == (1013, "temporarily_unavailable")
 
 
-async def test_a_token_that_has_expired_lets_nobody_in(sockets: GatewayServer, tokens: Tokens) -> None:
+async def test_an_expired_token_is_refused(sockets: GatewayServer, tokens: Tokens) -> None:
     tokens.give("late", seconds=-1)
     async with sockets.connect() as websocket:
         await websocket.send(type="connection_init", payload={"Authorization": "Bearer late"})
@@ -88,7 +88,7 @@ async def test_a_token_that_has_expired_lets_nobody_in(sockets: GatewayServer, t
         assert (await websocket.closed())[0] == 4403
 
 
-async def test_whoever_asks_before_signing_in_is_sent_away(sockets: GatewayServer) -> None:
+async def test_an_operation_before_connection_init_closes_the_socket(sockets: GatewayServer) -> None:
     async with sockets.connect() as websocket:
         await websocket.start("one", "{ __typename }")
 
@@ -96,22 +96,24 @@ async def test_whoever_asks_before_signing_in_is_sent_away(sockets: GatewayServe
 
 
 @pytest.mark.parametrize("kind", ["connection_init", "ping"])
-async def test_before_sign_in_a_long_message_is_not_parsed(sockets: GatewayServer, kind: str) -> None:
+async def test_a_long_message_before_authentication_is_not_parsed(sockets: GatewayServer, kind: str) -> None:
     async with sockets.connect() as websocket:
         await websocket.send(type=kind, payload={"padding": "0." * 10_000})
 
         assert (await websocket.closed())[0] == 4400
 
 
-async def test_whoever_signs_in_twice_is_sent_away(sockets: GatewayServer) -> None:
+async def test_a_second_connection_init_closes_the_socket(sockets: GatewayServer) -> None:
     async with sockets.authenticated() as websocket:
         await websocket.send(type="connection_init", payload={"Authorization": "Bearer dev"})
 
         assert (await websocket.closed())[0] == 4429
 
 
-async def test_whoever_does_not_sign_in_is_sent_away(sockets: GatewayServer) -> None:
-    async with sockets.connect() as websocket:
+async def test_a_missing_connection_init_closes_the_socket_after_a_timeout(
+    database_url: str, control: Control, tokens: Tokens
+) -> None:
+    async with controlled_gateway(database_url, socket_init_seconds=2) as sockets, sockets.connect() as websocket:
         await websocket.send(type="ping")
         assert await websocket.receive() == {"type": "pong"}
 
@@ -119,21 +121,21 @@ async def test_whoever_does_not_sign_in_is_sent_away(sockets: GatewayServer) -> 
 
 
 @pytest.mark.parametrize("subprotocols", [["graphql-ws"], ["mqtt", "graphql-ws"], []])
-async def test_no_other_subprotocol_is_spoken(sockets: GatewayServer, subprotocols: list[str]) -> None:
+async def test_another_subprotocol_is_refused(sockets: GatewayServer, subprotocols: list[str]) -> None:
     async with sockets.connect(subprotocols=subprotocols) as websocket:
-        assert await websocket.closed() == (4406, "Only graphql-transport-ws is spoken here.")
+        assert await websocket.closed() == (4406, "The only supported subprotocol is graphql-transport-ws.")
 
 
-async def test_among_several_subprotocols_ours_is_chosen(sockets: GatewayServer) -> None:
+async def test_graphql_transport_ws_is_chosen_among_several_subprotocols(sockets: GatewayServer) -> None:
     async with sockets.authenticated(subprotocols=["graphql-ws", "graphql-transport-ws"]) as websocket:
         assert websocket.connection.subprotocol == "graphql-transport-ws"
 
 
-# From which pages
+# Origins
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "http://app.example", "https://app.example:8443", "null"])
-async def test_a_page_of_nobodys_is_refused_at_the_upgrade(sockets: GatewayServer, origin: str) -> None:
+async def test_an_origin_of_no_client_is_refused_at_the_upgrade(sockets: GatewayServer, origin: str) -> None:
     with pytest.raises(InvalidStatus) as refused:
         async with sockets.connect(headers={"Origin": origin}):
             pass
@@ -141,55 +143,55 @@ async def test_a_page_of_nobodys_is_refused_at_the_upgrade(sockets: GatewayServe
     assert refused.value.response.status_code == 403
 
 
-async def test_a_page_of_another_client_is_refused_once_it_is_known_who_calls(sockets: GatewayServer) -> None:
+async def test_an_origin_of_another_client_is_refused_after_authentication(sockets: GatewayServer) -> None:
     async with sockets.connect(headers={"Origin": "https://other.example"}) as websocket:
         await websocket.send(type="connection_init", payload={"Authorization": "Bearer dev"})
 
         assert await websocket.closed() == (4403, "forbidden")
 
 
-async def test_a_page_of_the_clients_own_is_let_in(sockets: GatewayServer) -> None:
+async def test_an_origin_of_the_client_is_accepted(sockets: GatewayServer) -> None:
     async with sockets.authenticated(headers={"Origin": "https://app.example"}):
         pass
 
 
-async def test_a_page_of_ours_is_let_in(sockets: GatewayServer) -> None:
+async def test_the_gateways_own_origin_is_accepted(sockets: GatewayServer) -> None:
     async with sockets.authenticated(headers={"Origin": f"http://127.0.0.1:{sockets.port}"}):
         pass
 
 
-# The end of a token
+# Expiry and revocation
 
 
 async def test_a_socket_is_closed_when_its_token_expires(
     sockets: GatewayServer, tokens: Tokens, control: Control
 ) -> None:
-    tokens.give("short", seconds=0.7)
+    tokens.give("short", seconds=1.5)
     async with sockets.authenticated("short") as websocket:
         await websocket.start("one", "subscription { wait }")
         await websocket.next("one")
         started = asyncio.get_running_loop().time()
 
         assert await websocket.closed() == (4403, "invalid_token: it has expired.")
-        assert 0 < asyncio.get_running_loop().time() - started < 1.5
+        assert 0 < asyncio.get_running_loop().time() - started < 2.3
     await wait_until(lambda: control.done == ["wait"], TIMEOUT_SECONDS)
 
 
-async def test_a_revoked_token_closes_the_socket_at_the_next_look(sockets: GatewayServer, tokens: Tokens) -> None:
+async def test_a_revoked_token_closes_the_socket_at_the_next_recheck(sockets: GatewayServer, tokens: Tokens) -> None:
     async with sockets.authenticated() as websocket:
         del tokens.callers["dev"]
 
-        assert await websocket.closed() == (4403, "invalid_token: it is not valid any more.")
+        assert await websocket.closed() == (4403, "invalid_token: it is no longer valid.")
 
 
-async def test_a_token_that_comes_to_stand_for_less_closes_the_socket(sockets: GatewayServer, tokens: Tokens) -> None:
+async def test_a_token_with_reduced_rights_closes_the_socket(sockets: GatewayServer, tokens: Tokens) -> None:
     async with sockets.authenticated() as websocket:
         tokens.give("dev", "read:encounters")
 
         assert (await websocket.closed())[0] == 4403
 
 
-async def test_a_token_that_is_prolonged_keeps_the_socket(sockets: GatewayServer, tokens: Tokens) -> None:
+async def test_a_prolonged_token_keeps_the_socket_open(sockets: GatewayServer, tokens: Tokens) -> None:
     tokens.give("dev", seconds=0.6)
     async with sockets.authenticated() as websocket:
         tokens.give("dev", seconds=60)
@@ -199,7 +201,7 @@ async def test_a_token_that_is_prolonged_keeps_the_socket(sockets: GatewayServer
         await websocket.ask("{ __typename }")
 
 
-async def test_an_outage_of_the_provider_keeps_the_socket_until_the_token_expires(
+async def test_a_socket_survives_a_provider_outage_until_its_token_expires(
     sockets: GatewayServer, tokens: Tokens
 ) -> None:
     tokens.give("short", seconds=1.2)
@@ -212,13 +214,20 @@ async def test_an_outage_of_the_provider_keeps_the_socket_until_the_token_expire
         assert await websocket.closed() == (4403, "invalid_token: it has expired.")
 
 
-async def test_a_mutation_under_way_is_answered_before_the_expired_socket_is_closed(
-    sockets: GatewayServer, tokens: Tokens, control: Control
+async def test_a_running_mutation_is_answered_before_an_expired_socket_closes(
+    sockets: GatewayServer, tokens: Tokens, control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokens.give("short", seconds=0.6)
+    ends: list[TokenEnd] = []
+
+    async def watched(*arguments: Any) -> TokenEnd:
+        ends.append(await watch_token(*arguments))
+        return ends[0]
+
+    monkeypatch.setattr(schema.transport.websocket, "watch_token", watched)
+    tokens.give("short", seconds=1.5)
     async with sockets.authenticated("short") as websocket:
         await websocket.start("change", "mutation { hold }")
-        await asyncio.sleep(0.8)
+        await wait_until(lambda: ends == [TokenEnd.EXPIRED])
         control.gate.set()
 
         assert await websocket.next("change") == {"data": {"hold": "done"}}
@@ -244,14 +253,14 @@ async def test_a_mutation_records_an_encounter(sockets: GatewayServer, cast: Cas
     assert tuple(entry) == ("app", "a-socket.2")
 
 
-async def test_an_error_names_the_operation_by_the_id_that_log_and_audit_know(sockets: GatewayServer) -> None:
+async def test_an_error_has_the_request_id_of_its_operation(sockets: GatewayServer) -> None:
     async with sockets.authenticated(headers={"X-Request-Id": "b-socket"}) as websocket:
         ids = [(await websocket.refusal("{ nothing }"))["request_id"] for _ in range(2)]
 
     assert ids == ["b-socket.1", "b-socket.2"]
 
 
-async def test_rights_are_those_of_the_token_as_over_http(sockets: GatewayServer, tokens: Tokens, cast: Cast) -> None:
+async def test_an_operation_without_its_scope_is_refused(sockets: GatewayServer, tokens: Tokens, cast: Cast) -> None:
     tokens.give("reader", "read:encounters")
     async with sockets.authenticated("reader") as websocket:
         body = await websocket.ask(RECORD, patientId=await cast.patient(), input=VISIT)
@@ -259,7 +268,7 @@ async def test_rights_are_those_of_the_token_as_over_http(sockets: GatewayServer
     assert body["errors"][0]["extensions"]["code"] == "insufficient_scope"
 
 
-async def test_a_patient_of_another_brand_does_not_exist(sockets: GatewayServer, tokens: Tokens, cast: Cast) -> None:
+async def test_a_patient_of_another_brand_is_null(sockets: GatewayServer, tokens: Tokens, cast: Cast) -> None:
     patient_id = await cast.patient("loopbio")
     tokens.give("bio", brand_id="loopbio")
     query = "query ($id: ID!) { patient(id: $id) { id } }"
@@ -269,7 +278,7 @@ async def test_a_patient_of_another_brand_does_not_exist(sockets: GatewayServer,
         assert (await theirs.ask(query, id=patient_id))["data"]["patient"] == {"id": patient_id}
 
 
-async def test_a_client_of_several_brands_states_one_in_the_first_message(
+async def test_a_client_of_all_brands_names_one_in_connection_init(
     sockets: GatewayServer, tokens: Tokens, cast: Cast
 ) -> None:
     patient_id = await cast.patient("loopbio")
@@ -281,14 +290,16 @@ async def test_a_client_of_several_brands_states_one_in_the_first_message(
         assert (await websocket.ask(query, id=patient_id))["data"]["patient"] == {"id": patient_id}
 
 
-async def test_a_stated_brand_that_contradicts_the_token_is_refused_as_over_http(sockets: GatewayServer) -> None:
+async def test_a_brand_that_contradicts_the_token_is_forbidden(sockets: GatewayServer) -> None:
     async with sockets.connect() as websocket:
         await websocket.authenticate("dev", **{"X-Brand-Id": "loopbio"})
 
         assert (await websocket.refusal("{ __typename }"))["code"] == "forbidden"
 
 
-async def test_operations_are_counted_as_over_http(database_url: str, control: Control, tokens: Tokens) -> None:
+async def test_operations_on_a_socket_count_against_the_rate_limit(
+    database_url: str, control: Control, tokens: Tokens
+) -> None:
     async with (
         controlled_gateway(database_url, rate_reads_per_minute=2) as sockets,
         sockets.authenticated() as websocket,
@@ -327,7 +338,7 @@ REFUSED: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("payload", "code"), REFUSED)
-async def test_an_operation_that_is_refused_harms_no_other(
+async def test_a_refused_operation_does_not_affect_another(
     sockets: GatewayServer, payload: Any, code: str, control: Control
 ) -> None:
     async with sockets.authenticated() as websocket:
@@ -343,7 +354,7 @@ async def test_an_operation_that_is_refused_harms_no_other(
         assert await websocket.next("other") == {"data": {"wait": "let go"}}
 
 
-async def test_what_nobody_expected_is_told_by_its_id_alone(sockets: GatewayServer) -> None:
+async def test_an_unexpected_error_is_reported_by_its_request_id_only(sockets: GatewayServer) -> None:
     async with sockets.authenticated(headers={"X-Request-Id": "c-socket"}) as websocket:
         with captured_logs() as lines:
             body = await websocket.ask("query { broken }")
@@ -355,7 +366,7 @@ async def test_what_nobody_expected_is_told_by_its_id_alone(sockets: GatewayServ
     assert (line["request_id"], line["error"]) == ("c-socket.1", "ValueError")
 
 
-async def test_operations_run_side_by_side(sockets: GatewayServer, control: Control) -> None:
+async def test_operations_run_concurrently(sockets: GatewayServer, control: Control) -> None:
     async with sockets.authenticated() as websocket:
         await websocket.start("slow", "{ held }")
 
@@ -364,13 +375,13 @@ async def test_operations_run_side_by_side(sockets: GatewayServer, control: Cont
         assert await websocket.next("slow") == {"data": {"held": "let go"}}
 
 
-async def test_an_id_may_be_used_again_when_its_operation_is_over(sockets: GatewayServer) -> None:
+async def test_an_operation_id_may_be_reused_after_its_operation(sockets: GatewayServer) -> None:
     async with sockets.authenticated() as websocket:
         for _ in range(3):
             await websocket.ask("{ __typename }", operation_id="again")
 
 
-async def test_an_id_that_is_in_use_ends_the_socket(sockets: GatewayServer) -> None:
+async def test_an_operation_id_in_use_closes_the_socket(sockets: GatewayServer) -> None:
     async with sockets.authenticated() as websocket:
         await websocket.start("same", "subscription { wait }")
         await websocket.start("same", "{ __typename }")
@@ -381,7 +392,7 @@ async def test_an_id_that_is_in_use_ends_the_socket(sockets: GatewayServer) -> N
 # Subscriptions
 
 
-async def test_a_subscription_gives_each_event_and_then_says_that_it_is_over(sockets: GatewayServer) -> None:
+async def test_a_subscription_sends_each_event_and_then_complete(sockets: GatewayServer) -> None:
     async with sockets.authenticated() as websocket:
         await websocket.start("one", "subscription ($to: Int!) { count(to: $to) }", to=3)
 
@@ -389,7 +400,7 @@ async def test_a_subscription_gives_each_event_and_then_says_that_it_is_over(soc
         assert await websocket.receive() == {"type": "complete", "id": "one"}
 
 
-async def test_a_client_that_has_heard_enough_ends_one_subscription_and_its_source(
+async def test_complete_from_the_client_ends_one_subscription_and_its_source(
     sockets: GatewayServer, control: Control
 ) -> None:
     async with sockets.authenticated() as websocket:
@@ -398,11 +409,11 @@ async def test_a_client_that_has_heard_enough_ends_one_subscription_and_its_sour
         await websocket.send(type="complete", id="one")
 
         await wait_until(lambda: control.done == ["wait"], TIMEOUT_SECONDS)
-        # Nothing more is heard of it, and its id is free.
+        # No further message follows, and the id is free.
         await websocket.ask("{ __typename }", operation_id="one")
 
 
-async def test_a_client_that_goes_ends_its_subscriptions_and_queries(sockets: GatewayServer, control: Control) -> None:
+async def test_a_disconnect_ends_subscriptions_and_queries(sockets: GatewayServer, control: Control) -> None:
     async with sockets.authenticated() as websocket:
         await websocket.start("one", "subscription { wait }")
         await websocket.next("one")
@@ -413,7 +424,7 @@ async def test_a_client_that_goes_ends_its_subscriptions_and_queries(sockets: Ga
 
 
 @pytest.mark.parametrize(("name", "code"), [("breaks", "server_error"), ("away", "temporarily_unavailable")])
-async def test_a_source_that_breaks_ends_its_subscription_alone(sockets: GatewayServer, name: str, code: str) -> None:
+async def test_a_failing_source_ends_only_its_own_subscription(sockets: GatewayServer, name: str, code: str) -> None:
     async with sockets.authenticated() as websocket:
         await websocket.start("one", f"subscription {{ {name} }}")
         await websocket.next("one")
@@ -424,7 +435,7 @@ async def test_a_source_that_breaks_ends_its_subscription_alone(sockets: Gateway
         await websocket.ask("{ __typename }")
 
 
-async def test_loaders_live_as_long_as_one_event(sockets: GatewayServer, control: Control) -> None:
+async def test_each_event_has_its_own_loaders(sockets: GatewayServer, control: Control) -> None:
     async with sockets.authenticated() as websocket:
         await websocket.start("one", "subscription { loaders { loaders } }")
         await websocket.next("one")
@@ -434,7 +445,7 @@ async def test_loaders_live_as_long_as_one_event(sockets: GatewayServer, control
     assert first is not second
 
 
-async def test_the_end_of_something_unknown_is_no_mistake(sockets: GatewayServer) -> None:
+async def test_complete_for_an_unknown_id_is_ignored(sockets: GatewayServer) -> None:
     async with sockets.authenticated() as websocket:
         await websocket.send(type="complete", id="nothing")
         await websocket.send(type="pong")
@@ -442,10 +453,10 @@ async def test_the_end_of_something_unknown_is_no_mistake(sockets: GatewayServer
         await websocket.ask("{ __typename }")
 
 
-# What is written down
+# Logs and documentation
 
 
-async def test_a_socket_has_one_log_line_and_each_operation_one(sockets: GatewayServer, cast: Cast) -> None:
+async def test_a_socket_and_each_of_its_operations_have_one_log_line(sockets: GatewayServer, cast: Cast) -> None:
     patient_id = await cast.patient()
     with captured_logs() as lines:
         async with sockets.authenticated(headers={"X-Request-Id": "d-socket"}) as websocket:
@@ -477,7 +488,7 @@ async def test_a_socket_has_one_log_line_and_each_operation_one(sockets: Gateway
     assert operations == {"d-socket.1": "complete", "d-socket.2": "validation_error", "d-socket.3": "stopped"}
 
 
-async def test_a_socket_that_is_refused_has_its_log_line_too(sockets: GatewayServer) -> None:
+async def test_a_refused_upgrade_has_a_log_line(sockets: GatewayServer) -> None:
     with captured_logs() as lines, pytest.raises(InvalidStatus):
         async with sockets.connect(headers={"Origin": "https://evil.example"}):
             pass
@@ -485,15 +496,13 @@ async def test_a_socket_that_is_refused_has_its_log_line_too(sockets: GatewaySer
     assert [(line["event"], line["status"], line["client_id"]) for line in lines] == [("socket", 403, None)]
 
 
-def test_every_reason_to_close_is_told_in_the_documentation_and_fits_into_a_frame() -> None:
-    told = (Path(__file__).parents[2] / "docs" / "sockets.md").read_text()
-    closes = [
-        each for each in vars(schema.transport.websocket).values() if isinstance(each, Close) and each is not GONE
-    ]
-    closes += schema.transport.websocket.TOKEN_ENDED.values()
+def test_every_close_reason_is_documented_and_fits_into_a_frame() -> None:
+    documented = (Path(__file__).parents[2] / "docs" / "sockets.md").read_text()
+    closes = [each for each in vars(close_codes).values() if isinstance(each, Close) and each is not GONE]
+    closes += close_codes.TOKEN_ENDED.values()
 
     assert len(closes) > 10
     for close in closes:
-        assert f"| {close.code} |" in told
+        assert f"| {close.code} |" in documented
         # RFC 6455, section 5.5: 125 bytes in all, two for the code.
         assert len(close.reason.encode()) <= 123

@@ -1,4 +1,4 @@
-"""What clients do to a socket that they should not, and what it costs: their own socket, and nothing else."""
+"""Misbehaving WebSocket clients: each affects only its own socket, and its cost is bounded."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -17,12 +17,12 @@ from tests.sse_client import open_stream
 from tests.waiting import wait_until
 from tests.websocket_client import TIMEOUT_SECONDS, GatewayServer
 
-# Frames that are no messages
+# Invalid frames
 
 
 @asynccontextmanager
-async def by_hand(sockets: GatewayServer) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """Open a socket on which a test writes the bytes itself."""
+async def raw_websocket(sockets: GatewayServer) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Open a WebSocket whose frames the test writes byte by byte."""
     reader, writer = await asyncio.open_connection("127.0.0.1", sockets.port)
     writer.write(
         b"GET /graphql HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -37,7 +37,7 @@ async def by_hand(sockets: GatewayServer) -> AsyncIterator[tuple[asyncio.StreamR
         writer.transport.abort()
 
 
-NO_MESSAGES: list[Any] = [
+INVALID_MESSAGES: list[Any] = [
     "",
     "no json",
     "null",
@@ -74,8 +74,8 @@ NO_MESSAGES: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("frame", NO_MESSAGES, ids=lambda frame: repr(frame)[:40])
-async def test_a_frame_that_is_no_message_ends_its_own_socket_alone(
+@pytest.mark.parametrize("frame", INVALID_MESSAGES, ids=lambda frame: repr(frame)[:40])
+async def test_an_invalid_message_closes_only_its_own_socket(
     sockets: GatewayServer, frame: str | bytes, control: Control
 ) -> None:
     async with sockets.authenticated() as well_behaved, sockets.authenticated() as other:
@@ -106,16 +106,14 @@ async def test_a_frame_that_is_no_message_ends_its_own_socket_alone(
         {"Authorization": "Bearer d\u00e9v"},
     ],
 )
-async def test_a_first_message_that_nobody_could_send_as_headers_is_no_message(
-    sockets: GatewayServer, payload: Any
-) -> None:
+async def test_a_connection_init_with_impossible_headers_is_invalid(sockets: GatewayServer, payload: Any) -> None:
     async with sockets.connect() as websocket:
         await websocket.send(type="connection_init", payload=payload)
 
         assert (await websocket.closed())[0] == 4400
 
 
-async def test_what_is_no_text_is_refused(sockets: GatewayServer) -> None:
+async def test_a_text_message_that_is_no_utf_8_closes_with_1007(sockets: GatewayServer) -> None:
     async with sockets.authenticated() as websocket:
         with captured_logs() as lines:
             await websocket.connection.send(b"\xff\xfe", text=True)
@@ -124,15 +122,15 @@ async def test_what_is_no_text_is_refused(sockets: GatewayServer) -> None:
     assert "library" not in {line["event"] for line in lines}
 
 
-async def test_a_message_beyond_a_megabyte_is_refused(sockets: GatewayServer) -> None:
+async def test_a_message_of_more_than_a_mebibyte_closes_with_1009(sockets: GatewayServer) -> None:
     async with sockets.authenticated() as websocket:
         await websocket.connection.send("x" * (2**20 + 1))
 
         assert (await websocket.closed())[0] == 1009
 
 
-async def test_whoever_is_still_sending_hears_the_refusal_all_the_same(sockets: GatewayServer) -> None:
-    async with by_hand(sockets) as (reader, writer):
+async def test_a_client_that_is_still_sending_receives_the_close_frame(sockets: GatewayServer) -> None:
+    async with raw_websocket(sockets) as (reader, writer):
         size = 32 * 2**20
         writer.write(b"\x81\xff" + size.to_bytes(8, "big") + bytes(4 + size))
         await writer.drain()
@@ -140,7 +138,7 @@ async def test_whoever_is_still_sending_hears_the_refusal_all_the_same(sockets: 
         assert (await reader.readexactly(4))[2:] == (1009).to_bytes(2, "big")
 
 
-async def test_a_message_in_endlessly_many_empty_pieces_is_refused(sockets: GatewayServer) -> None:
+async def test_a_message_of_too_many_empty_fragments_closes_with_1009(sockets: GatewayServer) -> None:
     async with sockets.authenticated() as websocket:
         with suppress(ConnectionClosed):
             await websocket.connection.send("" for _ in range(100_000))
@@ -148,17 +146,17 @@ async def test_a_message_in_endlessly_many_empty_pieces_is_refused(sockets: Gate
         assert (await websocket.closed())[0] == 1009
 
 
-async def test_a_message_in_pieces_is_put_together(sockets: GatewayServer) -> None:
+async def test_a_fragmented_message_is_reassembled(sockets: GatewayServer) -> None:
     async with sockets.authenticated() as websocket:
         await websocket.connection.send(iter(['{"type"', ': "pi', 'ng"}']))
 
         assert await websocket.receive() == {"type": "pong"}
 
 
-# Too much, and too slow
+# Floods and slow clients
 
 
-async def test_an_operation_beyond_the_limit_is_refused_and_the_others_go_on(
+async def test_an_operation_above_the_limit_is_refused_and_others_continue(
     database_url: str, control: Control, tokens: Tokens
 ) -> None:
     async with (
@@ -175,7 +173,7 @@ async def test_an_operation_beyond_the_limit_is_refused_and_the_others_go_on(
         await websocket.ask("{ __typename }")
 
 
-async def test_ten_thousand_operations_at_once_are_each_answered_or_refused(sockets: GatewayServer) -> None:
+async def test_each_of_ten_thousand_concurrent_operations_is_answered(sockets: GatewayServer) -> None:
     many = 10_000
     async with sockets.authenticated() as flooding, sockets.authenticated() as other:
 
@@ -199,25 +197,24 @@ async def test_ten_thousand_operations_at_once_are_each_answered_or_refused(sock
     assert max(waited) < 1
 
 
-async def test_who_does_not_read_is_sent_away_and_what_was_sent_is_bounded(
-    sockets: GatewayServer, control: Control
-) -> None:
-    async with sockets.authenticated(max_queue=1) as deaf, sockets.authenticated() as other:
-        await deaf.start("flood", "subscription { count(to: 1000000, characters: 50000) }")
-        await deaf.next("flood")
-        # The source is let go of when its event has waited too long.
-        await wait_until(lambda: control.done == ["count"], TIMEOUT_SECONDS)
-        await other.ask("{ __typename }")
-        # Longer than the gateway waits before it gives the order to close.
-        await asyncio.sleep(1.5)
+async def test_a_client_that_does_not_read_is_closed(sockets: GatewayServer, control: Control) -> None:
+    with captured_logs() as lines:
+        async with sockets.authenticated(max_queue=1) as unread, sockets.authenticated() as other:
+            await unread.start("flood", "subscription { count(to: 1000000, characters: 50000) }")
+            await unread.next("flood")
+            # The source is closed when its event could not be sent in time.
+            await wait_until(lambda: control.done == ["count"], TIMEOUT_SECONDS)
+            await other.ask("{ __typename }")
+            # The client reads on only after the gateway has closed the socket.
+            await wait_until(lambda: any(line["event"] == "socket" for line in lines))
 
-        assert await deaf.closed() == (1013, "What was sent to you was not read in time.")
+            assert await unread.closed() == (1013, "The client did not read a message in time.")
 
 
-async def test_who_sends_pings_and_does_not_read_is_not_listened_to(sockets: GatewayServer) -> None:
+async def test_pings_of_a_client_that_does_not_read_are_no_longer_received(sockets: GatewayServer) -> None:
     pings = (b"\x89\xfd\x00\x00\x00\x00" + b"x" * 125) * 1_000
     sent = 0
-    async with by_hand(sockets) as (reader, writer):
+    async with raw_websocket(sockets) as (reader, writer):
         authenticate = b'{"type": "connection_init", "payload": {"Authorization": "Bearer dev"}}'
         writer.write(b"\x81" + bytes([0x80 + len(authenticate)]) + bytes(4) + authenticate)
         assert b"connection_ack" in await reader.readuntil(b"}")
@@ -231,16 +228,16 @@ async def test_who_sends_pings_and_does_not_read_is_not_listened_to(sockets: Gat
         except (TimeoutError, ConnectionError):
             pass
 
-    # What lies unread in the buffers of two kernels.
+    # Upper bound of what the socket buffers of two kernels hold.
     assert sent < 30 * 2**20
 
 
-async def test_who_answers_no_ping_is_sent_away_to_come_again(
+async def test_a_client_that_answers_no_ping_is_closed_with_try_again_later(
     database_url: str, tokens: Tokens, control: Control
 ) -> None:
     async with (
         controlled_gateway(database_url, {"ws_ping_interval": 0.1, "ws_ping_timeout": 0.1}) as sockets,
-        by_hand(sockets) as (reader, _),
+        raw_websocket(sockets) as (reader, _),
     ):
         received = await reader.read()
 
@@ -248,7 +245,7 @@ async def test_who_answers_no_ping_is_sent_away_to_come_again(
     assert (ping[0], close[0], close[2:4]) == (0x89, 0x88, (1013).to_bytes(2, "big"))
 
 
-async def test_a_socket_too_many_is_told_to_try_again_later(
+async def test_a_socket_above_the_limit_is_closed_with_try_again_later(
     database_url: str, control: Control, tokens: Tokens
 ) -> None:
     async with controlled_gateway(database_url, sockets_max=2) as sockets:
@@ -258,9 +255,7 @@ async def test_a_socket_too_many_is_told_to_try_again_later(
             await websocket.ask("{ __typename }")
 
 
-async def test_queries_that_are_torn_off_in_the_middle_leave_the_database_whole(
-    sockets: GatewayServer, cast: Cast
-) -> None:
+async def test_cancelled_queries_leave_the_connections_usable(sockets: GatewayServer, cast: Cast) -> None:
     patient_id = await cast.patient()
     query = "query ($id: ID!) { patient(id: $id) { id encounters { totalCount nodes { id } } } }"
     with captured_logs() as lines:
@@ -280,17 +275,17 @@ async def test_queries_that_are_torn_off_in_the_middle_leave_the_database_whole(
     assert {line["event"] for line in lines} <= {"operation", "socket"}
 
 
-# What has begun to change the record is finished
+# Running mutations are completed
 
 
-@pytest.mark.parametrize("leaving", ["goes", "has heard enough", "breaks the protocol"])
-async def test_a_mutation_is_finished_although_nobody_listens_any_more(
+@pytest.mark.parametrize("leaving", ["disconnects", "sends complete", "breaks the protocol"])
+async def test_a_mutation_is_completed_after_its_client_has_left(
     sockets: GatewayServer, leaving: str, control: Control
 ) -> None:
     async with sockets.authenticated() as websocket:
         await websocket.start("change", "mutation { hold }")
         await control.entered.wait()
-        if leaving == "has heard enough":
+        if leaving == "sends complete":
             await websocket.send(type="complete", id="change")
             await websocket.ask("{ __typename }", operation_id="change")
         elif leaving == "breaks the protocol":
@@ -301,7 +296,7 @@ async def test_a_mutation_is_finished_although_nobody_listens_any_more(
     await wait_until(lambda: control.done == ["hold"], TIMEOUT_SECONDS)
 
 
-async def test_a_server_that_stops_answers_mutations_and_closes_every_socket(
+async def test_shutdown_answers_running_mutations_and_closes_every_socket(
     database_url: str, control: Control, tokens: Tokens
 ) -> None:
     async with (
@@ -323,7 +318,7 @@ async def test_a_server_that_stops_answers_mutations_and_closes_every_socket(
         assert (await changing.closed())[0] == 1012
 
 
-async def test_a_server_that_may_not_wait_longer_still_says_why_it_closes(
+async def test_after_the_shutdown_timeout_sockets_are_closed_with_1012(
     database_url: str, control: Control, tokens: Tokens
 ) -> None:
     async with controlled_gateway(database_url, drain_seconds=1) as sockets, sockets.authenticated() as websocket:
@@ -334,10 +329,10 @@ async def test_a_server_that_may_not_wait_longer_still_says_why_it_closes(
         assert (await websocket.closed())[0] == 1012
 
 
-# Places
+# Connection limits
 
 
-async def test_sockets_that_have_not_signed_in_take_no_place(
+async def test_unauthenticated_sockets_use_no_connection_slot(
     database_url: str, control: Control, tokens: Tokens
 ) -> None:
     async with (
@@ -349,7 +344,7 @@ async def test_sockets_that_have_not_signed_in_take_no_place(
         await websocket.ask("{ __typename }")
 
 
-async def test_one_more_that_has_not_signed_in_closes_the_oldest(
+async def test_one_unauthenticated_socket_too_many_closes_the_oldest(
     database_url: str, control: Control, tokens: Tokens
 ) -> None:
     async with (
@@ -359,31 +354,31 @@ async def test_one_more_that_has_not_signed_in_closes_the_oldest(
         sockets.connect() as second,
         sockets.connect() as third,
     ):
-        assert await oldest.closed() == (1013, "Too many sockets wait for sign-in; try again later.")
+        assert await oldest.closed() == (1013, "Too many unauthenticated sockets are open; try again later.")
         for websocket in (second, third):
             await websocket.authenticate()
         await signed_in.ask("{ __typename }")
 
 
-async def test_an_address_with_many_sockets_does_not_close_those_of_others(
+async def test_an_address_with_many_sockets_closes_its_own_first(
     database_url: str, control: Control, tokens: Tokens
 ) -> None:
-    def from_(address: str) -> dict[str, str]:
+    def forwarded_for(address: str) -> dict[str, str]:
         return {"X-Forwarded-For": address}
 
     async with (
         controlled_gateway(database_url, sockets_unauthenticated_max=3) as sockets,
-        sockets.connect(headers=from_("192.0.2.1")) as other,
-        sockets.connect(headers=from_("2001:db8::1")) as one,
-        sockets.connect(headers=from_("2001:db8::2")) as two,
-        sockets.connect(headers=from_("2001:db8::3")) as three,
+        sockets.connect(headers=forwarded_for("192.0.2.1")) as other,
+        sockets.connect(headers=forwarded_for("2001:db8::1")) as one,
+        sockets.connect(headers=forwarded_for("2001:db8::2")) as two,
+        sockets.connect(headers=forwarded_for("2001:db8::3")) as three,
     ):
         assert (await one.closed())[0] == 1013
         for websocket in (other, two, three):
             await websocket.authenticate()
 
 
-async def test_a_client_with_too_many_sockets_keeps_no_other_client_out(
+async def test_a_client_with_too_many_sockets_does_not_affect_another(
     database_url: str, control: Control, tokens: Tokens
 ) -> None:
     tokens.callers[tokens.give("other")] = replace(tokens.callers["dev"], client_id="other")
@@ -402,13 +397,13 @@ async def test_a_client_with_too_many_sockets_keeps_no_other_client_out(
             await other.ask("{ __typename }")
 
 
-async def test_a_large_answer_that_is_not_read_ends_its_socket(
+async def test_a_large_unread_answer_closes_its_socket(
     database_url: str, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LimitedWebSocketProtocol, "linger_seconds", 0.3)
     async with (
         controlled_gateway(database_url, {"ws_ping_interval": 0.3, "ws_ping_timeout": 0.3}) as sockets,
-        by_hand(sockets) as (reader, writer),
+        raw_websocket(sockets) as (reader, writer),
     ):
         for message in (
             b'{"type": "connection_init", "payload": {"Authorization": "Bearer dev"}}',

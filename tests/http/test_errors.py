@@ -266,9 +266,12 @@ async def test_a_trailing_slash_is_404_and_names_the_right_path(
 ) -> None:
     message = refused(await service.rest(method, path + "/"), 404, "not_found")["message"]
 
-    assert message.endswith(f"without the slash at its end the path is {template}.")
+    assert message.endswith(f"the path without the final slash is {template}.")
     assert "tuberculosis" not in message
-    assert refused(await service.rest(method, path + "//"), 404, "not_found")["message"] == "There is nothing here."
+    assert (
+        refused(await service.rest(method, path + "//"), 404, "not_found")["message"]
+        == "There is no resource at this path."
+    )
     refused(await service.rest(method, path + "/", token=None), 401, "unauthenticated")
 
 
@@ -755,4 +758,7 @@ async def test_an_invalid_number_precedes_an_unknown_patient(service: Service) -
 async def test_an_impossible_patient_id_is_404(service: Service, method: str, patient_id: str) -> None:
     answer = await service.rest(method, encounters_of(patient_id), headers=JSON, content=VISIT)
 
-    assert refused(answer, 404, "not_found")["message"] in {"There is no such patient.", "There is nothing here."}
+    assert refused(answer, 404, "not_found")["message"] in {
+        "The patient was not found.",
+        "There is no resource at this path.",
+    }

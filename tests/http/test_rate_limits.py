@@ -17,7 +17,7 @@ import pytest
 
 from gateway.rate_limits import redis_window
 from gateway.rate_limits.limiter import network_of
-from gateway.rate_limits.redis_window import PATIENCE_SECONDS
+from gateway.rate_limits.redis_window import TIMEOUT_SECONDS
 from gateway.settings import Settings
 from resolvers.access import Caller
 from resolvers.errors import InvalidToken
@@ -467,7 +467,7 @@ async def test_of_300_concurrent_requests_at_two_services_200_pass_in_redis(
     database_url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A busy server is not an unavailable one.
-    monkeypatch.setattr(redis_window, "PATIENCE_SECONDS", 30.0)
+    monkeypatch.setattr(redis_window, "TIMEOUT_SECONDS", 30.0)
     async with (
         serving(database_url, writes=200, rate_limit_url=redis.url) as one,
         serving(database_url, writes=200, rate_limit_url=redis.url) as other,
@@ -519,7 +519,7 @@ async def test_a_silent_redis_delays_no_request(database_url: str) -> None:
         took = time.monotonic() - started
 
     assert {answer.status_code for answer in answers} == {404}
-    assert took < 2 * PATIENCE_SECONDS
+    assert took < 2 * TIMEOUT_SECONDS
 
 
 @pytest.mark.parametrize("url", ["memcached://127.0.0.1", "127.0.0.1:6379", "http://127.0.0.1"])

@@ -159,7 +159,10 @@ async def test_a_rejected_token_gets_invalid_token(ask: Ask, token: str) -> None
 
     assert answer.status_code == 401
     [challenge] = answer.headers.get_list("www-authenticate")
-    assert challenge == 'Bearer error="invalid_token", error_description="The bearer token is not valid, or no longer."'
+    assert (
+        challenge
+        == 'Bearer error="invalid_token", error_description="The bearer token is invalid, expired or revoked."'
+    )
     assert CHALLENGE.fullmatch(challenge)
     assert refusal(answer) == ("invalid_token", "no")
     assert token not in answer.text

@@ -1,32 +1,16 @@
 """The classes of errors: their tree, codes, messages, statuses and headers."""
 
-import inspect
 import json
 import re
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 import gateway.app  # imports every module that could define an error
 import resolvers.errors
-from models import EncounterStatus
-from resolvers.errors import GatewayError, Violation
+from resolvers.errors import GatewayError
 from rest.errors import STATUS, envelope, headers_of, status_of
 from schema.errors import Recorded, phrase
-
-# Arguments of the constructors, by name.
-SAMPLES: dict[str, Any] = {
-    "scopes": ["read:encounters", "write:encounters"],
-    "allowed": ["POST", "GET"],
-    "violations": [Violation("/notes", "too_long", "must have at most 5 characters")],
-    "rule": "json",
-    "message": "It is so.",
-    "maximum": 16_777_216,
-    "seconds": 1.5,
-    "status": EncounterStatus.COMPLETED,
-    "current_version": 3,
-}
+from tests.error_kinds import KINDS, instance_of
 
 # Published with the platform's conventions (contract, part 2); the other codes are the gateway's own.
 PUBLISHED = {
@@ -45,19 +29,6 @@ PUBLISHED = {
 }
 
 
-def subclasses(kind: type[GatewayError]) -> Iterator[type[GatewayError]]:
-    for child in kind.__subclasses__():
-        yield child
-        yield from subclasses(child)
-
-
-def instance_of(kind: type[GatewayError]) -> GatewayError:
-    """Return an error of a class, with only the required arguments."""
-    needed = [each for each in inspect.signature(kind).parameters.values() if each.default is each.empty]
-    return kind(*(SAMPLES[each.name] for each in needed))
-
-
-KINDS = sorted(set(subclasses(GatewayError)), key=lambda kind: kind.__name__)
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
 

@@ -202,7 +202,7 @@ def test_unknown_members_of_json_lines_follow_the_same_rules() -> None:
 
     assert isinstance(refused, Refusal)
     assert (refused.rules, "tuberculosis" in str(refused)) == (("misspelt_name",), False)
-    assert str(refused) == "line 1: notes must be spelt exactly so; what was sent is nearly it (misspelt_name)"
+    assert str(refused) == "line 1: notes must be spelt exactly so; a misspelling was sent (misspelt_name)"
     assert [isinstance(each, Record) for each in read_lines] == [True] * 3
     assert str(unknown) == "; ignored: status, 2 others"
 

@@ -8,7 +8,7 @@ from graphql import GraphQLInputObjectType, GraphQLObjectType, get_named_type, i
 from sqlalchemy import Enum
 from sqlalchemy.dialects import postgresql
 
-from models import ENCOUNTER_TABLE, MEMBERS, Encounter, Kind, Member
+from models import MEMBERS, Encounter, Encounters, Kind, Member, table_of
 from resolvers.commands import AmendEncounter, Command, RecordEncounter
 from resolvers.encounters import insert, json_sql, lifecycle
 from resolvers.encounters.published import PUBLISHED
@@ -48,18 +48,17 @@ def names_in_graphql(names: Iterable[str]) -> list[str]:
 
 
 def test_the_table_has_a_column_for_each_member() -> None:
-    assert list(ENCOUNTER_TABLE.c.keys()) == list(Encounter.__slots__) == list(MEMBERS)
+    assert list(table_of(Encounters).c.keys()) == list(Encounter.__slots__) == list(MEMBERS)
     for name, member in MEMBERS.items():
-        column = ENCOUNTER_TABLE.c[name]
+        column = table_of(Encounters).c[name]
         stored = "text" if isinstance(column.type, Enum) else column.type.compile(postgresql.dialect()).lower()
         assert stored.replace("timestamp with time zone", "timestamptz") == member.sql_type
         assert column.nullable is member.optional
 
 
-def test_the_fourteen_members_of_rest_have_a_description() -> None:
+def test_the_openapi_schema_describes_each_published_member() -> None:
     described = openapi()["components"]["schemas"]["Encounter"]
 
-    assert len(PUBLISHED) == 14
     assert list(described["properties"]) == described["required"] == list(PUBLISHED)
     assert all(MEMBERS[name].description for name in PUBLISHED)
 

@@ -557,7 +557,7 @@ def test_an_incomplete_verifier_is_refused_with_the_missing_settings(
         environment(way)
         with pytest.MonkeyPatch.context() as patch:
             patch.delenv(missing)
-            with pytest.raises(SettingsError, match=f"^{missing}: needed beside"):
+            with pytest.raises(SettingsError, match=f"^{missing}: required with"):
                 Settings.from_environment()
 
 
@@ -566,7 +566,7 @@ def test_an_incomplete_verifier_is_refused_with_the_missing_settings(
 def test_an_audience_that_is_not_checked_is_refused(environment: Environment, way: dict[str, str], name: str) -> None:
     environment(way | {name: AUDIENCE})
 
-    with pytest.raises(SettingsError, match=f"^GATEWAY_INTROSPECTION_URL: needed beside {name}$"):
+    with pytest.raises(SettingsError, match=f"^GATEWAY_INTROSPECTION_URL: required with {name}$"):
         Settings.from_environment()
 
 

@@ -7,7 +7,7 @@ from email.utils import format_datetime
 import httpx2
 import pytest
 
-from gateway.events.delivery import LONGEST_PATIENCE_SECONDS, LONGEST_RETRY_SECONDS, DeliveryFailed, retry_seconds
+from gateway.events.delivery import LONGEST_RETRY_AFTER_SECONDS, LONGEST_RETRY_SECONDS, DeliveryFailed, retry_seconds
 from gateway.events.webhooks import retry_after_seconds, signed_headers
 from gateway.settings import Settings, SettingsError, signing_key
 
@@ -55,7 +55,7 @@ def test_a_receiver_may_ask_for_a_pause_until_a_date() -> None:
 
 
 def test_a_pause_is_bounded() -> None:
-    assert DeliveryFailed("status 429", 1e9).retry_after_seconds == LONGEST_PATIENCE_SECONDS
+    assert DeliveryFailed("status 429", 1e9).retry_after_seconds == LONGEST_RETRY_AFTER_SECONDS
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Own a private PostgreSQL until killed, for the tests in which a whole gateway dies."""
+"""Run a private PostgreSQL until killed, for the tests that kill a whole gateway."""
 
 import signal
 import sys

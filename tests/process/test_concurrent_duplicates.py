@@ -1,4 +1,4 @@
-"""Once and only once: one key and one payload, from two hundred callers, at four gateways of which one is killed."""
+"""Exactly once: one request under one key from 200 callers at four gateways, one of which is killed."""
 
 import asyncio
 from itertools import count
@@ -18,36 +18,36 @@ async def url(server_url: str) -> str:
     return await fresh_database(server_url)
 
 
-async def test_duplicates_at_once_are_one_encounter_although_a_gateway_dies_in_the_middle(url: str) -> None:
+async def test_concurrent_duplicates_at_four_gateways_record_one_encounter(url: str) -> None:
     async with gateways(url, GATEWAYS) as running, owner_connection(url) as connection, client() as ours:
         origins = [each.origin for each in running]
         tries: list[ClientAnswer] = []
 
         async def call(number: int) -> ClientAnswer:
-            """Send, and where nobody answers send again, to the next gateway, as a careful client does."""
+            """Send the request until it is answered, each time to the next gateway, as a careful client does."""
             for again in count():
-                told = await DOORS[number // GATEWAYS % 2](ours, origins[(number + again) % GATEWAYS], "the-key")
-                tries.append(told)
-                if told.encounter_id:
-                    return told
+                answer = await DOORS[number // GATEWAYS % 2](ours, origins[(number + again) % GATEWAYS], "the-key")
+                tries.append(answer)
+                if answer.encounter_id:
+                    return answer
                 await asyncio.sleep(0.05)
             raise AssertionError
 
         async with connection.transaction():
-            # Everyone is in the middle of it when the first gateway dies: at each, one statement has a single caller,
-            # and of all that come after the first of them share another.
+            # All requests are running when the first gateway dies. At each gateway, one statement has a single caller,
+            # and the later callers share another statement.
             await connection.execute("LOCK TABLE patient_graph.idempotency_keys IN ACCESS EXCLUSIVE MODE")
             calls = [asyncio.create_task(call(number)) for number in range(GATEWAYS)]
-            await wait_until(lambda: all_wait(connection, GATEWAYS))
+            await wait_until(lambda: are_waiting(connection, GATEWAYS))
             calls += [asyncio.create_task(call(number)) for number in range(GATEWAYS, CALLERS)]
-            await wait_until(lambda: all_wait(connection, 2 * GATEWAYS))
+            await wait_until(lambda: are_waiting(connection, 2 * GATEWAYS))
             running[0].process.kill()
-            await wait_until(lambda: any(told.status is None for told in tries))
+            await wait_until(lambda: any(answer.status is None for answer in tries))
         answers = await asyncio.gather(*calls)
-        # And once more, when all is quiet.
+        # Two more requests after all others.
         answers += [await door(ours, origins[3], "the-key") for door in DOORS]
 
-        kept = await encounters_by_key(connection)  # sees that there is one event and one audit entry
+        kept = await encounters_by_key(connection)  # asserts one event and one audit entry
         counted = [
             await connection.fetchval(f"SELECT count(*) FROM patient_graph.{table}")
             for table in ("encounters", "outbox", "idempotency_keys")
@@ -59,11 +59,11 @@ async def test_duplicates_at_once_are_one_encounter_although_a_gateway_dies_in_t
     assert list(kept) == ["the-key"]
     assert counted == [1, 1, 1]
     assert entries == 1
-    assert {told.encounter_id for told in answers} == set(kept.values())
-    assert len({told.body for told in answers if told.door == "rest"}) == 1
-    assert {told.door for told in tries if told.status is None} == {"rest", "graphql"}
-    assert all(told.recorded in {"no", "unknown"} for told in tries if told.code)
+    assert {answer.encounter_id for answer in answers} == set(kept.values())
+    assert len({answer.body for answer in answers if answer.door == "rest"}) == 1
+    assert {answer.door for answer in tries if answer.status is None} == {"rest", "graphql"}
+    assert all(answer.recorded in {"no", "unknown"} for answer in tries if answer.code)
 
 
-async def all_wait(connection, number: int) -> bool:
+async def are_waiting(connection, number: int) -> bool:
     return await connection.fetchval(WAITING) >= number

@@ -1,6 +1,6 @@
-"""What a gateway says while its database fails under load, compared with what the tables hold afterwards.
+"""Failures of the database under load: every answer is compared with the tables afterwards.
 
-Whatever breaks: no answer contradicts the tables, none is a 500, and the gateway recovers by itself.
+For each fault: no answer contradicts the tables, none is a 500, and the gateway recovers without a restart.
 """
 
 import asyncio
@@ -51,9 +51,7 @@ async def server(tmp_path: Path) -> AsyncIterator[PostgresServer]:
 
 
 @pytest.mark.parametrize("fault", ["die", "restart", "lose_a_backend"])
-async def test_a_server_that_fails_under_load_is_told_as_it_is_and_found_again(
-    server: PostgresServer, fault: str
-) -> None:
+async def test_a_database_failure_under_load_is_reported_truthfully(server: PostgresServer, fault: str) -> None:
     async with gateways(server.url, **IMPATIENT) as (gateway,):
         async with Load.on(gateway.origin) as load:
             for _ in range(3):
@@ -62,7 +60,7 @@ async def test_a_server_that_fails_under_load_is_told_as_it_is_and_found_again(
                 await getattr(server, fault)()
                 await wait_until(lambda: is_ready(gateway.origin))
             so_far = len(load.told)
-            # The same process, and it was not started again.
+            # The same process records again, without a restart.
             await wait_until(lambda: load.recorded(so_far) >= 20)
         assert gateway.process.poll() is None
         assert unexpected(gateway) == []
@@ -70,13 +68,13 @@ async def test_a_server_that_fails_under_load_is_told_as_it_is_and_found_again(
             kept = await encounters_by_key(connection)
 
     assert wrong_answers(load.told, kept) == []
-    assert {told.status for told in load.told} <= {200, 201, 503}
-    assert {told.code for told in load.told if not told.encounter_id} == {"temporarily_unavailable"}
-    assert {told.recorded for told in load.told if not told.encounter_id} <= {"no", "unknown"}
+    assert {answer.status for answer in load.told} <= {200, 201, 503}
+    assert {answer.code for answer in load.told if not answer.encounter_id} == {"temporarily_unavailable"}
+    assert {answer.recorded for answer in load.told if not answer.encounter_id} <= {"no", "unknown"}
 
 
 def unexpected(gateway: Gateway) -> list[str]:
-    """Give the log lines of exceptions nobody expected."""
+    """Return the log lines of unexpected exceptions."""
     return [line for line in gateway.errors().splitlines() if '"event": "unexpected"' in line]
 
 
@@ -84,25 +82,25 @@ def recorded_since(load: Load, since: int) -> bool:
     return load.recorded(since) >= 20
 
 
-# A disk that is full
+# Full disk
 
 
 class SmallDisk:
-    """A file system of a few megabytes, and what fills it."""
+    """A file system of a few megabytes, and a file that fills it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.ballast = folder / "ballast"
+        self.filler = folder / "ballast"
 
     def fill(self) -> None:
-        """Leave not a byte."""
-        with self.ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        """Write until no space is left."""
+        with self.filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(bytes(4096))
 
     def free(self) -> None:
-        """Make room again."""
-        self.ballast.unlink()
+        """Delete the file that fills the disk."""
+        self.filler.unlink()
 
 
 @pytest.fixture
@@ -119,8 +117,8 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
 
 
 @pytest.fixture
-async def cramped(small_disk: SmallDisk) -> AsyncIterator[PostgresServer]:
-    """A server on the small disk."""
+async def server_on_small_disk(small_disk: SmallDisk) -> AsyncIterator[PostgresServer]:
+    """A PostgreSQL server on the small disk."""
     server = PostgresServer(small_disk.folder / "data")
     await server.start()
     await migrate(server.url)
@@ -128,41 +126,41 @@ async def cramped(small_disk: SmallDisk) -> AsyncIterator[PostgresServer]:
     await server.stop()
 
 
-async def test_a_full_disk_is_503_and_nothing_recorded_and_over_when_there_is_room_again(
-    small_disk: SmallDisk, cramped: PostgresServer
+async def test_a_full_disk_is_503_until_it_has_space_again(
+    small_disk: SmallDisk, server_on_small_disk: PostgresServer
 ) -> None:
-    # Something that cannot be compressed, so that every encounter needs pages of its own.
+    # Incompressible notes, so that each encounter needs its own pages.
     notes = {"notes": "".join(uuid4().hex for _ in range(600))}
-    async with gateways(cramped.url, **IMPATIENT) as (gateway,):
+    async with gateways(server_on_small_disk.url, **IMPATIENT) as (gateway,):
         async with Load.on(gateway.origin, clients=4, **notes) as load:
             await wait_until(lambda: load.recorded() >= 10)
             small_disk.fill()
             full = len(load.told)
             await wait_until(lambda: refused_at(load, full, "rest") and refused_at(load, full, "graphql"))
             small_disk.free()
-            # Where it was the log that could not grow, the server gives up by itself; whoever runs it starts it again.
-            if not cramped.processes():
-                await cramped.start()
+            # If the WAL could not grow, the server has stopped; an operator would restart it.
+            if not server_on_small_disk.processes():
+                await server_on_small_disk.start()
             free = len(load.told)
             await wait_until(lambda: load.recorded(free) >= 10, 60)
         assert gateway.process.poll() is None
         assert unexpected(gateway) == []
-        async with owner_connection(cramped.url) as connection:
+        async with owner_connection(server_on_small_disk.url) as connection:
             kept = await encounters_by_key(connection)
 
     assert wrong_answers(load.told, kept) == []
-    assert {told.status for told in load.told} <= {200, 201, 503}
-    assert {told.code for told in load.told if not told.encounter_id} == {"temporarily_unavailable"}
+    assert {answer.status for answer in load.told} <= {200, 201, 503}
+    assert {answer.code for answer in load.told if not answer.encounter_id} == {"temporarily_unavailable"}
 
 
 def refused_at(load: Load, since: int, door: str) -> bool:
-    return sum(told.code is not None and told.door == door for told in load.told[since:]) >= 10
+    return sum(answer.code is not None and answer.door == door for answer in load.told[since:]) >= 10
 
 
-# Waiting
+# Locks and timeouts
 
 
-async def test_when_two_hundred_wait_for_a_locked_table_they_are_sent_away_and_served_again_after(url: str) -> None:
+async def test_requests_for_a_locked_table_are_refused_and_served_afterwards(url: str) -> None:
     async with (
         gateways(url, **IMPATIENT) as (gateway,),
         owner_connection(url) as connection,
@@ -173,28 +171,28 @@ async def test_when_two_hundred_wait_for_a_locked_table_they_are_sent_away_and_s
         async with connection.transaction():
             await connection.execute("LOCK TABLE patient_graph.outbox IN ACCESS EXCLUSIVE MODE")
             calls = [asyncio.create_task(DOORS[n % 2](ours, gateway.origin, f"key-{n}")) for n in range(200)]
-            # Two statements wait for the table, in each of which up to 64 share. All others hear so while it is locked.
+            # Two statements of up to 64 recordings wait for the table. All other requests are refused meanwhile.
             await wait_until(lambda: sum(call.done() for call in calls) >= 200 - 2 * 64)
-            # No pile-up: another two hundred find the gateway as it was.
+            # Requests do not accumulate: another two hundred are refused in the same way.
             again = await asyncio.gather(*(DOORS[n % 2](ours, gateway.origin, f"again-{n}") for n in range(200)))
             after = psutil.Process(gateway.process.pid).memory_info().rss
-            # Who came before them has heard before them, unless a statement holds them.
+            # The earlier requests were answered before these, except those in a waiting statement.
             refused = [call.result() for call in calls if call.done()]
-        held = [told for told in await asyncio.gather(*calls) if told not in refused]
+        held = [answer for answer in await asyncio.gather(*calls) if answer not in refused]
         assert 0 < len(held) <= 2 * 64
         served = [await DOORS[n % 2](ours, gateway.origin, f"served-{n}") for n in range(20)]
         kept = await encounters_by_key(other)
 
-    assert {(told.code, told.recorded, told.retry_after) for told in [*refused, *again] if told.door == "rest"} == {
-        ("temporarily_unavailable", "no", "1")
-    }
-    assert {(told.code, told.recorded) for told in [*refused, *again]} == {("temporarily_unavailable", "no")}
-    assert all(told.encounter_id for told in [*held, *served])
+    assert {
+        (answer.code, answer.recorded, answer.retry_after) for answer in [*refused, *again] if answer.door == "rest"
+    } == {("temporarily_unavailable", "no", "1")}
+    assert {(answer.code, answer.recorded) for answer in [*refused, *again]} == {("temporarily_unavailable", "no")}
+    assert all(answer.encounter_id for answer in [*held, *served])
     assert wrong_answers([*refused, *again, *held, *served], kept) == []
     assert after - before < 100 * 1024 * 1024
 
 
-async def test_a_statement_that_takes_too_long_is_503_and_nothing_recorded(url: str) -> None:
+async def test_a_statement_timeout_is_503_and_nothing_is_recorded(url: str) -> None:
     async with (
         gateways(url, GATEWAY_DATABASE_STATEMENT_SECONDS="1") as (gateway,),
         owner_connection(url) as connection,
@@ -202,41 +200,41 @@ async def test_a_statement_that_takes_too_long_is_503_and_nothing_recorded(url: 
     ):
         async with connection.transaction():
             await connection.execute("LOCK TABLE patient_graph.encounters IN ACCESS EXCLUSIVE MODE")
-            # The lock is held until they are answered: nothing but the setting lets them go.
-            told = await asyncio.gather(*(door(ours, gateway.origin, door.__name__) for door in DOORS))
+            # The lock is held until both are answered, so only the statement timeout can end them.
+            answers = await asyncio.gather(*(door(ours, gateway.origin, door.__name__) for door in DOORS))
         kept = await encounters_by_key(connection)
         after = [await door(ours, gateway.origin, door.__name__) for door in DOORS]
 
-    assert told[0].status == 503
-    assert {(each.code, each.recorded) for each in told} == {("temporarily_unavailable", "no")}
+    assert answers[0].status == 503
+    assert {(each.code, each.recorded) for each in answers} == {("temporarily_unavailable", "no")}
     assert kept == {}
     assert all(each.encounter_id for each in after)
 
 
-async def test_clients_that_go_away_at_any_moment_leave_whole_records_and_a_free_pool(url: str) -> None:
+async def test_disconnects_at_any_moment_leave_complete_records_and_a_free_pool(url: str) -> None:
     async with gateways(url, GATEWAY_DATABASE_POOL_SIZE="2") as (gateway,), owner_connection(url) as connection:
         async with client() as ours:
-            begun = asyncio.get_running_loop().time()
+            started = asyncio.get_running_loop().time()
             await DOORS[0](ours, gateway.origin, "warm")
-            usual = asyncio.get_running_loop().time() - begun
+            usual = asyncio.get_running_loop().time() - started
         for number in range(60):
             async with client() as theirs:
                 call = asyncio.create_task(DOORS[number % 2](theirs, gateway.origin, f"gone-{number}"))
-                # From before it is sent until after it is answered.
+                # The cancellation falls between before the sending and after the answer.
                 await asyncio.wait({call}, timeout=usual * (number % 12) / 8)
                 call.cancel()
                 await asyncio.gather(call, return_exceptions=True)
-        # With a pool of two, one connection that was not given back would show at once.
+        # The pool has two connections, so a single leaked one would already block.
         async with client() as ours:
             after = await asyncio.gather(*(DOORS[n % 2](ours, gateway.origin, f"after-{n}") for n in range(20)))
-        await wait_until(lambda: nobody_is_in_a_transaction(connection))
-        kept = await encounters_by_key(connection)  # sees that each is whole
+        await wait_until(lambda: no_open_transaction(connection))
+        kept = await encounters_by_key(connection)  # asserts that each record is complete
 
-    assert all(told.encounter_id for told in after)
-    assert {told.key for told in after} <= kept.keys()
+    assert all(answer.encounter_id for answer in after)
+    assert {answer.key for answer in after} <= kept.keys()
 
 
-async def nobody_is_in_a_transaction(connection: asyncpg.Connection) -> bool:
+async def no_open_transaction(connection: asyncpg.Connection) -> bool:
     waiting: int = await connection.fetchval(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
         " AND state LIKE 'idle in transaction%'"

@@ -1,4 +1,4 @@
-"""`gateway serve --faults SEED` as a process: what it says, where it is refused, and what only a connection shows."""
+"""`gateway serve --faults SEED` as a process: its output, refusals and lost answers."""
 
 import asyncio
 from pathlib import Path
@@ -14,23 +14,21 @@ DEV = {"authorization": "Bearer dev"}
 
 
 def outcomes(origin: str, requests: int) -> list[str]:
-    """Send so many requests, one after the other, and give what became of each."""
-    became = []
+    """Send requests one after the other; return the outcome of each."""
+    results = []
     with httpx2.Client(base_url=origin, headers=DEV, timeout=30) as client:
         for number in range(requests):
             visit = {"brand_id": "loop", "encounter_type": "lab", "notes": f"{number:02}"}
             try:
                 answer = client.post(PATH, json=visit)
             except httpx2.TransportError:
-                became.append("lost_answer")
+                results.append("lost_answer")
             else:
-                became.append(answer.headers.get("x-rehearsed-fault", "none"))
-    return became
+                results.append(answer.headers.get("x-rehearsed-fault", "none"))
+    return results
 
 
-async def test_the_same_seed_and_requests_give_the_same_faults_and_a_lost_answer_is_recorded(
-    server_url: str, tmp_path: Path
-) -> None:
+async def test_a_seed_repeats_its_faults_and_lost_answers_were_recorded(server_url: str, tmp_path: Path) -> None:
     seen = []
     for _ in range(2):
         async with FaultyGateway.running(server_url, tmp_path, seed=11) as faulty:
@@ -43,16 +41,16 @@ async def test_the_same_seed_and_requests_give_the_same_faults_and_a_lost_answer
     assert recorded == [f"{number:02}" for number, fault in enumerate(seen[0]) for _ in range(times.get(fault, 1))]
 
 
-async def test_the_first_lines_say_that_faults_are_on_and_the_seed(server_url: str, tmp_path: Path) -> None:
+async def test_the_first_lines_show_that_faults_are_on_and_the_seed(server_url: str, tmp_path: Path) -> None:
     async with FaultyGateway.running(server_url, tmp_path, seed=42) as faulty:
-        assert "faults are on, seed 42" in faulty.banner.partition("curl")[0]
+        assert "Fault injection is on, seed 42" in faulty.banner.partition("curl")[0]
         ready = await asyncio.to_thread(httpx2.get, f"{faulty.origin}/readyz")
 
     assert ready.json()["status"] == "ready"
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         (
             {
@@ -60,23 +58,23 @@ async def test_the_first_lines_say_that_faults_are_on_and_the_seed(server_url: s
                 "GATEWAY_JWT_ISSUER": "https://id.example",
                 "GATEWAY_JWT_AUDIENCE": "encounters",
             },
-            "gateway: --faults lets requests go wrong on purpose, so it is for development mode only: leave out ",
+            "gateway: --faults makes requests fail on purpose, so it requires development mode: leave out ",
         ),
         (
             {"GATEWAY_WORKERS": "2"},
-            "gateway: --faults gives the same faults to the same requests, which several processes would ",
+            "gateway: --faults is reproducible in a single process only, ",
         ),
     ],
     ids=["real tokens", "workers"],
 )
-async def test_where_it_must_not_be_it_is_refused_with_a_clear_sentence(
-    server_url: str, tmp_path: Path, settings: dict[str, str], told: str
+async def test_faults_are_refused_outside_development_mode_and_with_workers(
+    server_url: str, tmp_path: Path, settings: dict[str, str], message: str
 ) -> None:
     url = await create_database(server_url)
     process = serve("--faults", "7", stderr=tmp_path / "log", GATEWAY_DATABASE_URL=url, **settings)
 
-    said, _ = await asyncio.to_thread(process.communicate, timeout=30)
+    output, _ = await asyncio.to_thread(process.communicate, timeout=30)
 
     (line,) = (tmp_path / "log").read_text().splitlines()
-    assert (process.returncode, said) == (1, "")
-    assert line.startswith(told)
+    assert (process.returncode, output) == (1, "")
+    assert line.startswith(message)

@@ -1,4 +1,4 @@
-"""Clients that programs make from the description of the REST door, against a gateway that is served."""
+"""Clients generated from the OpenAPI description, against a running gateway."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def origin(database_url: str) -> Iterator[str]:
 
 
 def run(program: str, *words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run a program of the clients' environment, which finds its neighbours on the PATH."""
+    """Run a program of the clients' environment, with that environment on the PATH."""
     path = f"{PYTHON}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
         [PYTHON / program, *words],
@@ -64,7 +64,7 @@ def run(program: str, *words: str | Path, cwd: Path) -> subprocess.CompletedProc
 
 
 @node.needs_node
-async def test_a_client_in_typescript_is_refused_no_type_and_records(origin: str, cast: Cast, tmp_path: Path) -> None:
+async def test_a_generated_typescript_client_compiles_and_records(origin: str, cast: Cast, tmp_path: Path) -> None:
     patient_id = await cast.patient()
     (tmp_path / "node_modules").symlink_to(node.FOLDER / "node_modules")
     (tmp_path / "package.json").write_text('{"type": "module"}')
@@ -78,9 +78,9 @@ async def test_a_client_in_typescript_is_refused_no_type_and_records(origin: str
     assert (made.returncode, made.stderr) == (0, "")
     assert (checked.returncode, checked.stdout) == (0, "")
     assert ran.returncode == 0, ran.stderr
-    told = json.loads(ran.stdout)
+    printed = json.loads(ran.stdout)
     (row,) = await cast.rows(patient_id)
-    assert told == {
+    assert printed == {
         "status": "scheduled",
         "notes": None,
         "id": str(row["id"]),
@@ -94,7 +94,7 @@ async def test_a_client_in_typescript_is_refused_no_type_and_records(origin: str
 
 
 @pytest.mark.skipif(not PYTHON.exists(), reason="openapi-python-client is not installed: make .venv/clients")
-async def test_a_client_in_python_is_made_and_records(origin: str, cast: Cast, tmp_path: Path) -> None:
+async def test_a_generated_python_client_records(origin: str, cast: Cast, tmp_path: Path) -> None:
     patient_id = await cast.patient()
     generate: list[str | Path] = [
         "generate",
@@ -124,7 +124,7 @@ async def test_a_client_in_python_is_made_and_records(origin: str, cast: Cast, t
 
 
 @node.needs_node
-def test_the_description_keeps_every_rule_of_redocly_for_good_ones() -> None:
+def test_the_openapi_description_passes_the_redocly_lint() -> None:
     linted = node.run("redocly", "lint", DESCRIPTION, "--config", "redocly.yaml", "--format", "json")
 
     assert json.loads(linted.stdout)["totals"] == {"errors": 0, "warnings": 0, "ignored": 0}, linted.stdout

@@ -1,4 +1,4 @@
-"""`gateway patients import` on a real PostgreSQL: who is registered, what is refused, what an interruption costs."""
+"""`gateway patients import`: registered patients, refused lines and interrupted imports."""
 
 import asyncio
 import json
@@ -25,8 +25,8 @@ Import = Callable[[str, str | bytes], Awaitable[str]]
 
 
 @pytest.fixture
-def imported(database_url: str, tmp_path: Path) -> Import:
-    """Import a file of this name and content, and give the closing sentence."""
+def import_file(database_url: str, tmp_path: Path) -> Import:
+    """Return a function that imports a file of a given name and content and returns the summary."""
 
     async def from_file(name: str, content: str | bytes) -> str:
         file = tmp_path / name
@@ -38,12 +38,12 @@ def imported(database_url: str, tmp_path: Path) -> Import:
 
 @pytest.fixture
 def prefix() -> str:
-    """What the ids of this test's patients begin with."""
+    """The prefix of the ids of this test's patients."""
     return uuid4().hex[:12]
 
 
 async def known(cast: Cast, prefix: str) -> dict[str, dict[str, str]]:
-    """Give the external ids of the patients registered, by brand and the rest of the id after the prefix."""
+    """Return the external ids of the registered patients, by brand and the id without its prefix."""
     rows = await cast.connection.fetch(
         "SELECT id, brand_id, external_ids FROM patient_graph.patients WHERE starts_with(id, $1)", prefix
     )
@@ -54,13 +54,13 @@ def csv_of(prefix: str, numbers: range) -> str:
     return "id,brand_id\n" + "".join(f"{prefix}{number},loop\n" for number in numbers)
 
 
-# What is registered
+# Registered patients
 
 
-async def test_a_csv_file_registers_patients_and_further_columns_are_external_ids(
-    imported: Import, cast: Cast, prefix: str
+async def test_a_csv_file_registers_patients_with_other_columns_as_external_ids(
+    import_file: Import, cast: Cast, prefix: str
 ) -> None:
-    closing = await imported(
+    closing = await import_file(
         "p.csv", f'brand_id,mrn,id,"chart, old"\nloop,42,{prefix}a,"x ""y"""\nloopbio,,{prefix}b,\n'
     )
 
@@ -68,68 +68,69 @@ async def test_a_csv_file_registers_patients_and_further_columns_are_external_id
     assert await known(cast, prefix) == {"loop:a": {"mrn": "42", "chart, old": 'x "y"'}, "loopbio:b": {}}
 
 
-async def test_json_lines_register_patients(imported: Import, cast: Cast, prefix: str) -> None:
+async def test_json_lines_register_patients(import_file: Import, cast: Cast, prefix: str) -> None:
     lines = [
         {"id": f"{prefix}a", "brand_id": "loop", "external_ids": {"mrn": "42", "größe": "🩺"}},
-        {"id": f"{prefix}b", "brand_id": "loop", "name": "a member nobody knows is ignored"},
+        {"id": f"{prefix}b", "brand_id": "loop", "name": "an unknown member is ignored"},
     ]
 
-    closing = await imported("p.jsonl", "\n".join(map(json.dumps, lines)))
+    closing = await import_file("p.jsonl", "\n".join(map(json.dumps, lines)))
 
     assert closing == "2 patients registered, 0 known already, 0 lines refused; ignored: 1 other"
     assert await known(cast, prefix) == {"loop:a": {"mrn": "42", "größe": "🩺"}, "loop:b": {}}
 
 
 @pytest.mark.parametrize("name", ["p.csv", "p.ndjson", "p", "p.txt"])
-async def test_a_byte_order_mark_windows_line_ends_and_blank_lines_are_no_part_of_the_patients(
-    imported: Import, cast: Cast, prefix: str, name: str
+async def test_byte_order_marks_crlf_and_blank_lines_are_ignored(
+    import_file: Import, cast: Cast, prefix: str, name: str
 ) -> None:
     json_lines = f'{{"id": "{prefix}a", "brand_id": "loop"}}\n\n{{"id": "{prefix}b", "brand_id": "loop"}}'
     csv_lines = f"id,brand_id\n{prefix}a,loop\n\n{prefix}b,loop"
     text = csv_lines if name == "p.csv" else json_lines
 
-    closing = await imported(name, b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    closing = await import_file(name, b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
 
     assert closing == "2 patients registered, 0 known already, 0 lines refused"
     assert await known(cast, prefix) == {"loop:a": {}, "loop:b": {}}
 
 
-async def test_known_patients_are_left_as_they_are(imported: Import, cast: Cast, prefix: str) -> None:
-    await imported("p.csv", f"id,brand_id,mrn\n{prefix}a,loop,first\n")
+async def test_known_patients_are_unchanged(import_file: Import, cast: Cast, prefix: str) -> None:
+    await import_file("p.csv", f"id,brand_id,mrn\n{prefix}a,loop,first\n")
 
-    closing = await imported("p.csv", f"id,brand_id,mrn\n{prefix}a,loop,second\n{prefix}a,loopbio,another\n")
+    closing = await import_file("p.csv", f"id,brand_id,mrn\n{prefix}a,loop,second\n{prefix}a,loopbio,another\n")
 
     assert closing == "1 patient registered, 1 known already, 0 lines refused"
     assert await known(cast, prefix) == {"loop:a": {"mrn": "first"}, "loopbio:a": {"mrn": "another"}}
 
 
-async def test_of_an_id_that_comes_twice_the_first_line_counts(imported: Import, cast: Cast, prefix: str) -> None:
-    closing = await imported("p.csv", f"id,brand_id,mrn\n{prefix}a,loop,first\n{prefix}a,loop,second\n")
+async def test_of_two_lines_with_one_id_the_first_counts(import_file: Import, cast: Cast, prefix: str) -> None:
+    closing = await import_file("p.csv", f"id,brand_id,mrn\n{prefix}a,loop,first\n{prefix}a,loop,second\n")
 
     assert closing == "1 patient registered, 1 known already, 0 lines refused"
     assert await known(cast, prefix) == {"loop:a": {"mrn": "first"}}
 
 
-async def test_twenty_thousand_patients_are_a_matter_of_seconds(imported: Import, prefix: str) -> None:
+async def test_twenty_thousand_patients_are_imported_within_seconds(import_file: Import, prefix: str) -> None:
     async with asyncio.timeout(15):
-        closing = await imported("p.csv", csv_of(prefix, range(20_000)))
+        closing = await import_file("p.csv", csv_of(prefix, range(20_000)))
 
     assert closing == "20000 patients registered, 0 known already, 0 lines refused"
 
 
-async def test_two_imports_at_once_in_opposite_order_do_not_lock_each_other_out(
-    imported: Import, cast: Cast, prefix: str
+async def test_concurrent_imports_in_opposite_order_do_not_deadlock(
+    import_file: Import, cast: Cast, prefix: str
 ) -> None:
     header, *lines = csv_of(prefix, range(3_000)).splitlines()
 
     await asyncio.gather(
-        imported("up.csv", "\n".join([header, *lines])), imported("down.csv", "\n".join([header, *reversed(lines)]))
+        import_file("up.csv", "\n".join([header, *lines])),
+        import_file("down.csv", "\n".join([header, *reversed(lines)])),
     )
 
     assert len(await known(cast, prefix)) == 3_000
 
 
-# What is refused
+# Refused lines
 
 
 @pytest.mark.parametrize(
@@ -156,51 +157,54 @@ async def test_two_imports_at_once_in_opposite_order_do_not_lock_each_other_out(
         ('{"id": "PREsecret", "brand_id": "loop", "x": "' + "x" * 65_536 + '"}', "must have at most 65536 bytes"),
     ],
 )
-async def test_a_line_that_breaks_a_rule_is_named_without_its_content_and_the_others_count(
-    imported: Import, cast: Cast, prefix: str, capsys: pytest.CaptureFixture[str], *, line: str, rule: str
+async def test_a_line_that_breaks_a_rule_is_reported_without_its_content(
+    import_file: Import, cast: Cast, prefix: str, capsys: pytest.CaptureFixture[str], *, line: str, rule: str
 ) -> None:
     good = [json.dumps({"id": f"{prefix}{name}", "brand_id": "loop"}) for name in "ab"]
 
-    closing = await imported("p.jsonl", "\n".join([good[0], line.replace("PRE", prefix), good[1]]))
+    closing = await import_file("p.jsonl", "\n".join([good[0], line.replace("PRE", prefix), good[1]]))
 
     assert closing == "2 patients registered, 0 known already, 1 line refused"
     assert await known(cast, prefix) == {"loop:a": {}, "loop:b": {}}
-    told = capsys.readouterr().err
-    assert told.startswith("line 2: ")
-    assert rule in told
-    assert "secret" not in told
-    assert prefix not in told
+    printed = capsys.readouterr().err
+    assert printed.startswith("line 2: ")
+    assert rule in printed
+    assert "secret" not in printed
+    assert prefix not in printed
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "message"),
     [
-        (b"PREsecret,loop", "line 3: must have 3 values, as line 1 has (columns)"),
-        (b"PREsecret,loop,1,2", "line 3: must have 3 values, as line 1 has (columns)"),
+        (b"PREsecret,loop", "line 3: must have 3 values, like line 1 (columns)"),
+        (b"PREsecret,loop,1,2", "line 3: must have 3 values, like line 1 (columns)"),
         (b",loop,1", "line 3: id must have"),
         (b"PREsecret,loop,\xff", "line 3: must be UTF-8 (utf8)"),
         (b"PREsecret,loop,a\rPREsecret,loop,b", "line 3: must be CSV"),
-        (b'PREsecret,loop,"1\nPREsecret,loop,2"', "lines 3 to 4: a quoted value must end on the line it began on"),
+        (
+            b'PREsecret,loop,"1\nPREsecret,loop,2"',
+            "lines 3 to 4: a quoted value must end on the line on which it begins",
+        ),
     ],
 )
-async def test_a_line_that_is_no_row_is_named_without_its_content_and_the_others_count(
-    imported: Import, cast: Cast, prefix: str, capsys: pytest.CaptureFixture[str], *, lines: bytes, told: str
+async def test_a_malformed_row_is_reported_without_its_content(
+    import_file: Import, cast: Cast, prefix: str, capsys: pytest.CaptureFixture[str], *, lines: bytes, message: str
 ) -> None:
     text = b"id,brand_id,mrn\nPREa,loop,1\n" + lines + b"\nPREb,loop,2\n"
 
-    closing = await imported("p.csv", text.replace(b"PRE", prefix.encode()))
+    closing = await import_file("p.csv", text.replace(b"PRE", prefix.encode()))
 
     assert closing.startswith("2 patients registered, 0 known already, ")
     assert await known(cast, prefix) == {"loop:a": {"mrn": "1"}, "loop:b": {"mrn": "2"}}
     error = capsys.readouterr().err
-    assert error.startswith(told)
+    assert error.startswith(message)
     assert "secret" not in error
 
 
-async def test_after_a_stray_mark_no_patient_is_made_of_what_follows(
-    imported: Import, cast: Cast, prefix: str, capsys: pytest.CaptureFixture[str]
+async def test_no_patient_is_registered_from_text_after_a_stray_quotation_mark(
+    import_file: Import, cast: Cast, prefix: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    closing = await imported(
+    closing = await import_file(
         "p.csv", f'id,brand_id,mrn\n{prefix}a,loop,1\n{prefix}b,loop,"say "hi\n{prefix}evil,loop,2\n"\n'
     )
 
@@ -210,19 +214,17 @@ async def test_after_a_stray_mark_no_patient_is_made_of_what_follows(
 
 
 @pytest.mark.parametrize("column", ["ID", " brand_id", "brandId"])
-async def test_a_column_that_is_nearly_a_known_one_registers_nobody(
-    imported: Import, cast: Cast, prefix: str, column: str
-) -> None:
+async def test_a_misspelt_column_stops_the_import(import_file: Import, cast: Cast, prefix: str, column: str) -> None:
     with pytest.raises(ImportStopped, match="line 1: column 3 is nearly"):
-        await imported("p.csv", f"id,brand_id,{column}\n{prefix}a,loop,1\n")
+        await import_file("p.csv", f"id,brand_id,{column}\n{prefix}a,loop,1\n")
 
     assert await known(cast, prefix) == {}
 
 
-async def test_refused_lines_are_written_beside_the_file_and_taken_away_when_there_are_none(
-    imported: Import, prefix: str, tmp_path: Path
+async def test_the_file_of_refused_lines_is_removed_when_there_are_none(
+    import_file: Import, prefix: str, tmp_path: Path
 ) -> None:
-    await imported("p.csv", f'id,brand_id,mrn\n{prefix}a,Loop,1\n{prefix}b,loop,"2\n{prefix}c,loop,3"\n')
+    await import_file("p.csv", f'id,brand_id,mrn\n{prefix}a,Loop,1\n{prefix}b,loop,"2\n{prefix}c,loop,3"\n')
 
     rejected = [json.loads(line) for line in (tmp_path / "p.csv.rejects.jsonl").read_text().splitlines()]
     assert [(each["line"], each.get("last_line"), each["rules"]) for each in rejected] == [
@@ -231,14 +233,14 @@ async def test_refused_lines_are_written_beside_the_file_and_taken_away_when_the
     ]
     assert prefix not in json.dumps(rejected)
 
-    await imported("p.csv", f"id,brand_id,mrn\n{prefix}a,loop,1\n")
+    await import_file("p.csv", f"id,brand_id,mrn\n{prefix}a,loop,1\n")
     assert not (tmp_path / "p.csv.rejects.jsonl").exists()
 
 
-async def test_an_open_quotation_mark_never_makes_patients_of_what_it_swallows(
-    imported: Import, cast: Cast, prefix: str, capsys: pytest.CaptureFixture[str]
+async def test_no_patient_is_registered_from_text_after_an_open_quotation_mark(
+    import_file: Import, cast: Cast, prefix: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    closing = await imported("p.csv", f'id,brand_id,mrn\n{prefix}a,loop,"1\n{prefix}b,loop,2\n{prefix}c,loop,3\n')
+    closing = await import_file("p.csv", f'id,brand_id,mrn\n{prefix}a,loop,"1\n{prefix}b,loop,2\n{prefix}c,loop,3\n')
 
     assert closing == "0 patients registered, 0 known already, 3 lines refused"
     assert capsys.readouterr().err.startswith("lines 2 to 4: ")
@@ -248,17 +250,17 @@ async def test_an_open_quotation_mark_never_makes_patients_of_what_it_swallows(
 @pytest.mark.parametrize(
     "header", [b"", b"id;brand_id", b"id,brand", b"id,brand_id,id", b"id,brand_id,", b"\xff\xfei\0d\0", b'"id,brand_id']
 )
-async def test_a_first_line_that_does_not_name_the_columns_stops_the_import(imported: Import, header: bytes) -> None:
+async def test_a_first_line_without_column_names_stops_the_import(import_file: Import, header: bytes) -> None:
     with pytest.raises(ImportStopped, match="line 1 must name the columns"):
-        await imported("p.csv", header + b"\np1,loop\n")
+        await import_file("p.csv", header + b"\np1,loop\n")
 
 
-async def test_a_file_that_cannot_be_read_stops_the_import(database_url: str, tmp_path: Path) -> None:
+async def test_an_unreadable_file_stops_the_import(database_url: str, tmp_path: Path) -> None:
     with pytest.raises(ImportStopped, match="cannot be read"):
         await import_patients(database_url, tmp_path / "missing.csv")
 
 
-async def test_a_database_that_cannot_be_used_stops_the_import_and_its_password_is_not_told(tmp_path: Path) -> None:
+async def test_an_unusable_database_stops_the_import_without_showing_a_password(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("id,brand_id\n")
 
     with pytest.raises(ImportStopped, match=r"the database cannot be used \(ConnectionRefusedError\)") as stopped:
@@ -266,7 +268,7 @@ async def test_a_database_that_cannot_be_used_stops_the_import_and_its_password_
     assert "secret" not in str(stopped.value)
 
 
-# The program
+# The command
 
 
 def environment(database_url: str) -> dict[str, str]:
@@ -285,7 +287,9 @@ def run(database_url: str, *arguments: str, text: str = "") -> subprocess.Comple
     )
 
 
-async def test_the_command_reads_standard_input_in_either_form(database_url: str, cast: Cast, prefix: str) -> None:
+async def test_the_command_reads_csv_and_json_lines_from_standard_input(
+    database_url: str, cast: Cast, prefix: str
+) -> None:
     ended = run(database_url, "-", text=f"id,brand_id\n{prefix}a,loop\n")
     assert (ended.returncode, ended.stdout) == (0, "1 patient registered, 0 known already, 0 lines refused\n")
 
@@ -295,14 +299,14 @@ async def test_the_command_reads_standard_input_in_either_form(database_url: str
     assert await known(cast, prefix) == {"loop:a": {}, "loop:b": {}}
 
 
-def test_the_command_ends_with_1_when_a_line_was_refused(database_url: str) -> None:
+def test_the_command_exits_with_1_if_a_line_was_refused(database_url: str) -> None:
     ended = run(database_url, "-", text="id,brand_id\na/b,loop\n")
 
     assert (ended.returncode, ended.stdout) == (1, "0 patients registered, 0 known already, 1 line refused\n")
     assert ended.stderr.startswith("line 2: id must have")
 
 
-def test_the_command_ends_with_one_sentence_when_nothing_can_be_read(database_url: str) -> None:
+def test_the_command_reports_an_unreadable_file_in_one_sentence(database_url: str) -> None:
     ended = run(database_url, "/nowhere.csv")
 
     assert (ended.returncode, ended.stdout) == (1, "")
@@ -312,7 +316,7 @@ def test_the_command_ends_with_one_sentence_when_nothing_can_be_read(database_ur
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143), (signal.SIGINT, 130)]
 )
-async def test_an_import_that_was_cut_short_is_simply_run_again(
+async def test_an_interrupted_import_is_completed_by_running_it_again(
     database_url: str, cast: Cast, prefix: str, number: signal.Signals, code: int
 ) -> None:
     process = await asyncio.create_subprocess_exec(
@@ -320,9 +324,9 @@ async def test_an_import_that_was_cut_short_is_simply_run_again(
     )
     assert process.stdin is not None
     process.stdin.write(csv_of(prefix, range(importing.BATCH_LINES + 500)).encode())
-    await first_batch(cast, prefix)
+    await wait_for_first_batch(cast, prefix)
     process.send_signal(number)
-    # Its input is still open: it ends because of the signal, not for want of lines.
+    # The input is still open, so the signal has ended the process.
     assert await process.wait() == code
     out, err = await process.communicate()
     assert out == b""
@@ -335,8 +339,8 @@ async def test_an_import_that_was_cut_short_is_simply_run_again(
     assert len(await known(cast, prefix)) == 2 * importing.BATCH_LINES
 
 
-async def first_batch(cast: Cast, prefix: str) -> None:
-    """Return once some of the patients are registered."""
+async def wait_for_first_batch(cast: Cast, prefix: str) -> None:
+    """Return once the first batch of patients is registered."""
     async with asyncio.timeout(30):
-        while not await known(cast, prefix):  # noqa: ASYNC110 - no event of another process reaches us
+        while not await known(cast, prefix):  # noqa: ASYNC110 - another process sends no event
             await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Nothing leaks: the canary finds no mark where none may be, and would find one."""
+"""The leak check finds no marked text in any output, and would find it."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from gateway.leak_check import MARK, Outputs
 ROOT = Path(__file__).parent.parent.parent
 
 
-def test_the_canary_pushed_through_every_door_and_failure_is_found_nowhere() -> None:
+def test_the_leak_check_finds_no_leak() -> None:
     run = subprocess.run(
         [sys.executable, "-m", "gateway", "leak-check"],
         cwd=ROOT,
@@ -28,11 +28,11 @@ def test_the_earlier_name_of_the_command_runs_the_same_check() -> None:
     assert app.commands["canary"].callback is app.commands["leak-check"].callback
 
 
-def test_a_mark_in_any_output_is_a_leak_and_is_not_repeated() -> None:
+def test_marked_text_in_an_output_is_a_leak_and_is_not_repeated() -> None:
     outputs = Outputs()
-    outputs.add("the log", f"one line\nwhere it says {MARK} aloud\n")
+    outputs.add("the log", f"one line\nwith the text {MARK} in it\n")
 
     (leak,) = outputs.leaks()
 
     assert leak.where == "the log"
-    assert leak.line == "where it says █ aloud"
+    assert leak.line == "with the text █ in it"

@@ -1,4 +1,4 @@
-"""What could lose an acknowledged record keeps the gateway from serving, and `gateway check` says so."""
+"""The gateway refuses a database that could lose acknowledged records; `gateway check` reports it."""
 
 import asyncio
 import fcntl
@@ -32,7 +32,7 @@ async def server(tmp_path: Path) -> AsyncIterator[PostgresServer]:
 
 
 async def run(command: str, url: str | None, **settings: str) -> tuple[int, str]:
-    """Run a command of the gateway, and give its exit code and all it says."""
+    """Run a command of the gateway; return its exit code and output."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
     environment |= {} if url is None else {"GATEWAY_DATABASE_URL": url}
     environment |= {"GATEWAY_PORT": "0", **settings}
@@ -40,12 +40,12 @@ async def run(command: str, url: str | None, **settings: str) -> tuple[int, str]
         sys.executable, "-m", "gateway", command, cwd=ROOT, env=environment,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
-    said, _ = await asyncio.wait_for(process.communicate(), 60)
-    return process.returncode or 0, said.decode()
+    output, _ = await asyncio.wait_for(process.communicate(), 60)
+    return process.returncode or 0, output.decode()
 
 
-async def set_to(url: str, name: str, value: str) -> None:
-    """Change a setting of the whole server, as an administrator does, and wait until it holds."""
+async def set_and_wait(url: str, name: str, value: str) -> None:
+    """Change a setting of the whole server and wait until it takes effect."""
     connection = await asyncpg.connect(url)
     try:
         await connection.execute(f"ALTER SYSTEM SET {name} = {value}")
@@ -53,37 +53,37 @@ async def set_to(url: str, name: str, value: str) -> None:
     finally:
         await connection.close()
 
-    async def holds() -> bool:
+    async def takes_effect() -> bool:
         another = await asyncpg.connect(url)
         try:
             return await another.fetchval(f"SHOW {name}") == value
         finally:
             await another.close()
 
-    await wait_until(holds)
+    await wait_until(takes_effect)
 
 
-async def test_each_setting_that_may_lose_what_was_acknowledged_is_a_danger_that_is_named(
+async def test_each_setting_that_may_lose_acknowledged_records_is_refused(
     server: PostgresServer,
 ) -> None:
     assert "danger" not in (await run("check", server.url))[1]
     for name, harm in HARMS.items():
-        await set_to(server.url, name, "off")
+        await set_and_wait(server.url, name, "off")
 
         checked, refused = await run("check", server.url), await run("serve", server.url)
 
-        await set_to(server.url, name, "on")
-        for code, said in (checked, refused):
+        await set_and_wait(server.url, name, "on")
+        for code, output in (checked, refused):
             assert code == 1
-            assert f"{name} is off: {harm}" in said
-            assert not any(f"{other} is off" in said for other in HARMS.keys() - {name})
+            assert f"{name} is off: {harm}" in output
+            assert not any(f"{other} is off" in output for other in HARMS.keys() - {name})
         assert "GATEWAY_DATABASE_UNSAFE=true" in refused[1]
         assert "REST" not in refused[1]
-    code, said = await run("check", server.url)
-    assert "danger" not in said
+    code, output = await run("check", server.url)
+    assert "danger" not in output
 
 
-async def test_with_no_database_it_says_whether_a_private_one_could_be_started_and_starts_none(tmp_path: Path) -> None:
+async def test_check_without_a_database_starts_none(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     assert (await run("check", None, GATEWAY_DATA_DIR=str(folder)))[0] == 0
     assert not folder.exists()
@@ -91,11 +91,11 @@ async def test_with_no_database_it_says_whether_a_private_one_could_be_started_a
     folder.mkdir()
     with (folder / "postgres.lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        code, said = await run("check", None, GATEWAY_DATA_DIR=str(folder))
+        code, output = await run("check", None, GATEWAY_DATA_DIR=str(folder))
     assert code == 1
-    assert f"Another gateway is using the data folder {folder}" in said
+    assert f"Another gateway is using the data folder {folder}" in output
 
     (tmp_path / "a-file").touch()
-    code, said = await run("check", None, GATEWAY_DATA_DIR=str(tmp_path / "a-file" / "data"))
+    code, output = await run("check", None, GATEWAY_DATA_DIR=str(tmp_path / "a-file" / "data"))
     assert code == 1
-    assert "cannot be written to" in said
+    assert "is not writable" in output

@@ -3,18 +3,15 @@
 import math
 from html import escape
 from statistics import median
-from typing import TYPE_CHECKING
 
+from bench.results import Run
 from bench.targets import Target, verdicts
-
-if TYPE_CHECKING:
-    from bench.running import Run
 
 ROW, TOP, LEFT, WIDTH = 20, 56, 300, 560
 INK, QUIET, GOOD, BAD = "#1b1f24", "#8c959f", "#1a7f37", "#bc4c00"
 
 
-def ratios(run: "Run", part: str, title: str) -> str:
+def ratio_chart(run: Run, part: str, title: str) -> str:
     """Return a drawing of a part's ratios: a dot at the median, a line from least to greatest, a mark at the target."""
     rows = [(target, found) for target, found in verdicts(run) if target.part == part and _drawn(target)]
     values = [value for target, found in rows for value in (*found, target.limit, 1.0) if not math.isinf(value)]
@@ -46,7 +43,7 @@ def _drawn(target: Target) -> bool:
     return not math.isinf(target.limit) or target.of in {"server CPU", "with PostgreSQL"}
 
 
-def curves(title: str, x_title: str, y_title: str, series: dict[str, list[tuple[float, float]]]) -> str:
+def line_chart(title: str, x_title: str, y_title: str, series: dict[str, list[tuple[float, float]]]) -> str:
     """Return a drawing of lines over two logarithmic axes."""
     points = [point for line in series.values() for point in line]
     (x0, x1), (y0, y1) = (

@@ -1,25 +1,25 @@
-"""A run: the order in which servers are measured, and all results."""
+"""The order in which the servers are measured."""
 
 import argparse
 import asyncio
 import random
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import asyncpg
 
 from bench import report
-from bench.checking import ask, check
-from bench.clocks import Clocks, memory_bytes, our_postmaster
-from bench.limit import pgbench_per_second
-from bench.measuring import Measure, Measurement
+from bench.correctness import ask, check
+from bench.cpu_accounting import CpuAccounting, memory_bytes, own_postmaster
+from bench.load_test import LoadTest
+from bench.pgbench import pgbench_per_second
+from bench.results import Run
 from bench.seed import Population, seed
-from bench.servers import GATEWAY, MERCURIUS, Kind, Server, admit_peers, seconds_to_first_answer
-from bench.workloads import WORKLOADS, CompiledQuery, Workload
+from bench.servers import GATEWAY, MERCURIUS, Kind, Server, create_peer_logins, seconds_to_first_answer
+from bench.workloads import WORKLOADS, Question, Workload
 from gateway.database.migrate import migrate
 from gateway.database.roles import DATABASE, OWNER, create_database
 from gateway.embedded_postgres.cluster import PrivatePostgres
@@ -28,27 +28,13 @@ SHARE_OF_HIGHEST = 0.7
 """Fraction of Mercurius' highest rate: at a fixed rate near a server's maximum, only queues would be measured."""
 
 
-@dataclass
-class Run:
-    """The results of one run, and the machine."""
-
-    seed: int
-    arguments: dict[str, Any]
-    machine: dict[str, Any]
-    measurements: list[Measurement] = field(default_factory=list)
-    idle_mib: dict[str, float] = field(default_factory=dict)
-    loaded_mib: dict[str, float] = field(default_factory=dict)
-    cold_seconds: dict[str, list[float]] = field(default_factory=dict)
-    pgbench_per_second: list[float] = field(default_factory=list)
-
-
 async def prepare(postgres: PrivatePostgres, population: Population) -> Population:
     """Create the database, the encounters and the peers' logins; return the population with its encounters' ids."""
     await create_database(postgres)
     owner_url = postgres.url(OWNER, DATABASE)
     await migrate(owner_url)
     await seed(owner_url, population)
-    await admit_peers(postgres)
+    await create_peer_logins(postgres)
     connection = await asyncpg.connect(owner_url)
     try:
         rows = await connection.fetch("SELECT id FROM patient_graph.encounters ORDER BY id")
@@ -57,7 +43,7 @@ async def prepare(postgres: PrivatePostgres, population: Population) -> Populati
         await connection.close()
 
 
-class Bench:
+class Benchmark:
     """The running servers, the questions sent to them, and the run that collects the results."""
 
     def __init__(
@@ -71,15 +57,15 @@ class Bench:
         self._arguments, self._run, self._postgres, self._servers = arguments, run, postgres, servers
         self._population = population
         self._chance = random.Random(run.seed)  # noqa: S311 - the same seed selects the same questions
-        self._questions: dict[str, list[CompiledQuery]] = {}
-        self._measure = Measure(Clocks(our_postmaster()), arguments.rest)
+        self._questions: dict[str, list[Question]] = {}
+        self._measure = LoadTest(CpuAccounting(own_postmaster()), arguments.rest)
 
     def choose_questions(self) -> None:
         """Choose the questions of each workload."""
         for name in self._arguments.workloads:
             self._questions[name] = WORKLOADS[name].questions(self._chance, self._population)
 
-    async def refuse_unlike(self) -> None:
+    async def require_equal_answers(self) -> None:
         """Exit the program unless all servers answer alike."""
         connection = await asyncpg.connect(self._postgres.url(OWNER, DATABASE))
         wrong = []
@@ -103,12 +89,12 @@ class Bench:
         for server, name in self._pairs(self._arguments.workloads):
             self._note("closed", round_, server, name, self._arguments.connections)
 
-    def lone(self, round_: int) -> None:
+    def single_connection(self, round_: int) -> None:
         """Record encounters one after another: batching must not make a single caller slower."""
         for server, name in self._pairs([name for name in self._arguments.workloads if WORKLOADS[name].is_write]):
-            self._note("lone", round_, server, name, 1)
+            self._note("single", round_, server, name, 1)
 
-    def limit(self, _round: int) -> None:
+    def pgbench(self, _round: int) -> None:
         """Measure pgbench inserting the rows that W2 records."""
         asyncio.run(self._checkpoint())
         found = pgbench_per_second(self._postgres, self._arguments.connections, self._arguments.seconds)

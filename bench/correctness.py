@@ -12,7 +12,7 @@ import asyncpg
 
 from bench.driver import KEY
 from bench.servers import Server
-from bench.workloads import MEMBERS, CompiledQuery, Row, Workload, row_of, rows_in
+from bench.workloads import MEMBERS, Question, Row, Workload, row_of, rows_in
 
 QUESTIONS_CHECKED = 5
 
@@ -35,7 +35,7 @@ async def check(
     connection: asyncpg.Connection[Any],
     servers: Sequence[Server],
     workload: Workload,
-    questions: Sequence[CompiledQuery],
+    questions: Sequence[Question],
 ) -> list[str]:
     """Return a description of each wrong answer."""
     wrong = []
@@ -47,7 +47,7 @@ async def check(
             status, answer = ask(server, request)
             found = rows_in(answer)
             if workload.is_write:
-                problem = await _recorded_otherwise(connection, question, found)
+                problem = await _recording_difference(connection, question, found)
             else:
                 assert workload.truth is not None
                 truth = [row_of(each) for each in await connection.fetch(workload.truth, question["truth"])]
@@ -57,9 +57,7 @@ async def check(
     return wrong
 
 
-async def _recorded_otherwise(
-    connection: asyncpg.Connection[Any], question: CompiledQuery, found: Sequence[Row]
-) -> str:
+async def _recording_difference(connection: asyncpg.Connection[Any], question: Question, found: Sequence[Row]) -> str:
     """Return the difference between what was sent, answered and stored, or an empty string."""
     if len(found) != 1:
         return f"{len(found)} encounters in the answer to a recording"

@@ -17,17 +17,17 @@ PATIENCE_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
-class Spent:
+class CpuTime:
     """CPU seconds: the server's processes, and the backends of PostgreSQL that serve its login."""
 
     server: float
     database: float
 
-    def __sub__(self, earlier: "Spent") -> "Spent":
-        return Spent(self.server - earlier.server, self.database - earlier.database)
+    def __sub__(self, earlier: "CpuTime") -> "CpuTime":
+        return CpuTime(self.server - earlier.server, self.database - earlier.database)
 
-    def __add__(self, more: "Spent") -> "Spent":
-        return Spent(self.server + more.server, self.database + more.database)
+    def __add__(self, more: "CpuTime") -> "CpuTime":
+        return CpuTime(self.server + more.server, self.database + more.database)
 
     @property
     def total(self) -> float:
@@ -35,18 +35,18 @@ class Spent:
         return self.server + self.database
 
 
-class Clocks:
+class CpuAccounting:
     """Reads CPU times. A backend that has ended still counts with its last known value."""
 
     def __init__(self, postmaster: int) -> None:
         self._postmaster = psutil.Process(postmaster)
         self._backends: dict[tuple[int, float], tuple[str, float]] = {}
 
-    def spent(self, server: Server) -> Spent:
+    def cpu_time(self, server: Server) -> CpuTime:
         """Return the CPU time of a server since its start, to 10 ms."""
         process = psutil.Process(server.process.pid)
         own = sum(_cpu(each.pid) for each in (process, *process.children(recursive=True)))
-        return Spent(own, self.database()[server.kind.login])
+        return CpuTime(own, self.database()[server.kind.login])
 
     def database(self) -> Counter[str]:
         """Return PostgreSQL's CPU time for each login, and under "" that of its shared helper processes."""
@@ -67,12 +67,12 @@ class Clocks:
     def wait_until_quiet(self, server: Server, quiet_seconds: float) -> None:
         """Return when a server has been idle for `quiet_seconds`, or after `PATIENCE_SECONDS`."""
         began = quiet_since = time.monotonic()
-        before = self.spent(server)
+        before = self.cpu_time(server)
         while (now := time.monotonic()) - quiet_since < quiet_seconds:
             if now - began > PATIENCE_SECONDS:
                 return
             time.sleep(SLICE_SECONDS)
-            after = self.spent(server)
+            after = self.cpu_time(server)
             if (after - before).total > IDLE_SHARE * SLICE_SECONDS:
                 quiet_since = time.monotonic()
             before = after
@@ -84,7 +84,7 @@ def memory_bytes(server: Server) -> int:
     return sum(each.memory_info().rss for each in (process, *process.children(recursive=True)))
 
 
-def our_postmaster() -> int:
+def own_postmaster() -> int:
     """Return the process id of the PostgreSQL that this process started."""
     ours = psutil.Process().children()
     # A child started by `unshare` becomes postgres by exec, so it is found by its current name.

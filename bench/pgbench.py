@@ -7,14 +7,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from bench.seed import BRAND, WRITTEN
+from bench.seed import BRAND, RECORDING_PATIENTS
 from gateway.database.roles import DATABASE
 from gateway.embedded_postgres.cluster import PrivatePostgres
 
 LOGIN = "bench_pgbench"
 
 # The row that `bench.workloads` records, as the peers insert it.
-SCRIPT = f"""\\set n random(0, {WRITTEN - 1})
+SCRIPT = f"""\\set n random(0, {RECORDING_PATIENTS - 1})
 INSERT INTO patient_graph.encounters
   (id, patient_id, brand_id, encounter_type, provider_id, scheduled_at, chief_complaint, notes, metadata)
 VALUES (uuidv7(), 'written-' || :n, '{BRAND}', 'lab', '00000000-0000-4000-8000-000000000007', '2026-12-09T09:30:00Z',

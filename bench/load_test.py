@@ -5,75 +5,42 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
-from bench.clocks import Clocks, memory_bytes
+from bench.cpu_accounting import CpuAccounting, memory_bytes
 from bench.driver import Outcome, Plan
+from bench.results import Measurement
 from bench.servers import ROOT, Server
-from bench.workloads import CompiledQuery, Workload
+from bench.workloads import Question, Workload
 
 AT_REST_SECONDS = 0.5
 """Seconds for which a server without background work must be idle."""
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """One measurement. CPU in ms a request: while requests were answered, and afterwards until the server was idle."""
-
-    part: str
-    round: int
-    server: str
-    workload: str
-    connections: int
-    rate: float | None
-    outcome: Outcome
-    server_ms: float
-    database_ms: float
-    server_after_ms: float
-    database_after_ms: float
-    helpers_ms: float
-    memory_mib: float
-
-    @property
-    def cpu(self) -> float:
-        """The server's CPU a request, including its later work."""
-        return self.server_ms + self.server_after_ms
-
-    @property
-    def cpu_with_database(self) -> float:
-        """Like `cpu`, with that of PostgreSQL's backends for the server."""
-        return self.cpu + self.database_ms + self.database_after_ms
-
-    @property
-    def per_second(self) -> float:
-        """Requests answered per second."""
-        return self.outcome.answered / self.outcome.seconds
-
-
-class Measure:
+class LoadTest:
     """Measures servers. Each run of the driver has its own number, so that no key repeats.
 
     A server with background work has finished it when it has been idle for `rest_seconds`.
     """
 
-    def __init__(self, clocks: Clocks, rest_seconds: float) -> None:
-        self._clocks = clocks
+    def __init__(self, accounting: CpuAccounting, rest_seconds: float) -> None:
+        self._accounting = accounting
         self._rest_seconds = rest_seconds
         self._runs = 0
 
     def warm_up(
-        self, server: Server, workload: Workload, questions: Sequence[CompiledQuery], connections: int, seconds: float
+        self, server: Server, workload: Workload, questions: Sequence[Question], connections: int, seconds: float
     ) -> None:
         """Send requests without measuring."""
-        with self._asking(server, workload, questions, connections, seconds) as driver:
+        with self._driver(server, workload, questions, connections, seconds) as driver:
             driver.communicate()
 
     @contextmanager
-    def _asking(
+    def _driver(
         self,
         server: Server,
         workload: Workload,
-        questions: Sequence[CompiledQuery],
+        questions: Sequence[Question],
         connections: int,
         seconds: float,
         rate: float | None = None,
@@ -98,7 +65,7 @@ class Measure:
         round_: int,
         server: Server,
         workload: Workload,
-        questions: Sequence[CompiledQuery],
+        questions: Sequence[Question],
         *,
         connections: int,
         seconds: float,
@@ -109,12 +76,12 @@ class Measure:
         An overloaded server may refuse requests. The refusals are counted, and their cost is distributed over the
         answered requests.
         """
-        self._clocks.wait_until_quiet(server, AT_REST_SECONDS)
-        with self._asking(server, workload, questions, connections, seconds, rate) as driver:
+        self._accounting.wait_until_quiet(server, AT_REST_SECONDS)
+        with self._driver(server, workload, questions, connections, seconds, rate) as driver:
             _wait_for(driver, "begin")
-            before, helpers = self._clocks.spent(server), self._clocks.database()[""]
+            before, helpers = self._accounting.cpu_time(server), self._accounting.database()[""]
             _wait_for(driver, "end")
-            during = self._clocks.spent(server) - before
+            during = self._accounting.cpu_time(server) - before
             memory = memory_bytes(server)
             assert driver.stdout is not None
             outcome = Outcome(**json.loads(driver.stdout.read()))
@@ -123,9 +90,10 @@ class Measure:
                 f"{server.kind.name}, {workload.name}: {outcome.failures} wrong answers of {outcome.requests}; "
                 f"the first was\n{outcome.first_failure}"
             )
-        self._clocks.wait_until_quiet(server, self._rest_seconds if server.kind.has_duties else AT_REST_SECONDS)
-        after = self._clocks.spent(server) - before - during
-        helpers = self._clocks.database()[""] - helpers
+        idle_seconds = self._rest_seconds if server.kind.has_background_jobs else AT_REST_SECONDS
+        self._accounting.wait_until_quiet(server, idle_seconds)
+        after = self._accounting.cpu_time(server) - before - during
+        helpers = self._accounting.database()[""] - helpers
 
         def ms(seconds: float) -> float:
             return 1000 * seconds / outcome.answered
