@@ -36,6 +36,9 @@ GENEROUS_LIMITS: dict[str, Any] = {
 
 # The profile of `make fuzz`.
 settings.register_profile("fuzz", max_examples=3_000, deadline=None, suppress_health_check=list(HealthCheck))
+# A busy machine generates examples slowly and exceeds deadlines. `--hypothesis-profile` replaces this profile.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 SERVER = pytest.StashKey[str]()
 """The URL of a server on which the tests may create databases, as a superuser."""
