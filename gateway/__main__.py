@@ -5,7 +5,7 @@ import gc
 # Imports create no garbage, and collecting takes a tenth of the startup time. `main` enables the collector again.
 gc.disable()
 
-from gateway.cli import main  # noqa: E402 - the imports are what it is off for
+from gateway.cli import main  # noqa: E402 - the collector must be off during the imports
 
 if __name__ == "__main__":
     main()

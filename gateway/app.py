@@ -32,7 +32,7 @@ from gateway.pages import explorer_for_browsers, page_routes
 from gateway.rate_limits.limiter import RateLimits, network_of
 from gateway.settings import LOOPBACK, Settings
 from gateway.shutdown import GracefulShutdown
-from gateway.trusted_documents import document_rules, trusted_plainly
+from gateway.trusted_documents import document_rules, translate_manifest_errors
 from resolvers.access import Verify, scopes_from
 from resolvers.answer_bytes import AnswerMemory
 from resolvers.commands import InputLimits
@@ -42,7 +42,6 @@ from resolvers.idempotency import prune_keys
 from resolvers.paging import PageLimits
 from resolvers.rate_limits import Rates
 from resolvers.services import AuditSink, Feed, Services
-from rest.encounters import published
 from rest.openapi import METRICS
 from schema import build_schema
 from schema.execution import Runner
@@ -85,7 +84,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[Mapping[str, Any]]:
-        assert settings.database_url is not None, "whoever serves has found or started a database"
+        assert settings.database_url is not None, "the caller has set or started a database"
         url = settings.database_url.get_secret_value()
         timeouts: Timeouts = {
             "acquire_seconds": settings.database_acquire_seconds,
@@ -115,10 +114,10 @@ def create_app(
                 event_pipeline(settings, url, relay, jobs, REQUESTS_FIRST_SECONDS) as feed,
                 nullcontext(verify) if verify else verifying(settings) as known,
             ):
-                let_in = stopping.refuse_when_closed(known)
-                lent = services(settings, database, audit_sink=audit_sink, feed=feed, verify=let_in, rates=rates)
+                guarded = stopping.refuse_when_closed(known)
+                shared = services(settings, database, audit_sink=audit_sink, feed=feed, verify=guarded, rates=rates)
                 yield {
-                    "services": lent,
+                    "services": shared,
                     "ping": database.ping,
                     "started": time.monotonic(),
                     "draining": stopping.draining,
@@ -131,7 +130,7 @@ def create_app(
             # Flush the log here: a worker ends by the signal that stopped it, and runs no code after this.
             await asyncio.to_thread(HANDLER.flush)
 
-    with trusted_plainly():
+    with translate_manifest_errors():
         schema = build_schema(scopes_from(settings.scopes), federated=settings.federation)
         runner = Runner(
             schema,
@@ -200,7 +199,6 @@ def services(
     return Services(
         verify=verify,
         database=database,
-        published=published,
         batcher=None
         if settings.database_cluster
         else EncounterBatcher(database, keys_kept_for, settings.database_acquire_seconds),

@@ -50,12 +50,9 @@ def _check_database(settings: Settings) -> bool:
         refuse_folder(settings.data_dir)
         print(f"\nNo {PREFIX}DATABASE_URL: a private PostgreSQL will be started under {settings.data_dir}.")
         return True
-    outlook = asyncio.run(preflight(settings, lambda sentence: print(f"\n{sentence}"), changing=False))
-    if outlook.is_migrated:
-        print("\nThe database can be served from.")
+    result = asyncio.run(preflight(settings, lambda sentence: print(f"\n{sentence}"), changing=False))
+    if result.is_migrated:
+        print("\nThe database is ready to be served.")
     else:
-        print(
-            f"\nThe database can be served from once it is migrated to {revisions()[-1]}; `gateway serve` and `gateway "
-            "migrate` do that."
-        )
-    return outlook.serves_everyone
+        print(f"\nThe database must be migrated to {revisions()[-1]}; `gateway serve` and `gateway migrate` do that.")
+    return result.serves_all_callers

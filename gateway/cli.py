@@ -16,6 +16,7 @@ from gateway.settings import PREFIX, Settings, SettingsError
 
 
 @click.group()
+@click.version_option(package_name="encounter-gateway", prog_name="gateway", message="%(prog)s %(version)s")
 def app() -> None:
     """The encounter gateway."""
 
@@ -37,7 +38,7 @@ def audit() -> None:
 
 @app.group()
 def events() -> None:
-    """Events on their way out."""
+    """The delivery of events."""
 
 
 def main() -> None:
@@ -56,10 +57,10 @@ def main() -> None:
 
 @app.command()
 @click.option(
-    "--faults", type=int, metavar="SEED", help="Let requests go wrong, to rehearse with; in development mode only."
+    "--faults", type=int, metavar="SEED", help="Inject faults into requests, to test clients; in development mode only."
 )
 def serve(faults: int | None) -> None:
-    """Serve both doors; with no database configured, on a private PostgreSQL of its own."""
+    """Serve REST and GraphQL. Without a configured database, start a private PostgreSQL."""
     # More imports follow; `gateway.server.worker` enables the collector again.
     gc.disable()
     from gateway.server import bind_socket, refuse_what_cannot_be_served, serve
@@ -73,7 +74,7 @@ def serve(faults: int | None) -> None:
 
 @app.command()
 def migrate() -> None:
-    """Bring the database to the newest form. Safe from many processes at once."""
+    """Migrate the database to the newest revision. Several processes may do so concurrently."""
     from gateway.database.migrate import migrate
     from gateway.database.problems import translate_driver_errors
 
@@ -83,7 +84,7 @@ def migrate() -> None:
 
 @app.command()
 def check() -> None:
-    """Say what is wrong with the settings and the database and how to mend it; show the settings in force."""
+    """Check the settings and the database; print the settings in force and each problem."""
     from gateway.check import check
     from gateway.observability.logs import configure_logging
 
@@ -91,12 +92,19 @@ def check() -> None:
     sys.exit(check(_settings()))
 
 
-@app.command()
-def canary() -> None:
-    """Push marked values through every door and every failure of a gateway of its own, and look for leaks."""
-    from gateway.leak_check import canary
+@app.command("leak-check")
+def leak_check() -> None:
+    """Send marked values to a temporary gateway, and search its outputs for leaks.
 
-    sys.exit(asyncio.run(canary()))
+    Exit code 1 if there is a leak.
+    """
+    from gateway.leak_check import leak_check
+
+    sys.exit(asyncio.run(leak_check()))
+
+
+# The earlier name of the command, which `gateway --help` does not list.
+app.add_command(click.Command("canary", callback=leak_check.callback, help=leak_check.help, hidden=True))
 
 
 FILE = click.Path(path_type=Path)
@@ -104,7 +112,7 @@ FILE = click.Path(path_type=Path)
 rejecting = click.option(
     "--rejects",
     type=FILE,
-    help="Where refused lines are named, by number, rules and reason, as JSON Lines. Left out: FILE.rejects.jsonl.",
+    help="JSON Lines file for refused lines, with number, rules and reason. Default: FILE.rejects.jsonl.",
 )
 
 
@@ -112,7 +120,7 @@ rejecting = click.option(
 @click.argument("file", type=FILE)
 @rejecting
 def import_patients(file: Path, rejects: Path | None) -> None:
-    """Make patients known; those known already are left as they are. Exit code 1 if a line was refused.
+    """Register patients. Registered patients stay unchanged. The exit code is 1 if a line was refused.
 
     FILE is CSV or JSON Lines with `id` and `brand_id`; - for standard input.
     """
@@ -129,33 +137,34 @@ def import_patients(file: Path, rejects: Path | None) -> None:
 @rejecting
 @click.option(
     "--name",
-    help="Which import it is: lines without a `key` are recorded once under the same name. "
-    "Left out: the file's name without its folder.",
+    help="Name of the import; a line without a `key` is recorded once for each name. "
+    "Default: the file's name without its folder.",
 )
 @click.option(
     "--client",
     default="import",
     show_default=True,
-    help="Whose keys they are, and who is named in the audit log; 1 to 128 visible characters.",
+    help="Client id that owns the keys and that the audit log names; 1 to 128 visible characters.",
 )
 @click.option(
     "--keep-keys-days",
     type=click.IntRange(1, 3650),
     default=90,
     show_default=True,
-    help="How long the keys are kept. Run again later, all is recorded again.",
+    help="Days that the keys are stored. An import that is repeated later records all lines again.",
 )
 @click.option(
     "--patience-seconds",
+    "retry_seconds",
     type=click.FloatRange(min=0),
     default=300.0,
     show_default=True,
-    help="How long the database may be away before the import gives up.",
+    help="Seconds that the database may be unavailable before the import stops.",
 )
 def import_encounters(
-    file: Path, rejects: Path | None, *, name: str | None, client: str, keep_keys_days: int, patience_seconds: float
+    file: Path, rejects: Path | None, *, name: str | None, client: str, keep_keys_days: int, retry_seconds: float
 ) -> None:
-    """Record encounters, each line once, however often it is run. Exit code 1 if a line was refused.
+    """Record encounters, each line once even if the import is repeated. The exit code is 1 if a line was refused.
 
     FILE is CSV or JSON Lines with `patient_id`, `brand_id`, `encounter_type` and the other members; - for standard
     input.
@@ -173,7 +182,7 @@ def import_encounters(
                 name=name,
                 client=client,
                 keep_keys_days=keep_keys_days,
-                patience_seconds=patience_seconds,
+                retry_seconds=retry_seconds,
             )
         )
     click.echo(done)
@@ -199,10 +208,10 @@ def _importing() -> Iterator[Settings]:
 @click.option(
     "--expect",
     multiple=True,
-    help="A head that was printed earlier (brand:position:hash) and must still be in the chain. May be given again.",
+    help="A head that was printed earlier (brand:position:hash), which the chain must contain. May be repeated.",
 )
 def verify_audit(expect: tuple[str, ...]) -> None:
-    """Look for entries of the audit log that were edited, deleted, moved or slipped in. Exit code 1 if there are."""
+    """Search the audit log for entries that were changed, deleted, reordered or inserted. If any, exit with 1."""
     from gateway.audit.verify import Head, VerificationStopped, print_verification
 
     try:
@@ -220,7 +229,7 @@ def verify_audit(expect: tuple[str, ...]) -> None:
 
 @events.command("status")
 def events_status() -> None:
-    """Say how far events have come: those without a position, the watermark, and each sink."""
+    """Print the status of the events without a position, of the watermark, and of each sink."""
     from gateway.events.pipeline import with_relay_role
     from gateway.events.status import print_status
 
@@ -230,9 +239,9 @@ def events_status() -> None:
 
 @events.command("replay")
 @click.option("--sink", required=True, help="The sink's name: `webhook`, `nats`, or one of GATEWAY_WEBHOOKS.")
-@click.option("--from", "first", type=int, help="Position of the first event it is told again. Left out: where it is.")
+@click.option("--from", "first", type=int, help="Position of the first event to send. Default: the current one.")
 def replay_events(sink: str, first: int | None) -> None:
-    """Tell a sink again from a position on, or let it go on at once; one that was disabled is told again."""
+    """Send events to a sink again from a position, or retry at once. A disabled sink is enabled."""
     from functools import partial
 
     from gateway.events.pipeline import with_relay_role
@@ -247,7 +256,7 @@ def replay_events(sink: str, first: int | None) -> None:
 
 @app.command()
 @click.argument("contract", type=click.Choice(["schema", "openapi"]))
-@click.option("--federation", is_flag=True, help="The schema as a router composes it.")
+@click.option("--federation", is_flag=True, help="Print the SDL of the federation subgraph.")
 def export(contract: str, *, federation: bool) -> None:
     """Print the GraphQL schema, or the OpenAPI description of the REST door."""
     if contract == "schema":
@@ -256,7 +265,7 @@ def export(contract: str, *, federation: bool) -> None:
 
         click.echo(subgraph_sdl(build_schema()) if federation else build_schema().as_str())
     elif federation:
-        raise click.BadParameter("only the schema is federated", param_hint="--federation")
+        raise click.BadParameter("is for the schema only", param_hint="--federation")
     else:
         from rest.openapi import openapi_json
 
@@ -268,8 +277,8 @@ def _settings() -> Settings:
     settings = Settings.from_environment()
     if names := environment.of_kubernetes(PREFIX):
         click.echo(
-            f"warning: Kubernetes has set {', '.join(names)} for a Service; they are no settings and are left out. "
-            "`enableServiceLinks: false` in the pod keeps them away.",
+            f"warning: ignored {', '.join(names)}, which Kubernetes set for a Service. "
+            "`enableServiceLinks: false` in the pod prevents this.",
             err=True,
         )
     return settings

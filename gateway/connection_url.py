@@ -81,14 +81,14 @@ def parse(url: str) -> ConnectionUrl:
     try:
         parts = urlsplit(url)
     except ValueError:
-        raise ValueError("is not a URL: an IPv6 address stands in brackets") from None
+        raise ValueError("is not a URL: enclose an IPv6 address in brackets") from None
     if parts.netloc.count("@") > 1 or parts.fragment or "@" in parts.query or "@" in parts.path:
         raise ValueError("must have the characters @ / ? # : of a name or password percent-encoded")
     parameters = _parameters(parts.query)
     hosts = _hosts(parts, parameters)
     _refuse_unreadable_files(parameters)
     if parameters.get("sslnegotiation") == "direct" and parameters.get("sslmode") not in CHOICES["sslmode"][3:]:
-        raise ValueError("sslnegotiation=direct needs sslmode=require, verify-ca or verify-full")
+        raise ValueError("sslnegotiation=direct requires sslmode=require, verify-ca or verify-full")
     left = {name: value for name, value in parameters.items() if name in HONOURED_BY_ASYNCPG}
     dsn = parts._replace(query=urlencode(left, quote_via=quote)).geturl()
     return ConnectionUrl(dsn, hosts, parameters)
@@ -118,8 +118,8 @@ def _unknown(name: str) -> str:
     nearest = difflib.get_close_matches(name, sorted(KNOWN), n=1, cutoff=0)[0]
     shown = f"{name} " if re.fullmatch(r"[a-z_]{3,40}", name) else ""
     return (
-        f"{shown}is no parameter of a connection URL; the nearest is {nearest}, and a setting of the server is "
-        "given as options=-c%20name%3Dvalue"
+        f"{shown}is not a parameter of a connection URL; the nearest is {nearest}; write a setting of the server as "
+        "options=-c%20name%3Dvalue"
     )
 
 
@@ -129,8 +129,8 @@ def _refuse_value(name: str, value: str) -> None:
     if name in CHOICES and value not in CHOICES[name]:
         raise ValueError(f"{name}: must be {', '.join(CHOICES[name][:-1])} or {CHOICES[name][-1]}")
     if name in HARMLESS and value.lower() not in HARMLESS[name]:
-        may = f"only {' or '.join(HARMLESS[name])} can be served" if HARMLESS[name] else "leave it out"
-        raise ValueError(f"{name}: the gateway cannot do what it asks for; {may}")
+        may = f"only {' or '.join(HARMLESS[name])} is supported" if HARMLESS[name] else "leave it out"
+        raise ValueError(f"{name}: this value is not supported; {may}")
 
 
 def _hosts(parts: SplitResult, given: Mapping[str, str]) -> tuple[tuple[str, int | None], ...]:
@@ -141,12 +141,12 @@ def _hosts(parts: SplitResult, given: Mapping[str, str]) -> tuple[tuple[str, int
     else:
         found = [(each, None) for each in given.get("host", "").split(",") if each]
     if any(not host for host, _ in found):
-        raise ValueError("names an empty host")
+        raise ValueError("contains an empty host")
     ports = [_port(each) for each in given["port"].split(",")] if given.get("port") else []
     if not ports:
         return tuple(found)
     if len(ports) not in {1, len(found) or 1}:
-        raise ValueError("port: must be one, or one for each host")
+        raise ValueError("port: must be one port, or one for each host")
     every = ports * len(found) if len(ports) == 1 else ports
     return tuple((host, own or port) for (host, own), port in zip(found, every, strict=True))
 
@@ -159,13 +159,13 @@ def _host(text: str) -> tuple[str, int | None]:
 
 def _port(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) < 65536:
-        raise ValueError("the port must be a number from 1 to 65535; a : in a password is percent-encoded")
+        raise ValueError("the port must be a number from 1 to 65535; percent-encode a : in a password")
     return int(text)
 
 
 def _refuse_unreadable_files(given: Mapping[str, str]) -> None:
     for name in (*TLS_FILES, "passfile"):
         if given.get(name) == "system" and name == "sslrootcert":
-            raise ValueError("sslrootcert: system is not supported; name a file of authorities")
+            raise ValueError("sslrootcert: system is not supported; name a file of certificate authorities")
         if name in given and not os.access(given[name], os.R_OK):
             raise ValueError(f"{name}: the file cannot be read")

@@ -76,7 +76,7 @@ async def run_jobs(database: Database, jobs: list[LeasedJob], after_seconds: flo
     try:
         async with asyncio.TaskGroup() as tasks:
             for job in jobs:
-                tasks.create_task(_do(database, job, holder), name=f"duty {job.name}")
+                tasks.create_task(_do(database, job, holder), name=f"job {job.name}")
     finally:
         # Release the leases on a clean exit, so that another gateway takes over without waiting for expiry.
         with contextlib.suppress(GatewayError):
@@ -93,7 +93,7 @@ async def _do(database: Database, job: LeasedJob, holder: UUID) -> None:
                 more = await _keeping_the_lease(database, job, holder)
         except GatewayError:
             pass  # the database is unavailable; the requests that fail for it log that
-        except Exception as error:  # noqa: BLE001 - a duty that fails once must be tried again
+        except Exception as error:  # noqa: BLE001 - a job that fails must be retried
             logger.error("duty", extra={"job": job.name, **describe(error)})
         if not more:
             # Only the holder of the lease is woken: the other gateways could not take the lease.

@@ -1,4 +1,4 @@
-"""`gateway canary`: send marked values through every door and every failure, and search all outputs for the marks.
+"""`gateway leak-check`: send marked values through every door and every failure, and search all outputs for the marks.
 
 The command starts a gateway as a separate process, on a private PostgreSQL in a temporary folder, and captures every
 output. Unmistakable marks (canary tokens) replace the clinical content. A mark may appear in a response to an
@@ -26,6 +26,8 @@ from websockets.exceptions import ConnectionClosed
 
 from gateway.database.roles import DATABASE, OWNER
 from gateway.http_client import http_client
+from models import MEMBERS, Kind, Member
+from resolvers.commands import AmendEncounter
 from resolvers.feed_cursors import FeedCursors
 
 PATIENT = "demo-patient"
@@ -37,24 +39,30 @@ MARK = "cAnArY7421"
 INSTANT = "2031-07-13T11:42:07.345678Z"
 MARKS = (MARK, "345678Z", "07.345678", "1941709327")
 
-MARKED = {
-    "brand_id": "loop",
-    "encounter_type": "lab",
-    "scheduled_at": INSTANT,
-    "chief_complaint": f"complaint {MARK}",
-    "notes": f"notes {MARK}",
-    "metadata": {f"name {MARK}": f"value {MARK}"},
-}
 
-RECORD = """mutation ($id: ID!, $input: RecordEncounterInput!, $key: String) {
-  recordEncounter(patientId: $id, input: $input, idempotencyKey: $key) {
-    __typename ... on EncounterRecorded { encounter { notes } } ... on Problem { code message }
-  }
-}"""
+def _marked(member: Member) -> Any:
+    match member.kind:
+        case Kind.INSTANT:
+            return INSTANT
+        case Kind.JSON:
+            return {f"name {MARK}": f"value {MARK}"}
+        case _:
+            return f"{member.name} {MARK}"
 
-EVENTS = """subscription ($id: ID, $after: String) {
-  encounterEvents(patientId: $id, after: $after) { kind encounter { notes metadata scheduledAt } }
-}"""
+
+CLINICAL = [member for member in MEMBERS.values() if member.clinical]
+MARKED = {"brand_id": "loop", "encounter_type": "lab"} | {member.name: _marked(member) for member in CLINICAL}
+SHOWN = " ".join(member.graphql_name for member in CLINICAL)
+
+RECORD = f"""mutation ($id: ID!, $input: RecordEncounterInput!, $key: String) {{
+  recordEncounter(patientId: $id, input: $input, idempotencyKey: $key) {{
+    __typename ... on EncounterRecorded {{ encounter {{ {SHOWN} }} }} ... on Problem {{ code message }}
+  }}
+}}"""
+
+EVENTS = f"""subscription ($id: ID, $after: String) {{
+  encounterEvents(patientId: $id, after: $after) {{ kind encounter {{ {SHOWN} }} }}
+}}"""
 
 
 class Leak(NamedTuple):
@@ -84,7 +92,7 @@ class Outputs:
                     yield Leak(where, re.sub("|".join(map(re.escape, MARKS)), "█", line)[:300])
 
 
-async def canary() -> int:
+async def leak_check() -> int:
     """Run the check and print the result. Return the exit code: 1 for any leak, or if no mark was shown at all."""
     outputs = Outputs()
     with tempfile.TemporaryDirectory(prefix="gateway-canary-") as folder:
@@ -99,7 +107,9 @@ async def canary() -> int:
         print(f"LEAK in {leak.where}: {leak.line}")
     searched = sum(len(text) for _, text in outputs.texts)
     print(
-        f"{len(outputs.texts)} outputs searched, {searched:,} characters; shown rightly {outputs.shown} times; ", end=""
+        f"{len(outputs.texts)} outputs searched, {searched:,} characters; "
+        f"{outputs.shown} marks shown to authorized callers; ",
+        end="",
     )
     print(f"{len(leaks)} leaks.")
     return 1 if leaks or not outputs.shown else 0
@@ -174,7 +184,7 @@ async def _through_rest(client: httpx2.AsyncClient, _owner_url: str, outputs: Ou
 
 
 async def _through_graphql(client: httpx2.AsyncClient, _owner_url: str, outputs: Outputs) -> None:
-    good = {_camel(name): value for name, value in MARKED.items()} | {"encounterType": "LAB"}
+    good = {MEMBERS[name].graphql_name: value for name, value in MARKED.items()} | {"encounterType": "LAB"}
 
     async def post(where: str, query: str, **variables: Any) -> None:
         content = json.dumps({"query": query, "variables": variables})
@@ -213,17 +223,28 @@ async def _through_changes(client: httpx2.AsyncClient, outputs: Outputs, post: C
     """Send every change of an encounter, with marks in reasons and values."""
     recorded = await client.post(f"/v1/patients/{PATIENT}/encounters", json=MARKED, headers=DEV)
     _keep(outputs, "REST, recorded", recorded)
-    marked = {"id": recorded.json()["id"], "text": f"reason {MARK}", "at": INSTANT, "json": {MARK: MARK}}
+    amendment: dict[str, Any] = {
+        member.graphql_name: {MARK: MARK} if member.kind is Kind.JSON else f"amended {MARK}"
+        for member in CLINICAL
+        if member.name in AmendEncounter.model_fields
+    }
+    marked = {
+        "id": recorded.json()["id"],
+        "text": f"reason {MARK}",
+        "at": INSTANT,
+        "json": {MARK: MARK},
+        "amendment": amendment | {"reason": f"reason {MARK}"},
+    }
     for change in (
         "startEncounter(id: $id, expectedVersion: 7)",
         "completeEncounter(id: $id)",
         "rescheduleEncounter(id: $id, scheduledAt: $at)",
-        "amendEncounter(id: $id, input: {notes: $text, metadata: $json, reason: $text})",
+        "amendEncounter(id: $id, input: $amendment)",
         "cancelEncounter(id: $id, reason: $text)",
         "markEncounterEnteredInError(id: $id, reason: $text)",
         'registerPatient(input: {id: "", brandId: $text, externalIds: $json})',
     ):
-        declared = "$id: ID!, $text: String!, $at: DateTime!, $json: JSON!"
+        declared = "$id: ID!, $text: String!, $at: DateTime!, $json: JSON!, $amendment: AmendEncounterInput!"
         await post(
             "a change", f"mutation ({declared}) {{ {change} {{ __typename ... on Problem {{ message }} }} }}", **marked
         )
@@ -245,7 +266,7 @@ async def _through_sockets(client: httpx2.AsyncClient, owner_url: str, outputs: 
     """Send marks over WebSockets: in authentication, operations, and invalid messages."""
     url = str(client.base_url.join("/graphql")).replace("http", "ws", 1)
     authenticate = json.dumps({"type": "connection_init", "payload": DEV})
-    good = {_camel(name): value for name, value in MARKED.items()} | {"encounterType": "LAB"}
+    good = {MEMBERS[name].graphql_name: value for name, value in MARKED.items()} | {"encounterType": "LAB"}
     asked = [
         {"query": RECORD, "variables": {"id": PATIENT, "input": good}},
         {"query": RECORD, "variables": {"id": MARK, "input": good}},
@@ -362,7 +383,7 @@ async def _look_into_tables(owner_url: str, outputs: Outputs) -> None:
             " AND tablename NOT IN ('encounters', 'encounter_versions', 'idempotency_keys')"
         )
         for table in tables:
-            rows = await owner.fetch(f"SELECT row_to_json(t)::text AS row FROM {table['name']} t")  # noqa: S608 - named by the catalogue
+            rows = await owner.fetch(f"SELECT row_to_json(t)::text AS row FROM {table['name']} t")  # noqa: S608 - the name comes from the catalogue
             outputs.add(f"table {table['name']}", "\n".join(row["row"] for row in rows))
     finally:
         await owner.close()
@@ -390,8 +411,3 @@ def _keep(outputs: Outputs, where: str, response: httpx2.Response) -> None:
 
 def _with(**members: Any) -> str:
     return json.dumps(MARKED | members)
-
-
-def _camel(name: str) -> str:
-    first, *rest = name.split("_")
-    return first + "".join(word.capitalize() for word in rest)

@@ -59,24 +59,26 @@ def from_database(numbers: EventStatus | None) -> Iterable[Metric]:
 
     Without `numbers` the database is unavailable, and only `gateway_database_up` is yielded.
     """
-    yield _gauge("database_up", "Whether the database answered this scrape.", numbers is not None)
+    yield _gauge("database_up", "Whether the database answered during this scrape.", numbers is not None)
     if numbers is None:
         return
-    yield _gauge("events_waiting", "Events that have no position yet.", numbers.waiting)
-    yield _gauge("events_oldest_seconds", "How long the oldest of these has waited.", numbers.oldest_seconds)
-    yield _gauge("events_position", "The watermark: events up to here may be read.", numbers.position)
-    yield _gauge("events_unsettled", "Events beyond the watermark; more than a moment is a fault.", numbers.unsettled)
+    yield _gauge("events_waiting", "Events without a position.", numbers.waiting)
+    yield _gauge("events_oldest_seconds", "Seconds that the oldest of these has waited.", numbers.oldest_seconds)
+    yield _gauge("events_position", "The watermark: events up to this position may be read.", numbers.position)
+    yield _gauge(
+        "events_unsettled", "Events beyond the watermark; a value that stays above 0 is a fault.", numbers.unsettled
+    )
     sinks: dict[str, tuple[str, dict[str, Any]]] = {
         "sink_behind": (
-            "Events that have not been told yet, by sink.",
+            "Events that have not been delivered, by sink.",
             {each.name: each.behind for each in numbers.sinks},
         ),
         "sink_oldest_seconds": (
-            "How long the first of these has waited, by sink.",
+            "Seconds that the first of these has waited, by sink.",
             {each.name: each.oldest_seconds for each in numbers.sinks},
         ),
         "sink_failures": (
-            "Deliveries that failed in a row, by sink.",
+            "Consecutive failed deliveries, by sink.",
             {each.name: each.failures for each in numbers.sinks},
         ),
         "sink_dead_letters": (
@@ -84,7 +86,7 @@ def from_database(numbers: EventStatus | None) -> Iterable[Metric]:
             {each.name: each.dead_letters for each in numbers.sinks},
         ),
         "sink_disabled": (
-            "Whether nothing is told any more, by sink.",
+            "Whether the sink is disabled, by sink.",
             {each.name: each.disabled_at is not None for each in numbers.sinks},
         ),
     }

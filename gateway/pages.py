@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.auth.development import DEVELOPMENT_BRANDS, DEVELOPMENT_PATIENTS
 from gateway.settings import Settings
-from schema.transport.http import liked_media_types
+from schema.transport.http import accepted_media_types
 
 FOLDER = Path(__file__).parent / "web"
 ASSETS = FOLDER / "assets"
@@ -48,11 +48,11 @@ NOT_BUILT = """<!doctype html>
 :root { color-scheme: light dark }
 body { font: 17px/1.6 system-ui, sans-serif; max-width: 38rem; margin: 4rem auto; padding: 0 1rem }
 </style>
-<h1>The gateway runs. This page was not built.</h1>
-<p>Both doors serve: REST at <code>/v1/patients/{patient_id}/encounters</code>, described at
+<h1>The gateway runs, but this page was not built.</h1>
+<p>The gateway serves REST at <code>/v1/patients/{patient_id}/encounters</code>, described at
 <a href="/openapi.json"><code>/openapi.json</code></a>, and GraphQL at <code>/graphql</code>.</p>
-<p>The pages for people are built when the gateway is installed, with packages from the npm registry, which could not be
-had then. To try again: <code>make pages</code>, and start the gateway anew.</p>
+<p>The pages are built when the gateway is installed, with packages from the npm registry, which were not available
+then. To build them, run <code>make pages</code> and restart the gateway.</p>
 </html>
 """
 
@@ -95,8 +95,8 @@ def page(name: str, settings: Settings) -> Page:
     """Return a page, with the development tokens in development mode; if the pages were not built, `NOT_BUILT`."""
     if not built():
         return Page(NOT_BUILT)
-    told = escape(json.dumps(_development() if settings.development else []))
-    return Page((FOLDER / f"{name}.html").read_text().replace('content="[]"', f'content="{told}"'))
+    development = escape(json.dumps(_development() if settings.development else []))
+    return Page((FOLDER / f"{name}.html").read_text().replace('content="[]"', f'content="{development}"'))
 
 
 def explorer_for_browsers(settings: Settings, door: ASGIApp) -> ASGIApp:
@@ -116,16 +116,16 @@ class ExplorerForBrowsers:
         answer = self._door
         if scope["method"] in {"GET", "HEAD"}:
             request = Request(scope)
-            if _likes_pages(request.headers.get("accept", "")):
+            if _prefers_html(request.headers.get("accept", "")):
                 answer = await self._explorer.answer(request)
         await answer(scope, receive, send)
 
 
-def _likes_pages(accept: str) -> bool:
+def _prefers_html(accept: str) -> bool:
     """Whether an `Accept` header prefers HTML to all media types of the GraphQL door, as browsers do."""
-    liked = liked_media_types(accept)
-    page = liked.pop("text/html", 0)
-    return page > max(liked.get(each, 0) for each in DATA)
+    accepted = accepted_media_types(accept)
+    page = accepted.pop("text/html", 0)
+    return page > max(accepted.get(each, 0) for each in DATA)
 
 
 def page_routes(settings: Settings) -> list[BaseRoute]:

@@ -25,15 +25,15 @@ AND (rolcreaterole OR rolsuper OR (SELECT count(*) FROM pg_roles WHERE rolname =
 FROM pg_roles WHERE rolname = current_user"""
 
 
-class Outlook(NamedTuple):
+class PreflightResult(NamedTuple):
     """Result of `preflight`."""
 
     is_migrated: bool
-    serves_everyone: bool
+    serves_all_callers: bool
     """False while the identity provider does not answer."""
 
 
-async def preflight(settings: Settings, warn: Callable[[str], None], *, changing: bool) -> Outlook:
+async def preflight(settings: Settings, warn: Callable[[str], None], *, changing: bool) -> PreflightResult:
     """Check the database, the pages and the identity provider. Raises `SettingsError` if the gateway cannot serve.
 
     Args:
@@ -52,7 +52,7 @@ async def preflight(settings: Settings, warn: Callable[[str], None], *, changing
             for each in warnings:
                 warn(f"warning: {each}")
         if settings.explorer_pages and not built():
-            warn("warning: the pages were not built when this was installed: make pages")
+            warn("warning: the pages were not built at installation; run `make pages`")
         outages = await asking
     finally:
         asking.cancel()
@@ -62,7 +62,7 @@ async def preflight(settings: Settings, warn: Callable[[str], None], *, changing
     refuse_dangers(dangers, settings)
     for each in dangers:
         warn(f"warning: {each} ({PREFIX}DATABASE_UNSAFE allows it)")
-    return Outlook(is_migrated, serves_everyone=not outages)
+    return PreflightResult(is_migrated, serves_all_callers=not outages)
 
 
 async def _is_migrated(settings: Settings, *, changing: bool) -> bool:
@@ -76,8 +76,8 @@ async def _is_migrated(settings: Settings, *, changing: bool) -> bool:
             return True
         if not await _may_migrate(settings.owner_url):
             raise SettingsError(
-                f"{settings.owner_variable}: the database is not migrated, and this login may not do it: it must be "
-                "able to create schemas in the database, and the roles gateway_app and gateway_relay or find them made"
+                f"{settings.owner_variable}: the database is not migrated, and this login may not migrate it: it must "
+                "be allowed to create schemas, and to create the roles gateway_app and gateway_relay unless they exist"
             )
     return False
 
@@ -115,8 +115,8 @@ async def _outages(settings: Settings) -> list[str]:
             asked[f"{PREFIX}JWKS_URL"] = _fetch_keys(settings, provider)
         answers = await asyncio.gather(*asked.values(), return_exceptions=True)
     return [
-        f"{variable}: the identity provider does not answer as it should, so tokens that it verifies are refused with "
-        "503 until it does; the log line `identity provider` has the reason"
+        f"{variable}: the identity provider is unavailable or answers invalidly, so its tokens are refused with 503; "
+        "the log line `identity provider` has the reason"
         for variable, answer in zip(asked, answers, strict=True)
         if isinstance(answer, TemporarilyUnavailable)
     ]

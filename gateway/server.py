@@ -46,7 +46,7 @@ PROTOCOLS: Mapping[str, Any] = {
     "ws_ping_timeout": 20.0,
 }
 
-YOUNG_OBJECTS = 20_000
+GC_THRESHOLD = 20_000
 """GC threshold for generation 0, in objects: about a hundred concurrent requests."""
 
 
@@ -57,7 +57,7 @@ KEPT_BYTES = 4 * 1024 * 1024
 def refuse_what_cannot_be_served(settings: Settings, faults: int | None = None) -> None:
     """Return if these settings can be served. Raises `SettingsError`."""
     if faults is not None:
-        refuse_a_rehearsal(settings)
+        refuse_fault_injection(settings)
     refuse_unusable_proxies(settings)
     if settings.workers > 1:
         _metrics_folder().cleanup()
@@ -82,7 +82,9 @@ def bind_socket(settings: Settings) -> socket.socket:
 
 def _taken(settings: Settings) -> SettingsError:
     where = f"{settings.host}:{settings.port}"
-    return SettingsError(f"{PREFIX}PORT: cannot listen on {where}; stop what listens there, or set another port")
+    return SettingsError(
+        f"{PREFIX}PORT: cannot listen on {where}; stop the program that listens there, or set another port"
+    )
 
 
 def serve(settings: Settings, port: socket.socket, faults: int | None = None) -> None:
@@ -107,14 +109,14 @@ def serve(settings: Settings, port: socket.socket, faults: int | None = None) ->
         timeout_graceful_shutdown=settings.drain_seconds,
     )
     configure_logging(queued=True)
-    asyncio.run(preflight(settings, partial(say, sys.stderr), changing=True))
+    asyncio.run(preflight(settings, partial(print_to, sys.stderr), changing=True))
     # Listen before printing the banner: a client that connects at once is queued instead of refused.
     try:
         port.listen(config.backlog)
     except OSError as error:
         # With SO_REUSEADDR two processes can bind the same port; only one can listen.
         raise _taken(settings) from error
-    say(sys.stdout, startup_banner(settings, port.getsockname()[1], faults))
+    print_to(sys.stdout, startup_banner(settings, port.getsockname()[1], faults))
 
     if settings.workers > 1:
         gc.enable()
@@ -130,29 +132,29 @@ def _metrics_folder() -> TemporaryDirectory[str]:
         return TemporaryDirectory(prefix="gateway-metrics-")
     except OSError as error:
         raise SettingsError(
-            f"{PREFIX}WORKERS: several workers count in files, and no temporary folder can be written to; set TMPDIR "
-            f"to a folder that can, or {PREFIX}WORKERS=1"
+            f"{PREFIX}WORKERS: several workers share their metrics in files, and no temporary folder is writable; set "
+            f"TMPDIR to a writable folder, or {PREFIX}WORKERS=1"
         ) from error
 
 
-def refuse_a_rehearsal(settings: Settings) -> None:
+def refuse_fault_injection(settings: Settings) -> None:
     """Return if fault injection is allowed. Raises `SettingsError` outside development mode, and for several workers.
 
     Several workers would share the requests, so the same seed would not produce the same faults.
     """
     if not settings.development:
         raise SettingsError(
-            "--faults lets requests go wrong on purpose, so it is for development mode only: "
+            "--faults makes requests fail on purpose, so it requires development mode: "
             f"leave out {PREFIX}INTROSPECTION_URL and {PREFIX}JWKS_URL, or leave out --faults"
         )
     if settings.workers > 1:
         raise SettingsError(
-            "--faults gives the same faults to the same requests, which several processes would share out by chance: "
+            "--faults is reproducible in a single process only, because several share the requests at random: "
             f"set {PREFIX}WORKERS=1"
         )
 
 
-def say(stream: TextIO | None, text: str) -> None:
+def print_to(stream: TextIO | None, text: str) -> None:
     """Write to standard output or standard error. A blocked reader delays the call by at most `FLUSH_SECONDS`."""
     if stream is not None:
         writer = QueuedWriter(stream.fileno())
@@ -172,7 +174,7 @@ def worker(settings: Settings, faults: int | None = None) -> Starlette:
     # All current objects live as long as the process, so the collector can skip the schema's hundred thousand objects.
     # The threshold is high because requests leave hardly any cyclic garbage.
     gc.freeze()
-    gc.set_threshold(YOUNG_OBJECTS)
+    gc.set_threshold(GC_THRESHOLD)
     # glibc retains up to twice the size of the largest block ever freed. Source: mallopt(3), M_MMAP_THRESHOLD.
     bytes(KEPT_BYTES // 2)
     gc.enable()
@@ -189,13 +191,11 @@ def startup_banner(settings: Settings, port: int, faults: int | None = None) -> 
         *([f"Pages    {origin}/"] if settings.explorer_pages else []),
     ]
     if faults is not None:
-        lines.append(
-            f"Rehearsal: faults are on, seed {faults}. Requests go wrong on purpose, as docs/integrators.md tells."
-        )
+        lines.append(f"Fault injection is on, seed {faults}. Requests fail on purpose; see docs/integrators.md.")
     if settings.development:
         lines += [
             "",
-            "Development mode: the token `dev` may do everything for the brand `loop`. Try:",
+            "Development mode: the token `dev` has every scope for the brand `loop`. Try:",
             "",
             f"curl {origin}{PATIENT_ENCOUNTERS.format(patient_id='demo-patient')} \\",
             "  -H 'Authorization: Bearer dev' -H 'Content-Type: application/json' \\",

@@ -41,7 +41,7 @@ def _confidential(url: AnyHttpUrl) -> AnyHttpUrl:
     if url.scheme == "http" and (url.host or "").strip("[]") not in LOOPBACK:
         raise ValueError("must begin with https:// (http:// is for an address of this machine only)")
     if url.username or url.password or url.fragment:
-        raise ValueError("must hold neither a name, nor a password, nor a fragment")
+        raise ValueError("must not contain a user name, a password or a fragment")
     return url
 
 
@@ -109,221 +109,263 @@ class Settings(BaseModel):
 
     host: str = Field("127.0.0.1", description="Address to listen on. Development mode allows loopback only.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on.")
-    workers: int = Field(1, ge=1, le=64, description="Server processes.")
+    workers: int = Field(1, ge=1, le=64, description="Number of server processes.")
     data_dir: Path = Field(
         default_factory=_user_data_folder,
-        description="Folder of the private PostgreSQL; unused when a database URL is given.",
+        description="Folder of the private PostgreSQL; unused if a database URL is set.",
     )
     database_url: SecretStr | None = Field(
         None, description="PostgreSQL to use (postgresql://…), 15 to 18. Empty: a private one is started."
     )
     database_owner_url: SecretStr | None = Field(
         None,
-        description="The same database as the role that owns the tables, for migrations. Empty: the database URL.",
+        description="URL of the same database for the role that owns the tables, for migrations. Empty: the "
+        "database URL.",
     )
     database_unsafe: bool = Field(
-        False, description="Serve on a database that can lose what it has acknowledged. For rehearsals only."
+        False, description="Serve on a database that can lose committed data. For tests only."
     )
     database_cluster: bool = Field(
         False,
         description=(
-            "The database is a cluster (Citus): each recording goes by itself, in the form that shards like, and"
-            " statements are planned for their arguments."
+            "Whether the database is a Citus cluster. Each recording is then a transaction of its own, of "
+            "statements that each query one shard and are planned for their arguments."
         ),
     )
-    database_pool_size: int = Field(10, ge=1, le=1000, description="Connections a server process may hold.")
+    database_pool_size: int = Field(
+        10, ge=1, le=1000, description="Maximum number of database connections of a process."
+    )
     database_acquire_seconds: float = Field(
-        1.0, gt=0, le=60, description="How long a request waits for a free connection before it is told 503."
+        1.0,
+        gt=0,
+        le=60,
+        description="Seconds that a request waits for a free connection before it is refused with 503.",
     )
     database_statement_seconds: float = Field(
-        10.0, gt=0, le=600, description="How long PostgreSQL may work on one statement before it is cancelled."
+        10.0, gt=0, le=600, description="Seconds that a statement may run before PostgreSQL cancels it."
     )
-    introspection_url: ProviderUrl | None = Field(None, description="RFC 7662 endpoint that says whose token it is.")
+    introspection_url: ProviderUrl | None = Field(None, description="Token introspection endpoint (RFC 7662).")
     introspection_client_id: str | None = Field(
-        None, min_length=1, description="This gateway's own client id at the introspection endpoint (HTTP Basic)."
+        None, min_length=1, description="Client id of this gateway at the introspection endpoint (HTTP Basic)."
     )
-    introspection_client_secret: SecretStr | None = Field(
-        None, min_length=1, description="The secret that goes with that client id."
-    )
+    introspection_client_secret: SecretStr | None = Field(None, min_length=1, description="Secret of that client.")
     introspection_issuer: str | None = Field(
         None,
         min_length=1,
-        description="The `iss` that an introspection answer must have. Empty: GATEWAY_JWT_ISSUER, where the answer has "
-        "one; without that, any.",
+        description="Required `iss` of an introspection response. Empty: GATEWAY_JWT_ISSUER, if the response has "
+        "an `iss`; if that is empty too, any.",
     )
     introspection_audience: str | None = Field(
         None,
         min_length=1,
-        description="What the `aud` of an introspection answer must name: this gateway. Empty: GATEWAY_JWT_AUDIENCE, "
-        "where the answer has one; without that, any. See [who may do what](access.md).",
+        description="Name of this gateway, which the `aud` of an introspection response must contain. Empty: "
+        "GATEWAY_JWT_AUDIENCE, if the response has an `aud`; if that is empty too, any. See "
+        "[authorization](access.md).",
     )
-    jwks_url: ProviderUrl | None = Field(None, description="Key set that JWT access tokens are verified with.")
-    jwt_issuer: str | None = Field(None, min_length=1, description="The `iss` of JWT access tokens, to the letter.")
+    jwks_url: ProviderUrl | None = Field(None, description="URL of the key set that verifies JWT access tokens.")
+    jwt_issuer: str | None = Field(
+        None, min_length=1, description="Required `iss` of JWT access tokens, compared exactly."
+    )
     jwt_audience: str | None = Field(
-        None, min_length=1, description="What the `aud` of a JWT access token must name: this gateway."
+        None, min_length=1, description="Name of this gateway, which the `aud` of a JWT access token must contain."
     )
     jwt_type: str = Field(
         "at+jwt",
         min_length=1,
-        description="The `typ` of JWT access tokens. With `JWT`, only the audience sets them apart from ID tokens.",
+        description="Required `typ` of JWT access tokens. With `JWT`, only the audience distinguishes them from "
+        "ID tokens.",
     )
     jwt_brand_claim: str | None = Field(
         None, min_length=1, description="The claim that names the brand in a JWT. Empty: `brand`, else `brand_id`."
     )
     token_cache_seconds: float = Field(
-        60.0, ge=0, le=60, description="How long a good token is believed before it is verified again, in seconds."
+        60.0, ge=0, le=60, description="Seconds for which a valid token is cached before it is verified again."
     )
     token_leeway_seconds: float = Field(
-        60.0, ge=0, le=300, description="How far the identity provider's clock may be from ours, in seconds."
+        60.0,
+        ge=0,
+        le=300,
+        description="Maximum difference in seconds between the clocks of the identity provider and the gateway.",
     )
     identity_provider_seconds: float = Field(
-        3.0, gt=0, le=30, description="How long the identity provider may take to answer before a caller is told 503."
+        3.0,
+        gt=0,
+        le=30,
+        description="Timeout in seconds of a request to the identity provider; then the caller gets 503.",
     )
     scopes: dict[Permission, tuple[str, ...]] = Field(
         {},
-        description="Which scopes allow an operation, where not the default ones: a JSON object of lists. "
-        "See [who may do what](access.md).",
+        description="Scopes that allow an operation, if not the defaults: a JSON object from operation to a list "
+        "of scopes. See [authorization](access.md).",
     )
     origins: dict[str, tuple[str, ...]] = Field(
         {},
-        description="Which pages may call from a browser: a JSON object from client id to a list of origins "
-        "(`https://app.example`). None by default.",
+        description="Origins of pages that may call from a browser: a JSON object from client id to a list of "
+        "origins (`https://app.example`). None by default.",
     )
     cors_headers: tuple[HeaderName, ...] = Field(
         (),
         max_length=100,
-        description="Request headers that those pages may send beside the usual ones: a JSON list of names. "
-        "See [who may do what](access.md).",
+        description="Additional request headers that those pages may send: a JSON list of names. See "
+        "[authorization](access.md).",
     )
     rate_writes_per_minute: int = Field(
-        200, ge=0, le=1_000_000, description="Writes of one client in any minute, through both doors. 0: any number."
+        200,
+        ge=0,
+        le=1_000_000,
+        description="Maximum writes of one client in any minute, over REST and GraphQL together. 0: no limit.",
     )
     rate_reads_per_minute: int = Field(
-        1_000, ge=0, le=1_000_000, description="Reads of one client in any minute, through both doors. 0: any number."
+        1_000,
+        ge=0,
+        le=1_000_000,
+        description="Maximum reads of one client in any minute, over REST and GraphQL together. 0: no limit.",
     )
     rate_address_per_minute: int = Field(
         3_000,
         ge=0,
         le=1_000_000,
-        description="Tokens not yet known to be good that one address may try in any minute, in each process; "
-        "loopback any number. 0: any number.",
+        description="Maximum unverified tokens of one address in any minute, in each process; not applied to "
+        "loopback. 0: no limit.",
     )
     rate_failed_sign_ins_per_minute: int = Field(
-        60, ge=0, le=1_000_000, description="How many of these may be bad before the others must wait. 0: any number."
+        60,
+        ge=0,
+        le=1_000_000,
+        description="Maximum rejected tokens among these, before further unverified tokens must wait. 0: no limit.",
     )
     rate_parsing_ms_per_minute: int = Field(
         6_000,
         ge=0,
         le=60_000,
-        description="Milliseconds of CPU that one client's requests over GraphQL may take to parse and validate in any "
-        "minute, in each process, beyond one each. 0: any number.",
+        description="Milliseconds of CPU time for parsing and validating the GraphQL requests of one client in "
+        "any minute, in each process. One millisecond of each request is not counted. 0: no limit.",
     )
     rate_answer_bytes_per_minute: int = Field(
         512 * 1024 * 1024,
         ge=0,
-        description="Bytes that one client's answers, and the rows they are made of, may have in any minute, in each "
-        "process, beyond 64 KiB each. Then its reads are 429 until the average is kept. 0: any number.",
+        description="Bytes of the answers of one client, and of the rows they are built from, in any minute, in "
+        "each process. The first 64 KiB of each answer are not counted. Above the limit the client's "
+        "reads get 429. 0: no limit.",
     )
     rate_limit_url: SecretStr | None = Field(
         None,
-        description="Redis or Valkey (redis://, rediss://, unix://) in which all processes count clients together; "
-        "needs the extra `redis`. Empty: each counts for itself.",
+        description="URL of a Redis or Valkey server (redis://, rediss://, unix://) that counts requests for all "
+        "processes; needs the extra `redis`. Empty: each process counts its own.",
     )
-    head_seconds: float = Field(10.0, gt=0, description="How long a request's head may take to arrive.")
-    max_body_bytes: int = Field(256 * 1024, ge=1024, description="Largest request body, in bytes.")
-    body_seconds: float = Field(10.0, gt=0, description="How long a request body may take to arrive.")
+    head_seconds: float = Field(10.0, gt=0, description="Seconds within which the head of a request must arrive.")
+    max_body_bytes: int = Field(256 * 1024, ge=1024, description="Maximum size of a request body, in bytes.")
+    body_seconds: float = Field(10.0, gt=0, description="Seconds within which a request body must arrive.")
     sockets_max: int = Field(
         1_000,
         ge=0,
         le=100_000,
-        description="WebSockets and streams of events open at once in each process, after sign-in. 0: none are let in.",
+        description="Maximum number of authenticated WebSockets and event streams in each process. 0: none are "
+        "accepted.",
     )
     sockets_max_per_client: int = Field(
-        500, ge=1, le=100_000, description="How many of these one client may have open in each process."
+        500, ge=1, le=100_000, description="Maximum number of these for one client in each process."
     )
     sockets_unauthenticated_max: int = Field(
         100,
         ge=1,
         le=100_000,
-        description="WebSockets that have not signed in yet, in each process. One more closes the oldest of the "
-        "address that has the most.",
+        description="Maximum number of unauthenticated WebSockets in each process. One more closes the oldest of "
+        "the address that has the most.",
     )
     socket_operations: int = Field(
-        100, ge=1, le=10_000, description="Operations under way at once on one WebSocket, subscriptions included."
+        100,
+        ge=1,
+        le=10_000,
+        description="Maximum number of running operations on one WebSocket, including subscriptions.",
     )
     socket_init_seconds: float = Field(
-        10.0, gt=0, le=600, description="How long a WebSocket may stay open before it says who calls."
+        10.0, gt=0, le=600, description="Seconds within which a WebSocket must authenticate."
     )
     socket_send_seconds: float = Field(
-        20.0, gt=0, le=600, description="How long what is sent may wait for a client that reads nothing of it."
+        20.0,
+        gt=0,
+        le=600,
+        description="Seconds that a message waits for a client that does not read, before the connection is closed.",
     )
     min_send_bytes_per_second: int = Field(
         4096,
         ge=0,
         le=1_000_000,
-        description="How fast a client must read an answer over HTTP once it is slower than it is sent, in bytes per "
-        "second on average over GATEWAY_SOCKET_SEND_SECONDS; a slower one is cut off. 0: something of it in that time.",
+        description="Minimum rate at which a client must read a buffered HTTP answer, in bytes per second, "
+        "averaged over GATEWAY_SOCKET_SEND_SECONDS. A slower client is disconnected. 0: at least one "
+        "byte in that time.",
     )
     socket_recheck_seconds: float = Field(
         60.0,
         gt=0,
         le=3600,
-        description="How often the token of an open WebSocket or stream is verified again, in seconds; "
-        "a revoked one may be believed for GATEWAY_TOKEN_CACHE_SECONDS more.",
+        description="Seconds between verifications of the token of an open WebSocket or stream. A revoked token "
+        "may be accepted for GATEWAY_TOKEN_CACHE_SECONDS more.",
     )
     stream_heartbeat_seconds: float = Field(
         15.0,
         gt=0,
         le=600,
-        description="How often a stream of server-sent events shows that it is alive, in seconds: what lies between "
-        "closes a connection on which nothing moves, often after 60 s.",
+        description="Seconds between heartbeats of a stream of server-sent events. Proxies close idle "
+        "connections, often after 60 s.",
     )
     drain_pause_seconds: float = Field(
         0.0,
         ge=0,
         le=300,
-        description="How long the gateway serves on, saying that it is not ready, after it is told to stop: as long as "
-        "whoever balances load takes to notice, in seconds.",
+        description="Seconds that the gateway continues to serve after a signal to stop, while it reports that it "
+        "is not ready. Choose the time that the load balancer needs to notice.",
     )
-    drain_seconds: int = Field(10, ge=0, description="How long requests in flight may take after that.")
-    chief_complaint_characters: int = Field(2_000, ge=1, description="Longest `chief_complaint`, in characters.")
-    notes_characters: int = Field(50_000, ge=1, description="Longest `notes`, in characters.")
-    reason_characters: int = Field(2_000, ge=1, description="Longest `reason` of a change, in characters.")
-    metadata_bytes: int = Field(64 * 1024, ge=2, description="Largest `metadata`, in bytes of JSON.")
-    metadata_levels: int = Field(32, ge=1, le=200, description="Deepest nesting of `metadata`.")
+    drain_seconds: int = Field(10, ge=0, description="Seconds that requests in flight may take after that.")
+    chief_complaint_characters: int = Field(
+        2_000, ge=1, description="Maximum length of `chief_complaint`, in characters."
+    )
+    notes_characters: int = Field(50_000, ge=1, description="Maximum length of `notes`, in characters.")
+    reason_characters: int = Field(
+        2_000, ge=1, description="Maximum length of the `reason` of a change, in characters."
+    )
+    metadata_bytes: int = Field(64 * 1024, ge=2, description="Maximum size of `metadata`, in bytes of JSON.")
+    metadata_levels: int = Field(32, ge=1, le=200, description="Maximum nesting of `metadata`, in levels.")
     idempotency_hours: int = Field(
-        7 * 24, ge=24, description="How long an idempotency key is kept, in hours. Clinics that were offline send late."
+        7 * 24, ge=24, description="Hours that an idempotency key is stored. Clinics that were offline send late."
     )
     duplicate_window_minutes: int = Field(
         60,
         ge=0,
         le=7 * 24 * 60,
-        description="How long before another, in minutes, an encounter of the same patient, type and provider may have "
-        "been recorded to be named in `possibleDuplicates`. 0: none ever is.",
+        description="Maximum minutes between the recordings of two encounters of the same patient, type and "
+        "provider for the earlier one to be named in `possibleDuplicates`. 0: none is named.",
     )
     audit_queue: int = Field(
         10_000,
         ge=1,
         le=1_000_000,
-        description="Notes of refusals and reads that wait in memory to be audited, at most, in each process; half of "
-        "the room is for reads alone. See [the audit log](audit.md).",
+        description="Maximum number of queued audit records of refusals and reads in each process; half of the "
+        "queue is reserved for reads. See [the audit log](audit.md).",
     )
     audit_key: SecretStr | None = Field(
         None,
         min_length=16,
-        description="The secret that the chain of the audit log is made with. Empty: anyone who may write to the "
-        "database can make another that fits.",
+        description="Secret key of the audit chain. Empty: a program that may write to the database can forge a "
+        "valid chain.",
     )
-    webhook_url: ProviderUrl | None = Field(None, description="Who is told of every event. See [events](events.md).")
+    webhook_url: ProviderUrl | None = Field(
+        None, description="URL of the webhook that receives every event. See [events](events.md)."
+    )
     webhook_secret: SecretStr | None = Field(
-        None, description="What webhooks are signed with: `whsec_…`; two with a space between while it changes."
+        None,
+        description="Secret that signs the webhooks: `whsec_…`; two secrets, separated by a space, during a rotation.",
     )
     webhooks: tuple[Webhook, ...] = Field(
-        (), description="More receivers, or one for each brand: a JSON list, see [events](events.md)."
+        (), description="Further receivers, or one for each brand: a JSON list, see [events](events.md)."
     )
-    webhook_seconds: float = Field(15.0, gt=0, le=300, description="How long a receiver of events may take to answer.")
+    webhook_seconds: float = Field(
+        15.0, gt=0, le=300, description="Timeout in seconds of a delivery to a receiver of events."
+    )
     nats_url: SecretStr | None = Field(
-        None, description="NATS server (nats://, tls://) whose JetStream keeps events; needs the extra `nats`."
+        None,
+        description="URL of the NATS server (nats://, tls://) whose JetStream stores events; needs the extra `nats`.",
     )
     nats_subject: str = Field(
         "patient_graph.events",
@@ -333,74 +375,78 @@ class Settings(BaseModel):
     event_source: str = Field(
         "/encounter-gateway",
         min_length=1,
-        description="What names this gateway in an event's `source`: a URI, best the public one.",
+        description="The `source` of events: a URI that identifies this gateway, preferably its public URL.",
     )
     event_retry_hours: int = Field(
-        72, ge=1, description="How long an event is tried before it becomes a dead letter, in hours."
+        72, ge=1, description="Hours for which the delivery of an event is retried before it becomes a dead letter."
     )
     event_days: int = Field(
-        30, ge=1, description="How long an event is kept in the feed, in days; longer while a sink still waits for it."
+        30, ge=1, description="Days that an event is stored in the feed; longer while a sink has not received it."
     )
     explorer: Exploring | None = Field(
         None,
-        description="Who is told what can be asked (introspection, suggestions, the explorer's page): `open` all, "
-        "`scoped` callers with the scope for `explore`, `off` nobody. Empty: `open` in development mode, else `off`.",
+        description="Callers that may explore the schema (introspection, suggestions, the explorer's page): "
+        "`open` all, `scoped` callers with the scope for `explore`, `off` none. Empty: `open` in "
+        "development mode, else `off`.",
     )
     limits: Literal["enforce", "measure"] = Field(
         "enforce",
-        description="Whether a document that passes a limit below is refused, or only logged. See [limits](limits.md).",
+        description="Whether a document that exceeds a limit below is refused, or only logged. See "
+        "[limits](limits.md).",
     )
-    max_tokens: int = Field(2_000, ge=100, description="Longest GraphQL document, in tokens.")
-    max_characters: int = Field(65_536, ge=100, description="Longest GraphQL document, in characters.")
-    max_depth: int = Field(20, ge=1, le=100, description="Deepest GraphQL document, in levels of fields.")
+    max_tokens: int = Field(2_000, ge=100, description="Maximum length of a GraphQL document, in tokens.")
+    max_characters: int = Field(65_536, ge=100, description="Maximum length of a GraphQL document, in characters.")
+    max_depth: int = Field(20, ge=1, le=100, description="Maximum depth of a GraphQL document, in levels of fields.")
     max_fields: int = Field(
         1_000,
         ge=1,
         le=100_000,
-        description="Most fields in a GraphQL document, fragments put in where they are spread.",
+        description="Maximum number of fields in a GraphQL document; those of a fragment count at every spread.",
     )
-    max_aliases: int = Field(50, ge=0, description="Most aliases in a GraphQL document.")
-    max_directives: int = Field(50, ge=0, description="Most directives in a GraphQL document.")
-    max_root_fields: int = Field(50, ge=1, description="Most fields at the root of a GraphQL operation.")
-    max_operations: int = Field(50, ge=1, description="Most operations in a GraphQL document.")
+    max_aliases: int = Field(50, ge=0, description="Maximum number of aliases in a GraphQL document.")
+    max_directives: int = Field(50, ge=0, description="Maximum number of directives in a GraphQL document.")
+    max_root_fields: int = Field(50, ge=1, description="Maximum number of fields at the root of a GraphQL operation.")
+    max_operations: int = Field(50, ge=1, description="Maximum number of operations in a GraphQL document.")
     max_cost: int = Field(
         25_000,
         ge=100,
-        description="How many objects one GraphQL operation may give at most, its page sizes multiplied.",
+        description="Maximum number of objects that one GraphQL operation can return; the sizes of nested pages "
+        "are multiplied.",
     )
     max_answer_bytes: int = Field(
         16 * 1024 * 1024,
         ge=1024 * 1024,
-        description="Largest answer, in bytes; and most bytes of the rows that one is made of.",
+        description="Maximum size in bytes of an answer, and of the rows that it is built from.",
     )
     answer_memory_bytes: int = Field(
         256 * 1024 * 1024,
         ge=1024 * 1024,
-        description="Most bytes of all answers under way in each process, from the first row until the client has "
-        "taken them; what is beyond is told 503. Not counted are the first 64 KiB of each.",
+        description="Maximum bytes of all answers in flight in each process, from the first row until the client "
+        "has read them. Further answers are refused with 503. The first 64 KiB of each are not "
+        "counted.",
     )
     documents: Path | None = Field(
         None, description="Manifest of [trusted documents](documents.md), or a folder of manifests."
     )
     documents_policy: Literal["log", "safelist", "enforce"] = Field(
         "log",
-        description="What becomes of a document that is in no manifest: `log` it runs and is logged, `safelist` it is "
-        "refused, `enforce` nothing runs but by an id.",
+        description="Treatment of a document outside the manifest: `log` runs and logs it, `safelist` refuses it, "
+        "`enforce` runs documents by their ids only.",
     )
     batch_operations: int = Field(
         0,
         ge=0,
         le=100,
-        description="Most operations in one GraphQL request that is an array of them. 0: arrays are refused, so that "
-        "one request is one operation in every log and limit. See [GraphQL](graphql.md).",
+        description="Maximum number of operations in a GraphQL request that is an array. 0: arrays are refused, "
+        "so that one request is one operation in every log and limit. See [GraphQL](graphql.md).",
     )
     federation: bool = Field(
         False,
-        description="Serve the schema as a subgraph of Apollo Federation 2 too. Off: only a router has a use for it. "
-        "See [federation](federation.md).",
+        description="Also serve the schema as a subgraph of Apollo Federation 2, for a router. See "
+        "[federation](federation.md).",
     )
-    page_size: int = Field(20, ge=1, description="Items on a page when the caller does not say.")
-    page_size_max: int = Field(100, ge=1, le=500, description="Most items on a page.")
+    page_size: int = Field(20, ge=1, description="Default number of items on a page.")
+    page_size_max: int = Field(100, ge=1, le=500, description="Maximum number of items on a page.")
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -486,7 +532,7 @@ class Settings(BaseModel):
     def owner_url(self) -> str:
         """URL of the role that owns the tables. A database URL must be set."""
         url = self.database_owner_url or self.database_url
-        assert url is not None, "whoever asks has found or started a database"
+        assert url is not None, "the caller has set or started a database"
         return url.get_secret_value()
 
     @property
@@ -520,7 +566,7 @@ class Settings(BaseModel):
     def refuse_a_policy_without_documents(self) -> None:
         """Return if `documents` is set, or the policy needs no documents. Raises `SettingsError`."""
         if self.documents is None and self.documents_policy != "log":
-            raise SettingsError(f"{PREFIX}DOCUMENTS: needed beside {PREFIX}DOCUMENTS_POLICY={self.documents_policy}")
+            raise SettingsError(f"{PREFIX}DOCUMENTS: required with {PREFIX}DOCUMENTS_POLICY={self.documents_policy}")
 
     def refuse_open_development(self) -> None:
         """Return unless development mode listens on an address other than loopback. Raises `SettingsError`."""
@@ -533,13 +579,13 @@ class Settings(BaseModel):
     def refuse_half_a_verifier(self) -> None:
         """Return if the verifiers are configured completely. Raises `SettingsError`, which names missing settings."""
         incomplete = [
-            f"{_variables(missing)}: needed beside {_variables(given)}"
+            f"{_variables(missing)}: required with {_variables(given)}"
             for names in VERIFIERS
             if (missing := [name for name in names if getattr(self, name) is None])
             and (given := [name for name in names if name not in missing])
         ]
         if self.introspection_url is None and (given := [name for name in FOR_INTROSPECTION if getattr(self, name)]):
-            incomplete.append(f"{PREFIX}INTROSPECTION_URL: needed beside {_variables(given)}")
+            incomplete.append(f"{PREFIX}INTROSPECTION_URL: required with {_variables(given)}")
         if incomplete:
             raise SettingsError("\n".join(incomplete))
 
@@ -554,10 +600,10 @@ class Settings(BaseModel):
         Raises `SettingsError`.
         """
         if (self.webhook_url is None) != (self.webhook_secret is None):
-            raise SettingsError(f"{_variables(['webhook_url', 'webhook_secret'])}: one is needed beside the other")
+            raise SettingsError(f"{_variables(['webhook_url', 'webhook_secret'])}: set both or neither")
         names = [webhook.name for webhook in self.every_webhook] + ["nats"]
         if len(names) != len(set(names)):
-            raise SettingsError(f"{PREFIX}WEBHOOKS: each needs a name of its own, and neither `webhook` nor `nats`")
+            raise SettingsError(f"{PREFIX}WEBHOOKS: each must have a unique name other than `webhook` and `nats`")
         if self.event_retry_hours >= self.event_days * 24:
             raise SettingsError(f"{PREFIX}EVENT_RETRY_HOURS: must be less than {PREFIX}EVENT_DAYS")
 

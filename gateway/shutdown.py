@@ -29,7 +29,7 @@ class GracefulShutdown:
         self.closed = asyncio.Event()
         """Set when new requests are refused."""
         self._pause_seconds = pause_seconds
-        self._hand_on: Callable[[], None] | None = None
+        self._stop_server: Callable[[], None] | None = None
 
     def catch_signals(self) -> None:
         """Install handlers for SIGTERM and SIGINT that call the server's own handlers after the pause.
@@ -48,7 +48,7 @@ class GracefulShutdown:
         if not self.draining.is_set():
             self.draining.set()
             DRAINING.set(1)
-            self._hand_on = partial(server, number, None)
+            self._stop_server = partial(server, number, None)
             asyncio.get_running_loop().call_later(self._pause_seconds, self._close)
         elif self.closed.is_set():
             server(number, None)
@@ -61,15 +61,15 @@ class GracefulShutdown:
     def _close(self) -> None:
         if not self.closed.is_set():
             self.closed.set()
-            assert self._hand_on is not None
-            self._hand_on()
+            assert self._stop_server is not None
+            self._stop_server()
 
     def refuse_when_closed(self, verify: Verify) -> Verify:
         """Return a verifier that raises `TemporarilyUnavailable` after the close. Every door verifies tokens first."""
 
         async def verify_while_open(token: str) -> Caller:
             if self.closed.is_set():
-                raise TemporarilyUnavailable("The gateway stops; try again, and another one will answer.")
+                raise TemporarilyUnavailable("The gateway is shutting down; try again, and another one will answer.")
             return await verify(token)
 
         return verify_while_open

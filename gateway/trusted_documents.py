@@ -30,10 +30,10 @@ def document_rules(settings: Settings) -> DocumentRules:
 
 
 @contextmanager
-def trusted_plainly() -> Iterator[None]:
+def translate_manifest_errors() -> Iterator[None]:
     """Convert an `UntrustedManifest` into a `SettingsError` with one line for each problem."""
     try:
         yield
     except UntrustedManifest as error:
-        told = "\n".join(f"  {problem}" for problem in str(error).splitlines())
-        raise SettingsError(f"{PREFIX}DOCUMENTS: these cannot be served:\n{told}") from None
+        listed = "\n".join(f"  {problem}" for problem in str(error).splitlines())
+        raise SettingsError(f"{PREFIX}DOCUMENTS: these cannot be served:\n{listed}") from None

@@ -7,6 +7,7 @@ from models.base import Table, table_of
 from models.chain import ChainLink
 from models.dead_letter import DeadLetter
 from models.encounter import (
+    MEMBERS,
     Encounter,
     EncounterAction,
     EncounterEventKind,
@@ -18,6 +19,7 @@ from models.encounter_version import EncounterVersion
 from models.feed_key import FeedKey
 from models.idempotency import IdempotencyKey
 from models.lease import Lease
+from models.members import Kind, Member
 from models.outbox import OutboxEvent
 from models.patient import Patient
 from models.sink import Sink
@@ -27,6 +29,7 @@ from models.watermark import Watermark
 configure_mappers()
 
 __all__ = [
+    "MEMBERS",
     "AuditEntry",
     "ChainLink",
     "DeadLetter",
@@ -39,7 +42,9 @@ __all__ = [
     "Encounters",
     "FeedKey",
     "IdempotencyKey",
+    "Kind",
     "Lease",
+    "Member",
     "OutboxEvent",
     "Patient",
     "Sink",

@@ -1,19 +1,21 @@
-"""An encounter: one meeting of a patient with the clinic, as a client reported it."""
+"""An encounter: one visit of a patient, as a client reported it."""
 
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Annotated, Any
 from uuid import UUID
 
-from sqlalchemy import Column, ForeignKeyConstraint, Index, Text, text
-from sqlalchemy.dialects.postgresql import JSONB
+from pydantic import create_model
+from sqlalchemy import ForeignKeyConstraint, Index, PrimaryKeyConstraint
 from sqlmodel import Field
 
-from models.base import INSTANT, Table, words
+from models.base import Table
+from models.members import Kind, Member, members_of
 
 
 class EncounterType(StrEnum):
-    """What kind of meeting it is."""
+    """The type of an encounter."""
 
     OFFICE_VISIT = "office_visit"
     TELEHEALTH = "telehealth"
@@ -23,7 +25,7 @@ class EncounterType(StrEnum):
 
 
 class EncounterStatus(StrEnum):
-    """Where the encounter stands in its life."""
+    """The status of an encounter in its lifecycle."""
 
     SCHEDULED = "scheduled"
     IN_PROGRESS = "in_progress"
@@ -34,7 +36,7 @@ class EncounterStatus(StrEnum):
 
 
 class EncounterAction(StrEnum):
-    """What can be done with an encounter after it was recorded."""
+    """An action on a recorded encounter."""
 
     START = "start"
     COMPLETE = "complete"
@@ -60,38 +62,92 @@ class EncounterEventKind(StrEnum):
 
 @dataclass(slots=True)
 class Encounter:
-    """One encounter: the fourteen published members, when it was held, and the version that guards changes.
+    """One encounter. Its annotations are the only description of its members, in the published order.
 
-    A plain object with the columns of `Encounters`: an instance of a class mapped by SQLAlchemy would cost as much as a
-    statement.
+    The table, the statements, the REST object, the OpenAPI schema and the leak check derive from them. The input rules
+    (`resolvers/commands.py`) and the GraphQL types (`schema/`) are written out, and a test compares them.
+
+    A plain object: an instance of a class mapped by SQLAlchemy would cost as much as a statement.
     """
 
-    patient_id: str
-    id: UUID
-    brand_id: str
-    provider_id: UUID | None
-    encounter_type: EncounterType
-    status: EncounterStatus
-    scheduled_at: datetime | None
-    started_at: datetime | None
-    ended_at: datetime | None
-    chief_complaint: str | None
-    notes: str | None
-    metadata: str
-    """A JSON object, as text."""
-    version: int
-    created_at: datetime
-    updated_at: datetime
+    id: Annotated[
+        UUID,
+        Member(
+            Kind.UUID,
+            "The encounter's id, a UUIDv7 that the gateway generates.",
+            "01936b2e-5f0c-7b4a-8a3e-6f1d2c9b7a10",
+        ),
+    ]
+    patient_id: Annotated[str, Member(Kind.STRING, "The patient's id.", "demo-patient")]
+    provider_id: Annotated[
+        UUID | None,
+        Member(
+            Kind.UUID,
+            "The provider directory's id of the provider who saw the patient.",
+            "3f2504e0-4f89-11d3-9a0c-0305e82c3301",
+        ),
+    ]
+    brand_id: Annotated[str, Member(Kind.STRING, "The patient's brand.", "loop")]
+    encounter_type: Annotated[EncounterType, Member(Kind.ENUM, "The type of the encounter.", "telehealth")]
+    status: Annotated[
+        EncounterStatus,
+        Member(Kind.ENUM, "The status of the encounter in its lifecycle.", "scheduled", server_default="'scheduled'"),
+    ]
+    scheduled_at: Annotated[
+        datetime | None,
+        Member(Kind.INSTANT, "The scheduled time, in UTC.", "2026-12-01T09:30:00Z", clinical=True),
+    ]
+    started_at: Annotated[datetime | None, Member(Kind.INSTANT, "The time of the start.")]
+    ended_at: Annotated[
+        datetime | None, Member(Kind.INSTANT, "The time of the completion, or of the cancellation after a start.")
+    ]
+    chief_complaint: Annotated[
+        str | None,
+        Member(Kind.TEXT, "The reason for the visit, in the patient's words.", "Sore throat", clinical=True),
+    ]
+    notes: Annotated[str | None, Member(Kind.TEXT, "The clinician's notes.", "Slept well.", clinical=True)]
+    metadata: Annotated[
+        str,
+        # JSON text from the request to the disk and back: no number is rounded by a Python float.
+        Member(
+            Kind.JSON,
+            "Additional data of the recording system.",
+            {"room": 7},
+            clinical=True,
+            server_default="'{}'::jsonb",
+        ),
+    ]
+    created_at: Annotated[
+        datetime,
+        Member(
+            Kind.INSTANT,
+            "The time at which the gateway recorded it.",
+            "2026-11-24T08:00:00.123456Z",
+            server_default="now()",
+        ),
+    ]
+    updated_at: Annotated[
+        datetime,
+        Member(
+            Kind.INSTANT,
+            "The time at which the gateway last changed it.",
+            "2026-11-24T08:00:00.123456Z",
+            server_default="now()",
+        ),
+    ]
+    # The number of the current version, which guards changes: in REST, the entity tag.
+    version: Annotated[int, Member(Kind.INTEGER, published=False, server_default="1")]
 
 
-class Encounters(Table, table=True):
-    """The table of encounters.
+MEMBERS = members_of(Encounter)
+"""The members of an encounter by name, in the published order."""
 
-    `id` is a UUIDv7 made by the gateway; `patient_id` comes first in the key because a cluster distributes by it.
-    """
 
+class _Encounters(Table):
     __tablename__ = "encounters"
     __table_args__ = (
+        # `id` is a UUIDv7 made by the gateway; `patient_id` comes first because a cluster distributes by it.
+        PrimaryKeyConstraint("patient_id", "id"),
         # The row's brand is the patient's brand, enforced by the database.
         ForeignKeyConstraint(
             ["patient_id", "brand_id"],
@@ -112,27 +168,13 @@ class Encounters(Table, table=True):
         Index("ix_encounters_id", "id"),
     )
 
-    patient_id: str = Field(primary_key=True, sa_type=Text)
-    id: UUID = Field(primary_key=True)
-    brand_id: str = Field(sa_type=Text)
-    provider_id: UUID | None = None
-    encounter_type: EncounterType = Field(sa_type=words(EncounterType, "encounter_type"))
-    status: EncounterStatus = Field(
-        default=EncounterStatus.SCHEDULED,
-        sa_type=words(EncounterStatus, "status"),
-        sa_column_kwargs={"server_default": EncounterStatus.SCHEDULED.value},
-    )
-    scheduled_at: datetime | None = Field(default=None, sa_type=INSTANT)
-    started_at: datetime | None = Field(default=None, sa_type=INSTANT)
-    ended_at: datetime | None = Field(default=None, sa_type=INSTANT)
-    chief_complaint: str | None = Field(default=None, sa_type=Text)
-    notes: str | None = Field(default=None, sa_type=Text)
-    # JSON text from the request to the disk and back: no number is rounded by a Python float.
-    metadata_: str = Field(
-        default="{}",
-        alias="metadata",
-        sa_column=Column("metadata", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
-    )
-    version: int = Field(default=1, sa_column_kwargs={"server_default": "1"})
-    created_at: datetime = Field(sa_type=INSTANT, sa_column_kwargs={"server_default": text("now()")})
-    updated_at: datetime = Field(sa_type=INSTANT, sa_column_kwargs={"server_default": text("now()")})
+
+# `metadata` is a reserved attribute of SQLModel; the column has the name.
+_columns: dict[str, Any] = {
+    {"metadata": "metadata_"}.get(name, name): (Any, Field(sa_column=member.column()))
+    for name, member in MEMBERS.items()
+}
+Encounters = create_model(
+    "Encounters", __base__=_Encounters, __module__=__name__, __cls_kwargs__={"table": True}, **_columns
+)
+"""The table of encounters: a column for each member."""

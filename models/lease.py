@@ -13,7 +13,7 @@ class Lease(Table, table=True):
     """One job, the gateway that runs it, and the lease's expiry; any gateway may take an expired lease."""
 
     __tablename__ = "leases"
-    __table_args__ = {"schema": PROCESS_SCHEMA}  # noqa: RUF012 - as SQLAlchemy has it
+    __table_args__ = {"schema": PROCESS_SCHEMA}  # noqa: RUF012 - the form that SQLAlchemy documents
 
     name: str = Field(primary_key=True, sa_type=Text)
     holder: UUID

@@ -48,9 +48,9 @@ SCOPE = re.compile(r"(read|write|manage):[a-z][a-z0-9_.-]*|admin:([a-z][a-z0-9_.
 """The form of a scope: `<verb>:<resource>`."""
 
 
-def told(scopes: Iterable[str]) -> str:
+def describe_scopes(scopes: Iterable[str]) -> str:
     """Return the text that names the sufficient scopes to a client."""
-    return f"Needs the scope {' or '.join(f'`{scope}`' for scope in scopes)}."
+    return f"Requires the scope {' or '.join(f'`{scope}`' for scope in scopes)}."
 
 
 def scopes_from(overrides: Mapping[Permission, tuple[str, ...]]) -> Scopes:
@@ -62,10 +62,10 @@ def scopes_from(overrides: Mapping[Permission, tuple[str, ...]]) -> Scopes:
     scopes = {**DEFAULT_SCOPES, **overrides}
     for operation in Permission:
         if not scopes.get(operation):
-            raise ValueError(f"{operation} needs at least one scope")
+            raise ValueError(f"{operation} requires at least one scope")
         for scope in scopes[operation]:
             if not SCOPE.fullmatch(scope):
-                raise ValueError(f"{operation} names what is no scope; scopes look like read:encounters")
+                raise ValueError(f"{operation} lists an invalid scope; a scope looks like read:encounters")
     return scopes
 
 

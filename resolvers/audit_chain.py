@@ -62,7 +62,7 @@ def _as_text(column: ColumnElement[Any]) -> ColumnElement[Any]:
 
 HASHED = tuple(_as_text(column).label(f"hashed_{name}") for name, column in LOG.c.items())
 """Every column of an entry as PostgreSQL writes it, so that the hash covers each value without loss."""
-_LABELS = [(name, f"hashed_{name}") for name in LOG.c.keys()]  # noqa: SIM118 - it is no dict
+_LABELS = [(name, f"hashed_{name}") for name in LOG.c.keys()]  # noqa: SIM118 - not a dict
 
 
 def hash_entry(row: Mapping[str, Any]) -> bytes:

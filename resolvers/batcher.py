@@ -141,7 +141,7 @@ class MicroBatcher(Generic[Group, Item, Outcome]):
             # together. Send each item alone.
             for one in together:
                 await self._do(group, [one])
-        except Exception as error:  # noqa: BLE001 - whoever waits must be told, whatever it is
+        except Exception as error:  # noqa: BLE001 - the waiting callers get any error
             _refuse(together, error)
         else:
             for one, outcome in zip(together, outcomes, strict=True):

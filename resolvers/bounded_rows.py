@@ -5,10 +5,11 @@ from typing import Any, Final
 
 from sqlalchemy import BigInteger, Integer, Select, bindparam, func, literal_column, select
 
+from models import MEMBERS
 from resolvers.answer_bytes import AnswerBytes
 from resolvers.sql import Connection, Row, Statement
 
-LONG: Final = ("chief_complaint", "notes", "metadata")
+LONG: Final = tuple(member.name for member in MEMBERS.values() if member.is_long)
 """The columns of an encounter that may be long."""
 
 LONG_BYTES: Final = 100_000

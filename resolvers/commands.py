@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from models import Encounters, EncounterStatus, EncounterType
+from models import MEMBERS, EncounterStatus, EncounterType
 from resolvers import json_text
 from resolvers.errors import InvalidInput, Shape, Violation
 from resolvers.ids import HYPHENATED
@@ -117,7 +117,7 @@ def parse_instant(value: object) -> datetime:
     if not _OFFSET.fullmatch(offset):
         raise broken("date_time", "must have an offset of at most 23 hours and 59 minutes")
     if second == "60":
-        raise broken("date_time", "must not be a leap second (:60), which cannot be kept; send :59 or the next minute")
+        raise broken("date_time", "must not be a leap second (:60): it cannot be stored; send :59 or the next minute")
     try:
         if hour == "24":
             raise ValueError
@@ -125,7 +125,7 @@ def parse_instant(value: object) -> datetime:
         return local.astimezone(UTC)
     except (ValueError, OverflowError):
         # A day that is not in the calendar, or an instant outside the years 1 to 9999.
-        raise broken("date_time", "must be a date and time that exists") from None
+        raise broken("date_time", "must be a date and time that exists in the calendar") from None
 
 
 def _metadata(value: object, info: ValidationInfo) -> str:
@@ -248,38 +248,39 @@ def unknown_names(sent: Collection[str], known: Collection[str]) -> list[Violati
     ignored = Ignored.of(sent, NAMES)
     violations = [_unknown(name, known) for name in ignored.names]
     if ignored.others:
-        told = f"has {ignored.others} unknown {'name' if ignored.others == 1 else 'names'}"
-        violations.append(Violation("", "unknown_member", told, allowed=sorted(known)))
+        message = f"has {ignored.others} unknown {'name' if ignored.others == 1 else 'names'}"
+        violations.append(Violation("", "unknown_member", message, allowed=sorted(known)))
     return violations
 
 
 def _unknown(name: str, known: Collection[str]) -> Violation:
     pointer = "/" + name.replace("~", "~0").replace("/", "~1")
     right = near_miss(name, known)
-    return Violation(pointer, "unknown_member", "is not known here", allowed=[right] if right else sorted(known))
+    return Violation(pointer, "unknown_member", "is unknown", allowed=[right] if right else sorted(known))
 
 
 def misspelt(right: str) -> Violation:
     """Return the violation for a misspelling of `right`, where the difference would change the meaning."""
-    return Violation(
-        f"/{right}", "misspelt_name", "must be spelt exactly so; what was sent is nearly it", allowed=[right]
-    )
+    return Violation(f"/{right}", "misspelt_name", "must be spelt exactly so; a misspelling was sent", allowed=[right])
 
 
 class RecordEncounter(Command):
-    """What a clinic's system says happened."""
+    """The data of an encounter to record."""
 
     brand_id: Annotated[Text, AfterValidator(_not_empty), _schema(type="string", minLength=1)] = Field(
-        description="The brand the patient belongs to."
+        description="The patient's brand."
     )
-    encounter_type: Annotated[EncounterType, Field(strict=False)] = Field(description="What kind of meeting it is.")
+    encounter_type: Annotated[EncounterType, Field(strict=False)] = Field(description="The type of the encounter.")
     provider_id: ProviderId = Field(
-        default=None, description="Who met the patient: a reference into the provider directory, kept as sent."
+        default=None,
+        description="The provider directory's id of the provider who saw the patient; not checked for existence.",
     )
-    scheduled_at: Instant = Field(default=None, description="When it is due. An offset is required.")
-    chief_complaint: ChiefComplaint = Field(default=None, description="Why the patient came, in the patient's words.")
-    notes: Notes = Field(default=None, description="What the clinician wrote.")
-    metadata: MetadataText = Field(default="{}", description="Anything else, as an object; kept as sent.")
+    scheduled_at: Instant = Field(default=None, description="The scheduled time, with an offset from UTC.")
+    chief_complaint: ChiefComplaint = Field(
+        default=None, description="The reason for the visit, in the patient's words."
+    )
+    notes: Notes = Field(default=None, description="The clinician's notes.")
+    metadata: MetadataText = Field(default="{}", description="Additional data as an object; stored as sent.")
 
 
 class Change(Command):
@@ -340,7 +341,7 @@ EVERYTHING = EncounterFilter()
 QUERY_PARAMETERS = frozenset({"validate_only", "limit", "offset"})
 """The query parameters of all REST operations."""
 
-NAMES = frozenset(Encounters.model_fields) | frozenset(RecordEncounter.model_fields) | QUERY_PARAMETERS
+NAMES = MEMBERS.keys() | RecordEncounter.model_fields.keys() | QUERY_PARAMETERS
 """The names that may be repeated to a client: every member that REST accepts or shows, and every parameter."""
 
 

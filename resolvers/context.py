@@ -18,7 +18,7 @@ from resolvers.services import Services
 from resolvers.sql import Database
 
 # Sent only to a client whose token has no brand, about its own request.
-NO_BRAND = "No brand was named: the token has none, so name one in X-Brand-Id."
+NO_BRAND = "The token names no brand; send one in X-Brand-Id."
 
 
 NOT_BEGUN = AnswerMemory().begin()
@@ -161,7 +161,7 @@ async def authenticate(services: Services, said: Credentials) -> Context:
         raise
     context = Context(caller, said.stated_brand_id, said.request_id, services)
     if said.origin is not None and said.origin not in services.origins.get(caller.client_id, ()):
-        forbidden = Forbidden("This client does not call from that page.")
+        forbidden = Forbidden("The client may not call from this origin.")
         # Audited here: the code that formats this error has no context to add a record with.
         context.note_refusal(forbidden)
         raise forbidden

@@ -63,13 +63,13 @@ class Unauthenticated(GatewayError):
 
 
 class InvalidToken(GatewayError):
-    """The bearer token is not valid, or no longer."""
+    """The bearer token is invalid, expired or revoked."""
 
     code = "invalid_token"
 
 
 class InsufficientScope(GatewayError):
-    """The token does not carry a scope that allows this."""
+    """The token has no scope that allows this operation."""
 
     code = "insufficient_scope"
 
@@ -97,37 +97,37 @@ class RateLimited(GatewayError):
 
 
 class NotFound(GatewayError):
-    """There is nothing here."""
+    """There is no resource at this path."""
 
     code = "not_found"
 
 
 class PatientNotFound(NotFound):
-    """There is no such patient."""
+    """The patient was not found."""
 
 
 class EncounterNotFound(NotFound):
-    """There is no such encounter."""
+    """The encounter was not found."""
 
 
 class MethodNotAllowed(GatewayError):
-    """This method is not served here."""
+    """The path does not support this method."""
 
     code = "method_not_allowed"
 
     def __init__(self, allowed: Iterable[str]) -> None:
         self.allowed = tuple(sorted(allowed))
-        super().__init__(f"This method is not served here; allowed: {', '.join(self.allowed)}.")
+        super().__init__(f"The path does not support this method; allowed: {', '.join(self.allowed)}.")
 
 
 class NotAcceptable(GatewayError):
-    """The client takes none of the media types that are spoken here."""
+    """None of the requested media types is supported."""
 
     code = "not_acceptable"
 
 
 class Shape(NamedTuple):
-    """The type of a value that was sent and its length in characters, items or members. Nothing of the value itself."""
+    """The type of a value that was sent, and its length in characters, items or members; never the value itself."""
 
     type: Literal["string", "number", "boolean", "null", "array", "object"]
     length: int | None = None
@@ -151,20 +151,20 @@ class Violation:
     """The least and the greatest allowed value, in the unit of the rule."""
     received: Shape | None = None
 
-    def told(self) -> dict[str, Any]:
+    def as_members(self) -> dict[str, Any]:
         """Return the violation as both doors show it."""
-        told: dict[str, Any] = {"pointer": self.pointer, "rule": self.rule, "message": self.message}
+        members: dict[str, Any] = {"pointer": self.pointer, "rule": self.rule, "message": self.message}
         if self.allowed:
-            told["allowed"] = list(self.allowed)
+            members["allowed"] = list(self.allowed)
         limits = {"minimum": self.minimum, "maximum": self.maximum}
-        told |= {name: limit for name, limit in limits.items() if limit is not None}
+        members |= {name: limit for name, limit in limits.items() if limit is not None}
         if self.received:
-            told["received"] = {name: each for name, each in self.received._asdict().items() if each is not None}
-        return told
+            members["received"] = {name: each for name, each in self.received._asdict().items() if each is not None}
+        return members
 
 
 class InvalidInput(GatewayError):
-    """What was sent breaks a rule."""
+    """The input breaks a rule."""
 
     code = "validation_error"
 
@@ -174,7 +174,7 @@ class InvalidInput(GatewayError):
 
 
 class MalformedBody(InvalidInput):
-    """What was sent cannot be read."""
+    """The body cannot be parsed."""
 
     def __init__(
         self, rule: RuleId, message: str, received: Shape | None = None, place: tuple[int, int] | None = None
@@ -187,21 +187,21 @@ class MalformedBody(InvalidInput):
 
 
 class AnswerTooLarge(InvalidInput):
-    """The answer would be larger than this gateway sends."""
+    """The answer would exceed the maximum size."""
 
     def __init__(self, maximum: int) -> None:
-        told = f"The answer would have more than {maximum:,} bytes; ask for smaller pages, or for fewer fields."
-        super().__init__([Violation("", "answer_bytes", told, maximum=maximum)])
+        message = f"The answer would have more than {maximum:,} bytes; request smaller pages or fewer fields."
+        super().__init__([Violation("", "answer_bytes", message, maximum=maximum)])
 
 
 class Conflict(GatewayError):
-    """What is there contradicts what was asked for."""
+    """The request conflicts with the current state."""
 
     code = "conflict"
 
 
 class IdempotencyKeyReused(Conflict):
-    """This idempotency key stands for another request."""
+    """The idempotency key was used for another request; send a new key."""
 
     code = "idempotency_key_payload_mismatch"
 
@@ -213,7 +213,7 @@ class BatchRolledBack(Conflict):
 
 
 class StaleVersion(Conflict):
-    """The encounter was changed since it was read."""
+    """The encounter was changed after it was read; read it again."""
 
     def __init__(self, current_version: int) -> None:
         super().__init__()
@@ -221,7 +221,7 @@ class StaleVersion(Conflict):
 
 
 class IllegalTransition(Conflict):
-    """The encounter's status does not allow this."""
+    """The encounter's status does not allow this change."""
 
     code = "illegal_transition"
 
@@ -239,7 +239,7 @@ class UnsupportedMediaType(GatewayError):
 
 
 class PayloadTooLarge(GatewayError):
-    """The body is larger than this gateway reads."""
+    """The body exceeds the maximum size."""
 
     code = "payload_too_large"
 
@@ -251,34 +251,34 @@ class RequestTimeout(GatewayError):
 
 
 class TemporarilyUnavailable(GatewayError):
-    """The gateway cannot answer just now; try again shortly."""
+    """The gateway is temporarily unavailable; retry shortly."""
 
     code = "temporarily_unavailable"
     retry_after_seconds: ClassVar[int] = 1
 
 
 class Locked(TemporarilyUnavailable):
-    """Somebody else is at work on this just now; try again shortly."""
+    """The resource is locked by another request; retry shortly."""
 
 
 class AnswerMemoryFull(TemporarilyUnavailable):
-    """Too many large answers are under way just now; try again shortly."""
+    """The memory for large answers is exhausted; retry shortly."""
 
 
 class OutcomeUnknown(TemporarilyUnavailable):
-    """The database was lost while the record was being committed; ask again before you send again."""
+    """The database connection was lost during the commit; check the outcome before you send the request again."""
 
     recorded = "unknown"
 
 
 class Stopped(TemporarilyUnavailable):
-    """The gateway stopped before this was done; ask again before you send again."""
+    """The gateway stopped during the request; check the outcome before you send the request again."""
 
     recorded = "unknown"
 
 
 class ServerError(GatewayError):
-    """Something went wrong on our side; the request id finds it in our log."""
+    """Internal error; the request id identifies it in the gateway's log."""
 
     code = "server_error"
     # The error may have occurred after the commit.

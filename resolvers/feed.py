@@ -125,4 +125,4 @@ async def _kept(feed: Feed, of: Mapping[str, str], after: int, until: int) -> As
 
 
 def _expired() -> InvalidInput:
-    return InvalidInput([Violation("/after", "cursor_expired", "is not among the events that are kept")])
+    return InvalidInput([Violation("/after", "cursor_expired", "must not be older than the oldest stored event")])

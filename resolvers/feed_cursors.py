@@ -41,7 +41,7 @@ class FeedCursors:
     async def find(cls, connection: Connection) -> "FeedCursors":
         """Return the cursors under the key of this database."""
         row = await connection.fetch_one(FIND_KEY)
-        assert row is not None, "the migration put it there"
+        assert row is not None, "the migration inserted it"
         return cls(row["key"])
 
     def write(self, position: int, brand_id: str, *, salted: bool = False) -> str:
@@ -62,7 +62,7 @@ class FeedCursors:
                 return position
         except (ValueError, struct.error):
             pass
-        raise InvalidInput([Violation("/after", "cursor", "must be a cursor of this very feed")])
+        raise InvalidInput([Violation("/after", "cursor", "must be a cursor of this feed")])
 
     def _place(self, packed: bytes) -> tuple[int, bytes]:
         version, block = packed[:1], packed[1:]

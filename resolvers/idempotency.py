@@ -66,9 +66,9 @@ class Claim:
 def require_key(key: str) -> None:
     """Return if a text can be a key. Raises `InvalidInput`."""
     if not _KEY.fullmatch(key):
-        told, received = "must be 1 to 128 visible characters", json_text.shape_of(key)
+        message, received = "must be 1 to 128 visible characters", json_text.shape_of(key)
         raise InvalidInput(
-            [Violation("/idempotency_key", "idempotency_key", told, minimum=1, maximum=128, received=received)]
+            [Violation("/idempotency_key", "idempotency_key", message, minimum=1, maximum=128, received=received)]
         )
 
 

@@ -211,7 +211,7 @@ def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _named_twice() -> MalformedBody:
-    return MalformedBody("duplicate_member", "An object must not name a member twice.")
+    return MalformedBody("duplicate_member", "An object must not have two members of the same name.")
 
 
 def number(literal: str) -> int | Decimal:
@@ -231,7 +231,7 @@ def number(literal: str) -> int | Decimal:
 
 
 def _refuse_number(_literal: str) -> Never:
-    raise MalformedBody("number_range", "A number is beyond what can be stored exactly.")
+    raise MalformedBody("number_range", "A number is NaN or infinite, or has too many digits to be stored.")
 
 
 _decoder = json.JSONDecoder(

@@ -98,7 +98,7 @@ FIND_MARK = Statement(select(*(WATERMARK.c[name] for name in Mark._fields)))
 async def find_mark(connection: Connection) -> Mark:
     """Return the watermark. Read it before the events: events read earlier may lie beyond the watermark read later."""
     row = await connection.fetch_one(FIND_MARK)
-    assert row is not None, "the migration put it there"
+    assert row is not None, "the migration inserted it"
     return Mark(**row)
 
 

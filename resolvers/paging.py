@@ -68,17 +68,14 @@ def window_of(
     discourages, is refused.
     """
     if first is not None and last is not None:
-        raise InvalidInput([Violation("/last", "first_and_last", "must not be given together with first")])
+        raise InvalidInput([Violation("/last", "first_and_last", "must not be combined with first")])
     for argument, size in (("first", first), ("last", last)):
         if size is not None and not 0 <= size <= limits.maximum:
-            told = f"must be from 0 to {limits.maximum}"
-            raise InvalidInput(
-                [
-                    Violation(
-                        f"/{argument}", "page_size", told, minimum=0, maximum=limits.maximum, received=Shape("number")
-                    )
-                ]
+            message, received = f"must be from 0 to {limits.maximum}", Shape("number")
+            violation = Violation(
+                f"/{argument}", "page_size", message, minimum=0, maximum=limits.maximum, received=received
             )
+            raise InvalidInput([violation])
     return Window(
         size=next((size for size in (first, last) if size is not None), limits.default),
         forward=last is None,
@@ -126,7 +123,7 @@ def read_cursor(cursor: str, cursor_scope: str, argument: Literal["after", "befo
             return Position(_EPOCH + timedelta(microseconds=micros), UUID(bytes=id_bytes))
     except (ValueError, struct.error, OverflowError):
         pass
-    raise InvalidInput([Violation(f"/{argument}", "cursor", "must be a cursor of this very list")])
+    raise InvalidInput([Violation(f"/{argument}", "cursor", "must be a cursor of this list")])
 
 
 def encode_cursor(packed: bytes) -> str:

@@ -21,7 +21,7 @@ from resolvers.context import Context
 from resolvers.sql import Connection, Statement
 
 MAX_ID_CHARACTERS = 200
-ID_RULE = f"must have 1 to {MAX_ID_CHARACTERS} printable characters, no slash among them, and be neither . nor .."
+ID_RULE = f"must have 1 to {MAX_ID_CHARACTERS} printable characters without a slash, and be neither . nor .."
 
 FIND_PATIENTS = BoundedStatement(
     select(Patient).where(
@@ -153,7 +153,7 @@ async def register_patient(context: Context, members: Mapping[str, Any]) -> tupl
     async with context.database.transaction(brand_id) as connection:
         is_new = await add_patients(connection, brand_id, {command.id: command.external_ids}) == 1
         patient = await find_patient(connection, brand_id, command.id)
-        assert patient is not None, "it is there now, and patients are never deleted"
+        assert patient is not None, "the insertion found or made it, and patients are never deleted"
         if is_new:
             await append_entry(connection, context, PATIENT_REGISTERED, patient)
     return patient, not is_new

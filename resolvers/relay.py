@@ -94,7 +94,7 @@ async def stamp_events(database: RelayDatabase) -> int:
     """
     async with database.transaction(None) as connection:
         mark = await connection.fetch_one(LOCK_WATERMARK)
-        assert mark is not None, "the migration put it there"
+        assert mark is not None, "the migration inserted it"
         later = await connection.fetch_one(LAST_STAMPED, stamped=mark["stamped"])
         before = later["position"] if later else mark["stamped"]
         rows = await connection.fetch(UNSTAMPED, limit=STAMP_AT_MOST)
@@ -126,7 +126,7 @@ MOVE_WATERMARK = Statement(
     .where(WATERMARK.c.position < bindparam("stamped", type_=BigInteger))
     .returning(WATERMARK.c.position)
 )
-TELL_THAT_IT_MOVED = Statement(select(func.pg_notify(MOVED, "")))
+NOTIFY_MOVED = Statement(select(func.pg_notify(MOVED, "")))
 
 
 async def move_watermark(database: RelayDatabase) -> None:
@@ -147,7 +147,7 @@ async def move_watermark(database: RelayDatabase) -> None:
             logger.warning("watermark waits", extra=fields)
             return
         if await connection.fetch_one(MOVE_WATERMARK, stamped=mark["stamped"]):
-            await connection.fetch(TELL_THAT_IT_MOVED)
+            await connection.fetch(NOTIFY_MOVED)
 
 
 # Pruning

@@ -78,10 +78,10 @@ class Rule(NamedTuple):
 
 RULES: Mapping[RuleId, Rule] = {
     "utf8": Rule(
-        "The body is UTF-8, and nothing else.",
+        "The body is encoded in UTF-8.",
         "words",
-        "A body in UTF-16 or Latin-1, or with half of a character.",
-        "The same text in UTF-8, or with everything beyond ASCII written as `\\uXXXX`.",
+        "A body in UTF-16 or Latin-1, or with an incomplete character.",
+        "The same text in UTF-8, or with every character beyond ASCII escaped as `\\uXXXX`.",
     ),
     "json": Rule(
         "The body is exactly one JSON value (RFC 8259): no comments, no trailing comma, no byte order mark.",
@@ -90,38 +90,38 @@ RULES: Mapping[RuleId, Rule] = {
         '{"brand_id": "loop", "encounter_type": "lab"}',
     ),
     "object": Rule(
-        "The body, or the member that is named, is a JSON object.",
+        "The body, or the named member, is a JSON object.",
         "body",
         '{"brand_id": "loop", "encounter_type": "lab", "metadata": "{}"}',
         '{"brand_id": "loop", "encounter_type": "lab", "metadata": {}}',
     ),
     "duplicate_member": Rule(
-        "No object names a member twice, at any depth: two readers would understand it differently.",
+        "No object, at any depth, has two members of the same name: parsers differ in which of them they use.",
         "body",
         '{"brand_id": "loop", "encounter_type": "lab", "metadata": {"room": 1, "room": 2}}',
         '{"brand_id": "loop", "encounter_type": "lab", "metadata": {"rooms": [1, 2]}}',
     ),
     "number_range": Rule(
-        "Every number can be stored with all its digits: at most 131,072 before the point and 16,383 after it; NaN and "
-        "Infinity are no numbers.",
+        "Every number has at most 131,072 digits before the decimal point and 16,383 after it. NaN and Infinity are "
+        "not JSON.",
         "body",
         '{"brand_id": "loop", "encounter_type": "lab", "metadata": {"dose": NaN}}',
         '{"brand_id": "loop", "encounter_type": "lab", "metadata": {"dose": 0.125}}',
     ),
     "too_deep": Rule(
-        "Objects and arrays lie within each other at most so deep; `maximum` says how many levels.",
+        "Objects and arrays are nested at most `maximum` levels deep.",
         "words",
-        "`metadata` with 33 objects, each in the one before.",
-        "`metadata` with 32 of them.",
+        "`metadata` with 33 nested objects.",
+        "`metadata` with 32 nested objects.",
     ),
     "required": Rule(
-        "The member is there.",
+        "The required member is present.",
         "body",
         '{"brand_id": "loop"}',
         '{"brand_id": "loop", "encounter_type": "lab"}',
     ),
     "null": Rule(
-        "The member is not null. One that is not known is left out.",
+        "The member is not null. Leave out a member that has no value.",
         "body",
         '{"brand_id": "loop", "encounter_type": "lab", "notes": null}',
         '{"brand_id": "loop", "encounter_type": "lab"}',
@@ -133,7 +133,7 @@ RULES: Mapping[RuleId, Rule] = {
         '{"brand_id": "loop", "encounter_type": "lab", "notes": "Slept well."}',
     ),
     "enum": Rule(
-        "The member is one of the values in `allowed`, in lower case over REST, in upper case over GraphQL.",
+        "The member is one of the values in `allowed`: in lower case over REST, in upper case over GraphQL.",
         "body",
         '{"brand_id": "loop", "encounter_type": "house_call"}',
         '{"brand_id": "loop", "encounter_type": "office_visit"}',
@@ -151,38 +151,38 @@ RULES: Mapping[RuleId, Rule] = {
         "`chief_complaint` with 2,000, `notes` with 50,000.",
     ),
     "too_large": Rule(
-        "The member, written as JSON with every number in full, has at most `maximum` bytes.",
+        "The member has at most `maximum` bytes as JSON text in which no number has an exponent.",
         "body",
         '{"brand_id": "loop", "encounter_type": "lab", "metadata": {"dose": 1e100000}}',
         '{"brand_id": "loop", "encounter_type": "lab", "metadata": {"dose": 1e3}}',
     ),
     "uuid": Rule(
-        "The string is a UUID in its hyphenated form (RFC 9562); either case will do.",
+        "The string is a UUID in its hyphenated form (RFC 9562), in upper or lower case.",
         "body",
         '{"brand_id": "loop", "encounter_type": "lab", "provider_id": "3f2504e04f8911d39a0c0305e82c3301"}',
         '{"brand_id": "loop", "encounter_type": "lab", "provider_id": "3f2504e0-4f89-11d3-9a0c-0305e82c3301"}',
     ),
     "date_time": Rule(
-        "The string is an RFC 3339 date-time, on a day and at a time that exist, with an offset of at most 23 hours "
-        "and 59 minutes. A leap second (`:60`) cannot be kept.",
+        "The string is an RFC 3339 date-time that exists in the calendar, with an offset of at most 23 hours and 59 "
+        "minutes. A leap second (`:60`) cannot be stored.",
         "body",
         '{"brand_id": "loop", "encounter_type": "lab", "scheduled_at": "2026-02-30T10:00:00Z"}',
         '{"brand_id": "loop", "encounter_type": "lab", "scheduled_at": "2026-02-28T10:00:00Z"}',
     ),
     "offset": Rule(
-        "The date-time says how far from UTC it is: without that it names no instant.",
+        "The date-time has an offset from UTC: without one it does not identify an instant.",
         "body",
         '{"brand_id": "loop", "encounter_type": "lab", "scheduled_at": "2026-01-31T09:30:00"}',
         '{"brand_id": "loop", "encounter_type": "lab", "scheduled_at": "2026-01-31T09:30:00+01:00"}',
     ),
     "nul": Rule(
-        "No string, and no name of a member, contains the character NUL: the database cannot hold it.",
+        "No string, and no name of a member, contains the character NUL: PostgreSQL cannot store it.",
         "body",
         '{"brand_id": "loop", "encounter_type": "lab", "notes": "a\\u0000b"}',
         '{"brand_id": "loop", "encounter_type": "lab", "notes": "a b"}',
     ),
     "surrogate": Rule(
-        "Surrogates come in pairs: half of one is no character.",
+        "No string contains an unpaired surrogate: it is not a Unicode character.",
         "body",
         '{"brand_id": "loop", "encounter_type": "lab", "notes": "\\ud83d"}',
         '{"brand_id": "loop", "encounter_type": "lab", "notes": "\\ud83d\\ude42"}',
@@ -194,20 +194,20 @@ RULES: Mapping[RuleId, Rule] = {
         "visit-4711",
     ),
     "whole_number": Rule(
-        "The number in the query is a whole one from `minimum` to `maximum`, in digits, and given once.",
+        "The query parameter is a whole number from `minimum` to `maximum`, in decimal digits, and is sent once.",
         "query",
         "limit=101",
         "limit=100",
     ),
     "type": Rule(
-        "The value is of the type that the GraphQL schema names.",
+        "The value has the type that the GraphQL schema declares.",
         "graphql",
         '{"query": "query ($ids: [ID!]!) { patients(ids: $ids) { id } }", "variables": {"ids": [{}]}}',
         '{"query": "query ($ids: [ID!]!) { patients(ids: $ids) { id } }", "variables": {"ids": ["demo-patient"]}}',
     ),
     "unknown_member": Rule(
-        "An input object over GraphQL has no member that the schema does not define. Over REST it is ignored and told "
-        "in `X-Ignored`, or refused under `Prefer: handling=strict`.",
+        "A GraphQL input object has only members that the schema defines. Over REST, an unknown member is ignored and "
+        "listed in `X-Ignored`, or refused under `Prefer: handling=strict`.",
         "graphql",
         '{"query": "query ($where: EncounterFilter) { patient(id: \\"demo-patient\\") { encounters(where: $where) '
         '{ totalCount } } }", "variables": {"where": {"colour": "blue"}}}',
@@ -215,44 +215,44 @@ RULES: Mapping[RuleId, Rule] = {
         '{ totalCount } } }", "variables": {"where": {"encounterType": ["LAB"]}}}',
     ),
     "misspelt_name": Rule(
-        "No query parameter, no member of a GraphQL request, and no column or member in an import, is nearly a known "
-        "one: within two letters of it, or the same in another case or with other white space.",
+        "No query parameter, member of a GraphQL request, or column or member of an import is a misspelling of a known "
+        "name. A misspelling differs in at most two letters, or only in case or white space.",
         "query",
         "Limit=10",
         "limit=10",
     ),
     "page_size": Rule(
-        "A page is asked for with `first` or `last` from `minimum` to `maximum`.",
+        "The page size, `first` or `last`, is from `minimum` to `maximum`.",
         "graphql",
         '{"query": "{ patient(id: \\"demo-patient\\") { encounters(first: 101) { totalCount } } }"}',
         '{"query": "{ patient(id: \\"demo-patient\\") { encounters(first: 100) { totalCount } } }"}',
     ),
     "first_and_last": Rule(
-        "A page is asked for from one end of the list.",
+        "A page is requested with `first` or `last`, not with both.",
         "graphql",
         '{"query": "{ patient(id: \\"demo-patient\\") { encounters(first: 1, last: 1) { totalCount } } }"}',
         '{"query": "{ patient(id: \\"demo-patient\\") { encounters(last: 1) { totalCount } } }"}',
     ),
     "cursor": Rule(
-        "The cursor was given out by this very list or feed: same brand, patient and filter.",
+        "The cursor belongs to the requested list or feed: it has the same brand, patient and filter.",
         "graphql",
         '{"query": "{ patient(id: \\"demo-patient\\") { encounters(after: \\"made-up\\") { totalCount } } }"}',
         '{"query": "{ patient(id: \\"demo-patient\\") { encounters { totalCount } } }"}',
     ),
     "cursor_expired": Rule(
-        "The place in the feed of events is still kept. One that is not: read what is there now and go on from there.",
+        "The feed still stores the events after the cursor. Otherwise, read the current state and subscribe again.",
         "words",
-        "A cursor from before the oldest event that is kept.",
-        "A cursor of an event that is kept, or none.",
+        "A cursor before the oldest stored event.",
+        "A cursor of a stored event, or no cursor.",
     ),
     "too_many": Rule(
         "A list in the arguments has at most `maximum` items.",
         "words",
         "`patients(ids: …)` with 101 ids, or `recordEncounters(input: …)` with as many items.",
-        "A hundred of either.",
+        "A list of 100 ids or items.",
     ),
     "cost": Rule(
-        "An operation could give at most `maximum` objects, page sizes multiplied with what lies below them.",
+        "An operation can return at most `maximum` objects; the sizes of nested pages are multiplied.",
         "words",
         "100 encounters of 100 patients, each with its patient's 100 encounters.",
         "100 encounters of 100 patients.",
@@ -260,20 +260,20 @@ RULES: Mapping[RuleId, Rule] = {
     "characters": Rule(
         "A GraphQL document has at most `GATEWAY_MAX_CHARACTERS` characters.",
         "words",
-        "Two notes of 40,000 characters written into a mutation.",
+        "Two notes of 40,000 characters as literals in a mutation.",
         "The same notes in variables.",
     ),
     "answer_bytes": Rule(
-        "An answer has at most `maximum` bytes (`GATEWAY_MAX_ANSWER_BYTES`); so have the rows that it is made of.",
+        "An answer has at most `maximum` bytes (`GATEWAY_MAX_ANSWER_BYTES`), and so do the rows that it is built from.",
         "words",
         "A page of 100 encounters with 200 kB of notes and metadata each.",
-        "The same in pages of 20, or without the notes.",
+        "Pages of 20 encounters, or pages without the notes.",
     ),
     "tokens": Rule(
         "A GraphQL document has at most `GATEWAY_MAX_TOKENS` tokens: names, numbers, punctuation.",
         "words",
         "A document of 3,000 tokens where 2,000 are allowed.",
-        "The same in several requests.",
+        "The same selections in several requests.",
     ),
     "depth": Rule(
         "The fields of a GraphQL document are nested at most `GATEWAY_MAX_DEPTH` levels deep.",
@@ -282,7 +282,7 @@ RULES: Mapping[RuleId, Rule] = {
         "The ids of the patients first, their encounters in a second request.",
     ),
     "fields": Rule(
-        "A GraphQL document has at most `GATEWAY_MAX_FIELDS` fields, those of a fragment wherever it is spread.",
+        "A GraphQL document has at most `GATEWAY_MAX_FIELDS` fields; those of a fragment count at every spread.",
         "words",
         "A fragment of 500 fields that is spread in five patients.",
         "The same fields of two patients.",
@@ -290,14 +290,14 @@ RULES: Mapping[RuleId, Rule] = {
     "aliases": Rule(
         "A GraphQL document has at most `GATEWAY_MAX_ALIASES` aliases.",
         "words",
-        "One hundred `encounter(id: …)` under names of their own.",
+        "One hundred fields `encounter(id: …)`, each with an alias.",
         "`patients(ids: …)` with their encounters.",
     ),
     "directives": Rule(
         "A GraphQL document has at most `GATEWAY_MAX_DIRECTIVES` directives.",
         "words",
         "`@skip` or `@include` on a hundred fields.",
-        "A fragment with one of them.",
+        "One directive on a fragment.",
     ),
     "root_fields": Rule(
         "A GraphQL operation has at most `GATEWAY_MAX_ROOT_FIELDS` fields at its root.",
@@ -308,80 +308,80 @@ RULES: Mapping[RuleId, Rule] = {
     "operations": Rule(
         "A GraphQL document has at most `GATEWAY_MAX_OPERATIONS` operations.",
         "words",
-        "A document that holds all operations of an application.",
-        "A document with the one that is run, or a few.",
+        "A document with all operations of an application.",
+        "A document with the operation that is run, or with a few.",
     ),
     "introspection": Rule(
-        "The schema is told to those who may know it: to all, to callers with a scope, or nobody (`GATEWAY_EXPLORER`).",
+        "The caller may introspect the schema. `GATEWAY_EXPLORER` allows all callers, callers with a scope, or none.",
         "words",
-        "`{ __schema { types { name } } }` where the explorer is off.",
+        "`{ __schema { types { name } } }` while the explorer is off.",
         "The printed `schema.graphql`.",
     ),
     "unknown_document": Rule(
-        "Where documents are trusted by a manifest, the document is one of them, or the id that stands for one.",
+        "If there is a manifest of trusted documents, the request contains one of them, or its id.",
         "words",
-        "A document that is in no manifest, where the policy is `safelist` or `enforce`; an id that nobody gave.",
-        "The id that the manifest names.",
+        "A document that is in no manifest, under the policy `safelist` or `enforce`; an unknown id.",
+        "An id of the manifest.",
     ),
     "batching": Rule(
-        "A request is one operation; or an array of at most `GATEWAY_BATCH_OPERATIONS`, where that is more than 0.",
+        "A request is one operation, or an array of at most `GATEWAY_BATCH_OPERATIONS` operations; 0 refuses arrays.",
         "graphql",
         '[{"query": "{ __typename }"}]',
         '{"query": "{ __typename }"}',
     ),
     "representation": Rule(
-        "What a router asks for in `_entities` is an object with the `__typename` of an entity and its `id`.",
+        "A representation in `_entities` is an object with the `__typename` of an entity and its `id`.",
         "words",
         "A representation without an `id`.",
         '`{"__typename": "Patient", "id": "demo-patient"}`.',
     ),
     "document": Rule(
-        "The GraphQL document has no syntax error, fits the schema and is at most 100 levels deep; the message says "
-        "what is wrong and `locations` where.",
+        "The GraphQL document has no syntax error, is valid against the schema and is at most 100 levels deep. The "
+        "message states the error, and `locations` its position.",
         "graphql",
         '{"query": "{ colours }"}',
         '{"query": "{ patient(id: \\"demo-patient\\") { id } }"}',
     ),
     "operation": Rule(
-        "Of a document with several operations, `operationName` names the one to run.",
+        "If a document has several operations, `operationName` names the one to run.",
         "graphql",
         '{"query": "query A { __typename } query B { __typename }"}',
         '{"query": "query A { __typename } query B { __typename }", "operationName": "A"}',
     ),
     "subscription": Rule(
-        "A subscription is asked for where its events can be delivered, and not in a single request for one answer.",
+        "A subscription uses WebSocket or server-sent events, not a request that gets a single answer.",
         "words",
-        "A subscription in a `POST` that takes one JSON answer.",
-        "The same over WebSocket.",
+        "A subscription in a `POST` that accepts only JSON.",
+        "The same subscription over WebSocket.",
     ),
     "patient_id": Rule(
-        "A patient's id has 1 to 200 printable characters, no slash among them, and is neither `.` nor `..`: a URL can "
-        "carry it.",
+        "A patient's id has 1 to 200 printable characters without a slash, and is neither `.` nor `..`: a URL path can "
+        "contain it.",
         "import",
         '{"id": "a/b", "brand_id": "loop"}',
         '{"id": "a-b", "brand_id": "loop"}',
     ),
     "slug": Rule(
-        "A brand has lower-case letters and digits, in words joined by `-` or `_`.",
+        "A brand consists of lower-case letters and digits, in words joined by `-` or `_`.",
         "import",
         '{"id": "a-b", "brand_id": "Loop Bio"}',
         '{"id": "a-b", "brand_id": "loopbio"}',
     ),
     "csv": Rule(
-        "In an import, quotation marks stand around whole values, and are doubled inside. After a mark where none may "
-        "stand, no row can be told from quoted text, so none is read.",
+        "In a CSV import, quotation marks enclose whole values, and are doubled inside them. After a misplaced mark no "
+        "row is read, because it could be quoted text.",
         "file",
         'id,brand_id,ward\np-1,loop,the "blue" one',
         'id,brand_id,ward\np-1,loop,"the ""blue"" one"',
     ),
     "columns": Rule(
-        "In an import, every line has as many values as the first names columns.",
+        "In a CSV import, every row has as many values as the first line has columns.",
         "file",
         "id,brand_id\np-1",
         "id,brand_id\np-1,loop",
     ),
     "line_break": Rule(
-        "In an import of patients, a quoted value ends on the line it began on.",
+        "In a CSV import of patients, a quoted value ends on the line on which it begins.",
         "file",
         'id,brand_id,ward\np-1,loop,"the blue\none"',
         'id,brand_id,ward\np-1,loop,"the blue one"',

@@ -3,14 +3,13 @@
 The implementations are in `gateway/`: database, feed, audit buffer, metrics, rate limits and verifier.
 """
 
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
-from models import Encounter, EncounterType
 from resolvers.access import DEFAULT_SCOPES, ActorType, Scopes, Verify
 from resolvers.answer_bytes import AnswerMemory
 from resolvers.commands import DEFAULT_LIMITS, InputLimits
@@ -57,16 +56,10 @@ class Feed(Protocol):
 
 
 class NewEncounter(NamedTuple):
-    """One validated recording, ready for insertion. The members are in the order of `COLUMNS`."""
+    """One validated recording, ready for insertion."""
 
-    patient_id: str
-    id: UUID
-    provider_id: UUID | None
-    encounter_type: EncounterType
-    scheduled_at: datetime | None
-    chief_complaint: str | None
-    notes: str | None
-    metadata: str
+    columns: Mapping[str, Any]
+    """The row of the encounter, without the times of recording."""
     entry_id: UUID
     event_id: UUID
     actor_type: str
@@ -76,13 +69,9 @@ class NewEncounter(NamedTuple):
     client_id: str
     key: str | None
     request_hash: bytes | None
-    answer_head: str | None
-    """The first answer in three parts, separated by the time that only the database knows; None without a key."""
-    answer_middle: str | None
-    answer_tail: str | None
 
 
-class Kept(NamedTuple):
+class Insertion(NamedTuple):
     """The outcome of an insertion."""
 
     patient_is_known: bool
@@ -93,7 +82,7 @@ class Kept(NamedTuple):
 class EncounterBatcher(Protocol):
     """Inserts recordings in batches: concurrent ones share a statement."""
 
-    async def keep(self, brand_id: str, new: NewEncounter) -> Kept:
+    async def insert(self, brand_id: str, new: NewEncounter) -> Insertion:
         """Insert one recording. Raises `TemporarilyUnavailable` or `OutcomeUnknown`."""
 
 
@@ -145,8 +134,6 @@ class Services:
 
     verify: Verify
     database: Database
-    published: Callable[[Encounter], bytes]
-    """Serializes an encounter in the published form, which a replay repeats byte for byte."""
     audit_sink: AuditSink
     feed: Feed
     batcher: EncounterBatcher | None = None

@@ -3,11 +3,9 @@
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from operator import attrgetter
 from typing import Any
 from urllib.parse import quote
 
-import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -17,8 +15,9 @@ from resolvers.access import Permission
 from resolvers.commands import RecordEncounter
 from resolvers.encounters.dry_run import dry_run_encounter
 from resolvers.encounters.offset_pages import list_encounters_by_offset
+from resolvers.encounters.published import published
 from resolvers.encounters.read import visible_encounter
-from resolvers.encounters.record import record_encounter
+from resolvers.encounters.record import Recorder, record_encounter
 from resolvers.errors import InvalidInput, MalformedBody, UnsupportedMediaType, Violation
 from resolvers.request_state import state_of
 from resolvers.spelling import Ignored
@@ -31,25 +30,17 @@ from rest.responses import json_answer, json_bytes, write_json
 PATIENT_ENCOUNTERS = "/v1/patients/{patient_id}/encounters"
 PATIENT_ENCOUNTER = f"{PATIENT_ENCOUNTERS}/{{encounter_id}}"
 
-MEMBERS = (
-    "id", "patient_id", "provider_id", "brand_id", "encounter_type", "status", "scheduled_at", "started_at",
-    "ended_at", "chief_complaint", "notes", "metadata", "created_at", "updated_at",
-)  # fmt: skip
-"""The fourteen published members, in the published order. Source: the endpoint's public page."""
-
-_values = attrgetter(*MEMBERS)
-
 BODY_MEMBERS = frozenset(RecordEncounter.model_fields)
 
 MAX_OFFSET = 2**63 - 1
 
-VALID = {"recorded": "no", "message": "It would be recorded; nothing was, because the request asked for that."}
+VALID = {"recorded": "no", "message": "The request is valid. Nothing was recorded, because `validate_only` is true."}
 """The answer to a valid request with `validate_only=true`."""
 
 
 async def post_encounter(request: Request) -> Response:
     """Record an encounter: 201 and the encounter; with `validate_only=true`, only validate it: 200."""
-    context = await authorize_request(request, Permission.RECORD_ENCOUNTER)
+    context = Recorder(await authorize_request(request, Permission.RECORD_ENCOUNTER))
     require_json_is_accepted(request)
     if strict := is_strict(request):
         context = replace(context, strict=True)
@@ -77,7 +68,7 @@ async def get_encounters(request: Request) -> Response:
     offset = _whole_number(request, "offset", 0, broken, least=0, most=MAX_OFFSET)
     if broken:
         raise InvalidInput(broken)
-    encounters, total = await list_encounters_by_offset(context, patient_id, limit, offset, MEMBERS)
+    encounters, total = await list_encounters_by_offset(context, patient_id, limit, offset)
     # Built in one step, because it may be long.
     body = b'{"patient_id":%b,"encounters":[%b],"total":%d}' % (write_json(patient_id), encounters, total)
     tag = tag_of_body(body)
@@ -104,19 +95,6 @@ def path_of(encounter: Encounter) -> str:
     return PATIENT_ENCOUNTER.format(patient_id=quote(encounter.patient_id, safe=""), encounter_id=encounter.id)
 
 
-def encounter_json(encounter: Encounter) -> dict[str, Any]:
-    """Return the published object of an encounter."""
-    members = dict(zip(MEMBERS, _values(encounter), strict=True))
-    # Already JSON, validated on input: it is sent as PostgreSQL stores it, with every digit of every number.
-    members["metadata"] = orjson.Fragment(members["metadata"])
-    return members
-
-
-def published(encounter: Encounter) -> bytes:
-    """Serialize an encounter as the published page shows it."""
-    return write_json(encounter_json(encounter))
-
-
 def _key(request: Request) -> str | None:
     keys = [value.decode("latin-1") for name, value in request.scope["headers"] if name == b"idempotency-key"]
     if len(keys) > 1:
@@ -137,8 +115,8 @@ def _validate_only(request: Request, strict: bool) -> bool:
     if values not in ([], ["false"], ["true"]):
         # If a misspelt `true` counted as false, a dry run would record the encounter.
         allowed, received = ("true", "false"), json_text.shape_of(values if len(values) > 1 else values[0])
-        told = "must be true or false, and be sent once"
-        broken.append(Violation("/validate_only", "enum", told, allowed=allowed, received=received))
+        message = "must be true or false, and must be sent once"
+        broken.append(Violation("/validate_only", "enum", message, allowed=allowed, received=received))
     if broken:
         raise InvalidInput(broken)
     return values == ["true"]
@@ -174,7 +152,7 @@ def _whole_number(request: Request, name: str, default: int, broken: list[Violat
         and least <= int(text) <= most
     ):
         return int(text)
-    told = f"must be a whole number from {least} to {most}"
+    message = f"must be a whole number from {least} to {most}"
     received = json_text.shape_of(values if len(values) > 1 else text)
-    broken.append(Violation(f"/{name}", "whole_number", told, minimum=least, maximum=most, received=received))
+    broken.append(Violation(f"/{name}", "whole_number", message, minimum=least, maximum=most, received=received))
     return default

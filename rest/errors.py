@@ -88,7 +88,7 @@ def envelope(error: GatewayError, request_id: str) -> dict[str, Any]:
     if isinstance(error, errors.RateLimited):
         body["retry_after_ms"] = error.retry_after_ms
     if isinstance(error, errors.InvalidInput):
-        body["violations"] = [violation.told() for violation in error.violations]
+        body["violations"] = [violation.as_members() for violation in error.violations]
     return body
 
 
@@ -169,4 +169,4 @@ def _without_slash(request: Request) -> str | None:
     asked = {**request.scope, "path": path.removesuffix("/")}
     routes = (route for route in request.app.routes if isinstance(route, Route))
     fitting = next((route.path for route in routes if route.matches(asked)[0] is not Match.NONE), None)
-    return fitting and f"There is nothing here; without the slash at its end the path is {fitting}."
+    return fitting and f"There is no resource at this path; the path without the final slash is {fitting}."

@@ -11,19 +11,19 @@ from pydantic_core.core_schema import WithDefaultSchema
 from starlette.requests import Request
 from starlette.responses import Response
 
-from models import Encounters, EncounterStatus, EncounterType
-from resolvers.access import DEFAULT_SCOPES, Permission, Scopes, told
+from models import MEMBERS, EncounterStatus, EncounterType, Kind, Member
+from resolvers.access import DEFAULT_SCOPES, Permission, Scopes, describe_scopes
 from resolvers.commands import RecordEncounter
+from resolvers.encounters.published import PUBLISHED
 from resolvers.paging import PageLimits
 from resolvers.request_state import state_of
 from resolvers.rules import RULES, RuleId
 from rest.content_negotiation import JSON, PROBLEM
-from rest.encounters import MAX_OFFSET, MEMBERS, PATIENT_ENCOUNTER, PATIENT_ENCOUNTERS, VALID
+from rest.encounters import MAX_OFFSET, PATIENT_ENCOUNTER, PATIENT_ENCOUNTERS, VALID
 from rest.errors import envelope, problem_of, status_of
 from rest.openapi_text import (
     ABOUT_A_BODY,
     ALWAYS,
-    ENCOUNTER,
     EXAMPLE,
     EXAMPLES,
     HEADERS,
@@ -69,7 +69,7 @@ def openapi(scopes: Scopes = DEFAULT_SCOPES) -> Json:
     described = _described()
     for (method, path), operation in OPERATIONS.items():
         entry = described["paths"][path][method]
-        entry["description"] = f"{entry['description']}\n\n{told(scopes[operation])}"
+        entry["description"] = f"{entry['description']}\n\n{describe_scopes(scopes[operation])}"
         entry["security"] = [{"bearer": [scope]} for scope in scopes[operation]]
     return described
 
@@ -81,24 +81,30 @@ def _described() -> Json:
         "info": {
             "title": "Encounter gateway",
             "version": "1",
-            "description": "Records and serves patient encounters: once, durably, and only to those who may see them.",
+            "description": "Records patient encounters once and durably, and serves them to authorized callers.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/", "description": "The gateway that served this description."}],
         "tags": [
-            {"name": "encounters", "description": "Recording encounters and reading them."},
-            {"name": "explanations", "description": "What refusals mean. No token is needed."},
-            {"name": "health", "description": "For whoever runs the gateway. No token is needed."},
+            {"name": "encounters", "description": "Record and read encounters."},
+            {"name": "explanations", "description": "Explanations of error codes and rules. No token is needed."},
+            {"name": "health", "description": "Health checks and metrics. The health checks need no token."},
         ],
         "paths": {
             PATIENT_ENCOUNTERS: {"parameters": common, "post": _record(), "get": _list()},
             PATIENT_ENCOUNTER: {"parameters": [_patient_id(), _encounter_id(), *common[1:]], "get": _show()},
             "/problems/{code}": {
-                "get": _page("explainProblem", "What a code means", "code", sorted({k.code for k in refusals()}))
+                "get": _page("explainProblem", "Explain an error code", "code", sorted({k.code for k in refusals()}))
             },
-            "/rules/{rule}": {"get": _page("explainRule", "What a rule asks for", "rule", get_args(RuleId))},
-            "/healthz": {"get": _health("healthz", "Whether the process runs", {200: "It runs."})},
-            "/readyz": {"get": _health("readyz", "Whether it can serve", {200: "It can.", 503: "It cannot just now."})},
+            "/rules/{rule}": {"get": _page("explainRule", "Explain a rule", "rule", get_args(RuleId))},
+            "/healthz": {"get": _health("healthz", "Return whether the process runs", {200: "The process runs."})},
+            "/readyz": {
+                "get": _health(
+                    "readyz",
+                    "Return whether the process can serve requests",
+                    {200: "The process can serve requests.", 503: "The process cannot serve requests at present."},
+                )
+            },
             METRICS: {"parameters": [_request_id_header()], "get": _metrics()},
         },
         "components": {
@@ -123,8 +129,8 @@ def _described() -> Json:
                     "type": "http",
                     "scheme": "bearer",
                     "description": "An opaque token or a JWT access token (RFC 9068) of the identity provider that the "
-                    "gateway is set up with. Each operation names the scopes of which any one will do; "
-                    "`manage:<resource>` and `admin:*` stand above them.",
+                    "gateway is configured for. Each operation names its scopes, of which any one is sufficient. "
+                    "`manage:<resource>` and `admin:*` include them.",
                 }
             },
         },
@@ -136,15 +142,15 @@ def _record() -> Json:
     return {
         "operationId": "recordEncounter",
         "tags": ["encounters"],
-        "summary": "Record that an encounter happened",
-        "description": "Answers after the encounter is safe on disk. Members this page does not name are ignored and "
-        "told in `X-Ignored`, or refused under `Prefer: handling=strict`. Sent again with the same `Idempotency-Key` "
-        "it is answered with the first answer, byte for byte, and recorded once.",
+        "summary": "Record an encounter",
+        "description": "The answer is sent after the encounter is committed to disk. Unknown members are ignored and "
+        "listed in `X-Ignored`, or refused under `Prefer: handling=strict`. A repeated request with the same "
+        "`Idempotency-Key` gets the first answer, byte for byte, and records nothing.",
         "parameters": [
             _header(
                 "Idempotency-Key",
-                "Names this request, such as `visit-4711`, so that it may be sent again safely; "
-                "kept for at least 24 hours. Each request has one of its own.",
+                "A unique identifier of this request, such as `visit-4711`, so that it can be repeated safely. "
+                "It is stored for at least 24 hours.",
                 # A key, bare or in quotation marks.
                 pattern=r'^([!#-~][!-~]{0,127}|"[!#-\[\]-~]{1,128}")$',
             ),
@@ -152,16 +158,15 @@ def _record() -> Json:
             {
                 "name": "validate_only",
                 "in": "query",
-                "description": "With `true`, only say what would come of the same request without it: 200 where it "
-                "would be recorded, else the same refusal, or the first answer under the same key. Nothing is written, "
-                "and the key stays free.",
+                "description": "With `true`, only validate the request (dry run): 200 if it would be recorded, else "
+                "the same refusal, or the first answer under the same key. Nothing is written, and the key stays free.",
                 "schema": {"type": "boolean", "default": False},
                 "example": False,
             },
         ],
         "requestBody": {
             "required": True,
-            "description": "What happened.",
+            "description": "The encounter to record.",
             "content": {
                 JSON: {
                     "schema": _referring("RecordEncounter"),
@@ -171,7 +176,7 @@ def _record() -> Json:
                             "value": {"brand_id": "loop", "encounter_type": "telehealth"},
                         },
                         "everything": {
-                            "summary": "All of them",
+                            "summary": "All members",
                             "value": {name: EXAMPLE[name] for name in RecordEncounter.model_fields},
                         },
                     },
@@ -180,7 +185,7 @@ def _record() -> Json:
         },
         "responses": {
             "200": {
-                "description": "With `validate_only=true`: it would be recorded",
+                "description": "With `validate_only=true`: the encounter would be recorded",
                 "headers": _headers(*PREFERENCES, *SIGNED_IN),
                 "content": _json(_referring("Valid"), VALID),
             },
@@ -191,7 +196,7 @@ def _record() -> Json:
                 "links": {
                     "encounter": {
                         "operationId": "getEncounter",
-                        "description": "The encounter just recorded, as it stands when it is asked for.",
+                        "description": "The current state of the recorded encounter.",
                         "parameters": {
                             "patient_id": "$response.body#/patient_id",
                             "encounter_id": "$response.body#/id",
@@ -215,16 +220,16 @@ def _list() -> Json:
         "operationId": "listEncounters",
         "tags": ["encounters"],
         "summary": "List a patient's encounters, newest first",
-        "description": "A long list is better read by cursors, over GraphQL: an offset counts what it skips.",
+        "description": "For a long list, use the cursors of GraphQL: the cost of an offset grows with its size.",
         "parameters": [
-            _query("limit", "How many, at most.", default=limits.default, minimum=1, maximum=limits.maximum),
-            _query("offset", "How many to pass over.", default=0, minimum=0, maximum=MAX_OFFSET),
+            _query("limit", "Maximum number of encounters.", default=limits.default, minimum=1, maximum=limits.maximum),
+            _query("offset", "Number of encounters to skip.", default=0, minimum=0, maximum=MAX_OFFSET),
             _if_none_match(),
             _prefer(),
         ],
         "responses": {
             "200": {
-                "description": "The encounters, and how many there are in all",
+                "description": "The encounters, and their total number",
                 "headers": _headers("ETag", *PREFERENCES, *SIGNED_IN),
                 "content": _json(
                     _referring("Encounters"),
@@ -241,8 +246,8 @@ def _show() -> Json:
     return {
         "operationId": "getEncounter",
         "tags": ["encounters"],
-        "summary": "Show an encounter",
-        "description": "As it stands now. One that the caller may not see, or of another patient, is 404.",
+        "summary": "Read an encounter",
+        "description": "Returns the current state. An encounter of another patient, or of another brand, is 404.",
         "parameters": [_if_none_match(), _prefer()],
         "responses": {
             "200": {
@@ -260,8 +265,8 @@ def _metrics() -> Json:
     return {
         "operationId": "metrics",
         "tags": ["health"],
-        "summary": "What is counted, in the text format of Prometheus",
-        "description": "For machines that watch over the gateway; a client of no brand may ask.",
+        "summary": "Return the metrics in the text format of Prometheus",
+        "description": "For monitoring; the client's token need not name a brand.",
         "responses": {
             "200": {
                 "description": "The metrics",
@@ -275,7 +280,7 @@ def _metrics() -> Json:
 
 def _not_modified() -> Json:
     return {
-        "description": "What the client holds, by its `If-None-Match`, is what is there",
+        "description": "The client's copy, by its `If-None-Match`, is current",
         "headers": _headers("ETag", *PREFERENCES, *SIGNED_IN),
     }
 
@@ -284,20 +289,17 @@ def _command() -> Json:
     schema: Json = _inlined(RecordEncounter.model_json_schema(schema_generator=_WithoutDefaults))
     schema["properties"]["encounter_type"] = _referring("EncounterType")
     for name, member in schema["properties"].items():
-        member.setdefault("description", ENCOUNTER[name][0])
+        member.setdefault("description", MEMBERS[name].description)
         member["examples"] = [EXAMPLE[name]]
     return schema
 
 
 def _encounter() -> Json:
-    columns = _inlined(Encounters.model_json_schema())["properties"]
-    columns["metadata"] = {"type": "object", "additionalProperties": True}
-    columns["encounter_type"], columns["status"] = _referring("EncounterType"), _referring("EncounterStatus")
     return {
         "type": "object",
-        "description": "One meeting of a patient with the clinic.",
-        "required": list(MEMBERS),
-        "properties": {name: _nullable(columns[name]) | _told(*ENCOUNTER[name]) for name in MEMBERS},
+        "description": "One visit of a patient.",
+        "required": list(PUBLISHED),
+        "properties": {name: _value(MEMBERS[name]) | _described_by(MEMBERS[name]) for name in PUBLISHED},
     }
 
 
@@ -309,32 +311,47 @@ def _referring(name: str) -> Json:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def _told(description: str, example: Any) -> Json:
-    return {"description": description} | ({} if example is None else {"examples": [example]})
+def _described_by(member: Member) -> Json:
+    return {"description": member.description} | ({} if member.example is None else {"examples": [member.example]})
 
 
-def _nullable(column: Json) -> Json:
-    """Return the column as nullable in the form of the published page: "null" as one more type."""
-    column = {key: value for key, value in column.items() if key not in {"title", "default", "description"}}
-    if "anyOf" not in column:
-        return column
-    plain, null = column["anyOf"]
-    return {**plain, "type": [plain["type"], null["type"]]}
+SCHEMAS: Mapping[Kind, Json] = {
+    Kind.STRING: {"type": "string"},
+    Kind.TEXT: {"type": "string"},
+    Kind.UUID: {"format": "uuid", "type": "string"},
+    Kind.INSTANT: {"format": "date-time", "type": "string"},
+    Kind.JSON: {"type": "object", "additionalProperties": True},
+    Kind.INTEGER: {"type": "integer"},
+}
+"""The JSON schema of a member of each kind; an enum has a component of its own."""
+
+
+def _value(member: Member) -> Json:
+    """Return the schema of a member's value, nullable in the form of the published page: "null" as one more type."""
+    if member.enum:
+        return _referring(member.enum.__name__)
+    schema = SCHEMAS[member.kind]
+    return schema | {"type": [schema["type"], "null"]} if member.optional else schema
 
 
 def _encounters() -> Json:
     return {
         "type": "object",
-        "description": "A slice of a patient's encounters, newest first.",
+        "description": "An offset page of a patient's encounters, newest first.",
         "required": ["patient_id", "encounters", "total"],
         "properties": {
-            "patient_id": {"type": "string"} | _told(*ENCOUNTER["patient_id"]),
+            "patient_id": {"type": "string"} | _described_by(MEMBERS["patient_id"]),
             "encounters": {
                 "type": "array",
                 "items": _referring("Encounter"),
-                "description": "The slice asked for.",
+                "description": "The requested page.",
             },
-            "total": {"type": "integer", "minimum": 0, "description": "How many there are in all.", "examples": [1]},
+            "total": {
+                "type": "integer",
+                "minimum": 0,
+                "description": "Total number of encounters.",
+                "examples": [1],
+            },
         },
     }
 
@@ -342,23 +359,23 @@ def _encounters() -> Json:
 def _valid() -> Json:
     return {
         "type": "object",
-        "description": "What was sent would be recorded, and was not.",
+        "description": "The request would be recorded; nothing was recorded.",
         "required": list(VALID),
         "properties": {
-            "recorded": {"type": "string", "enum": ["no"], "description": "Nothing was kept."},
-            "message": {"type": "string", "description": "For a person."},
+            "recorded": {"type": "string", "enum": ["no"], "description": "Nothing was recorded."},
+            "message": {"type": "string", "description": "Text for people."},
             "ignored": {
                 "type": "object",
-                "description": "What is not known of the request and would be ignored; left out where all is known.",
+                "description": "Unknown names in the request, which would be ignored; absent if there are none.",
                 "required": ["names", "others"],
                 "properties": {
                     "names": {
                         "type": "array",
                         "items": {"type": "string"},
-                        "description": "Names that are nearly known ones, or known elsewhere at this door; at most 20.",
+                        "description": "Names that are similar to known ones, or known in other requests; at most 20.",
                         "examples": [["note", "status"]],
                     },
-                    "others": {"type": "integer", "minimum": 0, "description": "How many more names there are."},
+                    "others": {"type": "integer", "minimum": 0, "description": "Number of other unknown names."},
                 },
             },
         },
@@ -369,7 +386,7 @@ def _violation() -> Json:
     lengths = "Characters of a string, items of an array, members of an object."
     return {
         "type": "object",
-        "description": "One rule that one member breaks. Nothing of it repeats what was sent.",
+        "description": "One rule that one member breaks. It never repeats the input.",
         "required": ["pointer", "rule", "message"],
         "properties": {
             "pointer": {
@@ -379,20 +396,20 @@ def _violation() -> Json:
             },
             "rule": {
                 "type": "string",
-                "description": "Stable; a program may switch on it. Explained under `/rules/{rule}`.",
+                "description": "Stable, for programs. Explained under `/rules/{rule}`.",
                 "examples": ["too_long"],
             },
-            "message": {"type": "string", "description": "The rule, for a person."},
+            "message": {"type": "string", "description": "The rule as text, for people."},
             "allowed": {
                 "type": "array",
                 "items": {"type": "string"},
-                "description": "The values of which any one would do, where they can be counted.",
+                "description": "The allowed values, if they can be enumerated.",
             },
-            "minimum": {"type": "integer", "description": "The least that would do, in the unit of the rule."},
-            "maximum": {"type": "integer", "description": "The most that would do, in the unit of the rule."},
+            "minimum": {"type": "integer", "description": "The least allowed value, in the unit of the rule."},
+            "maximum": {"type": "integer", "description": "The greatest allowed value, in the unit of the rule."},
             "received": {
                 "type": "object",
-                "description": "What kind of value came, and how long it was; left out where nothing came.",
+                "description": "Type and length of the received value; absent if the member was not sent.",
                 "required": ["type"],
                 "properties": {
                     "type": {"enum": ["string", "number", "boolean", "null", "array", "object"], "type": "string"},
@@ -411,45 +428,52 @@ def _error() -> Json:
         "properties": {
             "error": {
                 "type": "string",
-                "description": "Stable; a program may switch on it. Explained under `/problems/{code}`.",
+                "description": "Stable, for programs. Explained under `/problems/{code}`.",
                 "examples": ["not_found"],
             },
-            "message": {"type": "string", "description": "For a person; never repeats what was sent."},
+            "message": {"type": "string", "description": "Text for people; it never repeats the input."},
             "recorded": {
                 "type": "string",
                 "enum": ["no", "unknown"],
-                "description": "Whether it may have been kept all the same.",
+                "description": "Whether the encounter may have been recorded despite the error.",
             },
-            "request_id": {"type": "string", "description": "What to tell us when asking.", "examples": [REQUEST_ID]},
-            "error_description": {"type": "string", "description": "On 401, 403 and 429: `message` again."},
-            "retry_after_ms": {"type": "integer", "description": "On 429: when to come back, in milliseconds."},
+            "request_id": {
+                "type": "string",
+                "description": "Id of the request in the gateway's log.",
+                "examples": [REQUEST_ID],
+            },
+            "error_description": {"type": "string", "description": "On 401, 403 and 429: a copy of `message`."},
+            "retry_after_ms": {
+                "type": "integer",
+                "description": "On 429: milliseconds to wait before a retry.",
+            },
             "violations": {
                 "type": "array",
                 "items": _referring("Violation"),
-                "description": "On 400: every rule that is broken.",
+                "description": "On 400: every broken rule.",
             },
         },
     }
 
 
 def _problem() -> Json:
-    told = {
+    members = {
         "type": "The page that explains the code.",
-        "title": "The code's sentence.",
-        "status": "The status once more.",
-        "detail": "`message` once more.",
-        "instance": "Names this request.",
+        "title": "The summary of the code.",
+        "status": "The status of the response.",
+        "detail": "A copy of `message`.",
+        "instance": "A URN that identifies the request.",
     }
     return {
-        "description": "The same, to a client that prefers `application/problem+json` (RFC 9457).",
+        "description": "The error for a client that prefers `application/problem+json` (RFC 9457).",
         "allOf": [
             _referring("Error"),
             {
                 "type": "object",
-                "required": list(told),
+                "required": list(members),
                 "properties": {
                     name: {"type": "integer" if name == "status" else "string", "description": text}
-                    for name, text in told.items()
+                    for name, text in members.items()
                 },
             },
         ],
@@ -484,14 +508,14 @@ def _page(operation_id: str, summary: str, name: str, known: Iterable[str]) -> J
         "operationId": operation_id,
         "tags": ["explanations"],
         "summary": summary,
-        "description": "Refusals point here, with `Link` and `type`.",
+        "description": "Refusals link to this page in `Link` and `type`.",
         "security": [],
         "parameters": [
             {
                 "name": name,
                 "in": "path",
                 "required": True,
-                "description": "As a refusal names it.",
+                "description": "The name as it appears in a refusal.",
                 "schema": {"type": "string", "enum": known},
             }
         ],
@@ -506,7 +530,7 @@ def _page(operation_id: str, summary: str, name: str, known: Iterable[str]) -> J
     }
 
 
-def _health(operation_id: str, summary: str, said: Mapping[int, str]) -> Json:
+def _health(operation_id: str, summary: str, descriptions: Mapping[int, str]) -> Json:
     body = {"type": "object", "required": ["status"], "properties": {"status": {"type": "string"}}}
     answers = {
         str(status): {
@@ -516,7 +540,7 @@ def _health(operation_id: str, summary: str, said: Mapping[int, str]) -> Json:
                 body, {"status": {200: "ok" if operation_id == "healthz" else "ready"}.get(status, "not_ready")}
             ),
         }
-        for status, description in said.items()
+        for status, description in descriptions.items()
     }
     return {
         "operationId": operation_id,
@@ -533,7 +557,7 @@ def _patient_id() -> Json:
         "in": "path",
         "required": True,
         "schema": {"type": "string"},
-        "description": "Opaque. One that does not exist, or that the caller may not see, is 404.",
+        "description": "Opaque id. A patient that does not exist, or that the caller may not see, is 404.",
         "example": "demo-patient",
     }
 
@@ -550,24 +574,25 @@ def _encounter_id() -> Json:
 
 
 def _brand_header() -> Json:
-    return _header("X-Brand-Id", "For a client whose token names no brand: the brand it acts for, such as `loop`.")
+    return _header("X-Brand-Id", "The brand to act for, such as `loop`; for a client whose token names no brand.")
 
 
 def _request_id_header() -> Json:
-    text = "Names the request in the answer and in our log; made up where it is missing or ill-formed."
+    text = "Id of the request, repeated in the answer and the log. A missing or malformed id is replaced by a new one."
     return _header("X-Request-Id", text)
 
 
 def _if_none_match() -> Json:
     return _header(
-        "If-None-Match", 'The tags of what the client holds, such as `"1"`: it is answered 304 if one is still good.'
+        "If-None-Match",
+        'Entity tags of the client\'s copies, such as `"1"`. If one is current, the answer is 304.',
     )
 
 
 def _prefer() -> Json:
     return _header(
         "Prefer",
-        "With `handling=strict` (RFC 7240), a member or query parameter that is not known is refused with 400.",
+        "With `handling=strict` (RFC 7240), an unknown member or query parameter is refused with 400.",
     )
 
 

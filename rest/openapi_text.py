@@ -1,27 +1,27 @@
 """The prose and the examples of the OpenAPI description."""
 
 from collections.abc import Mapping
-from typing import Any
 
+from models import MEMBERS
 from resolvers import errors
 from resolvers.errors import GatewayError, Shape, Violation
 from rest.content_negotiation import JSON
 from rest.responses import LINK
 
 REFUSALS: Mapping[int, str] = {
-    400: "What was sent breaks a rule; `violations` says which member and which rule.",
-    401: "No bearer token came, or one that is worth nothing.",
-    403: "The caller may not do this, or not for this brand.",
+    400: "The input breaks a rule; `violations` names each member and rule.",
+    401: "The bearer token is missing or invalid.",
+    403: "The caller may not perform this operation, or not for this brand.",
     404: "Patient not found",
-    405: "This method is not served here.",
-    406: "The client takes none of the media types that are spoken here.",
+    405: "The path does not support this method.",
+    406: "None of the requested media types is supported.",
     408: "The body did not arrive in time.",
-    409: "The idempotency key stands for another request.",
-    413: "The body is larger than this gateway reads.",
+    409: "The idempotency key was used for another request.",
+    413: "The body exceeds the maximum size.",
     415: "The body is not JSON in UTF-8, or it is compressed.",
-    429: "The caller asks too often.",
+    429: "The client has exceeded its rate limit.",
     500: "Internal error",
-    503: "The gateway cannot answer just now; `recorded` says whether the encounter may have been kept.",
+    503: "The gateway is temporarily unavailable; `recorded` reports whether the encounter may have been recorded.",
 }
 
 ABOUT_A_BODY = {408, 409, 413, 415}
@@ -59,34 +59,37 @@ EXAMPLES: tuple[GatewayError, ...] = (
 REQUEST_ID = "0b6c1e0e-8f5e-4a53-9d0a-2f6f1f3f9d11"
 
 HEADERS: Mapping[str, tuple[str, str]] = {
-    "X-Request-Id": ("The request's id: in our log, the audit log and every refusal too.", REQUEST_ID),
-    "Link": ("Where this door is described; on a refusal, also where its code and each rule are explained.", LINK),
-    "Location": ("The path under which the encounter is shown.", f"/v1/patients/demo-patient/encounters/{REQUEST_ID}"),
-    "ETag": ("Names this state of what is shown; good for `If-None-Match`.", '"1"'),
-    "Idempotent-Replayed": ("`true` where the encounter had been recorded earlier, under the same key.", "true"),
+    "X-Request-Id": ("The request's id, as in the log, the audit log and every refusal.", REQUEST_ID),
+    "Link": (
+        "The description of this API; on a refusal, also the explanations of its code and of each rule.",
+        LINK,
+    ),
+    "Location": ("The path of the encounter.", f"/v1/patients/demo-patient/encounters/{REQUEST_ID}"),
+    "ETag": ("Entity tag of this state of the representation, for `If-None-Match`.", '"1"'),
+    "Idempotent-Replayed": ("`true` if the encounter was recorded earlier under the same key.", "true"),
     "X-Ignored": (
-        "Names in the request that are not known here and were ignored; last, how many more are not repeated.",
+        "Unknown names in the request, which were ignored; last, the number of those that are not repeated.",
         "note, status, 2",
     ),
-    "Preference-Applied": ("How unknown names were handled, where `Prefer` asks for one way.", "handling=strict"),
+    "Preference-Applied": ("The applied handling of unknown names, if `Prefer` requests one.", "handling=strict"),
     "WWW-Authenticate": (
-        "The challenge, as RFC 6750 has it; with 403, the scopes that would do.",
+        "The challenge of RFC 6750; with 403, the sufficient scopes.",
         'Bearer error="insufficient_scope", scope="write:encounters"',
     ),
-    "Allow": ("The methods that are served here.", "GET, HEAD, OPTIONS, POST"),
-    "Accept": ("The media type that is read here.", JSON),
-    "Accept-Encoding": ("How a body may be coded: not at all.", "identity"),
-    "Retry-After": ("When to come back, in seconds.", "1"),
+    "Allow": ("The methods that the path supports.", "GET, HEAD, OPTIONS, POST"),
+    "Accept": ("The supported media type of the body.", JSON),
+    "Accept-Encoding": ("The supported content coding of the body: none.", "identity"),
+    "Retry-After": ("The time to wait before the next attempt, in seconds.", "1"),
     "X-RateLimit-Remaining": (
-        "How many reads, or writes, the client has left of those it may make in a minute.",
+        "Remaining reads or writes of the client in the current minute.",
         "199",
     ),
-    "X-RateLimit-Reset": ("When there will be more, in seconds since 1970.", "1798761600"),
+    "X-RateLimit-Reset": ("The time when more will be available, in seconds since 1970.", "1798761600"),
     "RateLimit-Policy": (
-        'What is allowed: `"writes";q=200;w=60` is 200 writes in any 60 seconds.',
+        'The limit: `"writes";q=200;w=60` is 200 writes in any 60 seconds.',
         '"writes";q=200;w=60',
     ),
-    "RateLimit": ('What is left: `"writes";r=199;t=60` is 199 now, and more in 60 seconds.', '"writes";r=199;t=60'),
+    "RateLimit": ('The remainder: `"writes";r=199;t=60` is 199 now, and more in 60 seconds.', '"writes";r=199;t=60'),
 }
 """Every response header, with an example."""
 
@@ -106,22 +109,5 @@ HEADERS_OF: Mapping[int, tuple[str, ...]] = {
     503: ("Retry-After",),
 }
 
-ENCOUNTER: Mapping[str, tuple[str, Any]] = {
-    "id": ("Made by the gateway: a UUIDv7.", "01936b2e-5f0c-7b4a-8a3e-6f1d2c9b7a10"),
-    "patient_id": ("Whose encounter it is.", "demo-patient"),
-    "provider_id": ("Who met the patient, in the provider directory.", "3f2504e0-4f89-11d3-9a0c-0305e82c3301"),
-    "brand_id": ("The brand the patient belongs to.", "loop"),
-    "encounter_type": ("What kind of meeting it is.", "telehealth"),
-    "status": ("Where the encounter stands in its life.", "scheduled"),
-    "scheduled_at": ("When it is due; in UTC.", "2026-12-01T09:30:00Z"),
-    "started_at": ("When it was started.", None),
-    "ended_at": ("When it was completed, or cancelled after its start.", None),
-    "chief_complaint": ("Why the patient came, in the patient's words.", "Sore throat"),
-    "notes": ("What the clinician wrote.", "Slept well."),
-    "metadata": ("Anything else the recording system kept with it.", {"room": 7}),
-    "created_at": ("When the gateway recorded it.", "2026-11-24T08:00:00.123456Z"),
-    "updated_at": ("When the gateway last changed it.", "2026-11-24T08:00:00.123456Z"),
-}
-"""The description and an example of each member."""
-
-EXAMPLE = {name: example for name, (_, example) in ENCOUNTER.items()}
+EXAMPLE = {name: member.example for name, member in MEMBERS.items() if member.published}
+"""An encounter, as an example answer."""

@@ -30,7 +30,7 @@ async def rule(request: Request) -> Response:
     found = RULES.get(name)
     if found is None:
         raise HTTPException(404)
-    return _page(name, found.means, f"Breaks it:\n{found.breaks}", f"Keeps it:\n{found.keeps}")
+    return _page(name, found.means, f"Refused:\n{found.breaks}", f"Accepted:\n{found.keeps}")
 
 
 def refusals(kind: type[GatewayError] = GatewayError) -> Iterator[type[GatewayError]]:

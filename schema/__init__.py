@@ -5,7 +5,7 @@ from strawberry.schema.config import StrawberryConfig
 
 from resolvers.access import DEFAULT_SCOPES, Scopes
 from schema.federation import federate
-from schema.field_scopes import tell_scopes
+from schema.field_scopes import add_scopes
 from schema.mutations import Mutation
 from schema.queries import Query
 from schema.scalars import SCALARS
@@ -27,7 +27,7 @@ def build_schema(scopes: Scopes = DEFAULT_SCOPES, *, federated: bool = False) ->
     schema = _Schema(
         query=Query, mutation=Mutation, subscription=Subscription, config=StrawberryConfig(scalar_map=SCALARS)
     )
-    tell_scopes(schema._schema, scopes)  # noqa: SLF001 - see docs/decisions/0001
+    add_scopes(schema._schema, scopes)  # noqa: SLF001 - see docs/decisions/0001
     if federated:
         federate(schema, scopes)
     return schema

@@ -12,58 +12,60 @@ from resolvers import errors
 from resolvers.context import Context
 from resolvers.errors import GatewayError
 
-strawberry.enum(EncounterStatus, description="Where the encounter stands in its life.")
-strawberry.enum(EncounterAction, description="What can be done with an encounter after it was recorded.")
+strawberry.enum(EncounterStatus, description="The status of an encounter in its lifecycle.")
+strawberry.enum(EncounterAction, description="An action on a recorded encounter.")
 
 
-@strawberry.enum(description="Whether the encounter may have been kept although the answer is a refusal.")
+@strawberry.enum(description="Whether the encounter may have been recorded despite the error.")
 class Recorded(Enum):
-    NO = strawberry.enum_value("no", description="Nothing was kept; the same request may be sent again.")
-    UNKNOWN = strawberry.enum_value("unknown", description="It may have been kept; ask before sending again.")
+    NO = strawberry.enum_value("no", description="Nothing was recorded; the same request may be sent again.")
+    UNKNOWN = strawberry.enum_value(
+        "unknown", description="It may have been recorded; check the outcome before sending the request again."
+    )
 
 
-@strawberry.interface(description="Why nothing was recorded or changed.")
+@strawberry.interface(description="The reason why nothing was recorded or changed.")
 class Problem:
-    code: str = strawberry.field(description="Stable; a program may switch on it.")
-    message: str = strawberry.field(description="For a person; may change.")
+    code: str = strawberry.field(description="Stable, for programs.")
+    message: str = strawberry.field(description="Text for people; it may change.")
     recorded: Recorded
 
 
-@strawberry.type(description="The caller sees no such patient.")
+@strawberry.type(description="The patient does not exist, or the caller may not see it.")
 class PatientNotFound(Problem):
     pass
 
 
-@strawberry.type(description="The idempotency key stands for another request; nothing was recorded for this one.")
+@strawberry.type(description="The idempotency key was used for another request; nothing was recorded for this one.")
 class IdempotencyKeyReused(Problem):
     pass
 
 
 @strawberry.type(
-    description="Another encounter of the same request was refused, so this one was not recorded either. Sent without "
-    "that one it may be."
+    description="Another encounter of the same request was refused, so this one was not recorded. It may be recorded "
+    "in a request without the refused one."
 )
 class EncounterHeldBack(Problem):
     pass
 
 
-@strawberry.type(description="The caller sees no such encounter.")
+@strawberry.type(description="The encounter does not exist, or the caller may not see it.")
 class EncounterNotFound(Problem):
     pass
 
 
-@strawberry.type(description="The encounter was changed since the caller read it; read it again and decide anew.")
+@strawberry.type(description="The encounter was changed after the caller read it. Read it again before changing it.")
 class StaleVersion(Problem):
-    current_version: int = strawberry.field(description="The version it is at now.")
+    current_version: int = strawberry.field(description="The current version.")
 
 
-@strawberry.type(description="The encounter's status does not allow this.")
+@strawberry.type(description="The encounter's status does not allow this change.")
 class IllegalTransition(Problem):
-    status: EncounterStatus = strawberry.field(description="The status it has now.")
-    allowed_actions: list[EncounterAction] = strawberry.field(description="What can be done with it instead.")
+    status: EncounterStatus = strawberry.field(description="The current status.")
+    allowed_actions: list[EncounterAction] = strawberry.field(description="The actions that the status allows.")
 
 
-@strawberry.enum(description="The kinds of values that JSON knows.")
+@strawberry.enum(description="The types of JSON values.")
 class JsonType(Enum):
     STRING = "string"
     NUMBER = "number"
@@ -73,7 +75,7 @@ class JsonType(Enum):
     OBJECT = "object"
 
 
-@strawberry.type(description="What kind of value was sent, and how long it was; nothing of the value itself.")
+@strawberry.type(description="The type and the length of a value that was sent, never the value itself.")
 class Shape:
     type: JsonType
     length: int | None = strawberry.field(
@@ -83,16 +85,18 @@ class Shape:
 
 @strawberry.type(description="One rule that one member breaks.")
 class Violation:
-    path: list[str] = strawberry.field(description="The member, from the argument downwards.")
-    rule: str = strawberry.field(description="Stable; a program may switch on it.")
-    message: str = strawberry.field(description="The rule, for a person; never repeats what was sent.")
-    allowed: list[str] | None = strawberry.field(description="The values that would do, where they can be counted.")
-    minimum: int | None = strawberry.field(description="The least that would do, in the unit of the rule.")
-    maximum: int | None = strawberry.field(description="The most that would do, in the unit of the rule.")
-    received: Shape | None = strawberry.field(description="What came; null where nothing came.")
+    path: list[str] = strawberry.field(description="The path to the member, from the argument.")
+    rule: str = strawberry.field(description="Stable, for programs.")
+    message: str = strawberry.field(description="The rule as text, for people; it never repeats the input.")
+    allowed: list[str] | None = strawberry.field(description="The allowed values, if they can be enumerated.")
+    minimum: int | None = strawberry.field(description="The least allowed value, in the unit of the rule.")
+    maximum: int | None = strawberry.field(description="The greatest allowed value, in the unit of the rule.")
+    received: Shape | None = strawberry.field(
+        description="Type and length of the received value; null if the member was not sent."
+    )
 
 
-@strawberry.type(description="What was sent breaks a rule.")
+@strawberry.type(description="The input breaks a rule.")
 class InvalidInput(Problem):
     violations: list[Violation]
 
@@ -106,24 +110,24 @@ def outcome(error: GatewayError, context: Context, within: str | None = "input")
         within: The argument that holds the command's members; None if the members are arguments themselves.
     """
     context.note_refusal(error)
-    said: dict[str, Any] = {"code": error.code, "message": error.message, "recorded": Recorded(error.recorded)}
+    members: dict[str, Any] = {"code": error.code, "message": error.message, "recorded": Recorded(error.recorded)}
     match error:
         case errors.PatientNotFound():
-            return PatientNotFound(**said)
+            return PatientNotFound(**members)
         case errors.EncounterNotFound():
-            return EncounterNotFound(**said)
+            return EncounterNotFound(**members)
         case errors.IdempotencyKeyReused():
-            return IdempotencyKeyReused(**said)
+            return IdempotencyKeyReused(**members)
         case errors.BatchRolledBack():
-            return EncounterHeldBack(**said)
+            return EncounterHeldBack(**members)
         case errors.StaleVersion():
-            return StaleVersion(**said, current_version=error.current_version)
+            return StaleVersion(**members, current_version=error.current_version)
         case errors.IllegalTransition():
-            return IllegalTransition(**said, status=error.status, allowed_actions=list(error.allowed))
+            return IllegalTransition(**members, status=error.status, allowed_actions=list(error.allowed))
         case errors.InvalidInput():
             violations = [_violation(each, within) for each in error.violations]
-            said["message"] = "; ".join(f"{'.'.join(each.path)} {each.message}" for each in violations)
-            return InvalidInput(**said, violations=violations)
+            members["message"] = "; ".join(f"{'.'.join(each.path)} {each.message}" for each in violations)
+            return InvalidInput(**members, violations=violations)
         case _:
             raise error
 
@@ -162,7 +166,7 @@ def phrase(error: GatewayError, request_id: str) -> dict[str, Any]:
     """Return the GraphQL error of a refusal before authentication. After authentication, use `refuse`."""
     extensions: dict[str, Any] = {"code": error.code, "recorded": error.recorded, "request_id": request_id}
     if isinstance(error, errors.InvalidInput):
-        extensions["violations"] = [each.told() for each in error.violations]
+        extensions["violations"] = [each.as_members() for each in error.violations]
     if isinstance(error, errors.InsufficientScope):
         extensions["scopes"] = list(error.scopes)
     if isinstance(error, errors.RateLimited):

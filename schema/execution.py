@@ -192,7 +192,7 @@ class Runner:
         operation = prepared.node
         if operation.operation is OperationType.SUBSCRIPTION:
             return _refused(
-                InvalidInput([Violation("/query", "subscription", "needs a WebSocket or server-sent events")]), context
+                InvalidInput([Violation("/query", "subscription", "requires WebSocket or server-sent events")]), context
             )
         if read_only and operation.operation is not OperationType.QUERY:
             raise MethodNotAllowed(["POST"])
@@ -200,7 +200,7 @@ class Runner:
         if too_dear := self._too_dear(cost, ask, context):
             return too_dear
         written = context.answer.written
-        met: Exception | None = None
+        result: ExecutionResult | None = None
         if plan := self._plan(document.ast, prepared, context):
             try:
                 body: dict[str, Any] = {}
@@ -213,23 +213,14 @@ class Runner:
             except (AnswerTooLarge, AnswerMemoryFull) as error:
                 context.answer.keep(written)
                 return self._unsendable(error, context, changes=not isinstance(plan, Plan))
-            except Exception as error:  # noqa: BLE001 - the executor reports the error
-                met = error
+            except Exception as error:  # noqa: BLE001 - `_answer` reports the error
                 if isinstance(plan, Plan) and not isinstance(error, GatewayError):
                     # A bug in a query plan: log it and run the query with the executor, which is safe for reads.
                     self._report(error, context.request_id)
-                    met = None
-        result = execute(
-            self._schema,
-            document.ast,
-            context_value=OperationContext(context, Loaders(context, met), met),
-            variable_values=dict(ask.variables),
-            operation_name=ask.operation_name,
-            executor_class=QuickExecutor,
-            is_awaitable=optimized_is_awaitable,  # type: ignore[arg-type]
-        )
-        if not isinstance(result, ExecutionResult):
-            result = await result
+                else:
+                    result = plan.failed(error, ask.variables)
+        if result is None:
+            result = await self._execute(ask, document.ast, context)
         if result.data is None and all(error.path is None for error in result.errors or ()):
             return self._variables_refused(operation, ask, context)
         changes = operation.operation is OperationType.MUTATION
@@ -243,9 +234,21 @@ class Runner:
         context.answer.keep(context.answer.written)
         if changes and result.data is None and not _is_one_field(operation):
             # An earlier mutation field may have been recorded, although the error of a later one set `data` to null.
-            for told in answer.body["errors"]:
-                told["extensions"]["recorded"] = "unknown"
+            for each in answer.body["errors"]:
+                each["extensions"]["recorded"] = "unknown"
         return answer
+
+    async def _execute(self, ask: GraphQLRequest, document: DocumentNode, context: Context) -> ExecutionResult:
+        result = execute(
+            self._schema,
+            document,
+            context_value=OperationContext(context, Loaders(context)),
+            variable_values=dict(ask.variables),
+            operation_name=ask.operation_name,
+            executor_class=QuickExecutor,
+            is_awaitable=optimized_is_awaitable,  # type: ignore[arg-type]
+        )
+        return result if isinstance(result, ExecutionResult) else await result
 
     def _unsendable(self, error: GatewayError, context: Context, *, changes: bool) -> GraphQLResponse:
         """Return the refusal of an operation whose response is too large.
@@ -295,7 +298,7 @@ class Runner:
         prepared = subscription_of(document, ask)
         if prepared is None:
             return await self.run(ask, document, context, read_only=read_only)
-        assert document.ast is not None, "a document that has a subscription was read"
+        assert document.ast is not None, "the document contains a subscription"
         cost = _cost(prepared, ask, context)
         if too_dear := self._too_dear(cost, ask, context):
             return too_dear
@@ -368,9 +371,9 @@ class Runner:
             return None
         if self._admission.log_if_measuring(LimitViolation("cost", cost.limit, cost.requested), context):
             return None
-        told = f"could give {cost.requested:,} objects, and {cost.limit:,} is the most; ask for smaller pages"
+        message = f"could return {cost.requested:,} objects; the limit is {cost.limit:,}; request smaller pages"
         return _telling(
-            cost, ask, _refused(InvalidInput([Violation("/query", "cost", told, maximum=cost.limit)]), context)
+            cost, ask, _refused(InvalidInput([Violation("/query", "cost", message, maximum=cost.limit)]), context)
         )
 
     def _answer(self, result: ExecutionResult, context: Context, *, changes: bool = False) -> GraphQLResponse:
@@ -387,27 +390,27 @@ class Runner:
     ) -> GraphQLResponse:
         violations = explain_variables(self._schema, operation, ask.variables)
         return _refused(
-            InvalidInput(violations or [Violation("/variables", "type", "do not fit their types")]), context
+            InvalidInput(violations or [Violation("/variables", "type", "must have the declared types")]), context
         )
 
     def _field_error(self, error: GraphQLError, context: Context, *, changes: bool) -> dict[str, Any]:
         refusal = self.known(_cause(error), context.request_id)
-        told = refuse(refusal, context)
+        refused = refuse(refusal, context)
         path = error.path or ()
         if changes and len(path) > 1 and not isinstance(path[-1], int):
             # The error is below the mutation field, so the change itself may be committed. An error of a batch item,
             # whose path ends with an index, states its own outcome.
-            told["extensions"]["recorded"] = "unknown"
-        return told | {"path": error.path} | _located(error)
+            refused["extensions"]["recorded"] = "unknown"
+        return refused | {"path": error.path} | _located(error)
 
 
 def _cause(error: GraphQLError) -> BaseException:
     """Return the exception that a resolver raised, or `InvalidInput` if graphql-core itself refused an argument."""
-    met = error.original_error
-    if met is None or isinstance(met, GraphQLError):
+    cause = error.original_error
+    if cause is None or isinstance(cause, GraphQLError):
         # graphql-core's message is replaced because it may quote the argument's value.
-        return InvalidInput([Violation("", "type", "An argument does not fit its type.")])
-    return met
+        return InvalidInput([Violation("", "type", "An argument does not have the declared type.")])
+    return cause
 
 
 def _unsendable_part(result: ExecutionResult) -> AnswerTooLarge | AnswerMemoryFull | None:
@@ -452,9 +455,9 @@ def _refused(error: GatewayError, context: Context) -> GraphQLResponse:
 
 
 def _document_error(error: GraphQLError, context: Context) -> dict[str, Any]:
-    told = error.extensions or {}
-    said = told.get("explained", error.message)
-    violation = Violation("/query", told.get("rule", "document"), said, allowed=told.get("allowed", ()))
+    details = error.extensions or {}
+    message = details.get("explained", error.message)
+    violation = Violation("/query", details.get("rule", "document"), message, allowed=details.get("allowed", ()))
     refusal = InvalidInput([violation])
     return refuse(refusal, context) | {"message": error.message} | _located(error)
 

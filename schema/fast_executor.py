@@ -44,7 +44,7 @@ class _Plain(NamedTuple):
     """Whether its values may be long, so that their size is measured."""
 
 
-class _Again(NamedTuple):
+class _Repetition(NamedTuple):
     """A list item that is the same object as an earlier item."""
 
     place: int
@@ -109,7 +109,7 @@ class QuickExecutor(Executor[OperationContext]):
         marked: list[Any] = []
         for place, item in enumerate(items):
             first = places.setdefault(id(item), place)
-            marked.append(item if first == place else _Again(first))
+            marked.append(item if first == place else _Repetition(first))
         given = super().complete_iterable_value(item_type, field_details_list, info, path, marked, *context)
         if self.is_awaitable(given):
             return self._repeated_later(marked, given)
@@ -122,16 +122,16 @@ class QuickExecutor(Executor[OperationContext]):
         """Copy the completed value of each object to its repetitions, and count its bytes each time."""
         sizes: dict[int, int] = {}
         for item in items:
-            if isinstance(item, _Again):
+            if isinstance(item, _Repetition):
                 if item.place not in sizes:
                     sizes[item.place] = _bytes_of(given[item.place])
                 self._count(sizes[item.place])
-        places = (item.place if isinstance(item, _Again) else place for place, item in enumerate(items))
+        places = (item.place if isinstance(item, _Repetition) else place for place, item in enumerate(items))
         return [given[place] for place in places]
 
     def complete_list_item_value(self, item: Any, complete_results: list[Any], *context: Any) -> bool:
         """Complete an item of a list. Return whether the result must be awaited."""
-        if isinstance(item, _Again):
+        if isinstance(item, _Repetition):
             complete_results.append(None)
             return False
         return super().complete_list_item_value(item, complete_results, *context)

@@ -23,14 +23,14 @@ from graphql import (
 )
 
 import models
-from resolvers.access import Scopes, told
+from resolvers.access import Scopes, describe_scopes
 from resolvers.errors import InvalidInput, Violation
 from resolvers.ids import id_or_none
 from schema.field_scopes import ENTITIES
 from schema.loaders import Loaders
 from schema.types import OperationContext
 
-PROVIDER = "Who met the patient, as the provider directory knows them."
+PROVIDER = "The provider who saw the patient, an entity of the provider directory."
 
 # Other subgraphs define Relay's PageInfo too. On a type extension, @shareable would apply to the extension only.
 DIRECTIVES: Mapping[str, str] = {
@@ -47,7 +47,7 @@ extend type Encounter {{
   provider: Provider
 }}
 
-"""Someone in the provider directory, which is another subgraph."""
+"""A provider in the provider directory, which is another subgraph."""
 type Provider @key(fields: "id", resolvable: false) {{
   id: ID!
 }}'''
@@ -86,7 +86,7 @@ def _service_field(sdl: str) -> GraphQLField:
     return GraphQLField(
         GraphQLNonNull(service),
         resolve=lambda *_: {"sdl": sdl},
-        description="This schema as a router composes it with others.",
+        description="The SDL of this subgraph, for the router.",
     )
 
 
@@ -102,13 +102,13 @@ def _entities_field(plain: GraphQLSchema, scopes: Scopes) -> GraphQLField:
         # The model classes have the names of their GraphQL types.
         resolve_type=lambda row, *_: type(row).__name__,
     )
-    rights = "\n\n".join(f"`{name}`: {told(scopes[operation])}" for name, operation in ENTITIES.items())
+    rights = "\n\n".join(f"`{name}`: {describe_scopes(scopes[operation])}" for name, operation in ENTITIES.items())
     return GraphQLField(
         GraphQLNonNull(GraphQLList(entity)),
         {"representations": GraphQLArgument(GraphQLNonNull(GraphQLList(GraphQLNonNull(representation))))},
         resolve=_resolve_entities,
-        description=f"What a router asks for: in the order of the representations, null where the caller sees none."
-        f"\n\n{rights}",
+        description="The entities that a router requests, in the order of the representations; null for each that does "
+        f"not exist or that the caller may not see.\n\n{rights}",
     )
 
 
@@ -118,10 +118,10 @@ async def _resolve_entities(
     asked_for = [_read(each) for each in representations]
     for name in sorted({each[0] for each in asked_for if each}):
         info.context.context.require(ENTITIES[name])
-    misshapen = [place for place, each in enumerate(asked_for) if each is None]
-    if misshapen:
-        told = f"must be an object with the `__typename` {' or '.join(ENTITIES)} and a string `id`"
-        raise InvalidInput([Violation(f"/representations/{place}", "representation", told) for place in misshapen])
+    malformed = [place for place, each in enumerate(asked_for) if each is None]
+    if malformed:
+        message = f"must be an object with the `__typename` {' or '.join(ENTITIES)} and a string `id`"
+        raise InvalidInput([Violation(f"/representations/{place}", "representation", message) for place in malformed])
 
     return await asyncio.gather(*(_load(info.context.loaders, *each) for each in asked_for if each))
 

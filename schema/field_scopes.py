@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from graphql import GraphQLObjectType, GraphQLSchema
 
-from resolvers.access import Permission, Scopes, told
+from resolvers.access import Permission, Scopes, describe_scopes
 
 FIELDS: Mapping[str, Permission] = {
     "Query.encounter": Permission.READ_ENCOUNTERS,
@@ -41,7 +41,7 @@ ENTITIES: Mapping[str, Permission] = {
 """
 
 
-def tell_scopes(schema: GraphQLSchema, scopes: Scopes) -> None:
+def add_scopes(schema: GraphQLSchema, scopes: Scopes) -> None:
     """Append to the description of each listed field the scopes that allow it.
 
     Raises `ValueError` for a root field that is not listed, or an entry that names no field.
@@ -49,11 +49,11 @@ def tell_scopes(schema: GraphQLSchema, scopes: Scopes) -> None:
     roots = [root for root in (schema.query_type, schema.mutation_type, schema.subscription_type) if root]
     unlisted = {f"{root.name}.{name}" for root in roots for name in root.fields} - FIELDS.keys()
     if unlisted:
-        raise ValueError(f"no right is named for {', '.join(sorted(unlisted))}")
+        raise ValueError(f"no permission is listed for {', '.join(sorted(unlisted))}")
     for path, operation in FIELDS.items():
         type_name, _, field_name = path.partition(".")
         parent = schema.type_map.get(type_name)
         if not isinstance(parent, GraphQLObjectType) or field_name not in parent.fields:
-            raise ValueError(f"a right is named for {path}, which is no field")
+            raise ValueError(f"a permission is listed for {path}, which is not a field")
         field = parent.fields[field_name]
-        field.description = f"{field.description}\n\n{told(scopes[operation])}"
+        field.description = f"{field.description}\n\n{describe_scopes(scopes[operation])}"

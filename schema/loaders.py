@@ -44,14 +44,10 @@ class HistoryKey(NamedTuple):
 
 
 class Loaders:
-    """The loaders of one operation.
+    """The loaders of one operation."""
 
-    `met` is the error that the operation's plan raised. Every loader except `duplicates` raises it instead of querying.
-    """
-
-    def __init__(self, context: Context, met: Exception | None = None) -> None:
+    def __init__(self, context: Context) -> None:
         self._context = context
-        self._met = met
 
     # Loaders are created on first use, because most operations need one or two.
 
@@ -86,15 +82,12 @@ class Loaders:
         return DataLoader(self._load_histories)
 
     async def _load_patients(self, ids: list[str]) -> list[Patient | None]:
-        self._tell()
         return await patients_by_ids(self._context, ids)
 
     async def _load_encounters(self, ids: list[UUID]) -> list[Encounter | None]:
-        self._tell()
         return await encounters_by_ids(self._context, ids)
 
     async def _load_histories(self, keys: list[HistoryKey]) -> list[list[Version]]:
-        self._tell()
         encounters = defaultdict[tuple[int, int], list[tuple[str, UUID]]](list)
         for key in keys:
             encounters[key.first, key.after].append((key.patient_id, key.encounter_id))
@@ -108,7 +101,6 @@ class Loaders:
         return await possible_duplicates_of(self._context, encounters)
 
     async def _load_pages(self, keys: list[PageKey]) -> list[Page]:
-        self._tell()
         # Sibling patients nearly always request the same window, which takes one statement.
         patients = defaultdict[tuple[Window, EncounterFilter, bool], list[str]](list)
         for key in keys:
@@ -121,7 +113,6 @@ class Loaders:
         return [pages[key] for key in keys]
 
     async def _load_counts(self, keys: list[CountKey]) -> list[int]:
-        self._tell()
         patients = defaultdict[EncounterFilter, list[str]](list)
         for key in keys:
             patients[key.filters].append(key.patient_id)
@@ -130,7 +121,3 @@ class Loaders:
             for patient_id, count in zip(ids, await count_encounters(self._context, ids, filters), strict=True):
                 counts[CountKey(patient_id, filters)] = count
         return [counts[key] for key in keys]
-
-    def _tell(self) -> None:
-        if self._met is not None:
-            raise self._met

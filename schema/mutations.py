@@ -11,7 +11,7 @@ from models import EncounterAction, EncounterType
 from resolvers.context import Context
 from resolvers.encounters.dry_run import dry_run_encounter
 from resolvers.encounters.lifecycle import change_encounter
-from resolvers.encounters.record import Recording, record_encounter
+from resolvers.encounters.record import Recording, record_encounter, require_recorder
 from resolvers.encounters.record_many import MAX_ITEMS, Item, Outcome, record_all_or_none, record_encounters
 from resolvers.errors import GatewayError
 from resolvers.patients import register_patient
@@ -31,17 +31,17 @@ from schema.scalars import JSON
 from schema.types import Encounter, Info, Patient, given, none_if_left_out
 
 
-@strawberry.input(
-    description="What a clinic's system says happened. Members left out are not recorded; null is refused."
-)
+@strawberry.input(description="The data of an encounter to record. Optional members may be left out; null is refused.")
 class RecordEncounterInput:
     """The members of `resolvers.commands.RecordEncounter`, which holds their rules."""
 
-    brand_id: str = strawberry.field(description="The brand the patient belongs to.")
+    brand_id: str = strawberry.field(description="The patient's brand.")
     encounter_type: EncounterType
-    provider_id: UUID | None = strawberry.field(default=UNSET, description="Who met the patient; kept as sent.")
+    provider_id: UUID | None = strawberry.field(
+        default=UNSET, description="The provider directory's id of the provider who saw the patient."
+    )
     scheduled_at: datetime | None = strawberry.field(
-        default=UNSET, description="When it is due. An offset is required."
+        default=UNSET, description="The scheduled time, with an offset from UTC."
     )
     chief_complaint: str | None = strawberry.field(default=UNSET, description="At most 2,000 characters.")
     notes: str | None = strawberry.field(default=UNSET, description="At most 50,000 characters.")
@@ -50,26 +50,26 @@ class RecordEncounterInput:
     )
 
 
-@strawberry.type(description="The encounter was recorded, and is safe on disk.")
+@strawberry.type(description="The encounter was recorded and committed to disk.")
 class EncounterRecorded:
     encounter: Encounter
     replayed: bool = strawberry.field(
-        description="Whether the same request under the same key had recorded it earlier. It is shown as it stands now."
+        description="Whether it was recorded earlier under the same key. `encounter` has the current state."
     )
 
     @strawberry.field(
-        description="The newest 10 encounters of the same patient, type and provider that were recorded shortly before "
-        "this one and not entered in error: a warning, nothing is merged. Null, with an error, where they cannot be "
-        "read; the encounter is recorded all the same."
+        description="The newest encounters, at most 10, of the same patient, type and provider that were recorded "
+        "shortly before this one and are not entered in error. This is only a warning; nothing is merged. Null, with "
+        "an error, if they cannot be read; the encounter is still recorded."
     )
     async def possible_duplicates(self, info: Info) -> list[Encounter] | None:
         of = (self.encounter.patient_id, self.encounter.id)
         return await info.context.loaders.duplicates.load(of)  # type: ignore[arg-type, return-value]
 
 
-@strawberry.type(description="It would be recorded. Nothing was, because the request asked for that.")
+@strawberry.type(description="The request is valid. Nothing was recorded, because `validateOnly` is true.")
 class EncounterValid(Problem):
-    """A `Problem` as every outcome but the first: whoever does not ask by name is told that nothing was recorded."""
+    """A `Problem`, so that a client which selects only `Problem` learns that nothing was recorded."""
 
 
 RecordEncounterResult = Annotated[
@@ -78,47 +78,50 @@ RecordEncounterResult = Annotated[
 ]
 
 
-@strawberry.input(description="One of many encounters to record: the arguments of `recordEncounter`.")
+@strawberry.input(description="An encounter to record: the arguments of `recordEncounter`.")
 class RecordEncountersItem:
     patient_id: strawberry.ID
     input: RecordEncounterInput
     idempotency_key: str | None = strawberry.field(
-        default=UNSET, description="1 to 128 visible characters. Each item has its own."
+        default=UNSET, description="1 to 128 visible characters, unique to this item."
     )
 
 
-@strawberry.type(description="What came of many encounters.")
+@strawberry.type(description="The outcomes of several recordings.")
 class RecordEncountersResult:
     results: list[RecordEncounterResult | None] = strawberry.field(
-        description="What came of each, in the order of the items. Null where it was refused for a reason that "
-        "`recordEncounter` would give as an error; then that stands among the errors, with its place."
+        description="The outcome of each item, in their order. Null if the item was refused for a reason that "
+        "`recordEncounter` reports as an error; that error is in `errors`, with the item's path."
     )
 
 
-@strawberry.input(description="A patient, as far as this gateway needs to know one.")
+@strawberry.input(description="The data of a patient to register.")
 class RegisterPatientInput:
     """The members of `resolvers.patients.RegisterPatient`, which holds their rules."""
 
     id: strawberry.ID = strawberry.field(
-        description="1 to 200 printable characters without a slash; must be kept wherever the patient is meant."
+        description="1 to 200 printable characters without a slash. Every request about the patient uses this id."
     )
     brand_id: str
     external_ids: JSON | None = strawberry.field(
-        default=UNSET, description="An object: what the patient is called elsewhere. Kept, and shown to nobody here."
+        default=UNSET,
+        description="The patient's ids in other systems, as an object. They are stored, and no operation returns them.",
     )
 
 
-@strawberry.type(description="The patient is known, now or already.")
+@strawberry.type(description="The patient is registered, by this request or an earlier one.")
 class PatientRegistered:
     patient: Patient
-    already_known: bool = strawberry.field(description="Whether the brand knew the id before, and nothing was changed.")
+    already_known: bool = strawberry.field(
+        description="Whether the brand had the id already. If so, nothing was changed."
+    )
 
 
 RegisterPatientResult = Annotated[PatientRegistered | InvalidInput, strawberry.union("RegisterPatientResult")]
 
 
 @strawberry.input(
-    description="What was recorded wrongly or has to be added. A member left out stays as it is; null clears it."
+    description="Corrections and additions to an encounter. A member left out stays unchanged; null clears it."
 )
 class AmendEncounterInput:
     """The members of `resolvers.commands.AmendEncounter`, which holds their rules."""
@@ -128,12 +131,14 @@ class AmendEncounterInput:
     chief_complaint: str | None = UNSET
     notes: str | None = UNSET
     metadata: JSON | None = strawberry.field(
-        default=UNSET, description="An object that takes the place of the one before; `{}` clears it."
+        default=UNSET, description="An object that replaces the previous one; `{}` clears it."
     )
-    reason: str | None = strawberry.field(default=UNSET, description="Why, for the history. At most 2,000 characters.")
+    reason: str | None = strawberry.field(
+        default=UNSET, description="The reason, for the history. At most 2,000 characters."
+    )
 
 
-@strawberry.type(description="The encounter is changed, and that is safe on disk.")
+@strawberry.type(description="The encounter was changed, and the change is committed to disk.")
 class EncounterChanged:
     encounter: Encounter
 
@@ -145,14 +150,18 @@ ChangeEncounterResult = Annotated[
 
 ExpectedVersion = Annotated[
     int | None,
-    strawberry.argument(description="The version the caller has seen; refused with `StaleVersion` if it is not now's."),
+    strawberry.argument(
+        description="The version that the caller has read. If it is not current, the result is `StaleVersion`."
+    ),
 ]
-Why = Annotated[str | None, strawberry.argument(description="For the history. At most 2,000 characters.")]
+Reason = Annotated[
+    str | None, strawberry.argument(description="The reason, for the history. At most 2,000 characters.")
+]
 
 
 @strawberry.type
 class Mutation:
-    @strawberry.mutation(description="Record that an encounter happened. The answer comes after it is safe on disk.")
+    @strawberry.mutation(description="Record an encounter. The answer is sent after it is committed to disk.")
     async def record_encounter(
         self,
         info: Info,
@@ -161,33 +170,32 @@ class Mutation:
         idempotency_key: Annotated[
             str | None,
             strawberry.argument(
-                description="1 to 128 visible characters. With the same key, the same request is recorded once, "
-                "through whichever door it comes again."
+                description="1 to 128 visible characters. A repeated request with the same key is recorded once, "
+                "over GraphQL and REST together."
             ),
         ] = UNSET,
         validate_only: Annotated[
             bool | None,
             strawberry.argument(
-                description="Only say what would come of it: `EncounterValid`, or whatever the same call without this "
-                "would give. Nothing is written, and the key stays free."
+                description="Only validate the request (dry run): the result is `EncounterValid`, or that of the same "
+                "call without this argument. Nothing is written, and the key stays free."
             ),
         ] = UNSET,
     ) -> RecordEncounterResult:
         try:
-            if info.context.met is not None:
-                raise info.context.met
-            asked = (info.context.context, patient_id, given(input), none_if_left_out(idempotency_key))
+            recorder = require_recorder(info.context.context)
+            asked = (recorder, patient_id, given(input), none_if_left_out(idempotency_key))
             recording = await (dry_run_encounter if validate_only is True else record_encounter)(*asked)
         except GatewayError as error:
             return outcome(error, info.context.context)  # type: ignore[no-any-return]
         if recording is None:
-            told = "It would be recorded. Nothing was, because the request asked for that."
-            return EncounterValid(code="valid", message=told, recorded=Recorded.NO)
+            message = "The request is valid. Nothing was recorded, because `validateOnly` is true."
+            return EncounterValid(code="valid", message=message, recorded=Recorded.NO)
         return EncounterRecorded(encounter=recording.encounter, replayed=recording.replayed)  # type: ignore[arg-type]
 
     @strawberry.mutation(
-        description=f"Record at most {MAX_ITEMS} encounters, each for itself unless `allOrNothing` says otherwise. "
-        "Counts as many times as it has items."
+        description=f"Record at most {MAX_ITEMS} encounters, independently unless `allOrNothing` is true. The rate "
+        "limit counts each item."
     )
     async def record_encounters(
         self,
@@ -196,18 +204,20 @@ class Mutation:
         all_or_nothing: Annotated[
             bool | None,
             strawberry.argument(
-                description="Where one is refused, record none: the others are `EncounterHeldBack`. All must be of one "
-                "brand. What was recorded earlier under its key is no reason to refuse."
+                description="If one is refused, record none; the others are `EncounterHeldBack`. All must have the "
+                "same brand. An encounter that was recorded earlier under its key is not a refusal."
             ),
         ] = False,
     ) -> RecordEncountersResult:
         context = info.context.context
         items = [Item(each.patient_id, given(each.input), none_if_left_out(each.idempotency_key)) for each in input]
-        outcomes = await (record_all_or_none if all_or_nothing else record_encounters)(context, items)
+        outcomes = await (record_all_or_none if all_or_nothing else record_encounters)(require_recorder(context), items)
         results = [_result(outcome, number, context) for number, outcome in enumerate(outcomes)]
         return RecordEncountersResult(results=results)  # type: ignore[arg-type]
 
-    @strawberry.mutation(description="Make a patient known, so that encounters can be recorded. Safe to send again.")
+    @strawberry.mutation(
+        description="Register a patient, so that encounters can be recorded. Repeating the request is safe."
+    )
     async def register_patient(self, info: Info, input: RegisterPatientInput) -> RegisterPatientResult:
         try:
             patient, already_known = await register_patient(info.context.context, given(input))
@@ -215,7 +225,7 @@ class Mutation:
             return outcome(error, info.context.context)  # type: ignore[no-any-return]
         return PatientRegistered(patient=patient, already_known=already_known)  # type: ignore[arg-type]
 
-    @strawberry.mutation(description="The patient is being met: `startedAt` is now.")
+    @strawberry.mutation(description="Start the encounter: `startedAt` is the current time.")
     async def start_encounter(
         self,
         info: Info,
@@ -224,7 +234,7 @@ class Mutation:
     ) -> ChangeEncounterResult:
         return await _change(info, id, EncounterAction.START, expected_version)
 
-    @strawberry.mutation(description="It is over: `endedAt` is now.")
+    @strawberry.mutation(description="Complete the encounter: `endedAt` is the current time.")
     async def complete_encounter(
         self,
         info: Info,
@@ -233,17 +243,17 @@ class Mutation:
     ) -> ChangeEncounterResult:
         return await _change(info, id, EncounterAction.COMPLETE, expected_version)
 
-    @strawberry.mutation(description="It will not be held, or not to its end; if it was started, `endedAt` is now.")
+    @strawberry.mutation(description="Cancel the encounter; if it was started, `endedAt` is the current time.")
     async def cancel_encounter(
         self,
         info: Info,
         id: strawberry.ID,
         expected_version: ExpectedVersion = UNSET,
-        reason: Why = UNSET,
+        reason: Reason = UNSET,
     ) -> ChangeEncounterResult:
         return await _change(info, id, EncounterAction.CANCEL, expected_version, reason=reason)
 
-    @strawberry.mutation(description="The patient did not come.")
+    @strawberry.mutation(description="Mark the encounter as no-show: the patient did not come.")
     async def mark_encounter_no_show(
         self,
         info: Info,
@@ -253,7 +263,7 @@ class Mutation:
         return await _change(info, id, EncounterAction.MARK_NO_SHOW, expected_version)
 
     @strawberry.mutation(
-        description="It was recorded by mistake: it stays readable, and nothing more can be done with it."
+        description="Mark the encounter as entered in error: it stays readable, and allows no further action."
     )
     async def mark_encounter_entered_in_error(
         self,
@@ -264,7 +274,7 @@ class Mutation:
     ) -> ChangeEncounterResult:
         return await _change(info, id, EncounterAction.MARK_ENTERED_IN_ERROR, expected_version, reason=reason)
 
-    @strawberry.mutation(description="It is due at another time.")
+    @strawberry.mutation(description="Change the scheduled time.")
     async def reschedule_encounter(
         self,
         info: Info,
@@ -274,7 +284,7 @@ class Mutation:
     ) -> ChangeEncounterResult:
         return await _change(info, id, EncounterAction.RESCHEDULE, expected_version, scheduled_at=scheduled_at)
 
-    @strawberry.mutation(description="Correct or complete what was recorded. The versions before stay in the history.")
+    @strawberry.mutation(description="Correct or add members of the encounter. Earlier versions stay in the history.")
     async def amend_encounter(
         self,
         info: Info,
@@ -285,14 +295,14 @@ class Mutation:
         return await _change(info, id, EncounterAction.AMEND, expected_version, "input", **given(input))
 
 
-def _result(came: Outcome, number: int, context: Context) -> object:
+def _result(recorded: Outcome, number: int, context: Context) -> object:
     """Return the union member of one item of a batch, or an exception, which graphql-core reports at its path."""
-    if isinstance(came, Recording):
-        return EncounterRecorded(encounter=came.encounter, replayed=came.replayed)  # type: ignore[arg-type]
-    if not isinstance(came, GatewayError):
-        return came
+    if isinstance(recorded, Recording):
+        return EncounterRecorded(encounter=recorded.encounter, replayed=recorded.replayed)  # type: ignore[arg-type]
+    if not isinstance(recorded, GatewayError):
+        return recorded
     try:
-        problem = outcome(came, context)
+        problem = outcome(recorded, context)
     except GatewayError as error:
         return error
     if isinstance(problem, InvalidInput):

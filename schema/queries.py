@@ -16,46 +16,48 @@ from schema.types import Encounter, Info, Patient
 MAX_IDS = 100
 
 
-strawberry.enum(SubmissionState, description="How far the request under a key has come.")
+strawberry.enum(SubmissionState, description="The state of an idempotency key.")
 
 
-@strawberry.type(name="Submission", description="What became of an idempotency key of the caller's own.")
+@strawberry.type(name="Submission", description="The state and the outcome of one of the caller's idempotency keys.")
 class SubmissionType:
     """Resolved by attribute from a `resolvers.encounters.submissions.Submission`."""
 
     key: str
     state: SubmissionState = strawberry.field(
-        description="`NEVER_SEEN` also where the key has expired, or belongs to another client or brand."
+        description="`NEVER_SEEN` also if the key has expired, or belongs to another client or brand."
     )
-    encounter: Encounter | None = strawberry.field(description="What was recorded, as it stands now.")
+    encounter: Encounter | None = strawberry.field(description="The current state of the recorded encounter.")
     recorded_at: datetime | None
-    expires_at: datetime | None = strawberry.field(description="Until when the key is kept, at least.")
+    expires_at: datetime | None = strawberry.field(description="The earliest time at which the key may be deleted.")
 
 
 @strawberry.type
 class Query:
-    @strawberry.field(description="An encounter, or null where the caller sees none with this id.")
+    @strawberry.field(description="An encounter; null if it does not exist or the caller may not see it.")
     async def encounter(self, info: Info, id: strawberry.ID) -> Encounter | None:
         info.context.context.require(Permission.READ_ENCOUNTERS)
         if (encounter_id := id_or_none(id)) is None:
             return None
         return await info.context.loaders.encounters.load(encounter_id)  # type: ignore[return-value]
 
-    @strawberry.field(description="A patient, or null where the caller sees none with this id.")
+    @strawberry.field(description="A patient; null if it does not exist or the caller may not see it.")
     async def patient(self, info: Info, id: strawberry.ID) -> Patient | None:
         return await info.context.loaders.patients.load(id)  # type: ignore[return-value]
 
-    @strawberry.field(description="Patients in the order of `ids`, null where the caller sees none. At most 100.")
+    @strawberry.field(
+        description="Patients in the order of `ids`, at most 100; null for each that does not exist or is not visible."
+    )
     async def patients(
         self, info: Info, ids: Annotated[list[strawberry.ID], strawberry.argument(description="At most 100.")]
     ) -> list[Patient | None]:
         if len(ids) > MAX_IDS:
-            told, came = f"must be at most {MAX_IDS}", shape_of(ids)
-            raise InvalidInput([Violation("/ids", "too_many", told, maximum=MAX_IDS, received=came)])
+            message, received = f"must be at most {MAX_IDS}", shape_of(ids)
+            raise InvalidInput([Violation("/ids", "too_many", message, maximum=MAX_IDS, received=received)])
         return await info.context.loaders.patients.load_many(ids)  # type: ignore[return-value]
 
     @strawberry.field(
-        description="What became of my idempotency key, through whichever door it came: ask instead of sending again."
+        description="The outcome of an idempotency key, sent over GraphQL or REST: query it before sending again."
     )
     async def submission(self, info: Info, key: str) -> SubmissionType | None:
         try:

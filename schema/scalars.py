@@ -67,21 +67,21 @@ def _variable(name: str, variables: dict[str, Any]) -> Any:
 SCALARS: dict[object, Any] = {
     JSON: strawberry.scalar(
         name="JSON",
-        description="Any JSON value; every digit of a number is kept.",
+        description="Any JSON value; numbers keep every digit.",
         serialize=orjson.Fragment,
         parse_value=lambda value: value,
         parse_literal=_json_literal,
     ),
     UUID: strawberry.scalar(
         name="UUID",
-        description="A UUID in its hyphenated form; comes back in lower case.",
+        description="A UUID in its hyphenated form; returned in lower case.",
         serialize=str,
         parse_value=_string,
         specified_by_url="https://www.rfc-editor.org/rfc/rfc9562",
     ),
     datetime: strawberry.scalar(
         name="DateTime",
-        description="An RFC 3339 date-time. An offset is required; comes back in UTC with `Z`, to the microsecond.",
+        description="An RFC 3339 date-time. An offset is required; returned in UTC with `Z`, to the microsecond.",
         # `schema.execution.serialize` formats it with the rest of the response, in the format of `json_text.instant`.
         serialize=lambda value: value,
         parse_value=_string,

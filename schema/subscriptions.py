@@ -14,9 +14,9 @@ from resolvers.outbox import Reads
 from schema.types import Encounter, Info, require_not_null
 
 
-@strawberry.type(description="Something happened to an encounter.")
+@strawberry.type(description="A change to an encounter.")
 class EncounterEvent:
-    cursor: str = strawberry.field(description="Opaque; the place in the feed to go on from. Good at every gateway.")
+    cursor: str = strawberry.field(description="Opaque position in the feed, to resume from. Valid at every gateway.")
     kind: EncounterEventKind
     encounter_id: strawberry.Private[UUID]
     reads: strawberry.Private[Reads]
@@ -26,7 +26,7 @@ class EncounterEvent:
         """Return the GraphQL object of a feed event."""
         return cls(cursor=event.cursor, kind=event.kind, encounter_id=event.encounter_id, reads=event.reads)
 
-    @strawberry.field(description="The encounter as it stands now, which may be later than the event.")
+    @strawberry.field(description="The current state of the encounter, which may be later than the event.")
     async def encounter(self, info: Info) -> Encounter:
         return await info.context.loaders.encounters.load(self.encounter_id)  # type: ignore[return-value]
 
@@ -34,20 +34,21 @@ class EncounterEvent:
 @strawberry.type
 class Subscription:
     @strawberry.subscription(
-        description="What happens to encounters, each event once and in order, from now or from where a cursor says. "
-        "A client that lost its connection goes on after the last cursor it saw, at any gateway, and misses nothing."
+        description="The events of encounters, each once and in order, from now or after a cursor. After a lost "
+        "connection, a client resumes after its last cursor, at any gateway, and misses no event."
     )
     async def encounter_events(
         self,
         info: Info,
         patient_id: Annotated[
-            strawberry.ID | None, strawberry.argument(description="Only this patient's. Otherwise the whole brand's.")
+            strawberry.ID | None,
+            strawberry.argument(description="Only events of this patient. Default: all events of the brand."),
         ] = UNSET,
         after: Annotated[
             str | None,
             strawberry.argument(
-                description="Begin after this cursor: first what was missed, then what happens. "
-                "The header `Last-Event-ID` of server-sent events counts more."
+                description="Begin after this cursor: first the missed events, then the live ones. "
+                "The header `Last-Event-ID` of server-sent events takes precedence."
             ),
         ] = UNSET,
     ) -> AsyncGenerator[EncounterEvent, None]:

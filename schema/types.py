@@ -6,7 +6,6 @@ from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
 import strawberry
-from graphql import FieldNode, FragmentSpreadNode, InlineFragmentNode
 from strawberry import UNSET
 from strawberry.types.info import Info as StrawberryInfo
 from strawberry.utils.str_converters import to_camel_case
@@ -25,9 +24,10 @@ from resolvers.patients import SeenPatient, patient_of
 from schema.errors import in_argument
 from schema.loaders import CountKey, HistoryKey, Loaders, PageKey
 from schema.scalars import JSON
+from schema.selections import collect_fields
 
-strawberry.enum(EncounterType, description="What kind of meeting it is.")
-strawberry.enum(EncounterEventKind, description="What happened to an encounter.")
+strawberry.enum(EncounterType, description="The type of an encounter.")
+strawberry.enum(EncounterEventKind, description="The kind of a change to an encounter.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,6 @@ class OperationContext:
 
     context: Context
     loaders: Loaders
-    met: Exception | None = None
-    """The error that the operation's plan raised after it started. It is reported, and nothing is tried again."""
     last_event_id: str | None = None
     """The cursor in the `Last-Event-ID` header, which a client sends when it reconnects to server-sent events."""
 
@@ -46,25 +44,29 @@ Info = StrawberryInfo[OperationContext, None]
 
 T = TypeVar("T")
 
+ENUM_MEMBERS = {member.name for member in models.MEMBERS.values() if member.enum}
 
-@strawberry.type(description="One member of an encounter that was changed.")
+
+@strawberry.type(description="A changed member of an encounter.")
 class EncounterChange:
-    member: str = strawberry.field(description="The member, by its name here.")
+    member: str = strawberry.field(description="The name of the member in this schema.")
     before: JSON | None
     after: JSON | None
 
 
-@strawberry.type(description="One version of an encounter: who made it, when, why, and what changed.")
+@strawberry.type(
+    description="A version of an encounter: the actor, the time and the reason of the change, and the changed members."
+)
 class EncounterVersion:
     """Resolved by attribute from a `resolvers.encounters.history.Version`."""
 
     version: int
     kind: EncounterEventKind
     changed_at: datetime
-    changed_by: str = strawberry.field(description="Who is answerable: the person, or the client where there is none.")
-    reason: str | None = strawberry.field(description="Why, in the words of whoever did it.")
+    changed_by: str = strawberry.field(description="The actor: the person, or the client if there is none.")
+    reason: str | None = strawberry.field(description="The reason of the change, as text that the caller sent.")
 
-    @strawberry.field(description="What changed since the version before; nothing in the first.")
+    @strawberry.field(description="The members that changed since the previous version; empty for the first version.")
     def changes(self, root: strawberry.Parent[versions.Version]) -> list[EncounterChange]:
         return [EncounterChange(**_shown(change)) for change in root.changes]
 
@@ -72,48 +74,53 @@ class EncounterVersion:
 def _shown(change: versions.Change) -> dict[str, Any]:
     # GraphQL enum values are upper-case; the database stores lower-case values.
     values = {"before": change.before, "after": change.after}
-    if change.member in {"status", "encounter_type"}:
+    if change.member in ENUM_MEMBERS:
         values = {side: value.upper() for side, value in values.items()}
     return {"member": to_camel_case(change.member), **values}
 
 
-@strawberry.type(description="One meeting of a patient with the clinic.")
+@strawberry.type(description="One visit of a patient.")
 class Encounter:
     """Resolved by attribute from a `models.Encounter`."""
 
     id: strawberry.ID
     patient_id: strawberry.ID
-    provider_id: UUID | None = strawberry.field(description="Who met the patient, in the provider directory.")
+    provider_id: UUID | None = strawberry.field(
+        description="The provider directory's id of the provider who saw the patient."
+    )
     brand_id: str
     encounter_type: EncounterType
     status: EncounterStatus
-    scheduled_at: datetime | None = strawberry.field(description="When it is due.")
-    started_at: datetime | None = strawberry.field(description="When it was started.")
-    ended_at: datetime | None = strawberry.field(description="When it was completed, or cancelled after its start.")
-    chief_complaint: str | None = strawberry.field(description="Why the patient came, in the patient's words.")
-    notes: str | None = strawberry.field(description="What the clinician wrote.")
-    metadata: JSON = strawberry.field(description="Anything else the recording system kept with it.")
-    created_at: datetime = strawberry.field(description="When the gateway recorded it.")
-    updated_at: datetime = strawberry.field(description="When the gateway last changed it.")
-    version: int = strawberry.field(description="Counts its changes, from 1.")
+    scheduled_at: datetime | None = strawberry.field(description="The scheduled time.")
+    started_at: datetime | None = strawberry.field(description="The time of the start.")
+    ended_at: datetime | None = strawberry.field(
+        description="The time of the completion, or of the cancellation after a start."
+    )
+    chief_complaint: str | None = strawberry.field(description="The reason for the visit, in the patient's words.")
+    notes: str | None = strawberry.field(description="The clinician's notes.")
+    metadata: JSON = strawberry.field(description="Additional data of the recording system.")
+    created_at: datetime = strawberry.field(description="The time at which the gateway recorded it.")
+    updated_at: datetime = strawberry.field(description="The time at which the gateway last changed it.")
+    version: int = strawberry.field(description="The number of the version, from 1.")
 
-    @strawberry.field(description="What can be done with it now.")
+    @strawberry.field(description="The actions that the status allows.")
     def allowed_actions(self, root: strawberry.Parent[models.Encounter]) -> list[EncounterAction]:
         return allowed_actions(root.status)
 
     @strawberry.field(
-        description=f"Its versions, the first one first. Nothing is ever taken out. At most {MOST_VERSIONS} are given; "
-        "for those that follow, ask `after` the last one."
+        description=f"The versions of the encounter, oldest first. At most {MOST_VERSIONS} are returned; "
+        "request those that follow with `after`. No version is ever deleted."
     )
     async def history(
         self,
         root: strawberry.Parent[models.Encounter],
         info: Info,
         first: Annotated[
-            int | None, strawberry.argument(description=f"The first so many: at most {MOST_VERSIONS}, as without it.")
+            int | None,
+            strawberry.argument(description=f"Number of versions, at most {MOST_VERSIONS}, which is the default."),
         ] = UNSET,
         after: Annotated[
-            int | None, strawberry.argument(description="Only those after the version with this number.")
+            int | None, strawberry.argument(description="Return only versions after this version number.")
         ] = UNSET,
     ) -> list[EncounterVersion]:
         key = HistoryKey(
@@ -124,7 +131,7 @@ class Encounter:
         )
         return await info.context.loaders.histories.load(key)  # type: ignore[return-value]
 
-    @strawberry.field(description="Whose encounter it is.")
+    @strawberry.field(description="The patient of the encounter.")
     def patient(self, root: strawberry.Parent[models.Encounter], info: Info) -> "Patient":
         return patient_of(info.context.context, root)  # type: ignore[return-value]
 
@@ -137,29 +144,30 @@ def _whole_number(argument: str, value: int | None, default: int, *, most: int) 
     if value is None or value is UNSET:
         return default
     if not 0 <= value <= most:
-        told = f"must be from 0 to {most}"
-        came = Shape("number")
-        raise InvalidInput([Violation(f"/{argument}", "page_size", told, minimum=0, maximum=most, received=came)])
+        message, received = f"must be from 0 to {most}", Shape("number")
+        raise InvalidInput(
+            [Violation(f"/{argument}", "page_size", message, minimum=0, maximum=most, received=received)]
+        )
     return value
 
 
-@strawberry.type(description="Where a page lies in its list.")
+@strawberry.type(description="The position of a page in its list.")
 class PageInfo:
-    has_next_page: bool = strawberry.field(description="Whether older encounters follow.")
-    has_previous_page: bool = strawberry.field(description="Whether newer encounters precede.")
+    has_next_page: bool = strawberry.field(description="Whether older encounters follow this page.")
+    has_previous_page: bool = strawberry.field(description="Whether newer encounters precede this page.")
     start_cursor: str | None
     end_cursor: str | None
 
 
-@strawberry.type(description="An encounter and its place in the list.")
+@strawberry.type(description="An encounter and its position in the list.")
 class EncounterEdge:
-    cursor: str = strawberry.field(description="Opaque; good for this very list: patient, filter and brand.")
+    cursor: str = strawberry.field(description="Opaque; valid for this list only: the same patient, filter and brand.")
     node: Encounter
 
 
 @strawberry.type(description="A page of a patient's encounters, newest first.")
 class EncounterConnection:
-    """Reads the page when a field of it is asked for, and counts only when asked to count."""
+    """Reads the page, and counts the list, only if a field that needs it is selected."""
 
     key: strawberry.Private[PageKey]
     in_list: strawberry.Private[str]
@@ -171,11 +179,11 @@ class EncounterConnection:
             for each in (await self._page(info)).items
         ]
 
-    @strawberry.field(description="The encounters alone.")
+    @strawberry.field(description="The encounters without cursors.")
     async def nodes(self, info: Info) -> list[Encounter]:
         return (await self._page(info)).items  # type: ignore[return-value]
 
-    @strawberry.field(description="Where this page lies in the list.")
+    @strawberry.field(description="The position of the page in the list.")
     async def page_info(self, info: Info) -> PageInfo:
         page = await self._page(info)
         return PageInfo(
@@ -185,17 +193,15 @@ class EncounterConnection:
             end_cursor=self._cursor(page.items[-1]) if page.items else None,
         )
 
-    @strawberry.field(
-        description="How many encounters the filter lets through, on all pages. Counted only when asked for."
-    )
+    @strawberry.field(description="Number of encounters that match the filter, on all pages. Counted only if selected.")
     async def total_count(self, info: Info) -> int:
         return await info.context.loaders.counts.load(CountKey(self.key.patient_id, self.key.filters))
 
     @strawberry.field(
-        description="The place in the feed to follow this page from. Whatever happens to encounters that it does not "
-        "show yet, however late its commit, comes from `encounterEvents(after:)` with this cursor; an event of what it "
-        "does show may come, too. `before` is for paging: it passes by what is committed late. To learn of what is "
-        "new, read a page once and follow the feed."
+        description="The position in the feed from which to follow this page with `encounterEvents(after:)`. Every "
+        "change that the page does not show is sent, however late it commits; a change that it shows may be sent too. "
+        "Paging with `before` can miss encounters that commit late. To follow new encounters, read one page, "
+        "then subscribe."
     )
     async def feed_cursor(self, info: Info) -> str:
         context = info.context.context
@@ -211,41 +217,43 @@ class EncounterConnection:
         return write_cursor(Position(encounter.created_at, encounter.id), self.in_list)
 
 
-@strawberry.input(
-    name="EncounterFilter", description="Narrows a list: an encounter must pass every part that is given."
-)
+@strawberry.input(name="EncounterFilter", description="A filter of a list: an encounter must match every given member.")
 class EncounterFilterInput:
-    encounter_type: list[EncounterType] | None = strawberry.field(default=UNSET, description="Any of these.")
-    status: list[EncounterStatus] | None = strawberry.field(default=UNSET, description="Any of these.")
+    encounter_type: list[EncounterType] | None = strawberry.field(
+        default=UNSET, description="An encounter matches if it has any of these values."
+    )
+    status: list[EncounterStatus] | None = strawberry.field(
+        default=UNSET, description="An encounter matches if it has any of these values."
+    )
     provider_id: UUID | None = UNSET
     scheduled_from: datetime | None = strawberry.field(default=UNSET, description="Inclusive.")
     scheduled_until: datetime | None = strawberry.field(default=UNSET, description="Exclusive.")
 
 
-@strawberry.type(description="A patient, as far as this gateway knows one: that there is one.")
+@strawberry.type(description="A patient: an id and a brand. The gateway stores no other data of a person.")
 class Patient:
-    """Resolved by attribute from a `models.Patient`, or from what an encounter says of one."""
+    """Resolved by attribute from a `models.Patient` or a `resolvers.patients.SeenPatient`."""
 
     id: strawberry.ID
     brand_id: str
 
     @strawberry.field(
-        description="The patient's encounters, newest first. A page holds 20 unless asked otherwise, and at most 100."
+        description="The patient's encounters, newest first. A page has 20 encounters by default, and at most 100."
     )
     async def encounters(  # noqa: PLR0917 - the argument names are Relay's
         self,
         root: strawberry.Parent[SeenPatient],
         info: Info,
-        first: Annotated[int | None, strawberry.argument(description="The newest so many.")] = UNSET,
+        first: Annotated[int | None, strawberry.argument(description="Number of encounters, from the newest.")] = UNSET,
         after: Annotated[
-            str | None, strawberry.argument(description="Only those after this cursor: older ones.")
+            str | None, strawberry.argument(description="Return only encounters after this cursor: older ones.")
         ] = UNSET,
-        last: Annotated[int | None, strawberry.argument(description="The oldest so many.")] = UNSET,
+        last: Annotated[int | None, strawberry.argument(description="Number of encounters, from the oldest.")] = UNSET,
         before: Annotated[
             str | None,
             strawberry.argument(
-                description="Only those before this cursor: newer ones. For paging; to learn of what is new, follow "
-                "the feed from `feedCursor`."
+                description="Return only encounters before this cursor: newer ones. For paging only; to follow "
+                "new encounters, subscribe after `feedCursor`."
             ),
         ] = UNSET,
         where: EncounterFilterInput | None = UNSET,
@@ -275,28 +283,16 @@ def given(an_input: object | None) -> dict[str, object]:
 def asks_for(info: Info, name: str) -> bool:
     """Whether a field's selection contains a field of this name at its first level, including in fragments."""
     raw = info._raw_info  # noqa: SLF001 - Strawberry's `selected_fields` would convert all levels
-    pending = [node.selection_set for node in raw.field_nodes]
-    # Each fragment is visited once; otherwise nested spreads take exponential time.
-    seen: set[str] = set()
-    while pending:
-        selections = pending.pop()
-        for selection in selections.selections if selections else ():
-            match selection:
-                case FieldNode() if selection.name.value == name:
-                    return True
-                case InlineFragmentNode():
-                    pending.append(selection.selection_set)
-                case FragmentSpreadNode() if selection.name.value not in seen:
-                    seen.add(selection.name.value)
-                    pending.append(raw.fragments[selection.name.value].selection_set)
-    return False
+    selections = [("", node.selection_set) for node in raw.field_nodes if node.selection_set]
+    groups = collect_fields(selections, raw.fragments).values()
+    return any(node.name.value == name for group in groups for _, node in group)
 
 
 def require_not_null(name: str, argument: object | None) -> None:
     """Raise `InvalidInput` if a filter argument was sent as null, because null would match everything."""
     if argument is None:
-        told, came = "must not be null; leave it out instead", shape_of(None)
-        raise InvalidInput([Violation(f"/{name}", "null", told, received=came)])
+        message, received = "must not be null; leave it out instead", shape_of(None)
+        raise InvalidInput([Violation(f"/{name}", "null", message, received=received)])
 
 
 def none_if_left_out(argument: T | None) -> T | None:

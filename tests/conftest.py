@@ -1,6 +1,6 @@
-"""One PostgreSQL for the run, one database for each worker, one service in this process. Nothing is mocked.
+"""One PostgreSQL for the run, one database for each worker, one service in this process. No part is mocked.
 
-Tests do not clean up after each other: each registers patients of its own (`tests/cast.py`).
+Tests do not clean up: each registers its own patients (`tests/cast.py`).
 """
 
 import asyncio
@@ -22,11 +22,11 @@ from gateway.observability.logs import configure_logging
 from gateway.settings import Settings
 from tests.cast import Cast
 from tests.doors import Door, GraphQLDoor, RestDoor, Service
-from tests.provider import Hands, IdentityProvider
-from tests.sockets import Sockets
+from tests.identity_provider import FakeClock, IdentityProvider
+from tests.websocket_client import GatewayServer
 
-# How often is the matter of tests/http/test_rates.py, a full pool that of tests/behaviour/test_honest_failures.py.
-PATIENT: dict[str, Any] = {
+# Rate limits: tests/http/test_rate_limits.py. A full connection pool: tests/behaviour/test_connection_loss.py.
+GENEROUS_LIMITS: dict[str, Any] = {
     "rate_writes_per_minute": 1_000_000,
     "rate_reads_per_minute": 1_000_000,
     "rate_parsing_ms_per_minute": 0,
@@ -34,7 +34,7 @@ PATIENT: dict[str, Any] = {
     "database_acquire_seconds": 30,
 }
 
-# What `make fuzz` asks for: as many examples as it takes a while to try.
+# The profile of `make fuzz`.
 settings.register_profile("fuzz", max_examples=3_000, deadline=None, suppress_health_check=list(HealthCheck))
 
 SERVER = pytest.StashKey[str]()
@@ -42,32 +42,32 @@ SERVER = pytest.StashKey[str]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start the server once, in the process that hands out the tests; workers are told where it is."""
-    told = getattr(config, "workerinput", {}).get("server") or os.environ.get("TEST_DATABASE_URL")
-    if told is None:
+    """Start the server once, in the process that controls the workers; workers get its URL."""
+    url = getattr(config, "workerinput", {}).get("server") or os.environ.get("TEST_DATABASE_URL")
+    if url is None:
         folder = tempfile.TemporaryDirectory(prefix="gateway-tests-")
         config.add_cleanup(folder.cleanup)
-        # Each worker's services keep what they have opened: two workers held more than the usual hundred.
+        # The services of each worker keep their connections open: two workers needed more than the default 100.
         postgres = PrivatePostgres(Path(folder.name), durable=False, connections=400)
         postgres.start()
         config.add_cleanup(postgres.stop)
-        told = postgres.url()
-    config.stash[SERVER] = told
+        url = postgres.url()
+    config.stash[SERVER] = url
     configure_logging()
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_configure_node(node) -> None:  # an xdist worker's controller
+def pytest_configure_node(node) -> None:  # called in the controller of the xdist workers
     node.workerinput["server"] = node.config.stash[SERVER]
 
 
 def on_database(server_url: str, name: str) -> str:
-    """Give the URL of another database on the same server."""
+    """Return the URL of another database on the same server."""
     return urlunsplit(urlsplit(server_url)._replace(path=f"/{name}"))
 
 
 async def create_database(server_url: str, template: str | None = None) -> str:
-    """Create an empty database, or a copy of another, and give its URL."""
+    """Create an empty database, or a copy of another, and return its URL."""
     name = f"gateway_{uuid4().hex}"
     connection = await asyncpg.connect(server_url)
     await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template or 'template0'}")
@@ -82,7 +82,7 @@ def server_url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def database_url(server_url: str) -> str:
-    """A migrated database of this worker's own."""
+    """A migrated database for this worker."""
 
     async def prepared() -> str:
         url = await create_database(server_url)
@@ -95,14 +95,16 @@ def database_url(server_url: str) -> str:
 @pytest.fixture(scope="session")
 async def service_on_a_server(database_url: str) -> AsyncIterator[Service]:
     """The whole service in this process, in development mode."""
-    async with Service.running(Settings(database_url=database_url, **PATIENT)) as running:
+    async with Service.running(Settings(database_url=database_url, **GENEROUS_LIMITS)) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 async def service_on_a_cluster(database_url: str) -> AsyncIterator[Service]:
-    """The same, in the forms of SQL that a cluster likes."""
-    async with Service.running(Settings(database_url=database_url, database_cluster=True, **PATIENT)) as running:
+    """The same service with `database_cluster`, which records statement by statement."""
+    async with Service.running(
+        Settings(database_url=database_url, database_cluster=True, **GENEROUS_LIMITS)
+    ) as running:
         yield running
 
 
@@ -111,32 +113,32 @@ def service(service_on_a_server: Service) -> Service:
     return service_on_a_server
 
 
-@pytest.fixture(params=["at once", "step by step"])
+@pytest.fixture(params=["one statement", "statement by statement"])
 def service_in_either_form(
     request: pytest.FixtureRequest, service_on_a_server: Service, service_on_a_cluster: Service
 ) -> Service:
-    """The service, recording in one form and the other: what holds of one holds of the other."""
-    return service_on_a_server if request.param == "at once" else service_on_a_cluster
+    """The service, recording in one statement and statement by statement."""
+    return service_on_a_server if request.param == "one statement" else service_on_a_cluster
 
 
 @pytest.fixture(scope="session")
 async def subgraph(database_url: str) -> AsyncIterator[Service]:
     """The service as a subgraph of a federation."""
-    async with Service.running(Settings(database_url=database_url, federation=True, **PATIENT)) as running:
+    async with Service.running(Settings(database_url=database_url, federation=True, **GENEROUS_LIMITS)) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 async def gateway_url(database_url: str) -> AsyncIterator[str]:
-    """The service on a port of this machine, for clients that are not ours; it takes batches. Its address."""
-    settings = Settings(database_url=database_url, batch_operations=10, **PATIENT)
-    async with Sockets.serving(settings) as serving:
+    """The URL of a listening service that accepts batches, for clients from package registries."""
+    settings = Settings(database_url=database_url, batch_operations=10, **GENEROUS_LIMITS)
+    async with GatewayServer.serving(settings) as serving:
         yield f"http://127.0.0.1:{serving.port}"
 
 
 @pytest.fixture(scope="session")
 async def cast(database_url: str) -> AsyncIterator[Cast]:
-    """Made-up patients, and a way to look at the tables behind the doors."""
+    """Invented patients, and direct access to the tables."""
     connection = await asyncpg.connect(database_url)
     yield Cast(connection)
     await connection.close()
@@ -150,25 +152,25 @@ async def identity_provider() -> AsyncIterator[IdentityProvider]:
 
 @pytest.fixture
 def provider(identity_provider: IdentityProvider) -> IdentityProvider:
-    """An identity provider that has told nothing yet."""
-    identity_provider.forget()
+    """The identity provider, in its initial state."""
+    identity_provider.reset()
     return identity_provider
 
 
 @pytest.fixture
-def clock() -> Hands:
-    return Hands()
+def clock() -> FakeClock:
+    return FakeClock()
 
 
 @pytest.fixture(params=[RestDoor, GraphQLDoor], ids=["rest", "graphql"])
 def other_door(request: pytest.FixtureRequest, service: Service) -> Door:
-    """A door to come back through: with `door`, every pair of doors."""
+    """A second door: with `door`, every pair of doors."""
     door: Door = request.param(service)
     return door
 
 
 @pytest.fixture(params=[RestDoor, GraphQLDoor], ids=["rest", "graphql"])
 def door(request: pytest.FixtureRequest, service: Service) -> Door:
-    """Either door: a behaviour is written once and holds at both."""
+    """Either door."""
     door: Door = request.param(service)
     return door

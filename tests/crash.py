@@ -1,9 +1,9 @@
-"""`make crash`: a gateway and its PostgreSQL are killed under load, again and again; what was acknowledged is there.
+"""`make crash`: kill a gateway and its PostgreSQL under load, repeatedly; acknowledged encounters must survive.
 
-Each round starts a gateway on the same data folder, lets clients record through both doors, each encounter under a key
-of its own, and kills the gateway, PostgreSQL or both with -9 at a random moment. What was not answered is sent again in
-the next round, as a careful client would. At the end every encounter that was acknowledged is there with its event and
-its audit entry, none is there twice, and none is there in part. The seed is printed: the same seed kills alike.
+Each round starts a gateway on the same data folder. Clients record through both doors, each encounter under its own
+key. At a random moment the gateway, PostgreSQL or both are killed with SIGKILL. Requests without an answer are sent
+again in the next round. At the end, every acknowledged encounter exists exactly once, with its event and audit entry.
+The seed is printed: the same seed kills the same processes.
 """
 
 import argparse
@@ -35,7 +35,7 @@ MUTATION = """mutation ($key: String!, $notes: String!) {
 
 
 class Ledger:
-    """What the clients know: each key's encounter once it was acknowledged, and the keys still to be answered."""
+    """The state of the clients: the acknowledged encounter of each key, and the keys without an answer."""
 
     def __init__(self) -> None:
         self.acknowledged: dict[str, str] = {}
@@ -43,14 +43,14 @@ class Ledger:
         self.contradictions: list[str] = []
 
     def acknowledge(self, key: str, encounter_id: str) -> None:
-        """Note an acknowledgement; the same key must always stand for the same encounter."""
+        """Store an acknowledgement; repeated acknowledgements of a key must name the same encounter."""
         self.unanswered.discard(key)
         if self.acknowledged.setdefault(key, encounter_id) != encounter_id:
             self.contradictions.append(f"{key} was two encounters")
 
 
 async def crash(rounds: int, seed: int) -> list[str]:
-    """Run the rounds and give what was wrong: nothing, if all is well."""
+    """Run the rounds and return the errors found."""
     print(f"seed {seed}, {rounds} rounds")
     chance = random.Random(seed)
     ledger = Ledger()
@@ -75,7 +75,7 @@ async def _round(folder: Path, ledger: Ledger, chance: random.Random) -> str:
     }
     killed = chance.choice(sorted(targets))
     for target in targets[killed]:
-        with contextlib.suppress(psutil.NoSuchProcess):  # PostgreSQL's helpers come and go
+        with contextlib.suppress(psutil.NoSuchProcess):  # PostgreSQL's helper processes start and end at any time
             target.kill()
     await asyncio.sleep(chance.uniform(0, 0.3))
     for client in clients:
@@ -84,7 +84,7 @@ async def _round(folder: Path, ledger: Ledger, chance: random.Random) -> str:
     if process.returncode is None:
         process.kill()
     await process.wait()
-    # Whoever is left after this is the next start's to deal with, as it would be in life.
+    # Processes that still run are left to the next start, as after a real crash.
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(5):
             while any(_alive(each) for each in family):  # noqa: ASYNC110 - they are other processes
@@ -93,14 +93,14 @@ async def _round(folder: Path, ledger: Ledger, chance: random.Random) -> str:
 
 
 def _alive(process: psutil.Process) -> bool:
-    # Where nobody reaps orphans, the dead stay in the list.
+    # Without a reaper, dead orphans remain in the process table.
     with contextlib.suppress(psutil.NoSuchProcess):
         return process.status() != psutil.STATUS_ZOMBIE
     return False
 
 
 async def _last_round(folder: Path, ledger: Ledger) -> list[str]:
-    """Send what was never answered once more, then compare what is acknowledged with what is kept."""
+    """Send the unanswered requests again, then compare the acknowledged encounters with the stored ones."""
     process, origin = await _start(folder)
     async with httpx2.AsyncClient(base_url=origin, headers=DEV, timeout=30) as client:
         for key in sorted(ledger.unanswered):
@@ -158,7 +158,7 @@ async def _start(folder: Path) -> tuple[asyncio.subprocess.Process, str]:
 async def _client(origin: str, ledger: Ledger, over_rest: bool) -> None:
     async with httpx2.AsyncClient(base_url=origin, headers=DEV, timeout=30) as client:
         while True:
-            # Half of the time another's unanswered key: two clients may well try the same one at once.
+            # Half of the time the unanswered key of another client: two clients may send one key concurrently.
             waiting = list(ledger.unanswered)
             key = random.choice(waiting) if waiting and random.random() < 0.5 else str(uuid4())
             ledger.unanswered.add(key)
@@ -188,7 +188,7 @@ async def _record(client: httpx2.AsyncClient, ledger: Ledger, key: str, over_res
 
 
 def main() -> None:
-    """Run from the command line; exit code 1 if anything was wrong."""
+    """Run from the command line; exit with 1 after an error."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))

@@ -1,4 +1,4 @@
-"""The two doors, saying the same things in two languages, so that a behaviour can be written once."""
+"""The two doors behind one interface, so that a test of a behaviour is written once."""
 
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -18,7 +18,7 @@ TOKEN = "dev"  # of the brand `loop`
 
 
 class Service:
-    """The service in this process: every request goes through all of it but the sockets."""
+    """The service in this process, without sockets."""
 
     def __init__(self, client: httpx2.AsyncClient, app: Any, services: Any = None) -> None:
         self.client = client
@@ -50,7 +50,7 @@ class Service:
         headers: Mapping[str, str] | None = None,
         **kwargs: Any,
     ) -> httpx2.Response:
-        """Send one request as it is."""
+        """Send one request."""
         return await self.client.request(method, path, headers={**_bearer(token), **(headers or {})}, **kwargs)
 
     async def graphql(
@@ -61,22 +61,22 @@ class Service:
         token: str | None = TOKEN,
         headers: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
-        """Run one operation, and give the body of the answer."""
-        body = wire({"query": query, "variables": dict(variables or {})})
+        """Run one operation, and return the body of the response."""
+        body = json_body({"query": query, "variables": dict(variables or {})})
         response = await self.client.post(
             "/graphql",
             content=body,
             headers={"content-type": "application/json", **_bearer(token), **(headers or {})},
         )
-        answer: dict[str, Any] = exact(response)
+        answer: dict[str, Any] = parse_exact(response)
         return answer
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a request, in words that both doors share.
+    """The result of a request, in terms that both doors share.
 
-    `code` is None where it succeeded. `rules` are the rules that were broken, each with the member in REST's names.
+    `code` is None after a success. `rules` are the broken rules, each with the REST name of its member.
     """
 
     code: str | None = None
@@ -87,7 +87,7 @@ class Outcome:
 
 
 class Door(Protocol):
-    """One way into the gateway."""
+    """One of the public interfaces."""
 
     def __init__(self, service: Service) -> None: ...
 
@@ -101,10 +101,10 @@ class Door(Protocol):
         key: str | None = None,
         validate_only: bool = False,
     ) -> Outcome:
-        """Ask for an encounter to be recorded. `members` in REST's names."""
+        """Record an encounter; `members` have REST names."""
 
     async def listed(self, patient_id: str, *, token: str | None = TOKEN) -> tuple[list[dict[str, Any]], int] | None:
-        """Give the first page of a patient's encounters and the total, or None where there is no such patient."""
+        """Return the first page of a patient's encounters and the total; None for an unknown patient."""
 
 
 class RestDoor:
@@ -128,14 +128,14 @@ class RestDoor:
             f"/v1/patients/{patient_id}/encounters{'?validate_only=true' if validate_only else ''}",
             token=token,
             headers={"content-type": "application/json", **_brand(brand_header), **_key(key)},
-            content=wire(dict(members)),
+            content=json_body(dict(members)),
         )
         body = response.json()
         if response.status_code == 200:
             return Outcome(recorded=body["recorded"])
         if response.status_code == 201:
             replayed = response.headers.get("idempotent-replayed") == "true"
-            return Outcome(encounter=exact(response), replayed=replayed)
+            return Outcome(encounter=parse_exact(response), replayed=replayed)
         rules = frozenset((each["pointer"][1:], each["rule"]) for each in body.get("violations", []))
         return Outcome(body["error"], recorded=body["recorded"], rules=rules)
 
@@ -143,7 +143,7 @@ class RestDoor:
         response = await self.service.rest("GET", f"/v1/patients/{patient_id}/encounters", token=token)
         if response.status_code == 404:
             return None
-        body = exact(response)
+        body = parse_exact(response)
         return body["encounters"], body["total"]
 
 
@@ -210,7 +210,7 @@ class GraphQLDoor:
         if "code" not in result:
             return Outcome(recorded=result["recorded"].lower())
         rules = frozenset((snake(each["path"][-1]), each["rule"]) for each in result.get("violations", []))
-        # What would be recorded is a problem only to whoever asks for one, and over REST none.
+        # Over REST a valid dry run is a success; over GraphQL it is a problem with the code `valid`.
         code = None if result["code"] == "valid" else result["code"]
         return Outcome(code, recorded=result["recorded"].lower(), rules=rules)
 
@@ -223,21 +223,21 @@ class GraphQLDoor:
         return [rest_names(node) for node in connection["nodes"]], connection["totalCount"]
 
 
-def wire(body: Any) -> str:
-    """Write a body as a client would, escapes and all; one with decimals as only a careful client would."""
+def json_body(body: Any) -> str:
+    """Serialize a body; escape non-ASCII text, and write decimals with all digits."""
     try:
         return json.dumps(body)
     except TypeError:
         return json_text.write(body)
 
 
-def exact(response: httpx2.Response) -> Any:
-    """Read a JSON answer with every digit of its numbers."""
+def parse_exact(response: httpx2.Response) -> Any:
+    """Parse a JSON response without rounding its numbers."""
     return json_text.read(response.content)
 
 
 def rest_names(encounter: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a GraphQL encounter as REST would show it."""
+    """Return a GraphQL encounter with the names and values of REST."""
     shown = {snake(name): value for name, value in encounter.items()}
     return shown | {name: shown[name].lower() for name in ("encounter_type", "status")}
 

@@ -1,4 +1,4 @@
-"""Gateways as processes of their own, and clients that record through them and write down what they were told."""
+"""Gateway processes, and clients that record through them and collect the answers."""
 
 import asyncio
 import os
@@ -7,17 +7,18 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
 import asyncpg
 import httpx2
+
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent
 DEV = {"authorization": "Bearer dev"}
@@ -27,32 +28,35 @@ VISIT = {"brand_id": "loop", "encounter_type": "lab", "notes": "Slept well."}
 MUTATION = """mutation ($key: String, $input: RecordEncounterInput!) {
   recordEncounter(patientId: "demo-patient", idempotencyKey: $key, input: $input) {
     ... on EncounterRecorded { encounter { id } } ... on Problem { code recorded } } }"""
-PATIENT_SETTINGS = {
+GENEROUS_LIMITS = {
     "GATEWAY_RATE_WRITES_PER_MINUTE": "0",
     "GATEWAY_RATE_READS_PER_MINUTE": "0",
     "GATEWAY_RATE_PARSING_MS_PER_MINUTE": "0",
     "GATEWAY_RATE_ANSWER_BYTES_PER_MINUTE": "0",
-    # A busy machine is not what these tests are about; those that are about impatience say so.
+    # Generous timeouts for a busy machine; tests of timeouts set their own.
     "GATEWAY_DATABASE_ACQUIRE_SECONDS": "30",
     "GATEWAY_DATABASE_STATEMENT_SECONDS": "60",
     "GATEWAY_DRAIN_SECONDS": "60",
 }
-# Not from pg_stat_activity, which within a transaction shows what it showed at first.
+# Not from pg_stat_activity, which within a transaction repeats its first result.
 WAITING = """SELECT count(*) FROM pg_locks JOIN pg_database ON database = pg_database.oid
 WHERE NOT granted AND datname = current_database()"""
 
 
 class Gateway:
-    """A gateway in a process of its own, on a port of its own."""
+    """A gateway process on an ephemeral port."""
+
+    command: Sequence[str | Path] = (sys.executable, "-m", "gateway")
+    folder = ROOT
 
     def __init__(self, data_dir: Path, **settings: str) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
         environment |= {"GATEWAY_DATA_DIR": str(data_dir), "GATEWAY_PORT": "0", **settings}
-        # A file, not a pipe: no test reads on while the gateway works, and a full pipe would lose lines.
+        # A file, not a pipe: no test reads the log while the gateway runs, and a full pipe would lose lines.
         self.log = tempfile.NamedTemporaryFile("w")  # noqa: SIM115 - closed at the end
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "gateway", "serve"],
-            cwd=ROOT,
+            [*self.command, "serve"],
+            cwd=self.folder,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=self.log,
@@ -61,12 +65,12 @@ class Gateway:
 
     @classmethod
     def on(cls, database_url: str, **settings: str) -> Self:
-        """Start one on a database of the tests' server."""
+        """Start a gateway on a database of the tests' server."""
         named = {"GATEWAY_DATABASE_URL": database_url, "GATEWAY_DATABASE_UNSAFE": "true"}
-        return cls(Path("unused"), **(named | PATIENT_SETTINGS | settings))
+        return cls(Path("unused"), **(named | GENEROUS_LIMITS | settings))
 
-    def welcome(self) -> str:
-        """Read what it says first: up to the empty line that ends it, or the end."""
+    def banner(self) -> str:
+        """Return what the gateway prints at its start: up to the example call, or the end."""
         assert self.process.stdout is not None
         lines = []
         for line in self.process.stdout:
@@ -79,12 +83,12 @@ class Gateway:
         return said
 
     def started(self) -> Self:
-        """Wait until it has said where it listens."""
-        assert "GraphQL" in self.welcome(), self.errors()
+        """Wait until the gateway has printed its address."""
+        assert "GraphQL" in self.banner(), self.errors()
         return self
 
     def errors(self) -> str:
-        """Give what it wrote to standard error so far."""
+        """Return the standard error so far."""
         return Path(self.log.name).read_text()
 
     def record(self) -> httpx2.Response:
@@ -92,17 +96,17 @@ class Gateway:
         return httpx2.post(f"{self.origin}{PATH}", json=VISIT, headers=DEV, timeout=10)
 
     def total(self) -> int:
-        """Count the demo patient's encounters."""
+        """Return the number of the demo patient's encounters."""
         total: int = httpx2.get(f"{self.origin}{PATH}", headers=DEV, timeout=10).json()["total"]
         return total
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Send a signal and give the exit code."""
+        """Send a signal and return the exit code."""
         self.process.send_signal(number)
         return self.process.wait(30)
 
     def end(self) -> None:
-        """Stop it unless it has ended, and let go of it."""
+        """Stop the process if it runs, and close its files."""
         if self.process.poll() is None:
             try:
                 self.stop()
@@ -114,15 +118,40 @@ class Gateway:
         self.log.close()
 
 
+@contextmanager
+def running_gateway(database_url: str, **settings: str) -> Iterator[str]:
+    """Run a gateway in development mode and without request rate limits, and yield its origin."""
+    environment = os.environ | {
+        "GATEWAY_DATABASE_URL": database_url,
+        "GATEWAY_DATABASE_UNSAFE": "true",
+        "GATEWAY_PORT": "0",
+        "GATEWAY_RATE_READS_PER_MINUTE": "0",
+        "GATEWAY_RATE_WRITES_PER_MINUTE": "0",
+        **settings,
+    }
+    with subprocess.Popen(
+        [sys.executable, "-m", "gateway", "serve"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().split()[-1].split("/v1/")[0]
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+
+
 @asynccontextmanager
 async def gateways(database_url: str, number: int = 1, /, **settings: str) -> AsyncIterator[list[Gateway]]:
-    """Start some on one database, and end those that are left."""
+    """Start gateways on one database, and stop those that still run at the end."""
     running = [Gateway.on(database_url, **settings) for _ in range(number)]
     try:
         for each in running:
             await asyncio.to_thread(each.started)
         for each in running:
-            await until(partial(is_ready, each.origin))
+            await wait_until(partial(is_ready, each.origin))
         yield running
     finally:
         for each in running:
@@ -130,81 +159,81 @@ async def gateways(database_url: str, number: int = 1, /, **settings: str) -> As
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a client was told of what it sent under a key."""
+class ClientAnswer:
+    """The answer to a recording under a key."""
 
     key: str
     door: str
     status: int | None = None
-    """None where the connection broke."""
+    """None after a broken connection."""
     encounter_id: str | None = None
     code: str | None = None
     recorded: str | None = None
     retry_after: str | None = None
     body: bytes = b""
 
-    def contradicts(self, kept: bool) -> bool:
-        """Whether it was told wrongly."""
-        return not kept if self.encounter_id else kept and self.recorded == "no"
+    def is_wrong(self, stored: bool) -> bool:
+        """Whether the answer contradicts the tables."""
+        return not stored if self.encounter_id else stored and self.recorded == "no"
 
 
-async def record_over_rest(client: httpx2.AsyncClient, origin: str, key: str, **members: Any) -> Told:
+async def record_over_rest(client: httpx2.AsyncClient, origin: str, key: str, **members: Any) -> ClientAnswer:
     """Record over REST, under a key."""
     try:
         response = await client.post(
             origin + PATH, json=VISIT | members, headers=DEV | {"idempotency-key": key}, timeout=60
         )
     except httpx2.TransportError:
-        return Told(key, "rest")
+        return ClientAnswer(key, "rest")
     retry_after, body = response.headers.get("retry-after"), response.json()
     if response.status_code == 201:
-        return Told(key, "rest", 201, body["id"], body=response.content)
-    return Told(key, "rest", response.status_code, None, body["error"], body["recorded"], retry_after)
+        return ClientAnswer(key, "rest", 201, body["id"], body=response.content)
+    return ClientAnswer(key, "rest", response.status_code, None, body["error"], body["recorded"], retry_after)
 
 
-async def record_over_graphql(client: httpx2.AsyncClient, origin: str, key: str, **members: Any) -> Told:
+async def record_over_graphql(client: httpx2.AsyncClient, origin: str, key: str, **members: Any) -> ClientAnswer:
     """Record over GraphQL, under a key."""
     visit = {"brandId": "loop", "encounterType": "LAB", "notes": VISIT["notes"]} | members
     asked = {"query": MUTATION, "variables": {"key": key, "input": visit}}
     try:
         response = await client.post(f"{origin}/graphql", json=asked, headers=DEV, timeout=60)
     except httpx2.TransportError:
-        return Told(key, "graphql")
+        return ClientAnswer(key, "graphql")
     retry_after, body = response.headers.get("retry-after"), response.json()
     if "errors" in body:
         told = body["errors"][0]["extensions"]
-        return Told(key, "graphql", response.status_code, None, told["code"], told["recorded"], retry_after)
+        return ClientAnswer(key, "graphql", response.status_code, None, told["code"], told["recorded"], retry_after)
     recorded = body["data"]["recordEncounter"]
     if "encounter" in recorded:
-        return Told(key, "graphql", response.status_code, recorded["encounter"]["id"])
-    return Told(key, "graphql", response.status_code, None, recorded["code"], recorded["recorded"].lower())
+        return ClientAnswer(key, "graphql", response.status_code, recorded["encounter"]["id"])
+    return ClientAnswer(key, "graphql", response.status_code, None, recorded["code"], recorded["recorded"].lower())
 
 
-Door = Callable[..., Coroutine[Any, Any, Told]]
+Door = Callable[..., Coroutine[Any, Any, ClientAnswer]]
 DOORS: Sequence[Door] = (record_over_rest, record_over_graphql)
 
 
 @asynccontextmanager
 async def client() -> AsyncIterator[httpx2.AsyncClient]:
-    """Lend a client that opens as many connections as are asked for."""
+    """Yield a client without a limit of connections."""
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx2.AsyncClient(limits=limits) as lent:
-        yield lent
+    async with httpx2.AsyncClient(limits=limits) as http:
+        yield http
 
 
 @dataclass
 class Load:
-    """Clients that record one encounter after the other, each under a key of its own, half through each door."""
+    """Clients that record one encounter after another, each under a new key, half through each door."""
 
     origin: str
-    told: list[Told] = field(default_factory=list)
+    told: list[ClientAnswer] = field(default_factory=list)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _over: bool = False
 
     @classmethod
     @asynccontextmanager
     async def on(cls, origin: str, clients: int = 8, **members: Any) -> AsyncIterator[Self]:
-        """Let them record for as long as the block lasts, and until each has heard its last answer."""
+        """Let the clients record during the block, and wait for their last answers."""
         load = cls(origin)
         load._tasks = [asyncio.create_task(load._record(DOORS[number % 2], members)) for number in range(clients)]
         try:
@@ -214,21 +243,21 @@ class Load:
             await asyncio.gather(*load._tasks)
 
     async def _record(self, door: Door, members: dict[str, Any]) -> None:
-        async with client() as mine:
+        async with client() as http:
             while not self._over:
-                told = await door(mine, self.origin, str(uuid4()), **members)
+                told = await door(http, self.origin, str(uuid4()), **members)
                 self.told.append(told)
                 if told.status is None:
                     await asyncio.sleep(0.02)
 
     def recorded(self, since: int = 0) -> int:
-        """Count the encounters that were acknowledged, of the answers from this one on."""
+        """Return the number of acknowledged encounters, in the answers from index `since` on."""
         return sum(each.encounter_id is not None for each in self.told[since:])
 
 
 @asynccontextmanager
-async def looking_into(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    """Lend a connection of the tables' owner."""
+async def owner_connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """Yield a connection as the owner of the tables."""
     connection = await asyncpg.connect(database_url)
     try:
         yield connection
@@ -236,8 +265,8 @@ async def looking_into(database_url: str) -> AsyncIterator[asyncpg.Connection]:
         await connection.close()
 
 
-async def kept_under(connection: asyncpg.Connection) -> dict[str, str]:
-    """Give the encounter that is kept under each key, seeing that each is whole: one event and one audit entry."""
+async def encounters_by_key(connection: asyncpg.Connection) -> dict[str, str]:
+    """Return the encounter of each key; assert that each has one event and one audit entry."""
     rows = await connection.fetch(
         "SELECT k.key, e.id::text AS id,"
         " (SELECT count(*) FROM patient_graph.outbox o WHERE o.payload ->> 'encounter_id' = e.id::text) AS events,"
@@ -250,34 +279,24 @@ async def kept_under(connection: asyncpg.Connection) -> dict[str, str]:
     return {row["key"]: row["id"] for row in rows}
 
 
-def contradictions(told: Sequence[Told], kept: dict[str, str]) -> list[Told]:
-    """Give what clients were told wrongly."""
+def wrong_answers(told: Sequence[ClientAnswer], stored: dict[str, str]) -> list[ClientAnswer]:
+    """Return the answers that contradict the tables."""
     return [
         each
         for each in told
-        if each.contradicts(each.key in kept) or (each.encounter_id and kept[each.key] != each.encounter_id)
+        if each.is_wrong(each.key in stored) or (each.encounter_id and stored[each.key] != each.encounter_id)
     ]
 
 
-async def until(condition: Callable[[], Awaitable[Any] | Any], seconds: float = 30) -> None:
-    """Return when the condition holds, which may have to be awaited; fail when it still does not after a while."""
-    async with asyncio.timeout(seconds):
-        for _ in count():
-            holds = condition()
-            if await holds if isinstance(holds, Awaitable) else holds:
-                return
-            await asyncio.sleep(0.02)
-
-
 async def status_of(origin: str, path: str) -> int | None:
-    """Ask on a connection of its own; None where nobody listens."""
+    """Return the status of a request on a new connection; None if the connection fails."""
     try:
-        async with httpx2.AsyncClient() as lent:
-            return (await lent.get(origin + path, timeout=30)).status_code
+        async with httpx2.AsyncClient() as http:
+            return (await http.get(origin + path, timeout=30)).status_code
     except httpx2.TransportError:
         return None
 
 
 async def is_ready(origin: str) -> bool:
-    """Ask whether a gateway is ready."""
+    """Whether the gateway is ready."""
     return await status_of(origin, "/readyz") == 200

@@ -26,7 +26,7 @@ class _Lines(logging.Handler):
 
 
 @contextmanager
-def captured() -> Iterator[list[dict[str, Any]]]:
+def captured_logs() -> Iterator[list[dict[str, Any]]]:
     """Yield the list of lines that are logged for as long as the block lasts, without their time."""
     handler = _Lines()
     with pytest.MonkeyPatch.context() as patch:

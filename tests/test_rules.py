@@ -1,4 +1,4 @@
-"""The table of rules is whole, its page is printed from it, and its examples are true at the doors."""
+"""The table of rules: complete, printed in docs/rules.md, with examples that both doors confirm."""
 
 import ast
 import json
@@ -31,19 +31,19 @@ def test_every_rule_has_its_entry_and_its_section_on_the_page() -> None:
     assert re.findall(r"^### `(.*)`$", page, re.MULTILINE) == list(RULES)
 
 
-def test_every_rule_that_the_code_names_is_in_the_table_and_every_rule_in_it_is_named() -> None:
-    """The type checker refuses a name that is not in the table; here, one that nobody can break any more."""
+def test_the_rules_in_the_code_are_the_rules_in_the_table() -> None:
+    """mypy refuses a name that is not in the table; this finds a rule that no code names."""
     named = set(names_in_the_code())
 
     assert named == set(RULES)
 
 
-# Where in a call the name of a rule stands.
+# The position of a rule's name among the arguments of a call.
 PLACES = {"broken": 0, "MalformedBody": 0, "Violation": 1, "Fault": 1, "_misfit": 1, "LimitViolation": 0, "refused": 1}
 
 
 def names_in_the_code() -> Iterator[str]:
-    """Give every string in the code that is a rule's name, or stands where one should."""
+    """Yield every string of the code that is, or should be, a rule's name."""
     for room in ("resolvers", "schema", "rest", "gateway"):
         for source in sorted((ROOT / room).rglob("*.py")):
             if source.name in {"rules.py", "openapi.py"}:
@@ -52,7 +52,7 @@ def names_in_the_code() -> Iterator[str]:
                 if isinstance(node, ast.Call):
                     yield from _named_by(node)
                 elif isinstance(node, ast.Tuple) and len(node.elts) == 2:
-                    # `problem_with` and `_RULES` give a rule with its message.
+                    # `problem_with` and `_RULES` have pairs of a rule and its message.
                     name = getattr(node.elts[0], "value", None)
                     yield from {str(name)} & set(RULES)
 
@@ -68,20 +68,20 @@ def _named_by(call: ast.Call) -> Iterator[str]:
 
 
 def rules_page() -> str:
-    """Give the sections of the rules as docs/rules.md has them."""
+    """Return the sections of the rules of docs/rules.md."""
     sections = []
     for name, rule in RULES.items():
         if rule.place == "words":
-            sides = f"Breaks it: {rule.breaks}\n\nKeeps it: {rule.keeps}"
+            sides = f"Refused: {rule.breaks}\n\nAccepted: {rule.keeps}"
         else:
             language = "json" if rule.breaks.startswith("{") else "text"
-            sides = f"Breaks it:\n\n```{language}\n{rule.breaks}\n```\n\nKeeps it:\n\n```{language}\n{rule.keeps}\n```"
+            sides = f"Refused:\n\n```{language}\n{rule.breaks}\n```\n\nAccepted:\n\n```{language}\n{rule.keeps}\n```"
         sections.append(f"### `{name}`\n\n{rule.means}\n\n{sides}")
     return "\n\n".join(sections) + "\n"
 
 
 def in_place(place: Place) -> pytest.MarkDecorator:
-    """Run a test with both examples of each rule that stand in a place."""
+    """Run a test with both examples of each rule of a place."""
     cases = [
         pytest.param(example, name, broken, id=f"{name}-{'breaks' if broken else 'keeps'}")
         for name, rule in RULES.items()
@@ -156,7 +156,7 @@ def test_an_example_of_a_file(tmp_path: Path, example: str, name: str, broken: b
 
 
 @pytest.mark.parametrize(
-    ("member", "value", "told"),
+    ("member", "value", "expected"),
     [
         ("encounter_type", "house_call", {"allowed": ["office_visit", "telehealth", "lab", "pharmacy", "other"],
                                           "received": {"type": "string", "length": 10}}),
@@ -172,19 +172,19 @@ def test_an_example_of_a_file(tmp_path: Path, example: str, name: str, broken: b
         ("scheduled_at", MARKER, {"received": {"type": "string", "length": len(MARKER)}}),
     ],
 )  # fmt: skip
-async def test_a_violation_teaches_what_would_do_and_what_kind_of_value_came(
-    service: Service, cast: Cast, member: str, value: Any, told: dict[str, Any]
+async def test_a_violation_names_the_expected_values_and_the_type_received(
+    service: Service, cast: Cast, member: str, value: Any, expected: dict[str, Any]
 ) -> None:
     body = {"brand_id": "loop", "encounter_type": "lab"} | {member: value}
 
     answer = await service.rest("POST", f"/v1/patients/{await cast.patient()}/encounters", json=body)
 
     (violation,) = answer.json()["violations"]
-    assert violation == {name: violation[name] for name in ("rule", "message")} | {"pointer": f"/{member}"} | told
+    assert violation == {name: violation[name] for name in ("rule", "message")} | {"pointer": f"/{member}"} | expected
     assert MARKER not in answer.text + str(answer.headers)
 
 
-async def test_a_member_that_is_missing_has_no_shape(service: Service, cast: Cast) -> None:
+async def test_a_missing_member_has_no_shape(service: Service, cast: Cast) -> None:
     answer = await service.rest("POST", f"/v1/patients/{await cast.patient()}/encounters", json={"brand_id": "loop"})
 
     (violation,) = answer.json()["violations"]
@@ -196,7 +196,7 @@ RECORD = """mutation ($patient: ID!, $input: RecordEncounterInput!) {
     ... on InvalidInput { violations { path rule allowed minimum maximum received { type length } } } } }"""
 
 
-async def test_the_union_of_the_other_door_teaches_the_same(service: Service, cast: Cast) -> None:
+async def test_the_graphql_union_has_the_same_violations(service: Service, cast: Cast) -> None:
     variables = {
         "patient": await cast.patient(),
         "input": {"brandId": "loop", "encounterType": "LAB", "notes": MARKER * 5_000, "metadata": [MARKER]},
@@ -214,7 +214,7 @@ async def test_the_union_of_the_other_door_teaches_the_same(service: Service, ca
     assert MARKER not in json.dumps(answer)
 
 
-async def test_a_variable_that_does_not_fit_is_told_with_its_shape(service: Service, cast: Cast) -> None:
+async def test_an_invalid_variable_is_reported_with_its_shape(service: Service, cast: Cast) -> None:
     variables = {"patient": await cast.patient(), "input": {"brandId": "loop", "encounterType": "HOUSE_CALL"}}
 
     (error,) = (await service.graphql(RECORD, variables))["errors"]

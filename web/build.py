@@ -72,7 +72,7 @@ def build() -> None:
 
 
 def get_build_hook() -> type:
-    """Give the hook that sees to it that a wheel holds the pages. hatchling looks for a function of this name."""
+    """Return the hook that adds the pages to wheels and source distributions; hatchling calls it by this name."""
     from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
     class PagesHook(BuildHookInterface):  # type: ignore[type-arg]
@@ -80,8 +80,9 @@ def get_build_hook() -> type:
             return [] if _system_node() or fresh() else [NODE_PACKAGE]
 
         def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-            # An editable install leaves the pages to the Makefile, and may be without; half a wheel is none.
-            if self.target_name == "wheel" and version != "editable":
+            # The Makefile builds the pages of an editable install, which may lack them; a release may not. A wheel that
+            # is built from the source distribution finds the pages there, and needs no Node.
+            if version != "editable":
                 if not fresh():
                     build()
                 build_data["artifacts"].append("/gateway/web/")

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 NOTES_DROPPED = "patient_graph.audit.dropped"
 
-BATCH_NOTES = 500
+BATCH_SIZE = 500
 """Records in one batch; enough that statements cost little, few enough that they stay short."""
 
 GATHER_SECONDS = 0.2
@@ -49,7 +49,7 @@ LATE_SECONDS = 300.0
 
 # An entry is dated by the database's clock, like those of changes, minus the record's age by the local monotonic clock.
 # A conflict is possible only with itself: an insert that is retried because its answer was lost writes no duplicate.
-WRITE_NOTES = Statement(
+INSERT_RECORDS = Statement(
     text("""
 INSERT INTO patient_graph.audit_log AS entry (
     patient_id, id, occurred_at, actor_type, actor_id, actor_brand_id,
@@ -68,7 +68,7 @@ ON CONFLICT DO NOTHING
 )
 
 
-class Kept(NamedTuple):
+class QueuedRecord(NamedTuple):
     """An audit record, the id of its entry, and when it was recorded, in seconds of the monotonic clock."""
 
     note: AuditRecord
@@ -82,13 +82,13 @@ class AuditBuffer:
     def __init__(self, database: Database, capacity: int) -> None:
         self._database = database
         self._capacity = capacity
-        self._queue: deque[Kept] = deque()
-        self._batch: list[Kept] = []
-        self._rate_limited: dict[tuple[str, str | None], Kept] = {}
+        self._queue: deque[QueuedRecord] = deque()
+        self._batch: list[QueuedRecord] = []
+        self._rate_limited: dict[tuple[str, str | None], QueuedRecord] = {}
         """The first refusal of each brand's client whose count is not written yet."""
         self._counts: Counter[tuple[str, str | None]] = Counter()
         self._dropped: Counter[str] = Counter()
-        self._untold = 0
+        self._unreported = 0
         self._wakeup = asyncio.Event()
 
     @classmethod
@@ -119,7 +119,7 @@ class AuditBuffer:
 
     def record(self, note: AuditRecord) -> None:
         """Queue a record. Rate-limit refusals are counted, and a record that finds the queue full is dropped."""
-        kept = Kept(note, new_id(), time.monotonic())
+        kept = QueuedRecord(note, new_id(), time.monotonic())
         if note.details.get("code") != RateLimited.code:
             self._enqueue(kept)
             return
@@ -135,10 +135,10 @@ class AuditBuffer:
             details = {**first.note.details, "count": self._counts.pop(client)}
             self._enqueue(first._replace(note=first.note._replace(details=details)))
 
-    def _enqueue(self, kept: Kept) -> None:
+    def _enqueue(self, kept: QueuedRecord) -> None:
         # Refusals get at most half of the queue, so that many of them cannot displace audit records of reads.
-        room = self._capacity if kept.note.event_type != REQUEST_REFUSED else (self._capacity + 1) // 2
-        if len(self._queue) + len(self._batch) < room:
+        capacity = self._capacity if kept.note.event_type != REQUEST_REFUSED else (self._capacity + 1) // 2
+        if len(self._queue) + len(self._batch) < capacity:
             self._queue.append(kept)
         else:
             self._drop(kept.note.brand_id, 1)
@@ -150,11 +150,11 @@ class AuditBuffer:
         while True:
             await self._wakeup.wait()
             # A full batch is written at once; a pause would only let the queue grow.
-            if len(self._queue) < BATCH_NOTES:
+            if len(self._queue) < BATCH_SIZE:
                 await asyncio.sleep(GATHER_SECONDS)
-            self._tell_waiting()
+            self._set_gauge()
             written = await self._write_batch()
-            self._tell_dropped()
+            self._log_dropped()
             if not written:
                 await asyncio.sleep(RETRY_SECONDS)
             elif not (self._queue or self._dropped):
@@ -170,15 +170,15 @@ class AuditBuffer:
                     if not await self._write_batch():
                         await asyncio.sleep(RETRY_SECONDS / 10)
         except TimeoutError:
-            self._untold += len(self._queue) + len(self._batch)
-        self._tell_dropped()
+            self._unreported += len(self._queue) + len(self._batch)
+        self._log_dropped()
 
     async def _write_batch(self) -> bool:
         """Write a batch. Return False if the database is unavailable; unwritten records stay in the batch."""
         if not self._batch:
-            self._batch = [self._queue.popleft() for _ in range(min(BATCH_NOTES, len(self._queue)))]
+            self._batch = [self._queue.popleft() for _ in range(min(BATCH_SIZE, len(self._queue)))]
             losses, self._dropped = self._dropped, Counter()
-            self._batch += [Kept(_loss(*loss), new_id(), time.monotonic()) for loss in losses.items()]
+            self._batch += [QueuedRecord(_record_of_loss(*loss), new_id(), time.monotonic()) for loss in losses.items()]
         while self._batch:
             brand_id = self._batch[0].note.brand_id
             of_brand = [kept for kept in self._batch if kept.note.brand_id == brand_id]
@@ -187,20 +187,20 @@ class AuditBuffer:
             except GatewayError:
                 return False
             self._batch = [kept for kept in self._batch if kept.note.brand_id != brand_id]
-            self._tell_waiting()
+            self._set_gauge()
         return True
 
-    async def _insert(self, brand_id: str, notes: Sequence[Kept]) -> None:
+    async def _insert(self, brand_id: str, notes: Sequence[QueuedRecord]) -> None:
         """Insert the records of one brand. If the database rejects the batch, insert each alone.
 
         A record that is rejected alone is dropped.
         """
         try:
             async with self._database.autocommit(brand_id) as connection:
-                await connection.fetch(WRITE_NOTES, brand_id=brand_id, notes=_written(notes))
+                await connection.fetch(INSERT_RECORDS, brand_id=brand_id, notes=_written(notes))
         except GatewayError:
             raise
-        except Exception as error:  # noqa: BLE001 - one note must not stand in the way of all that follow
+        except Exception as error:  # noqa: BLE001 - one record must not block those that follow
             if len(notes) > 1:
                 for kept in notes:
                     await self._insert(brand_id, [kept])
@@ -211,19 +211,19 @@ class AuditBuffer:
 
     def _drop(self, brand_id: str, number: int) -> None:
         self._dropped[brand_id] += number
-        self._untold += number
+        self._unreported += number
         AUDIT_DROPPED.inc(number)
 
-    def _tell_waiting(self) -> None:
+    def _set_gauge(self) -> None:
         AUDIT_WAITING.set(len(self._queue) + len(self._batch))
 
-    def _tell_dropped(self) -> None:
-        if self._untold:
-            logger.error("trail", extra={"dropped": self._untold})
-            self._untold = 0
+    def _log_dropped(self) -> None:
+        if self._unreported:
+            logger.error("trail", extra={"dropped": self._unreported})
+            self._unreported = 0
 
 
-def _loss(brand_id: str, number: int) -> AuditRecord:
+def _record_of_loss(brand_id: str, number: int) -> AuditRecord:
     return AuditRecord(
         event_type=NOTES_DROPPED,
         actor_type="system",
@@ -238,13 +238,13 @@ def _loss(brand_id: str, number: int) -> AuditRecord:
     )
 
 
-def _written(notes: Sequence[Kept]) -> bytes:
+def _written(notes: Sequence[QueuedRecord]) -> bytes:
     # One JSON text costs half of the driver's work to encode eleven lists value by value.
     now = time.monotonic()
     return orjson.dumps([_entry(kept, now - kept.left_at) for kept in notes])
 
 
-def _entry(kept: Kept, age_seconds: float) -> dict[str, object]:
+def _entry(kept: QueuedRecord, age_seconds: float) -> dict[str, object]:
     if age_seconds < LATE_SECONDS:
         return kept.note._asdict() | {"id": kept.id, "age_seconds": age_seconds}
     details = {**kept.note.details, "late_seconds": int(age_seconds)}

@@ -45,14 +45,14 @@ class Kind(StrEnum):
 
 
 MEANING: Mapping[Kind, str] = {
-    Kind.EDITED: "the entry is not what it was when it was chained",
-    Kind.DELETED: "the chain has the entry, the log has it no more",
-    Kind.MISSING: "the chain has nothing at this place",
-    Kind.OUT_OF_PLACE: "the link does not follow from the one before it: reordered, inserted, or altered",
-    Kind.INSERTED: "the entry appeared long after others that it says it is older than",
-    Kind.NOT_CHAINED: "the entry has no place in the chain, and should have one by now",
-    Kind.NOT_AUDITED: "an encounter is recorded, and the log has no entry of it",
-    Kind.HEAD: "the chain does not hold this hash at this place: its end was cut off, or it was made anew",
+    Kind.EDITED: "the entry was changed after it was chained",
+    Kind.DELETED: "the chain contains the entry, but the log does not",
+    Kind.MISSING: "the chain has no link at this position",
+    Kind.OUT_OF_PLACE: "the link does not follow from its predecessor: it was reordered, inserted or altered",
+    Kind.INSERTED: "the entry appeared long after entries with later times",
+    Kind.NOT_CHAINED: "the entry should be in the chain by now, but is not",
+    Kind.NOT_AUDITED: "the encounter has no entry in the log",
+    Kind.HEAD: "the chain does not have this hash at this position: its end was removed, or it was rebuilt",
 }
 
 
@@ -232,7 +232,7 @@ async def verify(owner_url: str, walk: Walk) -> AsyncIterator[Finding]:
             async for row in _rows(connection, UNAUDITED):
                 yield Finding(Kind.NOT_AUDITED, row["brand_id"], id=row["id"], occurred_at=row["occurred_text"])
     except asyncpg.UndefinedTableError as error:
-        raise VerificationStopped("the database has no audit chain yet; gateway migrate makes one") from error
+        raise VerificationStopped("the database has no audit chain yet; run `gateway migrate`") from error
     except PROBLEMS as error:
         raise VerificationStopped(reason_of(error)) from error
 
@@ -249,8 +249,8 @@ async def print_verification(owner_url: str, key: bytes, expected: Iterable[Head
     for kind, number in kinds.items():
         print(f"{number} {kind}: {MEANING[kind]}")
     if walk.every_hash_is_wrong:
-        print("Not one link fits: is GATEWAY_AUDIT_KEY the key that the chain was made with?")
-    print(f"{walk.links} entries chained, {walk.waiting} waiting for their place. Heads, to be kept elsewhere:")
+        print("No link has a valid hash: check that GATEWAY_AUDIT_KEY is the key of the chain.")
+    print(f"{walk.links} entries chained, {walk.waiting} not chained yet. Store these heads elsewhere:")
     for head in walk.heads.values():
         print(head)
     return not kinds

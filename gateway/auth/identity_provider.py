@@ -91,4 +91,4 @@ def provider_error(topic: str, reason: str) -> TemporarilyUnavailable:
 
 def unavailable() -> TemporarilyUnavailable:
     """Return the error for a caller whose token cannot be verified at present."""
-    return TemporarilyUnavailable("The identity provider does not answer as it should; try again shortly.")
+    return TemporarilyUnavailable("The identity provider is unavailable or answers invalidly; try again shortly.")

@@ -79,7 +79,7 @@ class KeySet:
             is_fresh = await self._refresh(LOOKUP_PAUSE_SECONDS)
             keys = self._find(algorithm, kid)
         if not keys and not is_fresh:
-            raise TemporarilyUnavailable("The key of this token cannot be looked up just now; try again shortly.")
+            raise TemporarilyUnavailable("The key of this token cannot be fetched at present; try again shortly.")
         return keys
 
     def _find(self, algorithm: str, kid: str | None) -> list[Key]:

@@ -104,7 +104,7 @@ class AccessTokens:
         self._leeway = leeway
         self._clock = clock
 
-    def claims_to_be_ours(self, token: str) -> bool:
+    def has_our_issuer(self, token: str) -> bool:
         """Whether the `iss` of the token is the configured issuer. The claim is not verified."""
         read = opened(token)
         return read is not None and read.claims.get("iss") == self._issuer
@@ -115,7 +115,7 @@ class AccessTokens:
         if read is None:
             raise invalid_token("not a JWT")
         self._refuse_header(read.header)
-        await self._refuse_forgery(read)
+        await self._verify_signature(read)
         try:
             self._refuse_claims(read.claims)
             return caller_of(read.claims, brand=self._brand)
@@ -130,7 +130,7 @@ class AccessTokens:
         if "crit" in header:
             raise invalid_token("crit")
 
-    async def _refuse_forgery(self, read: Opened) -> None:
+    async def _verify_signature(self, read: Opened) -> None:
         algorithm, kid = read.header["alg"], read.header.get("kid")
         if not isinstance(algorithm, str) or algorithm not in ACCEPTED:
             raise invalid_token("alg")
@@ -140,10 +140,10 @@ class AccessTokens:
         if not keys:
             raise invalid_token("no such key")
         try:
-            genuine = any(jws.validate_compact(read.signature, key, registry=REGISTRY) for key in keys)
+            is_valid = any(jws.validate_compact(read.signature, key, registry=REGISTRY) for key in keys)
         except JoseError as error:
             raise invalid_token(type(error).__name__) from None
-        if not genuine:
+        if not is_valid:
             raise invalid_token("signature")
 
     def _refuse_claims(self, claims: Claims) -> None:

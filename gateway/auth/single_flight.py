@@ -21,7 +21,7 @@ class SingleFlight(Generic[Key, Answer]):
         flight = self._in_flight.get(key)
         if flight is None:
             flight = self._in_flight[key] = asyncio.create_task(_asked(ask))
-            flight.add_done_callback(lambda landed: self._finish(key, landed))
+            flight.add_done_callback(lambda done: self._finish(key, done))
         return await asyncio.shield(flight)
 
     def _finish(self, key: Key, flight: asyncio.Task[Answer]) -> None:

@@ -23,7 +23,7 @@ MAX_CACHED = 10_000
 """Size of each cache. Valid and rejected tokens are cached separately, so invalid tokens cannot evict valid ones."""
 
 
-Thing = TypeVar("Thing")
+Value = TypeVar("Value")
 
 
 class TokenCache:
@@ -75,31 +75,31 @@ class TokenCache:
         await self._single_flight.close()
 
 
-class TtlCache(Generic[Thing]):
+class TtlCache(Generic[Value]):
     """LRU cache of `most` entries, each with an expiry time."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._things: OrderedDict[bytes, tuple[Thing, float]] = OrderedDict()
+        self._entries: OrderedDict[bytes, tuple[Value, float]] = OrderedDict()
 
-    def get(self, key: bytes, now: float) -> Thing | None:
+    def get(self, key: bytes, now: float) -> Value | None:
         """Return the value, or None if it is absent or expired at `now`."""
-        thing, until = self._things.get(key, (None, now))
-        if thing is None:
+        value, until = self._entries.get(key, (None, now))
+        if value is None:
             return None
         if until <= now:
-            del self._things[key]
+            del self._entries[key]
             return None
-        self._things.move_to_end(key)
-        return thing
+        self._entries.move_to_end(key)
+        return value
 
     def forget(self, key: bytes) -> None:
         """Remove the entry if it exists."""
-        self._things.pop(key, None)
+        self._entries.pop(key, None)
 
-    def keep(self, key: bytes, thing: Thing, until: float) -> None:
+    def keep(self, key: bytes, value: Value, until: float) -> None:
         """Insert or replace an entry that expires at `until`, and evict the least recently used one if necessary."""
-        self._things[key] = (thing, until)
-        self._things.move_to_end(key)
-        if len(self._things) > self._most:
-            self._things.popitem(last=False)
+        self._entries[key] = (value, until)
+        self._entries.move_to_end(key)
+        if len(self._entries) > self._most:
+            self._entries.popitem(last=False)

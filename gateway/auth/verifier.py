@@ -51,7 +51,7 @@ def _choose_verifier(introspection: Introspection | None, access_tokens: "Access
         return access_tokens.verify
 
     async def verify_by_issuer(token: str) -> Caller:
-        verifier = access_tokens if access_tokens.claims_to_be_ours(token) else introspection
+        verifier = access_tokens if access_tokens.has_our_issuer(token) else introspection
         return await verifier.verify(token)
 
     return verify_by_issuer

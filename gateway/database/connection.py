@@ -102,7 +102,7 @@ def _refuse_without_a_user(parsed: ConnectionUrl) -> None:
 
 
 def _keep_alive(connection: Any, given: Mapping[str, str]) -> None:
-    link = connection._transport.get_extra_info("socket")  # noqa: SLF001 - asyncpg has no way to it
+    link = connection._transport.get_extra_info("socket")  # noqa: SLF001 - asyncpg has no public attribute for it
     if link is None or link.family == socket.AF_UNIX:
         return
     # On by default, as in libpq.

@@ -43,7 +43,7 @@ UNAVAILABLE = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,
-    asyncpg.InternalClientError,  # sometimes raised by a connection that was closed while it was idle
+    asyncpg.InternalClientError,  # sometimes raised by a connection that was closed while idle
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,  # shut down, cancelled by a timeout, terminated
     asyncpg.InsufficientResourcesError,  # disk full, out of memory, too many connections
@@ -286,7 +286,7 @@ class Database:
                 # FATAL, the commit may have succeeded.
                 if getattr(error, "severity_en", None) == "ERROR":
                     raise
-                _hang_up(connection, error)
+                _terminate(connection, error)
                 raise OutcomeUnknown from error
 
     @asynccontextmanager
@@ -312,7 +312,7 @@ class Database:
             try:
                 yield PoolConnection(connection)
             except BaseException as error:
-                _hang_up(connection, error)
+                _terminate(connection, error)
                 # The server rolls back when it loses the connection. Raise the first error, not one of the rollback.
                 if not connection.is_closed():
                     await transaction.rollback()
@@ -320,7 +320,7 @@ class Database:
             try:
                 await transaction.commit()
             except UNAVAILABLE as error:
-                _hang_up(connection, error)
+                _terminate(connection, error)
                 # The commit was sent but not acknowledged, so its outcome is unknown.
                 raise OutcomeUnknown from error
 
@@ -341,7 +341,7 @@ class Database:
                 await connection.act_for(brand_id)
             yield connection
         except UNAVAILABLE as error:
-            _hang_up(connection, error)
+            _terminate(connection, error)
             if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
                 self._expire_writable()
             raise TemporarilyUnavailable from error
@@ -371,7 +371,7 @@ def _lists_together(finding: BatchKey) -> int:
     return max(1, ROWS_TOGETHER // finding.rows)
 
 
-def _hang_up(connection: Session, error: BaseException) -> None:
+def _terminate(connection: Session, error: BaseException) -> None:
     """Terminate the connection after a timeout: a rollback would take as long, or longer."""
     if isinstance(error, TimeoutError):
         connection.terminate()

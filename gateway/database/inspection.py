@@ -52,7 +52,7 @@ async def inspect_database(database_url: str) -> PreflightReport:
         # A second connection shows whether each connection has a session of its own.
         async with _session(database_url, APP_ROLE) as connection, _session(database_url, RELAY_ROLE):
             found = await connection.fetchrow(
-                f"SELECT {', '.join(f'current_setting({name!r}) AS {name}' for name in LOOKED_AT)},"  # noqa: S608 - ours
+                f"SELECT {', '.join(f'current_setting({name!r}) AS {name}' for name in LOOKED_AT)},"  # noqa: S608 - names of this module
                 " rolsuper OR rolbypassrls AS passes,"
                 " EXISTS (SELECT FROM pg_tables WHERE schemaname = 'patient_graph' AND tableowner = rolname) AS owns"
                 ", (SELECT reset_val FROM pg_settings WHERE name = 'row_security') AS row_security_of_login"
@@ -63,21 +63,21 @@ async def inspect_database(database_url: str) -> PreflightReport:
     assert found is not None
     dangers = [f"{name} is {found[name]}: {harm}" for name, bad, harm in DURABILITY if found[name] in bad]
     if found["server_encoding"] != "UTF8":
-        dangers.append(f"the database's encoding is {found['server_encoding']}, not UTF8: it cannot hold every text")
+        dangers.append(f"the database's encoding is {found['server_encoding']}, not UTF8: it cannot store every text")
     if found["transaction_read_only"] == "on":
         dangers.append(READ_ONLY)
     if found["passes"] or found["owns"]:
-        dangers.append(f"{APP_ROLE} owns the tables or may pass by row-level security: brands are not walled off")
+        dangers.append(f"{APP_ROLE} owns the tables or bypasses row-level security: brands are not isolated")
     warnings = [
         f"{name} is {found[name]}, not {'/'.join(safe)}: {harm}"
         for name, safe, harm in PRIVACY
         if found[name] not in safe
     ]
     if found["row_security_of_login"] != "on":
-        warnings.append("row_security is off for the login: the gateway sets it on, other programs read nothing")
+        warnings.append("row_security is off for the login: the gateway enables it, but other programs read no rows")
     version = int(found["server_version_num"]) // 10_000
     if not OLDEST <= version <= NEWEST:
-        warnings.append(f"PostgreSQL {version} is not one we test on ({OLDEST} to {NEWEST})")
+        warnings.append(f"PostgreSQL {version} is not a tested version ({OLDEST} to {NEWEST})")
     return PreflightReport(dangers, warnings)
 
 
@@ -93,8 +93,8 @@ async def _session(database_url: str, role: str) -> AsyncIterator[Session]:
 def refuse_dangers(dangers: Sequence[str], settings: Settings) -> None:
     """Return if there are no dangers, or if the settings allow an unsafe database. Raises `SettingsError`."""
     if dangers and not settings.database_unsafe:
-        told = "\n".join(f"  {danger}" for danger in dangers)
+        listed = "\n".join(f"  {danger}" for danger in dangers)
         raise SettingsError(
-            f"the database is not safe to record in:\n{told}\n"
-            f"Mend it, or set {PREFIX}DATABASE_UNSAFE=true to rehearse on it."
+            f"the database is not safe for recording:\n{listed}\n"
+            f"Correct this, or set {PREFIX}DATABASE_UNSAFE=true for tests."
         )

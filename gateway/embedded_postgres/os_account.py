@@ -2,7 +2,7 @@
 
 PostgreSQL refuses to run as root or as a user without a name. A container often has one or the other.
 """
-# ruff: noqa: S603 -- every command line here is our own
+# ruff: noqa: S603 -- no command line contains external input
 
 import os
 import pwd
@@ -33,7 +33,7 @@ PR_SET_PDEATHSIG, SIGINT = 1, 2
 if sys.platform == "linux" and libc.prctl(PR_SET_PDEATHSIG, SIGINT, 0, 0, 0) != 0:
     sys.exit("the kernel refused the death signal")
 if os.getppid() != int(gateway):
-    sys.exit("the gateway ended before its server began")
+    sys.exit("the gateway ended before its server started")
 os.execv(command[0], command)
 """
 
@@ -70,19 +70,19 @@ def choose_account(*needed: Path) -> Account:
     This is the current user. For root or an unnamed user it is a user-namespace mapping. Failing that, root on Linux
     uses `postgres` or `nobody`. Raises `PostgresUnavailable`.
     """
-    ourselves = Account(os.geteuid(), os.getegid())
+    current = Account(os.geteuid(), os.getegid())
     others = [entry for entry in pwd.getpwall() if entry.pw_uid != 0]
-    if ourselves.uid != 0 and _has_name(ourselves.uid):
-        return ourselves
+    if current.uid != 0 and _has_name(current.uid):
+        return current
     if others and (wrapper := _user_namespace(others[0].pw_uid, needed)):
-        return replace(ourselves, wrapper=wrapper)
+        return replace(current, wrapper=wrapper)
     accounts = {entry.pw_name: Account(entry.pw_uid, entry.pw_gid) for entry in others}
     for name in ("postgres", "nobody"):
-        if ourselves.uid == 0 and name in accounts and sys.platform == "linux":
+        if current.uid == 0 and name in accounts and sys.platform == "linux":
             return accounts[name]
     raise PostgresUnavailable(
         "PostgreSQL refuses root and users without a name: start the gateway as another user, or set "
-        "GATEWAY_DATABASE_URL to a database of your own."
+        "GATEWAY_DATABASE_URL to another database."
     )
 
 
@@ -147,4 +147,4 @@ def _refuse_unless(folder: Path, *, owner: int, closed: int) -> None:
     """Raise unless `folder` is a real folder of the owner with none of the permissions in `closed`."""
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != owner or found.st_mode & closed:
-        raise PostgresUnavailable(f"{folder} is not a folder that user {owner} alone controls: remove what is there.")
+        raise PostgresUnavailable(f"{folder} is not a folder that only user {owner} controls: remove it.")

@@ -42,7 +42,7 @@ def end_strays(home: Path, socket_folder: Path) -> None:
             found = _database_processes(home, socket_folder)
         if not found:
             return
-    raise PostgresUnavailable(f"A process at work in {home} cannot be ended: end it, then start again.")
+    raise PostgresUnavailable(f"A process that works in {home} cannot be stopped: stop it, then start again.")
 
 
 def _database_processes(home: Path, socket_folder: Path) -> list[psutil.Process]:

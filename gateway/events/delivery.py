@@ -36,7 +36,7 @@ BATCH = 100
 FIRST_RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 600.0
 # Seconds; the limit of a receiver's `Retry-After`, which it may have sent in milliseconds.
-LONGEST_PATIENCE_SECONDS = 24 * 3600.0
+LONGEST_RETRY_AFTER_SECONDS = 24 * 3600.0
 
 
 class DeliveryFailed(Exception):
@@ -44,7 +44,7 @@ class DeliveryFailed(Exception):
 
     def __init__(self, reason: str, retry_after_seconds: float = 0.0) -> None:
         self.reason = reason
-        self.retry_after_seconds = min(retry_after_seconds, LONGEST_PATIENCE_SECONDS)
+        self.retry_after_seconds = min(retry_after_seconds, LONGEST_RETRY_AFTER_SECONDS)
         super().__init__(reason)
 
 
@@ -120,7 +120,7 @@ def _moving(**values: object) -> Statement:
 
 
 MOVE_ON = _moving(failures=literal_column("0"), last_error=null())
-TRY_LATER = _moving(
+SCHEDULE_RETRY = _moving(
     failures=SINKS.c.failures + literal_column("1"),
     last_error=bindparam("reason", type_=Text),
     next_attempt_at=func.now() + bindparam("delay", type_=Interval),
@@ -179,7 +179,7 @@ class DeliveryQueue:
             await self.receiver.deliver(event)
         except (DeliveryFailed, SinkGone):
             raise
-        except Exception as error:  # noqa: BLE001 - a fault of ours must not stop the line for ever either
+        except Exception as error:  # noqa: BLE001 - an unexpected error must not stop the queue
             logger.error("delivery", extra={"sink": self.name, "event_id": str(event.id), **describe(error)})
             raise DeliveryFailed(type(error).__name__) from None
 
@@ -202,14 +202,14 @@ class DeliveryQueue:
         failures = sink["failures"] + 1 if position == sink["position"] else 1
         delay = timedelta(seconds=max(failure.retry_after_seconds, retry_seconds(failures)))
         if datetime.now(UTC) - max(event.published_at, sink["since"]) < self.retry_for:
-            await self._move(database, TRY_LATER, position, position, reason=failure.reason, delay=delay)
+            await self._move(database, SCHEDULE_RETRY, position, position, reason=failure.reason, delay=delay)
             logger.warning(
                 "delivery failed", extra={"sink": self.name, "event_id": str(event.id), "reason": failure.reason}
             )
             return
         async with database.transaction(None) as connection:
             there = {"name": self.name, "was": position, "position": event.position}
-            moved = await connection.fetch_one(TRY_LATER, **there, reason=failure.reason, delay=delay)
+            moved = await connection.fetch_one(SCHEDULE_RETRY, **there, reason=failure.reason, delay=delay)
             if moved:
                 columns = {name: getattr(event, name) for name in Event.__slots__ if name in DEAD_LETTERS.c}
                 await connection.fetch(INSERT_DEAD_LETTER, sink=self.name, reason=failure.reason, **columns)
@@ -229,4 +229,4 @@ def retry_seconds(failures: int) -> float:
     time.
     """
     longest: float = min(FIRST_RETRY_SECONDS * 2 ** min(failures - 1, 30), LONGEST_RETRY_SECONDS)
-    return longest * random.uniform(0.5, 1)  # noqa: S311 - nobody gains by guessing it
+    return longest * random.uniform(0.5, 1)  # noqa: S311 - the delay is not a secret

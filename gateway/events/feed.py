@@ -34,8 +34,8 @@ POLL_SECONDS = 1.0
 WOKEN_AT_ONCE = 16
 """Subscribers that get an event in one turn of the event loop; other requests run in between."""
 
-TOO_SLOW = "The events were not taken as fast as they came; subscribe again after the last cursor."
-OVER = "The feed ends here for now; subscribe again after the last cursor."
+TOO_SLOW = "The subscriber is too slow for the events; subscribe again after the last cursor."
+OVER = "The feed was interrupted; subscribe again after the last cursor."
 
 
 class Follower:
@@ -140,7 +140,7 @@ class Feed:
                         pass
                 except GatewayError:
                     pass  # the database is unavailable; events are read once it is back
-                except Exception as error:  # noqa: BLE001 - subscribers must not be left waiting for ever
+                except Exception as error:  # noqa: BLE001 - subscribers get the error instead of waiting
                     logger.error("feed", extra=describe(error))
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(POLL_SECONDS):
@@ -197,7 +197,7 @@ class Feed:
                 await self._read_of_brand(brand_id, ids)
             except GatewayError:
                 raise
-            except Exception as error:  # noqa: BLE001 - one brand's row must not stop the events of all
+            except Exception as error:  # noqa: BLE001 - an error of one brand must not stop the others
                 logger.error("feed", extra=describe(error))
 
     async def _read_of_brand(self, brand_id: str, ids: Mapping[int, UUID]) -> None:

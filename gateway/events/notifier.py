@@ -24,9 +24,9 @@ QUIET_SECONDS = 0.05
 RECONNECT_SECONDS = 1.0
 # Seconds; a NOTIFY at this interval serves as keep-alive and detects a dead connection.
 LONGEST_SILENCE_SECONDS = 30.0
-PATIENCE_SECONDS = 5.0
+TIMEOUT_SECONDS = 5.0
 
-RING = f"SELECT pg_notify('{APPENDED}', '')"
+NOTIFY = f"SELECT pg_notify('{APPENDED}', '')"
 
 
 class Notifier:
@@ -34,12 +34,12 @@ class Notifier:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._bells: dict[str, list[asyncio.Event]] = {APPENDED: [], MOVED: []}
+        self._wakeups: dict[str, list[asyncio.Event]] = {APPENDED: [], MOVED: []}
         self._wanted = asyncio.Event()
 
     def subscribe(self, wakeup: asyncio.Event, channel: str) -> asyncio.Event:
         """Set `wakeup` on every notification of the channel, and return it."""
-        self._bells[channel].append(wakeup)
+        self._wakeups[channel].append(wakeup)
         return wakeup
 
     def notify(self) -> None:
@@ -57,26 +57,26 @@ class Notifier:
 
     async def _listen(self) -> None:
         connection = await open_session(
-            self._url, {"application_name": "encounter-gateway doorbell"}, timeout=PATIENCE_SECONDS
+            self._url, {"application_name": "encounter-gateway notifier"}, timeout=TIMEOUT_SECONDS
         )
         try:
             connection.add_termination_listener(lambda _: self.notify())
-            for channel in self._bells:
-                await connection.add_listener(channel, self._heard)
+            for channel in self._wakeups:
+                await connection.add_listener(channel, self._on_notification)
             # Notifications were lost while no connection listened.
             self.notify()
-            for channel in self._bells:
-                self._heard(connection, 0, channel, "")
+            for channel in self._wakeups:
+                self._on_notification(connection, 0, channel, "")
             while True:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LONGEST_SILENCE_SECONDS):
                         await self._wanted.wait()
                 self._wanted.clear()
-                await connection.execute(RING, timeout=PATIENCE_SECONDS)
+                await connection.execute(NOTIFY, timeout=TIMEOUT_SECONDS)
                 await asyncio.sleep(QUIET_SECONDS)
         finally:
             connection.terminate()
 
-    def _heard(self, _connection: object, _pid: int, channel: str, _payload: object) -> None:
-        for wakeup in self._bells[channel]:
+    def _on_notification(self, _connection: object, _pid: int, channel: str, _payload: object) -> None:
+        for wakeup in self._wakeups[channel]:
             wakeup.set()

@@ -43,11 +43,11 @@ async def replay(database: Database, sink: str, first: int | None) -> int:
     async with database.transaction(None) as connection:
         sinks = {row["name"]: row["position"] for row in await connection.fetch(LIST_SINKS)}
         if sink not in sinks:
-            raise NoReplay(f"no sink {sink}; there are: {', '.join(sinks) or 'none'}")
+            raise NoReplay(f"no sink {sink}; the sinks are: {', '.join(sinks) or 'none'}")
         mark = await _one(connection, FIND_WATERMARK)
         before = sinks[sink] if first is None else first - 1
         if not mark["pruned"] <= before <= mark["position"]:
-            raise NoReplay(f"a replay may begin from {mark['pruned'] + 1} to {mark['position'] + 1}")
+            raise NoReplay(f"the first position must be from {mark['pruned'] + 1} to {mark['position'] + 1}")
         await connection.fetch(REPLAY, sink=sink, position=before)
         await connection.fetch(FORGET_DEAD_LETTERS, sink=sink, position=before)
     return before + 1
@@ -55,4 +55,4 @@ async def replay(database: Database, sink: str, first: int | None) -> int:
 
 async def print_replay(database: Database, sink: str, first: int | None) -> None:
     """Replay, and print the first position."""
-    print(f"{sink} is told from position {await replay(database, sink, first)}")
+    print(f"{sink} gets the events from position {await replay(database, sink, first)}")

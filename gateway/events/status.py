@@ -58,7 +58,7 @@ FIND_WATERMARK = Statement(select(WATERMARK.c.stamped, WATERMARK.c.position, WAT
 LIST_SINKS = Statement(select(SINKS).order_by(SINKS.c.name))
 
 
-WAITED = Statement(
+AGE_OF_FIRST = Statement(
     select(func.extract("epoch", func.now() - OUTBOX.c.published_at).label("age"))
     .where(OUTBOX.c.position > bindparam("position"))
     .order_by(OUTBOX.c.position)
@@ -91,7 +91,7 @@ async def event_numbers(database: RelayDatabase) -> EventStatus:
 
 
 async def _sink_numbers(connection: Connection, sink: Row, mark: Row) -> SinkNumbers:
-    waited = await connection.fetch_one(WAITED, position=sink["position"])
+    waited = await connection.fetch_one(AGE_OF_FIRST, position=sink["position"])
     dead_letters = await _one(connection, COUNT_DEAD_LETTERS, sink=sink["name"])
     same = ("name", "position", "failures", "last_error", "next_attempt_at", "disabled_at")
     return SinkNumbers(
@@ -108,12 +108,12 @@ async def _one(connection: Connection, statement: Statement, **values: object) -
     return row
 
 
-def told(numbers: EventStatus) -> str:
+def describe(numbers: EventStatus) -> str:
     """Return the status as text, with a line for each sink."""
     lines = [
         f"events up to position {numbers.position}, kept from {numbers.pruned + 1}",
         f"{numbers.waiting} waiting for a position, the oldest for {numbers.oldest_seconds:.0f} s"
-        + (f"; {numbers.unsettled} not settled" if numbers.unsettled else ""),
+        + (f"; {numbers.unsettled} beyond the watermark" if numbers.unsettled else ""),
     ]
     for sink in numbers.sinks:
         words = [f"sink {sink.name}: at {sink.position}, {sink.behind} behind by {sink.oldest_seconds:.0f} s"]
@@ -130,4 +130,4 @@ def told(numbers: EventStatus) -> str:
 
 async def print_status(database: RelayDatabase) -> None:
     """Print the status."""
-    print(told(await event_numbers(database)))
+    print(describe(await event_numbers(database)))

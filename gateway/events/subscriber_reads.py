@@ -17,7 +17,7 @@ from resolvers.sql import Connection, Row, Statement
 POOL_SIZE = 4
 """Connections for subscribers in each process; subscribers read little, and each row once."""
 
-READERS_OWN = 1
+RESERVED_CONNECTIONS = 1
 """Connections of the pool reserved for the reader of live events, which must not wait for subscribers that catch up."""
 
 ACQUIRE_SECONDS = 10.0
@@ -52,7 +52,7 @@ class SubscriberReads:
     def __init__(self, database: Database) -> None:
         self.database = database
         """The pool itself, used directly only by the reader of live events."""
-        self._turns = asyncio.Semaphore(POOL_SIZE - READERS_OWN)
+        self._turns = asyncio.Semaphore(POOL_SIZE - RESERVED_CONNECTIONS)
         self._under_way: dict[_Asked, asyncio.Task[list[Row]]] = {}
         self._kept: dict[_Asked, _Kept] = {}
         self._kept_bytes = 0
@@ -65,8 +65,8 @@ class SubscriberReads:
         Raises `TemporarilyUnavailable`.
         """
         async with self._turns:
-            lent = self.database.unscoped() if brand_id is None else self.database.connection(brand_id)
-            async with lent as connection:
+            acquired = self.database.unscoped() if brand_id is None else self.database.connection(brand_id)
+            async with acquired as connection:
                 yield connection
 
     async def rows(self, position: int, brand_id: str, statement: Statement, values: Mapping[str, object]) -> list[Row]:
@@ -163,7 +163,7 @@ class EventReads:
         statement: Statement,
         by: str,
         value: str,
-        rows: int = 1,  # noqa: ARG002 - how much it reads: nothing is put together here
+        rows: int = 1,  # noqa: ARG002 - a hint for batching, which does not apply here
         **given: object,
     ) -> Row | None:
         """Return the row whose `key` is `value`. Raises `TemporarilyUnavailable`."""

@@ -51,7 +51,7 @@ from resolvers.access import Caller, Permission, scopes_from
 from resolvers.audit_notes import ENCOUNTERS_READ
 from resolvers.commands import InputLimits, RecordEncounter, Text, refuse_null
 from resolvers.context import Context
-from resolvers.encounters.record import record_encounter
+from resolvers.encounters.record import Recorder, record_encounter, require_recorder
 from resolvers.errors import (
     GatewayError,
     InvalidInput,
@@ -68,10 +68,10 @@ from resolvers.services import AuditRecord, AuditSink
 
 logger = logging.getLogger(__name__)
 
-UNDER_WAY = 256
+MAX_IN_FLIGHT = 256
 """Lines in flight at once; enough for two full statements, and as many again that are ready when one is done."""
 
-READ_TOGETHER = 64
+READ_AHEAD = 64
 """Lines that are read before they are queued."""
 
 PAUSE_SECONDS = 0.5
@@ -104,7 +104,7 @@ async def import_encounters(
     name: str | None = None,
     client: str = "import",
     keep_keys_days: int = 90,
-    patience_seconds: float = 300.0,
+    retry_seconds: float = 300.0,
 ) -> ImportSummary:
     """Record the encounters of `file`, each line once.
 
@@ -118,7 +118,7 @@ async def import_encounters(
         name: Name of the import; distinguishes its lines without a key from those of others. None: the file's own name.
         client: Client id that owns the idempotency keys.
         keep_keys_days: Days that the keys are stored; a run after that would record the lines again.
-        patience_seconds: Seconds to retry while the database is unavailable.
+        retry_seconds: Seconds to retry while the database is unavailable.
     """
     settings = settings.model_copy(
         update={"idempotency_hours": keep_keys_days * 24, "database_acquire_seconds": ACQUIRE_SECONDS}
@@ -131,7 +131,8 @@ async def import_encounters(
                 named = name or ("-" if file == STANDARD_INPUT else file.name)
                 done = ImportSummary()
                 encounters = _encounters(records_of(lines, file, TABLE, done.unknown), limits, named)
-                return await _Backfilling(context, progress, patience_seconds, done).record_all(encounters)
+                backfilling = _Backfilling(require_recorder(context), progress, retry_seconds, done)
+                return await backfilling.record_all(encounters)
 
 
 # Parsing
@@ -164,8 +165,8 @@ def _members(values: dict[str, str]) -> dict[str, Any]:
             members["metadata"] = json_text.read(members["metadata"])
         except MalformedBody as error:
             place = " (line {}, column {} of it)".format(*error.place) if error.place else ""
-            rule, told = error.violations[0].rule, f"must be JSON that has one meaning{place}"
-            raise InvalidInput([Violation("/metadata", rule, told)]) from None
+            rule, message = error.violations[0].rule, f"must be unambiguous JSON (RFC 7493){place}"
+            raise InvalidInput([Violation("/metadata", rule, message)]) from None
     return members
 
 
@@ -206,8 +207,8 @@ def derived_key(name: str, meaning: str, place: int) -> str:
         meaning: Canonical JSON of the line.
         place: The 1-based occurrence number of this content.
     """
-    told = f"{name}\n{place}\n{meaning}".encode("utf-8", "surrogatepass")
-    return f"import-{hashlib.sha256(told).hexdigest()}"
+    content = f"{name}\n{place}\n{meaning}".encode("utf-8", "surrogatepass")
+    return f"import-{hashlib.sha256(content).hexdigest()}"
 
 
 class _DuplicateCounter:
@@ -245,13 +246,13 @@ class _DuplicateCounter:
 class _Backfilling:
     """One import: many workers take lines from one queue, which a thread fills."""
 
-    def __init__(self, context: Context, progress: Progress, patience_seconds: float, done: ImportSummary) -> None:
+    def __init__(self, context: Recorder, progress: Progress, retry_seconds: float, done: ImportSummary) -> None:
         self._context = context
         self._progress = progress
-        self._patience_seconds = patience_seconds
-        self._away_since: float | None = None
+        self._retry_seconds = retry_seconds
+        self._unavailable_since: float | None = None
         """Time when the database became unavailable, or None if a line has been recorded since."""
-        self._queue: asyncio.Queue[_Line | Refusal | Exception | None] = asyncio.Queue(READ_TOGETHER)
+        self._queue: asyncio.Queue[_Line | Refusal | Exception | None] = asyncio.Queue(READ_AHEAD)
         self._done = done
 
     async def record_all(self, encounters: Iterator[_Line | Refusal]) -> ImportSummary:
@@ -263,7 +264,7 @@ class _Backfilling:
         stopped: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as workers:
-                for _ in range(UNDER_WAY):
+                for _ in range(MAX_IN_FLIGHT):
                     workers.create_task(self._work())
         except* ImportStopped as errors:
             stopped = next(_leaves(errors))
@@ -281,10 +282,10 @@ class _Backfilling:
         # The import has ended, so nothing waits for lines.
         with suppress(CancelledError, RuntimeError):
             try:
-                while together := list(islice(encounters, READ_TOGETHER)):
+                while together := list(islice(encounters, READ_AHEAD)):
                     hand_on(together)
                 hand_on([None])
-            except Exception as error:  # noqa: BLE001 - whoever waits for lines must be told, whatever it is
+            except Exception as error:  # noqa: BLE001 - the consumer of the lines gets any error
                 hand_on([error])
 
     async def _put(self, together: Sequence[_Line | Refusal | Exception | None]) -> None:
@@ -294,7 +295,7 @@ class _Backfilling:
         for each in together:
             if not (isinstance(each, _Line) and each.key in done):
                 await self._queue.put(each)
-        self._progress.tell(self._done)
+        self._progress.update(self._done)
 
     async def _recorded_already(self, lines: Sequence[_Line]) -> set[str]:
         """Return the keys under which lines are recorded already; none if the database is unavailable."""
@@ -316,7 +317,7 @@ class _Backfilling:
             if refusal:
                 self._progress.refuse(refusal)
                 self._done.refused += len(refusal.lines)
-            self._progress.tell(self._done)
+            self._progress.update(self._done)
         # Pass the end marker on: the other workers wait for it too.
         await self._queue.put(None)
 
@@ -333,28 +334,28 @@ class _Backfilling:
                 await self._wait_for_the_database()
                 continue
             except GatewayError as error:
-                self._away_since = None
+                self._unavailable_since = None
                 self._context.note_refusal(error)
                 return Refusal.of(line.lines, error)
-            except Exception as error:  # noqa: BLE001 - one line must not stand in the way of all that follow
+            except Exception as error:  # noqa: BLE001 - one line must not block those that follow
                 logger.error(
                     "import", extra={"request_id": self._context.request_id, "line": line.lines[0], **describe(error)}
                 )
                 return Refusal.of(line.lines, ServerError())
-            self._away_since = None
+            self._unavailable_since = None
             self._done.recorded += not recording.replayed
             self._done.already += recording.replayed
             return None
 
     async def _wait_for_the_database(self) -> None:
         now = asyncio.get_running_loop().time()
-        if self._away_since is None:
-            self._away_since = now
-            self._progress.say(f"the database is away; trying again for {self._patience_seconds:.0f} s")
-        if now - self._away_since >= self._patience_seconds:
+        if self._unavailable_since is None:
+            self._unavailable_since = now
+            self._progress.print_message(f"the database is unavailable; retrying for {self._retry_seconds:.0f} s")
+        if now - self._unavailable_since >= self._retry_seconds:
             raise ImportStopped(
-                f"the database has been away for {now - self._away_since:.0f} s. Until then: {self._done}. "
-                "Run the import again, under the same name: it goes on from there."
+                f"the database has been unavailable for {now - self._unavailable_since:.0f} s. Until then: "
+                f"{self._done}. To continue, run the import again under the same name."
             )
         await asyncio.sleep(PAUSE_SECONDS)
 
@@ -373,7 +374,7 @@ async def _context(settings: Settings, client: str) -> AsyncIterator[Context]:
 
     Raises `SettingsError` if the database cannot be used or is not safe.
     """
-    assert settings.database_url is not None, "whoever imports has found or started a database"
+    assert settings.database_url is not None, "the caller has set or started a database"
     url = settings.database_url.get_secret_value()
     timeouts: Timeouts = {"acquire_seconds": ACQUIRE_SECONDS, "statement_seconds": settings.database_statement_seconds}
     with translate_driver_errors(f"{PREFIX}DATABASE_URL"):
@@ -387,7 +388,12 @@ async def _context(settings: Settings, client: str) -> AsyncIterator[Context]:
     try:
         async with AuditBuffer.open(url, settings.audit_queue, **timeouts) as audit_sink:
             lent = services(
-                settings, database, audit_sink=_NoReadAudit(audit_sink), feed=feed, verify=_nobody, rates=Unlimited()
+                settings,
+                database,
+                audit_sink=_NoReadAudit(audit_sink),
+                feed=feed,
+                verify=_refuse_token,
+                rates=Unlimited(),
             )
             yield Context(Caller(client, scopes), None, f"import-{new_id()}", lent)
     finally:
@@ -406,5 +412,5 @@ class _NoReadAudit:
             self._audit_sink.record(note)
 
 
-async def _nobody(_token: str) -> Never:
+async def _refuse_token(_token: str) -> Never:
     raise InvalidToken

@@ -59,9 +59,11 @@ async def import_patients(database_url: str, file: Path, rejects: Path | None = 
             try:
                 while batch := list(islice(outcomes, BATCH_LINES)):
                     await _import_batch(database, batch, imported, progress)
-                    progress.tell(imported)
+                    progress.update(imported)
             except TemporarilyUnavailable as error:
-                raise ImportStopped(f"the database was lost. Until then: {imported}. Run the import again.") from error
+                raise ImportStopped(
+                    f"the database connection was lost. Until then: {imported}. Run the import again."
+                ) from error
     return imported
 
 

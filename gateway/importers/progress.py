@@ -15,7 +15,7 @@ import orjson
 
 from gateway.importers.reader import STANDARD_INPUT, ImportStopped, LineReader, Refusal
 
-TOLD_AT_MOST = 20
+MAX_PRINTED = 20
 """Refused lines that are also printed on the terminal if they are written to a file."""
 
 BAR_SECONDS = 0.2
@@ -30,12 +30,12 @@ class Progress:
         self._lines = lines
         self._rejects = rejects
         self._written = written
-        self._told = 0
+        self._refused = 0
         self._on_terminal = sys.stderr.isatty()
         self._pause_seconds = BAR_SECONDS if self._on_terminal else LINE_SECONDS
         self._began_at = time.monotonic()
         # Show the bar from the first lines on.
-        self._told_at = self._began_at - BAR_SECONDS
+        self._printed_at = self._began_at - BAR_SECONDS
 
     @classmethod
     @contextmanager
@@ -58,12 +58,12 @@ class Progress:
             progress.clear()
             return
         if rejects.exists() and file.exists() and rejects.samefile(file):
-            raise ImportStopped("refused lines must not be written over the file that is imported")
+            raise ImportStopped("the file for refused lines must not be the imported file")
         try:
             written = rejects.open("wb", buffering=0)
         except OSError as error:
             raise ImportStopped(
-                f"{rejects} cannot be written ({error.strerror}); name a file for refused lines with --rejects"
+                f"{rejects} cannot be written ({error.strerror}); name another file for refused lines with --rejects"
             ) from error
         progress = cls(lines, rejects, written)
         try:
@@ -71,30 +71,30 @@ class Progress:
                 yield progress
         finally:
             progress.clear()
-            if progress._told:
+            if progress._refused:
                 print(f"refused lines are in {rejects}", file=sys.stderr)
             elif rejects.is_file():
                 rejects.unlink()
 
     def refuse(self, refusal: Refusal) -> None:
         """Record refused lines."""
-        self._told += 1
+        self._refused += 1
         if self._written:
-            self._written.write(orjson.dumps(refusal.told()) + b"\n")
-        if not self._written or self._told <= TOLD_AT_MOST:
-            self.say(refusal)
+            self._written.write(orjson.dumps(refusal.as_members()) + b"\n")
+        if not self._written or self._refused <= MAX_PRINTED:
+            self.print_message(refusal)
 
-    def say(self, words: object) -> None:
+    def print_message(self, words: object) -> None:
         """Print a message on its own line."""
         self.clear()
         print(words, file=sys.stderr)
 
-    def tell(self, so_far: object) -> None:
+    def update(self, so_far: object) -> None:
         """Print the progress if it is due. `so_far` is, as text, the summary of the lines up to now."""
         now = time.monotonic()
-        if now - self._told_at < self._pause_seconds:
+        if now - self._printed_at < self._pause_seconds:
             return
-        self._told_at = now
+        self._printed_at = now
         per_second = self._lines.number / (now - self._began_at)
         text = f"{self._lines.number:,} lines read, {per_second:,.0f} a second: {so_far}"
         if share := self._share():

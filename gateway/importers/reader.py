@@ -52,7 +52,7 @@ class Refusal:
         place = f"line {first}" if first == last else f"lines {first} to {last}"
         return f"{place}: {'; '.join(self.reasons)}"
 
-    def told(self) -> dict[str, Any]:
+    def as_members(self) -> dict[str, Any]:
         """Return the refusal in its machine-readable form."""
         last = {} if len(self.lines) == 1 else {"last_line": self.lines[-1]}
         reason = "; ".join(self.reasons)
@@ -104,8 +104,8 @@ class Unknown:
 
     def __str__(self) -> str:
         others = [f"{self._others} other{'' if self._others == 1 else 's'}"] if self._others else []
-        told = [*self._names, *others]
-        return f"; ignored: {', '.join(told)}" if told else ""
+        names = [*self._names, *others]
+        return f"; ignored: {', '.join(names)}" if names else ""
 
 
 class LineReader:
@@ -121,17 +121,17 @@ class LineReader:
         """Size of the file in bytes, or None if it is unknown."""
         self.max_bytes = max_bytes
         """Maximum size of a record in bytes."""
-        self._goes_on = False
+        self._is_within_line = False
 
     def read(self) -> bytes:
         """Return the next line, or a piece of a line longer than `max_bytes`; empty at the end of the stream."""
         piece = self.stream.readline(self.max_bytes + 1)
         self.bytes_read += len(piece)
-        if piece and not self._goes_on:
+        if piece and not self._is_within_line:
             self.number += 1
         if self.bytes_read == len(piece):
             piece = piece.removeprefix(BYTE_ORDER_MARK)
-        self._goes_on = not piece.endswith(b"\n")
+        self._is_within_line = not piece.endswith(b"\n")
         return piece
 
     def __iter__(self) -> Iterator[bytes]:
@@ -155,7 +155,7 @@ def records_of(lines: LineReader, file: Path, table: CsvFormat, unknown: Unknown
             each = next(members)
             # An unclosed quotation mark may swallow lines that are records. Refuse them instead of guessing.
             if lines.number > before + 1 and not table.breaks:
-                raise MalformedBody("line_break", "a quoted value must end on the line it began on")
+                raise MalformedBody("line_break", "a quoted value must end on the line on which it begins")
             if each is not None:
                 yield Record(range(before + 1, lines.number + 1), each)
         except StopIteration:
@@ -203,7 +203,7 @@ class _JsonLines(Iterator[dict[str, Any] | None]):
             members = json_text.read(line)
         except MalformedBody as error:
             column = "" if error.place is None else f" (column {error.place[1]})"
-            raise MalformedBody(error.violations[0].rule, f"must be JSON that has one meaning{column}") from None
+            raise MalformedBody(error.violations[0].rule, f"must be unambiguous JSON (RFC 7493){column}") from None
         if not isinstance(members, dict):
             raise MalformedBody("object", "must be a JSON object")
         if unknown := [name for name in members if name not in self._known]:
@@ -243,8 +243,8 @@ class _CsvRows(Iterator[dict[str, Any] | None]):
         if not values:
             return None
         if len(values) != len(self._columns):
-            told = f"must have {len(self._columns)} values, as line 1 has"
-            raise self._stopped("columns", told) if b'"' in record else MalformedBody("columns", told)
+            message = f"must have {len(self._columns)} values, like line 1"
+            raise self._skip_rest("columns", message) if b'"' in record else MalformedBody("columns", message)
         return self._table.members(dict(zip(self._columns, values, strict=True)))
 
     def _record(self) -> bytes:
@@ -260,7 +260,7 @@ class _CsvRows(Iterator[dict[str, Any] | None]):
                 if quoting.read(piece):
                     break
             except ValueError:
-                raise self._stopped("csv", CSV_RULE) from None
+                raise self._skip_rest("csv", CSV_RULE) from None
         if not size:
             raise StopIteration
         if quoting.is_open:
@@ -269,11 +269,11 @@ class _CsvRows(Iterator[dict[str, Any] | None]):
             raise _too_long(self._lines)
         return b"".join(pieces)
 
-    def _stopped(self, rule: RuleId, message: str) -> MalformedBody:
+    def _skip_rest(self, rule: RuleId, message: str) -> MalformedBody:
         """Skip the rest of the file, and return the error of a record whose end is unknown."""
         for _ in self._lines:
             pass  # counted: these lines are refused with the record
-        return MalformedBody(rule, f"{message}; where it ends cannot be known, so no row after it is read")
+        return MalformedBody(rule, f"{message}; its end is unknown, so no further row is read")
 
 
 def _values(record: bytes) -> list[str]:
@@ -286,7 +286,7 @@ def _values(record: bytes) -> list[str]:
     return values
 
 
-CSV_RULE = "must be CSV: quotation marks around whole values, doubled inside"
+CSV_RULE = "must be CSV: quotation marks enclose whole values, and are doubled inside them"
 
 
 def _require_columns(columns: Sequence[str], table: CsvFormat) -> None:
@@ -294,15 +294,14 @@ def _require_columns(columns: Sequence[str], table: CsvFormat) -> None:
     if not set(table.needed) <= set(columns) or "" in columns or len(set(columns)) != len(columns):
         *others, last = (f"`{name}`" for name in table.needed)
         raise ImportStopped(
-            f"line 1 must name the columns, each once and with commas between them, {', '.join(others)} and {last} "
-            "among them"
+            f"line 1 must name the columns, each once, separated by commas, including {', '.join(others)} and {last}"
         )
     known = table.needed if table.others_are_members else table.known
     for place, name in enumerate(columns, 1):
         if name not in known and (right := near_miss(name, known)):
             raise ImportStopped(
-                f"line 1: column {place} is nearly `{right}`, and would be lost; call it so, or give it a name that is "
-                "not like it"
+                f"line 1: column {place} is a misspelling of `{right}` and would be ignored; correct it, or give it a "
+                "different name"
             )
 
 

@@ -64,7 +64,7 @@ class FaultInjectionMiddleware:
 
     def __init__(self, app: ASGIApp, *, seed: int) -> None:
         self._app = app
-        self._chance = random.Random(seed)  # noqa: S311 - to be foreseen is what it is for
+        self._chance = random.Random(seed)  # noqa: S311 - the faults must be reproducible
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request, with the fault that is drawn for it."""
@@ -81,14 +81,14 @@ class FaultInjectionMiddleware:
                 await self._app(scope, receive, send)
             case Fault.DELAY:
                 await asyncio.sleep(seconds)
-                await self._app(scope, receive, _telling(fault, send))
+                await self._app(scope, receive, _with_fault_header(fault, send))
             case Fault.RATE_LIMITED | Fault.UNAVAILABLE:
                 await self._refuse(fault, scope, send)
             case Fault.LOST_ANSWER:
-                await self._app(scope, receive, _unheard)
+                await self._app(scope, receive, _discard)
                 await _cut(scope, receive)
             case Fault.DELIVERED_TWICE:
-                await self._deliver_twice(scope, receive, _telling(fault, send))
+                await self._deliver_twice(scope, receive, _with_fault_header(fault, send))
 
     def _draw(self) -> tuple[Fault, float]:
         """Return the next fault and its delay. Each call draws twice, so that no fault shifts the later ones."""
@@ -103,11 +103,11 @@ class FaultInjectionMiddleware:
             refused = True
             raise error
 
-        async def send_told(message: Message) -> None:
+        async def send_with_header(message: Message) -> None:
             # No header if the door refused the request before reading the body, for example without a token.
-            await (_telling(fault, send) if refused else send)(message)
+            await (_with_fault_header(fault, send) if refused else send)(message)
 
-        await self._app(scope, refusing_receive, send_told)
+        await self._app(scope, refusing_receive, send_with_header)
 
     async def _deliver_twice(self, scope: Scope, receive: Receive, send: Send) -> None:
         heard: list[Message] = []
@@ -119,7 +119,7 @@ class FaultInjectionMiddleware:
         async def second_receive() -> Message:
             return heard.pop(0) if heard else await receive()
 
-        await self._app({**scope, "state": dict(scope["state"])}, first_receive, _unheard)
+        await self._app({**scope, "state": dict(scope["state"])}, first_receive, _discard)
         await self._app(scope, second_receive, send)
 
 
@@ -132,7 +132,7 @@ def _is_sent_to_a_door(scope: Scope) -> bool:
     return path == "/graphql" or path.startswith("/v1/")
 
 
-def _telling(fault: Fault, send: Send) -> Send:
+def _with_fault_header(fault: Fault, send: Send) -> Send:
     async def send_with_fault(message: Message) -> None:
         if message["type"] == "http.response.start":
             message["headers"] = [*message["headers"], (HEADER, fault.encode())]
@@ -141,7 +141,7 @@ def _telling(fault: Fault, send: Send) -> Send:
     return send_with_fault
 
 
-async def _unheard(_message: Message) -> None:
+async def _discard(_message: Message) -> None:
     pass
 
 

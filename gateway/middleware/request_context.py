@@ -150,7 +150,7 @@ class KnownHosts:
             await receive()  # websocket.connect
             await send({"type": "websocket.close"})
             return
-        refusal = Forbidden("Development mode serves the hosts localhost, 127.0.0.1 and [::1]; call one of these.")
+        refusal = Forbidden("Development mode serves the hosts localhost, 127.0.0.1 and [::1] only; use one of these.")
         answer = error_response(refusal, state_of(scope)["request_id"], state_of(scope)["head"].get("accept", ""))
         await answer(scope, receive, send)
 

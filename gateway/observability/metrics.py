@@ -32,21 +32,23 @@ REQUESTS = _counter(
     "requests", "HTTP requests, by door, route, method and status.", "door", "route", "method", "status"
 )
 REQUEST_SECONDS = _histogram(
-    "request_seconds", "How long HTTP requests took, by door, route and method.", "door", "route", "method"
+    "request_seconds", "Duration of HTTP requests in seconds, by door, route and method.", "door", "route", "method"
 )
-SOCKETS_OPEN = _gauge("sockets_open", "WebSockets that are open.")
+SOCKETS_OPEN = _gauge("sockets_open", "Open WebSockets.")
 SOCKET_OPERATIONS = _counter("socket_operations", "Operations on WebSockets, by outcome.", "outcome")
-SOCKET_OPERATION_SECONDS = _histogram("socket_operation_seconds", "How long operations on WebSockets took.")
-REFUSALS = _counter("refusals", "Refusals through both doors, by code.", "code")
+SOCKET_OPERATION_SECONDS = _histogram("socket_operation_seconds", "Duration of operations on WebSockets in seconds.")
+REFUSALS = _counter("refusals", "Refusals over REST and GraphQL, by code.", "code")
 ENCOUNTERS_RECORDED = _counter("encounters_recorded", "Encounters recorded.")
-ENCOUNTERS_REPLAYED = _counter("encounters_replayed", "Recordings that were found to be done already, by their key.")
-POOL_CONNECTIONS = _gauge("pool_connections", "Connections to the database that may be open, by pool.", "pool")
-POOL_IN_USE = _gauge("pool_in_use", "Connections to the database in use, by pool.", "pool")
-POOL_REFUSED = _counter("pool_refused", "Waits for a free connection that were given up, by pool.", "pool")
-AUDIT_WAITING = _gauge("audit_waiting", "Notes of refusals and reads that wait to be audited.")
-AUDIT_DROPPED = _counter("audit_dropped", "Notes of refusals and reads that were dropped.")
-LOG_DROPPED = _counter("log_dropped", "Log lines that were dropped, because standard error was not read in time.")
-DRAINING = _gauge("draining", "Processes that were told to stop and still serve.")
+ENCOUNTERS_REPLAYED = _counter(
+    "encounters_replayed", "Recordings that were replayed because their key was recorded earlier."
+)
+POOL_CONNECTIONS = _gauge("pool_connections", "Maximum number of database connections, by pool.", "pool")
+POOL_IN_USE = _gauge("pool_in_use", "Database connections in use, by pool.", "pool")
+POOL_REFUSED = _counter("pool_refused", "Waits for a free connection that timed out, by pool.", "pool")
+AUDIT_WAITING = _gauge("audit_waiting", "Queued audit records of refusals and reads.")
+AUDIT_DROPPED = _counter("audit_dropped", "Dropped audit records of refusals and reads.")
+LOG_DROPPED = _counter("log_dropped", "Log lines that were dropped because standard error was not read in time.")
+DRAINING = _gauge("draining", "Processes that are shutting down and still serve.")
 
 
 def count_request(route: str | None, method: str, status: int | None, seconds: float) -> None:

@@ -96,10 +96,10 @@ class QueuedWriter:
             # The reader is gone, or the disk is full. The next batch may succeed.
             self._drop(len(batch))
         else:
-            self._tell_dropped()
+            self._log_dropped()
         batch.clear()
 
-    def _tell_dropped(self) -> None:
+    def _log_dropped(self) -> None:
         with self._dropping:
             dropped, self._dropped = self._dropped, 0
         if dropped:

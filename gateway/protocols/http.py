@@ -139,7 +139,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         except _Refused as refused:
             self._refuse(refused.refusal)
         if self._unread or self.pipeline:
-            self._hold_back()
+            self._pause_if_full()
 
     def _read_head(self) -> bool:
         """Check the buffered part of a head, and parse the head when it is complete. Return whether it is complete."""
@@ -204,7 +204,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         else:
             self._phase = WAITING if self.pipeline else HEAD
 
-    def _hold_back(self) -> None:
+    def _pause_if_full(self) -> None:
         """Stop reading when more than `HIGH_WATER_LIMIT` bytes wait for the response in progress."""
         waiting_bytes = len(self._unread) + (len(self.cycle.body) if self.pipeline else 0)
         if self._answering is None or waiting_bytes <= HIGH_WATER_LIMIT:

@@ -126,5 +126,5 @@ class ResponseWriter:
 def _line(name: bytes, value: bytes) -> bytes:
     """Return a serialized field. Raises `ValueError` for characters that would split the field or end the head."""
     if HEADER_RE.search(name) or HEADER_VALUE_RE.search(value):
-        raise ValueError("a header field holds what none may hold")
+        raise ValueError("a header field contains a forbidden character")
     return name.lower() + b": " + value + b"\r\n"

@@ -16,14 +16,14 @@ class Refusal(NamedTuple):
 
 
 NOT_HTTP = Refusal(400, "bad_request", "This is not an HTTP request.")
-NO_HOST = Refusal(400, "bad_request", "A request names its Host once.")
+NO_HOST = Refusal(400, "bad_request", "A request must have exactly one Host.")
 BAD_CHUNK = Refusal(400, "bad_request", "The chunked body is malformed.")
-BAD_LENGTH = Refusal(400, "bad_request", "A request has one Content-Length, or is sent as HTTP/1.1 in chunks.")
+BAD_LENGTH = Refusal(400, "bad_request", "A request must have one Content-Length, or be chunked in HTTP/1.1.")
 LATE_HEAD = Refusal(408, "request_timeout", "The request did not arrive in time.")
 LARGE_HEAD = Refusal(431, "headers_too_large", "The request's head is too large.")
 MANY_FIELDS = Refusal(431, "headers_too_large", "There are too many header fields.")
 LARGE_TRAILER = Refusal(431, "headers_too_large", "The request's trailer is too large.")
-OTHER_CODING = Refusal(501, "not_implemented", "The only transfer coding read here is chunked.")
+OTHER_CODING = Refusal(501, "not_implemented", "The only supported transfer coding is chunked.")
 OTHER_VERSION = Refusal(505, "http_version_not_supported", "Send the request as HTTP/1.1.")
 
 

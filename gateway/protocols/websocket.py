@@ -25,7 +25,7 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
         """Parse the data. The first call gets the complete head of the upgrade, so a failed handshake is final."""
         super().data_received(data)
         if not self.handshake_initiated and not self.transport.is_closing():
-            self.transport.write(refusal_bytes(400, "bad_request", "This is no WebSocket handshake."))
+            self.transport.write(refusal_bytes(400, "bad_request", "This is not a valid WebSocket handshake."))
             self.transport.close()
 
     # Received messages
@@ -34,7 +34,7 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
         """Append a fragment. Fail the connection with 1009 at `max_fragments`, because fragments may be empty."""
         if len(self.frames) >= self.max_fragments:
             self.conn.fail(1009, "too many fragments")
-            self._sent_away()
+            self._finish_close()
             return
         super().handle_cont(event)
 
@@ -45,7 +45,7 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
         """
         if self.curr_msg_data_type == "text" and not self.close_sent and not _is_text(self.frames):
             self.conn.fail(1007, "not UTF-8")
-            self._sent_away()
+            self._finish_close()
             return
         super().send_receive_event_to_app()
 
@@ -102,14 +102,14 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
         self.pong_timer = self.pending_ping_payload = None
         if not self.close_sent and not self.transport.is_closing():
             self.conn.fail(1013, "A ping was not answered in time.")
-            self._sent_away()
+            self._finish_close()
 
     def handle_parser_exception(self) -> None:
         """Close on an invalid frame or a message that is too large, with the parser's close code."""
         if not self.close_sent:
-            self._sent_away()
+            self._finish_close()
 
-    def _sent_away(self) -> None:
+    def _finish_close(self) -> None:
         close = self.conn.close_sent
         assert close is not None
         self.queue.put_nowait({"type": "websocket.disconnect", "code": close.code, "reason": close.reason})

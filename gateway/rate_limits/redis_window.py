@@ -21,7 +21,7 @@ from gateway.rate_limits.sliding_window import Clock, InMemorySlidingWindow, Usa
 logger = logging.getLogger(__name__)
 
 CONNECTIONS = 8
-PATIENCE_SECONDS = 1.0
+TIMEOUT_SECONDS = 1.0
 """Seconds; timeout of one Redis call. Redis answers within a millisecond, so a timeout means that Redis is down."""
 PAUSE_SECONDS = 5.0
 """Seconds without further Redis calls after one failed."""
@@ -49,7 +49,7 @@ class RedisSlidingWindow:
         self._seconds = seconds
         self._clock = clock
         self._local = InMemorySlidingWindow(seconds, clock)
-        self._lost_until: float | None = None
+        self._unavailable_until: float | None = None
 
     async def take(self, key: str, limit: int, units: int) -> Usage:
         """Take the units if all of them are left; otherwise take none."""
@@ -61,7 +61,7 @@ class RedisSlidingWindow:
     async def release(self, key: str, limit: int, units: int) -> None:
         """Return the `units` that were taken last."""
         async with self._turn:
-            released = await self._release_shared(key, limit, units) if self._lost_until is None else False
+            released = await self._release_shared(key, limit, units) if self._unavailable_until is None else False
         if not released:
             await self._local.release(key, limit, units)
 
@@ -72,41 +72,41 @@ class RedisSlidingWindow:
     async def _take_shared(self, key: str, limit: int, units: int) -> Usage | None:
         window = RateLimitItemPerSecond(limit, self._seconds)
         try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
                 granted = await self._limiter.hit(window, key, cost=units)
                 more_at, remaining = await self._limiter.get_window_stats(window, key)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is no reason to refuse
-            self._lose(error)
+        except Exception as error:  # noqa: BLE001 - no error of Redis is a reason to refuse
+            self._mark_unavailable(error)
             return None
-        self._find()
+        self._mark_available()
         return Usage(granted, remaining, max(more_at - time.time(), 0))
 
     async def _release_shared(self, key: str, limit: int, units: int) -> bool:
         # The limiter stores uses in a list, newest on the left.
         name = self._storage.bridge.prefixed_key(RateLimitItemPerSecond(limit, self._seconds).key_for(key))
         try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
                 await self._redis.lpop(name, units)  # type: ignore[misc]
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is no reason to refuse
-            self._lose(error)
+        except Exception as error:  # noqa: BLE001 - no error of Redis is a reason to refuse
+            self._mark_unavailable(error)
             return False
         return True
 
     def _worth_trying(self) -> bool:
-        if self._lost_until is None:
+        if self._unavailable_until is None:
             return True
-        if self._clock() < self._lost_until:
+        if self._clock() < self._unavailable_until:
             return False
         # Only this request tries; concurrent requests count locally and do not wait for it.
-        self._lost_until = self._clock() + PAUSE_SECONDS
+        self._unavailable_until = self._clock() + PAUSE_SECONDS
         return True
 
-    def _lose(self, error: Exception) -> None:
-        if self._lost_until is None:
+    def _mark_unavailable(self, error: Exception) -> None:
+        if self._unavailable_until is None:
             logger.warning("rate limits", extra={"counted": "in each process", **describe(error)})
-        self._lost_until = self._clock() + PAUSE_SECONDS
+        self._unavailable_until = self._clock() + PAUSE_SECONDS
 
-    def _find(self) -> None:
-        if self._lost_until is not None:
+    def _mark_available(self) -> None:
+        if self._unavailable_until is not None:
             logger.warning("rate limits", extra={"counted": "together again"})
-        self._lost_until = None
+        self._unavailable_until = None

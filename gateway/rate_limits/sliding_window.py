@@ -52,9 +52,9 @@ class InMemorySlidingWindow:
         now, uses = self._clock(), self._in_window(key)
         too_many = len(uses) + units - limit
         if too_many > 0:
-            return Usage(False, max(limit - len(uses), 0), self._left_in(uses, too_many, now))
+            return Usage(False, max(limit - len(uses), 0), self._seconds_until_free(uses, too_many, now))
         uses += [now] * units
-        return Usage(True, limit - len(uses), self._left_in(uses, 1, now))
+        return Usage(True, limit - len(uses), self._seconds_until_free(uses, 1, now))
 
     async def release(self, key: str, limit: int, units: int) -> None:  # noqa: ARG002
         """Return the `units` that were taken last."""
@@ -65,7 +65,7 @@ class InMemorySlidingWindow:
         """Return the seconds until one more unit could be taken; 0 if it could be taken now."""
         uses = self._in_window(key)
         too_many = len(uses) + 1 - limit
-        return self._left_in(uses, too_many, self._clock()) if too_many > 0 else 0
+        return self._seconds_until_free(uses, too_many, self._clock()) if too_many > 0 else 0
 
     async def close(self) -> None:
         """Do nothing: the window has no connections."""
@@ -80,7 +80,7 @@ class InMemorySlidingWindow:
         del uses[: bisect_right(uses, edge)]
         return uses
 
-    def _left_in(self, uses: list[float], count: int, now: float) -> float:
+    def _seconds_until_free(self, uses: list[float], count: int, now: float) -> float:
         """Return the seconds until the `count` oldest uses leave the window; at most the window's length."""
         # The difference of the times comes first. Adding the window to a large time could round the result up.
         return self._seconds - (now - uses[min(count, len(uses)) - 1]) if uses else self._seconds

@@ -12,9 +12,9 @@ from typing import NamedTuple
 from uuid import UUID
 
 from resolvers.batcher import MicroBatcher
-from resolvers.encounters.insert import NO_LOCK_TIMEOUT, keep_at_once
+from resolvers.encounters.insert import NO_LOCK_TIMEOUT, insert_at_once
 from resolvers.errors import Locked, TemporarilyUnavailable
-from resolvers.services import Kept, NewEncounter
+from resolvers.services import Insertion, NewEncounter
 from resolvers.sql import Database
 
 MAX_IN_FLIGHT = 2
@@ -49,15 +49,15 @@ class EncounterBatcher:
     def __init__(self, database: Database, kept_for: timedelta, queue_timeout: float) -> None:
         self._database = database
         self._kept_for = kept_for
-        self._together: MicroBatcher[str, NewEncounter, Kept] = MicroBatcher(
-            self._keep, queue_timeout, max_in_flight=MAX_IN_FLIGHT
+        self._together: MicroBatcher[str, NewEncounter, Insertion] = MicroBatcher(
+            self._insert, queue_timeout, max_in_flight=MAX_IN_FLIGHT
         )
-        self._locked: MicroBatcher[_Lock, NewEncounter, Kept] = MicroBatcher(
-            self._keep_locked, queue_timeout, max_in_flight=1
+        self._locked: MicroBatcher[_Lock, NewEncounter, Insertion] = MicroBatcher(
+            self._insert_locked, queue_timeout, max_in_flight=1
         )
         self._lock_waiters = asyncio.Semaphore(LOCK_WAITERS)
 
-    async def keep(self, brand_id: str, new: NewEncounter) -> Kept:
+    async def insert(self, brand_id: str, new: NewEncounter) -> Insertion:
         """Insert an encounter, batched with those submitted at the same time.
 
         Raises `TemporarilyUnavailable` or `OutcomeUnknown`. A cancelled caller stops waiting, but an encounter that was
@@ -73,14 +73,14 @@ class EncounterBatcher:
         except TimeoutError:
             raise TemporarilyUnavailable from None
 
-    async def _keep(self, brand_id: str, news: Sequence[NewEncounter], within_seconds: float) -> list[Kept]:
+    async def _insert(self, brand_id: str, news: Sequence[NewEncounter], within_seconds: float) -> list[Insertion]:
         if len(news) > 1:
             return await self._send(brand_id, news, within_seconds, SHARED_LOCK_TIMEOUT)
         if _lock_of(brand_id, news[0]) in self._locked:
             raise Locked
         return await self._send(brand_id, news, within_seconds, LOCK_TIMEOUT)
 
-    async def _keep_locked(self, lock: _Lock, news: Sequence[NewEncounter], within_seconds: float) -> list[Kept]:
+    async def _insert_locked(self, lock: _Lock, news: Sequence[NewEncounter], within_seconds: float) -> list[Insertion]:
         async with asyncio.timeout(within_seconds):
             await self._lock_waiters.acquire()
         try:
@@ -90,8 +90,8 @@ class EncounterBatcher:
 
     async def _send(
         self, brand_id: str, news: Sequence[NewEncounter], within_seconds: float, lock_timeout: str
-    ) -> list[Kept]:
-        return await keep_at_once(
+    ) -> list[Insertion]:
+        return await insert_at_once(
             self._database,
             brand_id,
             news,
@@ -102,4 +102,4 @@ class EncounterBatcher:
 
 
 def _lock_of(brand_id: str, new: NewEncounter) -> _Lock:
-    return _Lock(brand_id, new.client_id, new.key or new.id)
+    return _Lock(brand_id, new.client_id, new.key or new.columns["id"])

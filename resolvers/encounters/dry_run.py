@@ -3,24 +3,21 @@
 from collections.abc import Mapping
 from typing import Any
 
-from resolvers.access import Permission
 from resolvers.commands import RecordEncounter
-from resolvers.context import Context
 from resolvers.encounters.read import encounter_of_key
-from resolvers.encounters.record import Recording
+from resolvers.encounters.record import Recorder, Recording
 from resolvers.errors import PatientNotFound
 from resolvers.idempotency import claim_of, find_claimed
 from resolvers.patients import find_patient
 
 
 async def dry_run_encounter(
-    context: Context, patient_id: str, members: Mapping[str, Any], key: str | None = None
+    context: Recorder, patient_id: str, members: Mapping[str, Any], key: str | None = None
 ) -> Recording | None:
     """Return what `record_encounter` would: None if it would record, the recording if it would replay one.
 
     It only reads, so the key stays unclaimed. Raises what `record_encounter` would raise, in the same order.
     """
-    context.require(Permission.RECORD_ENCOUNTER)
     brand_id = context.acting_brand(members.get("brand_id"))
     command = RecordEncounter.read(members, context.services.input_limits, strict=context.strict)
     claim = None if key is None else claim_of(key, context, brand_id, patient_id, command)

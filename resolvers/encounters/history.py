@@ -10,7 +10,7 @@ from sqlalchemy import BigInteger, any_, bindparam, insert, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlmodel import Text
 
-from models import Encounter, EncounterEventKind, EncounterVersion, table_of
+from models import MEMBERS, Encounter, EncounterEventKind, EncounterVersion, Kind, table_of
 from resolvers import json_text
 from resolvers.access import Permission
 from resolvers.bounded_rows import BoundedStatement
@@ -90,7 +90,7 @@ async def append_version(
 
 
 def _json_value(column: str, value: Any) -> Any:
-    if column == "metadata":
+    if MEMBERS[column].kind is Kind.JSON:
         return json_text.read(value)
     if isinstance(value, datetime):
         return json_text.instant(value)

@@ -1,113 +1,76 @@
-"""The rows of a recording, and the one statement that inserts them, for one encounter or for several.
+"""The one statement that inserts the rows of a recording, for one encounter or for several.
 
 The encounter, its version, its audit entry, its event and its key are inserted in one statement, and so in one
-transaction. Several recordings of a brand may share it: they share the commit, which is most of a recording's cost.
-This form is fastest on one server and slowest on a cluster. `resolvers/encounters/record.py` has the cluster's form,
-one statement after another.
+transaction. The key's row holds the first answer, which the statement composes from the encounter's row. Several
+recordings of a brand may share the statement: they share the commit, which is most of a recording's cost. This form is
+fastest on one server and slowest on a cluster. `resolvers/encounters/record.py` has the cluster's form, one statement
+after another.
 """
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import cache
-from typing import NamedTuple, Self
+from typing import Any
 
 import orjson
 from sqlalchemy import text
 
-from resolvers import json_text
+from models import MEMBERS, Kind
+from resolvers.encounters.json_sql import WITH_JSON, instant_of, joined, published_json
 from resolvers.outbox import ENCOUNTER_RECORDED
-from resolvers.services import Kept, NewEncounter
+from resolvers.services import Insertion, NewEncounter
 from resolvers.sql import Database, Statement
 
-# The first answer
-
-TO_COME = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
-"""Placeholder in an answer that is written before the row: the database replaces it by the time of recording."""
-
-WRITTEN_TO_COME = json_text.instant(TO_COME)
-
-
-class Answer(NamedTuple):
-    """An answer in the published form, split at its two occurrences of the time of recording."""
-
-    head: str | None
-    middle: str | None
-    tail: str | None
-
-    @classmethod
-    def of(cls, published: bytes) -> Self:
-        """Split an answer whose two times are `TO_COME`."""
-        # The times are its last two members, so text that a person wrote cannot be mistaken for them.
-        return cls(*published.decode().rsplit(WRITTEN_TO_COME, 2))
-
-    def at(self, time: datetime) -> bytes | None:
-        """Return the answer with its times filled in, or None if there is no answer."""
-        if self.head is None:
-            return None
-        instant = json_text.instant(time)
-        return f"{self.head}{instant}{self.middle}{instant}{self.tail}".encode()
-
-
-NO_ANSWER = Answer(None, None, None)
-"""For a recording without a key, whose answer is not stored."""
-
-
-# The statement
-
 COLUMNS = {
-    "patient_id": "text", "id": "uuid", "provider_id": "uuid", "encounter_type": "text", "scheduled_at": "timestamptz",
-    "chief_complaint": "text", "notes": "text", "metadata": "jsonb", "entry_id": "uuid", "event_id": "uuid",
-    "actor_type": "text", "actor_id": "text", "actor_brand_id": "text", "request_id": "text", "client_id": "text",
-    "key": "text", "request_hash": "bytea", "answer_head": "text", "answer_middle": "text", "answer_tail": "text",
+    name: "json" if member.kind is Kind.JSON else member.sql_type
+    for name, member in MEMBERS.items()
+    if name not in {"created_at", "updated_at"}
+} | {
+    "entry_id": "uuid", "event_id": "uuid", "actor_type": "text", "actor_id": "text", "actor_brand_id": "text",
+    "request_id": "text", "client_id": "text", "key": "text", "request_hash": "bytea",
 }  # fmt: skip
+"""The SQL types of the values that are sent for each recording. A JSON object keeps the text that was sent."""
 
-OF_THE_ENCOUNTER = tuple(COLUMNS)[:8]
-"""The encounter's own columns."""
+_MEMBERS = ", ".join(MEMBERS)
 
 # Each patient is looked up separately. The planner does not know the number of rows sent, and would read the whole
 # table of a few thousand patients. Keys are claimed in one global order, so that two concurrent statements cannot
 # deadlock. Events are appended in the order of the encounters, which the relay preserves.
-KEEP = """
+INSERT = f"""
 known AS (
-    SELECT sent.*, now() AS at, replace(
-        to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), '.000000Z', 'Z'
-    ) AS instant
-    FROM sent, LATERAL (
-        SELECT FROM patient_graph.patients p
-        WHERE p.id = sent.patient_id AND p.brand_id = CAST(:brand_id AS text) LIMIT 1
-    ) p
+    {WITH_JSON} FROM (
+        SELECT sent.*, now() AS created_at, now() AS updated_at
+        FROM sent, LATERAL (
+            SELECT FROM patient_graph.patients p
+            WHERE p.id = sent.patient_id AND p.brand_id = CAST(:brand_id AS text) LIMIT 1
+        ) p
+    ) e
 ),
 claimed AS (
     INSERT INTO patient_graph.idempotency_keys AS claim (
         brand_id, client_id, key, request_hash, patient_id, encounter_id, answer, expires_at
     )
     SELECT
-        CAST(:brand_id AS text), client_id, key, request_hash, patient_id, id,
-        convert_to(answer_head || instant || answer_middle || instant || answer_tail, 'UTF8'),
-        at + CAST(:kept_for AS interval)
-    FROM known WHERE key IS NOT NULL ORDER BY client_id COLLATE "C", key COLLATE "C", id
+        brand_id, client_id, key, request_hash, patient_id, id, convert_to({joined(published_json("e"))}, 'UTF8'),
+        created_at + CAST(:kept_for AS interval)
+    FROM known e WHERE key IS NOT NULL ORDER BY client_id COLLATE "C", key COLLATE "C", id
     ON CONFLICT DO NOTHING
     RETURNING claim.encounter_id
 ),
 recorded AS (
-    INSERT INTO patient_graph.encounters AS e (
-        patient_id, id, brand_id, provider_id, encounter_type, scheduled_at, chief_complaint, notes, metadata,
-        created_at, updated_at
-    )
-    SELECT
-        patient_id, id, CAST(:brand_id AS text), provider_id, encounter_type, scheduled_at, chief_complaint, notes,
-        metadata, at, at
-    FROM known WHERE key IS NULL OR id IN (SELECT encounter_id FROM claimed)
+    INSERT INTO patient_graph.encounters AS e ({_MEMBERS})
+    SELECT {_MEMBERS} FROM known WHERE key IS NULL OR id IN (SELECT encounter_id FROM claimed)
     RETURNING e.id
 ),
-kept AS (
+inserted AS (
     SELECT known.* FROM known JOIN recorded USING (id)
 ),
 versioned AS (
     INSERT INTO patient_graph.encounter_versions (
         patient_id, encounter_id, version, brand_id, kind, changed_at, actor_type, actor_id, request_id, changes
     )
-    SELECT patient_id, id, 1, CAST(:brand_id AS text), 'recorded', at, actor_type, actor_id, request_id, '{}' FROM kept
+    SELECT patient_id, id, version, brand_id, 'recorded', created_at, actor_type, actor_id, request_id, '{{}}'
+    FROM inserted
 ),
 audited AS (
     INSERT INTO patient_graph.audit_log (
@@ -115,22 +78,24 @@ audited AS (
     )
     SELECT
         patient_id, entry_id, actor_type, actor_id, actor_brand_id, 'patient_graph.encounter.recorded', 'encounter',
-        CAST(id AS text), CAST(:brand_id AS text), request_id
-    FROM kept
+        CAST(id AS text), brand_id, request_id
+    FROM inserted
 ),
-told AS (
+appended AS (
     INSERT INTO patient_graph.outbox (patient_id, id, brand_id, event_type, payload)
     SELECT
-        patient_id, event_id, CAST(:brand_id AS text), CAST(:event_type AS text),
+        patient_id, event_id, brand_id, CAST(:event_type AS text),
         jsonb_build_object(
-            'encounter_id', id, 'patient_id', patient_id, 'brand_id', CAST(:brand_id AS text),
-            'encounter_type', encounter_type, 'recorded_at', instant
+            'encounter_id', id, 'patient_id', patient_id, 'brand_id', brand_id,
+            'encounter_type', encounter_type, 'recorded_at', CAST({joined(instant_of("e", "created_at"))} AS jsonb)
         )
-    FROM kept ORDER BY id
+    FROM inserted e ORDER BY id
 )
-SELECT sent.id, known.id IS NOT NULL AS is_known, CASE WHEN kept.id IS NOT NULL THEN kept.at END AS created_at
-FROM sent LEFT JOIN known USING (id) LEFT JOIN kept USING (id)
-"""
+SELECT
+    sent.id, known.id IS NOT NULL AS is_known,
+    CASE WHEN inserted.id IS NOT NULL THEN inserted.created_at END AS created_at
+FROM sent LEFT JOIN known USING (id) LEFT JOIN inserted USING (id)
+"""  # noqa: S608 - of names above
 
 
 # Set within the statement, because a separate statement would cost a round trip. It holds until the transaction ends,
@@ -142,17 +107,17 @@ NO_LOCK_TIMEOUT = "0"
 
 
 @cache
-def _keep(many: bool) -> Statement:
+def _insert(many: bool) -> Statement:
     if many:
         columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
-        rows = f"SELECT sent.* FROM {LIMIT_LOCK_WAITS}, json_to_recordset(CAST(:sent AS json)) AS sent ({columns})"  # noqa: S608 - of names above
+        rows = f"SELECT sent.* FROM {LIMIT_LOCK_WAITS}, json_to_recordset(CAST(:sent AS json)) AS sent ({columns})"  # noqa: S608 - built from constants of this module
     else:
         values = ", ".join(f"CAST(:{name} AS {kind}) AS {name}" for name, kind in COLUMNS.items())
-        rows = f"SELECT {values} FROM {LIMIT_LOCK_WAITS}"  # noqa: S608 - of names above
-    return Statement(text(f"WITH sent AS ({rows}),{KEEP}"))
+        rows = f"SELECT {values} FROM {LIMIT_LOCK_WAITS}"  # noqa: S608 - built from constants of this module
+    return Statement(text(f"WITH sent AS ({rows}),{INSERT}"))
 
 
-async def keep_at_once(
+async def insert_at_once(
     database: Database,
     brand_id: str,
     news: Sequence[NewEncounter],
@@ -160,7 +125,7 @@ async def keep_at_once(
     kept_for: timedelta,
     within_seconds: float,
     lock_timeout: str = NO_LOCK_TIMEOUT,
-) -> list[Kept]:
+) -> list[Insertion]:
     """Insert recordings of one brand in one statement, and return the outcome of each, in their order.
 
     Args:
@@ -178,23 +143,30 @@ async def keep_at_once(
         asyncpg.PostgresError: A row violates a constraint; no recording was inserted.
     """
     many = len(news) > 1
-    sent = {"sent": _written(news)} if many else news[0]._asdict()
+    values = {"sent": _written(news)} if many else _values(news[0])
+    values |= {
+        "brand_id": brand_id,
+        "kept_for": kept_for,
+        "event_type": ENCOUNTER_RECORDED,
+        "lock_timeout": lock_timeout,
+    }
     async with database.autocommit(brand_id, within_seconds) as connection:
-        rows = await connection.fetch(
-            _keep(many),
-            **sent,
-            brand_id=brand_id,
-            kept_for=kept_for,
-            event_type=ENCOUNTER_RECORDED,
-            lock_timeout=lock_timeout,
-        )
-    kept = {row["id"]: Kept(row["is_known"], row["created_at"]) for row in rows}
-    return [kept[new.id] for new in news]
+        rows = await connection.fetch(_insert(many), **values | {"brand_id": brand_id})
+    insertions = {row["id"]: Insertion(row["is_known"], row["created_at"]) for row in rows}
+    return [insertions[new.columns["id"]] for new in news]
+
+
+def _values(new: NewEncounter) -> dict[str, Any]:
+    """Return the values of `COLUMNS`."""
+    values = new._asdict()
+    columns = values.pop("columns")
+    # The driver sends JSON as bytes.
+    return {**columns, "metadata": columns["metadata"].encode(), **values}
 
 
 def _written(news: Sequence[NewEncounter]) -> bytes:
     # One JSON text costs less than half of the driver's time to encode twenty lists value by value.
-    rows = [new._asdict() | {"metadata": orjson.Fragment(new.metadata)} for new in news]
+    rows = [values | {"metadata": orjson.Fragment(values["metadata"])} for values in map(_values, news)]
     return orjson.dumps(rows, default=_hexadecimal)
 
 

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from models import EncounterStatus
+from models import MEMBERS, EncounterStatus, Kind, Member
 from resolvers.encounters.lifecycle import allowed_actions
+from resolvers.encounters.published import PUBLISHED
 
 
 class Literal(NamedTuple):
@@ -102,25 +103,22 @@ def bytes_of(items: Sequence[Piece]) -> str:
 # The members of an encounter, by their columns
 
 
-def text_of(row: str, name: str) -> list[Piece]:
-    """Return a nullable string of a row of `ENCOUNTERS`."""
-    return [Long(f"coalesce({row}.{name}_json, 'null')")]
-
-
 def string_of(column: str) -> list[Piece]:
     """Return a string that is never null."""
     return [SqlExpr(f"to_json({column})::text")]
 
 
-INSTANTS = ("scheduled_at", "started_at", "ended_at", "created_at", "updated_at")
-TEXTS = ("chief_complaint", "notes")
-_AS_JSON = ", ".join(f"to_json(e.{name})::text AS {name}_json" for name in (*INSTANTS, *TEXTS))
-COLUMNS = f"SELECT e.*, {_AS_JSON}, e.metadata::text AS metadata_json"
-"""Columns of encounters, with instants and long members also as JSON: these are used twice or measured, and so computed
-once.
+_AS_JSON = ", ".join(
+    f"{f'e.{name}' if member.kind is Kind.JSON else f'to_json(e.{name})'}::text AS {name}_json"
+    for name, member in MEMBERS.items()
+    if member.is_long or member.kind is Kind.INSTANT
+)
+WITH_JSON = f"SELECT e.*, {_AS_JSON}"
+"""Selects rows `e` of encounters, with instants and long members also as JSON: these are used twice or measured, and so
+computed once.
 """
 
-ENCOUNTERS = f"{COLUMNS} FROM patient_graph.encounters e"
+ENCOUNTERS = f"{WITH_JSON} FROM patient_graph.encounters e"
 """Encounters with these columns."""
 
 
@@ -136,31 +134,37 @@ def instant_of(row: str, name: str) -> list[Piece]:
     return [SqlExpr(f"coalesce({text}, 'null')")]
 
 
-def word_of(column: str, *, upper: bool) -> list[Piece]:
-    """Return the value of an enum."""
-    return [Literal('"'), SqlExpr(f'upper({column} COLLATE "C")' if upper else column), Literal('"')]
-
-
 def members_of(row: str, *, upper: bool) -> dict[str, list[Piece]]:
     """Return each column of a row of `ENCOUNTERS` as JSON; `upper` for the values of GraphQL's enums."""
-    return {
-        "id": [Literal('"'), SqlExpr(f"{row}.id::text"), Literal('"')],
-        "patient_id": string_of(f"{row}.patient_id"),
-        "provider_id": [SqlExpr(f"""coalesce('"' || {row}.provider_id::text || '"', 'null')""")],
-        "brand_id": string_of(f"{row}.brand_id"),
-        "encounter_type": word_of(f"{row}.encounter_type", upper=upper),
-        "status": word_of(f"{row}.status", upper=upper),
-        "scheduled_at": instant_of(row, "scheduled_at"),
-        "started_at": instant_of(row, "started_at"),
-        "ended_at": instant_of(row, "ended_at"),
-        "chief_complaint": text_of(row, "chief_complaint"),
-        "notes": text_of(row, "notes"),
-        "metadata": [Long(f"{row}.metadata_json")],
-        "created_at": instant_of(row, "created_at"),
-        "updated_at": instant_of(row, "updated_at"),
-        "version": [SqlExpr(f"{row}.version::text")],
-        "allowed_actions": _allowed_actions(f"{row}.status"),
-    }
+    members = {name: _member_of(row, member, upper=upper) for name, member in MEMBERS.items()}
+    return members | {"allowed_actions": _allowed_actions(f"{row}.status")}
+
+
+def published_json(row: str) -> list[Piece]:
+    """Return a row of `ENCOUNTERS` as the object of the REST door, byte for byte as `published` serializes it."""
+    members = members_of(row, upper=False)
+    return object_of([(name, members[name]) for name in PUBLISHED])
+
+
+def _member_of(row: str, member: Member, *, upper: bool) -> list[Piece]:
+    column = f"{row}.{member.name}"
+    match member.kind:
+        case Kind.STRING:
+            return string_of(column)
+        case Kind.TEXT:
+            return [Long(f"coalesce({column}_json, 'null')")]
+        case Kind.UUID if member.optional:
+            return [SqlExpr(f"""coalesce('"' || {column}::text || '"', 'null')""")]
+        case Kind.UUID:
+            return [Literal('"'), SqlExpr(f"{column}::text"), Literal('"')]
+        case Kind.ENUM:
+            return [Literal('"'), SqlExpr(f'upper({column} COLLATE "C")' if upper else column), Literal('"')]
+        case Kind.INSTANT:
+            return instant_of(row, member.name)
+        case Kind.JSON:
+            return [Long(f"{column}_json")]
+        case Kind.INTEGER:
+            return [SqlExpr(f"{column}::text")]
 
 
 def _allowed_actions(status: str) -> list[Piece]:

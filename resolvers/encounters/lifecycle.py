@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import bindparam, func, select, update
 
-from models import Encounter, EncounterAction, EncounterEventKind, EncounterStatus
+from models import MEMBERS, Encounter, EncounterAction, EncounterEventKind, EncounterStatus
 from resolvers import json_text
 from resolvers.access import Permission
 from resolvers.audit import append_entry, encounter_event
@@ -76,10 +76,7 @@ LOCK_ENCOUNTER = Statement(
     .where(OF_PATIENT, TABLE.c.id == bindparam("id", type_=TABLE.c.id.type), OF_BRAND)
     .with_for_update()
 )
-CHANGED_COLUMNS = (
-    "encounter_type", "provider_id", "status", "scheduled_at", "started_at", "ended_at", "chief_complaint", "notes",
-    "metadata", "version", "updated_at",
-)  # fmt: skip
+CHANGED_COLUMNS = tuple(name for name in MEMBERS if name not in {"id", "patient_id", "brand_id", "created_at"})
 CHANGE_ENCOUNTER = Statement(
     update(TABLE)
     .where(OF_PATIENT, TABLE.c.id == bindparam("encounter_id", type_=TABLE.c.id.type), OF_BRAND)

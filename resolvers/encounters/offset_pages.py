@@ -1,13 +1,12 @@
 """An offset page of a patient's encounters, newest first, as JSON that PostgreSQL writes: the list of the REST door."""
 
-from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
 from resolvers.access import Permission
 from resolvers.bounded_rows import LONG, LONG_BYTES, are_counted
 from resolvers.context import Context
-from resolvers.encounters.json_sql import ENCOUNTERS, bytes_of, items_of, members_of, object_of
+from resolvers.encounters.json_sql import ENCOUNTERS, bytes_of, items_of, published_json
 from resolvers.errors import PatientNotFound
 from resolvers.patients import can_exist
 from resolvers.sql import Statement
@@ -20,10 +19,8 @@ class Slice(NamedTuple):
     total: int
 
 
-async def list_encounters_by_offset(
-    context: Context, patient_id: str, limit: int, offset: int, members: Sequence[str]
-) -> Slice:
-    """Return an offset page of a patient's encounters with these members, by their columns.
+async def list_encounters_by_offset(context: Context, patient_id: str, limit: int, offset: int) -> Slice:
+    """Return an offset page of a patient's encounters in the published form.
 
     Raises `PatientNotFound`, `AnswerTooLarge` or `AnswerMemoryFull`. A long list is better read by cursor: an offset
     scans the index entries that it skips.
@@ -34,7 +31,7 @@ async def list_encounters_by_offset(
         raise PatientNotFound
     row = await context.database.fetch_one_batched(
         brand_id,
-        _slice(tuple(members), counted=are_counted(limit * len(LONG) * LONG_BYTES, context.answer.maximum)),
+        _slice(counted=are_counted(limit * len(LONG) * LONG_BYTES, context.answer.maximum)),
         "ids",
         patient_id,
         rows=limit,
@@ -52,10 +49,9 @@ async def list_encounters_by_offset(
 
 
 @cache
-def _slice(members: tuple[str, ...], *, counted: bool) -> Statement:
+def _slice(*, counted: bool) -> Statement:
     """Return the statement of an offset page. If `counted`, it stops after `most_bytes`."""
-    columns = members_of("e", upper=False)
-    item = object_of([(name, columns[name]) for name in members])
+    item = published_json("e")
     rows = f"""
         {ENCOUNTERS}
         WHERE e.patient_id = p.id AND e.brand_id = p.brand_id

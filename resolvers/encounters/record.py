@@ -1,35 +1,37 @@
 """Recording an encounter. Start reading here.
 
-REST and GraphQL both call these functions. Each function opens its own transaction, checks permissions first, and
-returns after the commit.
+REST and GraphQL both call these functions. Each function opens its own transaction and returns after the commit.
 """
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NewType
 
 from sqlalchemy import bindparam, insert
 
-from models import Encounter, EncounterEventKind, EncounterStatus
+from models import MEMBERS, Encounter, EncounterEventKind, EncounterStatus
 from resolvers.access import Permission
 from resolvers.audit import append_entry, encounter_event
 from resolvers.commands import RecordEncounter
 from resolvers.context import Context
 from resolvers.encounters.history import append_version
-from resolvers.encounters.insert import NO_ANSWER, OF_THE_ENCOUNTER, TO_COME, Answer
+from resolvers.encounters.published import published
 from resolvers.encounters.read import TABLE, encounter_of_key
 from resolvers.errors import OutcomeUnknown, PatientNotFound, TemporarilyUnavailable
 from resolvers.idempotency import Claim, claim_key, claim_of, find_claimed
 from resolvers.ids import new_id
 from resolvers.outbox import append_event
 from resolvers.patients import can_exist, time_at
-from resolvers.services import Kept, NewEncounter
+from resolvers.services import Insertion, NewEncounter
 from resolvers.sql import Connection, Statement
 
 RECORDED = EncounterEventKind.RECORDED
 
 
 # Recording
+
+ABSENT = dict.fromkeys(member.name for member in MEMBERS.values() if member.optional)
+"""The optional members of an encounter, all null."""
 
 INSERT_ENCOUNTER = Statement(
     insert(TABLE).values({column.name: bindparam(column.name, type_=column.type) for column in TABLE.c})
@@ -42,44 +44,50 @@ class Recording(NamedTuple):
     encounter: Encounter
     """Its current state."""
     first_answer: bytes | None = None
-    """The answer in the published form, as of the recording, which a replay of the key repeats. None if none was
-    written.
-    """
+    """For a replay, the published form as of the recording; None for a new recording, which has its current state."""
     replayed: bool = False
     """Whether it was recorded earlier, under the same key."""
 
 
+Recorder = NewType("Recorder", Context)
+"""The context of a caller who may record encounters. The doors check this once, before they read the input."""
+
+
+def require_recorder(context: Context) -> Recorder:
+    """Return the context as a recorder's. Raises `InsufficientScope`."""
+    context.require(Permission.RECORD_ENCOUNTER)
+    return Recorder(context)
+
+
 async def record_encounter(
-    context: Context, patient_id: str, members: Mapping[str, Any], key: str | None = None
+    context: Recorder, patient_id: str, members: Mapping[str, Any], key: str | None = None
 ) -> Recording:
     """Record an encounter; exactly once, if the caller names an idempotency key.
 
-    `members` are those of the `RecordEncounter` command, unvalidated: validation happens here because permissions are
-    checked before the input. Raises `InsufficientScope`, `Forbidden`, `InvalidInput`, `IdempotencyKeyReused`,
-    `PatientNotFound`, `TemporarilyUnavailable` or `OutcomeUnknown`, in this order.
+    `members` are those of the `RecordEncounter` command, unvalidated: the brand is checked before the other members.
+    Raises `Forbidden`, `InvalidInput`, `IdempotencyKeyReused`, `PatientNotFound`, `TemporarilyUnavailable` or
+    `OutcomeUnknown`, in this order.
     """
-    context.require(Permission.RECORD_ENCOUNTER)
     brand_id = context.acting_brand(members.get("brand_id"))
     command = RecordEncounter.read(members, context.services.input_limits, strict=context.strict)
     claim = None if key is None else claim_of(key, context, brand_id, patient_id, command)
 
     columns = columns_of(command, patient_id)
-    kept, answer = await _keep(context, brand_id, columns, claim)
-    if kept.created_at is None:
-        return await _replay(context, claim, kept)
+    insertion = await _insert(context, brand_id, columns, claim)
+    if insertion.created_at is None:
+        return await _replay(context, claim, insertion)
     context.services.feed.notify()
     context.services.metrics.recorded(replayed=False)
-    return Recording(recorded(columns, kept.created_at), answer.at(kept.created_at))
+    return Recording(recorded(columns, insertion.created_at))
 
 
 def columns_of(command: RecordEncounter, patient_id: str) -> dict[str, Any]:
     """Return the row of a new encounter: scheduled, at version 1, without the times of recording."""
     return {
+        **ABSENT,
         "patient_id": patient_id,
         "id": new_id(),
         "status": EncounterStatus.SCHEDULED,
-        "started_at": None,
-        "ended_at": None,
         "version": 1,
         **command.given(),
     }
@@ -90,18 +98,14 @@ def recorded(columns: Mapping[str, Any], at: datetime) -> Encounter:
     return Encounter(**columns, created_at=at, updated_at=at)
 
 
-async def _keep(
-    context: Context, brand_id: str, columns: Mapping[str, Any], claim: Claim | None
-) -> tuple[Kept, Answer]:
-    """Insert an encounter. Return the outcome, and the answer stored for its key if it is known here."""
+async def _insert(context: Context, brand_id: str, columns: Mapping[str, Any], claim: Claim | None) -> Insertion:
     if not can_exist(columns["patient_id"]):
-        return Kept(patient_is_known=False, created_at=None), NO_ANSWER
+        return Insertion(patient_is_known=False, created_at=None)
     if context.services.batcher is None:
-        return await _keep_step_by_step(context, brand_id, columns, claim), NO_ANSWER
+        return await _insert_step_by_step(context, brand_id, columns, claim)
     caller = context.caller
-    answer = Answer.of(context.services.published(recorded(columns, TO_COME))) if claim else NO_ANSWER
     new = NewEncounter(
-        **{name: columns[name] for name in OF_THE_ENCOUNTER},
+        columns,
         entry_id=new_id(),
         event_id=new_id(),
         actor_type=caller.actor_type,
@@ -111,33 +115,34 @@ async def _keep(
         client_id=caller.client_id,
         key=claim.key if claim else None,
         request_hash=claim.request_hash if claim else None,
-        answer_head=answer.head,
-        answer_middle=answer.middle,
-        answer_tail=answer.tail,
     )
-    return await context.services.batcher.keep(brand_id, new), answer
+    return await context.services.batcher.insert(brand_id, new)
 
 
-async def _keep_step_by_step(context: Context, brand_id: str, columns: Mapping[str, Any], claim: Claim | None) -> Kept:
+async def _insert_step_by_step(
+    context: Context, brand_id: str, columns: Mapping[str, Any], claim: Claim | None
+) -> Insertion:
     """Insert an encounter by one statement after another: on a cluster, each statement concerns one patient."""
     async with context.database.transaction(brand_id) as connection:
-        kept = await reserve(context, connection, columns, claim)
-        if kept.created_at is not None:
-            await insert_encounter(context, connection, columns, kept.created_at)
-    return kept
+        insertion = await reserve(context, connection, columns, claim)
+        if insertion.created_at is not None:
+            await insert_encounter(context, connection, columns, insertion.created_at)
+    return insertion
 
 
-async def reserve(context: Context, connection: Connection, columns: Mapping[str, Any], claim: Claim | None) -> Kept:
+async def reserve(
+    context: Context, connection: Connection, columns: Mapping[str, Any], claim: Claim | None
+) -> Insertion:
     """Claim the key, if there is one, for an encounter of a known patient, and return the time of recording."""
     now = await time_at(connection, columns["brand_id"], columns["patient_id"])
     if now is None:
-        return Kept(patient_is_known=False, created_at=None)
+        return Insertion(patient_is_known=False, created_at=None)
     if claim:
         encounter = recorded(columns, now)
         kept_until = now + context.services.keys_kept_for
-        if not await claim_key(connection, claim, encounter, context.services.published(encounter), kept_until):
-            return Kept(patient_is_known=True, created_at=None)
-    return Kept(patient_is_known=True, created_at=now)
+        if not await claim_key(connection, claim, encounter, published(encounter), kept_until):
+            return Insertion(patient_is_known=True, created_at=None)
+    return Insertion(patient_is_known=True, created_at=now)
 
 
 async def insert_encounter(
@@ -152,10 +157,12 @@ async def insert_encounter(
     return encounter
 
 
-KEY_UNREAD = "The database was lost while it was asked what the key stands for; ask again before you send again."
+KEY_UNREAD = (
+    "The database connection was lost while the key was read; check the outcome before you send the request again."
+)
 
 
-async def _replay(context: Context, claim: Claim | None, kept: Kept) -> Recording:
+async def _replay(context: Context, claim: Claim | None, insertion: Insertion) -> Recording:
     """Return the recording that exists under the key. Raises the reason if there is none."""
     if claim is not None:
         try:
@@ -167,7 +174,7 @@ async def _replay(context: Context, claim: Claim | None, kept: Kept) -> Recordin
         except TemporarilyUnavailable as error:
             # The key is taken, and perhaps by this very encounter: `recorded` cannot be "no".
             raise OutcomeUnknown(KEY_UNREAD) from error
-    if kept.patient_is_known:
+    if insertion.patient_is_known:
         # The key existed a moment ago and has just expired: the caller's next attempt will claim it.
         raise TemporarilyUnavailable
     raise PatientNotFound

@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 
 from models import IdempotencyKey
 from resolvers import json_text
-from resolvers.access import Permission
 from resolvers.commands import RecordEncounter
 from resolvers.context import Context
 from resolvers.encounters.read import encounter_of_key
-from resolvers.encounters.record import Recording, columns_of, insert_encounter, record_encounter, reserve
+from resolvers.encounters.record import Recorder, Recording, columns_of, insert_encounter, record_encounter, reserve
 from resolvers.errors import (
     BatchRolledBack,
     Forbidden,
@@ -23,7 +22,7 @@ from resolvers.errors import (
 )
 from resolvers.idempotency import Claim, claim_of, find_claimed
 from resolvers.patients import can_exist
-from resolvers.services import Kept
+from resolvers.services import Insertion
 from resolvers.sql import Connection
 
 MAX_ITEMS = 100
@@ -41,12 +40,12 @@ class Item(NamedTuple):
 Outcome = Recording | BaseException
 
 
-async def record_encounters(context: Context, items: Sequence[Item]) -> list[Outcome]:
+async def record_encounters(context: Recorder, items: Sequence[Item]) -> list[Outcome]:
     """Record each encounter independently, and return the outcomes in order: the recording, or the error.
 
-    Raises `InsufficientScope`, or `InvalidInput` for too many items.
+    Raises `InvalidInput` for too many items.
     """
-    _require(context, items)
+    _require_few(items)
     # Concurrent recordings share statements. On a cluster each is a separate transaction, and all at once would occupy
     # every connection.
     together = MAX_ITEMS if context.services.batcher else 1
@@ -57,20 +56,19 @@ async def record_encounters(context: Context, items: Sequence[Item]) -> list[Out
     return outcomes
 
 
-async def record_all_or_none(context: Context, items: Sequence[Item]) -> list[Outcome]:
+async def record_all_or_none(context: Recorder, items: Sequence[Item]) -> list[Outcome]:
     """Record all encounters in one transaction, or none; return the outcomes in order.
 
     If an encounter is refused, its outcome is its error, and that of the others is `BatchRolledBack`. Encounters
-    recorded earlier under their keys remain recordings, and cause no refusal of the others. Raises `InsufficientScope`,
-    `InvalidInput` for too many items, `Forbidden` (also for items of several brands), `TemporarilyUnavailable` or
-    `OutcomeUnknown`.
+    recorded earlier under their keys remain recordings, and cause no refusal of the others. Raises `InvalidInput` for
+    too many items, `Forbidden` (also for items of several brands), `TemporarilyUnavailable` or `OutcomeUnknown`.
     """
-    _require(context, items)
+    _require_few(items)
     if not items:
         return []
     brands = {context.acting_brand(item.members.get("brand_id")) for item in items}
     if len(brands) > 1:
-        raise Forbidden("All or nothing is for the encounters of one brand.")
+        raise Forbidden("With `allOrNothing`, all encounters must have the same brand.")
     (brand_id,) = brands
     places = [_place(context, brand_id, item) for item in items]
 
@@ -78,8 +76,8 @@ async def record_all_or_none(context: Context, items: Sequence[Item]) -> list[Ou
         async with context.database.transaction(brand_id) as connection:
             outcomes = await _record_places(context, connection, places)
             if any(isinstance(outcome, GatewayError) for outcome in outcomes):
-                raise _NoneIsKept
-    except _NoneIsKept:
+                raise _RolledBack
+    except _RolledBack:
         return outcomes
     news = [outcome for outcome in outcomes if isinstance(outcome, Recording)]
     for each in news:
@@ -89,7 +87,7 @@ async def record_all_or_none(context: Context, items: Sequence[Item]) -> list[Ou
     return outcomes
 
 
-class _NoneIsKept(Exception):
+class _RolledBack(Exception):
     """Rolls back a batch of which an encounter was refused."""
 
 
@@ -100,11 +98,10 @@ class _ValidItem(NamedTuple):
     claim: Claim | None
 
 
-def _require(context: Context, items: Sequence[Item]) -> None:
-    context.require(Permission.RECORD_ENCOUNTER)
+def _require_few(items: Sequence[Item]) -> None:
     if len(items) > MAX_ITEMS:
-        told, came = f"must have at most {MAX_ITEMS} items", json_text.shape_of(list(items))
-        raise InvalidInput([Violation("/input", "too_many", told, maximum=MAX_ITEMS, received=came)])
+        message, received = f"must have at most {MAX_ITEMS} items", json_text.shape_of(list(items))
+        raise InvalidInput([Violation("/input", "too_many", message, maximum=MAX_ITEMS, received=received)])
 
 
 def _place(context: Context, brand_id: str, item: Item) -> _ValidItem | GatewayError:
@@ -121,7 +118,7 @@ async def _record_places(
 ) -> list[Outcome]:
     # Keys are claimed in key order, as everywhere, so that two concurrent batches cannot deadlock. The inserts follow
     # the order of the items, which is that of their ids and so of their events.
-    claimed: dict[int, Kept | IdempotencyKey | GatewayError] = {}
+    claimed: dict[int, Insertion | IdempotencyKey | GatewayError] = {}
     for number in sorted(range(len(places)), key=lambda number: _key(places[number])):
         place = places[number]
         claimed[number] = place if isinstance(place, GatewayError) else await _claim(context, connection, place)
@@ -136,7 +133,7 @@ async def _record_places(
             case IdempotencyKey() as earlier if not (refused and earlier.encounter_id in ours):
                 encounter = await encounter_of_key(context, connection, earlier)
                 outcomes.append(Recording(encounter, earlier.answer, replayed=True))
-            case Kept(created_at=now) if now is not None and not refused:
+            case Insertion(created_at=now) if now is not None and not refused:
                 assert isinstance(place, _ValidItem)
                 encounter = await insert_encounter(context, connection, place.columns, now)
                 outcomes.append(Recording(encounter))
@@ -149,9 +146,11 @@ def _key(place: _ValidItem | GatewayError) -> str:
     return place.claim.key if isinstance(place, _ValidItem) and place.claim else ""
 
 
-async def _claim(context: Context, connection: Connection, place: _ValidItem) -> Kept | IdempotencyKey | GatewayError:
+async def _claim(
+    context: Context, connection: Connection, place: _ValidItem
+) -> Insertion | IdempotencyKey | GatewayError:
     """Reserve an encounter. Return the outcome, or the key's earlier claim, or the error for which it is refused."""
-    kept = Kept(patient_is_known=False, created_at=None)
+    kept = Insertion(patient_is_known=False, created_at=None)
     if can_exist(place.columns["patient_id"]):
         kept = await reserve(context, connection, place.columns, place.claim)
     if kept.created_at is not None:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from graphql import (
     DocumentNode,
     FieldNode,
-    FragmentDefinitionNode,
     FragmentSpreadNode,
     InlineFragmentNode,
     IntValueNode,
@@ -28,6 +27,7 @@ from resolvers.encounters.history import MOST_VERSIONS
 from resolvers.json_text import INT_DIGITS
 from resolvers.paging import PageLimits
 from schema.documents.limits import SATURATED
+from schema.selections import fragments_of
 
 
 class Cost(NamedTuple):
@@ -149,7 +149,7 @@ def _named(item: Any) -> object:
 
 def cost_of(document: DocumentNode, operation: OperationDefinitionNode, sent: Sent, pages: PageLimits) -> int:
     """Return the maximum number of objects that a valid operation can return, capped at `SATURATED`."""
-    fragments = {each.name.value: each for each in document.definitions if isinstance(each, FragmentDefinitionNode)}
+    fragments = fragments_of(document)
     known: dict[str, int] = {}
 
     def of(selections: SelectionSetNode | None) -> int:

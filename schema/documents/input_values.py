@@ -131,27 +131,27 @@ def _faults_of_members(
     reader: _Reader, whole: Any, members: Mapping[str, Any], wanted: Any, path: Path
 ) -> Iterator[Fault]:
     fields: Mapping[str, Any] = wanted.fields
-    meant: set[str] = set()
-    strangers = 0
+    near_names: set[str] = set()
+    unknown_count = 0
     for name in members:
         if name in fields:
             continue
-        near = near_miss(name, fields) if is_plain(name) and len(meant) + strangers < MOST_FAULTS else None
+        near = near_miss(name, fields) if is_plain(name) and len(near_names) + unknown_count < MOST_FAULTS else None
         if near is None:
-            strangers += 1
+            unknown_count += 1
             continue
-        meant.add(near)
-        told = f"is no member of {wanted}; did you mean {near}?"
-        yield Fault((*path, name), "unknown_member", told, members[name], tuple(fields))
-    if strangers:
-        told = f"must have no member that {wanted} does not define, and has {strangers:,}"
-        yield Fault(path, "unknown_member", told, whole, tuple(fields))
+        near_names.add(near)
+        message = f"is not a member of {wanted}; did you mean {near}?"
+        yield Fault((*path, name), "unknown_member", message, members[name], tuple(fields))
+    if unknown_count:
+        message = f"must have only members that {wanted} defines, but has {unknown_count:,} others"
+        yield Fault(path, "unknown_member", message, whole, tuple(fields))
     for name, field in fields.items():
         if name in members:
             member = members[name]
             within = member.value if isinstance(member, ObjectFieldNode) else member
             yield from _faults(reader, within, field.type, (*path, name))
-        elif is_required_input_field(field) and name not in meant:
+        elif is_required_input_field(field) and name not in near_names:
             # A required member that was sent under a misspelt name has been reported above.
             yield Fault((*path, name), "required", "is required", whole, is_missing=True)
 

@@ -50,10 +50,10 @@ class LimitViolation(NamedTuple):
     def message(self) -> str:
         """The measured count and the limit, as a sentence."""
         name = self.rule.replace("_", " ")
-        found = f"{self.found:,}" if self.found < SATURATED else "countless"
+        found = f"{self.found:,}" if self.found < SATURATED else f"at least {SATURATED:,}"
         if self.rule == "depth":
-            return f"The document is {found} levels deep, and {self.limit:,} is the most."
-        return f"The document has {found} {name}, and {self.limit:,} is the most."
+            return f"The document is {found} levels deep; the limit is {self.limit:,}."
+        return f"The document has {found} {name}; the limit is {self.limit:,}."
 
 
 @dataclass(frozen=True, slots=True)

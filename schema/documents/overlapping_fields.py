@@ -16,15 +16,11 @@ from typing import Any, NamedTuple
 from graphql import (
     DocumentNode,
     FieldNode,
-    FragmentDefinitionNode,
-    FragmentSpreadNode,
     GraphQLError,
     GraphQLSchema,
-    InlineFragmentNode,
     ListValueNode,
     ObjectValueNode,
     OperationDefinitionNode,
-    SelectionSetNode,
     StringValueNode,
     ValueNode,
     VariableNode,
@@ -35,6 +31,8 @@ from graphql import (
     is_object_type,
 )
 
+from schema.selections import Selections, collect_fields, fragments_of
+
 
 class _Field(NamedTuple):
     parent: Any
@@ -42,24 +40,19 @@ class _Field(NamedTuple):
     type: Any
 
 
-Selections = Sequence[tuple[Any, SelectionSetNode]]
-"""Selection sets with their parent types, whose fields are merged into one object."""
-
-
 def conflicts_in(schema: GraphQLSchema, document: DocumentNode, most: int) -> list[GraphQLError]:
     """Return an error for each field that conflicts with the first field of its name, and at most `most` errors."""
     rule = _Rule(schema, document)
     operations = (each for each in document.definitions if isinstance(each, OperationDefinitionNode))
-    found = (rule.conflicts([(schema.get_root_type(each.operation), each.selection_set)]) for each in operations)
+    roots = ((schema.get_root_type(each.operation), each.selection_set) for each in operations)
+    found = (rule.conflicts([(root.name, selection_set)]) for root, selection_set in roots if root)
     return list(islice(chain.from_iterable(found), most))
 
 
 class _Rule:
     def __init__(self, schema: GraphQLSchema, document: DocumentNode) -> None:
         self._schema = schema
-        self._fragments = {
-            each.name.value: each for each in document.definitions if isinstance(each, FragmentDefinitionNode)
-        }
+        self._fragments = fragments_of(document)
         self._calls: dict[int, object] = {}
         """The normalized arguments of each field by the id of its node, cached because fragments may repeat."""
 
@@ -70,7 +63,8 @@ class _Rule:
         select different fields under one name. These fields must only have the same response shape, because clients
         parse one response format.
         """
-        for name, group in self._collected(selections).items():
+        for name, fields in collect_fields(selections, self._fragments).items():
+            group = [self._field(*each) for each in fields]
             parts = _of_one_object(group) if together else []
             if len(group) > 1:
                 conflicts = [each for part in parts for each in self._conflicts_of_calls(name, part)]
@@ -82,39 +76,21 @@ class _Rule:
                 if below := _below(part):
                     yield from self.conflicts(below)
 
-    def _collected(self, selections: Selections) -> dict[str, list[_Field]]:
-        groups: dict[str, list[_Field]] = {}
-        spread: set[str] = set()
-        pending = list(selections)
-        while pending:
-            parent, selection_set = pending.pop()
-            for selection in selection_set.selections:
-                match selection:
-                    case FieldNode():
-                        field = self._schema.get_field(parent, selection.name.value)
-                        name = (selection.alias or selection.name).value
-                        groups.setdefault(name, []).append(_Field(parent, selection, field and field.type))
-                    case InlineFragmentNode():
-                        condition = selection.type_condition
-                        within = self._schema.get_type(condition.name.value) if condition else parent
-                        pending.append((within, selection.selection_set))
-                    case FragmentSpreadNode() if selection.name.value not in spread:
-                        spread.add(selection.name.value)
-                        fragment = self._fragments[selection.name.value]
-                        within = self._schema.get_type(fragment.type_condition.name.value)
-                        pending.append((within, fragment.selection_set))
-        return groups
+    def _field(self, type_name: str, node: FieldNode) -> _Field:
+        parent: Any = self._schema.type_map[type_name]
+        field = self._schema.get_field(parent, node.name.value)
+        return _Field(parent, node, field and field.type)
 
     def _conflicts_of_calls(self, name: str, part: Sequence[_Field]) -> Iterator[GraphQLError]:
         first = part[0].node
         for _, node, _ in part[1:]:
             if node.name.value != first.name.value:
-                told = f"'{first.name.value}' and '{node.name.value}' are different fields"
+                reason = f"'{first.name.value}' and '{node.name.value}' are different fields"
             elif self._call_of(node) != self._call_of(first):
-                told = "they have differing arguments"
+                reason = "they have differing arguments"
             else:
                 continue
-            yield _conflict(name, told, first, node)
+            yield _conflict(name, reason, first, node)
 
     def _call_of(self, node: FieldNode) -> object:
         if not node.arguments:
@@ -140,8 +116,8 @@ def _conflicts_of_shape(name: str, group: Sequence[_Field]) -> Iterator[GraphQLE
     first = group[0]
     for each in group[1:]:
         if each.type is not first.type and _shape(each.type) != _shape(first.type):
-            told = f"they return conflicting types '{first.type}' and '{each.type}'"
-            yield _conflict(name, told, first.node, each.node)
+            reason = f"they return conflicting types '{first.type}' and '{each.type}'"
+            yield _conflict(name, reason, first.node, each.node)
 
 
 def _shape(type_: Any) -> str:
@@ -154,7 +130,7 @@ def _shape(type_: Any) -> str:
 
 
 def _below(group: Sequence[_Field]) -> Selections:
-    return [(get_named_type(each.type), each.node.selection_set) for each in group if each.node.selection_set]
+    return [(get_named_type(each.type).name, each.node.selection_set) for each in group if each.node.selection_set]
 
 
 def _written(value: ValueNode) -> str:
@@ -172,9 +148,9 @@ def _written(value: ValueNode) -> str:
     return f"{value.kind} {getattr(value, 'value', None)}"
 
 
-def _conflict(name: str, told: str, *nodes: FieldNode) -> GraphQLError:
+def _conflict(name: str, reason: str, *nodes: FieldNode) -> GraphQLError:
     return GraphQLError(
-        f"Fields '{name}' conflict because {told}."
+        f"Fields '{name}' conflict because {reason}."
         " Use different aliases on the fields to fetch both if this was intentional.",
         list(nodes),
     )

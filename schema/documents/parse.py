@@ -70,8 +70,8 @@ MOST_ERRORS = 10
 MANY_LINES = 2_000
 """Of a document with more lines, only one error is reported."""
 
-TOO_DEEP = "The document is nested too deeply for this gateway, whatever its settings are."
-TOO_LARGE = "The document has too many fields, fragments put in, for this gateway, whatever its settings are."
+TOO_DEEP = "The document is nested more deeply than any setting allows."
+TOO_LARGE = "The document has more fields, with fragments expanded, than any setting allows."
 
 
 class Document(NamedTuple):
@@ -93,8 +93,8 @@ class Document(NamedTuple):
 
     def operation(self, name: str | None) -> PreparedOperation:
         """Return the operation to run. Raise `InvalidInput` if `name` selects no single operation."""
-        assert self.ast is not None, "it can be run"
-        assert self.prepared is not None, "it can be run"
+        assert self.ast is not None, "the document can be run"
+        assert self.prepared is not None, "the document can be run"
         if name not in self.prepared:
             node = get_operation_ast(self.ast, name)
             if node is None:
@@ -235,12 +235,12 @@ def _parsed(text: str, max_tokens: int | None) -> DocumentNode | Document:
         return parse(text, max_tokens=max_tokens)
     except GraphQLSyntaxError as error:
         if error.message.startswith(TOO_MANY_TOKENS):
-            return refused(f"The document has more than {max_tokens:,} tokens, which is the most.", "tokens")
+            return refused(f"The document has more than {max_tokens:,} tokens, the maximum.", "tokens")
         if error.message.startswith(NESTED_TOO_DEEPLY):
             return refused(TOO_DEEP, "depth")
         # The parser's message quotes the unexpected token, which may contain part of a patient's note.
-        said = GraphQLError("The document has a syntax error here.", source=error.source, positions=error.positions)
-        return Document(None, (said,))
+        located = GraphQLError("The document has a syntax error here.", source=error.source, positions=error.positions)
+        return Document(None, (located,))
 
 
 def refused(message: str, rule: RuleId, explained: str | None = None) -> Document:
@@ -264,9 +264,9 @@ class ValuesOfCorrectType(ValuesOfCorrectTypeRule):
     def is_valid_value_node(self, node: ValueNode, input_type: GraphQLInputType | None) -> VisitorAction:
         """Report each fault of a value with its path and the allowed values."""
         for fault in faults_of_literal(node, input_type) if input_type else ():
-            told = " ".join([".".join(map(str, fault.path)), fault.message]).strip()
+            fault_text = " ".join([".".join(map(str, fault.path)), fault.message]).strip()
             extensions = {"rule": fault.rule, "allowed": fault.allowed}
-            self.report_error(GraphQLError(f"This value does not fit: {told}.", fault.found, extensions=extensions))
+            self.report_error(GraphQLError(f"Invalid value: {fault_text}.", fault.found, extensions=extensions))
         return SKIP
 
 
@@ -275,7 +275,7 @@ class UniqueInputFieldNames(UniqueInputFieldNamesRule):
 
     def report_error(self, error: GraphQLError) -> None:
         """Report a duplicate member."""
-        super().report_error(GraphQLError("An object must not name a member twice.", error.nodes))
+        super().report_error(GraphQLError("An object must not have two members of the same name.", error.nodes))
 
 
 OURS: dict[type[ASTValidationRule], type[ASTValidationRule]] = {
@@ -302,8 +302,8 @@ def explain_variables(
             faults = faults_of_value(variables[name], wanted)
             violations += [violation_of(fault, f"/variables/{name}") for fault in faults]
         elif is_non_null_type(wanted) and definition.default_value is None:
-            told = "is required"
+            message = "is required"
             if len(variables) <= MOST_FAULTS and near_miss(name, variables):
-                told = "is required, and one of nearly this name was sent: case and underscores count"
-            violations.append(Violation(f"/variables/{name}", "required", told))
+                message = "is required; a similar name was sent, but case and underscores matter"
+            violations.append(Violation(f"/variables/{name}", "required", message))
     return violations[:MOST_FAULTS]

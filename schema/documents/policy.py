@@ -45,10 +45,10 @@ class Admission:
         """
         named = self._documents.named(document_id) if document_id is not None else None
         if named is not None:
-            return self._as_told(named, context)
+            return self._for_caller(named, context)
         if text is None:
             return self._unknown_id(apollo=apollo)
-        document = self._as_told(self._documents.read(text), context)
+        document = self._for_caller(self._documents.read(text), context)
         if document.only_explores and not document.errors:
             # GraphQL explorers send standard introspection queries as text, so these need not be trusted documents.
             return document
@@ -73,7 +73,7 @@ class Admission:
             self._log_breach(context, breach)
         return not self._rules.limits.enforced
 
-    def _as_told(self, document: Document, context: Context) -> Document:
+    def _for_caller(self, document: Document, context: Context) -> Document:
         """Return the document for this caller, with suggestions of existing names only if introspection is allowed."""
         if self._rules.exploring == "open" or (self._rules.exploring == "scoped" and context.may(Permission.EXPLORE)):
             return document._replace(errors=document.errors_with_hints) if document.errors_with_hints else document
@@ -81,19 +81,19 @@ class Admission:
             return document
         if self._rules.exploring == "scoped":
             context.require(Permission.EXPLORE)
-        return refused("This gateway does not tell its schema; `__typename` may be asked for.", "introspection")
+        return refused("Introspection is disabled; only `__typename` may be queried.", "introspection")
 
     def _untrusted(self, document: Document) -> Document | None:
         if self._rules.policy == "enforce":
-            return refused("Only trusted documents run here, and by their ids (policy: enforce).", "unknown_document")
+            return refused("Only trusted documents are run, by their ids (policy: enforce).", "unknown_document")
         if self._rules.policy == "safelist" and not document.trusted:
-            return refused("Only trusted documents run here (policy: safelist).", "unknown_document")
+            return refused("Only trusted documents are run (policy: safelist).", "unknown_document")
         return None
 
     def _unknown_id(self, *, apollo: bool) -> Document:
         explained = f"No trusted document has this id (policy: {self._rules.policy})."
         if self._rules.manifest is None:
-            explained = "No trusted documents are named here, so none has an id."
+            explained = "This gateway has no trusted documents; send the text of the document."
         if not apollo:
             return refused(explained, "unknown_document")
         # Apollo's error messages: at `PersistedQueryNotFound` its clients send the text, at

@@ -3,20 +3,12 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from graphql import (
-    DocumentNode,
-    FieldNode,
-    FragmentDefinitionNode,
-    FragmentSpreadNode,
-    InlineFragmentNode,
-    OperationDefinitionNode,
-    OperationType,
-    SelectionSetNode,
-)
+from graphql import DocumentNode, OperationDefinitionNode, OperationType
 
 from resolvers.encounters.record_many import MAX_ITEMS
 from resolvers.rate_limits import Kind
 from schema.documents.cost import Sent, defaults_of
+from schema.selections import collect_fields, fragments_of
 
 
 class RateUnits(NamedTuple):
@@ -34,7 +26,9 @@ class RateCost:
     """Computes the rate units of a valid operation."""
 
     def __init__(self, document: DocumentNode, operation: OperationDefinitionNode) -> None:
-        fields = _root_fields(document, operation.selection_set).values()
+        # `@skip` and `@include` are ignored: every field that might be run counts. Repeated fields are run once.
+        groups = collect_fields([("", operation.selection_set)], fragments_of(document)).values()
+        fields = [node for [(_, node), *_] in groups]
         self._many = [each for each in fields if each.name.value == "recordEncounters"]
         self._others = RateUnits(
             Kind.WRITES if operation.operation is OperationType.MUTATION else Kind.READS, len(fields) - len(self._many)
@@ -49,26 +43,3 @@ class RateCost:
         # A batch of more than `MAX_ITEMS` is refused, so it must not be delayed by the rate limit for its full size.
         units = (min(max(sent.asked_for(field), 1), MAX_ITEMS) for field in self._many)
         return self._others._replace(units=self._others.units + sum(units))
-
-
-def _root_fields(document: DocumentNode, selections: SelectionSetNode) -> dict[str, FieldNode]:
-    """Return the root fields by response name, including those in fragments. Repeated fields are run and counted once.
-
-    `@skip` and `@include` are ignored: every field that might be run counts.
-    """
-    fragments = {each.name.value: each for each in document.definitions if isinstance(each, FragmentDefinitionNode)}
-    fields: dict[str, FieldNode] = {}
-    seen: set[str] = set()
-    pending = [selections]
-    while pending:
-        for selection in pending.pop().selections:
-            match selection:
-                case FieldNode():
-                    fields[(selection.alias or selection.name).value] = selection
-                case InlineFragmentNode():
-                    pending.append(selection.selection_set)
-                # Each fragment is visited once; otherwise nested spreads take exponential time.
-                case FragmentSpreadNode() if selection.name.value not in seen:
-                    seen.add(selection.name.value)
-                    pending.append(fragments[selection.name.value].selection_set)
-    return fields

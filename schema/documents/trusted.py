@@ -36,7 +36,7 @@ def read_manifest(path: Path) -> Mapping[str, str]:
         try:
             for document_id, text in _documents_in(json_text.read(file.read_bytes())):
                 if documents.setdefault(document_id, text) != text:
-                    problems.append(f"{file.name}: the id {document_id} stands for two documents")
+                    problems.append(f"{file.name}: the id {document_id} identifies two documents")
         except OSError as error:
             problems.append(f"{file.name}: cannot be read ({error.strerror})")
         except MalformedBody as error:
@@ -44,7 +44,7 @@ def read_manifest(path: Path) -> Mapping[str, str]:
         except ValueError as error:
             problems.append(f"{file.name}: {error}")
     if not documents and not problems:
-        problems = [f"{path.name}: holds no document"]
+        problems = [f"{path.name}: contains no document"]
     if problems:
         raise UntrustedManifest(problems)
     return documents
@@ -58,11 +58,11 @@ def _documents_in(manifest: Any) -> Iterator[tuple[str, str]]:
                 (each.get("id"), each.get("body")) if isinstance(each, dict) else (each, None) for each in operations
             ]
         case {"format": "apollo-persisted-query-manifest"}:
-            raise ValueError("of Apollo's manifests, version 1 with a list of operations is what is read here")
+            raise ValueError("only version 1 of Apollo's manifests, with a list of operations, is supported")
         case dict():
             pairs = list(manifest.items())
         case _:
-            raise ValueError("must be an object from id to text, or a manifest of Apollo's")
+            raise ValueError("must be an object from id to text, or an Apollo manifest")
     for document_id, text in pairs:
         if not _is_text(document_id) or not _is_text(text):
             raise ValueError("each document must have an id and a text")

@@ -13,11 +13,13 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import orjson
 from graphql import (
     DocumentNode,
-    FragmentDefinitionNode,
+    ExecutionResult,
     OperationDefinitionNode,
     OperationType,
+    located_error,
 )
 
 from resolvers.access import Permission
@@ -41,9 +43,10 @@ from schema.plans.selection import (
     filter_members,
 )
 from schema.plans.sql import FIRST_JSON, BoundPage, CompiledQuery, arguments_of, compile_query, may_have_bytes
+from schema.selections import fragments_of
 
 MAX_IDS = 100
-KEPT_QUESTIONS = 16
+MAX_CACHED_QUERIES = 16
 BYTES_OF_A_TOKEN = 256
 """Maximum bytes that a variant holds for each token of the document, as measured with tracemalloc."""
 NULL = [b"null"]
@@ -76,14 +79,10 @@ class Plan:
 
     def __init__(self, document: DocumentNode, operation: OperationDefinitionNode) -> None:
         """Read the document. Raise `Unplannable` if no plan can serve it, whatever the variables."""
-        self._fragments = {
-            each.name.value: each for each in document.definitions if isinstance(each, FragmentDefinitionNode)
-        }
+        self._fragments = fragments_of(document)
         self._operation = operation
         self._definitions = operation.variable_definitions or ()
-        # Exclude variables that only the document's other operations declare.
-        own = {each.variable.name.value for each in self._definitions}
-        self._conditions = sorted(conditions_of(document) & own)
+        self._conditions = conditions_of(self._definitions)
         if len(self._conditions) > MOST_CONDITIONS:
             raise Unplannable
         self._variants: dict[tuple[bool | None, ...], Variant | None] = {}
@@ -92,6 +91,11 @@ class Plan:
         """Return the JSON of `data`. Raise `Unplannable`, or the error of the database or of a size limit."""
         variant, variables = self._settled(sent)
         return await variant.run(variables, context)
+
+    def failed(self, error: Exception, sent: Variables) -> ExecutionResult:
+        """Return the result of a query for which `run` raised `error` after it began."""
+        variant, variables = self._settled(sent)
+        return variant.failed(error, variables)
 
     async def explain(self, sent: Variables, context: Context) -> Explained:
         """Return PostgreSQL's execution plan for the query. Raise what `run` raises."""
@@ -125,7 +129,7 @@ class Plan:
 class BoundQuery(NamedTuple):
     """A compiled query and its arguments."""
 
-    question: CompiledQuery
+    compiled: CompiledQuery
     ids: Mapping[str, list[Any]]
     """The ids to read, by the name of the statement's argument: `ids_` and the number of the root field."""
     pages: Mapping[str, Any]
@@ -141,7 +145,7 @@ class Variant:
         self._roots = roots
         self._needed = _needed(roots)
         self._is_of_one = [root.name for root in roots] in (["encounter"], ["patient"])
-        self._questions: dict[tuple[Any, ...], CompiledQuery | None] = {}
+        self._compiled_queries: dict[tuple[Any, ...], CompiledQuery | None] = {}
         self.kept_characters = 0
         """Total characters of the cached statements."""
 
@@ -154,7 +158,7 @@ class Variant:
         given: dict[tuple[str, str], int] = {}
         if asking is not None:
             for row in await self._rows(asking, brand_id, context):
-                parts = list(asking.question.forms[row["root"]])
+                parts = list(asking.compiled.forms[row["root"]])
                 parts[1::2] = row[FIRST_JSON : FIRST_JSON + len(parts) // 2]
                 if row["bytes"] > context.answer.maximum:
                     raise AnswerTooLarge(context.answer.maximum)
@@ -167,6 +171,15 @@ class Variant:
         context.note_given(given)
         return b"".join(parts)
 
+    def failed(self, error: Exception, variables: Variables) -> ExecutionResult:
+        """Return the result with `error` at each root field that reads. A list is not nullable, so it nulls `data`."""
+        asked = [self._ids(root, variables) for root in self._roots]
+        reading = [root for root, ids in zip(self._roots, asked, strict=True) if ids]
+        lists = [root for root in reading if root.name == "patients"]
+        failed = [root for root in reading if root.name != "patients"] + lists[:1]
+        data = None if lists else orjson.Fragment(b"".join(self._parts(asked, {})))
+        return ExecutionResult(data, [located_error(error, root.nodes, [root.key]) for root in failed])  # type: ignore[arg-type]
+
     async def explain(self, variables: Variables, context: Context) -> Explained:
         """Return PostgreSQL's execution plan. Raise what `run` raises."""
         brand_id = self._admitted(context)
@@ -174,14 +187,14 @@ class Variant:
         asking = self._asking(brand_id, asked, variables, context)
         if asking is None:
             return Explained("", [])
-        statement = asking.question.statement
+        statement = asking.compiled.statement
         async with context.database.connection(brand_id) as connection:
             values = {"brand_id": brand_id, "most_bytes": context.answer.maximum, **asking.ids, **asking.pages}
             lines = await connection.fetch(statement.explaining(), **values)
         return Explained(statement.text, [line[0] for line in lines])
 
     async def _rows(self, asking: BoundQuery, brand_id: str, context: Context) -> Sequence[Row]:
-        statement, most_bytes = asking.question.statement, context.answer.maximum
+        statement, most_bytes = asking.compiled.statement, context.answer.maximum
         if not self._is_of_one:
             async with context.database.connection(brand_id) as connection:
                 values = {"brand_id": brand_id, **asking.ids, **asking.pages}
@@ -208,14 +221,14 @@ class Variant:
                 bound[page.number], values = _bind(page, list_owner, variables, context)
                 pages |= values
                 rows += bound[page.number].window.size
-        question = self._question(bound, context.answer.maximum)
-        if question is None:
+        compiled = self._compiled_query(bound, context.answer.maximum)
+        if compiled is None:
             return None
         ids_of = {
             f"ids_{number}": ids if root.name == "encounter" else [each for each in ids if can_exist(each)]
             for number, (root, ids) in enumerate(zip(self._roots, asked, strict=True))
         }
-        return BoundQuery(question, ids_of, pages, max(1, rows))
+        return BoundQuery(compiled, ids_of, pages, max(1, rows))
 
     def _admitted(self, context: Context) -> str:
         try:
@@ -243,16 +256,16 @@ class Variant:
             raise Unplannable
         return ids
 
-    def _question(self, bound: Mapping[int, BoundPage], most_bytes: int) -> CompiledQuery | None:
+    def _compiled_query(self, bound: Mapping[int, BoundPage], most_bytes: int) -> CompiledQuery | None:
         counted = are_counted(may_have_bytes(self._roots, bound), most_bytes)
         shape = (counted, *(each.shape for each in bound.values()))
-        if shape not in self._questions:
-            if len(self._questions) >= KEPT_QUESTIONS:
-                self._questions.clear()
+        if shape not in self._compiled_queries:
+            if len(self._compiled_queries) >= MAX_CACHED_QUERIES:
+                self._compiled_queries.clear()
                 self.kept_characters = 0
-            self._questions[shape] = question = compile_query(self._roots, bound, counted=counted)
-            self.kept_characters += len(question.statement.text) if question else 0
-        return self._questions[shape]
+            self._compiled_queries[shape] = compiled = compile_query(self._roots, bound, counted=counted)
+            self.kept_characters += len(compiled.statement.text) if compiled else 0
+        return self._compiled_queries[shape]
 
     def _parts(self, asked: Sequence[list[Any]], found: Mapping[tuple[int, Any], list[bytes]]) -> list[bytes]:
         # The caller joins the parts once: a list may be long, and the same id may be requested many times.

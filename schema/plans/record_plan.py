@@ -3,33 +3,34 @@
 The plan raises `Unplannable` for unsupported operations. It supports a single `recordEncounter` whose metadata is
 passed in a variable, and selections of the encounter's scalar fields and its patient.
 
-Once recording has begun, the plan no longer raises `Unplannable`. `Runner` hands a refusal to the executor, which
-reports it and does not record again.
+Once recording has begun, the plan no longer raises `Unplannable`, so that the executor does not record again. The plan
+writes a refusal that is a member of the result union. It raises every other error.
 """
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import orjson
 from graphql import (
     DocumentNode,
+    ExecutionResult,
     FieldNode,
-    FragmentDefinitionNode,
     ObjectValueNode,
     OperationDefinitionNode,
     VariableNode,
+    located_error,
 )
-from strawberry.utils.str_converters import to_snake_case
 
-from models import Encounter, EncounterType
+from models import MEMBERS, Encounter, EncounterType, Kind, Member
 from resolvers import json_text
 from resolvers.access import Permission
 from resolvers.context import Context
 from resolvers.encounters.lifecycle import allowed_actions
-from resolvers.encounters.record import Recording, record_encounter
+from resolvers.encounters.record import Recording, record_encounter, require_recorder
 from resolvers.errors import GatewayError
+from schema.errors import outcome
 from schema.plans.selection import (
-    RECORDED,
     RECORDING,
     Reader,
     Unplannable,
@@ -40,6 +41,7 @@ from schema.plans.selection import (
     fits_recording,
     members_of,
 )
+from schema.selections import fragments_of
 
 Part = bytes | Callable[[Recording], bytes]
 """A piece of the response: constant bytes, or a function of the recording."""
@@ -50,30 +52,29 @@ class RecordPlan:
 
     def __init__(self, document: DocumentNode, operation: OperationDefinitionNode) -> None:
         """Read the document. Raise `Unplannable` if the plan cannot serve it, whatever the variables."""
-        if conditions_of(document):
-            raise Unplannable
-        fragments = {each.name.value: each for each in document.definitions if isinstance(each, FragmentDefinitionNode)}
         self._definitions = operation.variable_definitions or ()
-        reader = Reader(fragments, {})
-        roots = reader.collected([operation.selection_set], "Mutation")
+        if conditions_of(self._definitions):
+            raise Unplannable
+        self._reader = Reader(fragments_of(document), {})
+        roots = self._reader.collected([operation.selection_set], "Mutation")
         if len(roots) != 1:
             raise Unplannable
-        ((key, nodes),) = roots
-        if nodes[0].name.value != "recordEncounter":
+        ((self._key, self._nodes),) = roots
+        if self._nodes[0].name.value != "recordEncounter":
             raise Unplannable
-        self._arguments = _arguments(nodes[0])
-        fields = reader.recorded(nodes)
+        self._arguments = _arguments(self._nodes[0])
+        fields = self._reader.recorded(self._nodes)
         self._shows_patient = any(
             isinstance(each, list) for _, below in fields if isinstance(below, list) for _, each in below
         )
-        self._parts = _joined([b"{", _named(key), *_object(fields), b"}"])
+        self._parts = _joined([b"{", _named(self._key), *_object(fields), b"}"])
 
     async def run(self, sent: Variables, context: Context) -> bytes:
         """Record the encounter, and return the JSON of `data`.
 
         Raises:
             Unplannable: The variables are unsupported, or the caller may not read patients; nothing was recorded.
-            GatewayError: Recording was refused or failed; see `record_encounter`.
+            GatewayError: Recording was refused or failed, and the result union has no member for the error.
             AnswerTooLarge: The encounter was recorded, but the response exceeds its limit.
             AnswerMemoryFull: The encounter was recorded, but the process has no memory left for the response.
         """
@@ -84,10 +85,19 @@ class RecordPlan:
             raise Unplannable
         if self._shows_patient:
             _require_patients(context)
-        recording = await record_encounter(context, patient_id, _command(members), key)
-        parts = [part if isinstance(part, bytes) else part(recording) for part in self._parts]
+        try:
+            recording = await record_encounter(require_recorder(context), patient_id, _command(members), key)
+        except GatewayError as error:
+            refusal = self._reader.selected(outcome(error, context), self._nodes)
+            parts = [orjson.dumps({self._key: refusal})]
+        else:
+            parts = [part if isinstance(part, bytes) else part(recording) for part in self._parts]
         context.answer.add(sum(map(len, parts)))
         return b"".join(parts)
+
+    def failed(self, error: Exception, _sent: Variables) -> ExecutionResult:
+        """Return the result of an operation for which `run` raised `error` after it began."""
+        return ExecutionResult(None, [located_error(error, self._nodes, [self._key])])
 
 
 def _require_patients(context: Context) -> None:
@@ -111,11 +121,8 @@ def _arguments(node: FieldNode) -> Value:
     return members_of(node.arguments or ())
 
 
-MEMBERS = {name: to_snake_case(name) for name in RECORDING}
-
-
 def _command(members: dict[str, Any]) -> dict[str, Any]:
-    command = {MEMBERS[name]: value for name, value in members.items()}
+    command = {RECORDING[name]: value for name, value in members.items()}
     command["encounter_type"] = EncounterType[command["encounter_type"]]
     return command
 
@@ -169,39 +176,30 @@ def _of(write: Callable[[Encounter], Any]) -> Callable[[Recording], bytes]:
     return lambda recording: orjson.dumps(write(recording.encounter), default=str)
 
 
-def _instant(name: str) -> Callable[[Recording], bytes]:
-    def write(recording: Recording) -> bytes:
-        value = getattr(recording.encounter, name)
-        return b"null" if value is None else b'"' + json_text.instant(value).encode() + b'"'
-
-    return write
+def _member(member: Member) -> Callable[[Recording], bytes]:
+    value = attrgetter(member.name)
+    match member.kind:
+        case Kind.INSTANT:
+            return _of(lambda encounter: None if (at := value(encounter)) is None else json_text.instant(at))
+        case Kind.ENUM:
+            return _of(lambda encounter: value(encounter).upper())
+        case Kind.JSON:
+            return lambda recording: value(recording.encounter).encode()
+        case _:
+            return _of(value)
 
 
 OUTCOME: dict[str, Part] = {
-    "__typename": f'"{RECORDED}"'.encode(),
+    "__typename": b'"EncounterRecorded"',
     "replayed": lambda recording: b"true" if recording.replayed else b"false",
 }
 PATIENT: dict[str, Part] = {
     "__typename": b'"Patient"',
-    "id": _of(lambda encounter: encounter.patient_id),
-    "brand_id": _of(lambda encounter: encounter.brand_id),
+    "id": _member(MEMBERS["patient_id"]),
+    "brand_id": _member(MEMBERS["brand_id"]),
 }
 ENCOUNTER: dict[str, Part] = {
     "__typename": b'"Encounter"',
-    "id": _of(lambda encounter: encounter.id),
-    "patient_id": PATIENT["id"],
-    "provider_id": _of(lambda encounter: encounter.provider_id),
-    "brand_id": PATIENT["brand_id"],
-    "encounter_type": _of(lambda encounter: EncounterType(encounter.encounter_type).name),
-    "status": _of(lambda encounter: encounter.status.upper()),
-    "scheduled_at": _instant("scheduled_at"),
-    "started_at": _instant("started_at"),
-    "ended_at": _instant("ended_at"),
-    "chief_complaint": _of(lambda encounter: encounter.chief_complaint),
-    "notes": _of(lambda encounter: encounter.notes),
-    "metadata": lambda recording: recording.encounter.metadata.encode(),
-    "created_at": _instant("created_at"),
-    "updated_at": _instant("updated_at"),
-    "version": _of(lambda encounter: encounter.version),
+    **{name: _member(member) for name, member in MEMBERS.items()},
     "allowed_actions": _of(lambda encounter: [action.name for action in allowed_actions(encounter.status)]),
 }

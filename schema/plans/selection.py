@@ -5,6 +5,7 @@ The reader supports only the fields that plans serve. It raises `Unplannable` fo
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
 from types import NoneType
 from typing import Any, NamedTuple
@@ -12,12 +13,8 @@ from typing import Any, NamedTuple
 from graphql import (
     ArgumentNode,
     BooleanValueNode,
-    DocumentNode,
     EnumValueNode,
     FieldNode,
-    FragmentDefinitionNode,
-    FragmentSpreadNode,
-    InlineFragmentNode,
     IntValueNode,
     ListTypeNode,
     ListValueNode,
@@ -26,7 +23,6 @@ from graphql import (
     NullValueNode,
     ObjectFieldNode,
     ObjectValueNode,
-    OperationDefinitionNode,
     SelectionNode,
     SelectionSetNode,
     StringValueNode,
@@ -37,10 +33,12 @@ from graphql import (
 )
 from strawberry.utils.str_converters import to_snake_case
 
-from models import EncounterStatus, EncounterType
+from models import MEMBERS, EncounterStatus, EncounterType, Kind
 from resolvers.bounded_rows import LONG, LONG_BYTES
+from resolvers.commands import RecordEncounter
 from resolvers.encounters.json_sql import USUAL_BYTES
 from resolvers.json_text import INT_DIGITS
+from schema.selections import Fragments, collect_fields
 
 Variables = Mapping[str, Any]
 Value = Callable[[Variables], Any]
@@ -97,15 +95,20 @@ class Root:
     """One field at the root of the query."""
 
     key: str
-    name: str
+    nodes: Sequence[FieldNode]
     argument: Value
     fields: Sequence[tuple[str, Any]]
     pages: Sequence[PageNode]
 
+    @cached_property
+    def name(self) -> str:
+        """The name of the field."""
+        return self.nodes[0].name.value
+
 
 # Variables and values
 
-RECORDED = "EncounterRecorded"
+UNION = "RecordEncounterResult"
 
 SCALARS = {"ID", "String", "UUID", "DateTime"}
 FILTER: Mapping[str, str | None] = {
@@ -142,18 +145,22 @@ def fits(type_: TypeNode, value: Any) -> bool:
     return name == "EncounterFilter" and _fits_filter(value)
 
 
-RECORDING = {"brandId", "encounterType", "providerId", "scheduledAt", "chiefComplaint", "notes", "metadata"}
+RECORDING = {MEMBERS[name].graphql_name: name for name in RecordEncounter.model_fields}
+"""The members of `RecordEncounterInput`: the name of each in the command."""
+
+_STRINGS = {
+    name: str if RecordEncounter.model_fields[of].is_required() else (str, NoneType)
+    for name, of in RECORDING.items()
+    if MEMBERS[of].kind is not Kind.JSON
+}
 
 
 def fits_recording(members: Any) -> bool:
     """Return whether `members` is a `RecordEncounterInput` whose members have the right types."""
-    if not isinstance(members, dict) or not members.keys() <= RECORDING:
+    if not isinstance(members, dict) or not members.keys() <= RECORDING.keys():
         return False
-    for name in ("brandId", "encounterType"):
-        if not isinstance(members.get(name), str):
-            return False
-    for name in ("providerId", "scheduledAt", "chiefComplaint", "notes"):
-        if not isinstance(members.get(name, ""), (str, NoneType)):
+    for name, types in _STRINGS.items():
+        if not isinstance(members.get(name), types):
             return False
     return members["encounterType"] in ENUMS["EncounterType"]
 
@@ -240,7 +247,7 @@ def _variable_of(node: ValueNode) -> str | None:
 class Reader:
     """Builds the tree of an operation for one set of values of the variables in `@skip` and `@include`."""
 
-    def __init__(self, fragments: Mapping[str, FragmentDefinitionNode], variables: Variables) -> None:
+    def __init__(self, fragments: Fragments, variables: Variables) -> None:
         self._fragments = fragments
         self._variables = variables
         self._pages = 0
@@ -252,15 +259,15 @@ class Reader:
             name = nodes[0].name.value
             match name:
                 case "__typename":
-                    roots.append(Root(key, name, lambda _: None, (), ()))
+                    roots.append(Root(key, nodes, lambda _: None, (), ()))
                 case "encounter":
                     fields = self._encounter(nodes)
-                    roots.append(Root(key, name, self._argument(nodes[0], "id"), fields, ()))
+                    roots.append(Root(key, nodes, self._argument(nodes[0], "id"), fields, ()))
                 case "patient" | "patients":
                     pages: list[PageNode] = []
                     fields = self._patient(nodes, pages)
                     argument = self._argument(nodes[0], "id" if name == "patient" else "ids")
-                    roots.append(Root(key, name, argument, fields, pages))
+                    roots.append(Root(key, nodes, argument, fields, pages))
                 case _:
                     raise Unplannable
         return roots
@@ -268,7 +275,7 @@ class Reader:
     def recorded(self, nodes: Sequence[FieldNode]) -> list[tuple[str, Any]]:
         """Return the selected fields of an `EncounterRecorded`."""
         fields: list[tuple[str, Any]] = []
-        for key, below in self.collected(_below(nodes), RECORDED):
+        for key, below in self.collected(_below(nodes), "EncounterRecorded", UNION):
             match below[0].name.value:
                 case "encounter":
                     fields.append((key, self._encounter(below)))
@@ -277,6 +284,22 @@ class Reader:
                 case _:
                     raise Unplannable
         return fields
+
+    def selected(self, value: object, nodes: Sequence[FieldNode]) -> object:
+        """Return the selected fields of a `Problem`, and of the objects in it, as JSON."""
+        if isinstance(value, Enum):
+            return value.name
+        if isinstance(value, list):
+            return [self.selected(item, nodes) for item in value]
+        if value is None or not (sets := _below(nodes)):
+            return value
+        types = [each.__name__ for each in type(value).__mro__]
+        return {
+            key: types[0]
+            if (name := below[0].name.value) == "__typename"
+            else self.selected(getattr(value, to_snake_case(name)), below)
+            for key, below in self.collected(sets, *types, UNION)
+        }
 
     def _encounter(self, nodes: Sequence[FieldNode]) -> list[tuple[str, Any]]:
         fields: list[tuple[str, Any]] = []
@@ -338,30 +361,22 @@ class Reader:
     def _argument(self, node: FieldNode, name: str) -> Value:
         return next(value_of(each.value) for each in node.arguments or () if each.name.value == name)
 
-    def collected(self, sets: Sequence[SelectionSetNode], type_name: str) -> list[tuple[str, list[FieldNode]]]:
-        """Return the fields of some selections by response key, merged as in the GraphQL specification (6.3.2)."""
-        fields: dict[str, list[FieldNode]] = {}
-        seen: set[str] = set()
+    def collected(self, sets: Sequence[SelectionSetNode], *types: str) -> list[tuple[str, list[FieldNode]]]:
+        """Return the fields of some selections by response key, merged as in the GraphQL specification (6.3.2).
 
-        def collect(selections: Sequence[SelectionNode]) -> None:
-            for selection in selections:
-                if not self._included(selection):
-                    continue
-                match selection:
-                    case FieldNode():
-                        fields.setdefault((selection.alias or selection.name).value, []).append(selection)
-                    case InlineFragmentNode():
-                        if _applies(selection.type_condition, type_name):
-                            collect(selection.selection_set.selections)
-                    case FragmentSpreadNode() if selection.name.value not in seen:
-                        seen.add(selection.name.value)
-                        fragment = self._fragments[selection.name.value]
-                        if _applies(fragment.type_condition, type_name):
-                            collect(fragment.selection_set.selections)
+        `types` are the object's type, and the interfaces and unions that it belongs to.
+        """
 
-        for each in sets:
-            collect(each.selections)
-        return list(fields.items())
+        def includes(selection: SelectionNode, type_name: str) -> bool:
+            if not self._included(selection):
+                return False
+            if type_name not in types and UNION not in types:
+                raise Unplannable
+            # Otherwise, the fragment is on another member of the union.
+            return type_name in types
+
+        groups = collect_fields([(types[0], each) for each in sets], self._fragments, includes)
+        return [(key, [node for _, node in group]) for key, group in groups.items()]
 
     def _included(self, selection: SelectionNode) -> bool:
         for directive in selection.directives or ():
@@ -373,37 +388,15 @@ class Reader:
         return True
 
 
-def _applies(condition: NamedTypeNode | None, type_name: str) -> bool:
-    if condition is None or condition.name.value == type_name:
-        return True
-    if type_name != RECORDED:
-        raise Unplannable
-    # The plan writes only `EncounterRecorded`; fragments on other members of the union do not apply.
-    return condition.name.value == "RecordEncounterResult"
-
-
 def _below(nodes: Sequence[FieldNode]) -> list[SelectionSetNode]:
     return [each.selection_set for each in nodes if each.selection_set]
 
 
-def conditions_of(document: DocumentNode) -> set[str]:
-    """Return the variables used in directives anywhere in the document.
-
-    These include the conditions of operations that are not run. A superset is harmless.
-    """
-    found: set[str] = set()
-    pending: list[SelectionSetNode] = [
-        each.selection_set
-        for each in document.definitions
-        if isinstance(each, OperationDefinitionNode | FragmentDefinitionNode)
-    ]
-    while pending:
-        for selection in pending.pop().selections:
-            for directive in selection.directives or ():
-                for argument in directive.arguments or ():
-                    if isinstance(argument.value, VariableNode):
-                        found.add(argument.value.name.value)
-            below = getattr(selection, "selection_set", None)
-            if below is not None:
-                pending.append(below)
-    return found
+def conditions_of(definitions: Sequence[VariableDefinitionNode]) -> list[str]:
+    """Return the variables that `@skip` and `@include` can use: those of the type `Boolean`."""
+    names = []
+    for each in definitions:
+        type_ = each.type.type if isinstance(each.type, NonNullTypeNode) else each.type
+        if isinstance(type_, NamedTypeNode) and type_.name.value == "Boolean":
+            names.append(each.variable.name.value)
+    return names

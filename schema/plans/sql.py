@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from resolvers.commands import EncounterFilter
 from resolvers.encounters.json_sql import (
-    COLUMNS,
     ENCOUNTERS,
+    WITH_JSON,
     Literal,
     Piece,
     SqlExpr,
@@ -220,7 +220,7 @@ def _page(
         # `OFFSET 0` prevents the planner from inlining the subquery and evaluating a column at each reference.
         place = f"row_number() OVER ({in_order}) AS place"
         rows = f"FROM (SELECT e.*, {place}, count(*) OVER () AS found FROM (SELECT e.* {rows}) e) e OFFSET 0"
-    rows = f"{COLUMNS} {rows}"
+    rows = f"{WITH_JSON} {rows}"
     shown_rows = f" FILTER (WHERE e.place <= {put('size', 'bigint')})" if numbered else ""
     if before is not None:
         # The rows are in page order, so `bytes` is a running total: the row's own bytes and those of all rows before.

@@ -24,12 +24,12 @@ def operations_of(batch: list[Any], most: int) -> Operations:
     `most` is the maximum number of operations; 0 means that batching is off.
     """
     if most == 0:
-        raise MalformedBody("batching", "One request is one operation here: send an object, not an array.")
+        raise MalformedBody("batching", "Batching is disabled: send one operation as an object, not an array.")
     if not 0 < len(batch) <= most:
-        raise MalformedBody("batching", f"A batch must hold 1 to {most} operations.")
-    strays = [place for place, each in enumerate(batch) if not isinstance(each, dict)]
-    if strays:
-        raise InvalidInput([Violation(f"/{place}", "object", "must be an object") for place in strays])
+        raise MalformedBody("batching", f"A batch must have 1 to {most} operations.")
+    invalid = [place for place, each in enumerate(batch) if not isinstance(each, dict)]
+    if invalid:
+        raise InvalidInput([Violation(f"/{place}", "object", "must be an object") for place in invalid])
     return batch
 
 

@@ -94,8 +94,8 @@ class GraphQLEndpoint:
             refusal = self._runner.known(error, state["request_id"])
             status, headers = self._http_form(refusal)
             known: Context | None = state.get("context")
-            told = refuse(refusal, known) if known else phrase(refusal, state["request_id"])
-            return _answer({"errors": [told]}, status, _of_one_answer(media_type), headers)
+            refused = refuse(refusal, known) if known else phrase(refusal, state["request_id"])
+            return _answer({"errors": [refused]}, status, _of_one_answer(media_type), headers)
         return _answer(body, 200 if is_well_formed or media_type == JSON else 400, media_type, self._challenge(body))
 
     async def _stream(
@@ -166,27 +166,29 @@ class GraphQLEndpoint:
         return self._http_form(InsufficientScope(missing))[1] if missing else {}
 
 
-def liked_media_types(accept: str) -> dict[str, float]:
+def accepted_media_types(accept: str) -> dict[str, float]:
     """Parse an Accept header into media types with their quality values, from 0 to 1."""
-    liked: dict[str, float] = {}
+    qualities: dict[str, float] = {}
     for part in filter(str.strip, accept.split(",")):
         media_type, *parameters = (piece.strip().lower() for piece in part.split(";"))
         quality = next((each[2:] for each in parameters if re.fullmatch(r"q=[01](\.[0-9]{0,3})?", each)), "1")
-        liked[media_type] = float(quality)
-    return liked
+        qualities[media_type] = float(quality)
+    return qualities
 
 
 @lru_cache(256)
 def _accepted(accept: str) -> Sequence[str]:
     """Return the supported media types that the client accepts, in order of preference."""
-    liked = liked_media_types(accept)
-    if not liked:
+    qualities = accepted_media_types(accept)
+    if not qualities:
         return [JSON]
     accepted: list[str] = []
-    for media_type in sorted((each for each, quality in liked.items() if quality), key=lambda each: -liked[each]):
+    for media_type in sorted(
+        (each for each, quality in qualities.items() if quality), key=lambda each: -qualities[each]
+    ):
         if media_type in {GRAPHQL_RESPONSE, JSON, EVENT_STREAM}:
             accepted.append(media_type)
-        elif media_type in {"*/*", "application/*"} and liked.get(JSON) != 0:
+        elif media_type in {"*/*", "application/*"} and qualities.get(JSON) != 0:
             accepted.append(JSON)
     return accepted
 

@@ -58,7 +58,7 @@ class ConnectionLimit:
         if self.is_full:
             return TemporarilyUnavailable("Too many sockets and streams are open; try again later.")
         if self._open[client_id] >= self._per_client:
-            return RateLimited(RETRY_SECONDS, "This client has too many sockets and streams open; close one first.")
+            return RateLimited(RETRY_SECONDS, "The client has too many sockets and streams open; close one first.")
         return None
 
     @contextmanager
@@ -97,8 +97,8 @@ class TokenEnd(StrEnum):
     """Why a token that was valid is no longer accepted."""
 
     EXPIRED = "it has expired"
-    REVOKED = "it is not valid any more"
-    CHANGED = "it stands for other rights now"
+    REVOKED = "it is no longer valid"
+    CHANGED = "its permissions have changed"
 
 
 async def watch_token(

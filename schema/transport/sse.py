@@ -35,9 +35,9 @@ _HEAD = [(b"content-type", b"text/event-stream; charset=utf-8")] + [
 COMPLETE = b"event: complete\ndata: \n\n"
 HEARTBEAT = b":\n\n"
 
-Say = Callable[[bytes], Awaitable[None]]
+SendBytes = Callable[[bytes], Awaitable[None]]
 
-RESTARTING = "The gateway restarts; subscribe again after the last cursor."
+RESTARTING = "The gateway is restarting; subscribe again after the last cursor."
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +87,12 @@ class EventStream:
             self._log_operation(self._context, self._outcome, time.perf_counter() - started)
 
     async def _hold(self, draining: asyncio.Event | None, receive: Receive, send: Send) -> None:
-        say = partial(_say, send)
+        send_bytes = partial(_send_bytes, send)
         work: list[Coroutine[Any, Any, bytes]] = [
-            self._tell(say),
+            self._send_answers(send_bytes),
             self._until_token_ends(),
             _until_gone(receive),
-            _keep_open(say, self._limits.heartbeat_seconds),
+            _keep_open(send_bytes, self._limits.heartbeat_seconds),
         ]
         if draining is not None:
             work.append(self._until_stopped(draining))
@@ -107,26 +107,26 @@ class EventStream:
 
     # Each of these coroutines returns when the stream must end, with the final bytes to send
 
-    async def _tell(self, say: Say) -> bytes:
+    async def _send_answers(self, send_bytes: SendBytes) -> bytes:
         try:
             async with aclosing(self._answers) as answers:
                 async for answer in answers:
-                    await say(next_event(answer))
+                    await send_bytes(next_event(answer))
         except Exception as error:  # noqa: BLE001 - the stream reports the error to the client
-            return self._last_words(self._runner.known(error, self._context.request_id))
+            return self._final_event(self._runner.known(error, self._context.request_id))
         self._outcome = "complete"
         return COMPLETE
 
     async def _until_token_ends(self) -> bytes:
         report = partial(self._runner.known, request_id=self._context.request_id)
         why = await watch_token(self._context.caller, self._reauthenticate, self._limits.recheck_seconds, report)
-        return self._last_words(InvalidToken(f"The bearer token was good, but {why}."))
+        return self._final_event(InvalidToken(f"The bearer token is no longer accepted: {why}."))
 
     async def _until_stopped(self, draining: asyncio.Event) -> bytes:
         await draining.wait()
-        return self._last_words(TemporarilyUnavailable(RESTARTING))
+        return self._final_event(TemporarilyUnavailable(RESTARTING))
 
-    def _last_words(self, error: GatewayError) -> bytes:
+    def _final_event(self, error: GatewayError) -> bytes:
         self._outcome = error.code
         return at_once(GraphQLResponse(False, {"errors": [refuse(error, self._context)]}))
 
@@ -139,13 +139,13 @@ async def _until_gone(receive: Receive) -> bytes:
     return b""
 
 
-async def _keep_open(say: Say, heartbeat_seconds: float) -> bytes:
+async def _keep_open(send_bytes: SendBytes, heartbeat_seconds: float) -> bytes:
     while True:
-        await say(HEARTBEAT)
+        await send_bytes(HEARTBEAT)
         await asyncio.sleep(heartbeat_seconds)
 
 
-async def _say(send: Send, words: bytes) -> None:
+async def _send_bytes(send: Send, words: bytes) -> None:
     await send({"type": "http.response.body", "body": words, "more_body": True})
 
 

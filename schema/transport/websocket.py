@@ -287,11 +287,11 @@ class WebSocketConnection:
     async def _sign_in(self, credentials: ConnectionInit) -> None:
         # Browsers cannot set headers on the upgrade request; some programs can set nothing else. Both are supported.
         upgrade = self._state["introduction"]
-        said = upgrade._replace(
+        introduction = upgrade._replace(
             authorization=credentials.authorization or upgrade.authorization,
             stated_brand_id=credentials.stated_brand_id or upgrade.stated_brand_id,
         )
-        reauthenticate = partial(authenticate, self._state["services"], said)
+        reauthenticate = partial(authenticate, self._state["services"], introduction)
         try:
             self._caller = await reauthenticate()
             self._place.close()
@@ -313,7 +313,7 @@ class WebSocketConnection:
     # Operations
 
     async def _subscribe(self, message: Subscribe) -> None:
-        assert self._caller is not None, "who calls is known before anything is run"
+        assert self._caller is not None, "the caller is authenticated before any operation"
         if message.id in self._listened_to:
             raise _Over(close_codes.ID_IN_USE)
         self._state["operations"] += 1
@@ -370,7 +370,7 @@ class WebSocketConnection:
             if crowded:
                 raise RateLimited(CROWDED_SECONDS)
             if message.size > self._limits.message_bytes:
-                raise PayloadTooLarge("The message is larger than this gateway reads.")
+                raise PayloadTooLarge("The message exceeds the maximum size.")
             ask = parse_request(message.payload)
         except GatewayError as error:
             raise reservation.refuse(error) from None

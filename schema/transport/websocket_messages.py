@@ -77,22 +77,22 @@ def read(text: str) -> Message:
         case "complete":
             return Complete(_id(members))
         case _:
-            raise InvalidMessage("No client says a message of this type.")
+            raise InvalidMessage("Unknown message type.")
 
 
 def _connection_init(payload: dict[str, Any]) -> ConnectionInit:
     # The members have the names of the headers, in any letter case. GraphiQL and other explorers send their configured
     # headers in this payload.
-    said: dict[str, str] = {}
+    headers: dict[str, str] = {}
     for name, value in payload.items():
         if (header := name.lower()) not in {"authorization", "x-brand-id"} or value is None:
             continue
-        if header in said:
-            raise InvalidMessage("The payload names a header twice.")
+        if header in headers:
+            raise InvalidMessage("The payload must not repeat a header.")
         if not isinstance(value, str) or not value.isascii() or not value.isprintable():
             raise InvalidMessage("A header in the payload must be a string of visible characters.")
-        said[header] = value
-    return ConnectionInit(said.get("authorization"), said.get("x-brand-id"))
+        headers[header] = value
+    return ConnectionInit(headers.get("authorization"), headers.get("x-brand-id"))
 
 
 def _object_or_nothing(members: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One client subscribes as often as it may; what that costs the others, and what it is told itself when reads fail."""
+"""The largest number of subscriptions of one client: cost for other clients, and delivery although reads fail."""
 
 import asyncio
 import json
@@ -13,12 +13,13 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from gateway.database.database import PoolConnection
-from tests.faults import Wire
-from tests.graphql.test_events import EVENTS, gateway_on, record
-from tests.happenings import beginning, fresh_database, rows, until
-from tests.sockets import Sockets, Talk
-from tests.staged import TOKENS
-from tests.streams import COMPLETE, listen_to
+from tests.controlled_schema import TOKENS
+from tests.event_helpers import cursor_v1, fresh_database, rows
+from tests.graphql.test_subscriptions import EVENTS, gateway_on, record
+from tests.sse_client import COMPLETE, open_stream
+from tests.tcp_proxy import TcpProxy
+from tests.waiting import wait_until
+from tests.websocket_client import GatewayServer, WebSocketClient
 
 SOCKETS, SUBSCRIPTIONS, EVENTS_EACH = 10, 100, 3
 MANY = 20
@@ -37,22 +38,22 @@ async def url(server_url: str) -> str:
 
 
 @asynccontextmanager
-async def flood(sockets: Sockets, query: str, **variables: Any) -> AsyncGenerator[list[Talk], None]:
-    """Open as many subscriptions as one client could."""
+async def flood(sockets: GatewayServer, query: str, **variables: Any) -> AsyncGenerator[list[WebSocketClient], None]:
+    """Open the largest number of subscriptions of one client."""
     async with AsyncExitStack() as stack:
-        talks = [await stack.enter_async_context(sockets.signed_in()) for _ in range(SOCKETS)]
-        for talk in talks:
+        talks = [await stack.enter_async_context(sockets.authenticated()) for _ in range(SOCKETS)]
+        for websocket in talks:
             for number in range(SUBSCRIPTIONS):
-                await talk.start(f"{number}", query, **variables)
+                await websocket.start(f"{number}", query, **variables)
         yield talks
 
 
-async def hear_all(talk: Talk, events: int) -> Counter[str]:
-    """Count what each subscription of a socket is told, until all were told of so many events."""
+async def count_events(websocket: WebSocketClient, events: int) -> Counter[str]:
+    """Count the events that each subscription of a WebSocket receives, until all have received `events`."""
     heard = Counter[str]()
     async with asyncio.timeout(60):
         while heard.total() < SUBSCRIPTIONS * events:
-            message = json.loads(await talk.connection.recv())
+            message = json.loads(await websocket.connection.recv())
             assert message["type"] == "next", message
             assert message["payload"]["data"]["encounterEvents"]["encounter"], message
             heard[message["id"]] += 1
@@ -60,21 +61,21 @@ async def hear_all(talk: Talk, events: int) -> Counter[str]:
 
 
 @asynccontextmanager
-async def another_brand_reads(sockets: Sockets) -> AsyncGenerator[list[float], None]:
-    """Let a client of another brand read one list after the other; gives how long each took."""
+async def another_brand_reads(sockets: GatewayServer) -> AsyncGenerator[list[float], None]:
+    """Read lists one after another as a client of another brand; yield the latencies."""
     seconds: list[float] = []
     over = asyncio.Event()
 
     async def read() -> None:
-        async with sockets.signed_in("dev-loopbio") as talk:
+        async with sockets.authenticated("dev-loopbio") as websocket:
             while not over.is_set():
                 begun = time.perf_counter()
-                await talk.start("one", READ)
+                await websocket.start("one", READ)
                 async with asyncio.timeout(60):
-                    message = json.loads(await talk.connection.recv())
+                    message = json.loads(await websocket.connection.recv())
                     assert message["type"] == "next", message
                     assert "errors" not in message["payload"], message
-                    await talk.connection.recv()
+                    await websocket.connection.recv()
                 seconds.append(time.perf_counter() - begun)
 
     reading = asyncio.create_task(read())
@@ -87,7 +88,7 @@ async def another_brand_reads(sockets: Sockets) -> AsyncGenerator[list[float], N
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Count the reads that are sent for the brand of the subscribers, by their text."""
+    """Count the reads of the subscribers' brand by their text."""
     fetch, sent = PoolConnection.fetch, Counter[str]()
 
     async def counted(self: PoolConnection, statement: Any, **values: Any) -> Any:
@@ -99,43 +100,43 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return sent
 
 
-async def test_a_thousand_subscriptions_leave_others_their_connections(url: str, sent: Counter[str]) -> None:
-    # So small a pool, and so little patience, that a second statement for each subscription would be felt.
+async def test_a_thousand_subscriptions_leave_connections_for_others(url: str, sent: Counter[str]) -> None:
+    # With so small a pool and short timeouts, a second statement for each subscription would fail requests.
     async with gateway_on(url, database_pool_size=2, database_acquire_seconds=1) as sockets:
         await record(sockets, "a")
-        async with flood(sockets, FULL, after=beginning()) as talks:
-            await asyncio.gather(*(hear_all(talk, 1) for talk in talks))
+        async with flood(sockets, FULL, after=cursor_v1()) as talks:
+            await asyncio.gather(*(count_events(websocket, 1) for websocket in talks))
             async with another_brand_reads(sockets) as alone:
-                await until(lambda: len(alone) >= 20)
+                await wait_until(lambda: len(alone) >= 20)
             sent.clear()
             async with another_brand_reads(sockets) as beside:
-                listening = [asyncio.create_task(hear_all(talk, EVENTS_EACH)) for talk in talks]
+                listening = [asyncio.create_task(count_events(websocket, EVENTS_EACH)) for websocket in talks]
                 for _ in range(EVENTS_EACH):
                     await record(sockets, "a")
                 heard = await asyncio.gather(*listening)
 
     assert all(set(each.values()) == {EVENTS_EACH} for each in heard)
-    # Once an event; and again where a busy machine takes longer over a thousand than rows are kept.
+    # Once for each event, and again where a busy machine handles a thousand subscriptions slower than rows are cached.
     assert max(sent.values()) <= SOCKETS * EVENTS_EACH, sent
     assert median(beside) <= 2 * median(alone) + 0.1, (median(alone), median(beside))
 
 
-async def test_a_thousand_replays_leave_others_their_connections(url: str) -> None:
+async def test_a_thousand_replays_leave_connections_for_others(url: str) -> None:
     async with gateway_on(url, database_pool_size=2, database_acquire_seconds=1) as sockets:
         for _ in range(EVENTS_EACH):
             await record(sockets, "a")
-        async with another_brand_reads(sockets) as beside, flood(sockets, FULL, after=beginning()) as talks:
-            heard = await asyncio.gather(*(hear_all(talk, EVENTS_EACH) for talk in talks))
+        async with another_brand_reads(sockets) as beside, flood(sockets, FULL, after=cursor_v1()) as talks:
+            heard = await asyncio.gather(*(count_events(websocket, EVENTS_EACH) for websocket in talks))
 
     assert all(set(each.values()) == {EVENTS_EACH} for each in heard)
     assert len(beside) > EVENTS_EACH
 
 
-# Each event is told once, whatever cannot be read
+# Events are received once although reads fail
 
 
 class Cutter:
-    """Cuts every connection to the database again and again, after so many messages of the gateway."""
+    """Cuts every connection to the database after `every` messages of the gateway, repeatedly."""
 
     def __init__(self, every: int) -> None:
         self._every = every
@@ -149,57 +150,57 @@ class Cutter:
         return cuts
 
 
-async def told_over_socket(sockets: Sockets, after: str) -> AsyncGenerator[dict[str, Any], None]:
-    """Follow over a WebSocket until the subscription ends."""
-    async with sockets.signed_in() as talk:
-        await talk.start("events", EVENTS, after=after)
+async def events_over_websocket(sockets: GatewayServer, after: str) -> AsyncGenerator[dict[str, Any], None]:
+    """Follow over WebSocket until the subscription ends."""
+    async with sockets.authenticated() as websocket:
+        await websocket.start("events", EVENTS, after=after)
         with suppress(ConnectionClosed):
-            while (message := await talk.hear())["type"] == "next":
+            while (message := await websocket.receive())["type"] == "next":
                 assert message["payload"].keys() == {"data"}
                 yield message["payload"]["data"]["encounterEvents"]
 
 
-async def told_over_stream(sockets: Sockets, after: str) -> AsyncGenerator[dict[str, Any], None]:
+async def events_over_sse(sockets: GatewayServer, after: str) -> AsyncGenerator[dict[str, Any], None]:
     """Follow by server-sent events until the stream ends."""
     origin = f"http://127.0.0.1:{sockets.port}"
-    async with listen_to(origin, EVENTS, headers={"last-event-id": after}) as stream:
-        while (event := await stream.hear()) != COMPLETE:
+    async with open_stream(origin, EVENTS, headers={"last-event-id": after}) as stream:
+        while (event := await stream.receive()) != COMPLETE:
             if "errors" in event.body:
                 assert event.id is None
                 assert event.body.keys() == {"errors"}
             else:
-                told = event.body["data"]["encounterEvents"]
-                assert event.id == told["cursor"]
-                yield told
+                received = event.body["data"]["encounterEvents"]
+                assert event.id == received["cursor"]
+                yield received
 
 
 class Follow(Protocol):
-    """Follows from a cursor until the gateway ends it."""
+    """Follows from a cursor until the gateway ends the stream."""
 
-    def __call__(self, sockets: Sockets, after: str) -> AsyncGenerator[dict[str, Any], None]: ...
+    def __call__(self, sockets: GatewayServer, after: str) -> AsyncGenerator[dict[str, Any], None]: ...
 
 
 @pytest.mark.parametrize("every", [31, 47])
-@pytest.mark.parametrize("follow", [told_over_socket, told_over_stream], ids=["socket", "stream"])
-async def test_each_event_is_told_once_although_reads_fail(url: str, follow: Follow, every: int) -> None:
-    """The database of one gateway is cut again and again; a client follows it from its last cursor each time."""
+@pytest.mark.parametrize("follow", [events_over_websocket, events_over_sse], ids=["socket", "stream"])
+async def test_each_event_is_received_once_although_reads_fail(url: str, follow: Follow, every: int) -> None:
+    """The database connections of one gateway are cut repeatedly; a client resumes from its last cursor each time."""
     recorded: list[str] = []
-    told: list[str] = []
-    cursor, ended = beginning(), 0
-    async with gateway_on(url) as other, Wire.to(url) as (wire, wired), gateway_on(wired) as cut_off:
+    received: list[str] = []
+    cursor, ended = cursor_v1(), 0
+    async with gateway_on(url) as other, TcpProxy.to(url) as (proxy, wired), gateway_on(wired) as cut_off:
         for _ in range(MANY):
-            recorded.append(await record(other, "a"))  # noqa: PERF401 - as they come
-        wire.before = cutter = Cutter(every)
-        while len(told) < 2 * MANY and ended < 50 * MANY:
+            recorded.append(await record(other, "a"))  # noqa: PERF401 - in order
+        proxy.before = cutter = Cutter(every)
+        while len(received) < 2 * MANY and ended < 50 * MANY:
             async with asyncio.timeout(60), aclosing(follow(cut_off, cursor)) as events:
                 async for event in events:
                     cursor = event["cursor"]
-                    told.append(event["encounter"]["id"])
-                    if len(told) == 2 * MANY:
+                    received.append(event["encounter"]["id"])
+                    if len(received) == 2 * MANY:
                         break
-                    if len(told) == len(recorded):
+                    if len(received) == len(recorded):
                         recorded.append(await record(other, "a"))
             ended += 1
 
-    assert told == recorded
+    assert received == recorded
     assert cutter.cuts > 1

@@ -1,4 +1,4 @@
-"""One client does its worst; the latency of another brand's client stays within twice what it was."""
+"""Expensive requests of one client at most double the latency of another brand's client."""
 
 import asyncio
 import statistics
@@ -20,12 +20,12 @@ PATH = "/v1/patients/demo-patient-loopbio/encounters"
 ROUNDS = 3
 REQUESTS = 30
 QUIET_FLOOR_MS = 2.0
-"""Milliseconds; below this, the timer and the scheduler of the machine are a large part of a measurement."""
+"""Milliseconds; below this, timer and scheduler of the machine are a large part of a measurement."""
 
 
 @pytest.fixture(scope="module")
 async def recorded_url(server_url: str) -> str:
-    """A database in which the attacker has a hundred encounters of the largest kind."""
+    """A database in which the attacker has a hundred encounters of the largest size."""
     url = await create_database(server_url)
     await migrate(url)
     record = {"brand_id": "loop", "encounter_type": "lab", "notes": "n" * 50_000}
@@ -40,7 +40,7 @@ async def recorded_url(server_url: str) -> str:
 
 @pytest.fixture
 async def gateway(recorded_url: str) -> AsyncIterator[Gateway]:
-    """A gateway of its own for each attack, so that each begins with all of its rate limit."""
+    """A new gateway for each attack, so that each begins with its full rate limit."""
     limits = {
         "GATEWAY_RATE_READS_PER_MINUTE": "1000",
         # The measured client itself records up to 400 times.
@@ -54,7 +54,7 @@ async def gateway(recorded_url: str) -> AsyncIterator[Gateway]:
 
 @asynccontextmanager
 async def attacked(gateway: Gateway, name: str) -> AsyncIterator[None]:
-    """Run an attack for as long as the block lasts."""
+    """Run an attack during the block."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.abuse.attacks", name, gateway.origin, cwd=ROOT
     )
@@ -87,10 +87,10 @@ async def latencies(origin: str, requests: int) -> Sequence[float]:
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-async def test_one_clients_worst_leaves_others_within_twice(gateway: Gateway, name: str) -> None:
+async def test_one_client_at_most_doubles_the_latency_of_others(gateway: Gateway, name: str) -> None:
     await latencies(gateway.origin, 10)
     ratios = []
-    # Other work on this machine slows one measurement or the other, so the best of some rounds counts.
+    # Other work on this machine slows one of the two measurements, so the best round counts.
     for _ in range(ROUNDS):
         quiet = statistics.median(await latencies(gateway.origin, REQUESTS))
         async with attacked(gateway, name):

@@ -1,4 +1,4 @@
-"""What one document can cost: about 50 ms of CPU at most to parse, validate, price and plan, whatever is in it."""
+"""The cost of one document: about 50 ms of CPU at most to parse, validate, price and plan it."""
 
 import gc
 import sys
@@ -31,7 +31,7 @@ LINE, ESCAPED = "\r\n", "\\n"
 
 
 def many(piece: str, tokens: int) -> str:
-    """Say a piece of so many tokens as often as a document may, each time with a number of its own for `#`."""
+    """Repeat a piece of `tokens` tokens as often as a document may, with a different number for each `#`."""
     return " ".join(piece.replace("#", str(number)) for number in range((LIMITS.tokens - 40) // tokens))
 
 
@@ -60,7 +60,7 @@ def spreads(numbers: Iterable[int]) -> str:
 
 
 def long(piece: str, but: int = 100) -> str:
-    """Say a piece until a document is as long as it may be."""
+    """Repeat a piece up to the largest length of a document."""
     return piece * ((LIMITS.characters - but) // len(piece))
 
 
@@ -77,28 +77,28 @@ HOSTILE = {
     + fragments(12, "Patient", lambda number: spreads(range(number + 1, min(number + 3, 12)))),
     "fragments in a chain": "{ ...F0 }"
     + fragments(45, "Query", lambda n: f"{PATIENT} {{ id brandId }}" + (f" ...F{n + 1}" if n < 44 else "")),
-    "circles of fragments": of_patient("...F0")
+    "circular fragments": of_patient("...F0")
     + fragments(40, "Patient", lambda number: spreads(m for m in range(40) if (number * m) % 4 == 1)),
-    "fragments that are not used": "{ __typename }" + fragments(215, "Patient", lambda _: "id"),
-    "spreads of nothing": f"{{ {many('...X#', 2)} }}",
+    "unused fragments": "{ __typename }" + fragments(215, "Patient", lambda _: "id"),
+    "spreads of unknown fragments": f"{{ {many('...X#', 2)} }}",
     "operations with one fragment": " ".join(f"query Q{number} {{ ...F0 }}" for number in range(LIMITS.operations))
     + fragments(1, "Query", lambda _: "__typename"),
     "operations with fragments": " ".join(f"query Q{number} {{ ...F0 }}" for number in range(LIMITS.operations))
     + fragments(100, "Query", lambda number: f"...F{number + 1}" if number < 99 else "__typename"),
     "variables": f"query ({many('$v#: ID', 4)}) {{ __typename }}",
-    "one variable defined often": f"query ({many('$v: ID', 4)}) {{ __typename }}",
+    "one variable defined repeatedly": f"query ({many('$v: ID', 4)}) {{ __typename }}",
     "variables in a list": "query ("
     + " ".join(f"$v{number}: ID!" for number in range(240))
     + f") {listed(' '.join(f'$v{number}' for number in range(240)))}",
     "defaults": f"query ({many('$v#: EncounterFilter = {status: [LAB]}', 12)}) {{ __typename }}",
     "a type in brackets": f"query ($v: {'[' * 190}ID{']' * 190}) {{ __typename }}",
     "a list": listed(many("#", 1)),
-    "a list of what does not fit": listed(many("{}", 2)),
-    "words of an enum": where(f"status: [{many('SCHEDULED', 1)}]"),
-    "misspelt words of an enum": where(f"status: [{many('SCHEDULE', 1)}]"),
+    "a list of invalid items": listed(many("{}", 2)),
+    "values of an enum": where(f"status: [{many('SCHEDULED', 1)}]"),
+    "misspelt values of an enum": where(f"status: [{many('SCHEDULE', 1)}]"),
     "misspelt members": where(many("statu#: 1", 3)),
     "members of metadata": metadata(f"{{{many('k#: 1', 3)}}}"),
-    "one member of metadata often": metadata(f"{{{many('k: 1', 3)}}}"),
+    "one member of metadata repeatedly": metadata(f"{{{many('k: 1', 3)}}}"),
     "deep metadata": metadata(f"{{k: {'[' * 180}{']' * 180}}}"),
     "misspelt fields": of_patient(many("encounter#", 1)),
     "long misspelt fields": of_patient(many(f"encounter{'x' * 17}#", 1)),
@@ -128,7 +128,7 @@ HOSTILE = {
 
 
 def work(documents: Documents, text: str) -> Document:
-    """Do everything that is done with a text that is new, but run it."""
+    """Do all work for a new document except its execution."""
     document = documents._read(text)
     if document.ast is not None and not document.errors:
         first = next(each for each in document.ast.definitions if isinstance(each, OperationDefinitionNode))
@@ -145,10 +145,10 @@ YARDSTICK = "{ " + "a(b: 1) { c } " * 200 + "}"
 
 
 def yardsticks_of(text: str) -> float:
-    """Measure the CPU time of a document in multiples of the time to parse `YARDSTICK`: the median of some pairs."""
+    """Return the CPU time of a document as a multiple of the time to parse `YARDSTICK`: the median of some pairs."""
     documents = Documents(SCHEMA, DocumentRules(exploring="open"))
     ratios: list[float] = []
-    # As in a gateway, which collects garbage once in some hundred requests.
+    # A gateway collects garbage once in some hundred requests.
     gc.disable()
     try:
         for tries in (3, 30):
@@ -161,14 +161,14 @@ def yardsticks_of(text: str) -> float:
 
 
 def cpu_seconds(function: Callable[..., object], *arguments: object) -> float:
-    """Measure the CPU seconds of a call."""
+    """Return the CPU seconds of a call."""
     began = time.thread_time()
     function(*arguments)
     return time.thread_time() - began
 
 
 def calls_of(text: str) -> int:
-    """Count the calls of functions."""
+    """Return the number of function calls."""
     documents = Documents(SCHEMA, DocumentRules(exploring="open"))
     calls = 0
 
@@ -191,7 +191,7 @@ def test_no_document_within_the_limits_takes_50_ms(text: str) -> None:
     assert calls_of(text) < MOST_CALLS
 
 
-# Any document whatsoever
+# Generated documents
 
 NAMES = ["id", "notes", "brandId", "patient", "encounters", "nodes", "edges", "node", "nope", "__typename", "history"]
 ARGUMENTS = ["", "", "", '(id: "x")', "(id: $v)", "(first: 1)", "(first: 2)", "(where: {status: [LAB]})", "(x: {y: 1})"]
@@ -199,7 +199,7 @@ ARGUMENTS = ["", "", "", '(id: "x")', "(id: $v)", "(first: 1)", "(first: 2)", "(
 
 @st.composite
 def selections(draw: st.DrawFn, levels: int) -> str:
-    """Selections that repeat, alias, differ and spread, valid or not."""
+    """Generate selections that repeat, alias, conflict and spread, valid or not."""
     written = []
     for _ in range(draw(st.integers(1, 3))):
         name = draw(st.sampled_from(["...F0", "...F1", "...F2", "... ", "... on Patient ", *NAMES, *NAMES]))
@@ -225,5 +225,5 @@ def documents(draw: st.DrawFn) -> str:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(text=documents())
-def test_no_document_at_all_takes_more_work_than_those(text: str) -> None:
+def test_no_document_costs_more_work_than_the_listed_ones(text: str) -> None:
     assert calls_of(text) < MOST_CALLS

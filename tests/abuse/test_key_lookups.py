@@ -1,4 +1,4 @@
-"""Tokens that name key ids at random: they neither keep a new key out nor make the gateway flood the issuer."""
+"""Tokens with random key ids: they neither delay a new key nor flood the issuer."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,7 +12,7 @@ from gateway.auth.verifier import verifying
 from gateway.settings import Settings
 from tests.cast import Cast
 from tests.doors import RECORD, Service
-from tests.provider import PATIENCE_SECONDS, Hands, IdentityProvider, claims, jwt, signing_key
+from tests.identity_provider import TIMEOUT_SECONDS, FakeClock, IdentityProvider, claims, jwt, signing_key
 
 OLD, NEW, STRANGER = (signing_key("ES256", name) for name in ("old", "new", "stranger"))
 PAUSE_SECONDS = 5
@@ -21,9 +21,9 @@ ATTACKERS = 20
 
 
 @pytest.fixture
-async def verified(provider: IdentityProvider, clock: Hands, database_url: str) -> AsyncIterator[Service]:
+async def verified(provider: IdentityProvider, clock: FakeClock, database_url: str) -> AsyncIterator[Service]:
     provider.keys = [OLD.jwk]
-    settings = provider.settings(jwt=True, identity_provider_seconds=PATIENCE_SECONDS)
+    settings = provider.settings(jwt=True, identity_provider_seconds=TIMEOUT_SECONDS)
     async with (
         verifying(settings, clock) as verify,
         Service.running(Settings(**settings.model_dump() | {"database_url": database_url}), verify) as service,
@@ -36,7 +36,7 @@ Record = Callable[[str, str], Awaitable[httpx2.Response]]
 
 @pytest.fixture(params=["rest", "graphql"])
 def record(request: pytest.FixtureRequest, verified: Service) -> Record:
-    """Record an encounter of this patient, with this token."""
+    """Record an encounter of a patient, with a token."""
 
     async def recorded(patient_id: str, token: str) -> httpx2.Response:
         headers = {"authorization": f"Bearer {token}"}
@@ -52,14 +52,14 @@ def record(request: pytest.FixtureRequest, verified: Service) -> Record:
 
 
 def refusal(answer: httpx2.Response) -> tuple[int, str, str]:
-    """Give the status, the code, and whether anything was recorded."""
+    """Return the status, the code, and `recorded`."""
     body: dict[str, Any] = answer.json()
-    told = body["errors"][0]["extensions"] if "errors" in body else {"code": body["error"], **body}
-    return answer.status_code, told["code"], told["recorded"]
+    error = body["errors"][0]["extensions"] if "errors" in body else {"code": body["error"], **body}
+    return answer.status_code, error["code"], error["recorded"]
 
 
-async def test_random_key_ids_neither_keep_a_new_key_out_nor_flood_the_issuer(
-    provider: IdentityProvider, clock: Hands, record: Record, cast: Cast
+async def test_random_key_ids_neither_delay_a_new_key_nor_flood_the_issuer(
+    provider: IdentityProvider, clock: FakeClock, record: Record, cast: Cast
 ) -> None:
     patient_id = await cast.patient()
     numbers = count()
@@ -76,7 +76,7 @@ async def test_random_key_ids_neither_keep_a_new_key_out_nor_flood_the_issuer(
 
     answers = []
     for _ in range(ROUNDS):
-        clock.pass_by(1)
+        clock.advance(1)
         *attacks, old, new = await asyncio.gather(
             *attack(), record(patient_id, token(OLD)), record(patient_id, token(NEW))
         )

@@ -1,4 +1,4 @@
-"""A few words that ask for hundreds of megabytes: refused at once, in little memory, while others are served."""
+"""Short requests for hundreds of megabytes: refused quickly and in little memory, while others are served."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tests.cast import Cast
-from tests.served import served
+from tests.gateways import running_gateway
 
 MIB = 1024 * 1024
 PATIENTS, ENCOUNTERS = 20, 100
@@ -33,7 +33,7 @@ NAMED = (
 
 
 class Gateway(NamedTuple):
-    """A gateway in a process of its own, and the patients whose encounters are large."""
+    """A gateway process, and patients with large encounters."""
 
     origin: str
     process: psutil.Process
@@ -45,19 +45,22 @@ class Gateway(NamedTuple):
         )
 
     def attacks(self) -> dict[str, dict[str, Any]]:
-        """Give documents that ask for far too much, with their variables."""
+        """Return documents whose results are far too large, with their variables."""
         one = self.patients[0]
         of = [{"__typename": "Patient", "id": each} for each in [one] * 100 + self.patients]
         return {
-            "an id a hundred times": {"query": PAGES % "", "variables": {"ids": [one] * 100}},
-            "the same, field by field": {"query": PAGES % "history { version }", "variables": {"ids": [one] * 100}},
+            "one id a hundred times": {"query": PAGES % "", "variables": {"ids": [one] * 100}},
+            "one id, by the executor": {
+                "query": PAGES % "history { version }",
+                "variables": {"ids": [one] * 100},
+            },
             "many patients": {"query": PAGES % "", "variables": {"ids": self.patients}},
-            "the same, item by item": {
+            "many patients, by the executor": {
                 "query": PAGES % "history(first: 1) { version }",
                 "variables": {"ids": self.patients},
             },
             "representations": {"query": ENTITIES, "variables": {"of": of}},
-            "a note many times": {"query": ALIASED, "variables": {"id": one}},
+            "one note many times": {"query": ALIASED, "variables": {"id": one}},
             "a long name": {"query": NAMED, "variables": {"ids": self.patients}},
         }
 
@@ -81,12 +84,12 @@ async def large_patients(database_url: str) -> list[str]:
 
 @pytest.fixture
 def gateway(database_url: str, large_patients: list[str]) -> Iterator[Gateway]:
-    with served(
+    with running_gateway(
         database_url,
         GATEWAY_FEDERATION="true",
         GATEWAY_MAX_COST="1000000",
         GATEWAY_ANSWER_MEMORY_BYTES=str(64 * MIB),
-        # One client has as many as it likes here: what holds is the memory.
+        # Without a byte rate, only the memory budget limits the client.
         GATEWAY_RATE_ANSWER_BYTES_PER_MINUTE="0",
     ) as origin:
         serving = [each for each in psutil.Process().children() if "serve" in each.cmdline()]
@@ -94,8 +97,8 @@ def gateway(database_url: str, large_patients: list[str]) -> Iterator[Gateway]:
 
 
 @asynccontextmanager
-async def growing_at_most(gateway: Gateway, growth_bytes: int) -> AsyncIterator[None]:
-    """Fail if the gateway's memory grows by more at any moment of the block."""
+async def memory_growth_at_most(gateway: Gateway, growth_bytes: int) -> AsyncIterator[None]:
+    """Fail if the memory of the gateway grows by more than `growth_bytes` during the block."""
     before, peak = gateway.process.memory_info().rss, 0
     over = asyncio.Event()
 
@@ -115,13 +118,13 @@ async def growing_at_most(gateway: Gateway, growth_bytes: int) -> AsyncIterator[
     assert peak - before <= growth_bytes, f"{(peak - before) / MIB:.0f} MiB more"
 
 
-async def test_each_is_refused_at_once_and_costs_little_memory(gateway: Gateway) -> None:
+async def test_each_large_answer_is_refused_quickly_and_in_little_memory(gateway: Gateway) -> None:
     async with gateway.client() as client:
-        # What the first request costs once is no matter of its size.
+        # The first request has costs that do not depend on its size.
         await client.get(f"/v1/patients/{gateway.patients[0]}/encounters", params={"limit": 100})
         for name, ask in gateway.attacks().items():
             began = time.monotonic()
-            async with growing_at_most(gateway, 100 * MIB):
+            async with memory_growth_at_most(gateway, 100 * MIB):
                 answer = await client.post("/graphql", json=ask)
 
             assert len(answer.content) < 10_000, name
@@ -130,20 +133,20 @@ async def test_each_is_refused_at_once_and_costs_little_memory(gateway: Gateway)
             assert time.monotonic() - began < 10, name
 
 
-async def test_887_bytes_are_enough_to_ask_and_not_to_be_given_436_megabytes(gateway: Gateway) -> None:
-    """The request of the report: with its id 36 times, as the largest page has 12 MB here."""
+async def test_a_request_of_887_bytes_does_not_get_436_megabytes(gateway: Gateway) -> None:
+    """The reported request, with 36 ids: a page of the largest size has 12 MB here."""
     ids = [gateway.patients[0]] * 36
     ask = {"query": "query($ids:[ID!]!){patients(ids:$ids){encounters(first:100){nodes{notes metadata}}}}"}
     body = json.dumps(ask | {"variables": {"ids": ids}}).encode()
 
-    async with gateway.client() as client, growing_at_most(gateway, 100 * MIB):
+    async with gateway.client() as client, memory_growth_at_most(gateway, 100 * MIB):
         answer = await client.post("/graphql", content=body, headers={"content-type": "application/json"})
 
     assert len(body) < 1_200
     assert "smaller pages" in answer.json()["errors"][0]["message"]
 
 
-async def test_others_are_served_while_several_ask_for_too_much(gateway: Gateway) -> None:
+async def test_others_are_served_during_several_too_large_requests(gateway: Gateway) -> None:
     asks = list(gateway.attacks().values())
     seconds: list[float] = []
 
@@ -152,7 +155,7 @@ async def test_others_are_served_while_several_ask_for_too_much(gateway: Gateway
             answer = await client.post("/graphql", json=asks[(number + turn) % len(asks)])
             assert answer.json()["errors"][0]["extensions"]["code"] in {"validation_error", "temporarily_unavailable"}
 
-    async with gateway.client() as client, gateway.client() as other, growing_at_most(gateway, 300 * MIB):
+    async with gateway.client() as client, gateway.client() as other, memory_growth_at_most(gateway, 300 * MIB):
         attackers = [asyncio.create_task(attack(client, number)) for number in range(4)]
         for _ in range(30):
             began = time.monotonic()
@@ -164,25 +167,25 @@ async def test_others_are_served_while_several_ask_for_too_much(gateway: Gateway
     assert median(seconds) < 1
 
 
-async def test_answers_that_nobody_reads_take_no_more_than_their_memory(gateway: Gateway) -> None:
+async def test_unread_answers_use_no_more_than_their_memory_budget(gateway: Gateway) -> None:
     path = f"/v1/patients/{gateway.patients[0]}/encounters"
-    async with growing_at_most(gateway, 300 * MIB), AsyncExitStack() as clients:
-        statuses = [await clients.enter_async_context(unread(gateway, f"{path}?limit=100")) for _ in range(40)]
+    async with memory_growth_at_most(gateway, 300 * MIB), AsyncExitStack() as clients:
+        statuses = [await clients.enter_async_context(unread_answer(gateway, f"{path}?limit=100")) for _ in range(40)]
         async with gateway.client() as client:
             small = [await client.get(path, params={"limit": 1}) for _ in range(5)]
             recorded = await client.post(path, json={"brand_id": "loop", "encounter_type": "lab", "notes": "x"})
 
-    # Each has 11 MB, and there is room for 64 MiB of them.
+    # Each response has 11 MB, and the budget is 64 MiB.
     assert 5 <= statuses.count(b"200") <= 12
     assert set(statuses) == {b"200", b"503"}
-    # One is 109 kB: not all of that is small, so it may have to come again.
+    # One encounter is 109 kB: it is not served from the uncounted first bytes alone, so it may have to be retried.
     assert {each.status_code for each in small} <= {200, 503}
     assert recorded.status_code == 201
 
 
 @asynccontextmanager
-async def unread(gateway: Gateway, path: str) -> AsyncIterator[bytes]:
-    """Ask for an answer, read its status and no more."""
+async def unread_answer(gateway: Gateway, path: str) -> AsyncIterator[bytes]:
+    """Send a request, and read only the status of the response."""
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.setblocking(False)

@@ -1,4 +1,4 @@
-"""The table of who may do what, row by row, at both doors."""
+"""The scopes that each operation needs, over both doors."""
 
 from collections.abc import AsyncIterator
 
@@ -11,7 +11,7 @@ from tests.cast import Cast
 from tests.doors import GraphQLDoor, RestDoor, Service
 
 VISIT = {"brand_id": "loop", "encounter_type": "lab", "notes": "Fasting."}
-ENOUGH = {
+SUFFICIENT = {
     "write:encounters": ["write:encounters", "manage:encounters", "admin:patient_graph", "admin:*"],
     "read:encounters": ["read:encounters", "manage:encounters", "admin:patient_graph", "admin:*"],
 }
@@ -30,28 +30,28 @@ async def limited(database_url: str) -> AsyncIterator[Service]:
 
 
 @pytest.mark.parametrize("door", [RestDoor, GraphQLDoor])
-@pytest.mark.parametrize("scope", [*ENOUGH["write:encounters"], *OTHERS, "read:encounters"])
-async def test_recording_needs_the_right_to_write(limited: Service, cast: Cast, door, scope: str) -> None:
+@pytest.mark.parametrize("scope", [*SUFFICIENT["write:encounters"], *OTHERS, "read:encounters"])
+async def test_recording_needs_the_write_scope(limited: Service, cast: Cast, door, scope: str) -> None:
     outcome = await door(limited).record(await cast.patient(), VISIT, token=scope or "none")
 
-    assert outcome.code == (None if scope in ENOUGH["write:encounters"] else "insufficient_scope")
+    assert outcome.code == (None if scope in SUFFICIENT["write:encounters"] else "insufficient_scope")
 
 
-@pytest.mark.parametrize("scope", [*ENOUGH["read:encounters"], *OTHERS, "write:encounters"])
-async def test_listing_needs_the_right_to_read(limited: Service, cast: Cast, scope: str) -> None:
+@pytest.mark.parametrize("scope", [*SUFFICIENT["read:encounters"], *OTHERS, "write:encounters"])
+async def test_listing_needs_the_read_scope(limited: Service, cast: Cast, scope: str) -> None:
     response = await limited.rest("GET", f"/v1/patients/{await cast.patient()}/encounters", token=scope or "none")
 
-    assert response.status_code == (200 if scope in ENOUGH["read:encounters"] else 403)
+    assert response.status_code == (200 if scope in SUFFICIENT["read:encounters"] else 403)
 
 
-async def test_a_refusal_names_the_scopes_that_would_do(limited: Service) -> None:
+async def test_a_refusal_names_the_needed_scopes(limited: Service) -> None:
     response = await limited.rest("GET", "/v1/patients/nobody/encounters", token="none")
 
     assert response.headers["www-authenticate"] == 'Bearer error="insufficient_scope", scope="read:encounters"'
     assert response.json()["error_description"] == response.json()["message"]
 
 
-async def test_over_graphql_too_the_answer_carries_the_challenge(limited: Service) -> None:
+async def test_a_refused_graphql_field_is_challenged_in_the_headers(limited: Service) -> None:
     response = await limited.rest("POST", "/graphql", token="none", json={"query": '{ encounter(id: "x") { id } }'})
 
     (error,) = response.json()["errors"]
@@ -59,7 +59,7 @@ async def test_over_graphql_too_the_answer_carries_the_challenge(limited: Servic
     assert response.headers["www-authenticate"] == 'Bearer error="insufficient_scope", scope="read:encounters"'
 
 
-async def test_who_may_record_sees_that_encounter_and_no_other_through_any_path(limited: Service, cast: Cast) -> None:
+async def test_the_write_scope_reads_the_recorded_encounter_and_no_other(limited: Service, cast: Cast) -> None:
     patient_id = await cast.patient()
     query = """mutation ($id: ID!) { recordEncounter(patientId: $id, input: {brandId: "loop", encounterType: LAB}) {
       ... on EncounterRecorded { encounter { id notes patient { id encounters { nodes { notes } } } } } } }"""
@@ -71,7 +71,7 @@ async def test_who_may_record_sees_that_encounter_and_no_other_through_any_path(
     assert await cast.count("encounters", patient_id) == 1
 
 
-def test_every_operation_has_a_scope_and_nothing_else_does() -> None:
+def test_every_permission_has_a_default_scope() -> None:
     assert DEFAULT_SCOPES.keys() == set(Permission)
 
 
@@ -85,20 +85,20 @@ def test_every_operation_has_a_scope_and_nothing_else_does() -> None:
         "no json",
     ],
 )
-def test_the_gateway_refuses_a_table_with_a_hole(monkeypatch: pytest.MonkeyPatch, scopes: str) -> None:
+def test_invalid_gateway_scopes_are_refused(monkeypatch: pytest.MonkeyPatch, scopes: str) -> None:
     monkeypatch.setenv("GATEWAY_SCOPES", scopes)
 
     with pytest.raises(SettingsError, match="GATEWAY_SCOPES"):
         Settings.from_environment()
 
 
-def test_an_override_replaces_an_entry() -> None:
+def test_configured_scopes_replace_the_default_of_a_permission() -> None:
     settings = Settings(scopes={Permission.RECORD_ENCOUNTER: ("write:visits",)})
 
     assert settings.scopes[Permission.RECORD_ENCOUNTER] == ("write:visits",)
 
 
-def test_a_scope_above_satisfies_and_one_beside_does_not() -> None:
+def test_manage_includes_write_of_the_same_resource_only() -> None:
     with pytest.raises(InsufficientScope):
         require(Caller("c", frozenset({"manage:patients"})), ["write:encounters"])
     require(Caller("c", frozenset({"manage:encounters"})), ["write:encounters"])

@@ -1,4 +1,4 @@
-"""No answer is larger than the limit, whatever it is asked for; what is refused says how to ask instead."""
+"""No answer is larger than the limit; a refusal names the remedy, smaller pages."""
 
 import asyncio
 import json
@@ -17,11 +17,11 @@ from gateway.settings import Settings
 from resolvers.errors import AnswerTooLarge
 from resolvers.sql import Statement
 from tests.cast import Cast
-from tests.conftest import PATIENT
+from tests.conftest import GENEROUS_LIMITS
 from tests.doors import Service
-from tests.happenings import until
-from tests.sockets import Sockets
-from tests.streams import COMPLETE, listen_to
+from tests.sse_client import COMPLETE, open_stream
+from tests.waiting import wait_until
+from tests.websocket_client import GatewayServer
 
 LIMIT = 1024 * 1024
 RESPONSE = {"accept": "application/graphql-response+json", "content-type": "application/json"}
@@ -29,32 +29,34 @@ NOTE = 21_500
 """Characters of each note: a page of 100 has twice the limit."""
 
 EXECUTED = "history { version }"
-"""A field that no plan serves: with it, a query is answered field by field."""
+"""A field that no plan serves: with it, the executor runs the query."""
 
 
-def sized(database_url: str, **changed: Any) -> Settings:
-    return Settings(database_url=database_url, **PATIENT | {"max_answer_bytes": LIMIT} | changed)
+def settings_with_limit(database_url: str, **changed: Any) -> Settings:
+    return Settings(database_url=database_url, **GENEROUS_LIMITS | {"max_answer_bytes": LIMIT} | changed)
 
 
 @pytest.fixture(scope="module")
 async def limited(database_url: str) -> AsyncIterator[Service]:
-    """A service whose answers may be a mebibyte; it takes batches, and serves a federation."""
-    async with Service.running(sized(database_url, federation=True, batch_operations=10)) as running:
+    """A service with a limit of one mebibyte, batching and federation."""
+    async with Service.running(settings_with_limit(database_url, federation=True, batch_operations=10)) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 async def long_notes(database_url: str) -> tuple[str, list[str]]:
-    """A patient with a hundred encounters of long notes, and their ids."""
+    """A patient with a hundred encounters of long notes: the patient's id and the ids of the encounters."""
     connection = await asyncpg.connect(database_url)
     patient_id = await Cast(connection).patient()
-    ids = await visits(connection, patient_id, 100)
+    ids = await insert_visits(connection, patient_id, 100)
     await connection.close()
     return patient_id, ids
 
 
-async def visits(connection: asyncpg.Connection, patient_id: str, count: int, characters: int = NOTE) -> list[str]:
-    """Keep encounters whose notes are so long, and give their ids."""
+async def insert_visits(
+    connection: asyncpg.Connection, patient_id: str, count: int, characters: int = NOTE
+) -> list[str]:
+    """Insert encounters with notes of this length; return their ids."""
     rows = await connection.fetch(
         "INSERT INTO patient_graph.encounters (patient_id, id, brand_id, encounter_type, notes)"
         " SELECT $1, gen_random_uuid(), 'loop', 'lab', repeat('x', $3) FROM generate_series(1, $2) RETURNING id::text",
@@ -66,7 +68,7 @@ async def visits(connection: asyncpg.Connection, patient_id: str, count: int, ch
 
 
 def refusal(body: dict[str, Any]) -> dict[str, Any]:
-    """See that an operation was refused for the size of its answer, and give the extensions of the error."""
+    """Assert that an operation was refused for the size of its answer; return the extensions of the error."""
     (error,) = body["errors"]
     assert body.get("data") is None
     assert "smaller pages" in error["message"]
@@ -80,7 +82,7 @@ def refusal(body: dict[str, Any]) -> dict[str, Any]:
 # REST
 
 
-async def test_a_list_over_rest_that_is_too_large_says_so_and_smaller_pages_are_served(
+async def test_a_too_large_rest_list_is_refused_and_smaller_pages_are_served(
     limited: Service, long_notes: tuple[str, list[str]]
 ) -> None:
     path = f"/v1/patients/{long_notes[0]}/encounters"
@@ -97,19 +99,19 @@ async def test_a_list_over_rest_that_is_too_large_says_so_and_smaller_pages_are_
 
 
 @pytest.mark.parametrize(("characters", "is_sent"), [(LIMIT - 1_000, True), (LIMIT, False)])
-async def test_the_limit_is_met_to_the_kilobyte_over_rest(
+async def test_the_limit_over_rest_is_exact_to_the_kilobyte(
     limited: Service, cast: Cast, characters: int, is_sent: bool
 ) -> None:
     patient_id = await cast.patient()
-    await visits(cast.connection, patient_id, 1, characters)
+    await insert_visits(cast.connection, patient_id, 1, characters)
 
     answer = await limited.rest("GET", f"/v1/patients/{patient_id}/encounters")
 
     assert answer.status_code == (200 if is_sent else 400)
 
 
-async def test_an_encounter_alone_is_shown_whatever_it_was_recorded_with(limited: Service, cast: Cast) -> None:
-    """The least limit that can be set has room for the largest encounter of the usual settings."""
+async def test_the_largest_single_encounter_is_within_the_limit(limited: Service, cast: Cast) -> None:
+    """The lowest configurable limit exceeds the largest encounter of the default settings."""
     patient_id = await cast.patient()
     visit = {
         "brand_id": "loop",
@@ -149,9 +151,9 @@ TOO_LARGE = {
 }
 
 
-@pytest.mark.parametrize("executed", [False, True], ids=["by plan", "field by field"])
+@pytest.mark.parametrize("executed", [False, True], ids=["by plan", "by executor"])
 @pytest.mark.parametrize("query", TOO_LARGE.values(), ids=TOO_LARGE)
-async def test_a_query_whose_answer_is_too_large_is_refused_as_a_whole(
+async def test_a_query_with_a_too_large_answer_is_refused_as_a_whole(
     limited: Service, long_notes: tuple[str, list[str]], query: str, executed: bool
 ) -> None:
     patient_id, (encounter_id, *_) = long_notes
@@ -168,8 +170,8 @@ async def test_a_query_whose_answer_is_too_large_is_refused_as_a_whole(
     assert refusal(newer.json())["recorded"] == refusal(older.json())["recorded"] == "no"
 
 
-@pytest.mark.parametrize("executed", ["", EXECUTED], ids=["by plan", "field by field"])
-async def test_smaller_pages_and_fewer_fields_are_served(
+@pytest.mark.parametrize("executed", ["", EXECUTED], ids=["by plan", "by executor"])
+async def test_smaller_pages_or_fewer_fields_are_served(
     limited: Service, long_notes: tuple[str, list[str]], executed: str
 ) -> None:
     small = f"query ($id: ID!) {{ patient(id: $id) {{ encounters(first: 40) {{ nodes {{ notes {executed} }} }} }} }}"
@@ -180,9 +182,7 @@ async def test_smaller_pages_and_fewer_fields_are_served(
         assert len(body["data"]["patient"]["encounters"]["nodes"]) == found
 
 
-async def test_many_encounters_by_their_ids_are_bounded_too(
-    limited: Service, long_notes: tuple[str, list[str]]
-) -> None:
+async def test_the_limit_holds_for_many_encounters_by_id(limited: Service, long_notes: tuple[str, list[str]]) -> None:
     ids = long_notes[1]
     roots = " ".join(
         f'e{number}: encounter(id: "{each}") {{ notes {EXECUTED} }}' for number, each in enumerate(ids[:50])
@@ -195,7 +195,7 @@ async def test_many_encounters_by_their_ids_are_bounded_too(
     assert len((await limited.graphql(query, {"of": representations[:40]}))["data"]["_entities"]) == 40
 
 
-async def test_errors_that_name_their_places_at_length_are_bounded_too(limited: Service, cast: Cast) -> None:
+async def test_the_limit_holds_for_errors_with_long_paths(limited: Service, cast: Cast) -> None:
     query = (
         f"query ($ids: [ID!]!) {{ patients(ids: $ids) {{ {'a' * 15_000}: encounters(first: 101) {{ totalCount }} }} }}"
     )
@@ -208,9 +208,9 @@ async def test_errors_that_name_their_places_at_length_are_bounded_too(limited: 
     assert len(few["errors"]) == 10
 
 
-async def test_a_history_is_bounded_in_bytes(limited: Service, cast: Cast) -> None:
+async def test_the_limit_holds_for_a_history(limited: Service, cast: Cast) -> None:
     patient_id = await cast.patient()
-    (encounter_id,) = await visits(cast.connection, patient_id, 1, 1)
+    (encounter_id,) = await insert_visits(cast.connection, patient_id, 1, 1)
     await cast.connection.execute(
         "INSERT INTO patient_graph.encounter_versions (patient_id, encounter_id, version, brand_id, kind, changed_at,"
         " actor_type, actor_id, request_id, changes) SELECT $1, $2::text::uuid, version, 'loop', 'amended', now(),"
@@ -227,7 +227,7 @@ async def test_a_history_is_bounded_in_bytes(limited: Service, cast: Cast) -> No
     assert len(shown["data"]["encounter"]["history"]) == 40
 
 
-# What has happened is not said not to have
+# Recordings
 
 
 RECORD_AND_REPEAT = """mutation ($id: ID!, $key: String, $notes: String) {
@@ -237,14 +237,14 @@ RECORD_AND_REPEAT = """mutation ($id: ID!, $key: String, $notes: String) {
 }"""
 
 
-@pytest.mark.parametrize("executed", ["", EXECUTED], ids=["by plan", "field by field"])
-async def test_a_recording_whose_answer_is_too_large_is_not_told_as_not_recorded(
+@pytest.mark.parametrize("executed", ["", EXECUTED], ids=["by plan", "by executor"])
+async def test_a_recording_with_a_too_large_answer_reports_recorded_unknown(
     limited: Service, cast: Cast, executed: str
 ) -> None:
     patient_id, key = await cast.patient(), str(uuid4())
-    said = {"id": patient_id, "key": key, "notes": "x" * 40_000}
+    variables = {"id": patient_id, "key": key, "notes": "x" * 40_000}
 
-    body = await limited.graphql(RECORD_AND_REPEAT % f"{ALIASED} {executed}", said)
+    body = await limited.graphql(RECORD_AND_REPEAT % f"{ALIASED} {executed}", variables)
 
     assert {each["extensions"]["recorded"] for each in body["errors"]} == {"unknown"}
     assert {each["extensions"]["violations"][0]["rule"] for each in body["errors"]} == {"answer_bytes"}
@@ -253,7 +253,7 @@ async def test_a_recording_whose_answer_is_too_large_is_not_told_as_not_recorded
     assert asked["data"]["submission"]["state"] == "RECORDED"
 
 
-async def test_what_is_read_below_a_recording_is_bounded_and_the_recording_is_told(
+async def test_the_limit_holds_below_a_recording_which_is_still_returned(
     limited: Service, cast: Cast, long_notes: tuple[str, list[str]]
 ) -> None:
     query = """mutation ($id: ID!) {
@@ -264,7 +264,7 @@ async def test_what_is_read_below_a_recording_is_bounded_and_the_recording_is_to
     many = """mutation ($of: [RecordEncountersItem!]!) { recordEncounters(input: $of) { results {
       ... on EncounterRecorded { encounter { id } possibleDuplicates { id notes } } } } }"""
     patient_id = await cast.patient()
-    await visits(cast.connection, patient_id, 10, 50_000)
+    await insert_visits(cast.connection, patient_id, 10, 50_000)
     item = {"patientId": patient_id, "input": {"brandId": "loop", "encounterType": "LAB"}}
 
     alone = await limited.graphql(query, {"id": patient_id})
@@ -278,12 +278,10 @@ async def test_what_is_read_below_a_recording_is_bounded_and_the_recording_is_to
     assert {each["extensions"]["recorded"] for each in together["errors"]} == {"unknown"}
 
 
-# Other ways in
+# Batches, WebSockets and streams
 
 
-async def test_the_operations_of_a_batch_share_the_limit_of_their_answer(
-    limited: Service, long_notes: tuple[str, list[str]]
-) -> None:
+async def test_the_operations_of_a_batch_share_one_limit(limited: Service, long_notes: tuple[str, list[str]]) -> None:
     query = "query ($id: ID!) { patient(id: $id) { encounters(first: 20) { nodes { notes } } } }"
     operation = {"query": query, "variables": {"id": long_notes[0]}}
 
@@ -302,45 +300,48 @@ FOLLOW = """subscription ($id: ID!) { encounterEvents(patientId: $id) {
 
 
 @pytest.fixture(scope="module")
-async def listening(database_url: str) -> AsyncIterator[Sockets]:
-    async with Sockets.serving(sized(database_url)) as serving:
+async def sockets(database_url: str) -> AsyncIterator[GatewayServer]:
+    async with GatewayServer.serving(settings_with_limit(database_url)) as serving:
         yield serving
 
 
-async def test_over_a_socket_the_limit_is_that_of_each_operation(
-    listening: Sockets, long_notes: tuple[str, list[str]]
+async def test_on_a_websocket_the_limit_holds_for_each_operation(
+    sockets: GatewayServer, long_notes: tuple[str, list[str]]
 ) -> None:
-    async with listening.signed_in(max_size=None) as talk:
-        refused = await talk.refusal(PAGE, id=long_notes[0], first=100)
-        shown = [await talk.ask(PAGE, id=long_notes[0], first=40) for _ in range(3)]
+    async with sockets.authenticated(max_size=None) as websocket:
+        refused = await websocket.refusal(PAGE, id=long_notes[0], first=100)
+        shown = [await websocket.ask(PAGE, id=long_notes[0], first=40) for _ in range(3)]
 
     assert refused["violations"][0]["rule"] == "answer_bytes"
     assert [len(body["data"]["patient"]["encounters"]["nodes"]) for body in shown] == [40] * 3
 
 
-async def record(listening: Sockets, patient_id: str) -> None:
-    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{listening.port}", trust_env=False) as client:
+async def record(sockets: GatewayServer, patient_id: str) -> None:
+    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{sockets.port}", trust_env=False) as client:
         path, visit = f"/v1/patients/{patient_id}/encounters", {"brand_id": "loop", "encounter_type": "lab"}
         answer = await client.post(path, json=visit, headers={"authorization": "Bearer dev"})
     assert answer.status_code == 201
 
 
-async def test_of_a_subscription_the_limit_is_that_of_each_event(listening: Sockets, cast: Cast) -> None:
+async def test_in_a_subscription_the_limit_holds_for_each_event(sockets: GatewayServer, cast: Cast) -> None:
     patient_id = await cast.patient()
-    origin = f"http://127.0.0.1:{listening.port}"
+    origin = f"http://127.0.0.1:{sockets.port}"
 
-    async with listening.signed_in(max_size=None) as talk, listen_to(origin, FOLLOW, id=patient_id) as stream:
-        await talk.start("events", FOLLOW, id=patient_id)
+    async with (
+        sockets.authenticated(max_size=None) as websocket,
+        open_stream(origin, FOLLOW, id=patient_id) as stream,
+    ):
+        await websocket.start("events", FOLLOW, id=patient_id)
         for notes in (40, 30, 0):
-            # After the second there is too much to tell; after the third there is not.
-            await visits(cast.connection, patient_id, notes)
+            # The second event is over the limit; the third is within it again.
+            await insert_visits(cast.connection, patient_id, notes)
             if notes == 0:
                 await cast.connection.execute(
                     "UPDATE patient_graph.encounters SET notes = NULL WHERE patient_id = $1", patient_id
                 )
-            await record(listening, patient_id)
-            over_socket = await talk.next("events")
-            over_stream = await stream.hear()
+            await record(sockets, patient_id)
+            over_socket = await websocket.next("events")
+            over_stream = await stream.receive()
             if notes == 30:
                 assert refusal(over_socket)["recorded"] == refusal(over_stream.body)["recorded"] == "no"
             else:
@@ -351,10 +352,10 @@ async def test_of_a_subscription_the_limit_is_that_of_each_event(listening: Sock
     assert over_stream != COMPLETE
 
 
-# Read, completed and priced once
+# Repeated ids
 
 
-async def test_an_id_that_is_repeated_is_read_and_priced_once_and_shown_each_time(
+async def test_a_repeated_id_is_read_and_priced_once_and_returned_each_time(
     limited: Service, cast: Cast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (patient_id, other) = await cast.patients(2)
@@ -382,9 +383,7 @@ async def test_an_id_that_is_repeated_is_read_and_priced_once_and_shown_each_tim
         assert sum(rows) <= 2 + 2 * 5 * 2
 
 
-async def test_representations_that_are_repeated_are_read_completed_and_priced_once(
-    limited: Service, cast: Cast
-) -> None:
+async def test_repeated_representations_are_read_and_priced_once(limited: Service, cast: Cast) -> None:
     (patient_id, other) = await cast.patients(2)
     of = [
         {"__typename": "Patient", "id": each} for each in (patient_id, other, *[patient_id] * 1_500, "nobody", "nobody")
@@ -404,7 +403,9 @@ async def test_representations_that_are_repeated_are_read_completed_and_priced_o
     assert all(each == shown[0] for each in shown[2:-2])
 
 
-async def test_what_is_shown_again_counts_again(limited: Service, long_notes: tuple[str, list[str]]) -> None:
+async def test_a_repeated_result_counts_each_time_towards_the_limit(
+    limited: Service, long_notes: tuple[str, list[str]]
+) -> None:
     query = f"""query ($ids: [ID!]!) {{
       patients(ids: $ids) {{ encounters(first: 10) {{ nodes {{ notes {EXECUTED} }} }} }} }}"""
 
@@ -418,9 +419,9 @@ async def test_what_is_shown_again_counts_again(limited: Service, long_notes: tu
 # History
 
 
-async def test_a_history_gives_a_hundred_versions_at_once_and_goes_on(limited: Service, cast: Cast) -> None:
+async def test_a_history_has_pages_of_up_to_a_hundred_versions(limited: Service, cast: Cast) -> None:
     patient_id = await cast.patient()
-    (encounter_id,) = await visits(cast.connection, patient_id, 1, 1)
+    (encounter_id,) = await insert_visits(cast.connection, patient_id, 1, 1)
     await cast.connection.execute(
         "INSERT INTO patient_graph.encounter_versions (patient_id, encounter_id, version, brand_id, kind, changed_at,"
         " actor_type, actor_id, request_id, changes)"
@@ -444,7 +445,7 @@ async def test_a_history_gives_a_hundred_versions_at_once_and_goes_on(limited: S
 
 
 @pytest.mark.parametrize("argument", ["first: 101", "first: -1", "after: -1"])
-async def test_versions_that_cannot_be_given_are_refused(
+async def test_an_invalid_page_of_a_history_is_refused(
     limited: Service, long_notes: tuple[str, list[str]], argument: str
 ) -> None:
     query = f"query ($id: ID!) {{ encounter(id: $id) {{ history({argument}) {{ version }} }} }}"
@@ -458,7 +459,7 @@ async def test_versions_that_cannot_be_given_are_refused(
 @pytest.mark.parametrize(
     ("argument", "versions"), [("", 100), ("(first: 7)", 7), ("(first: $n)", 9), ("(first: -1)", 0)]
 )
-async def test_a_history_is_priced_by_its_versions(limited: Service, argument: str, versions: int) -> None:
+async def test_the_cost_of_a_history_grows_with_its_page_size(limited: Service, argument: str, versions: int) -> None:
     defined = "($n: Int = 9)" if "$n" in argument else ""
     query = f"""query {defined} {{ patient(id: "nobody") {{ encounters(first: 2) {{
       nodes {{ history{argument} {{ changes {{ member }} }} }} }} }} }}"""
@@ -471,50 +472,50 @@ async def test_a_history_is_priced_by_its_versions(limited: Service, argument: s
 # Memory of all answers
 
 
-ROOM = 8 * LIMIT
-"""More than the kernel takes of an answer that nobody reads."""
+MEMORY = 8 * LIMIT
+"""Bytes; more than the kernel buffers of an unread answer."""
 
 
 @pytest.fixture(scope="module")
-async def crowded(database_url: str) -> AsyncIterator[Sockets]:
-    """A gateway that has room for one large answer."""
-    settings = sized(database_url, max_answer_bytes=ROOM, answer_memory_bytes=ROOM)
-    async with Sockets.serving(settings) as serving:
+async def with_little_memory(database_url: str) -> AsyncIterator[GatewayServer]:
+    """A gateway with memory for one large answer."""
+    settings = settings_with_limit(database_url, max_answer_bytes=MEMORY, answer_memory_bytes=MEMORY)
+    async with GatewayServer.serving(settings) as serving:
         yield serving
 
 
 @pytest.fixture(scope="module")
 async def longer_notes(database_url: str) -> str:
-    """A patient whose page nearly has the size of that room."""
+    """A patient whose page is nearly as large as that memory."""
     connection = await asyncpg.connect(database_url)
     patient_id = await Cast(connection).patient()
-    await visits(connection, patient_id, 100, 75_000)
+    await insert_visits(connection, patient_id, 100, 75_000)
     await connection.close()
     return patient_id
 
 
-def page_asked(patient_id: str, accept: str = "*/*") -> bytes:
+def page_request(patient_id: str, accept: str = "*/*") -> bytes:
     body = json.dumps({"query": PAGE, "variables": {"id": patient_id, "first": 100}}).encode()
     head = f"Accept: {accept}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-    return head_of("POST /graphql", head) + body
+    return request_head("POST /graphql", head) + body
 
 
-def head_of(line: str, *fields: str) -> bytes:
+def request_head(line: str, *fields: str) -> bytes:
     always = ["Host: 127.0.0.1", "Authorization: Bearer dev"]
     return "\r\n".join([f"{line} HTTP/1.1", *always, *fields, "", ""]).encode()
 
 
-def stream_asked(patient_id: str) -> bytes:
-    return page_asked(patient_id, "text/event-stream")
+def stream_request(patient_id: str) -> bytes:
+    return page_request(patient_id, "text/event-stream")
 
 
-def list_asked(patient_id: str) -> bytes:
-    return head_of(f"GET /v1/patients/{patient_id}/encounters?limit=100")
+def list_request(patient_id: str) -> bytes:
+    return request_head(f"GET /v1/patients/{patient_id}/encounters?limit=100")
 
 
-def socket_asked(patient_id: str) -> bytes:
-    """Give an upgrade and, behind it, who calls and an operation."""
-    upgrade = head_of(
+def socket_request(patient_id: str) -> bytes:
+    """Return an upgrade followed by `connection_init` and an operation."""
+    upgrade = request_head(
         "GET /graphql",
         "Connection: Upgrade",
         "Upgrade: websocket",
@@ -527,39 +528,39 @@ def socket_asked(patient_id: str) -> bytes:
         {"type": "connection_init"},
         {"type": "subscribe", "id": "one", "payload": payload},
     ]
-    return upgrade + b"".join(frame_of(each) for each in messages)
+    return upgrade + b"".join(masked_frame(each) for each in messages)
 
 
-def frame_of(message: dict[str, Any]) -> bytes:
+def masked_frame(message: dict[str, Any]) -> bytes:
     body = json.dumps(message).encode()
     return b"\x81\xfe" + len(body).to_bytes(2, "big") + bytes(4) + body
 
 
-@pytest.mark.parametrize("request_of", [list_asked, page_asked, stream_asked, socket_asked])
+@pytest.mark.parametrize("request_of", [list_request, page_request, stream_request, socket_request])
 @pytest.mark.parametrize("ends", ["read", "closed"])
-async def test_what_a_client_does_not_take_is_counted_until_it_does_or_goes(
-    crowded: Sockets, longer_notes: str, request_of: Callable[[str], bytes], ends: str
+async def test_an_unread_answer_uses_memory_until_it_is_read_or_closed(
+    with_little_memory: GatewayServer, longer_notes: str, request_of: Callable[[str], bytes], ends: str
 ) -> None:
-    origin, path = f"http://127.0.0.1:{crowded.port}", f"/v1/patients/{longer_notes}/encounters"
+    origin, path = f"http://127.0.0.1:{with_little_memory.port}", f"/v1/patients/{longer_notes}/encounters"
     ask = {"query": PAGE, "variables": {"id": longer_notes, "first": 100}}
     async with (
-        unread(crowded.port, request_of(longer_notes)) as (reader, writer),
+        unread(with_little_memory.port, request_of(longer_notes)) as (reader, writer),
         httpx2.AsyncClient(base_url=origin, headers={"authorization": "Bearer dev"}, trust_env=False) as client,
     ):
 
         async def status() -> int:
             return (await client.get(path, params={"limit": 100})).status_code
 
-        await until(lambda: _equals(status(), 503))
+        await wait_until(lambda: _equals(status(), 503))
         refused = [await client.get(path, params={"limit": 100}), await client.post("/graphql", json=ask)]
-        async with crowded.signed_in(max_size=None) as talk:
-            refused_over_socket = await talk.refusal(PAGE, id=longer_notes, first=100)
+        async with with_little_memory.authenticated(max_size=None) as websocket:
+            refused_over_socket = await websocket.refusal(PAGE, id=longer_notes, first=100)
         small = await client.get(path, params={"limit": 1})
         if ends == "read":
             await reader.readexactly(7_500_000)
         else:
             writer.close()
-        await until(lambda: _equals(status(), 200))
+        await wait_until(lambda: _equals(status(), 200))
 
     assert [each.status_code for each in refused] == [503, 503]
     assert [each.headers["retry-after"] for each in refused] == ["1", "1"]
@@ -574,9 +575,9 @@ async def _equals(one: Awaitable[int], other: int) -> bool:
 
 @asynccontextmanager
 async def unread(port: int, request: bytes) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """Send a request whose answer begins, and of which no more is read than the test reads."""
+    """Send a request and read the beginning of its answer; only the test reads further."""
     with socket.socket() as connection:
-        # Small, so that the answer lies with the gateway and not in the kernel.
+        # A small receive buffer, so that the gateway holds the answer, not the kernel.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.setblocking(False)
         await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", port))
@@ -598,19 +599,21 @@ async def unread(port: int, request: bytes) -> AsyncIterator[tuple[asyncio.Strea
                 await writer.wait_closed()
 
 
-async def test_nothing_stays_reserved(database_url: str, long_notes: tuple[str, list[str]], cast: Cast) -> None:
+async def test_no_answer_memory_stays_reserved(
+    database_url: str, long_notes: tuple[str, list[str]], cast: Cast
+) -> None:
     patient_id = long_notes[0]
-    async with Service.running(sized(database_url, batch_operations=5, federation=True)) as service:
+    async with Service.running(settings_with_limit(database_url, batch_operations=5, federation=True)) as service:
         ask = {"query": PAGE, "variables": {"id": patient_id, "first": 20}}
         executed = ask | {"query": PAGE.replace("notes", f"notes {EXECUTED}")}
         for sent in (ask, executed, [ask, executed], {**ask, "variables": {"id": patient_id, "first": 100}}):
             await service.rest("POST", "/graphql", json=sent)
         for limit in (20, 100):
             await service.rest("GET", f"/v1/patients/{patient_id}/encounters", params={"limit": limit})
-        said = {"id": patient_id, "key": None, "notes": "x" * 40_000}
+        variables = {"id": patient_id, "key": None, "notes": "x" * 40_000}
         other = await cast.patient()
         for members in (ALIASED, f"notes {EXECUTED}"):
-            await service.graphql(RECORD_AND_REPEAT % members, said | {"id": other})
+            await service.graphql(RECORD_AND_REPEAT % members, variables | {"id": other})
 
         assert service.services.answers.reserved_bytes == 0
 
@@ -618,9 +621,9 @@ async def test_nothing_stays_reserved(database_url: str, long_notes: tuple[str, 
 # PostgreSQL
 
 
-async def test_a_statement_is_cancelled_when_its_rows_pass_the_limit(database_url: str) -> None:
+async def test_a_statement_is_cancelled_when_its_rows_exceed_the_limit(database_url: str) -> None:
     database = await Database.connect(database_url, role=APP_ROLE, size=1, acquire_seconds=5, statement_seconds=30)
-    # A minute's work and ten gigabytes, if all of it were done.
+    # Ten gigabytes and nearly a minute if it ran to its end.
     endless = Statement("SELECT repeat('x', 1000000)::bpchar, pg_sleep(0.005) FROM generate_series(1, 10000)")
 
     async with asyncio.timeout(10):
@@ -634,12 +637,12 @@ async def test_a_statement_is_cancelled_when_its_rows_pass_the_limit(database_ur
     assert row["one"] == b"x"
 
 
-async def test_callers_served_by_one_statement_have_their_own_limits(
+async def test_callers_that_share_a_statement_have_separate_limits(
     limited: Service, cast: Cast, long_notes: tuple[str, list[str]]
 ) -> None:
     patients = [await cast.patient() for _ in range(8)]
     for patient_id in patients:
-        await visits(cast.connection, patient_id, 20)
+        await insert_visits(cast.connection, patient_id, 20)
 
     answers = await asyncio.gather(
         *(limited.graphql(PAGE, {"id": each, "first": 100}) for each in [*patients, long_notes[0]]),
@@ -652,7 +655,7 @@ async def test_callers_served_by_one_statement_have_their_own_limits(
 
 
 @pytest.mark.parametrize("query", TOO_LARGE.values(), ids=TOO_LARGE)
-async def test_postgresql_puts_no_more_together_than_the_limit(
+async def test_postgresql_builds_no_row_larger_than_the_limit(
     limited: Service, long_notes: tuple[str, list[str]], query: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: list[int] = []

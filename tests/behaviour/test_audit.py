@@ -1,4 +1,4 @@
-"""What is audited beside the changes themselves: who read what, and who was refused. Through either door."""
+"""The audit of reads and refusals over either door, and the buffer that inserts it."""
 
 import ast
 import asyncio
@@ -27,27 +27,27 @@ from resolvers.encounters import read, record
 from resolvers.errors import InvalidToken, TemporarilyUnavailable
 from resolvers.services import AuditRecord
 from tests.cast import Cast
-from tests.conftest import PATIENT, create_database
+from tests.conftest import GENEROUS_LIMITS, create_database
 from tests.doors import Door, GraphQLDoor, RestDoor, Service
-from tests.logs import captured
+from tests.logs import captured_logs
 
 VISIT = {"brand_id": "loop", "encounter_type": "lab", "notes": "Fasting."}
 DOORS = pytest.mark.parametrize("kind", [RestDoor, GraphQLDoor], ids=["rest", "graphql"])
 
 
 async def until(look: Callable[[], Awaitable[Any]], enough: Callable[[Any], bool]) -> Any:
-    """Give what is seen once it is enough; ten seconds are too long."""
+    """Return the first result of `look` that is enough; fail after ten seconds."""
     for _ in range(500):
         if enough(seen := await look()):
             return seen
         await asyncio.sleep(0.02)
-    raise AssertionError(f"not enough: {seen}")
+    raise AssertionError(f"not enough after ten seconds: {seen}")
 
 
 class Clinic:
-    """A service whose callers nobody else knows, so that what is audited of them can be told apart.
+    """A service for clients of one test each, so that a test finds its own audit entries.
 
-    A token reads `<client> <brand> <scope> …`, with a dash for no brand.
+    A token is `<client> <brand> <scope> …`, with a dash for no brand.
     """
 
     def __init__(self, service: Service, connection: asyncpg.Connection) -> None:
@@ -58,7 +58,9 @@ class Clinic:
     @asynccontextmanager
     async def open(cls, url: str, **settings: Any) -> AsyncIterator["Clinic"]:
         connection = await asyncpg.connect(url)
-        async with Service.running(Settings(database_url=url, **PATIENT, **settings), verify=cls.verify) as service:
+        async with Service.running(
+            Settings(database_url=url, **GENEROUS_LIMITS, **settings), verify=cls.verify
+        ) as service:
             yield cls(service, connection)
         await connection.close()
 
@@ -70,15 +72,15 @@ class Clinic:
         return Caller(client_id, frozenset(scopes), brand_id=None if brand_id == "-" else brand_id)
 
     async def audited(self, client_id: str, number: int = 1) -> list[dict[str, Any]]:
-        """Give what is audited of a client's reads and refusals, once there are so many entries."""
+        """Return the audited reads and refusals of a client, once there are this many entries."""
         entries: list[dict[str, Any]] = await until(
             lambda: self._entries(client_id), lambda entries: len(entries) >= number
         )
         return entries
 
-    async def audited_in_all(self, client_id: str) -> list[dict[str, Any]]:
-        """Give all that is audited of a client's reads and refusals until now."""
-        # Notes are written in the order in which they were left, so what stands before this one is all.
+    async def all_audited(self, client_id: str) -> list[dict[str, Any]]:
+        """Return all reads and refusals of a client that were audited until now."""
+        # Records are inserted in order, so all earlier ones are there once this one is.
         last = await self.service.rest("GET", "/v1/patients/nobody/encounters?limit=0", token=f"{client_id} - admin:*")
         assert last.status_code == 400
         rules = ["whole_number"]
@@ -96,8 +98,8 @@ class Clinic:
         details = [json.loads(row["details"]) for row in rows]
         return [{**row, "rules": each.get("rules"), "details": each} for row, each in zip(rows, details, strict=True)]
 
-    async def dropped(self, number: int) -> None:
-        """Return once the log says that so many notes were dropped."""
+    async def wait_for_dropped(self, number: int) -> None:
+        """Return once the audit log reports at least this many dropped records."""
         query = "SELECT sum((details->>'dropped')::int) FROM patient_graph.audit_log WHERE event_type = $1"
         await until(lambda: self.connection.fetchval(query, NOTES_DROPPED), lambda dropped: (dropped or 0) >= number)
 
@@ -115,7 +117,7 @@ def client() -> str:
 
 @pytest.fixture
 def token(client: str) -> str:
-    """May do everything in the brand `loop`."""
+    """A token with every permission in the brand `loop`."""
     return f"{client} loop admin:*"
 
 
@@ -123,7 +125,7 @@ def token(client: str) -> str:
 
 
 @DOORS
-async def test_who_reads_a_list_is_audited_with_the_patient_and_the_number(
+async def test_reading_a_list_is_audited_with_the_patient_and_the_count(
     clinic: Clinic, cast: Cast, client: str, token: str, kind: type[Door]
 ) -> None:
     door, patient_id = kind(clinic.service), await cast.patient()
@@ -132,25 +134,25 @@ async def test_who_reads_a_list_is_audited_with_the_patient_and_the_number(
 
     await door.listed(patient_id, token=token)
 
-    (entry,) = await clinic.audited_in_all(client)
+    (entry,) = await clinic.all_audited(client)
     assert (entry["event_type"], entry["entity_type"], entry["entity_id"]) == (ENCOUNTERS_READ, "patient", patient_id)
     assert (entry["patient_id"], entry["brand_id"], entry["actor_brand_id"]) == (patient_id, "loop", "loop")
     assert (entry["actor_type"], entry["details"]) == ("service", {"encounters": 3})
     assert entry["request_id"]
 
 
-async def test_a_read_carries_its_request_id(clinic: Clinic, cast: Cast, client: str, token: str) -> None:
+async def test_an_audited_read_has_its_request_id(clinic: Clinic, cast: Cast, client: str, token: str) -> None:
     patient_id = await cast.patient()
     await RestDoor(clinic.service).record(patient_id, VISIT, token=token)
 
-    headers = {"x-request-id": f"asked-by-{client}"}
+    headers = {"x-request-id": f"request-of-{client}"}
     await clinic.service.rest("GET", f"/v1/patients/{patient_id}/encounters", token=token, headers=headers)
 
     (entry,) = await clinic.audited(client)
-    assert entry["request_id"] == f"asked-by-{client}"
+    assert entry["request_id"] == f"request-of-{client}"
 
 
-async def test_reading_encounters_by_their_ids_is_audited_once_a_patient(
+async def test_reading_encounters_by_id_has_one_audit_entry_for_each_patient(
     clinic: Clinic, cast: Cast, client: str, token: str
 ) -> None:
     patients = [await cast.patient() for _ in range(2)]
@@ -162,11 +164,11 @@ async def test_reading_encounters_by_their_ids_is_audited_once_a_patient(
     fields = " ".join(f'e{number}: encounter(id: "{each}") {{ notes }}' for number, each in enumerate(ids))
     await clinic.service.graphql(f"{{ {fields} }}", token=token)
 
-    read = {entry["entity_id"]: entry["details"]["encounters"] for entry in await clinic.audited_in_all(client)}
+    read = {entry["entity_id"]: entry["details"]["encounters"] for entry in await clinic.all_audited(client)}
     assert read == {patients[0]: 2, patients[1]: 1}
 
 
-async def test_reading_the_lists_of_several_patients_is_audited_for_each(
+async def test_reading_lists_of_several_patients_is_audited_for_each(
     clinic: Clinic, cast: Cast, client: str, token: str
 ) -> None:
     patients = [await cast.patient() for _ in range(3)]
@@ -176,36 +178,38 @@ async def test_reading_the_lists_of_several_patients_is_audited_for_each(
     query = "query ($ids: [ID!]!) { patients(ids: $ids) { encounters(first: 1) { nodes { id } edges { cursor } } } }"
     await clinic.service.graphql(query, {"ids": patients}, token=token)
 
-    # Not the third: there was nothing to read.
-    assert sorted(entry["entity_id"] for entry in await clinic.audited_in_all(client)) == sorted(patients[:2])
+    # Not the third: its list is empty.
+    assert sorted(entry["entity_id"] for entry in await clinic.all_audited(client)) == sorted(patients[:2])
 
 
 @DOORS
-async def test_a_replay_is_a_read(clinic: Clinic, cast: Cast, client: str, token: str, kind: type[Door]) -> None:
+async def test_a_replay_is_audited_as_a_read(
+    clinic: Clinic, cast: Cast, client: str, token: str, kind: type[Door]
+) -> None:
     door, patient_id, key = kind(clinic.service), await cast.patient(), str(uuid4())
     await door.record(patient_id, VISIT, token=token, key=key)
 
     assert (await door.record(patient_id, VISIT, token=token, key=key)).replayed
 
-    (entry,) = await clinic.audited_in_all(client)
+    (entry,) = await clinic.all_audited(client)
     assert (entry["event_type"], entry["entity_id"], entry["details"]) == (
         ENCOUNTERS_READ,
         patient_id,
         {"encounters": 1},
     )
-    assert await cast.count("audit_log", patient_id) == 1  # and no change was audited but the first
+    assert await cast.count("audit_log", patient_id) == 1  # only the first recording was audited as a change
 
 
 @DOORS
-async def test_where_nothing_was_given_nothing_was_read(
+async def test_an_empty_list_is_not_audited(
     clinic: Clinic, cast: Cast, client: str, token: str, kind: type[Door]
 ) -> None:
     await kind(clinic.service).listed(await cast.patient(), token=token)
 
-    assert await clinic.audited_in_all(client) == []
+    assert await clinic.all_audited(client) == []
 
 
-def test_no_function_gives_encounters_from_the_database_without_a_note() -> None:
+def test_every_function_that_returns_encounters_audits_the_read() -> None:
     modules = [ast.parse(Path(str(module.__file__)).read_text()) for module in (read, record)]
     calls = {
         function.name: {
@@ -217,11 +221,11 @@ def test_no_function_gives_encounters_from_the_database_without_a_note() -> None
         for function in module.body
         if isinstance(function, ast.AsyncFunctionDef | ast.FunctionDef)
     }
-    givers = {name for name, called in calls.items() if "_encounter" in called}
+    readers = {name for name, called in calls.items() if "_encounter" in called}
 
-    assert givers >= {"encounters_by_ids", "list_encounters", "visible_encounter", "encounter_of_key"}
-    # Whoever changes one has audited the change itself.
-    assert [name for name in givers if not calls[name] & {"note_read", "append_entry"}] == []
+    assert readers >= {"encounters_by_ids", "list_encounters", "visible_encounter", "encounter_of_key"}
+    # A function that changes an encounter audits the change instead.
+    assert [name for name in readers if not calls[name] & {"note_read", "append_entry"}] == []
 
 
 # Refusals
@@ -255,32 +259,32 @@ async def test_a_refusal_is_audited_with_its_code_and_rules(  # noqa: PLR0917 - 
 ) -> None:
     await ask(clinic, kind(clinic.service), client, await cast.patient())
 
-    (entry,) = await clinic.audited_in_all(client)
+    (entry,) = await clinic.all_audited(client)
     assert (entry["event_type"], entry["entity_type"], entry["entity_id"]) == (REQUEST_REFUSED, "request", None)
     assert (entry["patient_id"], entry["brand_id"], entry["actor_brand_id"]) == ("", "loop", "loop")
     assert entry["details"] == details
 
 
 @DOORS
-async def test_whoever_asks_for_a_patient_who_is_not_there_is_audited_without_the_name(
+async def test_a_request_for_an_unknown_patient_is_audited_without_the_id(
     clinic: Clinic, cast: Cast, client: str, token: str, kind: type[Door]
 ) -> None:
     await kind(clinic.service).record("nobody", VISIT, token=token)
     await kind(clinic.service).record(await cast.patient("loopbio"), VISIT, token=token)
 
-    entries = await clinic.audited_in_all(client)
+    entries = await clinic.all_audited(client)
     assert [(entry["patient_id"], entry["details"]) for entry in entries] == [("", {"code": "not_found"})] * 2
 
 
 @DOORS
-async def test_a_key_for_another_request_is_audited(
+async def test_reuse_of_a_key_for_another_request_is_audited(
     clinic: Clinic, cast: Cast, client: str, token: str, kind: type[Door]
 ) -> None:
     door, patient_id, key = kind(clinic.service), await cast.patient(), str(uuid4())
     await door.record(patient_id, VISIT, token=token, key=key)
     await door.record(patient_id, VISIT | {"notes": "Other."}, token=token, key=key)
 
-    (entry,) = await clinic.audited_in_all(client)
+    (entry,) = await clinic.all_audited(client)
     assert entry["details"] == {"code": "idempotency_key_payload_mismatch"}
 
 
@@ -301,18 +305,18 @@ async def test_a_key_for_another_request_is_audited(
         ("POST", "/graphql", {"json": {"query": "query ($i: ID!) { patient(id: $i) { id } }"}}, "validation_error"),
     ],
 )
-async def test_whatever_else_a_door_refuses_is_audited_too(  # noqa: PLR0917 - fixtures
+async def test_a_refusal_before_the_resolvers_is_audited(  # noqa: PLR0917 - fixtures
     clinic: Clinic, client: str, token: str, method: str, path: str, options: dict[str, Any], code: str
 ) -> None:
     response = await clinic.service.rest(method, path, token=token, **options)
 
     assert response.status_code >= 400 or "errors" in response.json()
-    (entry,) = await clinic.audited_in_all(client)
+    (entry,) = await clinic.all_audited(client)
     assert entry["details"]["code"] == code
 
 
 @pytest.mark.parametrize("path", ["/v1/nothing", "/graphql?query={__typename}"])
-async def test_rate_limited_requests_are_one_entry_with_a_count(
+async def test_rate_limited_requests_have_one_audit_entry_with_a_count(
     database_url: str, cast: Cast, client: str, path: str
 ) -> None:
     """An audit log that cannot be pruned must not grow with the requests of one client."""
@@ -321,7 +325,7 @@ async def test_rate_limited_requests_are_one_entry_with_a_count(
         for brand_id in ["loop"] * 200 + ["loopbio"]:
             await service.rest("GET", path, token=f"{client} {brand_id} admin:*")
 
-    counted = [each for each in await kept_of(cast, client) if each["entity_type"] == "client"]
+    counted = [each for each in await entries_of(cast, client) if each["entity_type"] == "client"]
     assert [(each["event_type"], each["entity_id"]) for each in counted] == [(REQUEST_REFUSED, client)] * 2
     assert [(each["brand_id"], json.loads(each["details"])) for each in counted] == [
         ("loop", {"code": "rate_limited", "count": 199}),
@@ -329,35 +333,37 @@ async def test_rate_limited_requests_are_one_entry_with_a_count(
     ]
 
 
-@pytest.mark.parametrize("sent", [None, "worthless"])
-async def test_a_stranger_is_not_audited(clinic: Clinic, sent: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    notes: list[AuditRecord] = []
-    monkeypatch.setattr(AuditBuffer, "record", lambda _, note: notes.append(note))
+@pytest.mark.parametrize("sent", [None, "invalid"])
+async def test_an_unauthenticated_request_is_not_audited(
+    clinic: Clinic, sent: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded: list[AuditRecord] = []
+    monkeypatch.setattr(AuditBuffer, "record", lambda _, audit_record: recorded.append(audit_record))
 
     for path in ("/v1/patients/p/encounters", "/v1/nothing", "/graphql"):
         assert (await clinic.service.rest("GET", path, token=sent)).status_code == 401
 
-    assert notes == []
+    assert recorded == []
 
 
-async def test_a_brand_that_only_the_caller_names_is_not_taken_for_one(clinic: Clinic, cast: Cast, client: str) -> None:
+async def test_a_refusal_has_no_brand_if_only_the_request_names_it(clinic: Clinic, cast: Cast, client: str) -> None:
     await RestDoor(clinic.service).record(
         "nobody", VISIT | {"brand_id": "made-up"}, token=f"{client} - admin:*", brand_header="made-up"
     )
 
-    (entry,) = await clinic.audited_in_all(client)
+    (entry,) = await clinic.all_audited(client)
     assert (entry["brand_id"], entry["actor_brand_id"]) == ("", None)
 
 
-async def test_fields_that_are_refused_alike_are_one_refusal(clinic: Clinic, client: str) -> None:
+async def test_fields_refused_for_the_same_reason_have_one_audit_entry(clinic: Clinic, client: str) -> None:
     fields = " ".join(f'e{number}: encounter(id: "{uuid4()}") {{ id }}' for number in range(50))
 
     await clinic.service.graphql(f"{{ {fields} }}", token=f"{client} loop read:patients")
 
-    assert len(await clinic.audited_in_all(client)) == 1
+    assert len(await clinic.all_audited(client)) == 1
 
 
-async def test_nothing_that_a_caller_wrote_is_in_an_entry(clinic: Clinic, cast: Cast, client: str, token: str) -> None:
+async def test_no_audit_entry_contains_text_of_the_caller(clinic: Clinic, cast: Cast, client: str, token: str) -> None:
     mark = "xyzzy"
     known = await cast.patient()
     for door in (RestDoor(clinic.service), GraphQLDoor(clinic.service)):
@@ -374,24 +380,24 @@ async def test_nothing_that_a_caller_wrote_is_in_an_entry(clinic: Clinic, cast: 
         await clinic.service.rest(method, path, token=token, headers={"origin": f"https://{mark}.example"})
         await clinic.service.rest(method, path, token=token, headers={"accept": mark, "content-type": mark})
 
-    entries = await clinic.audited_in_all(client)
+    entries = await clinic.all_audited(client)
     assert len(entries) > 30
     assert mark not in str(entries)
 
 
-# What it costs
+# Effect on requests
 
 
 @asynccontextmanager
-async def without_its_connection(service: Service) -> AsyncIterator[AuditBuffer]:
-    """Keep the trail from writing: somebody else has the one connection it has."""
-    queue: AuditBuffer = service.services.audit_sink
-    async with queue._database.unscoped():
-        yield queue
+async def blocked_buffer(service: Service) -> AsyncIterator[AuditBuffer]:
+    """Keep the buffer from inserting: the test holds its only connection."""
+    audit_buffer: AuditBuffer = service.services.audit_sink
+    async with audit_buffer._database.unscoped():
+        yield audit_buffer
 
 
 @DOORS
-async def test_a_full_queue_neither_slows_nor_fails_a_write_and_the_loss_is_audited(
+async def test_a_full_audit_buffer_delays_no_write_and_its_loss_is_audited(
     server_url: str, client: str, token: str, kind: type[Door]
 ) -> None:
     url = await create_database(server_url)
@@ -400,12 +406,12 @@ async def test_a_full_queue_neither_slows_nor_fails_a_write_and_the_loss_is_audi
         cast, door = Cast(clinic.connection), kind(clinic.service)
         patient_id = await cast.patient()
         await door.record(patient_id, VISIT, token=token)
-        with captured() as logged:
-            async with without_its_connection(clinic.service), asyncio.timeout(5):
+        with captured_logs() as logged:
+            async with blocked_buffer(clinic.service), asyncio.timeout(5):
                 for _ in range(10):
                     await door.listed(patient_id, token=token)
                 outcomes = [await door.record(patient_id, VISIT, token=token) for _ in range(20)]
-            await clinic.dropped(6)
+            await clinic.wait_for_dropped(6)
 
         assert {outcome.code for outcome in outcomes} == {None}
         assert await cast.count("encounters", patient_id) == 21
@@ -414,7 +420,7 @@ async def test_a_full_queue_neither_slows_nor_fails_a_write_and_the_loss_is_audi
 
 
 @DOORS
-async def test_with_the_database_away_no_write_is_lost_and_the_notes_are_kept(
+async def test_audit_records_survive_an_outage_of_the_database(
     tmp_path: Path, client: str, token: str, kind: type[Door]
 ) -> None:
     with PrivatePostgres(tmp_path, durable=False) as postgres:
@@ -448,7 +454,7 @@ async def test_with_the_database_away_no_write_is_lost_and_the_notes_are_kept(
     assert recorded == changes == 4
 
 
-async def test_notes_that_are_left_at_the_end_are_written(
+async def test_shutdown_inserts_the_remaining_audit_records(
     database_url: str, cast: Cast, client: str, token: str
 ) -> None:
     async with Clinic.open(database_url) as clinic:
@@ -459,75 +465,77 @@ async def test_notes_that_are_left_at_the_end_are_written(
     assert written == 3
 
 
-async def test_the_end_does_not_wait_forever(
+async def test_the_flush_at_shutdown_has_a_deadline(
     database_url: str, client: str, token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(buffer, "FLUSH_SECONDS", 0.2)
     async with Clinic.open(database_url) as clinic:
-        stolen = await clinic.service.services.audit_sink._database._pool.acquire(1)
+        held = await clinic.service.services.audit_sink._database._pool.acquire(1)
         await clinic.service.rest("GET", "/v1/nothing", token=token)
         stopping = asyncio.create_task(clinic.service.services.audit_sink.flush())
         async with asyncio.timeout(3):
             await stopping
-        clinic.service.services.audit_sink._database._pool.release(stolen)
+        clinic.service.services.audit_sink._database._pool.release(held)
 
 
-# The queue itself
+# The buffer
 
 
 @pytest.fixture
-async def queue(database_url: str) -> AsyncIterator[AuditBuffer]:
-    """A trail that nobody writes down until told to."""
+async def audit_buffer(database_url: str) -> AsyncIterator[AuditBuffer]:
+    """A buffer that inserts only when the test flushes it."""
     database = await Database.connect(database_url, role="gateway_app", size=1, acquire_seconds=1, statement_seconds=5)
     yield AuditBuffer(database, capacity=10)
     await database.close()
 
 
-def note(client: str, event_type: str = ENCOUNTERS_READ, brand_id: str = "loop", **changed: Any) -> AuditRecord:
-    note = AuditRecord(
+def audit_record(client: str, event_type: str = ENCOUNTERS_READ, brand_id: str = "loop", **changed: Any) -> AuditRecord:
+    audit_record = AuditRecord(
         event_type, "user", client, brand_id, "patient", "p", "p", brand_id, "request", {"encounters": 1}
     )
-    return note._replace(**changed)
+    return audit_record._replace(**changed)
 
 
-async def kept_of(cast: Cast, client: str) -> list[dict[str, Any]]:
+async def entries_of(cast: Cast, client: str) -> list[dict[str, Any]]:
     rows = await cast.connection.fetch(
         "SELECT *, now() - occurred_at AS age FROM patient_graph.audit_log WHERE actor_id = $1 ORDER BY id", client
     )
     return [dict(row) for row in rows]
 
 
-async def test_a_storm_of_refusals_leaves_room_for_reads(queue: AuditBuffer, cast: Cast, client: str) -> None:
+async def test_refusals_fill_at_most_half_of_the_audit_buffer(
+    audit_buffer: AuditBuffer, cast: Cast, client: str
+) -> None:
     for _ in range(100):
-        queue.record(note(client, REQUEST_REFUSED))
+        audit_buffer.record(audit_record(client, REQUEST_REFUSED))
     for _ in range(100):
-        queue.record(note(client, ENCOUNTERS_READ))
-    await queue.flush()
+        audit_buffer.record(audit_record(client, ENCOUNTERS_READ))
+    await audit_buffer.flush()
 
-    kinds = [entry["event_type"] for entry in await kept_of(cast, client)]
+    kinds = [entry["event_type"] for entry in await entries_of(cast, client)]
     assert kinds == [REQUEST_REFUSED] * 5 + [ENCOUNTERS_READ] * 5
 
 
-async def test_a_count_is_written_when_its_minute_ends(
-    queue: AuditBuffer, cast: Cast, client: str, monkeypatch: pytest.MonkeyPatch
+async def test_a_count_is_inserted_when_its_minute_ends(
+    audit_buffer: AuditBuffer, cast: Cast, client: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(buffer, "COUNT_SECONDS", 0)
-    writing = asyncio.create_task(queue.write())
+    writing = asyncio.create_task(audit_buffer.write())
     for _ in range(50):
-        queue.record(note(client, REQUEST_REFUSED, entity_id=client, details={"code": "rate_limited"}))
+        audit_buffer.record(audit_record(client, REQUEST_REFUSED, entity_id=client, details={"code": "rate_limited"}))
 
-    (entry,) = await until(lambda: kept_of(cast, client), bool)
+    (entry,) = await until(lambda: entries_of(cast, client), bool)
     writing.cancel()
     await asyncio.gather(writing, return_exceptions=True)
     assert json.loads(entry["details"]) == {"code": "rate_limited", "count": 50}
 
 
-async def test_the_loss_is_told_to_each_brand(queue: AuditBuffer, cast: Cast) -> None:
+async def test_dropped_records_are_audited_for_each_brand(audit_buffer: AuditBuffer, cast: Cast) -> None:
     ours, theirs = f"brand-{uuid4().hex}", f"brand-{uuid4().hex}"
     for brand_id in (ours, theirs, theirs):
         for _ in range(10):
-            queue.record(note("somebody", brand_id=brand_id))
-    await queue.flush()
+            audit_buffer.record(audit_record("somebody", brand_id=brand_id))
+    await audit_buffer.flush()
 
     rows = await cast.connection.fetch(
         "SELECT brand_id, patient_id, actor_type, details FROM patient_graph.audit_log WHERE event_type = $1"
@@ -538,66 +546,66 @@ async def test_the_loss_is_told_to_each_brand(queue: AuditBuffer, cast: Cast) ->
     assert [tuple(row) for row in rows] == [(theirs, "", "system", '{"dropped": 20}')]
 
 
-async def test_a_full_batch_waits_for_no_company(
-    queue: AuditBuffer, cast: Cast, client: str, monkeypatch: pytest.MonkeyPatch
+async def test_a_full_batch_is_inserted_without_waiting(
+    audit_buffer: AuditBuffer, cast: Cast, client: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or a busy process could not write as fast as it notes, and would lose the rest."""
+    """Otherwise a busy process would insert slower than it records, and drop the rest."""
     monkeypatch.setattr(buffer, "GATHER_SECONDS", 3600)
-    monkeypatch.setattr(buffer, "BATCH_NOTES", 3)
+    monkeypatch.setattr(buffer, "BATCH_SIZE", 3)
     for _ in range(6):
-        queue.record(note(client))
-    writing = asyncio.create_task(queue.write())
+        audit_buffer.record(audit_record(client))
+    writing = asyncio.create_task(audit_buffer.write())
 
-    await until(lambda: kept_of(cast, client), lambda kept: len(kept) == 6)
+    await until(lambda: entries_of(cast, client), lambda kept: len(kept) == 6)
     writing.cancel()
     await asyncio.gather(writing, return_exceptions=True)
 
 
-async def test_a_note_that_cannot_be_kept_does_not_stand_in_the_way(
-    queue: AuditBuffer, cast: Cast, client: str
+async def test_an_invalid_audit_record_does_not_block_the_others(
+    audit_buffer: AuditBuffer, cast: Cast, client: str
 ) -> None:
     for request_id in ("one", "\x00", "\ud800", "two"):
-        queue.record(note(client, request_id=request_id))
-    await queue.flush()
+        audit_buffer.record(audit_record(client, request_id=request_id))
+    await audit_buffer.flush()
 
-    assert [entry["request_id"] for entry in await kept_of(cast, client)] == ["one", "two"]
+    assert [entry["request_id"] for entry in await entries_of(cast, client)] == ["one", "two"]
 
 
-async def test_a_note_that_was_written_unnoticed_is_not_written_twice(
-    queue: AuditBuffer, cast: Cast, client: str, monkeypatch: pytest.MonkeyPatch
+async def test_an_insert_without_a_confirmed_commit_is_not_repeated(
+    audit_buffer: AuditBuffer, cast: Cast, client: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    insert = queue._insert
+    insert = audit_buffer._insert
 
-    async def lose_the_answer(brand_id, notes):
-        await insert(brand_id, notes)
+    async def insert_and_fail(brand_id, records):
+        await insert(brand_id, records)
         monkeypatch.undo()
         raise TemporarilyUnavailable
 
-    monkeypatch.setattr(queue, "_insert", lose_the_answer)
-    queue.record(note(client))
-    await queue.flush()
+    monkeypatch.setattr(audit_buffer, "_insert", insert_and_fail)
+    audit_buffer.record(audit_record(client))
+    await audit_buffer.flush()
 
-    assert len(await kept_of(cast, client)) == 1
+    assert len(await entries_of(cast, client)) == 1
 
 
-async def test_an_entry_is_dated_when_it_was_noted_unless_that_is_too_long_ago(
-    queue: AuditBuffer, cast: Cast, client: str
+async def test_an_audit_entry_has_the_time_of_its_record_unless_too_late(
+    audit_buffer: AuditBuffer, cast: Cast, client: str
 ) -> None:
     for age in (60, buffer.LATE_SECONDS + 60):
-        queue.record(note(client))
-        queue._queue[-1] = queue._queue[-1]._replace(left_at=queue._queue[-1].left_at - age)
-    await queue.flush()
+        audit_buffer.record(audit_record(client))
+        audit_buffer._queue[-1] = audit_buffer._queue[-1]._replace(left_at=audit_buffer._queue[-1].left_at - age)
+    await audit_buffer.flush()
 
-    noted, late = await kept_of(cast, client)
-    assert 59 < noted["age"].total_seconds() < 70
+    on_time, late = await entries_of(cast, client)
+    assert 59 < on_time["age"].total_seconds() < 70
     assert late["age"].total_seconds() < 10
     assert json.loads(late["details"]) == {"encounters": 1, "late_seconds": 360}
 
 
-# All of it together
+# Everything together
 
 
-async def test_a_busy_gateway_leaves_a_log_that_verifies(server_url: str, client: str, token: str) -> None:
+async def test_the_audit_log_of_a_busy_gateway_verifies(server_url: str, client: str, token: str) -> None:
     url = await create_database(server_url)
     await migrate(url)
     key = b"sixteen or more bytes"
@@ -611,7 +619,7 @@ async def test_a_busy_gateway_leaves_a_log_that_verifies(server_url: str, client
             await door.listed(patients[number % 3], token=token)
 
         await asyncio.gather(*(visit(number) for number in range(40)))
-        entries = await clinic.audited_in_all(client)
+        entries = await clinic.all_audited(client)
 
     relay = await Database.connect(url, role=RELAY_ROLE, size=2, acquire_seconds=10, statement_seconds=20)
     await until(lambda: take_lease(relay, CHAIN_AUDIT, uuid4()), bool)

@@ -1,4 +1,4 @@
-"""Once and only once: the same key and the same request are one encounter, through whichever door it comes again."""
+"""Exactly once: identical requests under one key record one encounter, over either door."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ def key() -> str:
     return f"key-{uuid4()}"
 
 
-async def test_the_same_request_under_the_same_key_is_recorded_once(
+async def test_identical_requests_under_one_key_are_recorded_once(
     door: Door, other_door: Door, cast: Cast, key: str
 ) -> None:
     patient_id = await cast.patient()
@@ -36,7 +36,7 @@ async def test_the_same_request_under_the_same_key_is_recorded_once(
     assert {table: await cast.count(table, patient_id) for table in TABLES} == dict.fromkeys(TABLES, 1)
 
 
-async def test_another_request_under_the_same_key_is_refused(
+async def test_a_different_request_under_a_used_key_is_refused(
     door: Door, other_door: Door, cast: Cast, key: str
 ) -> None:
     patient_id = await cast.patient()
@@ -48,7 +48,7 @@ async def test_another_request_under_the_same_key_is_refused(
     assert await cast.count("encounters", patient_id) == 1
 
 
-async def test_the_same_request_for_another_patient_is_another_request(
+async def test_the_same_body_for_another_patient_is_a_different_request(
     door: Door, other_door: Door, cast: Cast, key: str
 ) -> None:
     await door.record(await cast.patient(), VISIT, key=key)
@@ -59,7 +59,7 @@ async def test_the_same_request_for_another_patient_is_another_request(
     assert other.code == unknown.code == "idempotency_key_payload_mismatch"
 
 
-async def test_the_same_meaning_in_another_spelling_is_the_same_request(
+async def test_another_spelling_of_the_same_values_is_the_same_request(
     door: Door, other_door: Door, cast: Cast, key: str
 ) -> None:
     patient_id = await cast.patient()
@@ -72,7 +72,7 @@ async def test_the_same_meaning_in_another_spelling_is_the_same_request(
     assert again.replayed
 
 
-async def test_a_negative_zero_and_a_zero_are_one_payload(door: Door, other_door: Door, cast: Cast, key: str) -> None:
+async def test_negative_zero_and_zero_are_the_same_request(door: Door, other_door: Door, cast: Cast, key: str) -> None:
     patient_id = await cast.patient()
 
     first = await door.record(patient_id, VISIT | {"metadata": {"a": -0.0}}, key=key)
@@ -92,7 +92,7 @@ async def test_a_key_belongs_to_its_brand_and_client(door: Door, cast: Cast, key
     assert not other.replayed
 
 
-async def test_a_refused_request_never_burns_its_key(door: Door, cast: Cast, key: str) -> None:
+async def test_a_refused_request_leaves_its_key_unused(door: Door, cast: Cast, key: str) -> None:
     patient_id = await cast.patient()
 
     refused = [
@@ -106,7 +106,7 @@ async def test_a_refused_request_never_burns_its_key(door: Door, cast: Cast, key
     assert (recorded.code, recorded.replayed) == (None, False)
 
 
-async def test_fifty_at_once_are_recorded_once_and_all_are_told_the_same(
+async def test_fifty_concurrent_duplicates_are_recorded_once_and_answered_alike(
     door: Door, other_door: Door, cast: Cast, key: str
 ) -> None:
     patient_id = await cast.patient()
@@ -121,7 +121,7 @@ async def test_fifty_at_once_are_recorded_once_and_all_are_told_the_same(
     assert {table: await cast.count(table, patient_id) for table in TABLES} == dict.fromkeys(TABLES, 1)
 
 
-async def test_over_rest_a_replay_is_the_first_answer_byte_for_byte_after_the_encounter_moved_on(
+async def test_a_rest_replay_is_the_first_answer_after_the_encounter_changed(
     service: Service, cast: Cast, key: str
 ) -> None:
     patient_id = await cast.patient()
@@ -140,7 +140,7 @@ async def test_over_rest_a_replay_is_the_first_answer_byte_for_byte_after_the_en
     assert await post() == first
 
 
-async def test_a_quoted_key_is_the_bare_key(service: Service, cast: Cast, key: str) -> None:
+async def test_a_quoted_key_is_the_same_as_the_bare_key(service: Service, cast: Cast, key: str) -> None:
     patient_id = await cast.patient()
     door = RestDoor(service)
 
@@ -150,9 +150,9 @@ async def test_a_quoted_key_is_the_bare_key(service: Service, cast: Cast, key: s
 
 
 @pytest.mark.parametrize("key", ["", " ", "two words", "k" * 129, "ключ"])
-async def test_a_text_that_is_no_key_is_refused(door: Door, cast: Cast, key: str) -> None:
+async def test_an_invalid_key_is_refused(door: Door, cast: Cast, key: str) -> None:
     if isinstance(door, RestDoor) and not key.isascii():
-        pytest.skip("no HTTP client sends it")
+        pytest.skip("HTTP headers are ASCII")
     patient_id = await cast.patient()
 
     outcome = await door.record(patient_id, VISIT, key=key)
@@ -162,9 +162,7 @@ async def test_a_text_that_is_no_key_is_refused(door: Door, cast: Cast, key: str
     assert await cast.count("encounters", patient_id) == 0
 
 
-async def test_the_event_and_the_audit_entry_say_what_the_contract_says_and_nothing_clinical(
-    door: Door, cast: Cast
-) -> None:
+async def test_event_and_audit_entry_match_the_contract_without_clinical_text(door: Door, cast: Cast) -> None:
     patient_id = await cast.patient()
     encounter = (await door.record(patient_id, VISIT)).encounter
 

@@ -1,4 +1,4 @@
-"""What recording an encounter promises, through either door."""
+"""Guarantees of recording an encounter, over either door."""
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -24,7 +24,7 @@ def service(service_in_either_form: Service) -> Service:
     return service_in_either_form
 
 
-async def test_what_is_recorded_comes_back_as_it_was_sent(door: Door, cast: Cast) -> None:
+async def test_a_recording_returns_the_values_that_were_sent(door: Door, cast: Cast) -> None:
     outcome = await door.record(await cast.patient(), EVERYTHING)
 
     assert outcome.code is None
@@ -37,7 +37,7 @@ async def test_what_is_recorded_comes_back_as_it_was_sent(door: Door, cast: Cast
     }
 
 
-async def test_what_is_recorded_is_in_the_table_when_the_answer_arrives(door: Door, cast: Cast) -> None:
+async def test_a_recording_is_in_the_table_when_its_answer_arrives(door: Door, cast: Cast) -> None:
     patient_id = await cast.patient()
 
     outcome = await door.record(patient_id, EVERYTHING)
@@ -48,7 +48,7 @@ async def test_what_is_recorded_is_in_the_table_when_the_answer_arrives(door: Do
     assert row["version"] == 1
 
 
-async def test_what_is_left_out_is_null_and_metadata_an_empty_object(door: Door, cast: Cast) -> None:
+async def test_omitted_members_are_null_and_omitted_metadata_is_empty(door: Door, cast: Cast) -> None:
     patient_id = await cast.patient()
 
     outcome = await door.record(patient_id, VISIT)
@@ -58,7 +58,7 @@ async def test_what_is_left_out_is_null_and_metadata_an_empty_object(door: Door,
     assert outcome.encounter["metadata"] == {}
 
 
-async def test_an_id_is_a_uuid_of_version_7_and_two_recordings_are_two_encounters(door: Door, cast: Cast) -> None:
+async def test_ids_are_increasing_uuids_of_version_7(door: Door, cast: Cast) -> None:
     patient_id = await cast.patient()
 
     first = await door.record(patient_id, VISIT)
@@ -68,7 +68,7 @@ async def test_an_id_is_a_uuid_of_version_7_and_two_recordings_are_two_encounter
     assert first.encounter["id"] < second.encounter["id"]
 
 
-async def test_only_created_at_and_updated_at_come_from_the_clock(door: Door, cast: Cast) -> None:
+async def test_created_at_and_updated_at_are_the_time_of_recording(door: Door, cast: Cast) -> None:
     outcome = await door.record(await cast.patient(), VISIT)
 
     created_at = datetime.fromisoformat(outcome.encounter["created_at"])
@@ -85,7 +85,7 @@ async def test_every_digit_of_a_number_in_metadata_is_kept(door: Door, cast: Cas
     assert outcome.encounter["metadata"] == numbers
 
 
-async def test_members_nobody_knows_are_ignored_over_rest_and_no_part_of_graphql(door: Door, cast: Cast) -> None:
+async def test_unknown_members_are_ignored_over_rest_and_refused_over_graphql(door: Door, cast: Cast) -> None:
     patient_id = await cast.patient()
 
     outcome = await door.record(patient_id, VISIT | {"colour": "blue", "status": "completed"})
@@ -101,13 +101,13 @@ async def test_members_nobody_knows_are_ignored_over_rest_and_no_part_of_graphql
     "instant",
     ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z", "1969-12-31T23:59:59.999999Z", "2024-02-29T12:00:00Z"],
 )
-async def test_instants_at_the_edges_of_the_calendar_come_back_unchanged(door: Door, cast: Cast, instant: str) -> None:
+async def test_instants_at_the_limits_of_the_calendar_are_unchanged(door: Door, cast: Cast, instant: str) -> None:
     outcome = await door.record(await cast.patient(), VISIT | {"scheduled_at": instant})
 
     assert outcome.encounter["scheduled_at"] == instant
 
 
-async def test_text_is_measured_in_characters_and_the_limit_itself_is_allowed(door: Door, cast: Cast) -> None:
+async def test_text_limits_count_characters_and_include_the_limit(door: Door, cast: Cast) -> None:
     longest = {"chief_complaint": "é" * 2_000, "notes": "n" * 50_000}
 
     outcome = await door.record(await cast.patient(), VISIT | longest)
@@ -115,13 +115,13 @@ async def test_text_is_measured_in_characters_and_the_limit_itself_is_allowed(do
     assert outcome.encounter == outcome.encounter | longest
 
 
-async def test_an_empty_text_is_kept_as_an_empty_text(door: Door, cast: Cast) -> None:
+async def test_an_empty_text_is_stored_as_an_empty_text(door: Door, cast: Cast) -> None:
     outcome = await door.record(await cast.patient(), VISIT | {"notes": ""})
 
     assert outcome.encounter["notes"] == ""
 
 
-async def test_a_negative_zero_reads_back_as_it_was_answered(door: Door, cast: Cast) -> None:
+async def test_a_negative_zero_is_returned_alike_by_recording_and_list(door: Door, cast: Cast) -> None:
     patient_id = await cast.patient()
 
     outcome = await door.record(patient_id, VISIT | {"metadata": {"a": -0.0, "b": [Decimal("-0.00"), Decimal("-0.5")]}})

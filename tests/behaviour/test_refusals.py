@@ -1,4 +1,4 @@
-"""What is refused, in which order, and that a refusal keeps nothing. Through either door."""
+"""Refusals and their order, over either door; a refused request stores nothing."""
 
 from typing import Any
 
@@ -10,24 +10,22 @@ from tests.doors import Door
 VISIT = {"brand_id": "loop", "encounter_type": "lab"}
 
 
-# Who may, first.
+# First: authentication and authorization.
 
 
-async def test_a_stranger_learns_nothing_but_that_a_token_is_needed(door: Door) -> None:
+async def test_a_missing_token_takes_precedence_over_every_other_fault(door: Door) -> None:
     outcome = await door.record("nobody", {"encounter_type": 5}, token=None)
 
     assert (outcome.code, outcome.recorded) == ("unauthenticated", "no")
 
 
-async def test_a_worthless_token_comes_before_everything_about_the_body(door: Door) -> None:
+async def test_an_invalid_token_takes_precedence_over_faults_of_the_body(door: Door) -> None:
     outcome = await door.record("nobody", {"encounter_type": 5}, token="dev2")
 
     assert (outcome.code, outcome.recorded) == ("invalid_token", "no")
 
 
-async def test_a_body_of_another_brand_is_forbidden_before_anything_else_is_wrong_with_it(
-    door: Door, cast: Cast
-) -> None:
+async def test_a_body_of_another_brand_is_forbidden_before_it_is_validated(door: Door, cast: Cast) -> None:
     patient_id = await cast.patient("loopbio")
 
     outcome = await door.record(patient_id, {"brand_id": "loopbio", "encounter_type": "lab", "notes": "\x00"})
@@ -36,13 +34,13 @@ async def test_a_body_of_another_brand_is_forbidden_before_anything_else_is_wron
     assert await cast.rows(patient_id) == []
 
 
-async def test_a_stated_brand_that_contradicts_the_token_is_forbidden(door: Door, cast: Cast) -> None:
+async def test_a_brand_header_that_contradicts_the_token_is_forbidden(door: Door, cast: Cast) -> None:
     outcome = await door.record(await cast.patient(), VISIT, brand_header="loopbio")
 
     assert outcome.code == "forbidden"
 
 
-# Then what was sent.
+# Second: validation.
 
 LONG = "x" * 50_001
 DEEP: dict[str, Any] = {}
@@ -89,7 +87,7 @@ for _ in range(32):
         ("metadata", {"a": {"b": "\udfff"}}, "surrogate"),
     ],
 )
-async def test_a_broken_rule_is_named_with_its_member(
+async def test_a_broken_rule_is_reported_with_its_member(
     door: Door, cast: Cast, member: str, value: Any, rule: str
 ) -> None:
     patient_id = await cast.patient()
@@ -130,7 +128,7 @@ async def test_a_value_of_the_wrong_type_is_refused_with_its_member(
 
 
 @pytest.mark.parametrize("member", ["brand_id", "encounter_type"])
-async def test_a_required_member_that_is_missing_is_named(door: Door, cast: Cast, member: str) -> None:
+async def test_a_missing_required_member_is_named(door: Door, cast: Cast, member: str) -> None:
     members = {name: value for name, value in VISIT.items() if name != member}
 
     outcome = await door.record(await cast.patient(), members)
@@ -138,23 +136,23 @@ async def test_a_required_member_that_is_missing_is_named(door: Door, cast: Cast
     assert outcome.rules == {(member, "required")}
 
 
-async def test_every_broken_rule_is_told_at_once(door: Door, cast: Cast) -> None:
+async def test_all_broken_rules_are_reported_together(door: Door, cast: Cast) -> None:
     outcome = await door.record(await cast.patient(), VISIT | {"notes": LONG, "scheduled_at": "soon", "metadata": []})
 
     assert outcome.rules == {("notes", "too_long"), ("scheduled_at", "date_time"), ("metadata", "object")}
 
 
-# Then whether there is such a patient.
+# Third: existence of the patient.
 
 
 @pytest.mark.parametrize("patient_id", ["nobody", "a" * 5_000, "%00", "%ed%a0%80", "null", "'; DROP TABLE patients"])
-async def test_a_patient_who_does_not_exist_is_not_found(door: Door, patient_id: str) -> None:
+async def test_an_unknown_patient_is_not_found(door: Door, patient_id: str) -> None:
     outcome = await door.record(patient_id, VISIT)
 
     assert (outcome.code, outcome.recorded) == ("not_found", "no")
 
 
-async def test_a_patient_of_another_brand_is_like_one_who_does_not_exist(door: Door, cast: Cast) -> None:
+async def test_a_patient_of_another_brand_is_refused_like_an_unknown_one(door: Door, cast: Cast) -> None:
     patient_id = await cast.patient("loopbio")
 
     foreign, unknown = await door.record(patient_id, VISIT), await door.record("nobody", VISIT)
@@ -163,7 +161,7 @@ async def test_a_patient_of_another_brand_is_like_one_who_does_not_exist(door: D
     assert await door.listed(patient_id) is None
 
 
-async def test_the_same_patient_id_in_two_brands_is_two_patients(door: Door, cast: Cast) -> None:
+async def test_one_patient_id_in_two_brands_is_two_patients(door: Door, cast: Cast) -> None:
     patient_id = await cast.patient("loop")
     await cast.connection.execute(
         "INSERT INTO patient_graph.patients (id, brand_id) VALUES ($1, 'loopbio')", patient_id

@@ -1,4 +1,4 @@
-"""What became of my key: recorded, in progress or never seen, through whichever door the request came."""
+"""`submission(key)`: recorded, in progress or never seen, for requests over either door."""
 
 import asyncio
 from typing import Any
@@ -10,7 +10,7 @@ from gateway.settings import Settings
 from resolvers.access import Caller
 from tests.cast import Cast
 from tests.doors import Door, Service
-from tests.happenings import until
+from tests.waiting import wait_until
 
 VISIT = {"brand_id": "loop", "encounter_type": "lab", "notes": "Fasting."}
 SUBMISSION = """query ($key: String!) {
@@ -23,75 +23,73 @@ async def submission(service: Service, key: str, token: str | None = "dev") -> d
     return (body.get("data") or {}).get("submission") or body["errors"][0]["extensions"]
 
 
-async def test_a_key_that_was_recorded_under_tells_its_encounter_as_it_is_now(
-    service: Service, door: Door, cast: Cast
-) -> None:
+async def test_a_used_key_is_recorded_with_the_current_encounter(service: Service, door: Door, cast: Cast) -> None:
     key = str(uuid4())
     recorded = await door.record(await cast.patient(), VISIT, key=key)
     await service.graphql(
         "mutation ($id: ID!) { startEncounter(id: $id) { __typename } }", {"id": recorded.encounter["id"]}
     )
 
-    told = await submission(service, key)
+    found = await submission(service, key)
 
-    assert (told["key"], told["state"]) == (key, "RECORDED")
-    assert told["encounter"]["id"] == recorded.encounter["id"]
-    assert told["encounter"]["status"] == "IN_PROGRESS"
-    assert told["recordedAt"] == told["encounter"]["createdAt"] < told["expiresAt"]
+    assert (found["key"], found["state"]) == (key, "RECORDED")
+    assert found["encounter"]["id"] == recorded.encounter["id"]
+    assert found["encounter"]["status"] == "IN_PROGRESS"
+    assert found["recordedAt"] == found["encounter"]["createdAt"] < found["expiresAt"]
 
 
-async def test_a_key_nobody_used_was_never_seen_and_may_still_be_used(service: Service, door: Door, cast: Cast) -> None:
+async def test_an_unused_key_is_never_seen_and_remains_usable(service: Service, door: Door, cast: Cast) -> None:
     key = str(uuid4())
 
-    told = await submission(service, key)
+    found = await submission(service, key)
 
-    assert (told["state"], told["encounter"]) == ("NEVER_SEEN", None)
+    assert (found["state"], found["encounter"]) == ("NEVER_SEEN", None)
     assert (await door.record(await cast.patient(), VISIT, key=key)).replayed is False
 
 
-async def test_a_refused_request_leaves_its_key_never_seen(service: Service, door: Door) -> None:
+async def test_the_key_of_a_refused_request_is_never_seen(service: Service, door: Door) -> None:
     key = str(uuid4())
     await door.record("nobody", VISIT, key=key)
 
     assert (await submission(service, key))["state"] == "NEVER_SEEN"
 
 
-async def test_what_is_being_recorded_is_in_progress(
+async def test_the_key_of_a_running_request_is_in_progress(
     service: Service, door: Door, cast: Cast, database_url: str
 ) -> None:
     patient_id, key = await cast.patient(), str(uuid4())
     blocker = await asyncpg.connect(database_url)
     async with blocker.transaction():
-        # The recording waits for the patient's row, with its key claimed and nothing committed.
+        # The recording has claimed its key and waits for the patient's row; nothing is committed.
         await blocker.execute("SELECT FROM patient_graph.patients WHERE id = $1 FOR UPDATE", patient_id)
         recording = asyncio.create_task(door.record(patient_id, VISIT, key=key))
 
         async def is_in_progress() -> bool:
-            told = await submission(service, key)
-            return (told["state"], told["encounter"]) == ("IN_PROGRESS", None)
+            found = await submission(service, key)
+            return (found["state"], found["encounter"]) == ("IN_PROGRESS", None)
 
-        # A recording that waits for a lock leaves the statement that others share, and claims its key again in its own.
-        await until(is_in_progress)
+        # A recording that waits for a lock leaves the shared statement and claims its key again in its own statement.
+        await wait_until(is_in_progress)
     await recording
     await blocker.close()
 
     assert (await submission(service, key))["state"] == "RECORDED"
 
 
-async def test_a_key_of_another_client_is_nothing_to_me(database_url: str, cast: Cast) -> None:
+async def test_the_key_of_another_client_is_never_seen(database_url: str, cast: Cast) -> None:
     async def verify(token: str) -> Caller:
         return Caller(token, frozenset({"write:encounters"}), brand_id="loop")
 
     key = str(uuid4())
     async with Service.running(Settings(database_url=database_url), verify=verify) as service:
         path = f"/v1/patients/{await cast.patient()}/encounters"
-        await service.rest("POST", path, json=VISIT, token="mine", headers={"idempotency-key": key})
+        await service.rest("POST", path, json=VISIT, token="one", headers={"idempotency-key": key})
 
-        assert (await submission(service, key, token="mine"))["state"] == "RECORDED"
+        assert (await submission(service, key, token="one"))["state"] == "RECORDED"
         assert (await submission(service, key, token="another"))["state"] == "NEVER_SEEN"
 
 
-async def test_who_may_not_record_may_not_ask(database_url: str) -> None:
+async def test_reading_a_submission_needs_the_write_scope(database_url: str) -> None:
     async def verify(_token: str) -> Caller:
         return Caller("reader", frozenset({"read:encounters"}), brand_id="loop")
 
@@ -100,7 +98,7 @@ async def test_who_may_not_record_may_not_ask(database_url: str) -> None:
         assert (await submission(service, "any"))["code"] == "insufficient_scope"
 
 
-async def test_a_text_that_is_no_key_is_refused(service: Service) -> None:
-    told = await submission(service, "two words")
+async def test_a_submission_of_an_invalid_key_is_refused(service: Service) -> None:
+    found = await submission(service, "two words")
 
-    assert (told["code"], told["violations"][0]["pointer"]) == ("validation_error", "/key")
+    assert (found["code"], found["violations"][0]["pointer"]) == ("validation_error", "/key")

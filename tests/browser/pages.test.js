@@ -1,4 +1,4 @@
-// Run by tests/browser/test_pages.py, one test at a time: ORIGIN is a gateway in development mode, CHROMIUM a browser.
+// Run by tests/browser/test_pages.py. ORIGIN: a gateway in development mode; CHROMIUM: the path of the browser.
 
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
@@ -8,7 +8,7 @@ import { after, afterEach, before, beforeEach, test } from "node:test";
 const { chromium } = createRequire(new URL("../javascript/package.json", import.meta.url))("playwright-core");
 const { ORIGIN, CHROMIUM } = process.env;
 
-const PATIENCE = 30_000;
+const TIMEOUT_MS = 30_000;
 const FLAGS =
   "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync";
 
@@ -24,18 +24,18 @@ after(() => browser.close());
 
 beforeEach(async () => {
   context = await browser.newContext({ permissions: ["clipboard-read", "clipboard-write"] });
-  context.setDefaultTimeout(PATIENCE);
-  seen = { urls: [], complaints: [] };
+  context.setDefaultTimeout(TIMEOUT_MS);
+  seen = { urls: [], errors: [] };
   context.on("request", (request) => seen.urls.push(request.url()));
-  context.on("weberror", (error) => seen.complaints.push(error.error().message));
-  context.on("console", (message) => message.type() === "error" && seen.complaints.push(message.text()));
-  // Also what a worker or a style would break is told to the page.
+  context.on("weberror", (error) => seen.errors.push(error.error().message));
+  context.on("console", (message) => message.type() === "error" && seen.errors.push(message.text()));
+  // Violations of the policy by workers and styles are reported to the page too.
   await context.addInitScript(() => {
     addEventListener("securitypolicyviolation", (event) => console.error(`violates ${event.violatedDirective}`));
   });
 });
 
-// Whatever a test does: nothing comes from elsewhere, nothing breaks the policy, nothing is left behind.
+// After each test: no request to another host, no violation of the policy, nothing stored in the browser.
 afterEach(async () => {
   const left = [];
   for (const page of context.pages()) {
@@ -44,10 +44,10 @@ afterEach(async () => {
     ]));
   }
   await context.close();
-  const elsewhere = seen.urls.filter((url) => !new RegExp(`^(${ORIGIN}/|data:|blob:${ORIGIN}/)`).test(url));
-  assert.deepEqual(elsewhere, []);
+  const toOtherHosts = seen.urls.filter((url) => !new RegExp(`^(${ORIGIN}/|data:|blob:${ORIGIN}/)`).test(url));
+  assert.deepEqual(toOtherHosts, []);
   assert.deepEqual(seen.urls.filter((url) => /dev\b|token|bearer/i.test(url) && !url.includes("/assets/")), []);
-  assert.deepEqual(seen.complaints, []);
+  assert.deepEqual(seen.errors, []);
   for (const [local, session, cookies, databases, address] of left) {
     assert.deepEqual([local, session, cookies, databases], [{}, {}, "", 0]);
     assert.ok([`${ORIGIN}/`, `${ORIGIN}/graphql`, `${ORIGIN}/docs`].includes(address), address);
@@ -71,7 +71,7 @@ async function openExplorer({ token = "dev" } = {}) {
   return page;
 }
 
-/** Give what the editor of responses shows, line by line. */
+/** Return the text of the response editor. */
 const shown = (page) =>
   page.locator(".result-window .view-lines").evaluate((lines) =>
     [...lines.querySelectorAll(".view-line")]
@@ -81,7 +81,7 @@ const shown = (page) =>
   );
 
 async function waitForAnswer(page, pattern) {
-  const deadline = Date.now() + PATIENCE;
+  const deadline = Date.now() + TIMEOUT_MS;
   for (;;) {
     const text = await shown(page);
     if (pattern.test(text)) return text;
@@ -115,7 +115,7 @@ async function pasteRest(page, text) {
 
 const sh = (command) => JSON.parse(execFileSync("sh", ["-ec", command], { env: { ...process.env, TOKEN: "dev" }, stdio: ["ignore", "pipe", "ignore"] }));
 
-test("before a token is given the explorer asks for one and shows no error", async () => {
+test("without a token the explorer requests one and shows no error", async () => {
   const page = await openExplorer({ token: null });
 
   assert.ok(await page.locator("#authorize").isVisible());
@@ -125,7 +125,7 @@ test("before a token is given the explorer asks for one and shows no error", asy
   await waitForAnswer(page, /Authorize first/);
 });
 
-test("a token that is not good is refused in words, and not kept", async () => {
+test("an invalid token is refused with a message and not stored", async () => {
   const page = await openExplorer({ token: null });
 
   await page.getByLabel("Bearer token").fill("nonsense");
@@ -133,10 +133,10 @@ test("a token that is not good is refused in words, and not kept", async () => {
 
   await page.locator("#authorize .said", { hasText: /token/i }).waitFor();
   assert.ok(await page.locator("#authorize").isVisible());
-  seen.complaints = seen.complaints.filter((text) => !text.includes("401"));
+  seen.errors = seen.errors.filter((text) => !text.includes("401"));
 });
 
-test("an encounter is recorded through the explorer, under its key once, and read back", async () => {
+test("the explorer records an encounter once under its key and reads it", async () => {
   const page = await openExplorer();
 
   await run(page);
@@ -152,13 +152,13 @@ test("an encounter is recorded through the explorer, under its key once, and rea
   assert.equal(read.match(id)[1], first.match(id)[1]);
 });
 
-test("the encounter that was just recorded can be started and completed, without copying its id", async () => {
+test("the recorded encounter can be started and completed without copying its id", async () => {
   const page = await openExplorer();
   await run(page);
   const id = (await waitForAnswer(page, /"replayed": (true|false)/)).match(/"id": "([0-9a-f-]{36})"/)[1];
 
   await page.getByRole("tab", { name: "StartEncounter" }).click();
-  // The button learns a moment later that there is a choice.
+  // The button offers the choice a moment later.
   await page.locator(".graphiql-execute-button[aria-haspopup=menu]").waitFor();
   await run(page);
   await page.getByRole("menuitem", { name: "StartEncounter" }).click();
@@ -170,7 +170,7 @@ test("the encounter that was just recorded can be started and completed, without
   assert.ok(started.includes(id) && completed.includes(id));
 });
 
-test("the schema is there to be read once there is a token", async () => {
+test("the schema is shown after a token was entered", async () => {
   const page = await openExplorer();
 
   await page.getByRole("button", { name: "Show Documentation Explorer" }).click();
@@ -178,7 +178,7 @@ test("the schema is there to be read once there is a token", async () => {
   await page.locator(".graphiql-doc-explorer-content", { hasText: "Mutation" }).waitFor();
 });
 
-test("a forgotten token is gone, and a reload forgets it", async () => {
+test("the token is gone after `Forget token` and after a reload", async () => {
   const page = await openExplorer();
 
   await page.getByRole("button", { name: "Forget token" }).click();
@@ -191,7 +191,7 @@ test("a forgotten token is gone, and a reload forgets it", async () => {
   await page.locator("#authorize").waitFor();
 });
 
-test("what is copied as REST records the encounter of the tab when pasted into a shell", async () => {
+test("`Copy as REST` gives a shell command that records the encounter of the tab", async () => {
   const page = await openExplorer();
   await run(page);
   const answer = await waitForAnswer(page, /"replayed": false/);
@@ -202,7 +202,7 @@ test("what is copied as REST records the encounter of the tab when pasted into a
   assert.equal(sh(copied).id, answer.match(/"id": "([0-9a-f-]{36})"/)[1]);
 });
 
-test("what is pasted as REST becomes a tab, and is copied as it came", async () => {
+test("a pasted REST call becomes a tab and is copied unchanged", async () => {
   const page = await openExplorer();
   const notes = String.raw`It's "fine" \ 5 > 3`;
   const command = [
@@ -223,7 +223,7 @@ test("what is pasted as REST becomes a tab, and is copied as it came", async () 
   assert.equal(recorded.notes, notes);
 });
 
-test("what cannot be converted is told in words, both ways", async () => {
+test("a call that cannot be converted is refused with a message, in both directions", async () => {
   const page = await openExplorer();
   await page.getByRole("tab", { name: "LatestEncounters" }).click();
 
@@ -247,7 +247,7 @@ test("the REST page's `try it out` records an encounter", async () => {
   assert.match(await operation.locator(".live-responses-table").innerText(), /"status": "scheduled"/);
 });
 
-test("the start page's two calls work when pasted", async () => {
+test("the two calls of the start page work", async () => {
   const page = await open("/");
   const copy = async (name) => {
     await page.locator(`[data-copies=${name}]`).click();
@@ -268,27 +268,27 @@ test("the start page's two calls work when pasted", async () => {
   await waitForAnswer(page, /"__typename": "EncounterRecorded"/);
 });
 
-test("what is recorded in one window arrives in the subscription of another", async () => {
+test("a recording in one window arrives in the subscription of another", async () => {
   const [watching, recording] = [await openExplorer(), await openExplorer()];
   await watching.getByRole("tab", { name: "EncounterEvents" }).click();
   await run(watching);
-  // Without a key each run records another.
+  // Without a key, each run records another encounter.
   await pasteRest(recording, 'POST /v1/patients/demo-patient/encounters {"brand_id": "loop", "encounter_type": "lab"}');
-  const deadline = Date.now() + PATIENCE;
+  const deadline = Date.now() + TIMEOUT_MS;
 
-  // Nobody says when a subscription has begun, and it tells what happens from then on: so once more until it does.
-  let told = "";
+  // The start of a subscription is not visible, so record until its first event arrives.
+  let events = "";
   do {
-    assert.ok(Date.now() < deadline, `nothing arrived: ${told}`);
+    assert.ok(Date.now() < deadline, `no event arrived: ${events}`);
     await run(recording);
     await waitForAnswer(recording, /"replayed": false/);
-    told = await shown(watching);
-  } while (!/"kind": "RECORDED"/.test(told));
+    events = await shown(watching);
+  } while (!/"kind": "RECORDED"/.test(events));
 
-  assert.match(told, /"encounterType": "LAB"/);
+  assert.match(events, /"encounterType": "LAB"/);
 });
 
-test("whoever is chosen, the first thing to run is allowed, and what was edited stays", async () => {
+test("the first operation is allowed for each token, and edited variables are kept", async () => {
   const page = await openExplorer({ token: "dev-loopbio" });
   await run(page);
   await waitForAnswer(page, /"replayed": false/);
@@ -303,7 +303,7 @@ test("whoever is chosen, the first thing to run is allowed, and what was edited 
   assert.match(await page.locator(".graphiql-editor-tool .view-lines").first().innerText(), /mine/);
 });
 
-test("the REST page records for whoever is chosen, and names no request for everybody", async () => {
+test("the REST page records with the chosen token and presets no header", async () => {
   const page = await open("/docs");
   const operation = page.locator(".opblock-post");
   await operation.getByPlaceholder("patient_id").waitFor();

@@ -1,6 +1,6 @@
-"""The pages in a real browser: Debian's Chromium, driven by Playwright, on a gateway in a process of its own.
+"""The pages in Chromium, driven by Playwright, on a gateway in its own process.
 
-After each of them: nothing was asked of another host, no policy was broken, and no token is in a URL or a storage.
+After each test: no request to another host, no violation of the policy, no token in a URL or in storage.
 """
 
 import os
@@ -28,8 +28,8 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What came of the tests, in the Test Anything Protocol: all of them in one browser, on one gateway."""
+def results(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The results in the Test Anything Protocol; all tests run in one browser, on one gateway."""
     gateway = Gateway(tmp_path_factory.mktemp("gateway"), GATEWAY_RATE_WRITES_PER_MINUTE="0").started()
     try:
         return subprocess.run(
@@ -45,5 +45,5 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("name", TESTS)
-def test_in_a_browser(name: str, told: str) -> None:
-    assert re.search(rf"^ *ok \d+ - {re.escape(name)}$", told, re.MULTILINE), told
+def test_in_chromium(name: str, results: str) -> None:
+    assert re.search(rf"^ *ok \d+ - {re.escape(name)}$", results, re.MULTILINE), results

@@ -1,4 +1,4 @@
-"""A subscriber is told of every event once, from any cursor, by any gateway; or is told why not."""
+"""The feed: each event once, from any cursor, at any gateway, or an error with the reason."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -15,9 +15,10 @@ from resolvers import feed as reading
 from resolvers.errors import InsufficientScope, InvalidInput, PatientNotFound, TemporarilyUnavailable
 from resolvers.feed import FeedEvent, stream_events
 from resolvers.relay import prune_events
-from tests.happenings import DEADLINE_SECONDS, Gateway, Subscriber, beginning, fresh_database, rows, until
+from tests.event_helpers import Gateway, Subscriber, cursor_v1, fresh_database, rows
+from tests.waiting import DEADLINE_SECONDS, wait_until
 
-BEGINNING = beginning()
+BEGINNING = cursor_v1()
 
 
 @pytest.fixture
@@ -31,27 +32,27 @@ async def gateway(url: str) -> AsyncIterator[Gateway]:
         yield running
 
 
-async def told(gateway: Gateway, count: int, after: str | None = BEGINNING, **narrow: str) -> list[FeedEvent]:
-    """Follow until so many events came, and then go away."""
+async def receive(gateway: Gateway, count: int, after: str | None = BEGINNING, **narrow: str) -> list[FeedEvent]:
+    """Subscribe until `count` events have arrived; return them."""
     subscriber = gateway.subscribe(after, **narrow)
-    await until(lambda: len(subscriber.events) >= count or subscriber.ended)
+    await wait_until(lambda: len(subscriber.events) >= count or subscriber.ended)
     await subscriber.stop()
     assert subscriber.ended is None
     return subscriber.events
 
 
 async def refusal(gateway: Gateway, after: str | None = None, **narrow: str) -> BaseException:
-    """Say how a subscription is refused."""
+    """Return the error that ends a subscription."""
     subscriber = gateway.subscribe(after, **narrow)
-    await until(lambda: subscriber.ended)
+    await wait_until(lambda: subscriber.ended)
     assert subscriber.ended is not None
     return subscriber.ended
 
 
-async def test_an_event_says_what_happened_to_which_encounter_and_no_more(gateway: Gateway) -> None:
+async def test_an_event_names_its_kind_and_encounter_and_nothing_clinical(gateway: Gateway) -> None:
     encounter_id = await gateway.record("patient")
 
-    (event,) = await told(gateway, 1)
+    (event,) = await receive(gateway, 1)
 
     assert (event.encounter_id, event.patient_id, event.brand_id) == (encounter_id, "patient", "loop")
     assert event.event_type == "patient_graph.encounter.recorded.v1"
@@ -67,33 +68,33 @@ async def test_any_cursor_resumes_at_any_gateway_without_gap_or_repeat(
     monkeypatch.setattr(feed, "BATCH", 3)
     for number in range(20):
         await gateway.record(f"patient-{number % 3}", "loop" if number % 4 else "loopbio")
-    everything = await told(gateway, 15)
+    everything = await receive(gateway, 15)
 
     async with Gateway.running(url) as other:
         for number, event in enumerate(everything[:-1]):
-            rest = await told((gateway, other)[number % 2], 14 - number, event.cursor)
+            rest = await receive((gateway, other)[number % 2], 14 - number, event.cursor)
             assert rest == everything[number + 1 :]
 
 
-async def test_a_cursor_may_be_ahead_of_what_this_gateway_has_read(gateway: Gateway, url: str) -> None:
+async def test_a_cursor_may_be_ahead_of_the_reader_of_its_gateway(gateway: Gateway, url: str) -> None:
     async with Gateway.running(url) as other:
         first = await gateway.record("patient")
-        (event,) = await told(gateway, 1)
-        # Somebody follows here, and the reader is kept from reading on.
+        (event,) = await receive(gateway, 1)
+        # A subscriber starts the reader of the other gateway; resetting `_seen` puts it behind the cursor.
         held, seen = other.subscribe(BEGINNING), other.feed._seen
-        await until(lambda: held.encounters == [first])
+        await wait_until(lambda: held.encounters == [first])
         other.feed._seen = seen
 
         subscriber = other.subscribe(event.cursor)
         second = await gateway.record("patient")
 
-        await until(lambda: subscriber.events)
+        await wait_until(lambda: subscriber.events)
         assert subscriber.encounters == [second]
         for each in (held, subscriber):
             await each.stop()
 
 
-async def test_a_subscriber_who_catches_up_while_others_write_misses_nothing(
+async def test_a_subscriber_that_catches_up_during_writes_misses_nothing(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "BATCH", 2)
@@ -103,14 +104,14 @@ async def test_a_subscriber_who_catches_up_while_others_write_misses_nothing(
         subscribers.append(gateway.subscribe(BEGINNING))
         recorded.append(await gateway.record("patient"))
 
-    await until(lambda: all(len(subscriber.events) >= len(recorded) for subscriber in subscribers))
+    await wait_until(lambda: all(len(subscriber.events) >= len(recorded) for subscriber in subscribers))
 
     for subscriber in subscribers:
         assert subscriber.encounters == recorded
         await subscriber.stop()
 
 
-async def test_what_came_while_one_caught_up_does_not_make_one_slow(
+async def test_events_that_arrive_while_catching_up_do_not_count_as_backlog(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feed, "QUEUED_AT_MOST", 5)
@@ -127,47 +128,47 @@ async def test_what_came_while_one_caught_up_does_not_make_one_slow(
     await stream.aclose()
 
 
-async def test_without_a_cursor_the_stream_begins_now(gateway: Gateway) -> None:
+async def test_without_a_cursor_the_stream_begins_with_new_events(gateway: Gateway) -> None:
     await gateway.record("patient")
-    await told(gateway, 1)
+    await receive(gateway, 1)
 
     subscriber = gateway.subscribe()
-    await until(lambda: gateway.feed._followers)
+    await wait_until(lambda: gateway.feed._followers)
     later = await gateway.record("patient")
 
-    await until(lambda: subscriber.events)
+    await wait_until(lambda: subscriber.events)
     assert subscriber.encounters == [later]
     await subscriber.stop()
 
 
-async def test_nobody_is_told_of_another_brand_or_another_patient(gateway: Gateway, url: str) -> None:
+async def test_events_of_other_brands_and_patients_are_not_sent(gateway: Gateway, url: str) -> None:
     await rows(url, "INSERT INTO patient_graph.patients (id, brand_id) VALUES ('one', 'loop'), ('one', 'loopbio')")
-    theirs = gateway.subscribe(beginning("loopbio"), brand_id="loopbio")
-    ones = gateway.subscribe(BEGINNING, patient_id="one")
+    theirs = gateway.subscribe(cursor_v1("loopbio"), brand_id="loopbio")
+    of_patient_one = gateway.subscribe(BEGINNING, patient_id="one")
     wanted = []
     for _ in range(3):
         await gateway.record("two")
         await gateway.record("one", "loopbio")
         wanted.append(await gateway.record("one"))
 
-    await until(lambda: len(ones.events) == 3)
+    await wait_until(lambda: len(of_patient_one.events) == 3)
 
-    assert ones.encounters == wanted
-    assert [event.encounter_id for event in await told(gateway, 3, patient_id="one")] == wanted
-    await until(lambda: len(theirs.events) == 3)
+    assert of_patient_one.encounters == wanted
+    assert [event.encounter_id for event in await receive(gateway, 3, patient_id="one")] == wanted
+    await wait_until(lambda: len(theirs.events) == 3)
     assert {event.brand_id for event in theirs.events} == {"loopbio"}
-    for subscriber in (theirs, ones):
+    for subscriber in (theirs, of_patient_one):
         await subscriber.stop()
 
 
-async def test_who_may_not_read_is_not_told(gateway: Gateway) -> None:
-    stranger = replace(gateway.context, caller=replace(gateway.context.caller, scopes=frozenset()))
+async def test_a_subscription_needs_the_read_scope(gateway: Gateway) -> None:
+    without_scopes = replace(gateway.context, caller=replace(gateway.context.caller, scopes=frozenset()))
 
     with pytest.raises(InsufficientScope):
-        await stream_events(stranger)
+        await stream_events(without_scopes)
 
 
-async def test_an_unknown_patient_is_not_followed(gateway: Gateway, url: str) -> None:
+async def test_a_subscription_to_an_unknown_patient_is_refused(gateway: Gateway, url: str) -> None:
     patient_id = f"patient-{uuid4()}"
     await rows(url, "INSERT INTO patient_graph.patients (id, brand_id) VALUES ($1, 'loopbio')", patient_id)
 
@@ -181,36 +182,36 @@ async def test_an_unknown_patient_is_not_followed(gateway: Gateway, url: str) ->
         "nonsense",
         "ünïcode",
         "AAAA",
-        beginning("loopbio"),
-        beginning("loop", -1),
-        beginning("loop", 99),
+        cursor_v1("loopbio"),
+        cursor_v1("loop", -1),
+        cursor_v1("loop", 99),
     ],
 )
-async def test_what_is_no_cursor_of_this_feed_is_refused(gateway: Gateway, cursor: str) -> None:
+async def test_a_cursor_of_another_feed_is_refused(gateway: Gateway, cursor: str) -> None:
     await gateway.record("patient")
 
     assert isinstance(await refusal(gateway, cursor), InvalidInput)
 
 
-async def test_a_cursor_older_than_what_is_kept_is_refused_and_not_skipped(gateway: Gateway, url: str) -> None:
+async def test_a_cursor_older_than_the_retained_events_is_refused(gateway: Gateway, url: str) -> None:
     recorded = [await gateway.record("patient") for _ in range(5)]
-    cursors = [event.cursor for event in await told(gateway, 5)]
+    cursors = [event.cursor for event in await receive(gateway, 5)]
     await rows(url, "UPDATE patient_graph.outbox SET published_at = now() - '2 days'::interval WHERE position <= 3")
     await prune_events(gateway.relay, timedelta(days=1), [])
 
     error = await refusal(gateway, cursors[1])
     assert isinstance(error, InvalidInput)
     assert [violation.rule for violation in error.violations] == ["cursor_expired"]
-    assert [event.encounter_id for event in await told(gateway, 2, cursors[2])] == recorded[3:]
+    assert [event.encounter_id for event in await receive(gateway, 2, cursors[2])] == recorded[3:]
 
 
-async def test_events_that_are_pruned_under_a_reader_are_not_skipped(
+async def test_a_subscriber_whose_next_events_were_pruned_is_refused(
     gateway: Gateway, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "BATCH", 2)
     for _ in range(6):
         await gateway.record("patient")
-    await told(gateway, 6)
+    await receive(gateway, 6)
     stream = await stream_events(gateway.context, after=BEGINNING)
     await anext(stream)
     await rows(url, "UPDATE patient_graph.outbox SET published_at = now() - '2 days'::interval")
@@ -221,49 +222,51 @@ async def test_events_that_are_pruned_under_a_reader_are_not_skipped(
         await anext(stream)
 
 
-async def test_a_lost_doorbell_is_hung_up_again(gateway: Gateway, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Nobody polls: what arrives, arrives because a bell was rung.
+async def test_a_lost_listen_connection_is_reopened(
+    gateway: Gateway, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Polling is disabled, so each event arrives because of a notification.
     monkeypatch.setattr(feed, "POLL_SECONDS", 600)
     monkeypatch.setattr(notifier, "LONGEST_SILENCE_SECONDS", 600)
     monkeypatch.setattr(notifier, "RECONNECT_SECONDS", 0.01)
 
-    async def another(killed: set[int]) -> bool:
+    async def has_reconnected(killed: set[int]) -> bool:
         return bool({row["pid"] for row in await rows(url, f"SELECT pid {listening}")} - killed)
 
-    listening = "FROM pg_stat_activity WHERE application_name LIKE '%doorbell' AND datname = current_database()"
+    listening = "FROM pg_stat_activity WHERE application_name LIKE '%notifier' AND datname = current_database()"
     subscriber = gateway.subscribe()
     recorded = []
     for _ in range(3):
         recorded.append(await gateway.record("patient"))
-        await until(lambda: subscriber.encounters == recorded)
+        await wait_until(lambda: subscriber.encounters == recorded)
 
         killed = {row["pid"] for row in await rows(url, f"SELECT pid, pg_terminate_backend(pid) {listening}")}
-        await until(partial(another, killed))
+        await wait_until(partial(has_reconnected, killed))
     await subscriber.stop()
 
 
-async def test_whoever_listens_again_looks_what_came_meanwhile(
+async def test_a_reopened_listen_connection_reads_the_missed_events(
     gateway: Gateway, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Nobody polls; the other gateway is the relay, and this one does not hear it.
+    # Polling is disabled; the first gateway relays, and the second one has lost its LISTEN connection.
     monkeypatch.setattr(feed, "POLL_SECONDS", 600)
     monkeypatch.setattr(notifier, "RECONNECT_SECONDS", 1)
-    await until(lambda: rows(url, "SELECT FROM gateway.leases WHERE name = 'relay'"))
+    await wait_until(lambda: rows(url, "SELECT FROM gateway.leases WHERE name = 'relay'"))
     async with Gateway.running(url) as other:
         subscriber = other.subscribe()
-        await until(lambda: other.feed._followers)
-        bells = (
-            "SELECT pid FROM pg_stat_activity WHERE application_name LIKE '%doorbell' AND datname = current_database()"
+        await wait_until(lambda: other.feed._followers)
+        listeners = (
+            "SELECT pid FROM pg_stat_activity WHERE application_name LIKE '%notifier' AND datname = current_database()"
         )
-        await until(partial(count_is, url, bells, 2))
+        await wait_until(partial(count_is, url, listeners, 2))
         await rows(
-            url, f"SELECT pg_terminate_backend(max(pid)) FROM ({bells} ORDER BY backend_start DESC LIMIT 1) AS last"
+            url, f"SELECT pg_terminate_backend(max(pid)) FROM ({listeners} ORDER BY backend_start DESC LIMIT 1) AS last"
         )
         recorded = [await gateway.record("patient")]
         await gateway.relayed(1)
         assert subscriber.events == []
 
-        await until(lambda: subscriber.encounters == recorded)
+        await wait_until(lambda: subscriber.encounters == recorded)
         await subscriber.stop()
 
 
@@ -271,43 +274,43 @@ async def count_is(url: str, query: str, count: int) -> bool:
     return len(await rows(url, query)) == count
 
 
-async def test_what_comes_while_the_doorbell_is_lost_arrives_all_the_same(
+async def test_without_a_listen_connection_events_arrive_by_polling(
     gateway: Gateway, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(notifier, "RECONNECT_SECONDS", 600)
     subscriber = gateway.subscribe()
     await rows(
         url,
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE '%doorbell'"
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE '%notifier'"
         " AND datname = current_database()",
     )
     recorded = [await gateway.record("patient") for _ in range(3)]
 
-    await until(lambda: len(subscriber.events) == 3)
+    await wait_until(lambda: len(subscriber.events) == 3)
 
     assert subscriber.encounters == recorded
     await subscriber.stop()
 
 
-async def test_every_connection_may_be_lost(gateway: Gateway, url: str) -> None:
+async def test_a_subscription_survives_the_loss_of_every_connection(gateway: Gateway, url: str) -> None:
     subscriber = gateway.subscribe(BEGINNING)
     recorded = []
     for _ in range(3):
         recorded.append(await gateway.record("patient"))
-        await until(lambda: len(subscriber.events) == len(recorded))
+        await wait_until(lambda: len(subscriber.events) == len(recorded))
         await rows(
             url,
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid()",
         )
-        # Those that were idle in the pool are found dead by whoever takes them next.
+        # Closed connections in the pool are detected when they are acquired next.
         await recover(gateway)
     assert subscriber.encounters == recorded
     await subscriber.stop()
 
 
 async def recover(gateway: Gateway) -> None:
-    """Return when the pools give living connections again."""
+    """Return once the pools return working connections again."""
     async with asyncio.timeout(10):
         for database in (gateway.app, gateway.relay):
             while True:
@@ -318,43 +321,43 @@ async def recover(gateway: Gateway) -> None:
                 break
 
 
-async def test_who_does_not_keep_up_is_sent_away_alone_and_may_come_back(
+async def test_a_slow_subscriber_alone_is_disconnected_and_may_resume(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feed, "QUEUED_AT_MOST", 5)
     slow = await stream_events(gateway.context)
     quick = gateway.subscribe()
     waiting = asyncio.ensure_future(anext(slow))
-    await until(lambda: len(gateway.feed._followers.get(("loop", None), ())) == 2)
+    await wait_until(lambda: len(gateway.feed._followers.get(("loop", None), ())) == 2)
     recorded = []
     for _ in range(8):
         recorded.append(await gateway.record("patient"))
-        await until(lambda: len(quick.events) == len(recorded))
+        await wait_until(lambda: len(quick.events) == len(recorded))
 
     first = await waiting
     with pytest.raises(TemporarilyUnavailable, match="last cursor"):
-        await asyncio.wait_for(to_the_end(slow), DEADLINE_SECONDS)
+        await asyncio.wait_for(read_to_end(slow), DEADLINE_SECONDS)
 
     assert first.encounter_id == recorded[0]
     assert quick.encounters == recorded
-    assert [event.encounter_id for event in await told(gateway, 7, first.cursor)] == recorded[1:]
+    assert [event.encounter_id for event in await receive(gateway, 7, first.cursor)] == recorded[1:]
     await quick.stop()
 
 
-async def to_the_end(stream: AsyncIterator[FeedEvent]) -> list[FeedEvent]:
+async def read_to_end(stream: AsyncIterator[FeedEvent]) -> list[FeedEvent]:
     return [event async for event in stream]
 
 
-async def test_a_gateway_that_stops_tells_its_subscribers(url: str) -> None:
+async def test_shutdown_ends_subscriptions_with_an_error(url: str) -> None:
     async with Gateway.running(url) as gateway:
         subscriber = gateway.subscribe()
-        await until(lambda: gateway.feed._followers)
+        await wait_until(lambda: gateway.feed._followers)
 
-    await until(lambda: subscriber.ended)
+    await wait_until(lambda: subscriber.ended)
     assert isinstance(subscriber.ended, TemporarilyUnavailable)
 
 
-async def test_one_reader_reads_for_all_and_nobody_reads_for_none(
+async def test_subscribers_share_one_reader_and_none_reads_without_them(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[str] = []
@@ -364,20 +367,20 @@ async def test_one_reader_reads_for_all_and_nobody_reads_for_none(
         sent.append(statement.text)
         return await original(self, statement, **values)
 
-    async def readings(subscribers: list[Subscriber]) -> int:
+    async def count_reads(subscribers: list[Subscriber]) -> int:
         sent.clear()
         recorded = []
         for _ in range(3):
             recorded.append(await gateway.record("patient"))
-            await until(lambda: all(subscriber.encounters == recorded for subscriber in subscribers))
+            await wait_until(lambda: all(subscriber.encounters == recorded for subscriber in subscribers))
         return sum("payload" in text and text.startswith("SELECT") for text in sent)
 
     monkeypatch.setattr(PoolConnection, "fetch", counted)
-    assert await readings([]) == 0
-    await told(gateway, 3)
+    assert await count_reads([]) == 0
+    await receive(gateway, 3)
     subscribers = [gateway.subscribe() for _ in range(20)]
-    await until(lambda: len(gateway.feed._followers.get(("loop", None), ())) == 20)
-    assert await readings(subscribers) <= 2 * 3
+    await wait_until(lambda: len(gateway.feed._followers.get(("loop", None), ())) == 20)
+    assert await count_reads(subscribers) <= 2 * 3
     for subscriber in subscribers:
         await subscriber.stop()
     assert not gateway.feed._followers

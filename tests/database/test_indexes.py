@@ -1,4 +1,4 @@
-"""Each index serves the statement it was made for: PostgreSQL's own plan says so."""
+"""Each index is used by its statement, according to the plan of PostgreSQL."""
 
 import json
 from collections.abc import AsyncIterator
@@ -27,7 +27,7 @@ PRUNED = {"pruned": 1_000_000, "until": 1_001_000, "keep": timedelta(days=30), "
 
 @pytest.fixture
 async def untouched(server_url: str) -> AsyncIterator[asyncpg.Connection]:
-    """A database of which nothing is known: what other tests leave in theirs, PostgreSQL counts, and chooses by."""
+    """An empty database of its own: rows of other tests would change the statistics and so the plans."""
     url = await create_database(server_url)
     await migrate(url)
     connection = await asyncpg.connect(url)
@@ -49,17 +49,17 @@ async def untouched(server_url: str) -> AsyncIterator[asyncpg.Connection]:
         (OLDEST_KEPT, PRUNED, "ix_outbox_position"),
     ],
 )
-async def test_a_read_uses_its_index_and_sorts_nothing(
+async def test_a_read_uses_its_index_and_does_not_sort(
     untouched: asyncpg.Connection, statement: Statement, values, index: str
 ) -> None:
     async with untouched.transaction():
-        # An empty table is read whole whatever the indexes: ask what would be done on a large one.
+        # PostgreSQL scans an empty table; these settings give the plan for a large one.
         await untouched.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off")
         explained = await untouched.fetchval(f"EXPLAIN (FORMAT JSON) {statement.text}", *statement.arguments(values))
 
     nodes = list(_nodes(json.loads(explained)[0]["Plan"]))
     scans = [node for node in nodes if node.get("Relation Name") in {"encounters", "outbox"}]
-    # A total that is counted beside may use another.
+    # The first scan; the one for the total may use another index.
     assert scans[0]["Index Name"] == index
     assert not [node for node in scans if node["Node Type"] == "Seq Scan"]
 
@@ -70,7 +70,7 @@ def _nodes(plan):
         yield from _nodes(child)
 
 
-async def test_counting_a_list_and_skipping_in_it_read_no_encounter(untouched: asyncpg.Connection) -> None:
+async def test_the_count_and_the_offset_of_a_list_read_only_the_index(untouched: asyncpg.Connection) -> None:
     statement = _slice(("id", "notes"), counted=False)
     async with untouched.transaction():
         await untouched.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off")
@@ -84,41 +84,39 @@ async def test_counting_a_list_and_skipping_in_it_read_no_encounter(untouched: a
 
 
 @pytest.mark.parametrize(("setting", "value"), [("enable_bitmapscan", "off"), ("max_parallel_workers_per_gather", "0")])
-async def test_the_gateway_gathers_nothing_that_it_can_read_in_order_and_takes_one_processor_at_a_time(
-    database_url: str, setting: str, value: str
-) -> None:
-    # PostgreSQL expects of each patient what is usual, and would gather and sort all that an unusual one has.
+async def test_bitmap_scans_and_parallel_workers_are_disabled(database_url: str, setting: str, value: str) -> None:
+    # PostgreSQL plans for an average patient, and would collect and sort all rows of an unusual one.
     database = await Database.connect(database_url, role=APP_ROLE, size=1, acquire_seconds=5, statement_seconds=5)
     async with database.connection("loop") as connection:
-        told = await connection.fetch_one(Statement(f"SHOW {setting}"))
+        row = await connection.fetch_one(Statement(f"SHOW {setting}"))
     await database.close()
 
-    assert told is not None
-    assert told[setting] == value
+    assert row is not None
+    assert row[setting] == value
 
 
 PLANNING = Statement("SHOW plan_cache_mode")
 
 
-async def test_what_callers_ask_is_planned_once_and_on_a_cluster_for_its_arguments(
+async def test_requests_use_generic_plans_except_on_a_cluster(
     service_on_a_server: Service, service_on_a_cluster: Service
 ) -> None:
-    # By the arguments a cluster knows whom to ask: a plan for all arguments it refuses.
+    # A cluster routes by the arguments, and refuses a generic plan.
     modes = []
     for service in (service_on_a_server, service_on_a_cluster):
         async with service.services.database.connection("loop") as connection:
-            told = await connection.fetch_one(PLANNING)
-        modes.append(told["plan_cache_mode"])
+            row = await connection.fetch_one(PLANNING)
+        modes.append(row["plan_cache_mode"])
 
     assert modes == ["force_generic_plan", "auto"]
 
 
-async def test_what_a_duty_asks_is_planned_for_what_it_looks_for(database_url: str) -> None:
-    # Planned for any time since which it could look, the chain of the audit log reads a third of the log, each time.
+async def test_jobs_use_plans_for_their_arguments(database_url: str) -> None:
+    # With a generic plan, each scan of the audit chain would read a third of the log.
     database = await Database.connect(database_url, role=RELAY_ROLE, size=1, acquire_seconds=5, statement_seconds=5)
     async with database.unscoped() as connection:
-        told = await connection.fetch_one(PLANNING)
+        row = await connection.fetch_one(PLANNING)
     await database.close()
 
-    assert told is not None
-    assert told["plan_cache_mode"] == "auto"
+    assert row is not None
+    assert row["plan_cache_mode"] == "auto"

@@ -1,4 +1,4 @@
-"""The migrations make exactly what the models say, on every PostgreSQL we serve, however many run them at once."""
+"""The migrations create exactly the tables of the models, even if several processes run them."""
 
 import asyncio
 from enum import StrEnum
@@ -18,7 +18,7 @@ from models.base import PROCESS_SCHEMA, SCHEMA
 from tests.conftest import create_database
 
 
-async def test_ten_processes_may_migrate_at_once(server_url: str) -> None:
+async def test_ten_concurrent_migrations_succeed(server_url: str) -> None:
     url = await create_database(server_url)
 
     await asyncio.gather(*(migrate(url) for _ in range(10)))
@@ -28,7 +28,7 @@ async def test_ten_processes_may_migrate_at_once(server_url: str) -> None:
     await connection.close()
 
 
-async def test_the_migrated_database_is_what_the_models_describe(database_url: str) -> None:
+async def test_the_migrated_database_matches_the_models(database_url: str) -> None:
     def differences(connection: Connection) -> Any:
         options = {
             "include_schemas": True,
@@ -57,7 +57,7 @@ async def test_the_migrated_database_is_what_the_models_describe(database_url: s
 async def test_a_check_allows_exactly_the_values_of_its_enum(
     database_url: str, check: str, enum: type[StrEnum]
 ) -> None:
-    # Alembic's comparison does not see a changed CHECK.
+    # Alembic does not compare CHECK constraints.
     connection = await asyncpg.connect(database_url)
     definition = await connection.fetchval(
         "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = $1", check
@@ -67,7 +67,7 @@ async def test_a_check_allows_exactly_the_values_of_its_enum(
     assert set(definition.split("'")[1::2]) == {member.value for member in enum}
 
 
-async def test_every_table_of_a_patient_has_the_patient_in_its_key(database_url: str) -> None:
+async def test_every_table_has_its_patient_in_the_key_and_a_brand(database_url: str) -> None:
     patient = {"patients": "id", "idempotency_keys": None}
     for table in (table for table in Table.metadata.tables.values() if table.schema == SCHEMA):
         column = patient.get(table.name, "patient_id")
@@ -75,7 +75,7 @@ async def test_every_table_of_a_patient_has_the_patient_in_its_key(database_url:
         assert not table.columns["brand_id"].nullable
 
 
-async def test_the_database_itself_keeps_an_encounter_in_its_patients_brand(database_url: str, cast) -> None:
+async def test_a_foreign_key_keeps_an_encounter_in_the_brand_of_its_patient(database_url: str, cast) -> None:
     patient_id = await cast.patient("loop")
 
     with pytest.raises(asyncpg.ForeignKeyViolationError):

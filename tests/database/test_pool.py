@@ -1,4 +1,4 @@
-"""Connections are lent to one at a time, and none is lost, whatever becomes of it or of who borrowed it."""
+"""The pool: each connection has one user at a time, and none is leaked by errors or cancellation."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,27 +14,27 @@ from gateway.database.database import APP_ROLE, Database, PoolConnection
 from gateway.database.pool import Pool
 from resolvers.sql import Row, Statement
 from tests.cast import Cast
-from tests.happenings import until
+from tests.waiting import wait_until
 
 Connections = Pool[asyncpg.Connection]
 
 
 @pytest.fixture
 async def pool(database_url: str) -> AsyncIterator[Connections]:
-    """A pool of two, with one connection open."""
+    """A pool of size two, with one connection open."""
     opened = Pool(lambda: asyncpg.connect(database_url), 2)
     await opened.open()
     yield opened
     await opened.close(5)
 
 
-async def borrowed(pool: Connections) -> list[asyncpg.Connection]:
-    """Borrow all there are."""
+async def acquire_all(pool: Connections) -> list[asyncpg.Connection]:
+    """Acquire all connections."""
     return [await pool.acquire(5) for _ in range(pool.size)]
 
 
-async def test_the_connection_used_last_is_lent_first(pool: Connections) -> None:
-    one, other = await borrowed(pool)
+async def test_the_connection_released_last_is_acquired_first(pool: Connections) -> None:
+    one, other = await acquire_all(pool)
     pool.release(one)
     pool.release(other)
 
@@ -44,8 +44,8 @@ async def test_the_connection_used_last_is_lent_first(pool: Connections) -> None
     pool.release(other)
 
 
-async def test_whoever_finds_none_gets_the_next_one_in_the_order_of_coming(pool: Connections) -> None:
-    one, other = await borrowed(pool)
+async def test_waiters_acquire_released_connections_in_order(pool: Connections) -> None:
+    one, other = await acquire_all(pool)
     first, second = (asyncio.create_task(pool.acquire(5)) for _ in range(2))
     await asyncio.sleep(0)
     pool.release(one)
@@ -57,20 +57,20 @@ async def test_whoever_finds_none_gets_the_next_one_in_the_order_of_coming(pool:
     pool.release(other)
 
 
-async def test_whoever_waits_too_long_is_told_and_takes_nobodys_place(pool: Connections) -> None:
-    connections = await borrowed(pool)
+async def test_an_acquire_that_times_out_leaks_no_connection(pool: Connections) -> None:
+    connections = await acquire_all(pool)
     with pytest.raises(TimeoutError):
         await pool.acquire(0.05)
     for each in connections:
         pool.release(each)
 
-    assert set(await borrowed(pool)) == set(connections)
+    assert set(await acquire_all(pool)) == set(connections)
     for each in connections:
         pool.release(each)
 
 
-async def test_a_connection_that_comes_when_nobody_waits_any_more_is_lent_to_the_next(pool: Connections) -> None:
-    one, other = await borrowed(pool)
+async def test_a_connection_released_to_a_cancelled_waiter_is_not_leaked(pool: Connections) -> None:
+    one, other = await acquire_all(pool)
     waiting = asyncio.create_task(pool.acquire(5))
     await asyncio.sleep(0)
     pool.release(one)
@@ -84,8 +84,8 @@ async def test_a_connection_that_comes_when_nobody_waits_any_more_is_lent_to_the
 
 
 @pytest.mark.parametrize("lost", ["in use", "idle"])
-async def test_a_lost_connection_makes_room_for_another(pool: Connections, lost: str) -> None:
-    connections = await borrowed(pool)
+async def test_a_lost_connection_is_replaced(pool: Connections, lost: str) -> None:
+    connections = await acquire_all(pool)
     if lost == "in use":
         connections[0].terminate()
     for each in connections:
@@ -93,7 +93,7 @@ async def test_a_lost_connection_makes_room_for_another(pool: Connections, lost:
     if lost == "idle":
         connections[0].terminate()
 
-    again = await borrowed(pool)
+    again = await acquire_all(pool)
 
     assert connections[0] not in again
     assert [await each.fetchval("SELECT 1") for each in again] == [1, 1]
@@ -101,7 +101,7 @@ async def test_a_lost_connection_makes_room_for_another(pool: Connections, lost:
         pool.release(each)
 
 
-async def test_a_connection_left_in_a_transaction_is_not_lent_again(pool: Connections) -> None:
+async def test_a_connection_released_in_a_transaction_is_closed(pool: Connections) -> None:
     connection = await pool.acquire(5)
     await connection.execute("BEGIN")
     pool.release(connection)
@@ -113,10 +113,11 @@ async def test_a_connection_left_in_a_transaction_is_not_lent_again(pool: Connec
     pool.release(again)
 
 
-async def test_a_connection_whose_statement_was_called_off_comes_to_itself_before_it_is_lent(pool: Connections) -> None:
-    other, connection = await borrowed(pool)
+async def test_a_connection_with_a_cancelled_statement_is_reset_before_reuse(pool: Connections) -> None:
+    other, connection = await acquire_all(pool)
     task = asyncio.create_task(connection.fetchval("SELECT pg_sleep(30)"))
-    await asyncio.sleep(0.1)
+    sleeping = "SELECT count(*) FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'PgSleep'"
+    await wait_until(lambda: other.fetchval(sleeping, connection.get_server_pid()))
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -130,7 +131,7 @@ async def test_a_connection_whose_statement_was_called_off_comes_to_itself_befor
 
 
 @pytest.mark.parametrize("turns", range(6))
-async def test_a_transaction_that_was_called_off_while_it_began_poisons_nobody(
+async def test_a_transaction_cancelled_while_it_begins_does_not_affect_the_next(
     database_url: str, cast: Cast, turns: int
 ) -> None:
     database = await Database.connect(database_url, role=APP_ROLE, size=1, acquire_seconds=5, statement_seconds=5)
@@ -146,17 +147,17 @@ async def test_a_transaction_that_was_called_off_while_it_began_poisons_nobody(
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
-        patient_id = f"called-off-{uuid4()}"
+        patient_id = f"cancelled-{uuid4()}"
         insert = Statement("INSERT INTO patient_graph.patients (id, brand_id) VALUES ($1, 'loop')", ["id"])
-        lend = database.autocommit("loop", 5) if number % 2 else database.transaction("loop")
-        async with lend as connection:
+        acquired = database.autocommit("loop", 5) if number % 2 else database.transaction("loop")
+        async with acquired as connection:
             await connection.fetch(insert, id=patient_id)
         known = "SELECT count(*) FROM patient_graph.patients WHERE id = $1"
         assert await cast.connection.fetchval(known, patient_id) == 1
     await database.close()
 
 
-async def test_a_long_answer_uses_the_memory_of_the_one_before(database_url: str) -> None:
+async def test_a_long_answer_reuses_the_memory_of_the_previous_one(database_url: str) -> None:
     database = await Database.connect(
         database_url, role=APP_ROLE, size=1, acquire_seconds=5, statement_seconds=5, long_answers=True
     )
@@ -170,17 +171,17 @@ async def test_a_long_answer_uses_the_memory_of_the_one_before(database_url: str
             await connection.fetch(answer)
             faults.append(page_faults(row["pg_backend_pid"]))
 
-    # The answer alone fills 85 pages.
+    # The answer itself needs 85 pages.
     assert faults[2] - faults[1] < 20
     await database.close()
 
 
 def page_faults(process: int) -> int:
-    """Say how often a process had to be given a page of memory. Source: proc_pid_stat(5), minflt."""
+    """Return the number of minor page faults of a process. Source: proc_pid_stat(5), minflt."""
     return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[7])
 
 
-async def test_whoever_looks_while_others_statements_hang_is_served_all_the_same(
+async def test_a_read_is_served_while_another_statement_hangs(
     database_url: str, cast: Cast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = await Database.connect(database_url, role=APP_ROLE, size=4, acquire_seconds=0.3, statement_seconds=5)
@@ -197,7 +198,7 @@ async def test_whoever_looks_while_others_statements_hang_is_served_all_the_same
 
     monkeypatch.setattr(PoolConnection, "fetch", hang)
     slow = asyncio.create_task(database.fetch_one_batched("loop", find, "ids", patient_id, most_bytes=1_000))
-    await until(lambda: hanging)
+    await wait_until(lambda: hanging)
 
     async with asyncio.timeout(2):
         row = await database.fetch_one_batched("loop", find, "ids", patient_id, most_bytes=1_000)
@@ -209,11 +210,11 @@ async def test_whoever_looks_while_others_statements_hang_is_served_all_the_same
     await database.close()
 
 
-async def test_what_cannot_be_opened_takes_no_place(database_url: str) -> None:
-    lets_in = False
+async def test_a_connection_that_fails_to_open_uses_no_slot(database_url: str) -> None:
+    accepts = False
 
     async def connect() -> asyncpg.Connection:
-        if not lets_in:
+        if not accepts:
             raise ConnectionRefusedError
         return await asyncpg.connect(database_url)
 
@@ -221,7 +222,7 @@ async def test_what_cannot_be_opened_takes_no_place(database_url: str) -> None:
     for _ in range(3):
         with pytest.raises(ConnectionRefusedError):
             await pool.acquire(5)
-    lets_in = True
+    accepts = True
 
     connection = await pool.acquire(5)
     pool.release(connection)
@@ -240,11 +241,11 @@ async def test_what_cannot_be_opened_takes_no_place(database_url: str) -> None:
     ],
     ids=str,
 )
-async def test_an_instant_comes_back_as_it_was_sent_whatever_the_server_is_used_to(
+async def test_an_instant_is_unchanged_whatever_the_settings_of_the_server(
     database_url: str, instant: datetime
 ) -> None:
-    habits = quote("-c datestyle=German -c timezone=Asia/Kathmandu")
-    url = f"{database_url}{'&' if '?' in database_url else '?'}options={habits}"
+    server_options = quote("-c datestyle=German -c timezone=Asia/Kathmandu")
+    url = f"{database_url}{'&' if '?' in database_url else '?'}options={server_options}"
     database = await Database.connect(url, role=APP_ROLE, size=1, acquire_seconds=5, statement_seconds=5)
     asked = Statement("SELECT sent, ARRAY[sent], isfinite(sent) FROM CAST($1 AS timestamptz) AS sent", ["instant"])
 
@@ -257,8 +258,8 @@ async def test_an_instant_comes_back_as_it_was_sent_whatever_the_server_is_used_
     assert row[0].tzinfo is UTC
 
 
-async def test_closing_waits_for_what_is_in_use_but_not_for_ever(pool: Connections) -> None:
-    one, other = await borrowed(pool)
+async def test_closing_waits_for_acquired_connections(pool: Connections) -> None:
+    one, other = await acquire_all(pool)
     closing = asyncio.create_task(pool.close(5))
     await asyncio.sleep(0.05)
     assert not closing.done()
@@ -272,11 +273,11 @@ async def test_closing_waits_for_what_is_in_use_but_not_for_ever(pool: Connectio
         await pool.acquire(5)
 
 
-async def test_closing_ends_what_does_not_come_back(database_url: str) -> None:
+async def test_closing_terminates_connections_after_its_timeout(database_url: str) -> None:
     pool: Connections = Pool(lambda: asyncpg.connect(database_url), 2)
-    never = await pool.acquire(5)
+    held = await pool.acquire(5)
     async with asyncio.timeout(3):
         await pool.close(0.05)
 
-    assert never.is_closed()
-    pool.release(never)
+    assert held.is_closed()
+    pool.release(held)

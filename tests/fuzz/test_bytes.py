@@ -1,4 +1,4 @@
-"""Whatever bytes come: no fault of ours, no hanging, and never half a record. `make fuzz` tries many more."""
+"""Arbitrary bytes: no internal error, no hang, and no partial recording. `make fuzz` tries many more."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ from tests.doors import RECORD, Service
 DEADLINE_SECONDS = 30
 HALF_A_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 STATUSES = {200, 201, 204, 304, 400, 404, 405, 406, 409, 413, 415, 403}
-"""What a caller who has signed in may be answered; never a fault of ours."""
+"""The statuses of an authenticated caller's requests; none is an internal error."""
 
 bounded = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -43,8 +43,8 @@ snippets = st.binary(max_size=8) | st.sampled_from(
 
 
 @st.composite
-def spoilt(draw: st.DrawFn, body: bytes) -> bytes:
-    """A good body with a few pieces cut out and others put in."""
+def corrupted(draw: st.DrawFn, body: bytes) -> bytes:
+    """Cut some pieces out of a valid body, and insert others."""
     for _ in range(draw(st.integers(0, 4))):
         start = draw(st.integers(0, len(body)))
         body = body[:start] + draw(snippets) + body[start + draw(st.integers(0, 12)) :]
@@ -59,12 +59,12 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=8,
 )
-# Now and then a single member is odd, and everything else would be recorded.
+# Sometimes only one member is unusual, and all others would be recorded.
 odd_member = st.sampled_from([*VISIT, "x", ""]).flatmap(lambda name: values.map(lambda value: {name: value}))
 members = odd_member | st.dictionaries(st.sampled_from([*VISIT, "x", ""]), values, max_size=7)
 bodies = st.one_of(
-    spoilt(json.dumps(VISIT).encode()),
-    spoilt(json.dumps(VISIT, ensure_ascii=False).encode()),
+    corrupted(json.dumps(VISIT).encode()),
+    corrupted(json.dumps(VISIT, ensure_ascii=False).encode()),
     members.map(lambda some: json.dumps(VISIT | some).encode()),
     values.map(lambda value: json.dumps(value).encode()),
     st.binary(max_size=200),
@@ -85,7 +85,7 @@ headers = st.fixed_dictionaries(
 
 
 async def sent(service: Service, method: str, path: str, headers: dict[str, str], content: bytes) -> httpx2.Response:
-    """Send a request and see that the answer is one of ours."""
+    """Send a request and assert that the response is one of the gateway's."""
     raw: Any = {name: value.strip().encode("latin-1") for name, value in headers.items()}
     async with asyncio.timeout(DEADLINE_SECONDS):
         answer = await service.rest(method, path, headers=raw, content=content)
@@ -95,8 +95,8 @@ async def sent(service: Service, method: str, path: str, headers: dict[str, str]
     return answer
 
 
-async def kept(cast: Cast, patient_id: str) -> int:
-    """Give how many encounters a patient has, and see that everything that must be with them is."""
+async def stored_count(cast: Cast, patient_id: str) -> int:
+    """Return the number of a patient's encounters, and assert that each has its other rows."""
     tables = ["encounters", "encounter_versions", "outbox", "audit_log"]
     counts = {table: await cast.count(table, patient_id) for table in tables}
     assert len(set(counts.values())) == 1, counts
@@ -107,7 +107,7 @@ async def kept(cast: Cast, patient_id: str) -> int:
 @example(b"-0")
 @example(b"1e5")
 @settings(deadline=None)
-def test_the_reader_reads_what_everybody_reads_alike_or_says_which_rule_is_broken(body: bytes) -> None:
+def test_the_json_reader_agrees_with_other_readers_or_names_a_rule(body: bytes) -> None:
     try:
         value = json_text.read(body)
     except MalformedBody as error:
@@ -115,7 +115,7 @@ def test_the_reader_reads_what_everybody_reads_alike_or_says_which_rule_is_broke
         return
 
     assert value == json.loads(body, parse_float=Decimal, parse_int=Decimal)
-    # What is written is checked before: half a surrogate cannot be.
+    # The writer refuses half a surrogate pair.
     if not HALF_A_PAIR.search(body):
         assert json_text.read(json_text.write(value)) == value
 
@@ -124,12 +124,12 @@ def test_the_reader_reads_what_everybody_reads_alike_or_says_which_rule_is_broke
 @bounded
 async def test_any_bytes_at_the_rest_door(service: Service, cast: Cast, body: bytes, headers: dict[str, str]) -> None:
     patient_id = await cast.patient()
-    # One key for every example would only ever be a replay.
+    # With one key for all examples, all but the first would be replays.
     headers = {name: value.replace("a-key", patient_id) for name, value in headers.items()}
 
     answer = await sent(service, "POST", f"/v1/patients/{patient_id}/encounters", headers, body)
 
-    assert await kept(cast, patient_id) == (1 if answer.status_code == 201 else 0)
+    assert await stored_count(cast, patient_id) == (1 if answer.status_code == 201 else 0)
 
 
 @given(st.data(), headers)
@@ -138,11 +138,11 @@ async def test_any_bytes_at_the_graphql_door(service: Service, cast: Cast, data,
     patient_id = await cast.patient()
     asked = json.dumps(ASKED).replace("{patient}", patient_id).encode()
 
-    answer = await sent(service, "POST", "/graphql", headers, data.draw(spoilt(asked) | st.binary(max_size=200)))
+    answer = await sent(service, "POST", "/graphql", headers, data.draw(corrupted(asked) | st.binary(max_size=200)))
 
     body = answer.json()
     recorded = ((body.get("data") or {}).get("recordEncounter") or {}).get("encounter")
-    assert await kept(cast, patient_id) == (1 if recorded else 0)
+    assert await stored_count(cast, patient_id) == (1 if recorded else 0)
     codes = [error["extensions"]["code"] for error in body.get("errors", [])]
     assert "server_error" not in codes
 
@@ -154,7 +154,7 @@ async def test_any_bytes_at_the_graphql_door(service: Service, cast: Cast, data,
     headers,
 )
 @bounded
-async def test_any_address_and_any_query(
+async def test_any_path_and_any_query(
     service: Service, method: str, segments: list[str], query: str, headers: dict[str, str]
 ) -> None:
     address = "/v1/patients/" if len(segments) > 2 else "/"

@@ -1,4 +1,4 @@
-"""The audit log names whoever was given clinical text by a mutation or a subscription: the schema is walked."""
+"""Every path of the schema from a mutation or subscription to clinical text leaves an audit entry."""
 
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -6,22 +6,24 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from graphql import GraphQLObjectType, GraphQLOutputType, GraphQLUnionType, get_named_type, is_required_argument
 
+from models import MEMBERS
 from schema import build_schema
 from tests.cast import Cast
-from tests.graphql.test_events import OverSocket, gateway_on
-from tests.happenings import beginning, until
-from tests.sockets import Sockets
-from tests.staged import TOKENS
+from tests.controlled_schema import TOKENS
+from tests.event_helpers import cursor_v1
+from tests.graphql.test_subscriptions import OverSocket, gateway_on
+from tests.waiting import wait_until
+from tests.websocket_client import GatewayServer
 
 SCHEMA = build_schema()._schema
 
-CLINICAL = {"chiefComplaint", "notes", "metadata", "scheduledAt", "reason", "before", "after"}
+CLINICAL = {member.graphql_name for member in MEMBERS.values() if member.clinical} | {"reason", "before", "after"}
 
-COMES_ALONG = {
-    # What is shown by the change that the caller makes, whose own entry says so.
+AUDITED_WITH_PARENT = {
+    # The caller's own change returns the encounter; the entry of the change covers it.
     ("EncounterRecorded", "encounter"),
     ("EncounterChanged", "encounter"),
-    # What is read with its parent.
+    # Read together with its parent.
     ("EncounterVersion", "changes"),
 }
 
@@ -39,16 +41,18 @@ def clinical_fields(kind: GraphQLObjectType) -> list[str]:
 
 
 def walk(kind: GraphQLObjectType, path: Path = (), seen: Counter[str] | None = None) -> Iterator[tuple[Path, bool]]:
-    """Give the paths below a type that lead to clinical text, and whether each must leave an entry of its own."""
+    """Yield the paths below a type that lead to clinical text, and whether each must leave its own entry."""
     seen = (seen or Counter()) + Counter([kind.name])
     for name, field in kind.fields.items():
         below = get_named_type(field.type)
-        # A list within a list shows nothing new, nor does the patient's list of the list's encounter.
+        # Neither a list within a list nor the patient's list below a list's encounter adds a new path.
         if not isinstance(below, GraphQLObjectType) or seen[below.name] > (below.name == "Encounter" and len(path) < 5):
             continue
-        assert not any(map(is_required_argument, field.args.values())), f"tell this test how to ask for {name}"
+        assert not any(map(is_required_argument, field.args.values())), (
+            f"add the required arguments of {name} to this test"
+        )
         if clinical_fields(below):
-            yield (*path, name), (kind.name, name) not in COMES_ALONG
+            yield (*path, name), (kind.name, name) not in AUDITED_WITH_PARENT
         yield from walk(below, (*path, name), seen)
 
 
@@ -58,7 +62,7 @@ def selection(kind: GraphQLOutputType, path: Path) -> str:
     if not path:
         return " ".join(clinical_fields(below))
     field = below.fields[path[0]]
-    # Small pages: a history below each item of a page is dear.
+    # Small pages: a history below each item of a page is expensive.
     size = "(first: 2)" if "first" in field.args else ""
     return f"{path[0]}{size} {{ {selection(field.type, path[1:])} }}"
 
@@ -86,13 +90,13 @@ ROOTS = {
 
 
 @pytest.fixture(scope="module")
-async def sockets(database_url: str) -> AsyncIterator[Sockets]:
+async def sockets(database_url: str) -> AsyncIterator[GatewayServer]:
     TOKENS.give("dev")
     async with gateway_on(database_url) as serving:
         yield serving
 
 
-def test_each_mutation_that_shows_clinical_text_is_walked() -> None:
+def test_roots_lists_each_mutation_that_returns_clinical_text() -> None:
     mutation = SCHEMA.mutation_type
     assert mutation is not None
     showing = {
@@ -102,52 +106,52 @@ def test_each_mutation_that_shows_clinical_text_is_walked() -> None:
     assert showing == ROOTS.keys()
 
 
-async def entries(sockets: Sockets, cast: Cast, patient_id: str) -> int:
-    """Count the entries that say that a patient's encounters were read."""
+async def entries(sockets: GatewayServer, cast: Cast, patient_id: str) -> int:
+    """Return the number of audit entries for reads of a patient's encounters."""
     sentinel = await cast.patient()
     count = """SELECT count(*) FROM patient_graph.audit_log
         WHERE patient_id = $1 AND event_type = 'patient_graph.encounters.read'"""
-    async with sockets.signed_in() as talk:
-        await talk.ask("mutation { " + ROOTS["EncounterRecorded"] % {"patient": sentinel} + " { __typename } }")
-        await talk.ask(f'{{ patient(id: "{sentinel}") {{ encounters {{ nodes {{ id }} }} }} }}')
-    # Notes are written in the order in which they were left.
-    await until(lambda: cast.connection.fetchval(count, sentinel))
+    async with sockets.authenticated() as websocket:
+        await websocket.ask("mutation { " + ROOTS["EncounterRecorded"] % {"patient": sentinel} + " { __typename } }")
+        await websocket.ask(f'{{ patient(id: "{sentinel}") {{ encounters {{ nodes {{ id }} }} }} }}')
+    # Audit records are inserted in order, so the sentinel's entry comes after those that are counted.
+    await wait_until(lambda: cast.connection.fetchval(count, sentinel))
     number: int = await cast.connection.fetchval(count, patient_id)
     return number
 
 
-async def asked(sockets: Sockets, cast: Cast, root: str, path: Path) -> int:
-    """Ask for a path below a mutation, or below an event; give how many entries that left."""
+async def entries_after_selecting(sockets: GatewayServer, cast: Cast, root: str, path: Path) -> int:
+    """Select a path below a mutation or an event; return the number of read entries that this left."""
     patient_id = await cast.patient()
     record = "mutation { " + ROOTS["EncounterRecorded"] % {"patient": patient_id} + " { ...on EncounterRecorded %s } }"
-    async with sockets.signed_in() as talk:
-        body = await talk.ask(record % "{ encounter { id } }")
+    async with sockets.authenticated() as websocket:
+        body = await websocket.ask(record % "{ encounter { id } }")
         encounter_id = body["data"]["recordEncounter"]["encounter"]["id"]
         below = selection(object_type(root), path)
         if root in ROOTS:
             field = ROOTS[root] % {"patient": patient_id, "encounter": encounter_id}
-            body = await talk.ask(f"mutation {{ {field} {{ ...on {root} {{ {below} }} }} }}")
+            body = await websocket.ask(f"mutation {{ {field} {{ ...on {root} {{ {below} }} }} }}")
             assert "errors" not in body, body
             assert all(body["data"].values()), body
     if root not in ROOTS:
-        query = f'subscription {{ encounterEvents(patientId: "{patient_id}", after: "{beginning()}") {{ {below} }} }}'
+        query = f'subscription {{ encounterEvents(patientId: "{patient_id}", after: "{cursor_v1()}") {{ {below} }} }}'
         async with OverSocket.follow(sockets, query=query) as listener:
             await listener.event()
     return await entries(sockets, cast, patient_id)
 
 
 @pytest.mark.parametrize("root", [*ROOTS, "EncounterEvent"])
-async def test_each_way_to_clinical_text_leaves_an_entry(sockets: Sockets, cast: Cast, root: str) -> None:
+async def test_each_path_to_clinical_text_leaves_an_audit_entry(sockets: GatewayServer, cast: Cast, root: str) -> None:
     kind = object_type(root)
     left: dict[Path, int] = {}
     for path, must_leave_one in walk(kind):
-        left[path] = await asked(sockets, cast, root, path)
+        left[path] = await entries_after_selecting(sockets, cast, root, path)
         above = max((left[path[:length]] for length in range(len(path)) if path[:length] in left), default=0)
         assert left[path] == above + must_leave_one, (path, left)
     assert len(left) > 3
 
 
-def test_the_walk_finds_what_is_shown() -> None:
+def test_walk_finds_the_known_paths_below_an_event() -> None:
     found = {path for path, _ in walk(object_type("EncounterEvent"))}
 
     assert found >= {

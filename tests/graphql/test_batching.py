@@ -1,4 +1,4 @@
-"""Several operations in one request: off unless configured, and then each is on its own."""
+"""Several operations in one request: off unless configured; each operation succeeds or fails independently."""
 
 import json
 from collections.abc import AsyncIterator
@@ -14,7 +14,7 @@ from resolvers.access import Caller
 from resolvers.audit_notes import REQUEST_REFUSED
 from tests.cast import Cast
 from tests.doors import Service
-from tests.logs import captured
+from tests.logs import captured_logs
 
 JSON = "application/json"
 RESPONSE = "application/graphql-response+json"
@@ -41,14 +41,14 @@ TOKENS = {
 
 
 async def verify(token: str) -> Caller:
-    """Give who it stands for; but for those who are counted, everyone comes for the first time."""
+    """Return the caller of a token, with a new client id unless the test counts its requests."""
     caller = TOKENS[token]
     return caller if token.startswith("counted") else replace(caller, client_id=uuid4().hex)
 
 
 @pytest.fixture(scope="module")
 async def batching(database_url: str) -> AsyncIterator[Service]:
-    """The service with batches of five, and few enough requests a minute to run out of."""
+    """The service with batches of up to five operations and low rate limits."""
     settings = Settings(
         database_url=database_url,
         batch_operations=MOST,
@@ -62,24 +62,24 @@ async def batching(database_url: str) -> AsyncIterator[Service]:
 
 async def post(service: Service, batch: Any, *, token: str = "dev", accept: str = JSON, **headers: str) -> Any:
     """Send a batch."""
-    said = {"accept": accept, "content-type": JSON, **headers}
-    return await service.rest("POST", "/graphql", token=token, headers=said, content=json.dumps(batch))
+    request_headers = {"accept": accept, "content-type": JSON, **headers}
+    return await service.rest("POST", "/graphql", token=token, headers=request_headers, content=json.dumps(batch))
 
 
 def bodies(answer: httpx2.Response) -> list[dict[str, Any]]:
-    """Give the bodies of a batch that was run."""
+    """Return the bodies of a batch that was executed."""
     assert (answer.status_code, answer.headers["cache-control"]) == (200, "no-store")
-    told: list[dict[str, Any]] = answer.json()
-    return told
+    results: list[dict[str, Any]] = answer.json()
+    return results
 
 
 def codes(answer: httpx2.Response) -> list[str | None]:
-    """Give what each operation was refused with, None where it was not."""
+    """Return the error code of each operation, None for a success."""
     return [body["errors"][0]["extensions"]["code"] if "errors" in body else None for body in bodies(answer)]
 
 
 def refused(answer: httpx2.Response, rule: str) -> list[str]:
-    """See that a batch was refused as a whole for a rule, and give the pointers."""
+    """Assert that a rule refused the whole batch; return the pointers of the violations."""
     assert answer.status_code == 400
     (error,) = answer.json()["errors"]
     assert error["extensions"]["code"] == "validation_error"
@@ -87,28 +87,28 @@ def refused(answer: httpx2.Response, rule: str) -> list[str]:
     return [each["pointer"] for each in error["extensions"]["violations"]]
 
 
-# What is no batch
+# Invalid batches
 
 
 @pytest.mark.parametrize("accept", [JSON, RESPONSE])
 @pytest.mark.parametrize("batch", [[], [HELLO], [HELLO, HELLO], [5], [[HELLO]]], ids=str)
-async def test_while_it_is_off_every_array_is_400_and_told_what_to_send(
+async def test_without_batching_every_array_is_400_and_an_object_is_asked_for(
     service: Service, accept: str, batch: list[Any]
 ) -> None:
     answer = await post(service, batch, accept=accept)
 
     assert refused(answer, "batching") == [""]
-    assert "send an object" in answer.json()["errors"][0]["message"]
+    assert "send one operation as an object" in answer.json()["errors"][0]["message"]
 
 
 @pytest.mark.parametrize("accept", [JSON, RESPONSE])
 @pytest.mark.parametrize("batch", [[], [HELLO] * (MOST + 1)], ids=["empty", "too long"])
-async def test_an_empty_batch_and_one_too_long_are_400(batching: Service, accept: str, batch: list[Any]) -> None:
+async def test_an_empty_batch_and_a_too_long_batch_are_400(batching: Service, accept: str, batch: list[Any]) -> None:
     assert refused(await post(batching, batch, accept=accept), "batching") == [""]
 
 
 @pytest.mark.parametrize("stray", [5, None, True, MARKER, [], [HELLO], [MARKER]], ids=str)
-async def test_an_array_that_holds_anything_but_objects_is_400_and_runs_nothing(
+async def test_a_batch_with_an_item_that_is_no_object_is_400_and_runs_nothing(
     batching: Service, cast: Cast, stray: Any
 ) -> None:
     patient_id = await cast.patient()
@@ -120,11 +120,11 @@ async def test_an_array_that_holds_anything_but_objects_is_400_and_runs_nothing(
     assert await cast.rows(patient_id) == []
 
 
-# What comes of one
+# Results
 
 
 @pytest.mark.parametrize("accept", [JSON, RESPONSE])
-async def test_the_answers_come_in_the_order_of_the_operations(batching: Service, accept: str) -> None:
+async def test_results_are_in_the_order_of_the_operations(batching: Service, accept: str) -> None:
     batch = [{"query": f"{{ {name}: __typename }}"} for name in "abcde"]
 
     answer = await post(batching, batch, accept=accept)
@@ -133,14 +133,14 @@ async def test_the_answers_come_in_the_order_of_the_operations(batching: Service
     assert answer.headers["content-type"] == f"{accept}; charset=utf-8"
 
 
-async def test_a_client_that_would_rather_have_events_is_answered_at_once(batching: Service) -> None:
+async def test_a_batch_is_answered_as_json_even_if_event_stream_is_preferred(batching: Service) -> None:
     answer = await post(batching, [HELLO], accept=f"text/event-stream, {RESPONSE}")
 
     assert bodies(answer) == [HELLO_BACK]
     assert answer.headers["content-type"] == f"{JSON}; charset=utf-8"
 
 
-async def test_a_batch_of_one_is_answered_by_an_array_of_one(batching: Service) -> None:
+async def test_a_batch_of_one_operation_returns_an_array_of_one_result(batching: Service) -> None:
     assert bodies(await post(batching, [HELLO])) == [HELLO_BACK]
 
 
@@ -159,10 +159,10 @@ async def test_a_batch_of_one_is_answered_by_an_array_of_one(batching: Service) 
     ],
     ids=lambda wrong: str(wrong)[:40],
 )
-async def test_an_operation_that_is_refused_does_not_spoil_the_others(
+async def test_a_refused_operation_does_not_affect_the_others_of_its_batch(
     batching: Service, accept: str, wrong: dict[str, Any]
 ) -> None:
-    with captured() as lines:
+    with captured_logs() as lines:
         answer = await post(batching, [HELLO, wrong, HELLO], accept=accept)
 
     assert codes(answer) == [None, "validation_error", None]
@@ -170,7 +170,7 @@ async def test_an_operation_that_is_refused_does_not_spoil_the_others(
     assert MARKER not in answer.text + json.dumps(lines)
 
 
-async def test_each_operation_has_a_request_id_of_its_own(batching: Service, cast: Cast) -> None:
+async def test_each_operation_of_a_batch_has_its_own_request_id(batching: Service, cast: Cast) -> None:
     patient_id = await cast.patient()
     record = {"query": RECORD, "variables": {"id": patient_id}}
 
@@ -186,63 +186,57 @@ async def test_each_operation_has_a_request_id_of_its_own(batching: Service, cas
     assert [row["request_id"] for row in audited] == ["a-batch.1", "a-batch.3"]
 
 
-async def test_mutations_are_run_in_order_and_a_query_sees_what_was_recorded_before_it(
-    batching: Service, cast: Cast
-) -> None:
+async def test_operations_run_in_order_and_queries_see_earlier_mutations(batching: Service, cast: Cast) -> None:
     variables = {"id": await cast.patient()}
     record, count = {"query": RECORD, "variables": variables}, {"query": COUNT, "variables": variables}
 
-    told = bodies(await post(batching, [count, record, count, record, count]))
+    results = bodies(await post(batching, [count, record, count, record, count]))
 
     # Loaders shared by the five would show the first count three times.
-    assert [body["data"]["patient"]["encounters"]["totalCount"] for body in told[::2]] == [0, 1, 2]
-    recorded = [body["data"]["recordEncounter"]["encounter"]["id"] for body in told[1::2]]
+    assert [body["data"]["patient"]["encounters"]["totalCount"] for body in results[::2]] == [0, 1, 2]
+    recorded = [body["data"]["recordEncounter"]["encounter"]["id"] for body in results[1::2]]
     assert recorded == [str(row["id"]) for row in await cast.rows(variables["id"])]
 
 
-async def test_a_key_sent_twice_in_one_batch_is_one_encounter(batching: Service, cast: Cast) -> None:
+async def test_a_key_sent_twice_in_one_batch_records_one_encounter(batching: Service, cast: Cast) -> None:
     variables = {"id": await cast.patient(), "key": "a-key-in-a-batch"}
 
-    told = bodies(await post(batching, [{"query": RECORD, "variables": variables}] * 2))
+    results = bodies(await post(batching, [{"query": RECORD, "variables": variables}] * 2))
 
-    assert [body["data"]["recordEncounter"]["replayed"] for body in told] == [False, True]
+    assert [body["data"]["recordEncounter"]["replayed"] for body in results] == [False, True]
     assert len(await cast.rows(variables["id"])) == 1
 
 
-async def test_a_mutation_that_is_refused_does_not_keep_the_next_from_being_recorded(
-    batching: Service, cast: Cast
-) -> None:
+async def test_a_refused_mutation_does_not_prevent_the_next_one(batching: Service, cast: Cast) -> None:
     patient_id = await cast.patient()
     batch = [{"query": RECORD, "variables": {"id": each}} for each in ("nobody", patient_id)]
 
-    told = bodies(await post(batching, batch))
+    results = bodies(await post(batching, batch))
 
-    assert [body["data"]["recordEncounter"].get("code") for body in told] == ["not_found", None]
+    assert [body["data"]["recordEncounter"].get("code") for body in results] == ["not_found", None]
     assert len(await cast.rows(patient_id)) == 1
 
 
-async def test_an_operation_that_is_too_dear_is_refused_and_the_next_is_not(batching: Service) -> None:
+async def test_a_too_expensive_operation_is_refused_and_the_next_one_runs(batching: Service) -> None:
     page = "encounters(first: 100) { nodes { patient { id %s } } }"
-    dear = {"query": f'{{ patient(id: "nobody") {{ {page % (page % (page % ""))} }} }}'}
+    expensive = {"query": f'{{ patient(id: "nobody") {{ {page % (page % (page % ""))} }} }}'}
 
-    answer = await post(batching, [dear, HELLO])
+    answer = await post(batching, [expensive, HELLO])
 
     assert codes(answer) == ["validation_error", None]
     assert bodies(answer)[0]["errors"][0]["extensions"]["violations"][0]["rule"] == "cost"
 
 
-# Who, and how often
+# Authorization and rate limits
 
 
-async def test_a_stranger_is_told_401_before_anything_is_said_about_the_batch(batching: Service) -> None:
+async def test_a_batch_without_a_token_is_401_before_it_is_validated(batching: Service) -> None:
     answer = await batching.rest("POST", "/graphql", token=None, json=[5])
 
     assert answer.status_code == 401
 
 
-async def test_a_scope_that_is_missing_for_one_is_told_there_and_in_the_challenge(
-    batching: Service, cast: Cast
-) -> None:
+async def test_a_missing_scope_is_reported_at_its_operation_and_in_the_challenge(batching: Service, cast: Cast) -> None:
     read = {"query": '{ encounter(id: "x") { id } }'}
     batch = [read, {"query": RECORD, "variables": {"id": await cast.patient()}}, read]
 
@@ -252,7 +246,7 @@ async def test_a_scope_that_is_missing_for_one_is_told_there_and_in_the_challeng
     assert 'scope="read:encounters"' in answer.headers["www-authenticate"]
 
 
-async def test_each_refusal_is_on_the_trail_under_its_own_id(batching: Service, cast: Cast) -> None:
+async def test_each_refused_operation_is_audited_under_its_own_request_id(batching: Service, cast: Cast) -> None:
     read, request_id = {"query": '{ encounter(id: "x") { id } }'}, uuid4().hex
 
     await post(batching, [read, HELLO, read], token="writer", **{"x-request-id": request_id})
@@ -266,7 +260,7 @@ async def test_each_refusal_is_on_the_trail_under_its_own_id(batching: Service, 
     assert [row["request_id"] for row in refused] == [f"{request_id}.1", f"{request_id}.3"]
 
 
-async def test_a_brand_that_is_not_the_tokens_is_403_for_the_whole_batch(batching: Service, cast: Cast) -> None:
+async def test_a_brand_other_than_the_tokens_is_403_for_the_whole_batch(batching: Service, cast: Cast) -> None:
     patient_id = await cast.patient()
 
     answer = await post(
@@ -277,7 +271,7 @@ async def test_a_brand_that_is_not_the_tokens_is_403_for_the_whole_batch(batchin
     assert await cast.rows(patient_id) == []
 
 
-async def test_the_operations_of_a_machine_may_be_for_different_brands(batching: Service, cast: Cast) -> None:
+async def test_operations_of_a_client_of_all_brands_may_name_different_brands(batching: Service, cast: Cast) -> None:
     brands = ("loop", "loopbio")
     patients = [await cast.patient(brand_id) for brand_id in brands]
     batch = [
@@ -289,21 +283,19 @@ async def test_the_operations_of_a_machine_may_be_for_different_brands(batching:
     assert [[row["brand_id"] for row in await cast.rows(each)] for each in patients] == [["loop"], ["loopbio"]]
 
 
-async def test_each_operation_counts_and_those_that_are_one_too_many_are_refused_alone(
-    batching: Service, cast: Cast
-) -> None:
+async def test_each_operation_counts_and_only_those_over_the_limit_are_refused(batching: Service, cast: Cast) -> None:
     reads = {"query": "{ " + " ".join(f"f{number}: __typename" for number in range(24)) + " }"}
     record = {"query": RECORD, "variables": {"id": await cast.patient()}}
 
     answer = await post(batching, [reads, reads, reads, record, {"query": 5}], token="counted")
 
-    # 48 of 50 reads, then 24 more, a write, and what is no operation: a read.
+    # 48 of 50 reads, then 24 more, a write, and an invalid operation, which counts as a read.
     assert codes(answer) == [None, None, "rate_limited", None, "validation_error"]
     assert bodies(answer)[2]["errors"][0]["extensions"]["retry_after_ms"] > 0
     assert answer.headers["x-ratelimit-remaining"] == "1"
 
 
-async def test_a_batch_that_is_refused_as_a_whole_counts_as_one_read(batching: Service) -> None:
+async def test_a_batch_refused_as_a_whole_counts_as_one_read(batching: Service) -> None:
     left = [
         (await post(batching, batch, token="counted again")).headers["x-ratelimit-remaining"]
         for batch in ([], [5], [HELLO] * 9)

@@ -1,4 +1,4 @@
-"""`patient.encounters`: Relay's pages and cursors, the filters, and that nobody is skipped or shown twice."""
+"""`patient.encounters`: Relay pages and cursors, filters, and stable paging during concurrent recordings."""
 
 import asyncio
 import base64
@@ -11,7 +11,7 @@ import pytest
 
 from tests.cast import Cast
 from tests.doors import Service
-from tests.happenings import until
+from tests.waiting import wait_until
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
@@ -28,7 +28,7 @@ PAGE = """query ($id: ID!, $first: Int, $after: String, $last: Int, $before: Str
 
 
 async def encounter(cast: Cast, patient_id: str, at: datetime = NOON, **columns: Any) -> str:
-    """Put an encounter straight into the table, with the time of recording that the test is about."""
+    """Insert an encounter directly into the table with the given time of recording; return its id."""
     row = {"patient_id": patient_id, "id": uuid4(), "brand_id": "loop", "encounter_type": "lab", "created_at": at}
     row |= {"updated_at": at} | columns
     names, places = ", ".join(row), ", ".join(f"${place}" for place in range(1, len(row) + 1))
@@ -36,8 +36,8 @@ async def encounter(cast: Cast, patient_id: str, at: datetime = NOON, **columns:
     return str(row["id"])
 
 
-async def with_25(cast: Cast) -> tuple[str, list[str]]:
-    """Register a patient with 25 encounters, at most three at the same instant; give their ids, newest first."""
+async def patient_with_25_encounters(cast: Cast) -> tuple[str, list[str]]:
+    """Register a patient with 25 encounters, at most three at one instant; return the ids, newest first."""
     patient_id = await cast.patient()
     placed = []
     for number in range(25):
@@ -59,7 +59,7 @@ def ids(connection: Mapping[str, Any]) -> list[str]:
 
 
 async def violation(service: Service, patient_id: str, **arguments: Any) -> dict[str, Any]:
-    """Ask for a page that is refused, and give the rule that was broken."""
+    """Request a page that is refused; return the violation."""
     body = await service.graphql(PAGE, {"id": patient_id, **arguments})
     (error,) = body["errors"]
     assert (error["extensions"]["code"], error["extensions"]["recorded"]) == ("validation_error", "no")
@@ -71,20 +71,20 @@ async def violation(service: Service, patient_id: str, **arguments: Any) -> dict
 # Pages
 
 
-async def test_the_newest_come_first_and_among_equal_times_the_greatest_id(service: Service, cast: Cast) -> None:
-    patient_id, newest_first = await with_25(cast)
+async def test_encounters_are_listed_by_time_then_id_both_descending(service: Service, cast: Cast) -> None:
+    patient_id, newest_first = await patient_with_25_encounters(cast)
 
     assert ids(await page(service, patient_id, first=100)) == newest_first
 
 
-async def test_a_page_holds_20_unless_asked_otherwise(service: Service, cast: Cast) -> None:
-    patient_id, newest_first = await with_25(cast)
+async def test_a_page_has_20_encounters_by_default(service: Service, cast: Cast) -> None:
+    patient_id, newest_first = await patient_with_25_encounters(cast)
 
     assert ids(await page(service, patient_id)) == newest_first[:20]
 
 
-async def test_edges_nodes_and_cursors_of_a_page_agree(service: Service, cast: Cast) -> None:
-    patient_id, newest_first = await with_25(cast)
+async def test_edges_nodes_and_page_info_cursors_agree(service: Service, cast: Cast) -> None:
+    patient_id, newest_first = await patient_with_25_encounters(cast)
 
     connection = await page(service, patient_id, first=4)
 
@@ -95,8 +95,8 @@ async def test_edges_nodes_and_cursors_of_a_page_agree(service: Service, cast: C
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 24, 25, 26])
-async def test_forwards_every_encounter_is_met_once_and_in_order(service: Service, cast: Cast, size: int) -> None:
-    patient_id, newest_first = await with_25(cast)
+async def test_forward_paging_returns_each_encounter_once_in_order(service: Service, cast: Cast, size: int) -> None:
+    patient_id, newest_first = await patient_with_25_encounters(cast)
     met, after, more = [], None, True
 
     while more:
@@ -109,8 +109,8 @@ async def test_forwards_every_encounter_is_met_once_and_in_order(service: Servic
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 24, 25, 26])
-async def test_backwards_every_encounter_is_met_once_and_in_order(service: Service, cast: Cast, size: int) -> None:
-    patient_id, newest_first = await with_25(cast)
+async def test_backward_paging_returns_each_encounter_once_in_order(service: Service, cast: Cast, size: int) -> None:
+    patient_id, newest_first = await patient_with_25_encounters(cast)
     met: list[str] = []
     before, more = None, True
 
@@ -123,8 +123,8 @@ async def test_backwards_every_encounter_is_met_once_and_in_order(service: Servi
     assert met == newest_first
 
 
-async def test_there_and_back_again_is_the_same_page(service: Service, cast: Cast) -> None:
-    patient_id, newest_first = await with_25(cast)
+async def test_paging_forward_then_backward_returns_the_same_page(service: Service, cast: Cast) -> None:
+    patient_id, newest_first = await patient_with_25_encounters(cast)
     first = await page(service, patient_id, first=7)
     second = await page(service, patient_id, first=7, after=first["pageInfo"]["endCursor"])
 
@@ -134,8 +134,8 @@ async def test_there_and_back_again_is_the_same_page(service: Service, cast: Cas
     assert (ids(back), back["pageInfo"]["hasPreviousPage"]) == (ids(first), False)
 
 
-async def test_between_two_cursors_lies_what_lies_between_them(service: Service, cast: Cast) -> None:
-    patient_id, newest_first = await with_25(cast)
+async def test_after_and_before_together_select_the_encounters_between_them(service: Service, cast: Cast) -> None:
+    patient_id, newest_first = await patient_with_25_encounters(cast)
     cursors = [edge["cursor"] for edge in (await page(service, patient_id, first=25))["edges"]]
     between = {"after": cursors[3], "before": cursors[9]}
 
@@ -145,8 +145,8 @@ async def test_between_two_cursors_lies_what_lies_between_them(service: Service,
     assert ids(await page(service, patient_id, after=cursors[9], before=cursors[3])) == []
 
 
-async def test_a_cursor_outlives_the_encounter_it_was_given_for(service: Service, cast: Cast) -> None:
-    patient_id, newest_first = await with_25(cast)
+async def test_a_cursor_remains_valid_after_its_encounter_was_deleted(service: Service, cast: Cast) -> None:
+    patient_id, newest_first = await patient_with_25_encounters(cast)
     end = (await page(service, patient_id, first=5))["pageInfo"]["endCursor"]
     await cast.connection.execute("DELETE FROM patient_graph.encounters WHERE id = $1", UUID(newest_first[4]))
 
@@ -164,8 +164,8 @@ async def test_a_patient_without_encounters_has_an_empty_page(service: Service, 
     }
 
 
-async def test_first_0_shows_nobody_and_says_whether_there_is_somebody(service: Service, cast: Cast) -> None:
-    patient_id, _ = await with_25(cast)
+async def test_first_0_returns_no_nodes_but_the_count_and_has_next_page(service: Service, cast: Cast) -> None:
+    patient_id, _ = await patient_with_25_encounters(cast)
 
     connection = await page(service, patient_id, first=0)
 
@@ -180,9 +180,7 @@ async def test_first_0_shows_nobody_and_says_whether_there_is_somebody(service: 
 
 @pytest.mark.parametrize("argument", ["first", "last"])
 @pytest.mark.parametrize("size", [-1, 101, 2**31 - 1, -(2**31)])
-async def test_a_page_of_another_size_than_0_to_100_is_refused(
-    service: Service, cast: Cast, argument: str, size: int
-) -> None:
+async def test_a_page_size_outside_0_to_100_is_refused(service: Service, cast: Cast, argument: str, size: int) -> None:
     assert await violation(service, await cast.patient(), **{argument: size}) == {
         "pointer": f"/{argument}",
         "rule": "page_size",
@@ -193,24 +191,24 @@ async def test_a_page_of_another_size_than_0_to_100_is_refused(
     }
 
 
-async def test_first_and_last_at_once_are_refused(service: Service, cast: Cast) -> None:
+async def test_first_and_last_together_are_refused(service: Service, cast: Cast) -> None:
     broken = await violation(service, await cast.patient(), first=1, last=1)
 
     assert (broken["pointer"], broken["rule"]) == ("/last", "first_and_last")
 
 
-async def test_arguments_that_are_null_are_as_if_left_out(service: Service, cast: Cast) -> None:
-    patient_id, newest_first = await with_25(cast)
+async def test_null_arguments_are_treated_as_omitted(service: Service, cast: Cast) -> None:
+    patient_id, newest_first = await patient_with_25_encounters(cast)
 
     connection = await page(service, patient_id, first=None, last=None, after=None, before=None)
 
     assert ids(connection) == newest_first[:20]
 
 
-# Meanwhile
+# Concurrent recordings
 
 
-async def recording(service: Service, patient_id: str, recorded: list[str]) -> None:
+async def record_until_cancelled(service: Service, patient_id: str, recorded: list[str]) -> None:
     """Record one encounter after another, until cancelled."""
     while True:
         body = {"brand_id": "loop", "encounter_type": "lab"}
@@ -223,32 +221,32 @@ FORWARDS = ("first", "after", "endCursor", "hasNextPage")
 BACKWARDS = ("last", "before", "startCursor", "hasPreviousPage")
 
 
-@pytest.mark.parametrize("words", [FORWARDS, BACKWARDS], ids=["forwards", "backwards"])
-async def test_nobody_is_skipped_or_shown_twice_while_others_are_recorded(
-    service: Service, cast: Cast, words: tuple[str, ...]
+@pytest.mark.parametrize("argument_names", [FORWARDS, BACKWARDS], ids=["forwards", "backwards"])
+async def test_concurrent_recordings_neither_skip_nor_repeat_an_encounter(
+    service: Service, cast: Cast, argument_names: tuple[str, ...]
 ) -> None:
-    size, cursor, of_page, more = words
-    patient_id, there_before = await with_25(cast)
+    size, cursor, of_page, more = argument_names
+    patient_id, there_before = await patient_with_25_encounters(cast)
     recorded: list[str] = []
     met: list[str] = []
-    meanwhile = asyncio.create_task(recording(service, patient_id, recorded))
+    recorder = asyncio.create_task(record_until_cancelled(service, patient_id, recorded))
 
     two: dict[str, Any] = {size: 2}
     connection = await page(service, patient_id, **two)
-    # Pages are quick: all could be read before anything was recorded.
-    await until(lambda: recorded)
+    # Without this wait, all pages could be read before the first recording.
+    await wait_until(lambda: recorded)
     while len(met) < 50:
         met += ids(connection)
         if not connection["pageInfo"][more]:
             break
         connection = await page(service, patient_id, **two, **{cursor: connection["pageInfo"][of_page]})
-    meanwhile.cancel()
+    recorder.cancel()
 
     in_pages_from_the_oldest = [each for pair in pairs_from_the_end(there_before) for each in pair]
     assert recorded
     assert len(met) == len(set(met))
     assert [each for each in met if each in there_before] == (
-        there_before if words is FORWARDS else in_pages_from_the_oldest
+        there_before if argument_names is FORWARDS else in_pages_from_the_oldest
     )
 
 
@@ -271,7 +269,7 @@ ROWS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize(
-    ("where", "through"),
+    ("where", "expected"),
     [
         ({}, set(ROWS)),
         ({"encounterType": ["LAB"]}, {"lab", "due"}),
@@ -294,20 +292,20 @@ ROWS: dict[str, dict[str, Any]] = {
     ],
     ids=lambda value: "+".join(sorted(value)) if isinstance(value, set) else str(value),
 )
-async def test_a_filter_lets_through_what_passes_every_part_and_the_count_agrees(
-    service: Service, cast: Cast, where: dict[str, Any], through: set[str]
+async def test_a_filter_selects_what_matches_all_members_and_the_count_agrees(
+    service: Service, cast: Cast, where: dict[str, Any], expected: set[str]
 ) -> None:
     patient_id = await cast.patient()
     names = {await encounter(cast, patient_id, **columns): name for name, columns in ROWS.items()}
 
     connection = await page(service, patient_id, where=where)
 
-    assert {names[each] for each in ids(connection)} == through
-    assert connection["totalCount"] == len(through)
+    assert {names[each] for each in ids(connection)} == expected
+    assert connection["totalCount"] == len(expected)
 
 
-async def test_the_count_is_of_all_pages_of_the_filtered_list(service: Service, cast: Cast) -> None:
-    patient_id, _ = await with_25(cast)
+async def test_total_count_covers_all_pages_of_the_filtered_list(service: Service, cast: Cast) -> None:
+    patient_id, _ = await patient_with_25_encounters(cast)
     await encounter(cast, patient_id, encounter_type="other")
 
     connection = await page(service, patient_id, first=3, where={"encounterType": ["LAB"]})
@@ -331,7 +329,7 @@ async def test_the_count_is_of_all_pages_of_the_filtered_list(service: Service, 
     ],
     ids=str,
 )
-async def test_a_filter_that_makes_no_sense_is_refused_with_the_member(
+async def test_an_invalid_filter_is_refused_and_its_member_named(
     service: Service, cast: Cast, where: Any, pointer: str, rule: str
 ) -> None:
     broken = await violation(service, await cast.patient(), where=where)
@@ -342,11 +340,9 @@ async def test_a_filter_that_makes_no_sense_is_refused_with_the_member(
 # Cursors
 
 
-async def test_a_cursor_of_another_list_is_refused_in_the_same_words_as_no_cursor_at_all(
-    service: Service, cast: Cast
-) -> None:
-    patient_id, _ = await with_25(cast)
-    other, _ = await with_25(cast)
+async def test_a_cursor_of_another_list_is_refused_like_an_invalid_cursor(service: Service, cast: Cast) -> None:
+    patient_id, _ = await patient_with_25_encounters(cast)
+    other, _ = await patient_with_25_encounters(cast)
     await cast.connection.execute("INSERT INTO patient_graph.patients (id, brand_id) VALUES ($1, 'loopbio')", other)
     await encounter(cast, other, brand_id="loopbio")
     own = (await page(service, patient_id))["pageInfo"]["endCursor"]
@@ -372,12 +368,12 @@ async def test_a_cursor_of_another_list_is_refused_in_the_same_words_as_no_curso
             assert await violation(service, patient_id, **{argument: cursor}) == {
                 "pointer": f"/{argument}",
                 "rule": "cursor",
-                "message": "must be a cursor of this very list",
+                "message": "must be a cursor of this list",
             }
 
 
-async def test_a_filter_spelt_otherwise_is_the_same_list(service: Service, cast: Cast) -> None:
-    patient_id, newest_first = await with_25(cast)
+async def test_a_cursor_is_valid_for_another_spelling_of_the_same_filter(service: Service, cast: Cast) -> None:
+    patient_id, newest_first = await patient_with_25_encounters(cast)
     spelt = [
         {"encounterType": ["LAB"]},
         {"encounterType": "LAB"},

@@ -1,4 +1,4 @@
-"""Pages inside pages: a few words cannot ask for more than the gateway will give, however they are nested."""
+"""The cost of nested pages is bounded: a short document cannot request more objects than the limit."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tests.doors import Service
 
 
 def nested(times: int, size: str = "first: 100") -> str:
-    """Give a patient's encounters, and in each its patient's encounters, and so on."""
+    """Return a selection of a patient's encounters, with the patient's encounters nested in each, and so on."""
     return f"encounters({size}) {{ nodes {{ patient {{ {nested(times - 1, size)} }} }} }}" if times else "id"
 
 
@@ -20,9 +20,9 @@ def nested(times: int, size: str = "first: 100") -> str:
         f"query ($id: ID!) {{ a: patient(id: $id) {{ {nested(2)} }} b: patient(id: $id) {{ {nested(2)} }} }}",
         f"query ($id: ID!) {{ patient(id: $id) {{ {nested(4, '')} }} }}".replace("()", ""),
     ],
-    ids=["nested", "in a fragment", "by a variable's default", "side by side", "of the usual size"],
+    ids=["nested", "in a fragment", "by a variable's default", "side by side", "of the default size"],
 )
-async def test_what_could_give_too_much_is_refused_before_anything_is_read(
+async def test_a_query_above_the_cost_limit_is_refused_before_any_read(
     service: Service, cast: Cast, query: str
 ) -> None:
     body = await service.graphql(query, {"id": await cast.patient()})
@@ -32,7 +32,7 @@ async def test_what_could_give_too_much_is_refused_before_anything_is_read(
     assert "data" not in body
 
 
-async def test_a_hundred_patients_with_a_hundred_encounters_each_may_be_asked_for(service: Service) -> None:
+async def test_100_encounters_of_each_of_100_patients_are_within_the_cost_limit(service: Service) -> None:
     query = "query ($ids: [ID!]!) { patients(ids: $ids) { encounters(first: 100) { nodes { id } } } }"
 
     body = await service.graphql(query, {"ids": [f"nobody-{number}" for number in range(100)]})
@@ -40,9 +40,7 @@ async def test_a_hundred_patients_with_a_hundred_encounters_each_may_be_asked_fo
     assert body == {"data": {"patients": [None] * 100}}
 
 
-async def test_when_one_of_two_mutations_is_refused_nobody_is_told_that_nothing_was_kept(
-    service: Service, cast: Cast
-) -> None:
+async def test_if_one_of_two_mutations_is_refused_recorded_is_unknown(service: Service, cast: Cast) -> None:
     patient_id = await cast.patient()
     query = """mutation ($id: ID!) {
       a: recordEncounter(patientId: $id, input: {brandId: "loop", encounterType: LAB}) { __typename }

@@ -1,4 +1,4 @@
-"""Possible duplicates: a warning to whoever has just recorded, looked for only when asked for, and never a merge."""
+"""`possibleDuplicates`: a warning beside a recording; searched for only when selected, never merged."""
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -23,7 +23,7 @@ RECORD = """mutation ($id: ID!, $input: RecordEncounterInput!, $key: String) {
 
 
 async def record(service: Service, patient_id: str, *, key: str | None = None, **members: Any) -> dict[str, Any]:
-    """Record a visit, and give what is answered."""
+    """Record a visit; return the payload."""
     visit = {name: value for name, value in (VISIT | members).items() if value is not None}
     answer = await service.graphql(RECORD, {"id": patient_id, "input": visit, "key": key})
     assert "errors" not in answer, answer
@@ -34,8 +34,8 @@ def ids(recorded: dict[str, Any]) -> list[str]:
     return [each["id"] for each in recorded["possibleDuplicates"]]
 
 
-async def keep(cast: Cast, patient_id: str, ago: timedelta, **columns: Any) -> str:
-    """Keep a visit as it was recorded some time ago, and give its id."""
+async def insert(cast: Cast, patient_id: str, ago: timedelta, **columns: Any) -> str:
+    """Insert a visit as recorded some time ago; return its id."""
     row = {"encounter_type": "lab", "provider_id": UUID(DOCTOR), "status": "scheduled"} | columns
     encounter_id = uuid4()
     await cast.connection.execute(
@@ -47,9 +47,7 @@ async def keep(cast: Cast, patient_id: str, ago: timedelta, **columns: Any) -> s
     return str(encounter_id)
 
 
-async def test_the_first_has_none_and_each_other_names_those_before_it_newest_first(
-    service: Service, cast: Cast
-) -> None:
+async def test_a_recording_lists_its_earlier_duplicates_newest_first(service: Service, cast: Cast) -> None:
     patient_id = await cast.patient()
 
     one, two, three = [await record(service, patient_id, notes=str(number)) for number in range(3)]
@@ -70,30 +68,32 @@ async def test_the_first_has_none_and_each_other_names_those_before_it_newest_fi
         {"status": "entered_in_error"},
         {"ago": timedelta(minutes=61)},
     ],
-    ids=["type", "provider", "none of the two named", "error", "long ago"],
+    ids=["type", "provider", "only one with a provider", "error", "long ago"],
 )
-async def test_what_differs_in_what_matters_is_none(service: Service, cast: Cast, unlike: dict[str, Any]) -> None:
+async def test_another_type_provider_or_time_or_an_error_is_no_duplicate(
+    service: Service, cast: Cast, unlike: dict[str, Any]
+) -> None:
     patient_id = await cast.patient()
-    alike = await keep(cast, patient_id, LATER)
-    await keep(cast, patient_id, **{"ago": LATER} | unlike)
+    alike = await insert(cast, patient_id, LATER)
+    await insert(cast, patient_id, **{"ago": LATER} | unlike)
 
     assert ids(await record(service, patient_id)) == [alike]
 
 
-async def test_two_without_a_provider_are_alike(service: Service, cast: Cast) -> None:
+async def test_two_encounters_without_a_provider_are_duplicates(service: Service, cast: Cast) -> None:
     patient_id = await cast.patient()
-    alike = await keep(cast, patient_id, LATER, provider_id=None, status="cancelled")
+    alike = await insert(cast, patient_id, LATER, provider_id=None, status="cancelled")
 
     assert ids(await record(service, patient_id, providerId=None)) == [alike]
 
 
-async def test_another_patients_is_none(service: Service, cast: Cast) -> None:
+async def test_an_encounter_of_another_patient_is_no_duplicate(service: Service, cast: Cast) -> None:
     await record(service, await cast.patient())
 
     assert ids(await record(service, await cast.patient())) == []
 
 
-async def test_a_replay_names_what_was_before_it_and_nothing_that_came_after(service: Service, cast: Cast) -> None:
+async def test_a_replay_lists_only_duplicates_from_before_its_recording(service: Service, cast: Cast) -> None:
     patient_id, key = await cast.patient(), f"key-{uuid4()}"
     before = await record(service, patient_id)
     await record(service, patient_id, key=key, notes="The same.")
@@ -105,19 +105,19 @@ async def test_a_replay_names_what_was_before_it_and_nothing_that_came_after(ser
     assert ids(again) == [before["encounter"]["id"]]
 
 
-async def test_at_most_ten_are_named(service: Service, cast: Cast) -> None:
+async def test_at_most_ten_duplicates_are_listed(service: Service, cast: Cast) -> None:
     patient_id = await cast.patient()
-    kept = [await keep(cast, patient_id, timedelta(minutes=minutes)) for minutes in range(1, 14)]
+    inserted = [await insert(cast, patient_id, timedelta(minutes=minutes)) for minutes in range(1, 14)]
 
-    assert ids(await record(service, patient_id)) == kept[:10]
+    assert ids(await record(service, patient_id)) == inserted[:10]
 
 
-# What it costs, and who may.
+# Cost and authorization.
 
 
 @pytest.fixture
 def searches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The statements that look for duplicates from here on."""
+    """The statements sent from now on that search for duplicates."""
     sent: list[str] = []
     original = PoolConnection.fetch
 
@@ -130,7 +130,7 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return sent
 
 
-async def test_it_is_looked_for_once_and_only_where_it_is_asked_for(
+async def test_duplicates_are_searched_for_once_and_only_if_selected(
     service: Service, cast: Cast, searches: list[str]
 ) -> None:
     patient_id = await cast.patient()
@@ -144,8 +144,8 @@ async def test_it_is_looked_for_once_and_only_where_it_is_asked_for(
 
 
 @pytest.fixture
-async def other(database_url: str, request: pytest.FixtureRequest) -> AsyncIterator[Service]:
-    """A service with other settings, where a token is its own list of scopes."""
+async def service_with(database_url: str, request: pytest.FixtureRequest) -> AsyncIterator[Service]:
+    """A service with the settings of the parameter, where a token is its own list of scopes."""
 
     async def verify(token: str) -> Caller:
         return Caller(client_id="limited", brand_id="loop", scopes=frozenset(token.split("+")))
@@ -155,22 +155,26 @@ async def other(database_url: str, request: pytest.FixtureRequest) -> AsyncItera
         yield service
 
 
-@pytest.mark.parametrize("other", [{"duplicate_window_minutes": 0}], indirect=True)
-async def test_with_a_window_of_0_none_is_looked_for(other: Service, cast: Cast, searches: list[str]) -> None:
+@pytest.mark.parametrize("service_with", [{"duplicate_window_minutes": 0}], indirect=True)
+async def test_with_a_window_of_0_duplicates_are_not_searched_for(
+    service_with: Service, cast: Cast, searches: list[str]
+) -> None:
     patient_id = await cast.patient()
 
     for _ in range(2):
-        answer = await other.graphql(RECORD, {"id": patient_id, "input": VISIT}, token="manage:encounters")
+        answer = await service_with.graphql(RECORD, {"id": patient_id, "input": VISIT}, token="manage:encounters")
         assert answer["data"]["recordEncounter"]["possibleDuplicates"] == []
 
     assert searches == []
 
 
-@pytest.mark.parametrize("other", [{}], indirect=True)
-async def test_who_may_only_record_is_not_told_and_has_recorded_all_the_same(other: Service, cast: Cast) -> None:
+@pytest.mark.parametrize("service_with", [{}], indirect=True)
+async def test_without_the_read_scope_duplicates_are_null_and_the_visit_recorded(
+    service_with: Service, cast: Cast
+) -> None:
     patient_id = await cast.patient()
     for _ in range(2):
-        answer = await other.graphql(RECORD, {"id": patient_id, "input": VISIT}, token="write:encounters")
+        answer = await service_with.graphql(RECORD, {"id": patient_id, "input": VISIT}, token="write:encounters")
 
     recorded = answer["data"]["recordEncounter"]
     (error,) = answer["errors"]
@@ -179,7 +183,7 @@ async def test_who_may_only_record_is_not_told_and_has_recorded_all_the_same(oth
     assert [str(row["id"]) for row in await cast.rows(patient_id)][-1] == recorded["encounter"]["id"]
 
 
-async def test_what_lies_below_counts_ten_times(service: Service, cast: Cast) -> None:
+async def test_the_cost_below_possible_duplicates_counts_ten_times(service: Service, cast: Cast) -> None:
     below = "patient { encounters(first: 100) { nodes { patient { encounters(first: 100) { nodes { id } } } } } }"
     query = f"""mutation ($id: ID!) {{
       recordEncounter(patientId: $id, input: {{brandId: "loop", encounterType: LAB}}) {{
@@ -192,7 +196,7 @@ async def test_what_lies_below_counts_ten_times(service: Service, cast: Cast) ->
     assert await cast.count("encounters", patient_id) == 0
 
 
-async def test_of_two_recorded_in_one_instant_the_lesser_id_came_first(service: Service, cast: Cast) -> None:
+async def test_of_two_recordings_at_one_instant_the_lower_id_counts_as_earlier(service: Service, cast: Cast) -> None:
     patient_id, key = await cast.patient(), f"key-{uuid4()}"
     recorded = await record(service, patient_id, key=key)
     (row,) = await cast.rows(patient_id)

@@ -1,4 +1,4 @@
-"""The explorer's ready-made operations can be run on the schema that is served, with the variables they come with."""
+"""The explorer's example operations run on the served schema, with their example variables."""
 
 import json
 from pathlib import Path
@@ -17,9 +17,9 @@ EXAMPLES = {
 
 
 @pytest.mark.parametrize(("query", "written"), EXAMPLES.values(), ids=EXAMPLES)
-async def test_an_example_can_be_run_as_it_is(service: Service, cast: Cast, query: str, written: str) -> None:
+async def test_an_example_runs_unchanged(service: Service, cast: Cast, query: str, written: str) -> None:
     document = parse(query)
-    # The explorer fills in the brand of whoever is signed in.
+    # The explorer fills in the brand of the caller.
     variables = json.loads(written.replace("A_BRAND", "loop"))
     if "patientId" in variables:
         variables["patientId"] = await cast.patient()

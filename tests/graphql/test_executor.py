@@ -1,4 +1,4 @@
-"""The ordinary way's executor: the same answers as graphql-core's own, and nothing kept of an event for the next."""
+"""The executor returns the same results as graphql-core's and keeps nothing from one event to the next."""
 
 from typing import Any
 
@@ -16,8 +16,8 @@ fragment more on Encounter { status notes b: id }
 """)
 
 
-class Odd:
-    """An encounter of which a member may be anything."""
+class ArbitraryEncounter:
+    """An encounter whose members may have any type."""
 
     def __init__(self, **members: Any) -> None:
         self.__dict__ |= members
@@ -28,11 +28,11 @@ members = ("id", "patient_id", "encounter_type", "status", "notes", "scheduled_a
 
 
 @given(st.lists(st.fixed_dictionaries({}, optional=dict.fromkeys(members, anything)), max_size=3))
-def test_whatever_an_object_holds_both_executors_say_the_same_of_it(rows: list[dict[str, Any]]) -> None:
+def test_both_executors_return_the_same_for_any_object(rows: list[dict[str, Any]]) -> None:
     field = SCHEMA.query_type.fields["encounter"]
     ours = field.resolve
     for row in rows:
-        field.resolve = lambda *_args, row=row, **_: Odd(**row)
+        field.resolve = lambda *_args, row=row, **_: ArbitraryEncounter(**row)
         try:
             quick, stock = (
                 execute(SCHEMA, DOCUMENT, variable_values={"id": "x"}, executor_class=kind)
@@ -52,10 +52,12 @@ patient = (
 
 
 @given(st.lists(patient, max_size=4) | st.tuples(patient))
-def test_whatever_a_list_holds_both_executors_say_the_same_of_it(rows: Any) -> None:
+def test_both_executors_return_the_same_for_any_list(rows: Any) -> None:
     field = SCHEMA.query_type.fields["patients"]
     ours = field.resolve
-    field.resolve = lambda *_args, **_: type(rows)(Odd(**row) if isinstance(row, dict) else row for row in rows)
+    field.resolve = lambda *_args, **_: type(rows)(
+        ArbitraryEncounter(**row) if isinstance(row, dict) else row for row in rows
+    )
     try:
         quick, stock = (execute(SCHEMA, LIST, executor_class=kind) for kind in (QuickExecutor, Executor))
     finally:
@@ -64,7 +66,7 @@ def test_whatever_a_list_holds_both_executors_say_the_same_of_it(rows: Any) -> N
     assert [each.formatted for each in quick.errors or ()] == [each.formatted for each in stock.errors or ()]
 
 
-def test_what_was_collected_for_one_event_is_not_kept_for_the_next() -> None:
+def test_fields_collected_for_one_event_are_not_reused_for_the_next() -> None:
     executor = QuickExecutor.build(SCHEMA, parse("subscription { encounterEvents { __typename } }"))
     assert isinstance(executor, QuickExecutor)
 

@@ -1,6 +1,6 @@
-"""The schema as a subgraph: what a router asks for, and that it may see no more than whoever asks the router.
+"""The schema as a subgraph: entities and SDL for a router, with the permissions of its caller.
 
-That a router can compose it with others is the matter of tests/javascript/test_composition.py.
+Composition with other subgraphs is tested in tests/javascript/test_composition.py.
 """
 
 import json
@@ -18,9 +18,9 @@ from resolvers.audit_notes import ENCOUNTERS_READ
 from schema import build_schema
 from schema.federation import DIRECTIVES, subgraph_sdl
 from tests.cast import Cast
-from tests.conftest import PATIENT
+from tests.conftest import GENEROUS_LIMITS
 from tests.doors import Service
-from tests.logs import captured
+from tests.logs import captured_logs
 
 MARKER = "tuberculosis"
 PRINTED = (Path(__file__).parent.parent.parent / "schema/federated.graphql").read_text().rstrip()
@@ -33,12 +33,12 @@ ENTITIES = """query ($asked: [_Any!]!) { _entities(representations: $asked) {
 
 
 async def ask(service: Service, *asked: Any, token: str = "dev", query: str = ENTITIES) -> dict[str, Any]:
-    """Ask for entities as a router does, and give the body of the answer."""
+    """Request entities as a router does; return the response body."""
     return await service.graphql(query, {"asked": list(asked)}, token=token)
 
 
 def refusal(body: dict[str, Any]) -> dict[str, Any]:
-    """See that nothing was given, and give the extensions of the error."""
+    """Assert that no data was returned; return the extensions of the error."""
     assert body["data"] is None
     (error,) = body["errors"]
     assert error["path"] == ["_entities"]
@@ -55,38 +55,38 @@ def patient(patient_id: str) -> dict[str, str]:
 
 
 async def recorded(service: Service, patient_id: str, **members: str) -> str:
-    """Record an encounter, and give its id."""
+    """Record an encounter; return its id."""
     visit = {"brand_id": "loop", "encounter_type": "lab", **members}
     response = await service.rest("POST", f"/v1/patients/{patient_id}/encounters", json=visit)
     encounter_id: str = response.json()["id"]
     return encounter_id
 
 
-# What a router learns
+# The SDL
 
 
-async def test_a_router_is_told_the_schema_that_is_printed(subgraph: Service) -> None:
+async def test_the_sdl_for_the_router_is_the_printed_contract(subgraph: Service) -> None:
     body = await subgraph.graphql("{ _service { sdl } }")
 
     assert body == {"data": {"_service": {"sdl": PRINTED}}}
 
 
-def test_what_a_router_is_told_is_what_is_served() -> None:
-    """The text is written beside the fields, so that one might be forgotten."""
-    told = build_ast_schema(parse(PRINTED), assume_valid=True)
-    served = build_schema(federated=True)._schema
-    query = served.query_type
+def test_the_sdl_for_the_router_describes_the_served_schema() -> None:
+    """The text of these fields is written by hand, so that one could be missing."""
+    declared = build_ast_schema(parse(PRINTED), assume_valid=True)
+    schema = build_schema(federated=True)._schema
+    query = schema.query_type
     assert query is not None
     for name in ("_entities", "_service"):
         del query.fields[name]
 
-    for name, kind in served.type_map.items():
+    for name, kind in schema.type_map.items():
         if isinstance(kind, GraphQLObjectType) and name not in {"_Service", "Provider"} and not name.startswith("__"):
-            assert print_type(told.type_map[name]) == print_type(kind)
-    assert print_type(told.type_map["Provider"]).endswith(print_type(served.type_map["Provider"]))
+            assert print_type(declared.type_map[name]) == print_type(kind)
+    assert print_type(declared.type_map["Provider"]).endswith(print_type(schema.type_map["Provider"]))
 
 
-def test_every_type_that_a_router_must_know_about_is_marked() -> None:
+def test_every_entity_type_has_its_federation_directives() -> None:
     printed = subgraph_sdl(build_schema())
 
     for name, directives in DIRECTIVES.items():
@@ -101,19 +101,17 @@ def test_every_type_that_a_router_must_know_about_is_marked() -> None:
         '{ encounter(id: "x") { provider { id } } }',
     ],
 )
-async def test_without_the_setting_nothing_of_it_is_there(service: Service, query: str) -> None:
+async def test_without_the_setting_the_federation_fields_do_not_exist(service: Service, query: str) -> None:
     body = await service.graphql(query)
 
     assert "data" not in body
     assert "Cannot query field" in body["errors"][0]["message"]
 
 
-# What it is given
+# Entities
 
 
-async def test_entities_come_in_the_order_they_are_asked_for_with_null_where_there_is_none(
-    subgraph: Service, cast: Cast
-) -> None:
+async def test_entities_are_in_the_order_of_representations_null_if_unknown(subgraph: Service, cast: Cast) -> None:
     patient_id = await cast.patient()
     encounter_id = await recorded(subgraph, patient_id, notes="Slept well.")
     asked = [patient("nobody"), encounter(encounter_id), patient(patient_id), encounter(str(uuid4()))]
@@ -134,7 +132,7 @@ async def test_entities_come_in_the_order_they_are_asked_for_with_null_where_the
     }
 
 
-async def test_a_provider_is_named_by_its_id_for_whoever_owns_it(subgraph: Service, cast: Cast) -> None:
+async def test_a_provider_is_a_reference_by_id_for_another_subgraph(subgraph: Service, cast: Cast) -> None:
     provider_id = str(uuid4())
     encounter_id = await recorded(subgraph, await cast.patient(), provider_id=provider_id.upper())
 
@@ -148,7 +146,7 @@ async def test_a_provider_is_named_by_its_id_for_whoever_owns_it(subgraph: Servi
     }
 
 
-async def test_representations_may_be_written_into_the_document(subgraph: Service, cast: Cast) -> None:
+async def test_representations_may_be_literals_in_the_document(subgraph: Service, cast: Cast) -> None:
     patient_id = await cast.patient()
     query = """query ($id: ID!) { _entities(representations: [{__typename: "Patient", id: $id, extra: [1]}]) {
       ... on Patient { id } } }"""
@@ -156,20 +154,20 @@ async def test_representations_may_be_written_into_the_document(subgraph: Servic
     assert await subgraph.graphql(query, {"id": patient_id}) == {"data": {"_entities": [{"id": patient_id}]}}
 
 
-async def test_no_representations_are_no_entities(subgraph: Service) -> None:
+async def test_no_representations_return_no_entities(subgraph: Service) -> None:
     assert await ask(subgraph) == {"data": {"_entities": []}}
 
 
 @pytest.mark.parametrize("impossible", ["", "5", MARKER, "\x00", "\ud800", "x" * 10_000])
-async def test_an_id_that_cannot_be_one_is_null(subgraph: Service, impossible: str) -> None:
+async def test_a_representation_with_an_impossible_id_is_null(subgraph: Service, impossible: str) -> None:
     assert await ask(subgraph, encounter(impossible), patient(impossible)) == {"data": {"_entities": [None, None]}}
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize(
-    "misshapen",
+    "malformed",
     [
         {},
         {"id": MARKER},
@@ -192,11 +190,11 @@ async def test_an_id_that_cannot_be_one_is_null(subgraph: Service, impossible: s
     ],
     ids=str,
 )
-async def test_a_representation_that_names_no_entity_is_refused_with_its_place_and_not_repeated(
-    subgraph: Service, misshapen: Any
+async def test_an_invalid_representation_is_refused_by_index_and_not_repeated(
+    subgraph: Service, malformed: Any
 ) -> None:
-    with captured() as lines:
-        body = await ask(subgraph, patient("nobody"), misshapen, misshapen)
+    with captured_logs() as lines:
+        body = await ask(subgraph, patient("nobody"), malformed, malformed)
 
     extensions = refusal(body)
     assert (extensions["code"], extensions["recorded"]) == ("validation_error", "no")
@@ -205,20 +203,20 @@ async def test_a_representation_that_names_no_entity_is_refused_with_its_place_a
     assert MARKER not in json.dumps(body) + json.dumps(lines)
 
 
-@pytest.mark.parametrize("misshapen", ["null", "[null]", '"x"', "5", "{}", '{"a": 1e400000}'])
-async def test_what_is_no_list_of_representations_is_no_fault_of_ours(subgraph: Service, misshapen: str) -> None:
+@pytest.mark.parametrize("malformed", ["null", "[null]", '"x"', "5", "{}", '{"a": 1e400000}'])
+async def test_a_malformed_list_of_representations_is_a_validation_error(subgraph: Service, malformed: str) -> None:
     answer = await subgraph.rest(
         "POST",
         "/graphql",
         headers={"content-type": "application/json", "accept": "application/graphql-response+json"},
-        content=f'{{"query": {json.dumps(ENTITIES)}, "variables": {{"asked": {misshapen}}}}}',
+        content=f'{{"query": {json.dumps(ENTITIES)}, "variables": {{"asked": {malformed}}}}}',
     )
 
     assert answer.status_code in {200, 400}
     assert {each["extensions"]["code"] for each in answer.json()["errors"]} == {"validation_error"}
 
 
-async def test_more_than_may_be_asked_for_in_one_operation_is_refused_before_anything_is_read(
+async def test_representations_above_the_cost_limit_are_refused_before_any_read(
     subgraph: Service,
 ) -> None:
     query = """query ($asked: [_Any!]!) { _entities(representations: $asked) {
@@ -231,48 +229,50 @@ async def test_more_than_may_be_asked_for_in_one_operation_is_refused_before_any
     assert [each["rule"] for each in refused["errors"][0]["extensions"]["violations"]] == ["cost"]
 
 
-# Who may
+# Authorization
 
 
 @pytest.fixture(scope="module")
-async def for_few(database_url: str) -> AsyncIterator[Service]:
-    """The subgraph for callers of whom each has one scope, which its token names."""
+async def with_scope_of_token(database_url: str) -> AsyncIterator[Service]:
+    """The subgraph for callers with one scope each, which the token names."""
 
     async def verify(token: str) -> Caller:
         return Caller("few", frozenset({token}), brand_id="loop")
 
-    async with Service.running(Settings(database_url=database_url, federation=True, **PATIENT), verify) as running:
+    async with Service.running(
+        Settings(database_url=database_url, federation=True, **GENEROUS_LIMITS), verify
+    ) as running:
         yield running
 
 
 @pytest.mark.parametrize("scope", ["write:encounters", "read:patients"])
-async def test_encounters_take_the_scope_for_reading_encounters_and_patients_that_for_patients(
-    for_few: Service, cast: Cast, scope: str
-) -> None:
+async def test_each_entity_type_needs_its_own_read_scope(with_scope_of_token: Service, cast: Cast, scope: str) -> None:
     ours = patient(await cast.patient())
     query = "query ($asked: [_Any!]!) { _entities(representations: $asked) { __typename } }"
 
-    assert await ask(for_few, ours, token=scope, query=query) == {"data": {"_entities": [{"__typename": "Patient"}]}}
+    assert await ask(with_scope_of_token, ours, token=scope, query=query) == {
+        "data": {"_entities": [{"__typename": "Patient"}]}
+    }
     for asked in ([encounter("x")], [ours, encounter(str(uuid4()))], [encounter("x"), MARKER]):
-        extensions = refusal(await ask(for_few, *asked, token=scope, query=query))
+        extensions = refusal(await ask(with_scope_of_token, *asked, token=scope, query=query))
         assert (extensions["code"], extensions["scopes"]) == ("insufficient_scope", ["read:encounters"])
 
 
-async def test_without_a_scope_for_either_neither_is_given_but_the_schema_is_told(for_few: Service) -> None:
+async def test_without_read_scopes_only_the_sdl_is_returned(with_scope_of_token: Service) -> None:
     scope = "read:providers"
 
     for asked in (encounter("x"), patient("x")):
-        assert refusal(await ask(for_few, asked, token=scope))["code"] == "insufficient_scope"
-    assert "data" in await for_few.graphql("{ _service { sdl } }", token=scope)
+        assert refusal(await ask(with_scope_of_token, asked, token=scope))["code"] == "insufficient_scope"
+    assert "data" in await with_scope_of_token.graphql("{ _service { sdl } }", token=scope)
 
 
-async def test_a_stranger_is_told_nothing(subgraph: Service) -> None:
+async def test_a_federation_request_without_a_token_is_401(subgraph: Service) -> None:
     for query in ("{ _service { sdl } }", "{ _entities(representations: []) { __typename } }"):
         answer = await subgraph.rest("POST", "/graphql", token=None, json={"query": query})
         assert answer.status_code == 401
 
 
-async def test_an_entity_that_is_read_is_on_the_trail_like_any_other(subgraph: Service, cast: Cast) -> None:
+async def test_reading_an_entity_is_audited(subgraph: Service, cast: Cast) -> None:
     patient_id = await cast.patient()
     await ask(subgraph, encounter(await recorded(subgraph, patient_id)))
 

@@ -1,4 +1,4 @@
-"""A list and the feed together: what a page does not show yet comes through the feed from its `feedCursor`."""
+"""`feedCursor`: encounters that a page does not show yet arrive through the feed from its cursor."""
 
 import random
 from contextlib import AsyncExitStack
@@ -12,11 +12,11 @@ from resolvers.encounters.record import columns_of, insert_encounter
 from resolvers.outbox import FIND_MARK
 from resolvers.patients import time_at
 from tests.cast import Cast
+from tests.controlled_schema import TOKENS
 from tests.doors import Service
-from tests.graphql.test_events import EVENTS, REGISTER, OverStream, gateway_on, record
-from tests.happenings import Gateway, Held, beginning, fresh_database, rows
-from tests.sockets import Sockets
-from tests.staged import TOKENS
+from tests.event_helpers import Gateway, OpenTransaction, cursor_v1, fresh_database, rows
+from tests.graphql.test_subscriptions import EVENTS, REGISTER, OverStream, gateway_on, record
+from tests.websocket_client import GatewayServer
 
 LIST = """query ($first: Int) {
   patient(id: "a") { encounters(first: $first) { feedCursor nodes { id } } }
@@ -31,8 +31,8 @@ async def url(server_url: str) -> str:
     return url
 
 
-async def begin(gateway: Gateway, patient_id: str) -> Held:
-    """Record an encounter, all of it, and do not commit yet."""
+async def record_uncommitted(gateway: Gateway, patient_id: str) -> OpenTransaction:
+    """Record an encounter completely, without committing yet."""
     stack = AsyncExitStack()
     connection = await stack.enter_async_context(gateway.app.transaction("loop"))
     command = RecordEncounter.read({"brand_id": "loop", "encounter_type": "lab"}, DEFAULT_LIMITS)
@@ -40,73 +40,73 @@ async def begin(gateway: Gateway, patient_id: str) -> Held:
     now = await time_at(connection, "loop", patient_id)
     assert now is not None
     await insert_encounter(gateway.context, connection, columns, now)
-    return Held(columns["id"], stack)
+    return OpenTransaction(columns["id"], stack)
 
 
-async def listed(sockets: Sockets, **variables: Any) -> tuple[str, set[str]]:
-    """Read the patient's newest encounters: where to follow them from, and which they are."""
-    async with sockets.signed_in() as talk:
-        page = (await talk.ask(LIST, **variables))["data"]["patient"]["encounters"]
+async def read_page(sockets: GatewayServer, **variables: Any) -> tuple[str, set[str]]:
+    """Return the feed cursor of the patient's first page, and the ids of its encounters."""
+    async with sockets.authenticated() as websocket:
+        page = (await websocket.ask(LIST, **variables))["data"]["patient"]["encounters"]
     return page["feedCursor"], {node["id"] for node in page["nodes"]}
 
 
-async def followed(sockets: Sockets, after: str, wanted: set[str]) -> list[str]:
-    """Follow from a cursor until everything that is wanted was told."""
-    told: list[str] = []
+async def subscribe_until(sockets: GatewayServer, after: str, wanted: set[str]) -> list[str]:
+    """Subscribe from a cursor until all wanted encounters have arrived; return the ids in order of arrival."""
+    received: list[str] = []
     async with OverStream.follow(sockets, after=after) as listener:
-        while not wanted <= set(told):
-            told.append((await listener.event())["encounter"]["id"])
-    return told
+        while not wanted <= set(received):
+            received.append((await listener.event())["encounter"]["id"])
+    return received
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_what_a_page_does_not_show_yet_comes_from_its_feed_cursor(url: str, seed: int) -> None:
-    """Writers commit in any order, long after they began; two gateways are read in turn, and followed in turn."""
+async def test_encounters_missing_from_a_page_arrive_from_its_feed_cursor(url: str, seed: int) -> None:
+    """Writers commit late and in any order; two gateways alternate in serving pages and subscriptions."""
     chance = random.Random(seed)
     recorded: set[str] = set()
     pages: list[tuple[str, set[str]]] = []
     async with Gateway.running(url) as writer, gateway_on(url) as one, gateway_on(url) as other:
-        held: list[Held] = []
+        held: list[OpenTransaction] = []
         for number in range(12):
-            held += [await begin(writer, "a") for _ in range(3)]
+            held += [await record_uncommitted(writer, "a") for _ in range(3)]
             for _ in range(chance.randint(0, min(5, len(held))) if len(held) < 8 else 4):
                 recorded.add(str(await held.pop(chance.randrange(len(held))).commit()))
-            pages.append(await listed((one, other)[number % 2], first=100))
+            pages.append(await read_page((one, other)[number % 2], first=100))
         for each in held:
             recorded.add(str(await each.commit()))
 
         assert any(recorded - shown for _, shown in pages)
         for number, (cursor, shown) in enumerate(pages):
-            told = await followed((other, one)[number % 2], cursor, recorded - shown)
-            assert len(told) == len(set(told))
+            received = await subscribe_until((other, one)[number % 2], cursor, recorded - shown)
+            assert len(received) == len(set(received))
 
 
-async def test_a_page_that_shows_nothing_can_be_followed_too(url: str) -> None:
+async def test_an_empty_page_has_a_valid_feed_cursor(url: str) -> None:
     async with gateway_on(url) as sockets:
-        cursor, shown = await listed(sockets, first=0)
+        cursor, shown = await read_page(sockets, first=0)
         recorded = await record(sockets, "a")
 
-        assert await followed(sockets, cursor, {recorded}) == [recorded]
+        assert await subscribe_until(sockets, cursor, {recorded}) == [recorded]
     assert shown == set()
 
 
 @pytest.fixture
 def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Write down what is asked of the database, in order."""
+    """The statements sent to the database, in order."""
     fetch, fetch_one = PoolConnection.fetch, PoolConnection.fetch_one
-    asked: list[str] = []
+    sent: list[str] = []
 
     async def fetched(self: PoolConnection, statement: Any, **values: Any) -> Any:
-        asked.append(statement.text)
+        sent.append(statement.text)
         return await fetch(self, statement, **values)
 
     async def fetched_one(self: PoolConnection, statement: Any, **values: Any) -> Any:
-        asked.append(statement.text)
+        sent.append(statement.text)
         return await fetch_one(self, statement, **values)
 
     monkeypatch.setattr(PoolConnection, "fetch", fetched)
     monkeypatch.setattr(PoolConnection, "fetch_one", fetched_one)
-    return asked
+    return sent
 
 
 FIELDS = [
@@ -118,11 +118,11 @@ FIELDS = [
 
 
 @pytest.mark.parametrize("fields", FIELDS)
-async def test_the_position_is_read_before_the_page(
+async def test_the_feed_position_is_read_before_the_page(
     service: Service, cast: Cast, statements: list[str], fields: str
 ) -> None:
     patient_id = await cast.patient()
-    # The same page is asked for elsewhere too, where it is not followed, and may be read first there.
+    # The same page without `feedCursor` may be read first.
     query = f"""query ($id: ID!) {{
       early: patient(id: $id) {{ encounters(first: 7) {{ nodes {{ id }} }} }}
       late: patient(id: $id) {{ encounters(first: 7) {{ {fields} }} }}
@@ -137,7 +137,7 @@ async def test_the_position_is_read_before_the_page(
     assert len(pages) == 2
 
 
-async def test_a_page_that_is_not_followed_asks_for_no_position(
+async def test_without_feed_cursor_the_feed_position_is_not_read(
     service: Service, cast: Cast, statements: list[str]
 ) -> None:
     query = "query ($id: ID!) { patient(id: $id) { encounters { __typename nodes { id history { version } } } } }"
@@ -147,14 +147,14 @@ async def test_a_page_that_is_not_followed_asks_for_no_position(
     assert FIND_MARK.text not in statements
 
 
-async def test_a_page_below_an_event_can_be_followed_too(url: str) -> None:
+async def test_a_page_below_an_event_has_a_valid_feed_cursor(url: str) -> None:
     below = EVENTS.replace("patient { id }", "patient { encounters { feedCursor nodes { id } } }")
     async with gateway_on(url) as sockets:
         recorded = [await record(sockets, "a") for _ in range(3)]
-        async with OverStream.follow(sockets, query=below, after=beginning()) as listener:
+        async with OverStream.follow(sockets, query=below, after=cursor_v1()) as listener:
             pages = [(await listener.event())["encounter"]["patient"]["encounters"] for _ in recorded]
         later = await record(sockets, "a")
 
         for page in pages:
             shown = {node["id"] for node in page["nodes"]}
-            assert await followed(sockets, page["feedCursor"], {*recorded, later} - shown)
+            assert await subscribe_until(sockets, page["feedCursor"], {*recorded, later} - shown)

@@ -1,4 +1,4 @@
-"""The life of an encounter: what may follow what, what is stamped, who comes too late, and what the history keeps."""
+"""The states of an encounter: transitions, timestamps, concurrent changes, audit and history."""
 
 import asyncio
 from typing import Any
@@ -30,7 +30,7 @@ OUTCOME = f"""{{
   ... on InvalidInput {{ violations {{ path rule }} }}
 }}"""
 
-# Each action as a client writes it, with what it must be given.
+# The mutation of each action, with its arguments.
 ACTIONS: dict[EncounterAction, tuple[str, dict[str, tuple[str, Any]]]] = {
     EncounterAction.START: ("startEncounter", {}),
     EncounterAction.COMPLETE: ("completeEncounter", {}),
@@ -45,7 +45,7 @@ ACTIONS: dict[EncounterAction, tuple[str, dict[str, tuple[str, Any]]]] = {
 async def act(
     service: Service, encounter_id: str, action: EncounterAction, version: int | None = None, **given: Any
 ) -> dict[str, Any]:
-    """Do something with an encounter, and give the outcome."""
+    """Execute an action on an encounter; return the payload, or the extensions of the error."""
     token = given.pop("token", "dev")
     field, arguments = ACTIONS[action]
     variables = {name: given.get(name, value) for name, (_, value) in arguments.items()}
@@ -60,7 +60,7 @@ async def act(
 
 
 async def changed(service: Service, encounter_id: str, action: EncounterAction, **given: Any) -> dict[str, Any]:
-    """Do something that must succeed, and give the encounter."""
+    """Execute an action that must succeed; return the encounter."""
     outcome = await act(service, encounter_id, action, **given)
     assert outcome["__typename"] == "EncounterChanged", outcome
     encounter: dict[str, Any] = outcome["encounter"]
@@ -74,7 +74,7 @@ async def read(service: Service, encounter_id: str) -> dict[str, Any]:
 
 
 async def recorded(service: Service, cast: Cast, **members: Any) -> str:
-    """Record an encounter, and give its id."""
+    """Record an encounter; return its id."""
     response = await service.rest(
         "POST",
         f"/v1/patients/{await cast.patient()}/encounters",
@@ -84,13 +84,15 @@ async def recorded(service: Service, cast: Cast, **members: Any) -> str:
     return encounter_id
 
 
-# Whose business it is
+# Authorization
 
 
-async def test_a_stranger_changes_nothing(database_url: str, cast: Cast, service: Service) -> None:
+async def test_a_caller_without_permission_or_of_another_brand_changes_nothing(
+    database_url: str, cast: Cast, service: Service
+) -> None:
     callers = {
         "reader": Caller("reader", frozenset({"read:encounters"}), brand_id="loop"),
-        "foreigner": Caller("foreigner", frozenset({"manage:encounters"}), brand_id="loopbio"),
+        "other brand": Caller("other brand", frozenset({"manage:encounters"}), brand_id="loopbio"),
     }
     encounter_id = await recorded(service, cast)
 
@@ -103,23 +105,23 @@ async def test_a_stranger_changes_nothing(database_url: str, cast: Cast, service
         for action in EncounterAction:
             assert (await act(strict, encounter_id, action, token=None))["code"] == "unauthenticated"
             assert (await act(strict, encounter_id, action, token="reader"))["code"] == "insufficient_scope"
-            foreign = await act(strict, encounter_id, action, token="foreigner")
+            foreign = await act(strict, encounter_id, action, token="other brand")
             assert (foreign["__typename"], foreign["code"]) == ("EncounterNotFound", "not_found")
     assert (await read(service, encounter_id))["version"] == 1
 
 
 @pytest.mark.parametrize("encounter_id", ["", "no-id", "\u0000", "01936c2e-7b19-7a41-8a2c-0c8b0d8f7e55", "9" * 400])
-async def test_what_is_not_there_is_not_found(service: Service, encounter_id: str) -> None:
+async def test_an_action_on_an_unknown_encounter_is_not_found(service: Service, encounter_id: str) -> None:
     outcome = await act(service, encounter_id, EncounterAction.START)
 
     assert (outcome["__typename"], outcome["code"], outcome["recorded"]) == ("EncounterNotFound", "not_found", "NO")
 
 
-# What may follow what
+# Transitions
 
 
-class Life(RuleBasedStateMachine):
-    """One encounter, any actions in any order, beside a model that knows the published lifecycle by heart."""
+class EncounterMachine(RuleBasedStateMachine):
+    """One encounter under any sequence of actions, compared to a model of the published states."""
 
     service: Service
     loop: asyncio.AbstractEventLoop
@@ -174,7 +176,7 @@ class Life(RuleBasedStateMachine):
             self.status = after
 
     @invariant()
-    def it_is_what_the_model_says(self) -> None:
+    def encounter_matches_model(self) -> None:
         now = self.ask(read(self.service, self.id))
         assert now["status"] == self.status.upper()
         assert now["version"] == self.version
@@ -185,24 +187,26 @@ class Life(RuleBasedStateMachine):
         assert {action.lower() for action in now["allowedActions"]} == allowed
 
 
-async def test_any_order_of_actions_goes_as_the_lifecycle_says(service: Service, cast: Cast) -> None:
-    machine = type("ThisLife", (Life,), {"service": service, "cast": cast, "loop": asyncio.get_running_loop()})
+async def test_any_sequence_of_actions_follows_the_published_transitions(service: Service, cast: Cast) -> None:
+    machine = type(
+        "BoundMachine", (EncounterMachine,), {"service": service, "cast": cast, "loop": asyncio.get_running_loop()}
+    )
 
     await asyncio.to_thread(
         run_state_machine_as_test, machine, settings=settings(max_examples=25, stateful_step_count=8, deadline=None)
     )
 
 
-def test_every_action_and_every_status_is_in_the_table() -> None:
+def test_the_transition_table_covers_every_action_and_status() -> None:
     assert set(LIFECYCLE) == set(EncounterAction) == set(ACTIONS)
     targets = {transition.target for transition in LIFECYCLE.values()} - {None}
     assert targets | {EncounterStatus.SCHEDULED} == set(EncounterStatus)
 
 
-# What is stamped
+# Timestamps
 
 
-async def test_starting_and_completing_stamp_their_times_and_nothing_else_does(service: Service, cast: Cast) -> None:
+async def test_only_starting_and_completing_set_their_timestamps(service: Service, cast: Cast) -> None:
     encounter_id = await recorded(service, cast, scheduled_at="2026-12-01T10:00:00Z")
 
     started = await changed(service, encounter_id, EncounterAction.START)
@@ -214,18 +218,18 @@ async def test_starting_and_completing_stamp_their_times_and_nothing_else_does(s
     assert completed["scheduledAt"] == "2026-12-01T10:00:00Z"
 
 
-async def test_cancelling_stamps_an_end_only_where_there_was_a_beginning(service: Service, cast: Cast) -> None:
-    never_begun, begun = await recorded(service, cast), await recorded(service, cast)
-    await changed(service, begun, EncounterAction.START)
+async def test_cancelling_sets_an_end_only_for_a_started_encounter(service: Service, cast: Cast) -> None:
+    never_started, started = await recorded(service, cast), await recorded(service, cast)
+    await changed(service, started, EncounterAction.START)
 
-    assert (await changed(service, never_begun, EncounterAction.CANCEL))["endedAt"] is None
-    assert (await changed(service, begun, EncounterAction.CANCEL))["endedAt"] is not None
+    assert (await changed(service, never_started, EncounterAction.CANCEL))["endedAt"] is None
+    assert (await changed(service, started, EncounterAction.CANCEL))["endedAt"] is not None
 
 
 # Amending
 
 
-async def test_a_member_left_out_stays_and_null_clears_it(service: Service, cast: Cast) -> None:
+async def test_an_amendment_keeps_omitted_members_and_clears_null_ones(service: Service, cast: Cast) -> None:
     kept = {"chief_complaint": "Cough.", "notes": "Dry.", "metadata": {"bp": 120.50}, "provider_id": str(uuid4())}
     encounter_id = await recorded(service, cast, **kept)
 
@@ -254,7 +258,7 @@ async def test_a_member_left_out_stays_and_null_clears_it(service: Service, cast
         ({"reason": "x" * 2_001}, ["input", "reason"], "too_long"),
     ],
 )
-async def test_an_amendment_keeps_the_rules_of_a_recording(
+async def test_an_amendment_is_validated_like_a_recording(
     service: Service, cast: Cast, given: dict[str, Any], path: list[str], rule: str
 ) -> None:
     encounter_id = await recorded(service, cast)
@@ -266,7 +270,7 @@ async def test_an_amendment_keeps_the_rules_of_a_recording(
 
 
 @pytest.mark.parametrize(("reason", "rule"), [("", "too_short"), ("x" * 2_001, "too_long")])
-async def test_a_reason_keeps_its_rules_too(service: Service, cast: Cast, reason: str, rule: str) -> None:
+async def test_a_reason_is_validated(service: Service, cast: Cast, reason: str, rule: str) -> None:
     encounter_id = await recorded(service, cast)
 
     outcome = await act(service, encounter_id, EncounterAction.MARK_ENTERED_IN_ERROR, reason=reason)
@@ -274,7 +278,7 @@ async def test_a_reason_keeps_its_rules_too(service: Service, cast: Cast, reason
     assert outcome["violations"] == [{"path": ["reason"], "rule": rule}]
 
 
-async def test_what_changes_nothing_makes_no_version_and_no_event(service: Service, cast: Cast) -> None:
+async def test_an_amendment_without_a_change_adds_no_version_and_no_event(service: Service, cast: Cast) -> None:
     encounter_id = await recorded(service, cast, notes="The same.", metadata={"b": 1, "a": [1.0]})
     same = {"notes": "The same.", "metadata": {"a": [1.0], "b": 1}}
 
@@ -290,10 +294,10 @@ async def test_what_changes_nothing_makes_no_version_and_no_event(service: Servi
     assert await cast.count("outbox", patient_id) == await cast.count("audit_log", patient_id) == 1
 
 
-# Who comes too late
+# Concurrent changes
 
 
-async def test_what_changes_nothing_shows_nothing_to_whoever_may_not_read(
+async def test_an_amendment_without_a_change_returns_nothing_without_read_scope(
     database_url: str, cast: Cast, service: Service
 ) -> None:
     encounter_id = await recorded(service, cast, notes="Fasting.")
@@ -310,9 +314,7 @@ async def test_what_changes_nothing_shows_nothing_to_whoever_may_not_read(
     assert "Fasting." not in str(outcome)
 
 
-async def test_of_changes_at_once_that_saw_the_same_version_one_is_made_and_none_is_lost(
-    service: Service, cast: Cast
-) -> None:
+async def test_of_concurrent_changes_to_one_version_exactly_one_succeeds(service: Service, cast: Cast) -> None:
     encounter_id = await recorded(service, cast)
     notes = [f"Note {number}." for number in range(20)]
 
@@ -327,9 +329,7 @@ async def test_of_changes_at_once_that_saw_the_same_version_one_is_made_and_none
     assert now["notes"] == winner["encounter"]["notes"]
 
 
-async def test_changes_at_once_without_a_version_follow_one_another_and_each_is_in_the_history(
-    service: Service, cast: Cast
-) -> None:
+async def test_concurrent_changes_without_a_version_are_applied_in_sequence(service: Service, cast: Cast) -> None:
     encounter_id = await recorded(service, cast)
     notes = [f"Note {number}." for number in range(20)]
 
@@ -340,17 +340,15 @@ async def test_changes_at_once_without_a_version_follow_one_another_and_each_is_
     history = (await read(service, encounter_id))["history"]
     written = [each["changes"][0] for each in history[1:]]
     assert sorted(each["after"] for each in written) == sorted(notes)
-    # Each was made out of what the one before left.
+    # Each change starts from the result of the one before it.
     assert [each["before"] for each in written] == [None] + [each["after"] for each in written[:-1]]
     assert [each["changedAt"] for each in history] == sorted(each["changedAt"] for each in history)
 
 
-# What is kept of it
+# Audit and history
 
 
-async def test_every_change_is_audited_and_told_of_and_neither_says_anything_clinical(
-    service: Service, cast: Cast
-) -> None:
+async def test_every_change_has_an_audit_entry_and_event_without_clinical_text(service: Service, cast: Cast) -> None:
     encounter_id = await recorded(service, cast)
     await changed(service, encounter_id, EncounterAction.AMEND, input={"notes": "Pregnant.", "reason": "She said so."})
     await changed(service, encounter_id, EncounterAction.RESCHEDULE, scheduledAt="2031-07-13T11:42:07Z")
@@ -372,12 +370,12 @@ async def test_every_change_is_audited_and_told_of_and_neither_says_anything_cli
     assert [row["event_type"] for row in events] == ["patient_graph.encounter.recorded.v1"] + [
         "patient_graph.encounter.changed.v1"
     ] * 3
-    said = " ".join(row[1] for row in (*entries, *events))
-    assert '"kind": "amended"' in said
-    assert not [mark for mark in ("Pregnant", "She said", "2031") if mark in said]
+    texts = " ".join(row[1] for row in (*entries, *events))
+    assert '"kind": "amended"' in texts
+    assert not [mark for mark in ("Pregnant", "She said", "2031") if mark in texts]
 
 
-async def test_the_history_of_a_page_of_encounters_is_one_statement(
+async def test_the_histories_of_a_page_are_read_by_one_statement(
     service: Service, cast: Cast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gateway.database.database import PoolConnection

@@ -1,4 +1,4 @@
-"""What one document may be: each limit refuses what passes it and lets through what does not, at no cost when kept."""
+"""Limits of a GraphQL document: each is exact, and a cached document is not measured again."""
 
 import inspect
 import sys
@@ -16,13 +16,13 @@ from schema.documents.limits import SATURATED, DocumentLimits, document_stats
 from schema.documents.parse import DocumentRules, Documents
 from tests.cast import Cast
 from tests.doors import LIST, RECORD, Service
-from tests.logs import captured
-from tests.sockets import Sockets
+from tests.logs import captured_logs
+from tests.websocket_client import GatewayServer
 
 SCHEMA = build_schema()._schema
 ID = '(id: "x")'
 
-# What each of these has is 6, one more than the limit; `fits` has 5 of it.
+# Documents of 5 are accepted, documents of 6 refused.
 LOW: dict[str, Any] = {"max_depth": 5, "max_aliases": 5, "max_directives": 5, "max_root_fields": 5}
 
 
@@ -51,7 +51,7 @@ def spread(count: int, fields: str = "b: id") -> str:
     return patient("...F " * count) + f" fragment F on Patient {{ {fields} }}"
 
 
-PASSING = {
+LIMITED = {
     "depth": (deep, "depth"),
     "aliases": (aliases, "aliases"),
     "aliases in a fragment": (spread, "aliases"),
@@ -75,7 +75,7 @@ async def strict(database_url: str) -> AsyncIterator[Service]:
 
 
 @pytest.fixture(scope="module")
-async def measuring(database_url: str) -> AsyncIterator[Service]:
+async def with_mode_measure(database_url: str) -> AsyncIterator[Service]:
     lenient = Settings(database_url=database_url, limits="measure", max_tokens=100, max_cost=100, **LOW)
     async with Service.running(lenient) as running:
         yield running
@@ -83,99 +83,104 @@ async def measuring(database_url: str) -> AsyncIterator[Service]:
 
 def violation(body: dict[str, Any]) -> dict[str, Any]:
     (error,) = body["errors"]
-    (told,) = error["extensions"]["violations"]
+    (only_violation,) = error["extensions"]["violations"]
     assert error["extensions"]["code"] == "validation_error"
-    return told
+    return only_violation
 
 
 # Each limit
 
 
-@pytest.mark.parametrize(("written", "rule"), PASSING.values(), ids=PASSING)
-async def test_a_limit_refuses_one_more_and_says_what_there_is(strict: Service, written: Any, rule: str) -> None:
+@pytest.mark.parametrize(("written", "rule"), LIMITED.values(), ids=LIMITED)
+async def test_a_limit_refuses_one_more_and_reports_the_count_and_the_limit(
+    strict: Service, written: Any, rule: str
+) -> None:
     assert "errors" not in await strict.graphql(written(5))
 
-    told = violation(await strict.graphql(written(6)))
+    refusal = violation(await strict.graphql(written(6)))
 
-    assert (told["pointer"], told["rule"]) == ("/query", rule)
-    assert "6" in told["message"]
-    assert "5 is the most" in told["message"]
+    assert (refusal["pointer"], refusal["rule"]) == ("/query", rule)
+    assert "6" in refusal["message"]
+    assert "the limit is 5" in refusal["message"]
 
 
-async def test_what_is_too_long_is_not_read_to_its_end(service: Service) -> None:
+async def test_a_too_long_document_is_not_read_to_its_end(service: Service) -> None:
     assert violation(await service.graphql("{ __typename" + " #\n" * 2_100 + "}"))["rule"] == "tokens"
     assert violation(await service.graphql("{a" * 2_100))["rule"] == "depth"
     assert "errors" not in await service.graphql("{ __typename" + "," * 5_000 + "}")
 
 
-async def test_a_place_has_few_directives_whatever_the_limit_is(service: Service) -> None:
-    told = violation(await service.graphql("{ __typename @a @a @a @a @a }"))
+async def test_the_directives_at_one_location_are_always_limited(service: Service) -> None:
+    refusal = violation(await service.graphql("{ __typename @a @a @a @a @a }"))
 
-    assert told["rule"] == "directives"
+    assert refusal["rule"] == "directives"
 
 
-async def test_of_several_operations_the_largest_counts(strict: Service) -> None:
+async def test_the_limits_apply_to_each_operation_separately(strict: Service) -> None:
     two = " ".join(f"query {name} {root_fields(3)}" for name in "AB")
 
-    assert violation(await strict.graphql(two))["rule"] == "operation"  # nothing is too large, but none is named
+    assert violation(await strict.graphql(two))["rule"] == "operation"  # within the limits, but no operation is named
 
 
-async def test_every_limit_that_is_passed_is_told(strict: Service) -> None:
+async def test_every_exceeded_limit_is_reported(strict: Service) -> None:
     body = await strict.graphql("{ " + " ".join(f"a{number}: __typename" for number in range(6)) + " }")
 
     assert [error["extensions"]["violations"][0]["rule"] for error in body["errors"]] == ["aliases", "root_fields"]
 
 
 @pytest.mark.parametrize("query", [deep(6), aliases(6), root_fields(6)], ids=["depth", "aliases", "root_fields"])
-async def test_a_socket_has_the_same_limits(database_url: str, query: str) -> None:
-    async with Sockets.serving(Settings(database_url=database_url, **LOW)) as sockets, sockets.signed_in() as talk:
-        refusal = await talk.refusal(query)
+async def test_the_limits_hold_on_a_websocket(database_url: str, query: str) -> None:
+    async with (
+        GatewayServer.serving(Settings(database_url=database_url, **LOW)) as sockets,
+        sockets.authenticated() as websocket,
+    ):
+        refusal = await websocket.refusal(query)
 
         assert refusal["violations"][0]["rule"] in {"depth", "aliases", "root_fields"}
-        assert await talk.ask("{ __typename }") == {"data": {"__typename": "Query"}}
+        assert await websocket.ask("{ __typename }") == {"data": {"__typename": "Query"}}
 
 
-# What must pass
+# Common clients and tools
 
 
-async def test_the_usual_limits_let_clients_and_their_tools_through(service: Service, cast: Cast) -> None:
+async def test_the_default_limits_accept_introspection_and_client_documents(service: Service, cast: Cast) -> None:
     options = {
         name: True
         for name, option in inspect.signature(get_introspection_query).parameters.items()
         if isinstance(option.default, bool) and name != "experimental_directive_deprecation"
     }
 
-    told = await service.graphql(get_introspection_query(**options))
+    introspected = await service.graphql(get_introspection_query(**options))
     listed = await service.graphql(LIST, {"id": await cast.patient()})
 
-    assert "errors" not in told
-    assert told["data"]["__schema"]["queryType"]
+    assert "errors" not in introspected
+    assert introspected["data"]["__schema"]["queryType"]
     assert "errors" not in listed
     for query in (LIST, RECORD):
         assert not DocumentLimits().exceeded(document_stats(parse(query)))
 
 
-# Documents that grow
+# Documents that grow exponentially
 
 
 def doubling(count: int, last: str) -> str:
-    """A document of a few lines that says something 2^count times."""
+    """Return a short document that selects `last` 2^count times."""
     chain = "".join(f" fragment F{n} on Query {{ ...F{n + 1} ...F{n + 1} }}" for n in range(count))
     return f"{{ ...F0 }}{chain} fragment F{count} on Query {{ {last} }}"
 
 
-async def test_a_document_that_doubles_is_counted_in_full_without_being_written_out(service: Service) -> None:
-    told = violation(await service.graphql(doubling(5, "__typename __typename")))
-    assert told["message"] == "The document has 64 root fields, and 50 is the most."
+async def test_nested_fragments_are_counted_in_full_without_expansion(service: Service) -> None:
+    refusal = violation(await service.graphql(doubling(5, "__typename __typename")))
+    assert refusal["message"] == "The document has 64 root fields; the limit is 50."
 
-    told = violation(await service.graphql(doubling(150, "__typename")))
-    assert told["message"] == "The document has countless root fields, and 50 is the most."
+    refusal = violation(await service.graphql(doubling(150, "__typename")))
+    assert refusal["message"] == "The document has at least 1,000,000,000 root fields; the limit is 50."
 
 
-def test_counting_never_goes_beyond_a_number_that_can_be_written() -> None:
-    extent = document_stats(parse(doubling(5_000, "a: __typename @skip(if: true)")))
+def test_the_counts_of_a_document_saturate() -> None:
+    stats = document_stats(parse(doubling(5_000, "a: __typename @skip(if: true)")))
 
-    assert (extent.aliases, extent.directives, extent.root_fields) == (SATURATED,) * 3
+    assert (stats.aliases, stats.directives, stats.root_fields) == (SATURATED,) * 3
 
 
 @pytest.mark.parametrize(
@@ -188,14 +193,14 @@ def test_counting_never_goes_beyond_a_number_that_can_be_written() -> None:
         "{ ...F } fragment F on Query { __typename } fragment F on Query { ...F }",
     ],
 )
-def test_circles_and_gaps_are_counted_as_far_as_they_go(text: str) -> None:
+def test_cyclic_and_missing_fragments_can_be_counted(text: str) -> None:
     document_stats(parse(text))
 
 
-# Nothing is counted twice
+# Cache
 
 
-def test_a_document_that_is_kept_is_neither_parsed_nor_counted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cached_document_is_neither_parsed_nor_counted_again(monkeypatch: pytest.MonkeyPatch) -> None:
     documents = Documents(SCHEMA, DocumentRules())
     first = documents.read(LIST)
     monkeypatch.setattr("schema.documents.parse.parse", None)
@@ -206,16 +211,16 @@ def test_a_document_that_is_kept_is_neither_parsed_nor_counted_again(monkeypatch
         documents.read(LIST + " ")
 
 
-# Measuring
+# The mode `measure`
 
 
-@pytest.mark.parametrize(("written", "rule"), PASSING.values(), ids=PASSING)
-async def test_while_measuring_everything_runs_and_the_log_says_what_would_not(
-    measuring: Service, written: Any, rule: str
+@pytest.mark.parametrize(("written", "rule"), LIMITED.values(), ids=LIMITED)
+async def test_mode_measure_runs_every_document_and_logs_exceeded_limits(
+    with_mode_measure: Service, written: Any, rule: str
 ) -> None:
-    with captured() as logs:
-        first = await measuring.graphql(written(6))
-        again = await measuring.graphql(written(6))
+    with captured_logs() as logs:
+        first = await with_mode_measure.graphql(written(6))
+        again = await with_mode_measure.graphql(written(6))
 
     assert "errors" not in first
     assert first == again
@@ -226,9 +231,9 @@ async def test_while_measuring_everything_runs_and_the_log_says_what_would_not(
     assert "patient" not in str(lines)
 
 
-async def test_while_measuring_long_and_dear_documents_run_too(measuring: Service) -> None:
-    with captured() as logs:
-        body = await measuring.graphql(
+async def test_mode_measure_runs_long_and_expensive_documents(with_mode_measure: Service) -> None:
+    with captured_logs() as logs:
+        body = await with_mode_measure.graphql(
             "{ __typename" + " #\n" * 120 + f" {patient('encounters(first: 100) { nodes { id } }')[1:]}"
         )
 
@@ -237,59 +242,65 @@ async def test_while_measuring_long_and_dear_documents_run_too(measuring: Servic
 
 
 @pytest.mark.parametrize("text", [deep(101), doubling(250, "__typename")], ids=["fields", "fragments"])
-async def test_what_the_process_cannot_bear_is_refused_while_measuring_too(measuring: Service, text: str) -> None:
-    assert violation(await measuring.graphql(text))["rule"] == "depth"
+async def test_mode_measure_refuses_documents_that_could_crash_the_process(
+    with_mode_measure: Service, text: str
+) -> None:
+    assert violation(await with_mode_measure.graphql(text))["rule"] == "depth"
 
 
-async def test_what_the_process_can_just_bear_is_answered(measuring: Service) -> None:
-    body = await measuring.graphql(doubling(190, "__typename"))
+async def test_mode_measure_runs_the_deepest_allowed_fragments(with_mode_measure: Service) -> None:
+    body = await with_mode_measure.graphql(doubling(190, "__typename"))
 
     assert body == {"data": {"__typename": "Query"}}
 
 
-# The cost, told
+# The cost in `extensions`
 
 
 COSTLY = patient("encounters(first: 50) { nodes { id } }")
 
 
-@pytest.mark.parametrize(("asked", "told"), [(True, True), (False, False), (None, False), ("yes", False)])
-async def test_who_asks_what_it_costs_is_told(service: Service, asked: Any, told: bool) -> None:
+@pytest.mark.parametrize(("extension", "reported"), [(True, True), (False, False), (None, False), ("yes", False)])
+async def test_the_cost_is_reported_if_the_extension_requests_it(
+    service: Service, extension: Any, reported: bool
+) -> None:
     answer = await service.rest(
-        "POST", "/graphql", json={"query": COSTLY, "extensions": None if asked is None else {"cost": asked}}
+        "POST", "/graphql", json={"query": COSTLY, "extensions": None if extension is None else {"cost": extension}}
     )
 
-    expected = {"cost": {"requested": 1 + 50 * 2, "limit": 25_000}} if told else None
+    expected = {"cost": {"requested": 1 + 50 * 2, "limit": 25_000}} if reported else None
     assert answer.json()["data"] == {"patient": None}
     assert answer.json().get("extensions") == expected
 
 
-async def test_the_cost_is_told_by_get_and_of_what_is_refused_for_it(service: Service) -> None:
+async def test_the_cost_is_reported_over_get_and_in_refusals(service: Service) -> None:
     extensions = '{"cost": true}'
     by_get = await service.rest("GET", "/graphql", params={"query": "{ __typename }", "extensions": extensions})
-    dear = patient("encounters(first: 100) { nodes { patient { encounters(first: 100) { nodes { patient { id }}}}}}")
-    too_dear = await service.rest("POST", "/graphql", json={"query": dear, "extensions": {"cost": True}})
+    expensive = patient(
+        "encounters(first: 100) { nodes { patient { encounters(first: 100) { nodes { patient { id }}}}}}"
+    )
+    over_limit = await service.rest("POST", "/graphql", json={"query": expensive, "extensions": {"cost": True}})
 
     assert by_get.json()["extensions"] == {"cost": {"requested": 0, "limit": 25_000}}
-    assert violation(too_dear.json())["rule"] == "cost"
-    assert too_dear.json()["extensions"]["cost"]["requested"] > 25_000
+    assert violation(over_limit.json())["rule"] == "cost"
+    assert over_limit.json()["extensions"]["cost"]["requested"] > 25_000
 
 
-async def test_the_cost_is_told_on_a_socket(sockets: Sockets) -> None:
-    async with sockets.signed_in() as talk:
+async def test_the_cost_is_reported_on_a_websocket(sockets: GatewayServer) -> None:
+    async with sockets.authenticated() as websocket:
         payload = {"query": "subscription { count(to: 1) }", "extensions": {"cost": True}}
-        await talk.say(type="subscribe", id="one", payload=payload)
-        event = await talk.next("one")
-        assert await talk.hear() == {"type": "complete", "id": "one"}
+        await websocket.send(type="subscribe", id="one", payload=payload)
+        event = await websocket.next("one")
+        assert await websocket.receive() == {"type": "complete", "id": "one"}
 
-        await talk.say(type="subscribe", id="two", payload=payload | {"query": COSTLY})
-        answer = await talk.next("two")
+        await websocket.send(type="subscribe", id="two", payload=payload | {"query": COSTLY})
+        answer = await websocket.next("two")
 
     assert event == {"data": {"count": "0"}, "extensions": {"cost": {"requested": 0, "limit": 25_000}}}
     assert answer["extensions"] == {"cost": {"requested": 101, "limit": 25_000}}
 
 
-# Any text whatsoever
+# Arbitrary text
 
 SEEDS = [LIST, RECORD, aliases(3), spread(3), doubling(4, "__typename"), get_introspection_query()]
 WORDS = """{ } ( ) [ ] ... ...F @skip(if:true) : $id ! " \""" # query mutation subscription fragment __schema __typename
@@ -299,19 +310,19 @@ PIECES = st.sampled_from(WORDS.split())
 
 @st.composite
 def mutated(draw: st.DrawFn) -> str:
-    """A good document with pieces put in, taken out and repeated."""
+    """A valid document with pieces inserted, deleted, repeated and replaced."""
     text = draw(st.sampled_from(SEEDS))
     for _ in range(draw(st.integers(1, 6))):
         start = draw(st.integers(0, len(text)))
         end = draw(st.integers(start, min(start + 40, len(text))))
-        match draw(st.sampled_from(["put in", "take out", "repeat", "swap"])):
-            case "put in":
+        match draw(st.sampled_from(["insert", "delete", "repeat", "replace"])):
+            case "insert":
                 text = text[:start] + draw(PIECES) + text[start:]
-            case "take out":
+            case "delete":
                 text = text[:start] + text[end:]
             case "repeat":
                 text = text[:start] + text[start:end] * draw(st.integers(2, 400)) + text[end:]
-            case "swap":
+            case "replace":
                 text = text[:start] + draw(PIECES) + text[end:]
     return text
 
@@ -321,7 +332,7 @@ TEXTS = st.one_of(st.text(max_size=300), mutated(), st.lists(PIECES, max_size=60
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=TEXTS)
-async def test_no_text_whatsoever_is_a_fault_of_ours(service: Service, text: str) -> None:
+async def test_no_text_causes_a_server_error(service: Service, text: str) -> None:
     answer = await service.rest("POST", "/graphql", json={"query": text, "variables": {"id": "x"}})
 
     assert answer.status_code in {200, 400}
@@ -330,7 +341,7 @@ async def test_no_text_whatsoever_is_a_fault_of_ours(service: Service, text: str
 
 
 def work_of(text: str) -> int:
-    """Count the calls it takes to read a text: unlike seconds, the same on every machine."""
+    """Return the number of calls that reading a text takes: unlike seconds, the same on every machine."""
     documents = Documents(SCHEMA, DocumentRules(exploring="off"))
     calls = 0
 
@@ -368,11 +379,11 @@ MOST_CALLS = 2_000_000
 
 
 @pytest.mark.parametrize("text", HEAVY.values(), ids=HEAVY)
-def test_the_work_a_document_can_make_is_bounded(text: str) -> None:
+def test_the_work_to_read_a_heavy_document_is_bounded(text: str) -> None:
     assert work_of(text) < MOST_CALLS
 
 
 @settings(max_examples=100, deadline=None)
 @given(text=mutated())
-def test_the_work_that_any_document_can_make_is_bounded(text: str) -> None:
+def test_the_work_to_read_any_document_is_bounded(text: str) -> None:
     assert work_of(text) < MOST_CALLS

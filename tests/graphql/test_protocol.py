@@ -1,6 +1,6 @@
-"""GraphQL over HTTP: what may be asked how, what is answered with which status, and that nothing sent comes back.
+"""GraphQL over HTTP: requests, statuses, media types, and that refused values are not repeated.
 
-The audits of the npm package `graphql-http` ask many of the same questions; here are also those they leave out.
+The audits of the npm package `graphql-http` cover some of these cases; this file covers the rest too.
 """
 
 import json
@@ -14,13 +14,13 @@ from gateway.settings import Settings
 from resolvers.access import Caller
 from tests.cast import Cast
 from tests.doors import Service
-from tests.logs import captured
+from tests.logs import captured_logs
 
 JSON = "application/json"
 RESPONSE = "application/graphql-response+json"
 MARKER = "tuberculosis"
 
-# Fields that exist, so that what is wrong with a document is what the test is about.
+# Documents with existing fields, so that the only fault is the one under test.
 HELLO = "{ __typename }"
 RECORD = """mutation ($patientId: ID!, $input: RecordEncounterInput!) {
   recordEncounter(patientId: $patientId, input: $input) { __typename ... on Problem { code message recorded } }
@@ -30,7 +30,7 @@ RECORD = """mutation ($patientId: ID!, $input: RecordEncounterInput!) {
 async def post(
     service: Service, body: Any, *, accept: str = RESPONSE, content_type: str = JSON, token: str | None = "dev"
 ) -> httpx2.Response:
-    """Send a body as it is if it is text, else as JSON."""
+    """Send a body: text and bytes unchanged, other values as JSON."""
     content = body if isinstance(body, str | bytes) else json.dumps(body)
     headers = {"accept": accept, "content-type": content_type}
     return await service.rest("POST", "/graphql", token=token, headers=headers, content=content)
@@ -41,7 +41,7 @@ async def get(service: Service, *, accept: str = RESPONSE, **parameters: str) ->
 
 
 def refused(answer: httpx2.Response, status: int, code: str = "validation_error") -> list[dict[str, Any]]:
-    """See that a request was refused as a whole, in GraphQL's shape with our extensions, and give the errors."""
+    """Assert that the whole request was refused, with the extensions of each error; return the errors."""
     body = answer.json()
     assert (answer.status_code, set(body)) == (status, {"errors"})
     assert answer.headers["cache-control"] == "no-store"
@@ -80,9 +80,7 @@ def refused(answer: httpx2.Response, status: int, code: str = "validation_error"
         (f"{RESPONSE};q=nonsense", RESPONSE),
     ],
 )
-async def test_the_answer_has_the_media_type_the_client_likes_best(
-    service: Service, accept: str, media_type: str
-) -> None:
+async def test_the_response_has_the_preferred_media_type(service: Service, accept: str, media_type: str) -> None:
     answer = await post(service, {"query": HELLO}, accept=accept)
 
     assert (answer.status_code, answer.json()) == (200, {"data": {"__typename": "Query"}})
@@ -90,7 +88,7 @@ async def test_the_answer_has_the_media_type_the_client_likes_best(
 
 
 @pytest.mark.parametrize("accept", ["text/html", "image/*", f"{JSON};q=0", "*/*;q=0", "nonsense"])
-async def test_a_client_that_takes_neither_media_type_is_406(service: Service, accept: str) -> None:
+async def test_a_request_that_accepts_neither_media_type_is_406(service: Service, accept: str) -> None:
     refused(await post(service, {"query": HELLO}, accept=accept), 406, "not_acceptable")
 
 
@@ -109,13 +107,13 @@ async def test_a_body_of_another_media_type_is_415(service: Service, content_typ
     "content_type",
     [f"{JSON};charset=utf-8", f'{JSON}; charset="UTF-8"', "Application/JSON", f"{JSON}; charset=utf-8; profile=x"],
 )
-async def test_a_body_may_say_that_it_is_utf_8(service: Service, content_type: str) -> None:
+async def test_a_content_type_with_charset_utf_8_is_accepted(service: Service, content_type: str) -> None:
     answer = await post(service, {"query": HELLO}, content_type=content_type)
 
     assert (answer.status_code, answer.json()) == (200, {"data": {"__typename": "Query"}})
 
 
-# What a body may be
+# Bodies
 
 
 @pytest.mark.parametrize("accept", [JSON, RESPONSE])
@@ -125,9 +123,7 @@ async def test_a_body_may_say_that_it_is_utf_8(service: Service, content_type: s
      f'{{"query": "{HELLO}"}}'.encode("utf-16"),
      f'{{"query": "{HELLO}", "query": "{HELLO}"}}', "[" * 100_000, "{}", '{"variables": {}}'],
 )  # fmt: skip
-async def test_a_body_that_is_no_request_is_400_for_every_client(
-    service: Service, accept: str, body: str | bytes
-) -> None:
+async def test_a_malformed_body_is_400_for_either_media_type(service: Service, accept: str, body: str | bytes) -> None:
     refused(await post(service, body, accept=accept), 400)
 
 
@@ -173,13 +169,13 @@ async def test_a_member_of_the_wrong_type_is_400_and_named(
     ],
     ids=str,
 )
-async def test_members_that_are_null_or_unknown_change_nothing(service: Service, members: dict[str, Any]) -> None:
+async def test_null_and_unknown_members_are_ignored(service: Service, members: dict[str, Any]) -> None:
     answer = await post(service, {"query": HELLO} | members)
 
     assert (answer.status_code, answer.json()) == (200, {"data": {"__typename": "Query"}})
 
 
-# What a document may be: understood as GraphQL, so the older media type answers 200
+# Documents: well-formed GraphQL requests, so the older media type gets 200
 
 WRONG_DOCUMENTS: dict[str, dict[str, Any]] = {
     "nothing": {"query": ""},
@@ -218,7 +214,7 @@ WRONG_DOCUMENTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize(("accept", "status"), [(JSON, 200), (RESPONSE, 400)], ids=["older", "newer"])
 @pytest.mark.parametrize("body", WRONG_DOCUMENTS.values(), ids=WRONG_DOCUMENTS)
-async def test_a_document_that_cannot_be_run_is_refused_by_errors_alone(
+async def test_an_invalid_document_is_refused_with_errors_and_no_data(
     service: Service, accept: str, status: int, body: dict[str, Any]
 ) -> None:
     answer = await post(service, body, accept=accept)
@@ -228,7 +224,7 @@ async def test_a_document_that_cannot_be_run_is_refused_by_errors_alone(
 
 
 @pytest.mark.parametrize("accept", [JSON, RESPONSE])
-async def test_a_field_that_fails_leaves_data_and_is_200_for_every_client(service: Service, accept: str) -> None:
+async def test_a_failing_field_is_200_with_data_for_either_media_type(service: Service, accept: str) -> None:
     too_many = f"{{ patients(ids: {json.dumps(['x'] * 101)}) {{ id }} }}"
 
     answer = await post(service, {"query": too_many}, accept=accept)
@@ -241,7 +237,7 @@ async def test_a_field_that_fails_leaves_data_and_is_200_for_every_client(servic
 
 
 @pytest.mark.parametrize("name", ["A", "B"])
-async def test_the_named_operation_is_the_one_that_is_run(service: Service, name: str) -> None:
+async def test_the_operation_of_operation_name_is_executed(service: Service, name: str) -> None:
     query = "query A { A: __typename } query B { B: __typename }"
 
     answer = await post(service, {"query": query, "operationName": name})
@@ -252,7 +248,7 @@ async def test_the_named_operation_is_the_one_that_is_run(service: Service, name
 # GET
 
 
-async def test_a_query_may_come_by_get_with_variables(service: Service, cast: Cast) -> None:
+async def test_a_query_with_variables_may_be_sent_by_get(service: Service, cast: Cast) -> None:
     patient_id = await cast.patient()
 
     answer = await get(
@@ -268,7 +264,7 @@ async def test_a_query_may_come_by_get_with_variables(service: Service, cast: Ca
 
 
 @pytest.mark.parametrize("parameters", [{"operationName": ""}, {"variables": ""}, {"variables": "null"}], ids=str)
-async def test_a_parameter_that_is_empty_is_as_if_left_out(service: Service, parameters: dict[str, str]) -> None:
+async def test_an_empty_parameter_is_treated_as_omitted(service: Service, parameters: dict[str, str]) -> None:
     answer = await get(service, query="query Q { __typename }", **parameters)
 
     assert (answer.status_code, answer.json()) == (200, {"data": {"__typename": "Query"}})
@@ -288,7 +284,7 @@ async def test_a_parameter_that_is_empty_is_as_if_left_out(service: Service, par
     ],
     ids=str,
 )
-async def test_parameters_that_are_no_request_are_400(service: Service, parameters: dict[str, str]) -> None:
+async def test_malformed_parameters_are_400(service: Service, parameters: dict[str, str]) -> None:
     answer = await get(service, **parameters)
 
     refused(answer, 400)
@@ -323,23 +319,25 @@ async def test_another_method_is_405_and_allow_names_both(service: Service, meth
     assert (answer.status_code, answer.headers["allow"]) == (405, "GET, POST")
 
 
-# Who calls
+# Authentication
 
 
-# A GET that likes HTML best is a browser's, and given the explorer: tests/http/test_pages.py.
+# A GET that prefers HTML gets the explorer: tests/http/test_pages.py.
 @pytest.mark.parametrize(
     ("method", "accept"),
     [("GET", JSON), ("GET", RESPONSE), ("GET", f"{RESPONSE}, text/html")]
     + [(method, accept) for method in ("POST", "PUT") for accept in (JSON, RESPONSE, "text/html")],
 )
-async def test_a_stranger_is_told_401_whatever_else_is_wrong(service: Service, accept: str, method: str) -> None:
+async def test_a_request_without_a_token_is_401_whatever_else_is_wrong(
+    service: Service, accept: str, method: str
+) -> None:
     answer = await service.rest(method, "/graphql", token=None, headers={"accept": accept}, content=b"\xff")
 
     refused(answer, 401, "unauthenticated")
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
-async def test_a_worthless_token_is_told_401_with_the_challenge(service: Service) -> None:
+async def test_an_invalid_token_is_401_with_a_challenge(service: Service) -> None:
     answer = await post(service, {"query": HELLO}, token=MARKER)
 
     refused(answer, 401, "invalid_token")
@@ -347,27 +345,27 @@ async def test_a_worthless_token_is_told_401_with_the_challenge(service: Service
     assert MARKER not in answer.text + str(answer.headers)
 
 
-async def writes_only(_token: str) -> Caller:
+async def verify_writer(_token: str) -> Caller:
     return Caller("writer", frozenset({"write:encounters"}), brand_id="loop")
 
 
 @pytest.fixture(scope="module")
-async def for_writers(database_url: str) -> AsyncIterator[Service]:
-    """The service for callers who may record and not read."""
-    async with Service.running(Settings(database_url=database_url), writes_only) as running:
+async def service_for_writers(database_url: str) -> AsyncIterator[Service]:
+    """The service for callers with only the scope to record."""
+    async with Service.running(Settings(database_url=database_url), verify_writer) as running:
         yield running
 
 
-async def test_without_the_scope_for_a_field_the_error_has_its_code(for_writers: Service, cast: Cast) -> None:
+async def test_a_field_without_its_scope_is_insufficient_scope(service_for_writers: Service, cast: Cast) -> None:
     query = f'{{ patient(id: "{await cast.patient()}") {{ id encounters {{ totalCount }} }} }}'
 
-    body = await for_writers.graphql(query)
+    body = await service_for_writers.graphql(query)
 
     (error,) = body["errors"]
     assert (error["extensions"]["code"], error["extensions"]["recorded"]) == ("insufficient_scope", "no")
 
 
-# What was recorded, when the answer is an error all the same
+# Errors after a recording
 
 RECORD_AND_READ = """mutation ($patientId: ID!) {{
   recordEncounter(patientId: $patientId, input: {{brandId: "loop", encounterType: LAB}}) {{
@@ -376,10 +374,12 @@ RECORD_AND_READ = """mutation ($patientId: ID!) {{
 }}"""
 
 
-async def test_who_may_record_sees_the_encounter_and_its_patient(for_writers: Service, cast: Cast) -> None:
+async def test_the_write_scope_returns_the_recorded_encounter_and_its_patient(
+    service_for_writers: Service, cast: Cast
+) -> None:
     patient_id = await cast.patient()
 
-    body = await for_writers.graphql(RECORD_AND_READ.format(further=""), {"patientId": patient_id})
+    body = await service_for_writers.graphql(RECORD_AND_READ.format(further=""), {"patientId": patient_id})
 
     assert body["data"]["recordEncounter"]["encounter"]["patient"]["id"] == patient_id
 
@@ -392,12 +392,12 @@ async def test_who_may_record_sees_the_encounter_and_its_patient(for_writers: Se
         ('encounters(after: "x") { totalCount }', "validation_error"),
     ],
 )
-async def test_an_error_while_reading_on_from_what_was_recorded_does_not_claim_that_nothing_was(
-    for_writers: Service, cast: Cast, further: str, code: str
+async def test_an_error_below_a_recording_reports_recorded_as_unknown(
+    service_for_writers: Service, cast: Cast, further: str, code: str
 ) -> None:
     patient_id = await cast.patient()
 
-    body = await for_writers.graphql(RECORD_AND_READ.format(further=further), {"patientId": patient_id})
+    body = await service_for_writers.graphql(RECORD_AND_READ.format(further=further), {"patientId": patient_id})
 
     (error,) = body["errors"]
     assert error["extensions"]["code"] == code
@@ -410,7 +410,7 @@ def levels(count: int) -> str:
 
 
 @pytest.mark.parametrize("count", [1, 10, 60, 62, 63, 64, 65, 66])
-async def test_a_document_however_deep_is_answered_or_refused_and_no_fault_of_ours(
+async def test_a_deep_document_is_executed_or_refused_without_a_server_error(
     service: Service, cast: Cast, count: int
 ) -> None:
     patient_id = await cast.patient()
@@ -424,7 +424,7 @@ async def test_a_document_however_deep_is_answered_or_refused_and_no_fault_of_ou
     assert len(await cast.rows(patient_id)) == (1 if answer.status_code == 200 else 0)
 
 
-# Nothing that was sent is repeated
+# Refused values are not repeated
 
 INPUT = {"brandId": "loop", "encounterType": "LAB"}
 
@@ -455,7 +455,7 @@ INPUT = {"brandId": "loop", "encounterType": "LAB"}
 async def test_a_refused_variable_is_not_repeated(service: Service, cast: Cast, changed: dict[str, Any]) -> None:
     variables = {"patientId": await cast.patient(), "input": INPUT | changed}
 
-    with captured() as lines:
+    with captured_logs() as lines:
         answer = await post(service, {"query": RECORD, "variables": variables})
 
     assert answer.status_code in {200, 400}
@@ -481,21 +481,21 @@ async def test_a_refused_variable_is_not_repeated(service: Service, cast: Cast, 
         (f"metadata: {MARKER}", "metadata must be of type JSON"),
         (f'metadata: {{a: "\\u0000{MARKER}"}}', "metadata must not contain the NUL character"),
         (f"metadata: {{{MARKER}: 1e200000}}", "metadata must be of type JSON"),
-        (f'metadata: {{{MARKER}: 1, {MARKER}: "{MARKER}"}}', "must not name a member twice"),
-        (f"{MARKER}: 1", "must have no member that RecordEncounterInput does not define"),
+        (f'metadata: {{{MARKER}: 1, {MARKER}: "{MARKER}"}}', "must not have two members of the same name"),
+        (f"{MARKER}: 1", "must have only members that RecordEncounterInput defines"),
         (f'notes: "{MARKER}', "syntax error"),
         (f'notes: "pain" {MARKER} "gone"', "syntax error"),
         (f'notes: """{MARKER}', "syntax error"),
         (f'notes: "\\q{MARKER}"', "syntax error"),
     ],
 )
-async def test_a_refused_literal_is_not_repeated_but_its_member_is_named_and_placed(
+async def test_a_refused_literal_is_not_repeated_and_its_member_is_named(
     service: Service, cast: Cast, literal: str, named: str
 ) -> None:
     members = ", ".join(f"{name}: {value}" for name, value in WRITTEN.items() if not literal.startswith(name))
     record = f'recordEncounter(patientId: "{await cast.patient()}", input: {{{members}, {literal}}})'
 
-    with captured() as lines:
+    with captured_logs() as lines:
         answer = await post(
             service, {"query": f"mutation {{ {record} {{ __typename ... on Problem {{ message }} }} }}"}
         )
@@ -526,8 +526,8 @@ WRITTEN = {"brandId": '"loop"', "encounterType": "LAB"}
     ],
     ids=lambda body: str(body)[:60],
 )
-async def test_a_value_in_any_other_place_is_not_repeated(service: Service, body: dict[str, Any]) -> None:
-    with captured() as lines:
+async def test_a_refused_value_elsewhere_is_not_repeated(service: Service, body: dict[str, Any]) -> None:
+    with captured_logs() as lines:
         answer = await post(service, body)
 
     assert answer.status_code in {200, 400}
@@ -553,13 +553,13 @@ async def test_a_refused_filter_or_cursor_is_not_repeated(service: Service, cast
         assert MARKER not in answer.text
 
 
-async def test_a_name_in_a_document_is_repeated_only_so_that_its_author_finds_it(service: Service) -> None:
+async def test_an_unknown_field_of_a_document_is_named(service: Service) -> None:
     answer = await post(service, {"query": f"{{ {MARKER} }}"})
 
     assert [error["message"] for error in refused(answer, 400)] == [f"Cannot query field '{MARKER}' on type 'Query'."]
 
 
-# Numbers and JSON as they are written
+# Numbers and JSON
 
 
 @pytest.mark.parametrize(
@@ -571,7 +571,7 @@ async def test_a_name_in_a_document_is_repeated_only_so_that_its_author_finds_it
         ("{a: $x, b: [$x]}", '{"a": {"deep": [1.50]}, "b": [{"deep": [1.50]}]}'),
     ],
 )
-async def test_metadata_written_into_the_document_is_kept_with_every_digit(
+async def test_a_metadata_literal_is_stored_with_every_digit(
     service: Service, cast: Cast, literal: str, kept: str
 ) -> None:
     patient_id = await cast.patient()
@@ -588,7 +588,7 @@ async def test_metadata_written_into_the_document_is_kept_with_every_digit(
 
 
 @pytest.mark.parametrize("size", ["5.5", "1e1", "1e100000", "9" * 5_000, "true", '"5"', "[5]", "99999999999"])
-async def test_a_variable_that_is_no_whole_number_is_refused_as_one(service: Service, size: str) -> None:
+async def test_a_variable_that_is_no_integer_is_refused(service: Service, size: str) -> None:
     query = 'query ($first: Int) { patient(id: \\"x\\") { encounters(first: $first) { totalCount } } }'
 
     answer = await post(service, f'{{"query": "{query}", "variables": {{"first": {size}}}}}')

@@ -1,4 +1,4 @@
-"""What an operation costs in statements does not grow with what it shows; and reading by id."""
+"""The number of statements of an operation is independent of the size of its result; reads by id."""
 
 import json
 from collections import Counter
@@ -19,9 +19,9 @@ MARKER = "tuberculosis"
 
 @pytest.fixture
 def statements(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Count the statements that read patients and encounters from here on, by their text.
+    """Count the statements sent from now on that read patients or encounters, by their text.
 
-    Without plans, whose one statement is the matter of test_plan.py: what none serves must be no dearer than this.
+    Plans are disabled, so that the executor is measured; test_plans.py covers the one statement of a plan.
     """
     sent: Counter[str] = Counter()
 
@@ -34,7 +34,7 @@ def statements(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         original = getattr(PoolConnection, name)
 
         async def send(self: PoolConnection, statement: Statement, **values: object) -> Any:
-            # The duties in the background have statements of their own, on other tables.
+            # Background jobs send statements too, on other tables.
             if "FROM patient_graph.patients" in statement.text or "FROM patient_graph.encounters" in statement.text:
                 sent[statement.text] += 1
             return await original(self, statement, **values)
@@ -66,7 +66,7 @@ EVERYTHING = """query ($ids: [ID!]!) {
 
 
 @pytest.mark.parametrize("count", [1, 2, 20, 100])
-async def test_patients_with_pages_patients_and_counts_cost_three_statements_however_many(
+async def test_any_number_of_patients_with_pages_and_counts_is_three_statements(
     service: Service, cast: Cast, statements: Counter[str], count: int
 ) -> None:
     ids = await cast.patients(count)
@@ -76,13 +76,11 @@ async def test_patients_with_pages_patients_and_counts_cost_three_statements_how
     assert [len(patient["encounters"]["nodes"]) for patient in data["patients"]] == [5] * count
     assert [patient["encounters"]["totalCount"] for patient in data["patients"]] == [5] * count
     assert {node["patient"]["id"] for each in data["patients"] for node in each["encounters"]["nodes"]} == set(ids)
-    # The patients, their pages and their counts. An encounter says itself whose it is.
+    # The patients, their pages and their counts. The patient of an encounter comes from the encounter's row.
     assert statements.total() <= 3
 
 
-async def test_a_count_that_is_not_asked_for_is_not_made(
-    service: Service, cast: Cast, statements: Counter[str]
-) -> None:
+async def test_a_count_that_is_not_selected_is_not_read(service: Service, cast: Cast, statements: Counter[str]) -> None:
     ids = await cast.patients(3)
 
     await ask(service, "query ($ids: [ID!]!) { patients(ids: $ids) { encounters { nodes { id } } } }", ids=ids)
@@ -91,7 +89,7 @@ async def test_a_count_that_is_not_asked_for_is_not_made(
     assert not [text for text in statements if "count(" in text]
 
 
-async def test_a_page_that_is_not_asked_for_is_not_read(service: Service, cast: Cast, statements: Counter[str]) -> None:
+async def test_a_page_that_is_not_selected_is_not_read(service: Service, cast: Cast, statements: Counter[str]) -> None:
     ids = await cast.patients(3)
 
     data = await ask(service, "query ($ids: [ID!]!) { patients(ids: $ids) { encounters { totalCount } } }", ids=ids)
@@ -100,7 +98,7 @@ async def test_a_page_that_is_not_asked_for_is_not_read(service: Service, cast: 
     assert statements.total() == 2
 
 
-async def test_the_same_page_under_several_names_is_read_once(
+async def test_the_same_page_under_several_aliases_is_read_once(
     service: Service, cast: Cast, statements: Counter[str]
 ) -> None:
     (patient_id,) = await cast.patients(1)
@@ -111,7 +109,9 @@ async def test_the_same_page_under_several_names_is_read_once(
     assert statements.total() == 2
 
 
-async def test_many_encounters_by_id_cost_one_statement(service: Service, cast: Cast, statements: Counter[str]) -> None:
+async def test_many_encounters_by_id_are_read_by_one_statement(
+    service: Service, cast: Cast, statements: Counter[str]
+) -> None:
     (patient_id,) = await cast.patients(1, visits=["lab"] * 30)
     ids = [str(row["id"]) for row in await cast.rows(patient_id)]
     fields = " ".join(f'e{place}: encounter(id: "{each}") {{ id patient {{ id }} }}' for place, each in enumerate(ids))
@@ -122,7 +122,9 @@ async def test_many_encounters_by_id_cost_one_statement(service: Service, cast: 
     assert statements.total() == 1
 
 
-async def test_many_patients_by_id_cost_one_statement(service: Service, cast: Cast, statements: Counter[str]) -> None:
+async def test_many_patients_by_id_are_read_by_one_statement(
+    service: Service, cast: Cast, statements: Counter[str]
+) -> None:
     ids = await cast.patients(10, visits=())
     fields = " ".join(f'p{place}: patient(id: "{each}") {{ id }}' for place, each in enumerate(ids))
 
@@ -131,13 +133,13 @@ async def test_many_patients_by_id_cost_one_statement(service: Service, cast: Ca
     assert statements.total() == 1
 
 
-async def test_fifty_representations_of_each_type_cost_one_statement_for_each_type(
+async def test_representations_are_read_by_one_statement_for_each_type(
     subgraph: Service, cast: Cast, statements: Counter[str]
 ) -> None:
     (patient_id,) = await cast.patients(1, visits=["lab"] * 50)
     encounters = [("Encounter", str(row["id"])) for row in await cast.rows(patient_id)]
     others = [("Patient", each) for each in await cast.patients(50, visits=())]
-    # In turns, and half of them again: neither order nor repetition costs anything.
+    # Alternating, and half of them repeated: neither order nor repetition adds a statement.
     asked = [each for pair in zip(encounters, others, strict=True) for each in pair] + encounters
 
     data = await ask(
@@ -151,7 +153,7 @@ async def test_fifty_representations_of_each_type_cost_one_statement_for_each_ty
     assert statements.total() == 2
 
 
-async def test_nothing_read_for_one_operation_is_shown_in_the_next(service: Service, cast: Cast) -> None:
+async def test_rows_read_for_one_operation_are_not_reused_by_the_next(service: Service, cast: Cast) -> None:
     (patient_id,) = await cast.patients(1, visits=["lab"])
     count = "query ($id: ID!) { patient(id: $id) { encounters { totalCount nodes { id } } } }"
     before = await ask(service, count, id=patient_id)
@@ -170,9 +172,7 @@ async def test_nothing_read_for_one_operation_is_shown_in_the_next(service: Serv
 PATIENTS = "query ($ids: [ID!]!) { patients(ids: $ids) { id } }"
 
 
-async def test_patients_come_in_the_order_of_their_ids_with_null_where_there_is_none(
-    service: Service, cast: Cast
-) -> None:
+async def test_patients_are_in_the_order_of_the_ids_with_null_for_unknown_ones(service: Service, cast: Cast) -> None:
     first, second = await cast.patients(2, visits=())
     foreign = await cast.patient("loopbio")
     asked = [second, "nobody", first, second, foreign, "", "\x00", "\ud800", "x" * 300, first]
@@ -183,14 +183,12 @@ async def test_patients_come_in_the_order_of_their_ids_with_null_where_there_is_
     assert [patient and patient["id"] for patient in data["patients"]] == shown
 
 
-async def test_no_ids_are_no_patients_and_100_are_allowed(service: Service) -> None:
+async def test_0_to_100_ids_of_patients_are_allowed(service: Service) -> None:
     assert await ask(service, PATIENTS, ids=[]) == {"patients": []}
     assert await ask(service, PATIENTS, ids=["nobody"] * 100) == {"patients": [None] * 100}
 
 
-async def test_more_than_100_ids_are_refused_before_anything_is_read(
-    service: Service, statements: Counter[str]
-) -> None:
+async def test_more_than_100_ids_are_refused_before_any_read(service: Service, statements: Counter[str]) -> None:
     body = await service.graphql(PATIENTS, {"ids": ["nobody"] * 101})
 
     assert [error["extensions"]["code"] for error in body["errors"]] == ["validation_error"]
@@ -199,7 +197,7 @@ async def test_more_than_100_ids_are_refused_before_anything_is_read(
     assert statements.total() == 0
 
 
-async def test_an_id_that_is_null_is_refused_with_its_place(service: Service) -> None:
+async def test_a_null_id_is_refused_with_its_pointer(service: Service) -> None:
     body = await service.graphql(PATIENTS, {"ids": [MARKER, None]})
 
     (violation,) = body["errors"][0]["extensions"]["violations"]
@@ -212,20 +210,20 @@ async def test_an_id_that_is_null_is_refused_with_its_place(service: Service) ->
 ENCOUNTER = "query ($id: ID!) { encounter(id: $id) { id patientId } }"
 
 
-async def an_encounter(cast: Cast, brand_id: str) -> str:
+async def insert_encounter(cast: Cast, brand_id: str) -> str:
     (patient_id,) = await cast.patients(1, brand_id, visits=["lab"])
     (row,) = await cast.rows(patient_id)
     return str(row["id"])
 
 
 async def test_an_encounter_is_found_by_its_id(service: Service, cast: Cast) -> None:
-    encounter_id = await an_encounter(cast, "loop")
+    encounter_id = await insert_encounter(cast, "loop")
 
     assert (await ask(service, ENCOUNTER, id=encounter_id))["encounter"]["id"] == encounter_id
 
 
-async def test_an_encounter_of_another_brand_is_like_one_that_does_not_exist(service: Service, cast: Cast) -> None:
-    theirs = await an_encounter(cast, "loopbio")
+async def test_an_encounter_of_another_brand_is_null_like_an_unknown_one(service: Service, cast: Cast) -> None:
+    theirs = await insert_encounter(cast, "loopbio")
 
     assert await ask(service, ENCOUNTER, id=theirs) == await ask(service, ENCOUNTER, id=str(uuid4()))
 
@@ -233,7 +231,7 @@ async def test_an_encounter_of_another_brand_is_like_one_that_does_not_exist(ser
 @pytest.mark.parametrize(
     "malformed", ["", "nobody", "5", "\x00", "\ud800", "٣" * 32, "g" * 32, "0" * 31, "0" * 33, "é", "x" * 10_000, 5]
 )
-async def test_an_id_that_is_none_finds_nothing_and_asks_nobody(
+async def test_a_malformed_id_is_null_after_at_most_one_statement(
     service: Service, statements: Counter[str], malformed: str | int
 ) -> None:
     assert await ask(service, ENCOUNTER, id=malformed) == {"encounter": None}

@@ -1,6 +1,6 @@
-"""The published page of the endpoint, word for word as JSON Schemas, against live answers of both verbs.
+"""Answers of POST and GET of encounters against the published page of the endpoint, as JSON Schemas.
 
-The schemas are written out here and not taken from `rest/openapi.json`: a mistake there must not agree with itself.
+The schemas are copied here, not read from `rest/openapi.json`: an error there must not confirm itself.
 """
 
 import json
@@ -13,7 +13,7 @@ import pytest
 from jsonschema import Draft202012Validator, FormatChecker
 
 from tests.cast import Cast
-from tests.doors import Service, exact
+from tests.doors import Service, parse_exact
 
 NULLABLE = {"type": ["string", "null"]}
 
@@ -73,7 +73,7 @@ ENCOUNTERS = {
     "additionalProperties": False,
 }
 
-# The page says `string`; the formats behind the strings are our own promise.
+# The page says `string`; the formats are a promise of the gateway.
 OUR_FORMATS = {
     "properties": {
         "id": {"format": "uuid"},
@@ -100,15 +100,15 @@ def is_utc(value: object) -> bool:
     return not isinstance(value, str) or (is_date_time(value) and value.endswith("Z"))
 
 
-# jsonschema itself checks no `date-time` without a further package, and says nothing about it.
+# jsonschema checks `date-time` only with another package, and is silent without it.
 formats = FormatChecker(formats=())
 formats.checks("uuid")(is_uuid)
 formats.checks("date-time", raises=ValueError)(is_date_time)
 formats.checks("utc", raises=ValueError)(is_utc)
 
 
-def broken(schema: dict[str, Any], body: Any) -> list[str]:
-    """Say what in a body does not keep to a schema, formats included."""
+def violations_of(schema: dict[str, Any], body: Any) -> list[str]:
+    """Return the violations of a schema in a body, formats included."""
     Draft202012Validator.check_schema(schema)
     return [error.message for error in Draft202012Validator(schema, format_checker=formats).iter_errors(body)]
 
@@ -136,7 +136,7 @@ EVERYTHING = VISIT | {
 }
 
 
-# The checks themselves: a schema that lets everything through would prove nothing.
+# The schemas themselves: a schema that accepts everything would prove nothing
 
 
 @pytest.mark.parametrize(
@@ -149,24 +149,24 @@ EVERYTHING = VISIT | {
         VISIT | {"scheduled_at": "2026-01-31 10:00:00"},
     ],
 )
-def test_the_copy_of_the_page_refuses_what_the_page_refuses(wrong: dict[str, Any]) -> None:
-    assert broken(REQUEST_BODY, wrong)
+def test_the_copied_schema_refuses_what_the_published_page_refuses(wrong: dict[str, Any]) -> None:
+    assert violations_of(REQUEST_BODY, wrong)
 
 
 # POST
 
 
 @pytest.mark.parametrize("body", [VISIT, EVERYTHING], ids=["required", "everything"])
-async def test_a_recorded_encounter_is_answered_201_with_exactly_the_published_members(
+async def test_a_recording_answers_201_with_exactly_the_published_members(
     service: Service, cast: Cast, body: dict[str, Any]
 ) -> None:
     answer = await post(service, await cast.patient(), body)
 
-    assert broken(REQUEST_BODY, body) == []
+    assert violations_of(REQUEST_BODY, body) == []
     assert answer.status_code == 201
     assert answer.headers["content-type"] == "application/json"
-    assert broken(ENCOUNTER, answer.json()) == []
-    assert broken(OUR_FORMATS, answer.json()) == []
+    assert violations_of(ENCOUNTER, answer.json()) == []
+    assert violations_of(OUR_FORMATS, answer.json()) == []
 
 
 BODIES: list[Any] = [
@@ -201,32 +201,32 @@ BODIES: list[Any] = [
 
 
 @pytest.mark.parametrize("body", BODIES, ids=json.dumps)
-async def test_a_body_is_recorded_if_and_only_if_the_page_allows_it(service: Service, cast: Cast, body: Any) -> None:
+async def test_a_body_is_recorded_if_and_only_if_the_schema_allows_it(service: Service, cast: Cast, body: Any) -> None:
     patient_id = await cast.patient()
 
     answer = await post(service, patient_id, body)
 
-    assert answer.status_code == (400 if broken(REQUEST_BODY, body) else 201)
+    assert answer.status_code == (400 if violations_of(REQUEST_BODY, body) else 201)
     assert len(await cast.rows(patient_id)) == (1 if answer.status_code == 201 else 0)
 
 
-async def test_metadata_that_is_left_out_is_the_published_default(service: Service, cast: Cast) -> None:
+async def test_missing_metadata_is_the_published_default(service: Service, cast: Cast) -> None:
     answer = await post(service, await cast.patient(), VISIT)
 
     assert answer.json()["metadata"] == REQUEST_BODY["properties"]["metadata"]["default"]
 
 
-async def test_an_unknown_patient_is_answered_404_in_the_published_shape(service: Service) -> None:
+async def test_an_unknown_patient_is_404_in_the_published_shape(service: Service) -> None:
     answer = await post(service, "nobody", VISIT)
 
     assert answer.status_code == 404
-    assert broken(ERROR, answer.json()) == []
+    assert violations_of(ERROR, answer.json()) == []
 
 
-# GET, its twin
+# GET
 
 
-async def test_a_list_is_answered_200_in_the_shape_of_the_twin(service: Service, cast: Cast) -> None:
+async def test_a_list_answers_200_in_the_published_shape(service: Service, cast: Cast) -> None:
     patient_id = await cast.patient()
     await post(service, patient_id, VISIT)
     await post(service, patient_id, EVERYTHING)
@@ -235,16 +235,16 @@ async def test_a_list_is_answered_200_in_the_shape_of_the_twin(service: Service,
 
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "application/json"
-    assert broken(ENCOUNTERS, answer.json()) == []
-    assert [broken(OUR_FORMATS, encounter) for encounter in answer.json()["encounters"]] == [[], []]
+    assert violations_of(ENCOUNTERS, answer.json()) == []
+    assert [violations_of(OUR_FORMATS, encounter) for encounter in answer.json()["encounters"]] == [[], []]
 
 
-async def test_what_was_answered_to_the_recording_is_what_the_list_shows(service: Service, cast: Cast) -> None:
+async def test_the_list_shows_the_answer_to_the_recording(service: Service, cast: Cast) -> None:
     patient_id = await cast.patient()
 
     recorded = await post(service, patient_id, EVERYTHING)
 
-    assert exact(await listed(service, patient_id))["encounters"] == [exact(recorded)]
+    assert parse_exact(await listed(service, patient_id))["encounters"] == [parse_exact(recorded)]
 
 
 async def test_a_patient_without_encounters_has_an_empty_list(service: Service, cast: Cast) -> None:
@@ -256,40 +256,40 @@ async def test_a_patient_without_encounters_has_an_empty_list(service: Service, 
     assert answer.json() == {"patient_id": patient_id, "encounters": [], "total": 0}
 
 
-async def test_total_counts_all_and_not_the_page_and_the_newest_comes_first(service: Service, cast: Cast) -> None:
+async def test_total_counts_the_whole_list_and_the_newest_comes_first(service: Service, cast: Cast) -> None:
     patient_id = await cast.patient()
     ids = [(await post(service, patient_id, VISIT)).json()["id"] for _ in range(3)]
 
     answer = await listed(service, patient_id, "?limit=1&offset=1")
 
-    assert broken(ENCOUNTERS, answer.json()) == []
+    assert violations_of(ENCOUNTERS, answer.json()) == []
     assert [encounter["id"] for encounter in answer.json()["encounters"]] == [ids[1]]
     assert answer.json()["total"] == 3
 
 
-async def test_the_list_of_an_unknown_patient_is_answered_404_in_the_published_shape(service: Service) -> None:
+async def test_the_list_of_an_unknown_patient_is_404_in_the_published_shape(service: Service) -> None:
     answer = await listed(service, "nobody")
 
     assert answer.status_code == 404
-    assert broken(ERROR, answer.json()) == []
+    assert violations_of(ERROR, answer.json()) == []
 
 
-# Both
+# Both methods
 
 
 @pytest.mark.parametrize("verb", ["GET", "POST"])
-async def test_a_fault_of_ours_is_answered_500_in_the_published_shape(
+async def test_an_internal_error_is_500_in_the_published_shape(
     service: Service, cast: Cast, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
     patient_id = await cast.patient()
     for method in ("fetch", "fetch_one"):
-        monkeypatch.setattr(f"gateway.database.database.PoolConnection.{method}", None)  # calling it is a TypeError
+        monkeypatch.setattr(f"gateway.database.database.PoolConnection.{method}", None)  # calling None raises TypeError
 
     answer = await service.rest(verb, f"/v1/patients/{patient_id}/encounters", json=VISIT)
 
     assert answer.status_code == 500
     assert answer.headers["content-type"] == "application/json"
-    assert broken(ERROR, answer.json()) == []
+    assert violations_of(ERROR, answer.json()) == []
 
 
 async def test_head_is_answered_like_get_without_a_body(service: Service, cast: Cast) -> None:

@@ -1,6 +1,6 @@
-"""Every way to be refused over REST: the one shape, the status, the headers, and that nothing sent comes back.
+"""Errors of REST: their body, status and headers, and that none repeats sent text.
 
-Bodies that cannot be read and numbers in the query are at the end. What only a socket can show is in `test_sockets.py`.
+Unreadable bodies and numbers of the query are at the end. `test_raw_connections.py` tests what needs a socket.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from resolvers.errors import InvalidToken
 from tests.cast import Cast
 from tests.conftest import create_database
 from tests.doors import Service
-from tests.logs import captured
+from tests.logs import captured_logs
 
 ENCOUNTERS = "/v1/patients/nobody/encounters"
 VISIT = '{"brand_id": "loop", "encounter_type": "lab"}'
@@ -30,7 +30,7 @@ MARKER = "tuberculosis"
 
 
 def refused(answer: httpx2.Response, status: int, code: str, recorded: str = "no") -> dict[str, Any]:
-    """See that an answer is a refusal in the one shape, and give its body."""
+    """Assert that an answer is an error in the common shape, and return its body."""
     body: dict[str, Any] = answer.json()
     assert (answer.status_code, body["error"], body["recorded"]) == (status, code, recorded)
     assert body["message"]
@@ -42,22 +42,20 @@ def refused(answer: httpx2.Response, status: int, code: str, recorded: str = "no
 
 
 async def post(service: Service, path: str = ENCOUNTERS, content: Any = VISIT, **headers: str) -> httpx2.Response:
-    """Send a body; headers in Python's spelling."""
+    """Send a body. Names of headers have underscores."""
     named = JSON | {name.replace("_", "-"): value for name, value in headers.items()}
     return await service.rest("POST", path, headers=named, content=content)
 
 
-def of(patient_id: str) -> str:
+def encounters_of(patient_id: str) -> str:
     return f"/v1/patients/{patient_id}/encounters"
 
 
-# Who calls: 401
+# Authentication
 
 
 @pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "dev", "Basic ZGV2OmRldg==", "Token dev"])
-async def test_without_a_bearer_token_it_is_401_and_the_challenge_names_no_error(
-    service: Service, header: str | None
-) -> None:
+async def test_a_missing_token_is_401_and_the_challenge_names_no_error(service: Service, header: str | None) -> None:
     headers = {} if header is None else {"authorization": header}
 
     answer = await service.rest("GET", ENCOUNTERS, token=None, headers=headers)
@@ -68,12 +66,12 @@ async def test_without_a_bearer_token_it_is_401_and_the_challenge_names_no_error
 
 
 @pytest.mark.parametrize("token", ["nope", "dev dev", "DEV", "dev,", '"dev"', "dévé"])
-async def test_a_worthless_token_is_401_and_the_challenge_says_invalid_token(service: Service, token: str) -> None:
+async def test_a_rejected_token_is_401_and_the_challenge_says_invalid_token(service: Service, token: str) -> None:
     answer = await service.rest("GET", ENCOUNTERS, token=None, headers={"authorization": f"Bearer {token}".encode()})  # type: ignore[dict-item]
 
     body = refused(answer, 401, "invalid_token")
     assert body["error_description"] == body["message"]
-    # RFC 6750 section 3: no quote and no backslash within the description.
+    # RFC 6750, section 3: the description contains no quote and no backslash.
     challenge = f'Bearer error="invalid_token", error_description="{body["message"]}"'
     assert answer.headers["www-authenticate"] == challenge
     assert challenge.isascii()
@@ -88,7 +86,7 @@ async def test_a_worthless_token_is_401_and_the_challenge_says_invalid_token(ser
     ],
 )
 @pytest.mark.parametrize("path", [ENCOUNTERS, "/graphql?query={patient(id:%22nobody%22){id}}"])
-async def test_a_header_sent_twice_is_not_taken_for_its_first_line(
+async def test_a_repeated_header_is_not_read_as_its_first_value(
     service: Service, path: str, lines: list[tuple[str, str]], code: str
 ) -> None:
     accept = ("accept", "application/graphql-response+json" if "graphql" in path else "application/json")
@@ -99,7 +97,7 @@ async def test_a_header_sent_twice_is_not_taken_for_its_first_line(
 
 
 @pytest.mark.parametrize("scheme", ["bearer", "BEARER"])
-async def test_the_scheme_is_read_without_regard_to_case(service: Service, scheme: str) -> None:
+async def test_the_scheme_is_case_insensitive(service: Service, scheme: str) -> None:
     answer = await service.rest("GET", ENCOUNTERS, token=None, headers={"authorization": f"{scheme}  dev"})
 
     refused(answer, 404, "not_found")
@@ -107,9 +105,7 @@ async def test_the_scheme_is_read_without_regard_to_case(service: Service, schem
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "OPTIONS"])
 @pytest.mark.parametrize("path", [ENCOUNTERS, ENCOUNTERS + "/", "/nowhere", "/v1/patients//encounters"])
-async def test_a_stranger_is_told_401_whatever_the_address_and_the_method(
-    service: Service, method: str, path: str
-) -> None:
+async def test_a_missing_token_is_401_for_every_path_and_method(service: Service, method: str, path: str) -> None:
     answer = await service.rest(method, path, token=None, headers={"content-type": "text/plain"}, content=b"\xff")
 
     refused(answer, 401, "unauthenticated")
@@ -123,7 +119,7 @@ async def test_health_needs_no_token(service: Service, path: str) -> None:
     assert answer.headers["cache-control"] == "no-store"
 
 
-# May they: 403
+# Authorization
 
 CALLERS = {
     "reader": Caller("reader", frozenset({"read:encounters"}), brand_id="loop"),
@@ -143,7 +139,7 @@ async def verify(token: str) -> Caller:
 
 @pytest.fixture(scope="module")
 async def guarded(database_url: str) -> AsyncIterator[Service]:
-    """The service for callers who may do less than everything."""
+    """The service, with callers that have different scopes."""
     async with Service.running(Settings(database_url=database_url), verify) as running:
         yield running
 
@@ -157,10 +153,10 @@ async def guarded(database_url: str) -> AsyncIterator[Service]:
         ("nothing", "POST", "write:encounters"),
     ],
 )
-async def test_without_the_scope_it_is_403_and_the_challenge_names_the_scopes_that_would_do(
+async def test_a_missing_scope_is_403_and_the_challenge_names_sufficient_ones(
     guarded: Service, token: str, method: str, needed: str
 ) -> None:
-    # Nothing else is right about this request either: it is not said.
+    # The request has other errors too; the answer mentions none of them.
     answer = await guarded.rest(method, ENCOUNTERS + "?limit=x", token=token, content=b"{")
 
     body = refused(answer, 403, "insufficient_scope")
@@ -169,10 +165,12 @@ async def test_without_the_scope_it_is_403_and_the_challenge_names_the_scopes_th
 
 
 @pytest.mark.parametrize("token", ["writer", "manager", "admin"])
-async def test_who_may_record_sees_the_encounter_just_recorded(guarded: Service, cast: Cast, token: str) -> None:
+async def test_a_token_that_may_only_record_is_answered_with_the_new_encounter(
+    guarded: Service, cast: Cast, token: str
+) -> None:
     patient_id = await cast.patient()
 
-    answer = await guarded.rest("POST", of(patient_id), token=token, headers=JSON, content=VISIT)
+    answer = await guarded.rest("POST", encounters_of(patient_id), token=token, headers=JSON, content=VISIT)
 
     assert (answer.status_code, answer.json()["patient_id"]) == (201, patient_id)
 
@@ -192,7 +190,7 @@ async def test_a_brand_that_contradicts_the_token_is_403_without_a_challenge(ser
 
 
 async def test_a_machine_without_a_brand_acts_for_the_one_it_states(guarded: Service, cast: Cast) -> None:
-    path = of(await cast.patient("loopbio"))
+    path = encounters_of(await cast.patient("loopbio"))
 
     stated = await guarded.rest("GET", path, token="machine", headers={"x-brand-id": "loopbio"})
     unstated = await guarded.rest("GET", path, token="machine")
@@ -200,14 +198,14 @@ async def test_a_machine_without_a_brand_acts_for_the_one_it_states(guarded: Ser
     over_graphql = await guarded.graphql('{ patient(id: "nobody") { id } }', token="machine")
 
     assert stated.status_code == 200
-    told = refused(unstated, 403, "forbidden")["message"]
-    assert told.startswith("No brand was named")
-    assert told != refused(contradicting, 403, "forbidden")["message"]
-    assert over_graphql["errors"][0]["message"] == told
+    message = refused(unstated, 403, "forbidden")["message"]
+    assert message.startswith("No brand was named")
+    assert message != refused(contradicting, 403, "forbidden")["message"]
+    assert over_graphql["errors"][0]["message"] == message
 
 
 async def test_a_machine_without_a_brand_acts_for_the_one_in_the_body(guarded: Service, cast: Cast) -> None:
-    path, body = of(await cast.patient("loopbio")), VISIT.replace("loop", "loopbio")
+    path, body = encounters_of(await cast.patient("loopbio")), VISIT.replace("loop", "loopbio")
 
     agreeing = await guarded.rest("POST", path, token="machine", headers=JSON, content=body)
     contradicting = await guarded.rest(
@@ -218,7 +216,7 @@ async def test_a_machine_without_a_brand_acts_for_the_one_in_the_body(guarded: S
     refused(contradicting, 403, "forbidden")
 
 
-# What is there: 404, 405, and what is accepted: 415
+# Unknown paths, methods and media types: 404, 405, 415
 
 
 @pytest.mark.parametrize(
@@ -227,7 +225,7 @@ async def test_a_machine_without_a_brand_acts_for_the_one_in_the_body(guarded: S
      "/V1/patients/nobody/encounters", "/graphql/", "/healthz/", "/docs/", "/openapi", "/favicon.ico"],
 )  # fmt: skip
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
-async def test_an_address_that_is_not_there_is_404_and_no_redirect(service: Service, method: str, path: str) -> None:
+async def test_an_unknown_path_is_404_and_not_a_redirect(service: Service, method: str, path: str) -> None:
     refused(await service.rest(method, path), 404, "not_found")
 
 
@@ -242,7 +240,7 @@ async def test_an_address_that_is_not_there_is_404_and_no_redirect(service: Serv
     ],
 )
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "TRACE", "QUERY"])
-async def test_a_method_that_is_not_served_is_405_and_allow_names_those_that_are(
+async def test_an_unsupported_method_is_405_and_allow_names_the_others(
     service: Service, method: str, path: str, allowed: str
 ) -> None:
     answer = await service.rest(method, path, content=b"{")
@@ -263,14 +261,17 @@ async def test_a_method_that_is_not_served_is_405_and_allow_names_those_that_are
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT"])
-async def test_a_slash_too_many_is_404_and_names_the_path_that_would_do(
+async def test_a_trailing_slash_is_404_and_names_the_right_path(
     service: Service, method: str, path: str, template: str
 ) -> None:
-    told = refused(await service.rest(method, path + "/"), 404, "not_found")["message"]
+    message = refused(await service.rest(method, path + "/"), 404, "not_found")["message"]
 
-    assert told.endswith(f"without the slash at its end the path is {template}.")
-    assert "tuberculosis" not in told
-    assert refused(await service.rest(method, path + "//"), 404, "not_found")["message"] == "There is nothing here."
+    assert message.endswith(f"the path without the final slash is {template}.")
+    assert "tuberculosis" not in message
+    assert (
+        refused(await service.rest(method, path + "//"), 404, "not_found")["message"]
+        == "There is no resource at this path."
+    )
     refused(await service.rest(method, path + "/", token=None), 401, "unauthenticated")
 
 
@@ -292,7 +293,7 @@ async def test_the_graphql_path_names_its_methods_too(service: Service) -> None:
         (b'{"a": "\xff"}', "line 1, column 8"),
     ],
 )
-async def test_json_that_cannot_be_read_is_told_by_line_and_column(
+async def test_invalid_json_is_reported_by_line_and_column(
     service: Service, path: str, content: bytes, place: str
 ) -> None:
     answer = await post(service, path, content)
@@ -302,7 +303,7 @@ async def test_json_that_cannot_be_read_is_told_by_line_and_column(
     assert MARKER not in answer.text
 
 
-async def test_a_parameter_of_a_graphql_query_is_told_by_its_name(service: Service) -> None:
+async def test_an_invalid_parameter_of_a_graphql_query_is_named(service: Service) -> None:
     answer = await service.rest("GET", "/graphql?query={__typename}&variables={tuberculosis")
 
     assert "The parameter variables must be one JSON value (line 1, column 2)." in answer.text
@@ -315,9 +316,7 @@ async def test_a_parameter_of_a_graphql_query_is_told_by_its_name(service: Servi
      "multipart/form-data; boundary=x", "application/json; charset=latin-1", "application/json; charset=utf-16",
      "application/json, text/plain"],
 )  # fmt: skip
-async def test_a_body_of_another_media_type_is_415_before_anything_is_said_about_it(
-    service: Service, media_type: str | None
-) -> None:
+async def test_another_media_type_is_415_before_any_error_of_the_body(service: Service, media_type: str | None) -> None:
     headers = {} if media_type is None else {"content-type": media_type}
 
     refused(await service.rest("POST", ENCOUNTERS, headers=headers, content=b"\xff"), 415, "unsupported_media_type")
@@ -328,36 +327,36 @@ async def test_a_body_of_another_media_type_is_415_before_anything_is_said_about
     ["application/json;charset=UTF-8", 'application/json; charset="utf-8"', "APPLICATION/JSON ; charset=utf-8",
      "application/json; charset=utf-8; profile=x"],
 )  # fmt: skip
-async def test_json_in_utf_8_is_accepted_however_the_media_type_is_spelt(
+async def test_json_in_utf_8_is_accepted_in_any_spelling_of_the_media_type(
     service: Service, cast: Cast, media_type: str
 ) -> None:
-    answer = await post(service, of(await cast.patient()), content_type=media_type)
+    answer = await post(service, encounters_of(await cast.patient()), content_type=media_type)
 
     assert answer.status_code == 201
 
 
-# How much and how fast: 413 and 408
+# Size and duration of bodies: 413 and 408
 
 
 async def pieces(count: int, size: int = 65_536) -> AsyncIterator[bytes]:
-    """A body whose size is not announced."""
+    """Yield a body of undeclared length."""
     for _ in range(count):
         yield b"x" * size
 
 
-async def test_a_body_announced_too_large_is_413(service: Service) -> None:
+async def test_a_content_length_over_the_limit_is_413(service: Service) -> None:
     answer = await post(service, content=b"x" * (256 * 1024 + 1))
 
     refused(answer, 413, "payload_too_large")
 
 
-async def test_a_body_that_grows_too_large_is_413(service: Service) -> None:
+async def test_a_streamed_body_over_the_limit_is_413(service: Service) -> None:
     answer = await post(service, content=pieces(5))
 
     refused(answer, 413, "payload_too_large")
 
 
-async def test_a_body_of_just_the_largest_size_is_read(service: Service) -> None:
+async def test_a_body_of_the_largest_size_is_read(service: Service) -> None:
     answer = await post(service, content=VISIT.ljust(256 * 1024))
 
     refused(answer, 404, "not_found")
@@ -380,12 +379,12 @@ async def test_a_body_that_does_not_arrive_in_time_is_408(impatient: Service) ->
     refused(answer, 408, "request_timeout")
 
 
-# Faults of ours: 500
+# Internal errors (500)
 
 
 @asynccontextmanager
 async def broken_database() -> AsyncIterator[None]:
-    """For a while, every statement raises what a driver might: an exception whose words repeat what was sent."""
+    """Let every statement of the block raise an exception whose text repeats sent values, as drivers do."""
 
     async def fetch(*_: object, **__: object) -> None:
         raise RuntimeError(MARKER)
@@ -397,13 +396,13 @@ async def broken_database() -> AsyncIterator[None]:
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_a_fault_of_ours_is_500_and_neither_the_answer_nor_the_log_has_its_words(
+async def test_an_internal_error_is_500_and_its_text_is_in_no_answer_or_log(
     service: Service, cast: Cast, method: str
 ) -> None:
-    path = of(await cast.patient())
+    path = encounters_of(await cast.patient())
 
     async with broken_database():
-        with captured() as lines:
+        with captured_logs() as lines:
             answer = await service.rest(method, path, headers=JSON, content=VISIT)
 
     body = refused(answer, 500, "server_error", recorded="unknown")
@@ -412,11 +411,11 @@ async def test_a_fault_of_ours_is_500_and_neither_the_answer_nor_the_log_has_its
     assert (fault["error"], fault["request_id"]) == ("RuntimeError", body["request_id"])
 
 
-async def test_a_fault_of_ours_is_500_in_graphqls_shape_at_the_other_door(service: Service, cast: Cast) -> None:
+async def test_an_internal_error_is_500_in_the_graphql_shape(service: Service, cast: Cast) -> None:
     query = f'{{ patient(id: "{await cast.patient()}") {{ id }} }}'
 
     async with broken_database():
-        with captured() as lines:
+        with captured_logs() as lines:
             answer = await service.graphql(query)
 
     (error,) = answer["errors"]
@@ -424,7 +423,7 @@ async def test_a_fault_of_ours_is_500_in_graphqls_shape_at_the_other_door(servic
     assert MARKER not in json.dumps([answer, lines])
 
 
-async def test_a_token_that_cannot_be_verified_for_a_fault_of_ours_is_500_and_not_401(
+async def test_an_internal_error_of_the_verifier_is_500_and_not_401(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.auth.development.DEVELOPMENT_BRANDS", None)
@@ -433,12 +432,12 @@ async def test_a_token_that_cannot_be_verified_for_a_fault_of_ours_is_500_and_no
         refused(await service.rest("GET", path), 500, "server_error", recorded="unknown")
 
 
-# Not now: 503
+# Temporarily unavailable (503)
 
 
 @pytest.fixture
 async def small(database_url: str) -> AsyncIterator[Service]:
-    """A service with one connection, and little patience."""
+    """A service with one connection and short timeouts."""
     settings = Settings(
         database_url=database_url,
         database_pool_size=1,
@@ -450,8 +449,8 @@ async def small(database_url: str) -> AsyncIterator[Service]:
 
 
 @asynccontextmanager
-async def somebody_holding(database_url: str, patient_id: str) -> AsyncIterator[asyncpg.Connection]:
-    """Meanwhile another transaction holds the patient's row: whoever records for the patient waits."""
+async def locked_patient(database_url: str, patient_id: str) -> AsyncIterator[asyncpg.Connection]:
+    """Lock the patient's row in another transaction for the block: recordings for the patient wait."""
     holder = await asyncpg.connect(database_url)
     try:
         async with holder.transaction():
@@ -461,8 +460,8 @@ async def somebody_holding(database_url: str, patient_id: str) -> AsyncIterator[
         await holder.close()
 
 
-async def waiting(connection: asyncpg.Connection) -> list[int]:
-    """Wait until somebody waits for the holder, and give the process ids."""
+async def waiting_processes(connection: asyncpg.Connection) -> list[int]:
+    """Return the ids of the processes that wait for the lock, once there is one."""
     async with asyncio.timeout(5):
         while True:
             rows = await connection.fetch(
@@ -472,15 +471,13 @@ async def waiting(connection: asyncpg.Connection) -> list[int]:
                 return [row["pid"] for row in rows]
 
 
-async def test_when_every_connection_is_busy_it_is_503_with_retry_after(
-    small: Service, cast: Cast, database_url: str
-) -> None:
+async def test_a_full_connection_pool_is_503_with_retry_after(small: Service, cast: Cast, database_url: str) -> None:
     patient_id = await cast.patient()
 
-    async with somebody_holding(database_url, patient_id) as holder:
-        busy = asyncio.create_task(post(small, of(patient_id)))
-        await waiting(holder)
-        answers = [await post(small, of(patient_id)), await small.rest("GET", of(patient_id))]
+    async with locked_patient(database_url, patient_id) as holder:
+        busy = asyncio.create_task(post(small, encounters_of(patient_id)))
+        await waiting_processes(holder)
+        answers = [await post(small, encounters_of(patient_id)), await small.rest("GET", encounters_of(patient_id))]
 
     for answer in answers:
         refused(answer, 503, "temporarily_unavailable")
@@ -488,37 +485,35 @@ async def test_when_every_connection_is_busy_it_is_503_with_retry_after(
     assert (await busy).status_code == 201
 
 
-async def test_a_statement_that_takes_too_long_is_503_and_records_nothing(
-    small: Service, cast: Cast, database_url: str
-) -> None:
+async def test_a_statement_timeout_is_503_and_records_nothing(small: Service, cast: Cast, database_url: str) -> None:
     patient_id = await cast.patient()
 
-    async with somebody_holding(database_url, patient_id):
-        answer = await post(small, of(patient_id))
+    async with locked_patient(database_url, patient_id):
+        answer = await post(small, encounters_of(patient_id))
 
     refused(answer, 503, "temporarily_unavailable")
     assert await cast.rows(patient_id) == []
-    assert (await post(small, of(patient_id))).status_code == 201
+    assert (await post(small, encounters_of(patient_id))).status_code == 201
 
 
-async def test_a_connection_lost_in_the_middle_is_503_and_never_claimed_to_be_recorded(
+async def test_a_lost_connection_is_503_with_recorded_unknown_or_no(
     small: Service, cast: Cast, database_url: str
 ) -> None:
     patient_id = await cast.patient()
 
-    async with somebody_holding(database_url, patient_id) as holder:
-        lost = asyncio.create_task(post(small, of(patient_id)))
-        (pid,) = await waiting(holder)
+    async with locked_patient(database_url, patient_id) as holder:
+        lost = asyncio.create_task(post(small, encounters_of(patient_id)))
+        (pid,) = await waiting_processes(holder)
         await cast.connection.execute("SELECT pg_terminate_backend($1)", pid)
         answer = await lost
 
-    # A goodbye of the server's may come after the commit: it was not, but the gateway cannot know.
+    # The server may send a FATAL after the commit. It did not here, but the gateway cannot know.
     refused(answer, 503, "temporarily_unavailable", recorded="unknown")
     assert await cast.rows(patient_id) == []
-    assert (await post(small, of(patient_id))).status_code == 201
+    assert (await post(small, encounters_of(patient_id))).status_code == 201
 
 
-async def test_when_the_database_lets_nobody_in_it_is_503_and_not_ready(server_url: str) -> None:
+async def test_a_refused_database_login_is_503_and_not_ready(server_url: str) -> None:
     url = await create_database(server_url)
     await migrate(url)
     name = url.split("?")[0].rsplit("/", 1)[1]
@@ -538,8 +533,8 @@ async def test_when_the_database_lets_nobody_in_it_is_503_and_not_ready(server_u
 
 
 @pytest.mark.parametrize("sent", ["abc", "A-1_b.c~d:e", "x" * 128, "3f2504e0-4f89-11d3-9a0c-0305e82c3301"])
-async def test_a_well_formed_request_id_is_echoed_in_header_body_and_log(service: Service, sent: str) -> None:
-    with captured() as lines:
+async def test_a_valid_request_id_is_echoed_in_header_body_and_log(service: Service, sent: str) -> None:
+    with captured_logs() as lines:
         answer = await service.rest("GET", ENCOUNTERS, headers={"x-request-id": sent})
 
     assert refused(answer, 404, "not_found")["request_id"] == sent
@@ -547,7 +542,7 @@ async def test_a_well_formed_request_id_is_echoed_in_header_body_and_log(service
 
 
 @pytest.mark.parametrize("sent", ["", " ", "x" * 129, "a b", 'a"b', "a\tb", "é", "a/b", "<script>", "a\x00", "\x1b[2J"])
-async def test_another_request_id_is_replaced_by_a_fresh_one(service: Service, sent: str) -> None:
+async def test_an_invalid_request_id_is_replaced(service: Service, sent: str) -> None:
     raw = {"x-request-id": sent.encode("latin-1")}
     first = await service.rest("GET", ENCOUNTERS, headers=raw)  # type: ignore[arg-type]
     second = await service.rest("GET", ENCOUNTERS, headers=raw)  # type: ignore[arg-type]
@@ -558,7 +553,7 @@ async def test_another_request_id_is_replaced_by_a_fresh_one(service: Service, s
 
 
 async def test_the_log_line_has_the_route_and_not_the_path(service: Service) -> None:
-    with captured() as lines:
+    with captured_logs() as lines:
         await service.rest("GET", f"/v1/patients/{MARKER}/encounters?limit={MARKER}")
         await service.rest("GET", f"/{MARKER}", token=MARKER)
 
@@ -566,7 +561,7 @@ async def test_the_log_line_has_the_route_and_not_the_path(service: Service) -> 
     assert MARKER not in json.dumps(lines)
 
 
-# Bodies that cannot be read: 400
+# Unreadable bodies: 400
 
 DEEP = 100_000
 UNREADABLE: dict[str, tuple[Any, str]] = {
@@ -578,7 +573,7 @@ UNREADABLE: dict[str, tuple[Any, str]] = {
     "white space": (" \n", "json"),
     "half an object": (VISIT[:-1], "json"),
     "two objects": (VISIT + VISIT, "json"),
-    "a comma too many": (VISIT[:-1] + ",}", "json"),
+    "a trailing comma": (VISIT[:-1] + ",}", "json"),
     "single quotes": ("{'brand_id': 'loop'}", "json"),
     "a comment": (VISIT + "// lab", "json"),
     "a byte order mark": ("\ufeff" + VISIT, "json"),
@@ -594,8 +589,8 @@ UNREADABLE: dict[str, tuple[Any, str]] = {
     "an exponent of 30 digits": (VISIT[:-1] + f', "metadata": {{"a": 1e{"9" * 30}}}}}', "number_range"),
     "1e-200000": (VISIT[:-1] + ', "metadata": {"a": 1e-200000}}', "number_range"),
     "200,000 digits": (VISIT[:-1] + f', "x": {"7" * 200_000}}}', "number_range"),
-    "a member twice": (VISIT[:-1] + ', "brand_id": "loop"}', "duplicate_member"),
-    "a member twice, deep down": (VISIT[:-1] + ', "metadata": {"a": [{"b": 1, "b": 1}]}}', "duplicate_member"),
+    "a repeated member": (VISIT[:-1] + ', "brand_id": "loop"}', "duplicate_member"),
+    "a repeated nested member": (VISIT[:-1] + ', "metadata": {"a": [{"b": 1, "b": 1}]}}', "duplicate_member"),
     "100,000 arrays": ("[" * DEEP + "]" * DEEP, "too_deep"),
     "100,000 arrays without an end": ("[" * DEEP, "too_deep"),
     "40,000 objects": ('{"a":' * 40_000, "too_deep"),
@@ -608,7 +603,7 @@ async def test_a_body_that_cannot_be_read_is_400_with_its_rule(
 ) -> None:
     patient_id = await cast.patient()
 
-    answer = await post(service, of(patient_id), content=body)
+    answer = await post(service, encounters_of(patient_id), content=body)
 
     (violation,) = refused(answer, 400, "validation_error")["violations"]
     assert (violation["pointer"], violation["rule"]) == ("", rule)
@@ -620,20 +615,22 @@ async def test_a_body_that_cannot_be_read_is_400_with_its_rule(
     [("1e400", 401), ("7" * 60_000, 60_000), ("-1e-400", 403), ("1E+2", 3), ("12345678901234567890.10", 23)],
     ids=lambda value: str(value)[:20],
 )
-async def test_a_number_beyond_a_float_is_kept_with_every_digit(
+async def test_a_number_beyond_a_float_is_stored_with_every_digit(
     service: Service, cast: Cast, number: str, digits: int
 ) -> None:
     patient_id = await cast.patient()
 
-    answer = await post(service, of(patient_id), content=VISIT[:-1] + f', "metadata": {{"a": {number}}}}}')
+    answer = await post(service, encounters_of(patient_id), content=VISIT[:-1] + f', "metadata": {{"a": {number}}}}}')
 
     assert answer.status_code == 201
     (row,) = await cast.rows(patient_id)
     assert len(json.loads(row["metadata"], parse_int=str, parse_float=str)["a"]) == digits
 
 
-async def test_one_short_number_that_is_long_in_full_is_counted_in_full(service: Service, cast: Cast) -> None:
-    answer = await post(service, of(await cast.patient()), content=VISIT[:-1] + ', "metadata": {"a": 1e131071}}')
+async def test_a_short_number_counts_with_its_full_length(service: Service, cast: Cast) -> None:
+    answer = await post(
+        service, encounters_of(await cast.patient()), content=VISIT[:-1] + ', "metadata": {"a": 1e131071}}'
+    )
 
     (violation,) = refused(answer, 400, "validation_error")["violations"]
     assert (violation["pointer"], violation["rule"]) == ("/metadata", "too_large")
@@ -650,10 +647,10 @@ async def test_one_short_number_that_is_long_in_full_is_counted_in_full(service:
     ],
     ids=["high", "low first", "in a name", "NUL", "60,000 digits"],
 )
-async def test_what_a_text_cannot_hold_is_400_with_the_member(
+async def test_text_that_cannot_be_stored_is_400_with_the_member(
     service: Service, cast: Cast, members: str, pointer: str, rule: str
 ) -> None:
-    answer = await post(service, of(await cast.patient()), content=VISIT[:-1] + f", {members}}}")
+    answer = await post(service, encounters_of(await cast.patient()), content=VISIT[:-1] + f", {members}}}")
 
     (violation,) = refused(answer, 400, "validation_error")["violations"]
     assert (violation["pointer"], violation["rule"]) == (pointer, rule)
@@ -678,27 +675,27 @@ async def test_what_a_text_cannot_hold_is_400_with_the_member(
     ],
     ids=lambda members: next(iter(members)),
 )
-async def test_a_refusal_and_its_log_line_repeat_nothing_that_was_sent(
+async def test_a_refusal_and_its_log_line_repeat_no_sent_text(
     service: Service, cast: Cast, members: dict[str, Any]
 ) -> None:
-    path = of(await cast.patient())
+    path = encounters_of(await cast.patient())
 
-    with captured() as lines:
+    with captured_logs() as lines:
         answer = await post(service, path, content=json.dumps(json.loads(VISIT) | members))
 
     assert answer.status_code in {400, 403}
     assert MARKER not in answer.text + json.dumps(lines) + str(answer.headers)
 
 
-# Numbers in the query: 400
+# Numbers of the query: 400
 
 
 @pytest.mark.parametrize(
     "value",
     ["", "-1", "101", "abc", "٣", "1.5", "1e1", "+1", " 1", "1 ", "0x1", "9" * 5_000, "%00", "%ff", "NaN"],
 )
-async def test_a_limit_that_is_no_whole_number_from_1_to_100_is_400(service: Service, cast: Cast, value: str) -> None:
-    answer = await service.rest("GET", f"{of(await cast.patient())}?limit={value}")
+async def test_a_limit_that_is_not_an_integer_from_1_to_100_is_400(service: Service, cast: Cast, value: str) -> None:
+    answer = await service.rest("GET", f"{encounters_of(await cast.patient())}?limit={value}")
 
     (violation,) = refused(answer, 400, "validation_error")["violations"]
     assert violation == {
@@ -712,20 +709,20 @@ async def test_a_limit_that_is_no_whole_number_from_1_to_100_is_400(service: Ser
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=1&limit=1", "limit=1&limit=2", "offset=1&offset=1", "offset="])
-async def test_a_number_that_is_nothing_or_given_twice_is_400(service: Service, cast: Cast, query: str) -> None:
-    refused(await service.rest("GET", f"{of(await cast.patient())}?{query}"), 400, "validation_error")
+async def test_an_empty_or_repeated_number_is_400(service: Service, cast: Cast, query: str) -> None:
+    refused(await service.rest("GET", f"{encounters_of(await cast.patient())}?{query}"), 400, "validation_error")
 
 
-async def test_both_numbers_are_told_of_at_once(service: Service, cast: Cast) -> None:
-    answer = await service.rest("GET", f"{of(await cast.patient())}?offset=-1&limit=x")
+async def test_both_invalid_numbers_are_reported_together(service: Service, cast: Cast) -> None:
+    answer = await service.rest("GET", f"{encounters_of(await cast.patient())}?offset=-1&limit=x")
 
     violations = refused(answer, 400, "validation_error")["violations"]
     assert [each["pointer"] for each in violations] == ["/limit", "/offset"]
 
 
 @pytest.mark.parametrize("value", ["-1", "abc", "٣", "1.5", str(2**63), "9" * 5_000])
-async def test_an_offset_that_is_no_whole_number_is_400(service: Service, cast: Cast, value: str) -> None:
-    answer = await service.rest("GET", f"{of(await cast.patient())}?offset={value}")
+async def test_an_offset_that_is_not_an_integer_is_400(service: Service, cast: Cast, value: str) -> None:
+    answer = await service.rest("GET", f"{encounters_of(await cast.patient())}?offset={value}")
 
     (violation,) = refused(answer, 400, "validation_error")["violations"]
     assert (violation["pointer"], violation["rule"]) == ("/offset", "whole_number")
@@ -736,10 +733,8 @@ async def test_an_offset_that_is_no_whole_number_is_400(service: Service, cast: 
     [("limit=1", 1), ("limit=100", 2), ("limit=01", 1), ("offset=1", 1), ("offset=2", 0), (f"offset={2**63 - 1}", 0),
      ("limit=100&offset=9223372036854775807", 0), ("colour=blue", 2), ("", 2)],
 )  # fmt: skip
-async def test_a_slice_of_the_list_is_given_and_the_total_of_all(
-    service: Service, cast: Cast, query: str, shown: int
-) -> None:
-    path = of(await cast.patient())
+async def test_a_page_has_its_items_and_the_total(service: Service, cast: Cast, query: str, shown: int) -> None:
+    path = encounters_of(await cast.patient())
     for _ in range(2):
         await post(service, path)
 
@@ -749,7 +744,7 @@ async def test_a_slice_of_the_list_is_given_and_the_total_of_all(
     assert (len(answer.json()["encounters"]), answer.json()["total"]) == (shown, 2)
 
 
-async def test_a_bad_number_comes_before_an_unknown_patient(service: Service) -> None:
+async def test_an_invalid_number_precedes_an_unknown_patient(service: Service) -> None:
     refused(await service.rest("GET", ENCOUNTERS + "?limit=0"), 400, "validation_error")
 
 
@@ -760,7 +755,10 @@ async def test_a_bad_number_comes_before_an_unknown_patient(service: Service) ->
     "patient_id", ["%00", "%ff", "%ed%a0%80", "%0a", "%20", "a" * 201, "..", ".", "%25", "é", "null"]
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_an_id_that_no_patient_can_have_is_404(service: Service, method: str, patient_id: str) -> None:
-    answer = await service.rest(method, of(patient_id), headers=JSON, content=VISIT)
+async def test_an_impossible_patient_id_is_404(service: Service, method: str, patient_id: str) -> None:
+    answer = await service.rest(method, encounters_of(patient_id), headers=JSON, content=VISIT)
 
-    assert refused(answer, 404, "not_found")["message"] in {"There is no such patient.", "There is nothing here."}
+    assert refused(answer, 404, "not_found")["message"] in {
+        "The patient was not found.",
+        "There is no resource at this path.",
+    }

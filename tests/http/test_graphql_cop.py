@@ -1,7 +1,7 @@
-"""What an auditor of GraphQL servers looks for, attack by attack.
+"""The checks of a security scanner for GraphQL servers, one by one.
 
-Source: the checks of dolevf/graphql-cop 1.15, by their descriptions: what each sends, and which answer it takes for a
-finding. Its own words and severities are kept, so that its report can be compared.
+Source: dolevf/graphql-cop 1.15, by the descriptions of its checks: what each sends, and which answer is a finding.
+Titles and severities are the scanner's own, so that its report can be compared.
 """
 
 import json
@@ -17,11 +17,11 @@ from resolvers.access import Caller
 from resolvers.errors import InvalidToken
 from tests.doors import Service
 
-Attack = Callable[["Auditor"], Awaitable[bool]]
+Attack = Callable[["Scanner"], Awaitable[bool]]
 
 
-class Auditor:
-    """Sends what the auditor sends, with a token or with none."""
+class Scanner:
+    """Sends the requests of the scanner, with or without a token."""
 
     def __init__(self, service: Service, token: str | None) -> None:
         self.service = service
@@ -44,61 +44,61 @@ def data(body: Any) -> Mapping[str, Any]:
     return (isinstance(body, dict) and body.get("data")) or {}
 
 
-async def alias_overloading(auditor: Auditor) -> bool:
+async def alias_overloading(scanner: Scanner) -> bool:
     aliases = " \n".join(f"alias{number}:__typename" for number in range(101))
-    return "alias100" in data(await auditor.ask(f"query cop {{ {aliases} }}"))
+    return "alias100" in data(await scanner.ask(f"query cop {{ {aliases} }}"))
 
 
-async def batching(auditor: Auditor) -> bool:
-    answers = (await auditor.post(json=[{"query": "query cop { __typename }"}] * 10)).json()
+async def batching(scanner: Scanner) -> bool:
+    answers = (await scanner.post(json=[{"query": "query cop { __typename }"}] * 10)).json()
     return isinstance(answers, list) and len(answers) >= 10
 
 
-async def circular_introspection(auditor: Auditor) -> bool:
+async def circular_introspection(scanner: Scanner) -> bool:
     within = "type { fields { " * 4
     query = f"query cop {{ __schema {{ types {{ fields {{ {within} type {{ name }} {'} }' * 4} }} }} }} }}"
-    return "__schema" in data(await auditor.ask(query))
+    return "__schema" in data(await scanner.ask(query))
 
 
-async def directive_overloading(auditor: Auditor) -> bool:
-    return len((await auditor.ask(f"query cop {{ __typename {'@aa' * 10} }}")).get("errors", ())) == 10
+async def directive_overloading(scanner: Scanner) -> bool:
+    return len((await scanner.ask(f"query cop {{ __typename {'@aa' * 10} }}")).get("errors", ())) == 10
 
 
-async def field_duplication(auditor: Auditor) -> bool:
-    return "__typename" in data(await auditor.ask(f"query cop {{ {'__typename ' * 500} }}"))
+async def field_duplication(scanner: Scanner) -> bool:
+    return "__typename" in data(await scanner.ask(f"query cop {{ {'__typename ' * 500} }}"))
 
 
-async def introspection(auditor: Auditor) -> bool:
-    return "__schema" in data(await auditor.ask("query cop { __schema { types { name fields { name } } } }"))
+async def introspection(scanner: Scanner) -> bool:
+    return "__schema" in data(await scanner.ask("query cop { __schema { types { name fields { name } } } }"))
 
 
-async def mutation_by_get(auditor: Auditor) -> bool:
-    return "__typename" in data((await auditor.get("mutation cop {__typename}")).json())
+async def mutation_by_get(scanner: Scanner) -> bool:
+    return "__typename" in data((await scanner.get("mutation cop {__typename}")).json())
 
 
-async def query_by_get(auditor: Auditor) -> bool:
-    return "__typename" in data((await auditor.get("query cop {__typename}")).json())
+async def query_by_get(scanner: Scanner) -> bool:
+    return "__typename" in data((await scanner.get("query cop {__typename}")).json())
 
 
-async def url_encoded_post(auditor: Auditor) -> bool:
-    return "__typename" in data((await auditor.post(data={"query": "query cop { __typename }"})).json())
+async def url_encoded_post(scanner: Scanner) -> bool:
+    return "__typename" in data((await scanner.post(data={"query": "query cop { __typename }"})).json())
 
 
-async def field_suggestions(auditor: Auditor) -> bool:
-    return "Did you mean" in json.dumps(await auditor.ask("query cop { __schema { directive } }"))
+async def field_suggestions(scanner: Scanner) -> bool:
+    return "Did you mean" in json.dumps(await scanner.ask("query cop { __schema { directive } }"))
 
 
-async def explorer(auditor: Auditor) -> bool:
-    page = (await auditor.get(accept="text/html")).text
+async def explorer(scanner: Scanner) -> bool:
+    page = (await scanner.get(accept="text/html")).text
     return any(word in page for word in ("graphiql.min.css", "GraphQL Playground", "GraphiQL", "graphql-playground"))
 
 
-async def trace_mode(auditor: Auditor) -> bool:
-    return "tracing" in json.dumps(await auditor.ask("query cop { __typename }")).lower()
+async def trace_mode(scanner: Scanner) -> bool:
+    return "tracing" in json.dumps(await scanner.ask("query cop { __typename }")).lower()
 
 
-async def unhandled_errors(auditor: Auditor) -> bool:
-    return "exception" in json.dumps(await auditor.ask("qwerty cop { abc }")).lower()
+async def unhandled_errors(scanner: Scanner) -> bool:
+    return "exception" in json.dumps(await scanner.ask("qwerty cop { abc }")).lower()
 
 
 ATTACKS: Mapping[Attack, tuple[str, str]] = {
@@ -119,8 +119,8 @@ ATTACKS: Mapping[Attack, tuple[str, str]] = {
 
 
 async def findings(service: Service, token: str | None) -> set[tuple[str, str]]:
-    auditor = Auditor(service, token)
-    return {told for attack, told in ATTACKS.items() if await attack(auditor)}
+    scanner = Scanner(service, token)
+    return {title for attack, title in ATTACKS.items() if await attack(scanner)}
 
 
 async def verify(token: str) -> Caller:
@@ -130,7 +130,7 @@ async def verify(token: str) -> Caller:
 
 
 def production(database_url: str, **chosen: Any) -> Settings:
-    """Settings as in production: tokens are verified, and all else is left as it is."""
+    """Settings of production: tokens are verified, and all other settings have their defaults."""
     return Settings(
         database_url=database_url,
         introspection_url="https://provider.example/introspect",
@@ -147,20 +147,20 @@ async def in_production(database_url: str) -> AsyncIterator[Service]:
 
 
 GET = ("MEDIUM", "GET Method Query Support")
-"""What the contract asks for. Nothing can be forged by it: no browser sends a bearer token that it was not handed."""
+"""Required by the contract. It allows no forgery: browsers add no bearer token to a request by themselves."""
 
 
-async def test_in_production_a_stranger_finds_nothing(in_production: Service) -> None:
+async def test_in_production_an_unauthenticated_scan_finds_nothing(in_production: Service) -> None:
     assert await findings(in_production, token=None) == set()
 
 
-async def test_in_production_a_client_finds_that_queries_may_come_by_get_and_nothing_else(
+async def test_in_production_an_authenticated_scan_finds_only_queries_by_get(
     in_production: Service,
 ) -> None:
     assert await findings(in_production, token="client") == {GET}
 
 
-async def test_a_query_by_get_takes_a_bearer_token_and_no_cookie_will_do(in_production: Service) -> None:
+async def test_a_query_by_get_needs_a_bearer_token_and_ignores_cookies(in_production: Service) -> None:
     answer = await in_production.rest(
         "GET", "/graphql", token=None, params={"query": "{__typename}"}, headers={"cookie": "token=client; auth=client"}
     )
@@ -169,9 +169,7 @@ async def test_a_query_by_get_takes_a_bearer_token_and_no_cookie_will_do(in_prod
 
 
 @pytest.mark.parametrize("policy", ["safelist", "enforce"])
-async def test_where_documents_must_be_trusted_a_client_finds_nothing(
-    database_url: str, tmp_path: Path, policy: str
-) -> None:
+async def test_with_trusted_documents_a_scan_finds_nothing(database_url: str, tmp_path: Path, policy: str) -> None:
     manifest = tmp_path / "documents.json"
     manifest.write_text(json.dumps({"hello": "query Hello { hello: __typename }"}))
 
@@ -183,7 +181,7 @@ async def test_where_documents_must_be_trusted_a_client_finds_nothing(
         assert await findings(service, token="client") == set()
 
 
-async def test_in_development_a_client_finds_what_is_open_there_and_no_way_to_overload_it(service: Service) -> None:
+async def test_in_development_a_scan_finds_only_what_that_mode_opens(service: Service) -> None:
     found = await findings(service, token="dev")
 
     assert {title for _, title in found} - {"GraphQL IDE"} == {"Introspection", "Field Suggestions", GET[1]}

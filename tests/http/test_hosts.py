@@ -1,4 +1,4 @@
-"""Which names development mode is served under, and which pages are of another site, on every transport."""
+"""Host names that development mode serves, and cross-site origins, on every transport."""
 
 import asyncio
 import json
@@ -9,8 +9,8 @@ import pytest
 
 from gateway.settings import Settings
 from tests.cast import Cast
-from tests.provider import IdentityProvider
-from tests.sockets import SECONDS, Sockets
+from tests.identity_provider import IdentityProvider
+from tests.websocket_client import TIMEOUT_SECONDS, GatewayServer
 
 QUERY = json.dumps({"query": "{ __typename }"})
 SUBSCRIPTION = quote("subscription { encounterEvents { cursor } }")
@@ -24,7 +24,7 @@ UPGRADE = [
 ]
 
 Request = tuple[str, list[str], str]
-"""Method and target, fields of the head, body."""
+"""Method and target, header lines, body."""
 
 TRANSPORTS: dict[str, Request] = {
     "REST, reading": ("GET /v1/patients/{patient}/encounters", [], ""),
@@ -42,14 +42,14 @@ transports = pytest.mark.parametrize("transport", TRANSPORTS)
 async def answer(
     port: int, request: Request, *fields: str, patient: str = "nobody", token: str = "dev", version: str = "1.1"
 ) -> tuple[int, str]:
-    """Send a request, and give the status and what came with it, the body where it is short."""
+    """Send a request; return the status, and the response with its body if that is short."""
     target, own_fields, body = request
     head = [f"{target.format(patient=patient)} HTTP/{version}", f"Authorization: Bearer {token}", *own_fields, *fields]
     if body:
         head.append(f"Content-Length: {len(body)}")
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
-        async with asyncio.timeout(SECONDS):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             writer.write(("\r\n".join(head) + "\r\n\r\n" + body).encode())
             received = await reader.readuntil(b"\r\n\r\n")
             if b"content-length: " in received:
@@ -61,20 +61,20 @@ async def answer(
 
 
 @pytest.fixture(scope="module")
-async def development(database_url: str) -> AsyncIterator[Sockets]:
+async def development(database_url: str) -> AsyncIterator[GatewayServer]:
     """A gateway in development mode."""
-    async with Sockets.serving(Settings(database_url=database_url)) as serving:
+    async with GatewayServer.serving(Settings(database_url=database_url)) as serving:
         yield serving
 
 
 @pytest.fixture
-async def verified(provider: IdentityProvider, database_url: str) -> AsyncIterator[Sockets]:
-    """A gateway that verifies tokens; `opaque` is one of a client whose page is at https://app.example."""
+async def verified(provider: IdentityProvider, database_url: str) -> AsyncIterator[GatewayServer]:
+    """A gateway that verifies tokens; `opaque` is a token of a client whose page is at https://app.example."""
     provider.tokens["opaque"] = {"client_id": "app", "sub": "nurse-1", "brand": "loop", "scope": "admin:*"}
     settings = provider.settings(
         introspection=True, database_url=database_url, origins={"app": ("https://app.example",)}
     )
-    async with Sockets.serving(settings) as serving:
+    async with GatewayServer.serving(settings) as serving:
         yield serving
 
 
@@ -96,35 +96,35 @@ FOREIGN_HOSTS = [
 
 @transports
 @pytest.mark.parametrize("host", FOREIGN_HOSTS)
-async def test_development_mode_serves_no_name_of_another_host(
-    development: Sockets, cast: Cast, transport: str, host: str
+async def test_development_mode_refuses_other_host_names(
+    development: GatewayServer, cast: Cast, transport: str, host: str
 ) -> None:
     patient_id, name = await cast.patient(), host.format(port=development.port)
 
-    status, told = await answer(
+    status, received = await answer(
         development.port, TRANSPORTS[transport], f"Host: {name}", f"Origin: http://{name}", patient=patient_id
     )
 
     assert status == 403
     if transport != "WebSocket":
-        body = json.loads(told.partition("\r\n\r\n")[2])
+        body = json.loads(received.partition("\r\n\r\n")[2])
         assert (body["error"], body["recorded"]) == ("forbidden", "no")
         assert "localhost" in body["message"]
-        assert "evil" not in told
-        assert f"x-request-id: {body['request_id']}" in told
+        assert "evil" not in received
+        assert f"x-request-id: {body['request_id']}" in received
     assert await cast.rows(patient_id) == []
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/healthz", "/readyz", "/openapi.json", "/metrics", "/nowhere"])
-async def test_not_even_a_page_is_served_under_another_name(development: Sockets, path: str) -> None:
+async def test_a_page_is_refused_under_another_host_name(development: GatewayServer, path: str) -> None:
     assert (await answer(development.port, (f"GET {path}", [], ""), "Host: evil.example"))[0] == 403
 
 
-async def test_a_preflight_under_another_name_is_refused(database_url: str) -> None:
+async def test_a_preflight_under_another_host_name_is_refused(database_url: str) -> None:
     settings = Settings(database_url=database_url, origins={"dev": ("https://app.example",)})
     fields = ["Origin: https://app.example", "Access-Control-Request-Method: POST"]
 
-    async with Sockets.serving(settings) as serving:
+    async with GatewayServer.serving(settings) as serving:
         statuses = [
             (await answer(serving.port, ("OPTIONS /graphql", fields, ""), f"Host: {host}"))[0]
             for host in ("evil.example", "localhost")
@@ -136,7 +136,7 @@ async def test_a_preflight_under_another_name_is_refused(database_url: str) -> N
 @transports
 @pytest.mark.parametrize("host", ["localhost", "LocalHost:1", "127.0.0.1", "127.0.0.1:{port}", "[::1]", "[::1]:8000"])
 async def test_development_mode_serves_the_names_of_loopback(
-    development: Sockets, cast: Cast, transport: str, host: str
+    development: GatewayServer, cast: Cast, transport: str, host: str
 ) -> None:
     name = host.format(port=development.port)
 
@@ -153,8 +153,8 @@ async def test_development_mode_serves_the_names_of_loopback(
 
 @transports
 @pytest.mark.parametrize("host", ["gateway.clinic.example", "localhost"])
-async def test_where_tokens_are_verified_any_name_is_served(
-    verified: Sockets, cast: Cast, transport: str, host: str
+async def test_any_host_name_is_served_where_tokens_are_verified(
+    verified: GatewayServer, cast: Cast, transport: str, host: str
 ) -> None:
     status, _ = await answer(
         verified.port, TRANSPORTS[transport], f"Host: {host}", patient=await cast.patient(), token="opaque"
@@ -168,41 +168,41 @@ OTHER_PAGES = ["null", "file://", "x://localhost", "http://localhost.evil.exampl
 
 @transports
 @pytest.mark.parametrize("origin", OTHER_PAGES)
-async def test_a_page_without_an_origin_of_ours_is_another_sites(
-    development: Sockets, cast: Cast, transport: str, origin: str
+async def test_a_page_without_an_allowed_origin_is_cross_site(
+    development: GatewayServer, cast: Cast, transport: str, origin: str
 ) -> None:
     patient_id = await cast.patient()
 
-    status, told = await answer(
+    status, received = await answer(
         development.port, TRANSPORTS[transport], "Host: localhost", f"Origin: {origin}", patient=patient_id
     )
 
     assert status == 403
-    assert transport == "WebSocket" or '"forbidden"' in told
+    assert transport == "WebSocket" or '"forbidden"' in received
     assert await cast.rows(patient_id) == []
 
 
 # HTTP/1.0 has no upgrade.
 @pytest.mark.parametrize("transport", [each for each in TRANSPORTS if each != "WebSocket"])
 @pytest.mark.parametrize("origin", OTHER_PAGES)
-async def test_a_page_is_another_sites_where_no_host_is_named(
-    development: Sockets, cast: Cast, transport: str, origin: str
+async def test_a_page_is_cross_site_without_a_host(
+    development: GatewayServer, cast: Cast, transport: str, origin: str
 ) -> None:
     patient_id = await cast.patient()
 
-    status, told = await answer(
+    status, received = await answer(
         development.port, TRANSPORTS[transport], f"Origin: {origin}", patient=patient_id, version="1.0"
     )
 
     assert status == 403
-    assert '"forbidden"' in told
+    assert '"forbidden"' in received
     assert await cast.rows(patient_id) == []
 
 
 @transports
 @pytest.mark.parametrize("host", ["", "gateway.clinic.example"])
-async def test_where_tokens_are_verified_a_null_origin_is_another_sites(
-    verified: Sockets, cast: Cast, transport: str, host: str
+async def test_a_null_origin_is_cross_site_where_tokens_are_verified(
+    verified: GatewayServer, cast: Cast, transport: str, host: str
 ) -> None:
     patient_id = await cast.patient()
 
@@ -215,8 +215,8 @@ async def test_where_tokens_are_verified_a_null_origin_is_another_sites(
 
 
 @transports
-async def test_a_null_origin_that_is_configured_may_call(database_url: str, cast: Cast, transport: str) -> None:
-    async with Sockets.serving(Settings(database_url=database_url, origins={"dev": ("null",)})) as serving:
+async def test_a_configured_null_origin_is_allowed(database_url: str, cast: Cast, transport: str) -> None:
+    async with GatewayServer.serving(Settings(database_url=database_url, origins={"dev": ("null",)})) as serving:
         status, _ = await answer(
             serving.port, TRANSPORTS[transport], "Host: localhost", "Origin: null", patient=await cast.patient()
         )

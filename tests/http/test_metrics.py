@@ -1,4 +1,4 @@
-"""`GET /metrics`: who may ask, what is told, and what never is."""
+"""`GET /metrics`: authorization, and the content of samples and labels."""
 
 from collections.abc import AsyncIterator
 from uuid import uuid4
@@ -12,9 +12,10 @@ from resolvers.access import Caller
 from resolvers.errors import InvalidToken
 from tests.cast import Cast
 from tests.doors import Door, Service
-from tests.faults import Wire
-from tests.gateways import DEV, PATH, VISIT, client, gateways, until
-from tests.happenings import fresh_database, rows
+from tests.event_helpers import fresh_database, rows
+from tests.gateways import DEV, PATH, VISIT, client, gateways
+from tests.tcp_proxy import TcpProxy
+from tests.waiting import wait_until
 
 CALLERS = {
     "prometheus": Caller("prometheus", frozenset({"read:metrics"})),  # of no brand
@@ -25,7 +26,7 @@ Numbers = dict[str, float]
 
 
 def numbers(response: httpx2.Response) -> Numbers:
-    """Give every sample by its name and labels."""
+    """Return the value of every sample by its name and labels."""
     assert response.status_code == 200, response.text
     return {
         name + "".join(f" {label}={text}" for label, text in sorted(labels.items())): value
@@ -36,7 +37,7 @@ def numbers(response: httpx2.Response) -> Numbers:
 
 @pytest.fixture
 async def watched(database_url: str) -> AsyncIterator[Service]:
-    """A service with a machine that watches, and a clinic."""
+    """A service with a monitoring client and a clinic."""
 
     async def verify(token: str) -> Caller:
         if token not in CALLERS:
@@ -48,7 +49,7 @@ async def watched(database_url: str) -> AsyncIterator[Service]:
         yield running
 
 
-async def test_who_may_is_asked_in_the_usual_order(watched: Service) -> None:
+async def test_metrics_check_authentication_then_authorization(watched: Service) -> None:
     answers = [await watched.rest("GET", "/metrics", token=token) for token in (None, "nobody", "clinic", "prometheus")]
     for _ in range(3):
         await watched.rest("GET", "/metrics", token="prometheus")
@@ -61,21 +62,21 @@ async def test_who_may_is_asked_in_the_usual_order(watched: Service) -> None:
     assert (posted.status_code, posted.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
 
 
-async def test_a_scrape_is_no_read_of_anybodys_record(watched: Service, cast: Cast) -> None:
+async def test_a_scrape_is_not_audited_as_a_read(watched: Service, cast: Cast) -> None:
     response = await watched.rest("GET", "/metrics", token="prometheus", headers={"x-request-id": "the-scrape"})
     refused = await watched.rest("GET", "/metrics", token="clinic", headers={"x-request-id": "the-attempt"})
 
-    # Entries are written in order: once the refusal is there, the scrape would be.
+    # Entries are written in order: an entry of the scrape would precede that of the refusal.
     async def audited() -> list[str]:
         of_both = "SELECT request_id FROM patient_graph.audit_log WHERE request_id IN ('the-scrape', 'the-attempt')"
         return [row["request_id"] for row in await cast.connection.fetch(of_both)]
 
-    await until(audited)
+    await wait_until(audited)
     assert (response.status_code, refused.status_code) == (200, 403)
     assert await audited() == ["the-attempt"]
 
 
-async def test_what_happens_at_either_door_is_counted(service: Service, door: Door, cast: Cast) -> None:
+async def test_requests_at_either_door_are_counted(service: Service, door: Door, cast: Cast) -> None:
     patient_id, key = await cast.patient(), str(uuid4())
     before = numbers(await service.rest("GET", "/metrics"))
 
@@ -103,7 +104,7 @@ async def test_what_happens_at_either_door_is_counted(service: Service, door: Do
     assert after["gateway_events_position"] >= 0
 
 
-async def test_no_label_ever_holds_what_a_client_sent(service: Service, cast: Cast) -> None:
+async def test_no_label_contains_text_of_a_client(service: Service, cast: Cast) -> None:
     mark = f"mark{uuid4().hex}"
     await cast.connection.execute("INSERT INTO patient_graph.patients (id, brand_id) VALUES ($1, 'loop')", mark)
     visit = VISIT | {"notes": mark, "metadata": {mark: mark}}
@@ -114,55 +115,55 @@ async def test_no_label_ever_holds_what_a_client_sent(service: Service, cast: Ca
     await service.graphql(f'{{ patient(id: "{mark}") {{ id }} {mark} }}')
     await service.rest("GET", "/metrics", token=mark)
 
-    told = (await service.rest("GET", "/metrics")).text
+    samples = (await service.rest("GET", "/metrics")).text
 
     assert await cast.count("encounters", mark) == 1
-    assert mark not in told.lower()
-    assert "demo-patient" not in told
+    assert mark not in samples.lower()
+    assert "demo-patient" not in samples
 
 
-async def test_a_scrape_is_answered_while_the_database_is_away(database_url: str) -> None:
+async def test_a_scrape_is_answered_while_the_database_is_unavailable(database_url: str) -> None:
     async with (
-        Wire.to(database_url) as (wire, near_url),
+        TcpProxy.to(database_url) as (proxy, near_url),
         Service.running(Settings(database_url=near_url)) as service,
     ):
-        wire.refusing, wire.before = True, lambda _: True
+        proxy.refuse_connections, proxy.before = True, lambda _: True
         away = numbers(await service.rest("GET", "/metrics"))
-        wire.mend()
+        proxy.restore()
 
     assert away["gateway_database_up"] == 0
     assert "gateway_events_waiting" not in away
     assert "gateway_pool_connections pool=requests" in away
 
 
-async def test_sinks_are_told_of_by_name(server_url: str) -> None:
+async def test_sinks_are_reported_by_name(server_url: str) -> None:
     url = await fresh_database(server_url)
     await rows(url, "INSERT INTO gateway.sinks (name, position, failures) VALUES ('hospital', 0, 3)")
     async with Service.running(Settings(database_url=url)) as service:
-        told = numbers(await service.rest("GET", "/metrics"))
+        samples = numbers(await service.rest("GET", "/metrics"))
 
-    assert told["gateway_sink_failures sink=hospital"] == 3
-    assert told["gateway_sink_disabled sink=hospital"] == 0
+    assert samples["gateway_sink_failures sink=hospital"] == 3
+    assert samples["gateway_sink_disabled sink=hospital"] == 0
 
 
-async def test_whichever_worker_is_asked_tells_of_all_of_them(server_url: str) -> None:
+async def test_any_worker_reports_the_metrics_of_all_workers(server_url: str) -> None:
     url = await fresh_database(server_url)
     async with gateways(url, GATEWAY_WORKERS="2") as (gateway,):
 
         async def both_have_opened_their_pools() -> bool:
             async with client() as ours:
-                told = numbers(await ours.get(gateway.origin + "/metrics", headers=DEV))
-            return told["gateway_pool_connections pool=requests"] == 20
+                samples = numbers(await ours.get(gateway.origin + "/metrics", headers=DEV))
+            return samples["gateway_pool_connections pool=requests"] == 20
 
-        await until(both_have_opened_their_pools)
+        await wait_until(both_have_opened_their_pools)
         for _ in range(20):
-            # Each on a connection of its own, so that both workers get some.
+            # A connection for each request, so that both workers get some.
             async with client() as ours:
                 assert (await ours.post(gateway.origin + PATH, json=VISIT, headers=DEV)).status_code == 201
-        told = []
+        samples = []
         for _ in range(6):
             async with client() as ours:
-                told.append(numbers(await ours.get(gateway.origin + "/metrics", headers=DEV)))
+                samples.append(numbers(await ours.get(gateway.origin + "/metrics", headers=DEV)))
 
-    assert {each["gateway_encounters_recorded_total"] for each in told} == {20}
-    assert {each["gateway_pool_connections pool=requests"] for each in told} == {20}  # ten for each
+    assert {each["gateway_encounters_recorded_total"] for each in samples} == {20}
+    assert {each["gateway_pool_connections pool=requests"] for each in samples} == {20}  # ten for each

@@ -1,4 +1,4 @@
-"""The OWASP API Security Top 10 of 2023: a test for each risk, with the attack that is nearest to this gateway."""
+"""The OWASP API Security Top 10 of 2023: one test for each risk, with the attack that fits this gateway."""
 
 import asyncio
 import re
@@ -14,7 +14,7 @@ from resolvers.errors import InvalidToken
 from rest.openapi import openapi
 from tests.cast import Cast
 from tests.doors import ENCOUNTER, Service
-from tests.provider import IdentityProvider
+from tests.identity_provider import IdentityProvider
 
 VISIT = {"brand_id": "loop", "encounter_type": "lab", "notes": "In confidence."}
 JSON = {"content-type": "application/json"}
@@ -30,7 +30,7 @@ CALLERS = {
 
 @pytest.fixture
 async def service(database_url: str) -> AsyncIterator[Service]:
-    """A service with a few callers of different rights."""
+    """A service with callers that have different scopes."""
 
     async def verify(token: str) -> Caller:
         if token not in CALLERS:
@@ -47,7 +47,7 @@ async def path(cast: Cast) -> str:
 
 
 async def test_api1_broken_object_level_authorization(service: Service, path: str) -> None:
-    """An object of another tenant, asked for by its id, is not there."""
+    """An encounter of another tenant is 404 by its id."""
     recorded = (await service.rest("POST", path, token="writer", json=VISIT)).json()
 
     over_rest = await service.rest("GET", path, token="stranger")
@@ -62,7 +62,7 @@ async def test_api1_broken_object_level_authorization(service: Service, path: st
 
 @pytest.mark.parametrize("token", ["", "none", "reader\x7f", "Basic cmVhZGVy", "x" * 10_000])
 async def test_api2_broken_authentication(service: Service, path: str, token: str) -> None:
-    """A token that is missing, made up or malformed opens nothing, and is told so in the words of RFC 6750."""
+    """A missing, invented or malformed token is refused with the challenge of RFC 6750."""
     response = await service.rest("GET", path, token=None, headers={"authorization": f"Bearer {token}"})
 
     assert response.status_code == 401
@@ -70,7 +70,7 @@ async def test_api2_broken_authentication(service: Service, path: str, token: st
 
 
 async def test_api3_broken_object_property_level_authorization(service: Service, path: str, cast: Cast) -> None:
-    """Members that are not the caller's to set are ignored: an encounter starts as every encounter does."""
+    """Members that a caller may not set are ignored: every new encounter has the same state."""
     mine = {"id": "mine", "status": "completed", "started_at": "2020-01-01T00:00:00Z", "created_at": "x", "version": 9}
 
     response = await service.rest("POST", path, token="writer", json=VISIT | mine)
@@ -81,7 +81,7 @@ async def test_api3_broken_object_property_level_authorization(service: Service,
 
 
 async def test_api4_unrestricted_resource_consumption(service: Service, path: str) -> None:
-    """Pages, bodies and lists of ids have bounds."""
+    """Pages, bodies and lists of ids are bounded."""
     too_many = await service.rest("GET", f"{path}?limit=101", token="reader")
     too_large = await service.rest("POST", path, token="writer", content=b'"' + b"x" * 300_000 + b'"', headers=JSON)
     ids = ", ".join(f'"{number}"' for number in range(101))
@@ -92,7 +92,7 @@ async def test_api4_unrestricted_resource_consumption(service: Service, path: st
 
 
 async def test_api5_broken_function_level_authorization(service: Service, path: str, cast: Cast) -> None:
-    """Who may read may not record, and the other way round, through either door."""
+    """Permission to read does not include permission to record, and vice versa, through both doors."""
     patient_id = path.split("/")[3]
     query = """mutation ($id: ID!) {
       recordEncounter(patientId: $id, input: {brandId: "loop", encounterType: LAB}) { __typename } }"""
@@ -107,7 +107,7 @@ async def test_api5_broken_function_level_authorization(service: Service, path: 
 
 
 async def test_api6_unrestricted_access_to_sensitive_business_flows(service: Service, path: str, cast: Cast) -> None:
-    """A recording sent a hundred times at once under its key is one encounter, and asking too often is refused."""
+    """A hundred concurrent recordings under one key are one encounter, and requests over the rate limit are refused."""
     answers = await asyncio.gather(
         *(service.rest("POST", path, token="writer", json=VISIT, headers={"idempotency-key": path}) for _ in range(250))
     )
@@ -117,7 +117,7 @@ async def test_api6_unrestricted_access_to_sensitive_business_flows(service: Ser
 
 
 def test_api7_server_side_request_forgery() -> None:
-    """No address that a caller sends is ever asked for: nothing behind a door opens a connection by itself."""
+    """No URL that a caller sends is fetched: no code behind a door opens a connection."""
     root = Path(__file__).parents[2]
     behind_the_doors = [*root.glob("resolvers/**/*.py"), *root.glob("schema/**/*.py"), *root.glob("rest/**/*.py")]
 
@@ -129,13 +129,13 @@ def test_api7_server_side_request_forgery() -> None:
 
 @pytest.mark.parametrize("settings", [{"host": "0.0.0.0"}, {"scopes": {"record_encounter": ()}}, {"pasword": "x"}])
 def test_api8_security_misconfiguration(settings: dict[str, Any]) -> None:
-    """What would open the gateway by mistake keeps it from starting."""
+    """Settings that would expose the gateway by mistake prevent its start."""
     with pytest.raises((SettingsError, ValueError)):
         Settings(**settings).refuse_open_development()
 
 
 async def test_api9_improper_inventory_management(service: Service) -> None:
-    """What is served is what is described, and nothing beside it."""
+    """The served operations are the described ones."""
     described = set(openapi()["paths"]) | {"/graphql", "/openapi.json"}
     pages = {"/", "/docs", "/assets"}
 
@@ -146,9 +146,9 @@ async def test_api9_improper_inventory_management(service: Service) -> None:
 async def test_api10_unsafe_consumption_of_apis(
     database_url: str, provider: IdentityProvider, path: str, trouble: str
 ) -> None:
-    """An identity provider that fails or talks nonsense lets nobody in."""
+    """A failing identity provider authenticates no request."""
     settings = provider.settings(introspection=True, database_url=database_url)
-    async with Service.running(settings) as service, provider.in_trouble(trouble):
+    async with Service.running(settings) as service, provider.with_fault(trouble):
         response = await service.rest("GET", path, token="anything")
 
     assert (response.status_code, response.json()["error"]) == (503, "temporarily_unavailable")

@@ -1,4 +1,4 @@
-"""The pages for people: who is given one, what comes with it, and that nothing else of the doors has changed."""
+"""The HTML pages: content negotiation, caching, and modes; other requests are answered as without them."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from gateway import pages
 from gateway.settings import Settings
 from rest.openapi import openapi
 from tests.doors import Service
-from tests.provider import IdentityProvider
+from tests.identity_provider import IdentityProvider
 
 CHROME = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,image/apng,*/*;q=0.8"
 SAFARI = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
@@ -28,12 +28,12 @@ def is_page(answer: httpx2.Response) -> bool:
     return answer.headers["content-type"] == "text/html; charset=utf-8" and "<title>" in answer.text
 
 
-# Who is given a page
+# Content negotiation
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/graphql", "/graphql?query={__typename}"])
 @pytest.mark.parametrize("accept", [CHROME, SAFARI])
-async def test_a_browser_is_given_a_page_without_a_token(service: Service, path: str, accept: str) -> None:
+async def test_a_browser_gets_a_page_without_a_token(service: Service, path: str, accept: str) -> None:
     answer = await get(service, path, accept=accept)
 
     assert answer.status_code == 200
@@ -41,7 +41,7 @@ async def test_a_browser_is_given_a_page_without_a_token(service: Service, path:
 
 
 @pytest.mark.parametrize("accept", ["text/html", f"text/html, {RESPONSE};q=0.5", "TEXT/HTML;q=0.2, */*;q=0.1"])
-async def test_who_likes_html_best_is_given_the_explorer(service: Service, accept: str) -> None:
+async def test_a_preference_for_html_gets_the_explorer(service: Service, accept: str) -> None:
     assert is_page(await get(service, "/graphql", accept=accept))
 
 
@@ -51,7 +51,7 @@ async def test_who_likes_html_best_is_given_the_explorer(service: Service, accep
      "text/html;q=0.5, application/json", "text/*"],
 )  # fmt: skip
 @pytest.mark.parametrize("token", ["dev", None])
-async def test_everybody_else_is_answered_as_before(service: Service, accept: str, token: str | None) -> None:
+async def test_other_requests_are_answered_as_without_pages(service: Service, accept: str, token: str | None) -> None:
     answer = await service.rest(
         "GET", "/graphql", token=token, headers={"accept": accept}, params={"query": "{ __typename }"}
     )
@@ -68,11 +68,11 @@ async def test_a_post_is_never_answered_with_a_page(service: Service) -> None:
     assert answer.json() == {"data": {"__typename": "Query"}}
 
 
-# What comes with it
+# Headers and assets
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/graphql"])
-async def test_a_page_is_asked_for_each_time_but_sent_only_when_it_has_changed(service: Service, path: str) -> None:
+async def test_a_page_is_revalidated_and_sent_only_if_it_changed(service: Service, path: str) -> None:
     answer = await get(service, path, accept=CHROME)
     etag = answer.headers["etag"]
 
@@ -86,17 +86,17 @@ async def test_a_page_is_asked_for_each_time_but_sent_only_when_it_has_changed(s
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/graphql"])
-async def test_head_tells_what_get_would(service: Service, path: str) -> None:
-    told = await service.rest("HEAD", path, token=None, headers={"accept": CHROME})
+async def test_head_has_the_headers_of_get(service: Service, path: str) -> None:
+    head = await service.rest("HEAD", path, token=None, headers={"accept": CHROME})
     given = await get(service, path, accept=CHROME)
 
-    assert told.status_code == 200
+    assert head.status_code == 200
     for name in ("etag", "content-type", "content-length", "content-security-policy"):
-        assert told.headers[name] == given.headers[name]
+        assert head.headers[name] == given.headers[name]
 
 
 @needs_pages
-async def test_everything_a_page_loads_is_here_and_kept_for_good(service: Service) -> None:
+async def test_every_asset_is_served_here_and_cached_as_immutable(service: Service) -> None:
     for path in ("/", "/docs", "/graphql"):
         text = (await get(service, path, accept=CHROME)).text
         loaded = re.findall(r'(?:src|href)="(/assets/[^"]+)"', text)
@@ -110,9 +110,9 @@ async def test_everything_a_page_loads_is_here_and_kept_for_good(service: Servic
             assert answer.headers["content-type"] == pages.MEDIA_TYPES["." + asset.rpartition(".")[2]]
             again = await get(service, asset, **{"if-none-match": answer.headers["etag"]})
             assert (again.status_code, again.content) == (304, b"")
-            told = await service.rest("HEAD", asset, token=None)
-            assert (told.status_code, told.content) == (200, b"")
-            assert told.headers["content-length"] == answer.headers["content-length"]
+            head = await service.rest("HEAD", asset, token=None)
+            assert (head.status_code, head.content) == (200, b"")
+            assert head.headers["content-length"] == answer.headers["content-length"]
 
 
 @needs_pages
@@ -121,23 +121,23 @@ def test_every_file_has_a_media_type() -> None:
 
 
 @pytest.mark.parametrize("path", ["/assets/nope.js", "/assets/", "/assets/../pages.py", "/assets/%2e%2e/digest"])
-async def test_what_is_not_there_is_refused_as_everywhere(service: Service, path: str) -> None:
+async def test_an_unknown_path_is_refused_as_elsewhere(service: Service, path: str) -> None:
     assert (await get(service, path)).status_code == 401
     assert (await service.rest("GET", path)).json()["error"] == "not_found"
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json"])
-async def test_another_method_is_refused_as_everywhere(service: Service, path: str) -> None:
+async def test_another_method_is_refused_as_elsewhere(service: Service, path: str) -> None:
     answer = await service.rest("POST", path)
 
     assert (answer.status_code, answer.json()["error"]) == (405, "method_not_allowed")
 
 
 @needs_pages
-async def test_in_development_mode_a_page_knows_whom_one_can_be(service: Service) -> None:
-    (told,) = re.findall(r'name="development" content="([^"]*)"', (await get(service, "/")).text)
+async def test_in_development_mode_a_page_has_the_development_tokens(service: Service) -> None:
+    (content,) = re.findall(r'name="development" content="([^"]*)"', (await get(service, "/")).text)
 
-    assert [each["token"] for each in json.loads(told.replace("&quot;", '"'))] == ["dev", "dev-loopbio"]
+    assert [each["token"] for each in json.loads(content.replace("&quot;", '"'))] == ["dev", "dev-loopbio"]
 
 
 # Production
@@ -145,22 +145,20 @@ async def test_in_development_mode_a_page_knows_whom_one_can_be(service: Service
 
 @pytest.fixture(scope="module")
 async def production(database_url: str, identity_provider: IdentityProvider) -> AsyncIterator[Service]:
-    """A gateway whose tokens are real, with the pages switched on."""
+    """A gateway that verifies tokens, with the pages switched on."""
     settings = identity_provider.settings(introspection=True, database_url=database_url, explorer="scoped")
     async with Service.running(settings) as running:
         yield running
 
 
-async def test_in_production_no_page_offers_a_token(production: Service) -> None:
+async def test_in_production_no_page_has_a_token(production: Service) -> None:
     for path in ("/", "/docs", "/graphql"):
         text = (await get(production, path, accept=CHROME)).text
         assert "dev-loopbio" not in text
         assert "demo-patient" not in text
 
 
-async def test_in_production_there_are_no_pages_unless_they_are_switched_on(
-    database_url: str, identity_provider: IdentityProvider
-) -> None:
+async def test_in_production_pages_are_off_by_default(database_url: str, identity_provider: IdentityProvider) -> None:
     settings = identity_provider.settings(introspection=True, database_url=database_url)
     async with Service.running(settings) as quiet:
         for path in ("/", "/docs", "/graphql", "/assets/x.js"):
@@ -168,14 +166,12 @@ async def test_in_production_there_are_no_pages_unless_they_are_switched_on(
         assert (await get(quiet, "/openapi.json")).status_code == 200
 
 
-async def test_in_development_mode_they_can_be_switched_off(database_url: str) -> None:
+async def test_in_development_mode_pages_can_be_switched_off(database_url: str) -> None:
     async with Service.running(Settings(database_url=database_url, explorer="off")) as quiet:
         assert (await get(quiet, "/", accept=CHROME)).status_code == 401
 
 
-async def test_where_the_pages_were_not_built_that_is_what_the_pages_say(
-    database_url: str, monkeypatch, tmp_path
-) -> None:
+async def test_without_built_pages_the_pages_say_so(database_url: str, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(pages, "ASSETS", tmp_path / "nothing")
 
     async with Service.running(Settings(database_url=database_url)) as bare:
@@ -186,10 +182,10 @@ async def test_where_the_pages_were_not_built_that_is_what_the_pages_say(
         assert (await bare.graphql("{ __typename }"))["data"] == {"__typename": "Query"}
 
 
-# The description of the REST door
+# The OpenAPI description
 
 
-async def test_the_description_is_served_openly_with_this_gateways_scopes(service: Service, database_url: str) -> None:
+async def test_the_description_is_public_and_has_the_configured_scopes(service: Service, database_url: str) -> None:
     answer = await get(service, "/openapi.json")
 
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")

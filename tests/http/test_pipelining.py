@@ -1,4 +1,4 @@
-"""Several requests on one connection while the first is held, and clients that read slowly."""
+"""Pipelined requests behind one that is still running, and clients that read slowly."""
 
 import asyncio
 import json
@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from gateway.protocols.http import LimitedHttpProtocol
-from tests.logs import captured
-from tests.sockets import SECONDS, Sockets
-from tests.staged import STAGE, TOKENS, Stage, Tokens, staged, until
+from tests.controlled_schema import CONTROL, TOKENS, Control, Tokens, controlled_gateway
+from tests.logs import captured_logs
+from tests.waiting import wait_until
+from tests.websocket_client import TIMEOUT_SECONDS, GatewayServer
 
 HOLD = "mutation { hold }"
 WAIT = "subscription { wait }"
@@ -23,14 +24,14 @@ UPGRADE = (
     b"Sec-WebSocket-Protocol: graphql-transport-ws\r\n\r\n"
 )
 RECEIVE_BYTES = 64 * 1024
-"""What the kernel buffers for a client: little, so that the gateway notices soon what is not read."""
+"""The client's receive buffer, in bytes: small, so that the gateway soon notices unread data."""
 PING = b'\x81\x90\x00\x00\x00\x00{"type": "ping"}'
 
 
 @pytest.fixture
-def stage() -> Stage:
-    STAGE.__init__()  # type: ignore[misc]
-    return STAGE
+def control() -> Control:
+    CONTROL.__init__()  # type: ignore[misc]
+    return CONTROL
 
 
 @pytest.fixture
@@ -41,14 +42,16 @@ def tokens() -> Tokens:
 
 
 @pytest.fixture(scope="module")
-async def sockets(database_url: str) -> AsyncIterator[Sockets]:
-    async with staged(database_url, sockets_max=1, stream_heartbeat_seconds=60, max_answer_bytes=64_000_000) as serving:
+async def sockets(database_url: str) -> AsyncIterator[GatewayServer]:
+    async with controlled_gateway(
+        database_url, sockets_max=1, stream_heartbeat_seconds=60, max_answer_bytes=64_000_000
+    ) as serving:
         yield serving
 
 
 @pytest.fixture
-def impatient(sockets: Sockets, tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> Sockets:
-    """A gateway that waits for a head for a tenth of a second."""
+def impatient(sockets: GatewayServer, tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> GatewayServer:
+    """A gateway with a head timeout of a tenth of a second."""
     monkeypatch.setattr(LimitedHttpProtocol, "head_seconds", 0.1)
     return sockets
 
@@ -66,21 +69,21 @@ STREAM = asked(WAIT, "text/event-stream")
 
 @asynccontextmanager
 async def connected(
-    sockets: Sockets, **options: Any
+    sockets: GatewayServer, **options: Any
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
     client.connect(("127.0.0.1", sockets.port))
     reader, writer = await asyncio.open_connection(sock=client, **options)
     try:
-        async with asyncio.timeout(3 * SECONDS):
+        async with asyncio.timeout(3 * TIMEOUT_SECONDS):
             yield reader, writer
     finally:
         writer.transport.abort()
 
 
-async def silent(reader: asyncio.StreamReader, seconds: float = 0.3) -> bool:
-    """Whether nothing comes for so long."""
+async def nothing_received(reader: asyncio.StreamReader, seconds: float = 0.3) -> bool:
+    """Whether nothing is received for `seconds`."""
     try:
         async with asyncio.timeout(seconds):
             await reader.read(1)
@@ -100,49 +103,49 @@ async def silent(reader: asyncio.StreamReader, seconds: float = 0.3) -> bool:
         UPGRADE,
         HEALTH,
     ],
-    ids=["no host", "no HTTP", "a broken chunk", "a large head", "half a head", "an upgrade", "a request"],
+    ids=["no host", "not HTTP", "an invalid chunk", "a large head", "half a head", "an upgrade", "a request"],
 )
-@pytest.mark.parametrize("together", [True, False], ids=["at once", "later"])
-async def test_nothing_is_written_before_the_answer_to_an_earlier_request(
-    impatient: Sockets, stage: Stage, behind: bytes, together: bool
+@pytest.mark.parametrize("together", [True, False], ids=["in one segment", "later"])
+async def test_no_byte_precedes_the_answer_to_an_earlier_request(
+    impatient: GatewayServer, control: Control, behind: bytes, together: bool
 ) -> None:
     sockets = impatient
     async with connected(sockets) as (reader, writer):
         writer.write(asked(HOLD) + behind if together else asked(HOLD))
-        await stage.entered.wait()
+        await control.entered.wait()
         if not together:
             writer.write(behind)
-        assert await silent(reader)
-        stage.gate.set()
+        assert await nothing_received(reader)
+        control.gate.set()
 
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
         assert json.loads(await reader.readuntil(b"}}")) == {"data": {"hold": "done"}}
-    assert stage.done == ["hold"]
+    assert control.done == ["hold"]
 
 
-async def test_an_upgrade_behind_a_request_begins_after_its_answer(
-    sockets: Sockets, stage: Stage, tokens: Tokens
+async def test_an_upgrade_after_a_request_begins_after_its_answer(
+    sockets: GatewayServer, control: Control, tokens: Tokens
 ) -> None:
     async with connected(sockets) as (reader, writer):
-        # The client's first message comes at once too.
+        # The client's first message is in the same segment.
         writer.write(asked(HOLD) + UPGRADE + PING)
-        await stage.entered.wait()
-        stage.gate.set()
+        await control.entered.wait()
+        control.gate.set()
         await reader.readuntil(b"}}")
 
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
         assert b"pong" in await reader.readuntil(b"}")
 
 
-async def test_half_a_head_behind_a_request_has_its_time_after_the_answer(
-    sockets: Sockets, stage: Stage, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+async def test_the_timeout_of_a_pipelined_head_begins_after_the_previous_answer(
+    sockets: GatewayServer, control: Control, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LimitedHttpProtocol, "head_seconds", 0.5)
     async with connected(sockets) as (reader, writer):
         writer.write(asked(HOLD) + HEALTH[:10])
-        await stage.entered.wait()
-        assert await silent(reader, 1)
-        stage.gate.set()
+        await control.entered.wait()
+        assert await nothing_received(reader, 1)
+        control.gate.set()
         await reader.readuntil(b"}}")
         writer.write(HEALTH[10:])
 
@@ -157,11 +160,11 @@ async def test_half_a_head_behind_a_request_has_its_time_after_the_answer(
     [HEALTH, HEALTH * 20_000, STREAM, UPGRADE, HEALTH[:10]],
     ids=["a request", "very many", "a stream", "an upgrade", "half a head"],
 )
-@pytest.mark.parametrize("together", [True, False], ids=["at once", "later"])
-async def test_a_stream_that_is_closed_frees_its_place_whatever_is_behind_it(
-    sockets: Sockets, stage: Stage, tokens: Tokens, behind: bytes, together: bool
+@pytest.mark.parametrize("together", [True, False], ids=["in one segment", "later"])
+async def test_a_closed_stream_frees_its_slot_despite_pipelined_requests(
+    sockets: GatewayServer, control: Control, tokens: Tokens, behind: bytes, together: bool
 ) -> None:
-    with captured() as lines:
+    with captured_logs() as lines:
         async with connected(sockets) as (reader, writer):
             writer.write(STREAM + behind if together else STREAM)
             assert b"begun" in await reader.readuntil(b"begun")
@@ -171,22 +174,22 @@ async def test_a_stream_that_is_closed_frees_its_place_whatever_is_behind_it(
             writer.close()
             with suppress(ConnectionError):
                 await writer.wait_closed()
-        await until(lambda: stage.done == ["wait"])
+        await wait_until(lambda: control.done == ["wait"], TIMEOUT_SECONDS)
         async with connected(sockets) as (reader, writer):
             writer.write(STREAM)
             assert b" 200 " in await reader.readline()
-        await until(lambda: stage.done == ["wait", "wait"])
+        await wait_until(lambda: control.done == ["wait", "wait"], TIMEOUT_SECONDS)
 
     assert {line["event"] for line in lines} <= {"request", "operation"}
     assert {line["level"] for line in lines} == {"info"}
 
 
-async def test_what_waits_behind_a_request_is_bounded(sockets: Sockets, stage: Stage, tokens: Tokens) -> None:
+async def test_pipelined_bytes_are_bounded(sockets: GatewayServer, control: Control, tokens: Tokens) -> None:
     many = HEALTH * 10_000
     sent = 0
     async with connected(sockets) as (reader, writer):
         writer.write(asked(HOLD))
-        await stage.entered.wait()
+        await control.entered.wait()
         try:
             while sent < 60 * 2**20:
                 writer.write(many)
@@ -195,9 +198,9 @@ async def test_what_waits_behind_a_request_is_bounded(sockets: Sockets, stage: S
                     await writer.drain()
         except TimeoutError:
             pass
-        # What lies unread in the buffers of two kernels.
+        # The unread bytes fill the buffers of two kernels.
         assert sent < 30 * 2**20
-        stage.gate.set()
+        control.gate.set()
 
         await reader.readuntil(b"}}")
         for _ in range(1_000):
@@ -209,12 +212,12 @@ async def test_what_waits_behind_a_request_is_bounded(sockets: Sockets, stage: S
 
 
 @pytest.mark.parametrize("cut_off", [True, False])
-async def test_a_client_that_reads_slower_than_the_rate_is_cut_off(
-    sockets: Sockets, tokens: Tokens, cut_off: bool, monkeypatch: pytest.MonkeyPatch
+async def test_a_client_that_reads_too_slowly_is_disconnected(
+    sockets: GatewayServer, tokens: Tokens, cut_off: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = 15_000_000
     monkeypatch.setattr(LimitedHttpProtocol, "send_seconds", 0.3)
-    # As long as something is read between two measurements, only the rate tells the two apart.
+    # As long as the client reads between two measurements, only its rate matters.
     monkeypatch.setattr(LimitedHttpProtocol, "min_send_bytes_per_second", 50_000_000 if cut_off else 1_000)
     received = 0
 
@@ -223,7 +226,7 @@ async def test_a_client_that_reads_slower_than_the_rate_is_cut_off(
         with suppress(ConnectionError, asyncio.IncompleteReadError):
             for _ in range(20):
                 received += len(await reader.readexactly(100_000))
-                await silent_for(0.05)
+                await pause_reading(0.05)
             while piece := await reader.read(2**20):
                 received += len(piece)
                 if received > size:
@@ -232,22 +235,22 @@ async def test_a_client_that_reads_slower_than_the_rate_is_cut_off(
     assert (received < size) is cut_off
 
 
-async def silent_for(seconds: float) -> None:
-    """Read nothing for so long: it is what the test is about."""
+async def pause_reading(seconds: float) -> None:
+    """Read nothing for `seconds`, which is the condition under test."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await asyncio.Event().wait()
 
 
-async def test_a_connection_that_closes_is_not_kept_by_a_client_that_does_not_read(
-    sockets: Sockets, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+async def test_a_closing_connection_does_not_wait_for_an_unread_answer(
+    sockets: GatewayServer, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LimitedHttpProtocol, "send_seconds", 0.3)
     state = sockets.server.server_state
-    await until(lambda: not state.connections)
+    await wait_until(lambda: not state.connections, TIMEOUT_SECONDS)
 
     async with connected(sockets, limit=1024) as (_, writer):
         closing = asked("{ long(characters: 15000000) }").replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
         writer.write(closing)
-        await until(lambda: bool(state.connections))
-        await until(lambda: not state.connections)
+        await wait_until(lambda: bool(state.connections), TIMEOUT_SECONDS)
+        await wait_until(lambda: not state.connections, TIMEOUT_SECONDS)

@@ -1,4 +1,4 @@
-"""The client `gql` of PyPI at a gateway that listens, over HTTP and over a socket: what whoever writes with it sees."""
+"""The Python client `gql` against a listening gateway, over HTTP and WebSocket."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -40,7 +40,7 @@ def over_http(gateway_url: str, headers: dict[str, str]) -> AsyncTransport:
     return HTTPXAsyncTransport(f"{gateway_url}/graphql", headers=headers, trust_env=False)
 
 
-def over_a_socket(gateway_url: str, headers: dict[str, str]) -> AsyncTransport:
+def over_a_websocket(gateway_url: str, headers: dict[str, str]) -> AsyncTransport:
     return WebsocketsTransport(
         f"{gateway_url.replace('http', 'ws')}/graphql",
         init_payload=headers,
@@ -49,14 +49,14 @@ def over_a_socket(gateway_url: str, headers: dict[str, str]) -> AsyncTransport:
     )
 
 
-@pytest.fixture(params=[over_http, over_a_socket])
+@pytest.fixture(params=[over_http, over_a_websocket])
 def session(request: pytest.FixtureRequest, gateway_url: str) -> Session:
-    """Opens a session of a client."""
+    """Opens a session of the client."""
 
     @asynccontextmanager
     async def opened(*, fetch_schema: bool = True, **headers: str) -> AsyncIterator[AsyncClientSession]:
         transport = request.param(gateway_url, DEV | headers)
-        # With the schema, the client looks at each document itself before it is sent.
+        # With the schema, the client validates each document before it is sent.
         async with Client(transport=transport, fetch_schema_from_transport=fetch_schema) as session:
             yield session
 
@@ -86,7 +86,7 @@ async def test_an_encounter_is_recorded_once_under_its_key(session: Session, cas
     assert [str(row["id"]) for row in await cast.rows(patient_id)] == [first["encounter"]["id"]]
 
 
-async def test_what_breaks_a_rule_is_a_member_of_the_union_that_names_the_rule(session: Session, cast: Cast) -> None:
+async def test_a_broken_rule_is_a_union_member_that_names_the_rule(session: Session, cast: Cast) -> None:
     async with session() as clinic:
         problem = await record(clinic, await cast.patient(), notes="x" * 50_001)
 
@@ -135,9 +135,9 @@ async def test_over_http_a_bad_token_is_an_error_with_its_code(gateway_url: str)
     assert [error["extensions"]["code"] for error in refused.value.errors] == ["invalid_token"]
 
 
-async def test_over_a_socket_a_bad_token_closes_it(gateway_url: str) -> None:
+async def test_over_a_websocket_a_bad_token_closes_it(gateway_url: str) -> None:
     with pytest.raises(TransportConnectionFailed) as closed:
-        async with Client(transport=over_a_socket(gateway_url, NOBODY)):
+        async with Client(transport=over_a_websocket(gateway_url, NOBODY)):
             pass
 
     assert "4403" in str(closed.value.__cause__)
@@ -157,18 +157,18 @@ async def test_a_batch_is_answered_in_its_order(gateway_url: str, cast: Cast) ->
     assert page["patient"]["encounters"]["nodes"] == [{"id": recorded["recordEncounter"]["encounter"]["id"]}]
 
 
-async def test_over_a_socket_what_is_recorded_is_heard(gateway_url: str, cast: Cast) -> None:
+async def test_over_a_websocket_a_recording_is_received(gateway_url: str, cast: Cast) -> None:
     patient_id = await cast.patient()
     events = GraphQLRequest(EVENTS, variable_values={"patientId": patient_id})
     recorded: list[str] = []
 
     async with (
         asyncio.timeout(30),
-        Client(transport=over_a_socket(gateway_url, DEV)) as clinic,
+        Client(transport=over_a_websocket(gateway_url, DEV)) as clinic,
         aclosing(clinic.subscribe(events)) as heard,
     ):
         first = asyncio.create_task(anext(heard))
-        # Nobody says that a subscription has begun.
+        # The protocol has no message for a subscription that has begun.
         while not first.done():
             recorded.append((await record(clinic, patient_id))["encounter"]["id"])
 

@@ -1,4 +1,4 @@
-"""Real tokens at both doors: who comes in, what the others are told, and what is worthless once they are verified."""
+"""Verified tokens at both doors: accepted ones, rejected ones, and an unavailable provider."""
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,25 +12,25 @@ from gateway.preflight import preflight
 from tests.cast import Cast
 from tests.conftest import create_database
 from tests.doors import RECORD, Door, GraphQLDoor, RestDoor, Service
-from tests.provider import PATIENCE_SECONDS, IdentityProvider, claims, jwt, signing_key
+from tests.identity_provider import TIMEOUT_SECONDS, IdentityProvider, claims, jwt, signing_key
 
 VISIT = {"brand_id": "loop", "encounter_type": "lab"}
 NURSE = {"client_id": "app", "sub": "nurse-1", "brand": "loop", "scope": "write:encounters read:encounters"}
 KEY = signing_key("ES256", "one")
 
-# Source: RFC 6750 section 3, with RFC 9110 section 11.6.1 for what a challenge looks like.
+# Source: RFC 6750, section 3; syntax of a challenge: RFC 9110, section 11.6.1.
 CHALLENGE = re.compile(r'Bearer( (\w+="[\x20\x21\x23-\x5b\x5d-\x7e]*")(, \w+="[\x20\x21\x23-\x5b\x5d-\x7e]*")*)?')
 
 
 @pytest.fixture
 async def verified(provider: IdentityProvider, database_url: str) -> AsyncIterator[Service]:
-    """A service that verifies tokens in both ways, and does not believe them for long."""
+    """A service that introspects and verifies tokens, with a short cache."""
     provider.keys = [KEY.jwk]
     settings = provider.settings(
         introspection=True,
         jwt=True,
         database_url=database_url,
-        identity_provider_seconds=PATIENCE_SECONDS,
+        identity_provider_seconds=TIMEOUT_SECONDS,
         token_cache_seconds=0,
     )
     async with Service.running(settings) as service:
@@ -48,7 +48,7 @@ Ask = Callable[[dict[str, str]], Awaitable[httpx2.Response]]
 
 @pytest.fixture(params=["rest", "graphql", "graphql for older clients", "no such path"])
 def ask(request: pytest.FixtureRequest, verified: Service) -> Ask:
-    """Record an encounter of nobody through one of the doors, or knock beside them, with these headers."""
+    """Return a function that sends a request of each kind with these headers."""
 
     async def asked(headers: dict[str, str]) -> httpx2.Response:
         if "graphql" not in request.param:
@@ -63,8 +63,8 @@ def ask(request: pytest.FixtureRequest, verified: Service) -> Ask:
     return asked
 
 
-def told(answer: httpx2.Response) -> tuple[str, str]:
-    """Give the code of a refusal, and whether anything was recorded, as either door says it."""
+def refusal(answer: httpx2.Response) -> tuple[str, str]:
+    """Return the code of a refusal, and `recorded`, at either door."""
     body: dict[str, Any] = answer.json()
     if "errors" in body:
         extensions = body["errors"][0]["extensions"]
@@ -72,7 +72,7 @@ def told(answer: httpx2.Response) -> tuple[str, str]:
     return body["error"], body["recorded"]
 
 
-# Who comes in.
+# Accepted tokens
 
 
 @pytest.mark.parametrize("way", ["introspection", "jwt"])
@@ -93,7 +93,7 @@ async def test_a_person_records_for_their_brand_and_is_named_in_the_audit_log(
     assert tuple(entry or ()) == ("user", "nurse-1", "loop")
 
 
-async def test_a_machine_without_a_brand_says_for_which_one_it_acts(
+async def test_a_machine_without_a_brand_states_its_acting_brand(
     provider: IdentityProvider, guarded_door: Door, cast: Cast
 ) -> None:
     provider.tokens["opaque"] = {"client_id": "lab", "scope": "write:encounters"}
@@ -109,7 +109,7 @@ async def test_a_machine_without_a_brand_says_for_which_one_it_acts(
     assert [outcome.code for outcome in outcomes] == [None, None, "not_found", "forbidden"]
 
 
-async def test_a_person_without_a_brand_acts_for_none(
+async def test_a_person_without_a_brand_may_not_state_one(
     provider: IdentityProvider, guarded_door: Door, cast: Cast
 ) -> None:
     provider.tokens["opaque"] = NURSE | {"brand": None}
@@ -123,7 +123,7 @@ async def test_a_person_without_a_brand_acts_for_none(
     assert await cast.rows(patient_id) == []
 
 
-async def test_a_token_that_is_revoked_is_worth_nothing_at_the_next_look(
+async def test_a_revoked_token_is_refused_when_it_is_next_verified(
     provider: IdentityProvider, guarded_door: Door, cast: Cast
 ) -> None:
     patient_id = await cast.patient()
@@ -136,11 +136,11 @@ async def test_a_token_that_is_revoked_is_worth_nothing_at_the_next_look(
     assert (before.code, after.code) == (None, "invalid_token")
 
 
-# What the others are told (RFC 6750 section 3).
+# Rejected tokens (RFC 6750, section 3)
 
 
 @pytest.mark.parametrize("authorization", [None, "", "Bearer", "Bearer ", "Basic YXBwOnNlY3JldA==", "opaque"])
-async def test_who_brings_no_token_is_told_that_one_is_needed_and_no_more(
+async def test_a_missing_token_gets_a_challenge_without_an_error(
     provider: IdentityProvider, ask: Ask, authorization: str | None
 ) -> None:
     provider.tokens["opaque"] = NURSE
@@ -149,19 +149,22 @@ async def test_who_brings_no_token_is_told_that_one_is_needed_and_no_more(
 
     assert answer.status_code == 401
     assert answer.headers.get_list("www-authenticate") == ["Bearer"]
-    assert told(answer) == ("unauthenticated", "no")
+    assert refusal(answer) == ("unauthenticated", "no")
     assert provider.introspections == 0
 
 
 @pytest.mark.parametrize("token", ["unknown", "dev", "dev-loopbio", "x" * 8193, "a b", "tökén"])
-async def test_a_worthless_token_is_called_so(ask: Ask, token: str) -> None:
+async def test_a_rejected_token_gets_invalid_token(ask: Ask, token: str) -> None:
     answer = await ask({"authorization": f"Bearer {token}".encode()})  # type: ignore[dict-item]
 
     assert answer.status_code == 401
     [challenge] = answer.headers.get_list("www-authenticate")
-    assert challenge == 'Bearer error="invalid_token", error_description="The bearer token is not valid, or no longer."'
+    assert (
+        challenge
+        == 'Bearer error="invalid_token", error_description="The bearer token is invalid, expired or revoked."'
+    )
     assert CHALLENGE.fullmatch(challenge)
-    assert told(answer) == ("invalid_token", "no")
+    assert refusal(answer) == ("invalid_token", "no")
     assert token not in answer.text
 
 
@@ -175,7 +178,7 @@ async def test_a_worthless_token_is_called_so(ask: Ask, token: str) -> None:
     ],
     ids=str,
 )
-async def test_a_token_for_another_service_or_of_no_client_is_worthless(
+async def test_a_token_of_another_service_or_without_a_client_is_rejected(
     provider: IdentityProvider, ask: Ask, answered: dict[str, Any]
 ) -> None:
     provider.tokens["opaque"] = answered
@@ -183,10 +186,10 @@ async def test_a_token_for_another_service_or_of_no_client_is_worthless(
     answer = await ask({"authorization": "Bearer opaque", "x-brand-id": "loop"})
 
     assert answer.status_code == 401
-    assert told(answer) == ("invalid_token", "no")
+    assert refusal(answer) == ("invalid_token", "no")
 
 
-async def test_a_scope_that_is_missing_is_named(provider: IdentityProvider, verified: Service, cast: Cast) -> None:
+async def test_a_missing_scope_is_named(provider: IdentityProvider, verified: Service, cast: Cast) -> None:
     provider.tokens["opaque"] = NURSE | {"scope": "read:encounters"}
     patient_id = await cast.patient()
 
@@ -197,31 +200,31 @@ async def test_a_scope_that_is_missing_is_named(provider: IdentityProvider, veri
     [challenge] = answer.headers.get_list("www-authenticate")
     assert challenge == 'Bearer error="insufficient_scope", scope="write:encounters"'
     assert CHALLENGE.fullmatch(challenge)
-    assert told(answer) == (outcome.code, outcome.recorded) == ("insufficient_scope", "no")
+    assert refusal(answer) == (outcome.code, outcome.recorded) == ("insufficient_scope", "no")
     assert await cast.rows(patient_id) == []
 
 
 @pytest.mark.parametrize("trouble", ["down", "slow", "failing", "raving"])
 @pytest.mark.parametrize("way", ["introspection", "jwt"])
-async def test_while_the_provider_is_in_trouble_nobody_comes_in_and_everyone_may_come_back(
+async def test_a_failing_provider_is_503_for_every_caller(
     provider: IdentityProvider, ask: Ask, trouble: str, way: str
 ) -> None:
     provider.tokens["opaque"] = NURSE
     headers = {"authorization": f"Bearer {'opaque' if way == 'introspection' else jwt(KEY, claims())}"}
 
-    async with provider.in_trouble(trouble):
+    async with provider.with_fault(trouble):
         answer = await ask(headers)
 
     assert answer.status_code == 503
     assert int(answer.headers["retry-after"]) >= 1
     assert "www-authenticate" not in answer.headers
-    assert told(answer) == ("temporarily_unavailable", "no")
+    assert refusal(answer) == ("temporarily_unavailable", "no")
 
 
-# What is worthless once tokens are verified.
+# Development tokens and logs
 
 
-async def test_the_patients_of_the_examples_are_for_development(
+async def test_the_example_patients_are_for_development(
     provider: IdentityProvider, server_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     url = await create_database(server_url)
@@ -234,7 +237,7 @@ async def test_the_patients_of_the_examples_are_for_development(
     assert patients == 0
 
 
-async def test_a_token_stands_in_no_line_of_the_log(
+async def test_a_token_is_in_no_line_of_the_log(
     provider: IdentityProvider, ask: Ask, capfd: pytest.CaptureFixture[str]
 ) -> None:
     tokens = ["marked-5a1c-good", "marked-5a1c-worthless", jwt(KEY, claims()), jwt(KEY, claims(aud="other"))]

@@ -1,10 +1,10 @@
-// A day of a frontend that uses Apollo Client: node apollo.mjs URL PATIENT [MEDIA TYPE]
+// The calls of a frontend with Apollo Client: node apollo.mjs URL PATIENT [MEDIA TYPE]
 import { ApolloClient, HttpLink, InMemoryCache, gql } from '@apollo/client/core';
 import { CombinedGraphQLErrors, ServerError } from '@apollo/client/errors';
-import { PAGE, RECORD, VISIT, pages, tell } from './documents.mjs';
+import { PAGE, RECORD, VISIT, pages, printResults } from './documents.mjs';
 
 const [url, patientId, accept] = process.argv.slice(2);
-const spoken = new Set();
+const mediaTypes = new Set();
 const client = (headers) =>
   new ApolloClient({
     cache: new InMemoryCache({ possibleTypes: { Problem: ['PatientNotFound', 'InvalidInput', 'IdempotencyKeyReused'] } }),
@@ -13,14 +13,14 @@ const client = (headers) =>
       headers: { authorization: 'Bearer dev', ...(accept && { accept }), ...headers },
       fetch: async (...request) => {
         const response = await fetch(...request);
-        spoken.add(response.headers.get('content-type'));
+        mediaTypes.add(response.headers.get('content-type'));
         return response;
       },
     }),
   });
 const dev = client();
 
-// What the one who awaits the promise sees of it.
+// The result of a promise as its caller sees it.
 async function seen(promise) {
   try {
     return { data: (await promise).data, failed: null };
@@ -38,7 +38,7 @@ const again = await record(VISIT, patientId);
 const reused = await record({ ...VISIT, notes: 'Slept badly.' }, patientId);
 for (const number of [1, 2]) await record({ ...VISIT, notes: `Visit ${number}.` });
 
-tell({
+printResults({
   first,
   again,
   reused,
@@ -47,6 +47,6 @@ tell({
   otherBrand: await record(VISIT, null, client({ 'x-brand-id': 'loopbio' })),
   badToken: await record(VISIT, null, client({ authorization: 'Bearer nobody' })),
   badDocument: await seen(dev.query({ query: gql('{ nope }') })),
-  spoken: [...spoken],
+  mediaTypes: [...mediaTypes],
 });
 dev.stop();

@@ -1,4 +1,4 @@
-// Asks a gateway every question of graphql-http's audits: node audits.mjs URL TOKEN
+// Run the audits of graphql-http against a gateway: node audits.mjs URL TOKEN
 import { auditServer } from 'graphql-http';
 
 const [url, token] = process.argv.slice(2);

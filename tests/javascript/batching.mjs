@@ -1,7 +1,7 @@
-// Apollo Client, putting what is asked for at once into one request: node batching.mjs URL PATIENT
+// Concurrent operations of Apollo Client in one request: node batching.mjs URL PATIENT
 import { ApolloClient, InMemoryCache, gql } from '@apollo/client/core';
 import { BatchHttpLink } from '@apollo/client/link/batch-http';
-import { RECORD, VISIT, tell } from './documents.mjs';
+import { RECORD, VISIT, printResults } from './documents.mjs';
 
 const [url, patientId] = process.argv.slice(2);
 let requests = 0;
@@ -23,7 +23,7 @@ const patient = client.query({ query: gql('query ($id: ID!) { patient(id: $id) {
 const nope = client.query({ query: gql('{ nope }') }).catch((error) => error.errors.map((each) => each.extensions.code));
 
 const answers = await Promise.all([record, patient, nope]);
-tell({
+printResults({
   requests,
   recorded: answers[0].data.recordEncounter.__typename,
   patient: answers[1].data.patient.id,

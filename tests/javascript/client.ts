@@ -1,5 +1,5 @@
-// An integrator's program: types from rest/openapi.json by openapi-typescript, calls by openapi-fetch. It records an
-// encounter, reads it back in both ways, asks whether it has changed, and is refused, all without one cast.
+// A program of an integrator: types from rest/openapi.json by openapi-typescript, calls by openapi-fetch. It records an
+// encounter, reads it alone and in a list, sends a conditional request, and is refused, without any type cast.
 import createClient from "openapi-fetch";
 import type { components, paths } from "./gateway.js";
 
@@ -15,7 +15,7 @@ const body: components["schemas"]["RecordEncounter"] = {
   scheduled_at: "2026-12-01T09:30:00+01:00",
   metadata: { room: 7, tags: ["a", null] },
 };
-// The types are of use only if they refuse something.
+// The types must refuse invalid values.
 // @ts-expect-error a required member is missing
 const incomplete: components["schemas"]["RecordEncounter"] = { brand_id: "loop" };
 // @ts-expect-error there is no such type of encounter
@@ -26,7 +26,7 @@ const recorded = await client.POST("/v1/patients/{patient_id}/encounters", {
   body,
 });
 if (!recorded.data) throw new Error(recorded.error.error);
-// A 200 is the answer to `validate_only`, which was not asked for and holds no encounter.
+// A 200 answers `validate_only`, which this request does not use, and contains no encounter.
 if (!("id" in recorded.data)) throw new Error("nothing was recorded");
 const encounter = recorded.data;
 const status: "scheduled" | "in_progress" | "completed" | "cancelled" | "no_show" | "entered_in_error" = encounter.status;

@@ -1,4 +1,4 @@
-// Run by tests/logic/test_conversion.py, which lays web/src beside this file as `pages`.
+// Run by tests/logic/test_conversion.py, which links web/src beside this file as `pages`.
 
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
@@ -19,12 +19,12 @@ const inline = (call) => toRest(`mutation { ${call} { __typename } }`, "", ORIGI
 
 const body = (command) => words(command).at(-1);
 
-const NASTY = [
+const SPECIAL_TEXTS = [
   "It's", `"quoted"`, "back\\slash", "a\nb\tc", "$HOME `id` $(id) !!", "éß 中 🩺", "\\'", "'''", "\u0000", "\u00001.5", "\u0000\u0000x",
   "\ud800", "# no comment", "// nor this", "/* nor this */", "{}", "@file", "", " ", "\\u0041", '\\"', "1.10", "a;b|c&d>e",
 ];
 
-test("the call is one curl, with the key, and the token left to the shell", () => {
+test("a call becomes one curl command with its key and the token as a shell variable", () => {
   const variables = { patientId: "demo-patient", input: { brandId: "loop", encounterType: "OFFICE_VISIT" }, key: "k-1" };
 
   assert.equal(
@@ -37,7 +37,7 @@ test("the call is one curl, with the key, and the token left to the shell", () =
   );
 });
 
-test("every member has its name in the other language, and back", () => {
+test("every member is renamed in both directions", () => {
   const input = {
     brandId: "loop",
     encounterType: "PHARMACY",
@@ -55,8 +55,8 @@ test("every member has its name in the other language, and back", () => {
   assert.deepEqual(JSON.parse(toGraphql(command).variables), { patientId: "p", input });
 });
 
-for (const text of NASTY) {
-  test(`${JSON.stringify(text)} survives both ways, and a real shell`, () => {
+for (const text of SPECIAL_TEXTS) {
+  test(`${JSON.stringify(text)} is unchanged in both directions and in a shell`, () => {
     const input = { brandId: "loop", encounterType: "LAB", notes: text, metadata: { [text]: [text] } };
     const variables = { patientId: text.toWellFormed() || "p", input, key: "k" };
     const command = toRest(BY_VARIABLES, JSON.stringify(variables), ORIGIN);
@@ -69,20 +69,20 @@ for (const text of NASTY) {
 }
 
 for (const key of ["k", `"k"`, `"`, `""`, `"a\\"b"`, `"a\\b"`, "it's", `\\`]) {
-  test(`the key ${key} survives both ways`, () => {
+  test(`the key ${key} is unchanged in both directions`, () => {
     const variables = { patientId: "p", input: { brandId: "loop", encounterType: "LAB" }, key };
 
     assert.deepEqual(JSON.parse(toGraphql(toRest(BY_VARIABLES, JSON.stringify(variables), ORIGIN)).variables), variables);
   });
 }
 
-test("a key in quotes is the key between them, as the gateway reads it", () => {
+test("a quoted key is unquoted, as the gateway does", () => {
   const { variables } = toGraphql(`POST /v1/patients/p/encounters\nIdempotency-Key: "a\\"b"\n\n{}`);
 
   assert.equal(JSON.parse(variables).key, 'a"b');
 });
 
-test("without a key there is none on the other side", () => {
+test("a call without a key is converted without a key", () => {
   const command = inline('recordEncounter(patientId: "p", input: {brandId: "loop", encounterType: LAB})');
 
   assert.ok(!command.includes("Idempotency-Key"));
@@ -118,7 +118,7 @@ test("literals, block strings, nested variables and defaults are read", () => {
   });
 });
 
-test("of several operations the named one is taken", () => {
+test("of several operations the named one is converted", () => {
   const query = `
     query Other { __typename }
     mutation A { recordEncounter(patientId: "a", input: {brandId: "loop", encounterType: LAB}) { __typename } }
@@ -128,14 +128,14 @@ test("of several operations the named one is taken", () => {
   assert.throws(() => toRest(query, "", ORIGIN), NotConvertible);
 });
 
-test("comments in variables are passed over", () => {
+test("comments in variables are ignored", () => {
   const variables = `{ // who
     "patientId": "p", /* what */ "input": {"brandId": "loop", "encounterType": "LAB", "notes": "a // b"} }`;
 
   assert.equal(JSON.parse(body(toRest(BY_VARIABLES, variables, ORIGIN))).notes, "a // b");
 });
 
-test("a curl is read however it is written", () => {
+test("curl commands and HTTP requests in any form are parsed", () => {
   const written = [
     `curl http://h/v1/patients/p%20q/encounters -d '{"brand_id":"loop"}' -H 'Idempotency-Key: k'`,
     `$ curl -sS -X POST \\\n  -H "idempotency-key:k" \\\n  --data "{\\"brand_id\\": \\"loop\\"}" "http://h/v1/patients/p%20q/encounters"`,
@@ -151,7 +151,7 @@ test("a curl is read however it is written", () => {
   }
 });
 
-test("members that REST ignores are left out and named", () => {
+test("members that REST ignores are omitted and listed", () => {
   const { variables, ignored } = toGraphql('POST /v1/patients/p/encounters {"brand_id":"loop","x":1,"toString":2}');
 
   assert.deepEqual(JSON.parse(variables).input, { brandId: "loop" });
@@ -193,14 +193,14 @@ for (const [query, variables, why] of [
   });
 }
 
-test("JSON is written as it was read", () => {
+test("JSON is serialized as it was parsed", () => {
   for (const text of ['{"a":[1.10,"\\u00005","\\"\\u00005",-1e5]}', '"\\u0000"', "1E+2", '{"\\u00001":"\\\\"}']) {
     assert.equal(write(read(text)), text);
   }
   for (const text of ["01", "1.", "-", "{", '{"a":1,}', "1 2", "'a'"]) assert.throws(() => read(text), SyntaxError, text);
 });
 
-test("a call that is only to be validated stays one, both ways", () => {
+test("validate_only is kept in both directions", () => {
   const literal = 'recordEncounter(patientId: "p", input: {brandId: "loop", encounterType: LAB}, validateOnly: true)';
   const command = inline(literal);
 

@@ -1,4 +1,4 @@
-// What the clients ask for, and how a program here tells what it saw.
+// The operations of the clients, and the output of their results.
 export const RECORD = `mutation Record($patientId: ID!, $input: RecordEncounterInput!, $key: String) {
   recordEncounter(patientId: $patientId, input: $input, idempotencyKey: $key) {
     __typename
@@ -17,7 +17,7 @@ export const PAGE = `query Page($patientId: ID!, $after: String) {
 
 export const VISIT = { brandId: 'loop', encounterType: 'OFFICE_VISIT', notes: 'Slept well.' };
 
-// Every page's ids, by the cursors, from a function that asks for one page.
+// Return the ids of every page; `ask` requests the page after a cursor.
 export async function pages(ask) {
   const seen = [];
   let after = null;
@@ -29,4 +29,4 @@ export async function pages(ask) {
   return seen;
 }
 
-export const tell = (seen) => console.log(JSON.stringify(seen));
+export const printResults = (seen) => console.log(JSON.stringify(seen));

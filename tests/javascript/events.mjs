@@ -1,8 +1,8 @@
-// Hears what happens to a patient's encounters, by graphql-ws or graphql-sse: node events.mjs CLIENT URL PATIENT
+// Subscribe to a patient's events with graphql-ws or graphql-sse: node events.mjs CLIENT URL PATIENT
 import { createClient as createSseClient } from 'graphql-sse';
 import { createClient as createSocketClient } from 'graphql-ws';
 import WebSocket from 'ws';
-import { RECORD, VISIT, tell } from './documents.mjs';
+import { RECORD, VISIT, printResults } from './documents.mjs';
 
 const [kind, url, patientId] = process.argv.slice(2);
 const headers = { authorization: 'Bearer dev' };
@@ -20,39 +20,39 @@ async function record() {
   recorded.push(data.recordEncounter.encounter.id);
 }
 
-// So many events, from now or from a cursor on. Nobody says that a subscription has begun, so `meanwhile` goes on.
-async function hear(count, after, meanwhile = () => {}) {
+// Return `count` events, from now or from a cursor. The start of a subscription is not visible, so repeat `trigger`.
+async function receive(count, after, trigger = () => {}) {
   const events = client.iterate({ query: EVENTS, variables: { patientId, after } });
-  const heard = [];
+  const received = [];
   const listening = (async () => {
-    for await (const { data } of events) if (heard.push(data.encounterEvents) === count) return;
+    for await (const { data } of events) if (received.push(data.encounterEvents) === count) return;
   })();
   let over = false;
   listening.finally(() => (over = true));
   while (!over) {
-    await meanwhile();
+    await trigger();
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
   await listening;
-  return heard;
+  return received;
 }
 
-const live = await hear(3, null, record);
+const live = await receive(3, null, record);
 for (const _ of [1, 2]) await record();
 const place = recorded.indexOf(live[0].encounter.id);
-const missed = await hear(recorded.length - place - 1, live[0].cursor);
+const missed = await receive(recorded.length - place - 1, live[0].cursor);
 
 async function refusal(query, variables) {
   try {
-    return await once(query, variables); // as graphql-sse has it
+    return await once(query, variables); // graphql-sse returns the errors
   } catch (errors) {
-    return { errors }; // and graphql-ws
+    return { errors }; // graphql-ws throws them
   }
 }
-tell({
+printResults({
   recorded,
   live: live.map((each) => [each.kind, each.encounter.id, each.encounter.notes]),
   missed: missed.map((each) => each.encounter.id),
-  nobody: await refusal(EVENTS, { patientId: 'nobody' }),
+  unknown: await refusal(EVENTS, { patientId: 'nobody' }),
 });
 process.exit();

@@ -1,4 +1,4 @@
-// Follows encounter events as docs/live.md shows it, and prints one line for each.
+// Subscribe to encounter events as in docs/live.md; print one line for each.
 // node follow.mjs graphql-sse|graphql-ws ORIGIN PATIENT_ID CURSOR
 import * as sse from "graphql-sse";
 import * as ws from "graphql-ws";

@@ -1,13 +1,13 @@
-// Queries and mutations on one socket, by graphql-ws: node socket.mjs URL PATIENT
+// Queries and mutations on one WebSocket with graphql-ws: node socket.mjs URL PATIENT
 import { createClient } from 'graphql-ws';
 import WebSocket from 'ws';
-import { PAGE, RECORD, VISIT, pages, tell } from './documents.mjs';
+import { PAGE, RECORD, VISIT, pages, printResults } from './documents.mjs';
 
 const [url, patientId] = process.argv.slice(2);
 const client = (connectionParams) =>
   createClient({ url: url.replace('http', 'ws'), webSocketImpl: WebSocket, connectionParams, retryAttempts: 0 });
 
-// The only answer of a query or a mutation, or what it was refused with.
+// Return the result of a query or mutation, or its refusal.
 function ask(by, query, variables) {
   return new Promise((resolve) => {
     let answer;
@@ -29,7 +29,7 @@ const again = await record(VISIT, patientId);
 const reused = await record({ ...VISIT, notes: 'Slept badly.' }, patientId);
 await Promise.all([1, 2].map((number) => record({ ...VISIT, notes: `Visit ${number}.` })));
 
-tell({
+printResults({
   first,
   again,
   reused,

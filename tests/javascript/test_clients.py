@@ -1,4 +1,4 @@
-"""Clients of the npm registry at a gateway that listens: what whoever writes a frontend with them sees."""
+"""JavaScript GraphQL clients against a running gateway: the results that a frontend sees."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ every_client = pytest.mark.parametrize("client", PROGRAMS)
 
 @pytest.fixture
 async def seen(client: str, gateway_url: str, cast: Cast) -> dict[str, Any]:
-    """What a client saw when it recorded three encounters of a patient and read them; it runs once for all tests."""
+    """The results of a client that recorded and read three encounters; it runs once for all tests."""
     if client not in SEEN:
         patient_id = await cast.patient()
         program, more = PROGRAMS[client]
@@ -32,13 +32,13 @@ async def seen(client: str, gateway_url: str, cast: Cast) -> dict[str, Any]:
 
 
 def result(seen: dict[str, Any]) -> dict[str, Any]:
-    """Give what `recordEncounter` gave."""
+    """Return the payload of `recordEncounter`."""
     recorded: dict[str, Any] = seen["data"]["recordEncounter"]
     return recorded
 
 
 @every_client
-async def test_an_encounter_is_recorded_and_shown(seen: dict[str, Any]) -> None:
+async def test_a_client_records_an_encounter(seen: dict[str, Any]) -> None:
     recorded = result(seen["first"])
 
     assert (recorded["__typename"], recorded["replayed"]) == ("EncounterRecorded", False)
@@ -47,7 +47,7 @@ async def test_an_encounter_is_recorded_and_shown(seen: dict[str, Any]) -> None:
 
 
 @every_client
-async def test_the_same_key_again_is_the_same_encounter(seen: dict[str, Any]) -> None:
+async def test_a_client_gets_a_replay_under_the_same_key(seen: dict[str, Any]) -> None:
     again = result(seen["again"])
 
     assert again["replayed"] is True
@@ -56,7 +56,7 @@ async def test_the_same_key_again_is_the_same_encounter(seen: dict[str, Any]) ->
 
 
 @every_client
-async def test_the_key_with_something_else_is_a_member_of_the_union_and_no_error(seen: dict[str, Any]) -> None:
+async def test_a_reused_key_is_a_union_member_for_a_client(seen: dict[str, Any]) -> None:
     reused = result(seen["reused"])
 
     assert reused["__typename"] == "IdempotencyKeyReused"
@@ -64,7 +64,7 @@ async def test_the_key_with_something_else_is_a_member_of_the_union_and_no_error
 
 
 @every_client
-async def test_what_breaks_a_rule_is_a_member_of_the_union_that_names_the_rule(seen: dict[str, Any]) -> None:
+async def test_a_broken_rule_is_a_union_member_for_a_client(seen: dict[str, Any]) -> None:
     problem = result(seen["problem"])
 
     assert (problem["__typename"], problem["code"], problem["recorded"]) == ("InvalidInput", "validation_error", "NO")
@@ -72,7 +72,7 @@ async def test_what_breaks_a_rule_is_a_member_of_the_union_that_names_the_rule(s
 
 
 @every_client
-async def test_pages_are_followed_by_their_cursors_newest_first(seen: dict[str, Any]) -> None:
+async def test_a_client_reads_pages_by_cursors_newest_first(seen: dict[str, Any]) -> None:
     first, second = seen["pages"]
 
     assert (len(first), len(second)) == (2, 1)
@@ -80,12 +80,12 @@ async def test_pages_are_followed_by_their_cursors_newest_first(seen: dict[str, 
 
 
 @pytest.mark.parametrize("client", ["urql"])
-async def test_a_query_may_be_fetched_by_get(seen: dict[str, Any]) -> None:
+async def test_a_client_may_send_a_query_by_get(seen: dict[str, Any]) -> None:
     assert seen["byGet"]["codes"] == []
     assert [node["id"] for node in seen["byGet"]["data"]["patient"]["encounters"]["nodes"]] == seen["pages"][0]
 
 
-# Who may not
+# Refusals
 
 
 @pytest.mark.parametrize("client", ["urql", "apollo"])
@@ -93,7 +93,7 @@ async def test_a_query_may_be_fetched_by_get(seen: dict[str, Any]) -> None:
     ("refused", "code"),
     [("otherBrand", "forbidden"), ("badToken", "invalid_token"), ("badDocument", "validation_error")],
 )
-async def test_a_refusal_reaches_the_client_as_an_error_of_graphql_with_its_code(
+async def test_a_refusal_is_a_graphql_error_with_its_code_for_a_client(
     seen: dict[str, Any], refused: str, code: str
 ) -> None:
     assert seen[refused]["codes"] == [code]
@@ -104,7 +104,7 @@ async def test_a_refusal_reaches_the_client_as_an_error_of_graphql_with_its_code
 @pytest.mark.parametrize(
     ("refused", "status", "code"), [("otherBrand", 403, "forbidden"), ("badToken", 401, "invalid_token")]
 )
-async def test_over_the_older_media_type_who_may_not_is_told_by_the_status_with_the_code_in_the_body(
+async def test_with_the_older_media_type_a_refused_caller_gets_status_and_code(
     seen: dict[str, Any], refused: str, status: int, code: str
 ) -> None:
     assert (seen[refused]["failed"], seen[refused]["status"]) == ("server", status)
@@ -112,14 +112,14 @@ async def test_over_the_older_media_type_who_may_not_is_told_by_the_status_with_
 
 
 @pytest.mark.parametrize("client", ["older apollo"])
-async def test_over_the_older_media_type_a_wrong_document_is_an_error_of_graphql_all_the_same(
+async def test_with_the_older_media_type_an_invalid_document_is_a_graphql_error(
     seen: dict[str, Any],
 ) -> None:
     assert seen["badDocument"] == {"failed": "graphql", "codes": ["validation_error"]}
 
 
 @pytest.mark.parametrize("client", ["graphql-ws"])
-async def test_on_a_socket_the_operation_is_refused_or_the_socket_is_closed_for_good(seen: dict[str, Any]) -> None:
+async def test_on_a_websocket_a_refusal_is_an_error_or_a_final_close(seen: dict[str, Any]) -> None:
     for refused, code in (("badDocument", "validation_error"), ("otherBrand", "forbidden")):
         assert [each["extensions"]["code"] for each in seen[refused]["refused"]] == [code]
     assert seen["badToken"]["refused"] == {"code": 4403, "reason": "invalid_token"}
@@ -129,13 +129,13 @@ async def test_on_a_socket_the_operation_is_refused_or_the_socket_is_closed_for_
 
 
 @pytest.mark.parametrize("client", ["apollo", "older apollo"])
-async def test_apollo_is_answered_in_the_media_type_it_likes_best(client: str, seen: dict[str, Any]) -> None:
+async def test_apollo_gets_the_media_type_that_it_prefers(client: str, seen: dict[str, Any]) -> None:
     media_type = "application/json" if client == "older apollo" else "application/graphql-response+json"
 
-    assert seen["spoken"] == [f"{media_type}; charset=utf-8"]
+    assert seen["mediaTypes"] == [f"{media_type}; charset=utf-8"]
 
 
-async def test_apollos_batches_are_one_request_in_which_one_may_fail_alone(gateway_url: str, cast: Cast) -> None:
+async def test_an_apollo_batch_is_one_request_with_independent_results(gateway_url: str, cast: Cast) -> None:
     patient_id = await cast.patient()
 
     seen = await run_node("batching.mjs", f"{gateway_url}/graphql", patient_id)

@@ -1,4 +1,4 @@
-"""A router can compose the subgraph with others: by the npm package that Apollo's own tools compose with."""
+"""Composition of the subgraph with others, by the npm package of Apollo's tools."""
 
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,14 @@ async def composed() -> dict[str, Any]:
     return await compose(encounters=ENCOUNTERS, providers=PROVIDERS)
 
 
-async def test_it_composes_with_the_subgraph_that_owns_providers_and_nobody_has_a_remark(
+async def test_the_subgraph_composes_with_that_of_providers_without_hints(
     composed: dict[str, Any],
 ) -> None:
     assert (composed["errors"], composed["hints"]) == ([], [])
     assert "join__graph" in composed["supergraph"]
 
 
-async def test_composed_an_encounter_leads_to_what_the_other_subgraph_knows_of_its_provider(
+async def test_in_the_supergraph_an_encounter_has_its_providers_fields(
     composed: dict[str, Any],
 ) -> None:
     assert "provider: Provider" in composed["types"]["Encounter"]
@@ -37,16 +37,16 @@ async def test_composed_an_encounter_leads_to_what_the_other_subgraph_knows_of_i
     assert "_entities" not in str(composed["types"]["Query"])
 
 
-async def test_alone_it_is_a_supergraph_too() -> None:
+async def test_the_subgraph_alone_composes_to_a_supergraph() -> None:
     composed = await compose(encounters=ENCOUNTERS)
 
     assert (composed["errors"], composed["hints"]) == ([], [])
 
 
-async def test_a_neighbour_that_contradicts_it_is_refused(tmp_path: Path) -> None:
-    """So the judge does judge."""
-    (tmp_path / "contrary.graphql").write_text(PROVIDERS.read_text() + "\ntype Encounter { id: ID! status: Int! }")
+async def test_a_conflicting_subgraph_is_refused(tmp_path: Path) -> None:
+    """Shows that the composition detects conflicts."""
+    (tmp_path / "conflicting.graphql").write_text(PROVIDERS.read_text() + "\ntype Encounter { id: ID! status: Int! }")
 
-    composed = await compose(encounters=ENCOUNTERS, providers=tmp_path / "contrary.graphql")
+    composed = await compose(encounters=ENCOUNTERS, providers=tmp_path / "conflicting.graphql")
 
     assert any("Encounter.status" in each for each in composed["errors"])

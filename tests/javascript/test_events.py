@@ -1,4 +1,4 @@
-"""Subscriptions by the clients of the npm registry: graphql-ws over a socket, graphql-sse by server-sent events."""
+"""Subscriptions with JavaScript clients: graphql-ws over WebSocket, graphql-sse over server-sent events."""
 
 from typing import Any
 
@@ -16,14 +16,14 @@ both_clients = pytest.mark.parametrize("client", ["graphql-ws", "graphql-sse"])
 
 @pytest.fixture
 async def seen(client: str, gateway_url: str, cast: Cast) -> dict[str, Any]:
-    """What a client saw when it recorded encounters of a patient and listened; it runs once for all tests."""
+    """The results of a client that recorded encounters and subscribed; it runs once for all tests."""
     if client not in SEEN:
         SEEN[client] = await run_node("events.mjs", client, f"{gateway_url}/graphql", await cast.patient())
     return SEEN[client]
 
 
 @both_clients
-async def test_what_is_recorded_while_a_client_listens_is_told_once_and_in_order(seen: dict[str, Any]) -> None:
+async def test_a_subscribed_client_gets_each_event_once_and_in_order(seen: dict[str, Any]) -> None:
     heard = [encounter_id for _, encounter_id, _ in seen["live"]]
     first = seen["recorded"].index(heard[0])
 
@@ -32,7 +32,7 @@ async def test_what_is_recorded_while_a_client_listens_is_told_once_and_in_order
 
 
 @both_clients
-async def test_from_a_cursor_on_a_client_is_told_what_it_missed(seen: dict[str, Any]) -> None:
+async def test_a_client_gets_the_missed_events_from_a_cursor(seen: dict[str, Any]) -> None:
     place = seen["recorded"].index(seen["live"][0][1])
 
     assert seen["missed"] == seen["recorded"][place + 1 :]
@@ -40,5 +40,5 @@ async def test_from_a_cursor_on_a_client_is_told_what_it_missed(seen: dict[str, 
 
 
 @both_clients
-async def test_a_patient_nobody_sees_has_no_events_and_the_client_is_told_so(seen: dict[str, Any]) -> None:
-    assert [each["extensions"]["code"] for each in seen["nobody"]["errors"]] == ["not_found"]
+async def test_a_subscription_to_an_unknown_patient_is_refused_for_a_client(seen: dict[str, Any]) -> None:
+    assert [each["extensions"]["code"] for each in seen["unknown"]["errors"]] == ["not_found"]

@@ -1,4 +1,4 @@
-"""The clients in docs/graphql.md work when pasted, but for the address."""
+"""The client examples of docs/graphql.md work, with only the URL replaced."""
 
 import asyncio
 import re
@@ -35,9 +35,7 @@ async def demo_patient(cast: Cast) -> None:
     ],
     ids=["urql", "apollo", "graphql-ws", "graphql-sse", "gql"],
 )
-async def test_the_snippet_works_when_pasted(
-    gateway_url: str, service: Service, language: str, snippet: str, printed: str
-) -> None:
+async def test_the_example_works(gateway_url: str, service: Service, language: str, snippet: str, printed: str) -> None:
     pasted = snippet.replace("//127.0.0.1:8000", gateway_url.removeprefix("http:"))
     process = await asyncio.create_subprocess_exec(
         *COMMANDS[language],
@@ -50,9 +48,9 @@ async def test_the_snippet_works_when_pasted(
     running = asyncio.create_task(process.communicate(pasted.encode()))
     async with asyncio.timeout(SECONDS):
         while not running.done():
-            # Something happens meanwhile, for those who listen.
+            # Record encounters, for the examples that subscribe.
             await service.rest("POST", "/v1/patients/demo-patient/encounters", json=VISIT)
             await asyncio.wait({running}, timeout=0.2)
 
-    said, complained = running.result()
-    assert said.decode().strip() == printed, complained.decode()
+    out, err = running.result()
+    assert out.decode().strip() == printed, err.decode()

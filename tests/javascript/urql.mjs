@@ -1,6 +1,6 @@
-// A day of a frontend that uses urql: node urql.mjs URL PATIENT
+// The calls of a frontend with urql: node urql.mjs URL PATIENT
 import { Client, cacheExchange, fetchExchange } from '@urql/core';
-import { PAGE, RECORD, VISIT, pages, tell } from './documents.mjs';
+import { PAGE, RECORD, VISIT, pages, printResults } from './documents.mjs';
 
 const [url, patientId] = process.argv.slice(2);
 const client = (headers) =>
@@ -23,7 +23,7 @@ const again = await record(VISIT, patientId);
 const reused = await record({ ...VISIT, notes: 'Slept badly.' }, patientId);
 for (const number of [1, 2]) await record({ ...VISIT, notes: `Visit ${number}.` });
 
-tell({
+printResults({
   first: seen(first),
   again: seen(again),
   reused: seen(reused),

@@ -1,4 +1,4 @@
-"""A chunked body is decoded alike however it is cut, and as llhttp would, but for trailers, which are bounded."""
+"""Decoding of chunked bodies: independent of how the bytes are split, as by llhttp; trailers are bounded."""
 
 import httptools
 import pytest
@@ -25,7 +25,7 @@ PIECES = st.lists(st.sampled_from([*WHOLE, *BROKEN]), max_size=8).map(b"".join)
 
 
 def decoded(pieces: list[bytes]) -> tuple[bytes, bool, bytes] | None:
-    """Give the content, whether the body is complete, and what is behind it; None for what is no chunked body."""
+    """Return the content, whether the body is complete, and the bytes after it; None for an invalid body."""
     decoder = ChunkedDecoder()
     content = behind = b""
     try:
@@ -40,7 +40,7 @@ def decoded(pieces: list[bytes]) -> tuple[bytes, bool, bytes] | None:
     return content, decoder.complete, behind
 
 
-class _Heard:
+class _Callbacks:
     def __init__(self) -> None:
         self.content = b""
         self.complete = False
@@ -53,7 +53,7 @@ class _Heard:
 
 
 def decoded_by_llhttp(data: bytes) -> tuple[bytes, bool] | None:
-    heard = _Heard()
+    heard = _Callbacks()
     parser = httptools.HttpRequestParser(heard)
     parser.feed_data(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
     try:
@@ -64,7 +64,7 @@ def decoded_by_llhttp(data: bytes) -> tuple[bytes, bool] | None:
 
 
 @given(PIECES, st.data())
-def test_a_body_is_decoded_alike_however_it_is_cut(body: bytes, data: st.DataObject) -> None:
+def test_decoding_does_not_depend_on_how_the_body_is_split(body: bytes, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(body)), max_size=6)))
 
     pieces = [body[start:end] for start, end in zip([0, *cuts], [*cuts, len(body)], strict=True)]
@@ -73,14 +73,14 @@ def test_a_body_is_decoded_alike_however_it_is_cut(body: bytes, data: st.DataObj
 
 
 @given(PIECES)
-def test_a_body_is_decoded_as_llhttp_would(body: bytes) -> None:
+def test_a_body_is_decoded_as_by_llhttp(body: bytes) -> None:
     ours = decoded([body])
 
     assert (ours and ours[:2]) == decoded_by_llhttp(body[: len(body) - len(ours[2])] if ours else body)
 
 
 @pytest.mark.parametrize("body", [b"5" + b";" + b"x" * 300, b"0" * 17, b"0\r\nno field\r\n", b"0\r\n: empty\r\n"])
-def test_what_is_no_chunked_body_is_refused_as_soon_as_that_is_known(body: bytes) -> None:
+def test_an_invalid_chunked_body_is_refused_at_its_first_invalid_byte(body: bytes) -> None:
     with pytest.raises(InvalidChunk):
         ChunkedDecoder().decode(body)
 
@@ -88,6 +88,6 @@ def test_what_is_no_chunked_body_is_refused_as_soon_as_that_is_known(body: bytes
 @pytest.mark.parametrize(
     "trailer", [b"X: " + b"a" * 9_000, b"X: a\r\n" * 101, b"X: " + b"a" * 5_000 + b"\r\nY: " + b"a" * 5_000]
 )
-def test_a_trailer_is_bounded_before_it_is_whole(trailer: bytes) -> None:
+def test_a_trailer_is_bounded_before_it_is_complete(trailer: bytes) -> None:
     with pytest.raises(TrailerTooLarge):
         ChunkedDecoder().decode(b"0\r\n" + trailer)

@@ -1,4 +1,4 @@
-"""Connection URLs of PostgreSQL: each parameter of libpq is honoured, or the refusal names it."""
+"""Connection URLs of PostgreSQL: each parameter of libpq is supported or refused by name."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from gateway.connection_url import HARMLESS, KNOWN, parse
 
 # Source: https://www.postgresql.org/docs/18/libpq-connect.html#LIBPQ-PARAMKEYWORDS
-OF_LIBPQ = """
+LIBPQ_PARAMETERS = """
     host hostaddr port dbname user password passfile require_auth channel_binding connect_timeout
     client_encoding options application_name fallback_application_name keepalives keepalives_idle
     keepalives_interval keepalives_count tcp_user_timeout replication gssencmode sslmode requiressl
@@ -21,11 +21,11 @@ OF_LIBPQ = """
 
 
 def test_every_parameter_of_libpq_is_known() -> None:
-    assert set(OF_LIBPQ.split()) <= KNOWN
+    assert set(LIBPQ_PARAMETERS.split()) <= KNOWN
 
 
 @pytest.mark.parametrize("name", HARMLESS)
-def test_what_cannot_be_done_is_refused_by_its_name(name: str) -> None:
+def test_an_unsupported_parameter_is_refused_by_name(name: str) -> None:
     with pytest.raises(ValueError, match=f"^{name}: "):
         parse(f"postgresql://host/db?{name}=anything-else")
 
@@ -34,10 +34,10 @@ def test_what_cannot_be_done_is_refused_by_its_name(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("parameter", "told"),
+    ("parameter", "message"),
     [
         ("sslmode=maybe", "sslmode: must be disable, allow"),
-        ("sslnegotiation=direct", "sslnegotiation=direct needs sslmode"),
+        ("sslnegotiation=direct", "sslnegotiation=direct requires sslmode"),
         ("sslrootcert=/nowhere", "sslrootcert: the file cannot be read"),
         ("sslrootcert=system", "sslrootcert: system is not supported"),
         ("target_session_attrs=writable", "target_session_attrs: must be any"),
@@ -46,15 +46,15 @@ def test_what_cannot_be_done_is_refused_by_its_name(name: str) -> None:
         ("keepalives=yes", "keepalives: must be 0 or 1"),
         ("keepalives_idle=1.5", "keepalives_idle: must be a whole number"),
         ("port=x", "the port must be a number"),
-        ("port=1,2,3", "port: must be one, or one for each host"),
+        ("port=1,2,3", "port: must be one port, or one for each host"),
         ("sslmode", "sslmode: has no value"),
-        ("ssl=true", "ssl is no parameter of a connection URL; the nearest is"),
+        ("ssl=true", "ssl is not a parameter of a connection URL; the nearest is"),
         ("statement_timeout=5", "options=-c%20name%3Dvalue"),
         ("ss%20word%21=1", "^is no parameter"),
     ],
 )
-def test_a_mistake_is_told_by_the_name_of_the_parameter(parameter: str, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_an_invalid_value_is_refused_with_the_name_of_its_parameter(parameter: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         parse(f"postgresql://host/db?{parameter}")
 
 
@@ -70,7 +70,7 @@ def test_a_mistake_is_told_by_the_name_of_the_parameter(parameter: str, told: st
         "mysql://hunter2@host/db",
     ],
 )
-def test_a_password_that_is_not_encoded_is_told_without_a_word_of_it(url: str) -> None:
+def test_an_unencoded_password_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(ValueError, match=r"\w") as refusal:
         parse(url)
 
@@ -89,11 +89,11 @@ def test_a_password_that_is_not_encoded_is_told_without_a_word_of_it(url: str) -
         ("postgresql:///db?host=/run/a%20b&port=5432", (("/run/a b", 5432),)),
     ],
 )
-def test_hosts_are_read_in_order_with_their_ports(url: str, hosts: object) -> None:
+def test_hosts_are_parsed_in_order_with_their_ports(url: str, hosts: object) -> None:
     assert parse(url).hosts == hosts
 
 
-def test_what_asyncpg_knows_is_left_to_it_and_nothing_else(tmp_path: Path) -> None:
+def test_asyncpg_gets_only_the_parameters_that_it_supports(tmp_path: Path) -> None:
     (tmp_path / "ca").touch()
 
     dsn = parse(

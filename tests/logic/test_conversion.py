@@ -1,4 +1,4 @@
-"""A call from door to door, as the explorer's two buttons convert it: tests/javascript/conversion.test.js, by Node."""
+"""Conversion of calls between REST and GraphQL in the explorer: runs tests/javascript/conversion.test.js in Node.js."""
 
 import shutil
 import subprocess
@@ -15,8 +15,8 @@ NODE = shutil.which("node")
     NODE is None or not (JAVASCRIPT / "node_modules" / "graphql").is_dir(),
     reason="needs Node 20 and then: make .venv/javascript",
 )
-def test_a_call_is_converted_from_door_to_door_and_back(tmp_path: Path) -> None:
-    # Node looks for packages beside a file and above it, and web/ keeps none.
+def test_a_call_is_converted_between_rest_and_graphql_and_back(tmp_path: Path) -> None:
+    # Node.js looks for packages beside a file and in its parent folders, and web/ has none.
     shutil.copytree(ROOT / "web" / "src", tmp_path / "pages")
     shutil.copy(JAVASCRIPT / "conversion.test.js", tmp_path)
     (tmp_path / "package.json").write_text('{"type": "module"}')

@@ -1,4 +1,4 @@
-"""Cursors of the feed: opaque, the same for the same place, and good for one brand and one database."""
+"""Cursors of the feed: opaque, deterministic, and valid for one brand and one database."""
 
 import struct
 from base64 import urlsafe_b64decode
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from resolvers.errors import InvalidInput
 from resolvers.feed_cursors import FeedCursors
-from tests.happenings import beginning
+from tests.event_helpers import cursor_v1
 
 CURSORS = FeedCursors(bytes(range(32)))
 OTHERS = FeedCursors(bytes(32))
@@ -21,7 +21,7 @@ def decoded(cursor: str) -> bytes:
 
 
 @given(POSITIONS, st.sampled_from(["loop", "loopbio"]))
-def test_a_cursor_leads_back_to_its_place_and_is_always_the_same(position: int, brand_id: str) -> None:
+def test_a_cursor_decodes_to_its_position_and_is_deterministic(position: int, brand_id: str) -> None:
     cursor = CURSORS.write(position, brand_id)
 
     assert CURSORS.read(cursor, brand_id) == position
@@ -29,16 +29,16 @@ def test_a_cursor_leads_back_to_its_place_and_is_always_the_same(position: int, 
 
 
 @given(POSITIONS)
-def test_a_cursor_tells_no_position(position: int) -> None:
+def test_a_cursor_does_not_reveal_the_position(position: int) -> None:
     here, next_one = (decoded(CURSORS.write(each, "loop"))[1:] for each in (position, position ^ 1))
 
     assert struct.pack(">q", position)[2:] not in here
-    # Neighbours have no more in common than any two.
+    # Cursors of adjacent positions resemble each other no more than any others.
     assert sum(a == b for a, b in zip(here, next_one, strict=True)) < 8
 
 
 @given(POSITIONS)
-def test_a_salted_cursor_never_tells_whether_the_place_is_the_same(position: int) -> None:
+def test_a_salted_cursor_does_not_reveal_equal_positions(position: int) -> None:
     cursors = {CURSORS.write(position, "loop", salted=True) for _ in range(20)}
 
     assert len(cursors) == 20
@@ -46,7 +46,7 @@ def test_a_salted_cursor_never_tells_whether_the_place_is_the_same(position: int
 
 
 @given(POSITIONS)
-def test_a_cursor_of_another_brand_or_database_is_none(position: int) -> None:
+def test_a_cursor_of_another_brand_or_database_is_invalid(position: int) -> None:
     cursor = CURSORS.write(position, "loop")
 
     for cursors, brand_id in ((CURSORS, "loopbio"), (OTHERS, "loop")):
@@ -55,11 +55,11 @@ def test_a_cursor_of_another_brand_or_database_is_none(position: int) -> None:
 
 
 @pytest.mark.parametrize("brand_id", ["loop", "loopbio"])
-def test_a_cursor_of_the_version_before_is_still_read(brand_id: str) -> None:
-    assert CURSORS.read(beginning(brand_id, 1284), brand_id) == 1284
+def test_a_cursor_of_the_previous_version_is_read(brand_id: str) -> None:
+    assert CURSORS.read(cursor_v1(brand_id, 1284), brand_id) == 1284
 
 
 @given(st.one_of(st.text(), st.binary(max_size=40).map(lambda raw: raw.hex())))
-def test_a_text_that_is_no_cursor_is_refused(text: str) -> None:
+def test_an_invalid_cursor_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput):
         CURSORS.read(text, "loop")

@@ -1,4 +1,4 @@
-"""The client of every request that the gateway sends: it keeps nothing of an answer, and never proxies loopback."""
+"""The client of outgoing requests: it stores no cookies, follows no redirects, and never proxies loopback."""
 
 import time
 from collections.abc import AsyncIterator
@@ -16,12 +16,12 @@ from gateway.events.webhooks import WebhookReceiver
 from gateway.http_client import http_client, refuse_unusable_proxies
 from gateway.settings import Settings, SettingsError, Webhook
 from resolvers.outbox import Event
-from tests.provider import Hands, IdentityProvider, claims, jwt, signing_key
-from tests.receiver import Delivery, Receiver
+from tests.identity_provider import FakeClock, IdentityProvider, claims, jwt, signing_key
+from tests.webhook_receiver import Delivery, ReceiverServer
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 NOWHERE = "http://127.0.0.1:9"
-"""The port `discard`, on which nothing listens: whatever goes to this proxy fails."""
+"""The port `discard`, on which no process listens: every request through this proxy fails."""
 VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 EVENT = Event(
     id=uuid4(),
@@ -43,8 +43,8 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with Receiver.running() as running:
+async def receiver() -> AsyncIterator[ReceiverServer]:
+    async with ReceiverServer.running() as running:
         yield running
 
 
@@ -54,30 +54,30 @@ def webhook(url: str) -> WebhookReceiver:
 
 
 def more_cookies(response: Response) -> Response:
-    """Add cookies of other names than before, which together would soon be more than a request may carry."""
+    """Set cookies with new names, which together would soon exceed the size of a request."""
     for name in ("a", "b"):
         response.set_cookie(f"{name}{time.monotonic_ns()}", "x" * 2000, max_age=3600)
     return response
 
 
-# Nothing of an answer is kept.
+# Nothing of a response is stored
 
 
-async def test_a_receiver_that_sets_ever_more_cookies_gets_none_back(receiver: Receiver) -> None:
+async def test_cookies_of_a_webhook_receiver_are_not_sent_back(receiver: ReceiverServer) -> None:
     async def answer(_delivery: Delivery) -> Response:
         return more_cookies(Response(status_code=204))
 
     receiver.answer = answer
-    told = webhook(receiver.url)
+    sink = webhook(receiver.url)
     for _ in range(50):
-        await told.deliver(EVENT)
-    await told.close()
+        await sink.deliver(EVENT)
+    await sink.close()
 
     assert len(receiver.taken) == 50
     assert not any("cookie" in delivery.headers for delivery in receiver.tried)
 
 
-async def test_a_provider_that_sets_ever_more_cookies_gets_none_back(provider: IdentityProvider, clock: Hands) -> None:
+async def test_cookies_of_the_identity_provider_are_not_sent_back(provider: IdentityProvider, clock: FakeClock) -> None:
     provider.answer = lambda: more_cookies(JSONResponse({"active": True, "client_id": "lab"}))
 
     async with verifying(provider.settings(introspection=True), clock) as verify:
@@ -87,14 +87,14 @@ async def test_a_provider_that_sets_ever_more_cookies_gets_none_back(provider: I
     assert (provider.introspections, provider.cookies) == (50, [])
 
 
-async def test_a_key_set_that_sets_ever_more_cookies_gets_none_back(provider: IdentityProvider, clock: Hands) -> None:
+async def test_cookies_of_the_key_set_are_not_sent_back(provider: IdentityProvider, clock: FakeClock) -> None:
     key = signing_key("ES256", "one")
     provider.answer = lambda: more_cookies(JSONResponse({"keys": [key.jwk]}))
 
     async with verifying(provider.settings(jwt=True), clock) as verify:
         for number in range(50):
             await verify(jwt(key, claims(clock.now, jti=str(number))))
-            clock.pass_by(600)
+            clock.advance(600)
 
     assert (provider.key_fetches, provider.cookies) == (50, [])
 
@@ -102,36 +102,36 @@ async def test_a_key_set_that_sets_ever_more_cookies_gets_none_back(provider: Id
 @pytest.mark.parametrize(
     "location", ["/other", "http://[", "//", "http://a:99999/", "http://\xff/", "/events", "", "x://y", "http://*.x/"]
 )
-async def test_no_redirect_is_followed_wherever_it_leads(receiver: Receiver, location: str) -> None:
+async def test_redirects_are_not_followed(receiver: ReceiverServer, location: str) -> None:
     async def answer(_delivery: Delivery) -> Response:
         response = Response(status_code=307)
         response.raw_headers.append((b"location", location.encode("latin-1")))
         return response
 
     receiver.answer = answer
-    told = webhook(receiver.url)
+    sink = webhook(receiver.url)
     with pytest.raises(DeliveryFailed):
-        await told.deliver(EVENT)
-    await told.close()
+        await sink.deliver(EVENT)
+    await sink.close()
 
-    assert (len(receiver.tried), receiver.strayed) == (1, 0)
+    assert (len(receiver.tried), receiver.misdirected) == (1, 0)
 
 
-async def test_no_challenge_is_answered(receiver: Receiver) -> None:
+async def test_authentication_challenges_are_not_answered(receiver: ReceiverServer) -> None:
     async def answer(_delivery: Delivery) -> Response:
         return Response(status_code=401, headers={"www-authenticate": 'Digest realm="r", nonce="n", qop="auth"'})
 
     receiver.answer = answer
-    told = webhook(receiver.url)
+    sink = webhook(receiver.url)
     for _ in range(2):
         with pytest.raises(DeliveryFailed):
-            await told.deliver(EVENT)
-    await told.close()
+            await sink.deliver(EVENT)
+    await sink.close()
 
     assert not any("authorization" in delivery.headers for delivery in receiver.tried)
 
 
-async def test_a_client_with_options_of_its_own_keeps_no_cookies_either(receiver: Receiver) -> None:
+async def test_a_client_with_its_own_options_stores_no_cookies(receiver: ReceiverServer) -> None:
     async def answer(_delivery: Delivery) -> Response:
         return more_cookies(RedirectResponse("/other"))
 
@@ -141,7 +141,7 @@ async def test_a_client_with_options_of_its_own_keeps_no_cookies_either(receiver
             assert (await client.post(receiver.url)).status_code == 307
 
     assert [delivery.headers.get("cookie") for delivery in receiver.tried] == [None, None]
-    assert receiver.strayed == 0
+    assert receiver.misdirected == 0
 
 
 # Proxies
@@ -170,15 +170,15 @@ async def test_loopback_is_never_reached_through_a_proxy(
 
 
 @pytest.mark.parametrize("url", ["https://idp.example/", "https://mylocalhost/", "https://128.0.0.1/"])
-async def test_any_other_host_is_reached_through_the_proxy(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+async def test_another_host_is_reached_through_the_proxy(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("ALL_PROXY", NOWHERE)
 
     async with http_client() as client:
         assert client._transport_for_url(httpx2.URL(url)) is not client._transport
 
 
-async def test_provider_and_receiver_on_this_machine_need_no_proxy(
-    monkeypatch: pytest.MonkeyPatch, provider: IdentityProvider, receiver: Receiver
+async def test_a_provider_and_a_receiver_on_loopback_need_no_proxy(
+    monkeypatch: pytest.MonkeyPatch, provider: IdentityProvider, receiver: ReceiverServer
 ) -> None:
     for name in VARIABLES[:3]:
         monkeypatch.setenv(name, NOWHERE)
@@ -187,9 +187,9 @@ async def test_provider_and_receiver_on_this_machine_need_no_proxy(
 
     async with verifying(provider.settings(introspection=True)) as verify:
         assert (await verify("opaque")).client_id == "lab"
-    told = webhook(receiver.url)
-    await told.deliver(EVENT)
-    await told.close()
+    sink = webhook(receiver.url)
+    await sink.deliver(EVENT)
+    await sink.close()
 
     assert len(receiver.taken) == 1
 
@@ -199,7 +199,7 @@ SENDING: dict[str, Any] = {"webhooks": (Webhook(name="crm", url="https://crm.tes
 
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"])
 @pytest.mark.parametrize(
-    ("proxy", "told"),
+    ("proxy", "message"),
     [
         ("socks5://me:hunter2@proxy.test:1080", "socksio"),
         ("socks5h://proxy.test:1080", "socksio"),
@@ -212,12 +212,12 @@ SENDING: dict[str, Any] = {"webhooks": (Webhook(name="crm", url="https://crm.tes
         ("http://proxy.test:99999", "a host"),
     ],
 )
-def test_a_proxy_that_cannot_be_used_is_told_by_its_variable(
-    monkeypatch: pytest.MonkeyPatch, variable: str, proxy: str, told: str
+def test_an_unusable_proxy_is_refused_with_the_name_of_its_variable(
+    monkeypatch: pytest.MonkeyPatch, variable: str, proxy: str, message: str
 ) -> None:
     monkeypatch.setenv(variable, proxy)
 
-    with pytest.raises(SettingsError, match=f"^{variable}: .*{told}[^\n]*$") as mistake:
+    with pytest.raises(SettingsError, match=f"^{variable}: .*{message}[^\n]*$") as mistake:
         refuse_unusable_proxies(Settings(**SENDING))
     assert "hunter2" not in str(mistake.value)
 
@@ -235,7 +235,7 @@ def test_a_proxy_that_cannot_be_used_is_told_by_its_variable(
     ],
     ids=str,
 )
-def test_a_proxy_that_can_be_used_is_let_be(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+def test_a_usable_proxy_is_accepted(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
     for each in variables.items():
         monkeypatch.setenv(*each)
 
@@ -243,7 +243,7 @@ def test_a_proxy_that_can_be_used_is_let_be(monkeypatch: pytest.MonkeyPatch, var
     http_client(over_tls=False)
 
 
-def test_a_gateway_that_sends_nothing_needs_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gateway_without_outgoing_requests_needs_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "socks5://proxy.test")
 
     refuse_unusable_proxies(Settings())

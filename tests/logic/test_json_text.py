@@ -1,4 +1,4 @@
-"""Laws of strict JSON: what is read is what is written, and what `jsonb` cannot hold is never read."""
+"""Properties of strict JSON: writing and reading are inverse, and text that `jsonb` cannot store is refused."""
 
 import json
 from decimal import Decimal
@@ -19,25 +19,25 @@ values = st.recursive(
 
 
 @given(values)
-def test_what_is_written_reads_back_equal(value: Any) -> None:
+def test_written_json_is_read_back_equal(value: Any) -> None:
     assert json_text.read(json_text.write(value)) == value
 
 
 @given(values)
-def test_writing_what_was_read_changes_nothing(value: Any) -> None:
+def test_reading_and_writing_again_gives_the_same_text(value: Any) -> None:
     written = json_text.write(value)
 
     assert json_text.write(json_text.read(written)) == written
 
 
 @given(values)
-def test_both_ways_of_writing_write_the_same(value: Any) -> None:
-    # The quick one is not asked for what it cannot write; what both can must not differ in a byte.
+def test_both_writers_write_the_same_text(value: Any) -> None:
+    # The fast writer is not called for values that it cannot write; for all others both write the same bytes.
     assert json_text.write(value) == json_text._written(value, None)
 
 
 @given(values, st.integers(0, 60))
-def test_a_text_that_is_too_large_is_refused_whichever_way_it_is_written(value: Any, most: int) -> None:
+def test_a_too_large_text_is_refused_in_any_spelling(value: Any, most: int) -> None:
     too_large = len(json_text._written(value, None).encode()) > most
     for write in (json_text.write, json_text._written):
         if too_large:
@@ -48,7 +48,7 @@ def test_a_text_that_is_too_large_is_refused_whichever_way_it_is_written(value: 
 
 
 @given(values)
-def test_what_is_written_is_json_to_anybody_else(value: Any) -> None:
+def test_written_json_is_read_by_the_standard_library(value: Any) -> None:
     assert json.loads(json_text.write(value), parse_int=Decimal, parse_float=Decimal) == value
 
 
@@ -60,7 +60,7 @@ def test_the_order_of_members_makes_no_difference(members: dict[str, int]) -> No
 
 
 @given(st.binary())
-def test_any_bytes_are_read_or_refused_and_nothing_else(body: bytes) -> None:
+def test_any_bytes_are_read_or_refused(body: bytes) -> None:
     try:
         json_text.read(body)
     except MalformedBody as refusal:
@@ -89,14 +89,14 @@ def test_any_bytes_are_read_or_refused_and_nothing_else(body: bytes) -> None:
         (b"-1e-99999999999999999999", "number_range"),
     ],
 )
-def test_what_two_readers_could_understand_differently_is_refused(body: bytes, rule: str) -> None:
+def test_json_that_parsers_read_differently_is_refused(body: bytes, rule: str) -> None:
     with pytest.raises(MalformedBody) as refusal:
         json_text.read(body)
 
     assert [violation.rule for violation in refusal.value.violations] == [rule]
 
 
-def test_a_short_literal_that_stands_for_a_huge_text_is_measured_in_full() -> None:
+def test_a_short_number_is_measured_by_its_full_length() -> None:
     value = json_text.read(b"[" + b"1e131071," * 5_000 + b"1]")
 
     with pytest.raises(json_text.TooLarge):
@@ -104,7 +104,7 @@ def test_a_short_literal_that_stands_for_a_huge_text_is_measured_in_full() -> No
 
 
 @pytest.mark.parametrize("literal", [b"-0.0", b"-0.00", b"-0e5", b"-0E-3", b"-0", b"-0." + b"0" * 50])
-def test_a_negative_zero_is_written_as_the_database_keeps_it(literal: bytes) -> None:
+def test_a_negative_zero_is_written_as_the_database_stores_it(literal: bytes) -> None:
     value = json_text.read(literal)
 
     assert not json_text.write(value).startswith("-")
@@ -129,7 +129,7 @@ def test_a_negative_zero_is_written_as_the_database_keeps_it(literal: bytes) -> 
         (b"[0, 1e131072]", 1, 5),
     ],
 )
-def test_what_is_wrong_with_a_text_is_told_by_line_and_column(body: bytes, line: int, column: int) -> None:
+def test_an_error_in_a_text_has_its_line_and_column(body: bytes, line: int, column: int) -> None:
     with pytest.raises(MalformedBody) as refusal:
         json_text.read(body)
 

@@ -1,4 +1,4 @@
-"""Lines that are written by a thread: whole and in order, and never at the cost of the one that logs."""
+"""The queued log writer: a thread writes lines complete and in order, and logging never blocks."""
 
 import os
 import re
@@ -21,31 +21,31 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 class Reader:
-    """Reads a pipe to its end, in a thread, from when it is told to."""
+    """Reads a pipe to its end, in a thread, after `start()`."""
 
     def __init__(self, descriptor: int) -> None:
         self.read = b""
         self._descriptor = descriptor
-        self._thread = threading.Thread(target=self._go)
+        self._thread = threading.Thread(target=self._run)
 
     def start(self) -> None:
         self._thread.start()
 
     def lines_until(self, wanted: bytes) -> list[bytes]:
-        """Wait for a line, and give all up to it."""
+        """Return the lines up to `wanted`, waiting for it."""
         for _ in range(10_000):
             if wanted in self.read:
                 return self.read.splitlines()
             self._thread.join(0.002)
         raise AssertionError(f"never read: {wanted!r}")
 
-    def _go(self) -> None:
+    def _run(self) -> None:
         with os.fdopen(self._descriptor, "rb", buffering=0) as stream:
             while part := stream.read(PIPE_BYTES):
                 self.read += part
 
 
-def test_lines_come_whole_and_in_order(pipe) -> None:
+def test_lines_are_written_complete_and_in_order(pipe) -> None:
     reader = Reader(pipe[0])
     reader.start()
     queued = QueuedWriter(pipe[1])
@@ -58,7 +58,7 @@ def test_lines_come_whole_and_in_order(pipe) -> None:
     assert reader.lines_until(lines[-1]) == lines
 
 
-def test_no_write_is_longer_than_a_pipe_takes_in_one_piece(pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_write_exceeds_the_atomic_size_of_a_pipe(pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[int] = []
     write = os.write
 
@@ -79,7 +79,7 @@ def test_no_write_is_longer_than_a_pipe_takes_in_one_piece(pipe, monkeypatch: py
     assert len(written) < 1_000
 
 
-def test_what_does_not_fit_is_dropped_and_its_number_told_later(pipe) -> None:
+def test_lines_over_the_limit_are_dropped_and_counted_later(pipe) -> None:
     dropped: list[None] = []
     queued = QueuedWriter(pipe[1], on_drop=lambda: dropped.append(None), max_lines=100)
     put = 2_000
@@ -94,13 +94,13 @@ def test_what_does_not_fit_is_dropped_and_its_number_told_later(pipe) -> None:
     reader.lines_until(b"log_dropped")
     queued.put(b"the end\n")
     lines = reader.lines_until(b"the end")
-    told = [orjson.loads(line) for line in lines if line.startswith(b"{")]
-    assert sum(line["lines"] for line in told) == len(dropped) > 0
-    assert len(lines) - len(told) - 1 == put - len(dropped)
+    notices = [orjson.loads(line) for line in lines if line.startswith(b"{")]
+    assert sum(line["lines"] for line in notices) == len(dropped) > 0
+    assert len(lines) - len(notices) - 1 == put - len(dropped)
     assert all(re.fullmatch(rb"x{1000}|\{.*\}|the end", line) for line in lines)
 
 
-def test_a_reader_that_is_gone_costs_lines_and_nothing_else(pipe) -> None:
+def test_a_closed_reader_loses_lines_and_nothing_else(pipe) -> None:
     os.close(pipe[0])
     dropped: list[None] = []
     queued = QueuedWriter(pipe[1], on_drop=lambda: dropped.append(None))
@@ -112,7 +112,7 @@ def test_a_reader_that_is_gone_costs_lines_and_nothing_else(pipe) -> None:
     assert len(dropped) == 10
 
 
-def test_a_pipe_that_was_made_non_blocking_gets_everything(pipe) -> None:
+def test_a_non_blocking_pipe_gets_every_line(pipe) -> None:
     os.set_blocking(pipe[1], False)
     queued = QueuedWriter(pipe[1])
     for _ in range(500):
@@ -125,7 +125,7 @@ def test_a_pipe_that_was_made_non_blocking_gets_everything(pipe) -> None:
     assert len(reader.lines_until(b"the end")) == 501
 
 
-def test_a_fork_writes_its_own_lines_and_not_those_of_its_parent(pipe) -> None:
+def test_a_forked_process_writes_only_its_own_lines(pipe) -> None:
     queued = QueuedWriter(pipe[1])
     queued.put(b"parent\n")
     assert queued.flush(20)

@@ -1,4 +1,4 @@
-"""What an operator may set, and what a mistake looks like."""
+"""Settings: sources, defaults, and messages for invalid values."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def test_an_unknown_setting_is_an_error_that_names_the_nearest(monkeypatch: pyte
         Settings.from_environment()
 
 
-def test_every_mistake_is_told_at_once_and_no_value_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_errors_are_reported_together_without_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GATEWAY_PORT", "secret-one")
     monkeypatch.setenv("GATEWAY_WORKERS", "secret-two")
 
@@ -54,7 +54,7 @@ def test_a_database_url_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "hunter2" not in repr(Settings.from_environment())
 
 
-def test_a_secret_may_lie_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_secret_may_be_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "url").write_text("postgresql://user:hunter2@127.0.0.1/db\n")
     monkeypatch.setenv("GATEWAY_DATABASE_URL_FILE", str(tmp_path / "url"))
 
@@ -64,14 +64,14 @@ def test_a_secret_may_lie_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert url.get_secret_value() == "postgresql://user:hunter2@127.0.0.1/db"
 
 
-def test_a_file_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_file_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GATEWAY_DATABASE_URL_FILE", str(tmp_path / "none"))
 
     with pytest.raises(SettingsError, match="GATEWAY_DATABASE_URL_FILE"):
         Settings.from_environment()
 
 
-def test_the_settings_in_force_are_shown_without_their_secrets() -> None:
+def test_the_effective_settings_are_shown_without_their_secrets() -> None:
     shown = Settings(database_url=SecretStr("postgresql://user:hunter2@127.0.0.1/db"), port=9000).shown()
 
     assert shown["GATEWAY_PORT"] == "9000"
@@ -104,7 +104,7 @@ def test_an_empty_host_does_not_listen_on_every_address(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("content", ["", "\n", None])
-def test_an_empty_file_or_name_of_one_is_unset(
+def test_an_empty_file_or_file_name_is_unset(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str | None
 ) -> None:
     (tmp_path / "url").write_text(content or "")
@@ -122,7 +122,7 @@ def test_an_empty_file_leaves_the_variable_in_force(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"postgresql://\xe9@host/db"])
-def test_a_file_that_is_not_text_is_told_by_its_variable(
+def test_a_binary_file_is_reported_by_its_variable(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes
 ) -> None:
     (tmp_path / "url").write_bytes(content)
@@ -132,7 +132,7 @@ def test_a_file_that_is_not_text_is_told_by_its_variable(
         Settings.from_environment()
 
 
-def test_a_user_without_a_home_needs_none_but_for_a_private_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_needs_one_only_for_embedded_postgresql(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_home(_name: str) -> Path:
         raise RuntimeError
 
@@ -141,10 +141,10 @@ def test_a_user_without_a_home_needs_none_but_for_a_private_server(monkeypatch: 
     assert Settings.from_environment().database_url is None
 
 
-# What `gateway check` prints can be read again.
+# Printed settings can be read back
 
 
-def test_what_is_shown_can_be_fed_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shown_settings_can_be_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
     given = VERIFIED | {
         "GATEWAY_PORT": "9000",
         "GATEWAY_FEDERATION": "true",
@@ -171,7 +171,7 @@ def test_what_is_shown_can_be_fed_back(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "# GATEWAY_DATABASE_URL=(hidden)" in lines
 
 
-# What Kubernetes sets for a Service.
+# Variables that Kubernetes sets for a Service
 
 SERVICE = {
     "GATEWAY_SERVICE_HOST": "10.0.0.1",
@@ -188,7 +188,7 @@ SERVICE = {
 }
 
 
-def test_what_kubernetes_sets_for_a_service_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_service_variables_of_kubernetes_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     unset = Settings.from_environment()
     for name, value in SERVICE.items():
         monkeypatch.setenv(name, value)
@@ -197,7 +197,7 @@ def test_what_kubernetes_sets_for_a_service_is_left_out(monkeypatch: pytest.Monk
     assert of_kubernetes("GATEWAY_") == sorted(SERVICE)
 
 
-def test_a_port_beside_those_of_a_service_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_beside_service_variables_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (SERVICE | {"GATEWAY_PORT": "9000"}).items():
         monkeypatch.setenv(name, value)
 
@@ -208,7 +208,7 @@ def test_a_port_beside_those_of_a_service_is_a_setting(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("name", "value"), [("GATEWAY_PORT", "http://x"), ("GATEWAY_METRICS_PORT", "9000"), ("GATEWAY_SERVICE", "x")]
 )
-def test_what_only_looks_like_a_service_is_still_a_mistake(
+def test_a_variable_that_resembles_a_service_is_an_error(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""A bearer token becomes a Caller: what an identity provider may say, how often it is asked, and who may be one."""
+"""Bearer tokens: introspection, caching of its results, and development tokens."""
 
 import asyncio
 import traceback
@@ -14,27 +14,27 @@ from gateway.auth.verifier import verifying
 from gateway.settings import Settings, SettingsError
 from resolvers.access import Caller, Verify, resolve_brand
 from resolvers.errors import Forbidden, InvalidToken, TemporarilyUnavailable
-from tests.logs import captured
-from tests.provider import AUDIENCE, ISSUER, PATIENCE_SECONDS, Hands, IdentityProvider, drip
+from tests.identity_provider import AUDIENCE, ISSUER, TIMEOUT_SECONDS, FakeClock, IdentityProvider, endless_response
+from tests.logs import captured_logs
 
 NURSE = {"client_id": "app", "sub": "nurse-1", "brand": "loop", "scope": "write:encounters read:encounters"}
 MACHINE = {"client_id": "lab", "scope": "write:encounters"}
 
 
 @pytest.fixture
-async def introspected(provider: IdentityProvider, clock: Hands) -> AsyncIterator[Verify]:
-    """A gateway's way to verify: by asking the provider, for which it waits a while."""
+async def introspected(provider: IdentityProvider, clock: FakeClock) -> AsyncIterator[Verify]:
+    """The verifier of a gateway that introspects tokens, with a timeout."""
     async with verifying(
-        provider.settings(introspection=True, identity_provider_seconds=PATIENCE_SECONDS), clock
+        provider.settings(introspection=True, identity_provider_seconds=TIMEOUT_SECONDS), clock
     ) as verify:
         yield verify
 
 
-# Introspection: whose token it is.
+# Introspection: valid and invalid tokens
 
 
 @pytest.mark.parametrize(
-    ("told", "caller"),
+    ("introspection", "caller"),
     [
         (
             NURSE,
@@ -53,16 +53,16 @@ async def introspected(provider: IdentityProvider, clock: Hands) -> AsyncIterato
         ({"client_id": "lab", "token_type": "Bearer", "aud": ["x"], "more": {"a": 1.5}}, Caller("lab", frozenset())),
     ],
 )
-async def test_an_active_token_stands_for_who_the_provider_says(
-    provider: IdentityProvider, introspected: Verify, told: dict[str, Any], caller: Caller
+async def test_an_active_token_names_its_caller(
+    provider: IdentityProvider, introspected: Verify, introspection: dict[str, Any], caller: Caller
 ) -> None:
-    provider.tokens["opaque"] = told
+    provider.tokens["opaque"] = introspection
 
     assert await introspected("opaque") == caller
 
 
-async def test_a_caller_knows_when_the_token_ends(
-    provider: IdentityProvider, introspected: Verify, clock: Hands
+async def test_a_caller_has_the_expiry_of_the_token(
+    provider: IdentityProvider, introspected: Verify, clock: FakeClock
 ) -> None:
     provider.tokens["opaque"] = MACHINE | {"exp": clock.now + 90.5}
 
@@ -70,11 +70,11 @@ async def test_a_caller_knows_when_the_token_ends(
 
 
 @pytest.mark.parametrize(
-    "told",
+    "introspection",
     [
         None,
         MACHINE | {"active": False},
-        MACHINE | {"exp": 1_799_999_940},  # a minute ago, which is as far as clocks may differ
+        MACHINE | {"exp": 1_799_999_940},  # a minute ago, the largest difference between clocks
         MACHINE | {"nbf": 1_800_000_061},
         MACHINE | {"token_type": "DPoP"},
         MACHINE | {"token_type": "refresh_token"},
@@ -86,21 +86,21 @@ async def test_a_caller_knows_when_the_token_ends(
     ],
     ids=str,
 )
-async def test_a_token_that_is_not_active_or_not_for_whoever_has_it_is_invalid(
-    provider: IdentityProvider, introspected: Verify, told: dict[str, Any] | None
+async def test_an_inactive_or_foreign_token_is_invalid(
+    provider: IdentityProvider, introspected: Verify, introspection: dict[str, Any] | None
 ) -> None:
-    if told is not None:
-        provider.tokens["opaque"] = told
+    if introspection is not None:
+        provider.tokens["opaque"] = introspection
 
     with pytest.raises(InvalidToken):
         await introspected("opaque")
 
 
-@pytest.mark.parametrize("told", [{"exp": 1_799_999_941}, {"nbf": 1_800_000_060}], ids=str)
+@pytest.mark.parametrize("introspection", [{"exp": 1_799_999_941}, {"nbf": 1_800_000_060}], ids=str)
 async def test_clocks_may_differ_by_a_minute(
-    provider: IdentityProvider, introspected: Verify, told: dict[str, Any]
+    provider: IdentityProvider, introspected: Verify, introspection: dict[str, Any]
 ) -> None:
-    provider.tokens["opaque"] = MACHINE | told
+    provider.tokens["opaque"] = MACHINE | introspection
 
     assert (await introspected("opaque")).client_id == "lab"
 
@@ -111,7 +111,7 @@ OURS = {"introspection_issuer": ISSUER, "introspection_audience": AUDIENCE}
 
 @pytest.mark.parametrize("settings", [OURS, {"jwt": True}, OURS | {"jwt": True}], ids=str)
 @pytest.mark.parametrize(
-    "told",
+    "introspection",
     [
         {"aud": OTHER},
         {"aud": [OTHER]},
@@ -127,10 +127,10 @@ OURS = {"introspection_issuer": ISSUER, "introspection_audience": AUDIENCE}
     ],
     ids=str,
 )
-async def test_a_token_of_or_for_another_service_is_refused(
-    provider: IdentityProvider, settings: dict[str, Any], told: dict[str, Any]
+async def test_a_token_of_another_issuer_or_audience_is_refused(
+    provider: IdentityProvider, settings: dict[str, Any], introspection: dict[str, Any]
 ) -> None:
-    provider.tokens["opaque"] = MACHINE | {"iss": ISSUER, "aud": AUDIENCE} | told
+    provider.tokens["opaque"] = MACHINE | {"iss": ISSUER, "aud": AUDIENCE} | introspection
 
     async with verifying(provider.settings(introspection=True, **settings)) as verify:
         with pytest.raises(InvalidToken):
@@ -139,7 +139,7 @@ async def test_a_token_of_or_for_another_service_is_refused(
 
 @pytest.mark.parametrize("settings", [{}, OURS, {"jwt": True}, OURS | {"jwt": True}], ids=str)
 @pytest.mark.parametrize("aud", [AUDIENCE, [AUDIENCE], [OTHER, AUDIENCE]], ids=str)
-async def test_a_token_that_is_for_us_among_others_is_good(
+async def test_a_token_with_several_audiences_is_valid(
     provider: IdentityProvider, settings: dict[str, Any], aud: Any
 ) -> None:
     provider.tokens["opaque"] = MACHINE | {"iss": ISSUER, "aud": aud}
@@ -150,7 +150,7 @@ async def test_a_token_that_is_for_us_among_others_is_good(
 
 @pytest.mark.parametrize("claim", ["iss", "aud"])
 @pytest.mark.parametrize(("settings", "is_good"), [({}, True), ({"jwt": True}, True), (OURS, False)], ids=str)
-async def test_a_claim_may_be_left_out_unless_introspection_demands_it(
+async def test_a_claim_may_be_missing_unless_introspection_requires_it(
     provider: IdentityProvider, claim: str, settings: dict[str, Any], is_good: bool
 ) -> None:
     answered = {"iss": ISSUER, "aud": AUDIENCE}
@@ -165,7 +165,7 @@ async def test_a_claim_may_be_left_out_unless_introspection_demands_it(
                 await verify("opaque")
 
 
-async def test_introspection_may_have_an_audience_and_an_issuer_of_its_own(provider: IdentityProvider) -> None:
+async def test_introspection_may_have_its_own_audience_and_issuer(provider: IdentityProvider) -> None:
     provider.tokens["opaque"] = MACHINE | {"iss": "https://partner.test", "aud": "urn:gateway"}
     of_its_own = {"introspection_issuer": "https://partner.test", "introspection_audience": "urn:gateway"}
 
@@ -173,7 +173,7 @@ async def test_introspection_may_have_an_audience_and_an_issuer_of_its_own(provi
         assert (await verify("opaque")).client_id == "lab"
 
 
-async def test_a_person_without_a_brand_cannot_choose_one_and_a_machine_can() -> None:
+async def test_only_a_machine_may_choose_its_brand() -> None:
     person, machine = Caller("app", frozenset(), user_id="nurse-1"), Caller("lab", frozenset())
 
     assert resolve_brand(machine, "loop") == "loop"
@@ -182,88 +182,88 @@ async def test_a_person_without_a_brand_cannot_choose_one_and_a_machine_can() ->
             resolve_brand(person, stated)
 
 
-# Introspection: trouble at the provider is never the caller's fault, and lets nobody in.
+# Introspection: failures of the provider
 
 
-def cut_off() -> Response:
+def truncated() -> Response:
     return Response(b'{"active": true', headers={"content-length": "500"})
 
 
-def told(active: Any = True, **members: Any) -> Callable[[], Response]:
+def introspection(active: Any = True, **members: Any) -> Callable[[], Response]:
     return lambda: JSONResponse(MACHINE | {"active": active} | members)
 
 
-RAVINGS: dict[str, Callable[[], Response]] = {
+INVALID_ANSWERS: dict[str, Callable[[], Response]] = {
     "an error": lambda: Response(status_code=500),
-    "an error with a date": lambda: Response(status_code=503, headers={"retry-after": "60"}),
-    "who are you": lambda: Response(status_code=401),
-    "not here": lambda: Response(status_code=404),
-    "not so often": lambda: Response(status_code=429),
+    "an error with Retry-After": lambda: Response(status_code=503, headers={"retry-after": "60"}),
+    "status 401": lambda: Response(status_code=401),
+    "status 404": lambda: Response(status_code=404),
+    "status 429": lambda: Response(status_code=429),
     "nothing": lambda: Response(status_code=204),
-    "another success": lambda: JSONResponse(MACHINE | {"active": True}, status_code=201),
-    "ask there": lambda: RedirectResponse("/introspect", 307),
+    "status 201": lambda: JSONResponse(MACHINE | {"active": True}, status_code=201),
+    "a redirect": lambda: RedirectResponse("/introspect", 307),
     "an empty body": lambda: Response(b""),
-    "a word": lambda: PlainTextResponse("active"),
+    "plain text": lambda: PlainTextResponse("active"),
     "half an object": lambda: Response(b'{"active": true, "client_id": "lab"'),
-    "a member twice": lambda: Response(b'{"active": true, "active": true, "client_id": "lab"}'),
-    "no UTF-8": lambda: Response(b'{"active": true, "client_id": "\xff"}'),
+    "a repeated member": lambda: Response(b'{"active": true, "active": true, "client_id": "lab"}'),
+    "invalid UTF-8": lambda: Response(b'{"active": true, "client_id": "\xff"}'),
     "NaN": lambda: Response(b'{"active": true, "client_id": "lab", "exp": NaN}'),
     "depth": lambda: Response(b"[" * 60_000),
     "a list": lambda: JSONResponse([MACHINE | {"active": True}]),
     "true": lambda: JSONResponse(True),
     "null": lambda: JSONResponse(None),
     "everything but active": lambda: JSONResponse(MACHINE),
-    "active is a string": told(active="true"),
-    "active is a number": told(active=1),
-    "active is null": told(active=None),
-    "client_id is a number": told(client_id=5),
-    "client_id is empty": told(client_id=""),
-    "client_id is long": told(client_id="x" * 256),
-    "client_id holds NUL": told(client_id="a\x00b"),
-    "client_id holds half a letter": lambda: Response(rb'{"active": true, "client_id": "\ud800"}'),
-    "sub is a list": told(sub=["nurse-1"]),
-    "scope is a list": told(scope=["write:encounters"]),
-    "brand is empty": told(brand=""),
-    "brand is a list": told(brand=["loop"]),
-    "two brands": told(brand="loop", brand_id="loopbio"),
-    "exp is a string": told(exp="1800000300"),
-    "exp is true": told(exp=True),
-    "exp is negative": told(exp=-1),
-    "exp in milliseconds": told(exp=1_800_000_300_000),
-    "exp is no date": told(exp=1e300),
-    "nbf is a list": told(nbf=[1]),
-    "token_type is a number": told(token_type=5),
-    "too much": lambda: JSONResponse(MACHINE | {"active": True, "more": "x" * 65_536}),
-    "drop by drop": drip,
-    "less than promised": cut_off,
+    "active is a string": introspection(active="true"),
+    "active is a number": introspection(active=1),
+    "active is null": introspection(active=None),
+    "client_id is a number": introspection(client_id=5),
+    "client_id is empty": introspection(client_id=""),
+    "client_id is long": introspection(client_id="x" * 256),
+    "client_id contains NUL": introspection(client_id="a\x00b"),
+    "client_id contains half a surrogate pair": lambda: Response(rb'{"active": true, "client_id": "\ud800"}'),
+    "sub is a list": introspection(sub=["nurse-1"]),
+    "scope is a list": introspection(scope=["write:encounters"]),
+    "brand is empty": introspection(brand=""),
+    "brand is a list": introspection(brand=["loop"]),
+    "two brands": introspection(brand="loop", brand_id="loopbio"),
+    "exp is a string": introspection(exp="1800000300"),
+    "exp is true": introspection(exp=True),
+    "exp is negative": introspection(exp=-1),
+    "exp in milliseconds": introspection(exp=1_800_000_300_000),
+    "exp is out of range": introspection(exp=1e300),
+    "nbf is a list": introspection(nbf=[1]),
+    "token_type is a number": introspection(token_type=5),
+    "too many bytes": lambda: JSONResponse(MACHINE | {"active": True, "more": "x" * 65_536}),
+    "an endless response": endless_response,
+    "a truncated response": truncated,
 }
 
 
-@pytest.mark.parametrize("raving", RAVINGS)
-async def test_whatever_else_the_provider_says_is_its_trouble(
-    provider: IdentityProvider, introspected: Verify, raving: str
+@pytest.mark.parametrize("answer_name", INVALID_ANSWERS)
+async def test_an_invalid_answer_of_the_provider_is_503(
+    provider: IdentityProvider, introspected: Verify, answer_name: str
 ) -> None:
-    provider.answer = RAVINGS[raving]
+    provider.answer = INVALID_ANSWERS[answer_name]
 
     with pytest.raises(TemporarilyUnavailable):
         await introspected("opaque")
     assert provider.introspections == 1
 
 
-async def test_a_provider_that_is_slow_or_down_is_trouble_and_is_asked_again_when_it_is_back(
-    provider: IdentityProvider, introspected: Verify, clock: Hands
+async def test_a_slow_or_unavailable_provider_is_503_until_it_answers(
+    provider: IdentityProvider, introspected: Verify, clock: FakeClock
 ) -> None:
     provider.tokens["opaque"] = MACHINE
     for trouble in ("slow", "down"):
-        async with provider.in_trouble(trouble), asyncio.timeout(5 * PATIENCE_SECONDS):
+        async with provider.with_fault(trouble), asyncio.timeout(5 * TIMEOUT_SECONDS):
             with pytest.raises(TemporarilyUnavailable):
                 await introspected("opaque")
 
         assert (await introspected("opaque")).client_id == "lab"
-        clock.pass_by(60)
+        clock.advance(60)
 
 
-async def test_a_provider_that_does_not_know_us_is_trouble(provider: IdentityProvider) -> None:
+async def test_wrong_client_credentials_are_503(provider: IdentityProvider) -> None:
     provider.tokens["opaque"] = MACHINE
 
     async with verifying(provider.settings(introspection=True, introspection_client_secret="another")) as verify:
@@ -271,10 +271,12 @@ async def test_a_provider_that_does_not_know_us_is_trouble(provider: IdentityPro
             await verify("opaque")
 
 
-# How often it is asked.
+# Caching
 
 
-async def test_two_hundred_requests_at_once_ask_once(provider: IdentityProvider, introspected: Verify) -> None:
+async def test_two_hundred_concurrent_requests_share_one_introspection(
+    provider: IdentityProvider, introspected: Verify
+) -> None:
     provider.tokens["opaque"] = MACHINE
 
     callers = await asyncio.gather(*(introspected("opaque") for _ in range(200)))
@@ -283,7 +285,7 @@ async def test_two_hundred_requests_at_once_ask_once(provider: IdentityProvider,
     assert provider.introspections == 1
 
 
-async def test_two_hundred_requests_at_once_hear_of_one_trouble(
+async def test_two_hundred_concurrent_requests_share_one_failure(
     provider: IdentityProvider, introspected: Verify
 ) -> None:
     provider.answer = lambda: Response(status_code=500)
@@ -294,7 +296,7 @@ async def test_two_hundred_requests_at_once_hear_of_one_trouble(
     assert provider.introspections == 1
 
 
-async def test_different_tokens_are_asked_about_apart(provider: IdentityProvider, clock: Hands) -> None:
+async def test_different_tokens_are_introspected_separately(provider: IdentityProvider, clock: FakeClock) -> None:
     provider.tokens |= {f"token-{number}": {"client_id": f"client-{number}"} for number in range(100)}
 
     async with verifying(provider.settings(introspection=True, identity_provider_seconds=30), clock) as verify:
@@ -303,40 +305,38 @@ async def test_different_tokens_are_asked_about_apart(provider: IdentityProvider
     assert [caller.client_id for caller in callers] == [f"client-{number}" for number in range(100)]
 
 
-async def test_who_asked_first_and_goes_away_takes_the_answer_from_nobody(
+async def test_a_disconnected_first_caller_does_not_cancel_the_shared_call(
     provider: IdentityProvider, introspected: Verify
 ) -> None:
     provider.tokens["opaque"] = MACHINE
-    provider.hurried.clear()
+    provider.may_answer.clear()
     first, second = (asyncio.ensure_future(introspected("opaque")) for _ in range(2))
     await provider.asked.wait()
 
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
-    provider.hurried.set()
+    provider.may_answer.set()
 
     assert (await second).client_id == "lab"
     assert provider.introspections == 1
 
 
-async def test_what_nobody_waits_for_any_more_is_remembered_all_the_same(
-    provider: IdentityProvider, introspected: Verify
-) -> None:
+async def test_an_answer_without_waiting_callers_is_cached(provider: IdentityProvider, introspected: Verify) -> None:
     provider.tokens["opaque"] = MACHINE
-    provider.hurried.clear()
+    provider.may_answer.clear()
     only = asyncio.ensure_future(introspected("opaque"))
     await provider.asked.wait()
 
     only.cancel()
     await asyncio.gather(only, return_exceptions=True)
-    provider.hurried.set()
+    provider.may_answer.set()
 
     assert (await introspected("opaque")).client_id == "lab"
     assert provider.introspections == 1
 
 
-async def test_closing_calls_back_who_is_being_asked(provider: IdentityProvider) -> None:
-    provider.hurried.clear()
+async def test_closing_cancels_calls_in_flight(provider: IdentityProvider) -> None:
+    provider.may_answer.clear()
     async with verifying(provider.settings(introspection=True)) as verify:
         waiting = asyncio.ensure_future(verify("opaque"))
         await provider.asked.wait()
@@ -345,23 +345,23 @@ async def test_closing_calls_back_who_is_being_asked(provider: IdentityProvider)
 
 
 @pytest.mark.parametrize(("ends_in", "believed_for"), [(None, 60), (3600, 60), (30, 30), (0.5, 0.5)])
-async def test_a_good_token_is_believed_for_a_minute_and_never_past_its_end(
-    provider: IdentityProvider, introspected: Verify, clock: Hands, ends_in: float | None, believed_for: float
+async def test_a_valid_token_is_cached_for_a_minute_and_never_after_its_expiry(
+    provider: IdentityProvider, introspected: Verify, clock: FakeClock, ends_in: float | None, believed_for: float
 ) -> None:
     provider.tokens["opaque"] = MACHINE | {"exp": None if ends_in is None else clock.now + ends_in}
     await introspected("opaque")
     del provider.tokens["opaque"]
 
-    clock.pass_by(believed_for - 0.25)
+    clock.advance(believed_for - 0.25)
     await introspected("opaque")
-    clock.pass_by(0.25)
+    clock.advance(0.25)
 
     with pytest.raises(InvalidToken):
         await introspected("opaque")
     assert provider.introspections == 2
 
 
-async def test_an_operator_may_want_every_request_verified(provider: IdentityProvider) -> None:
+async def test_an_operator_may_disable_the_cache(provider: IdentityProvider) -> None:
     provider.tokens["opaque"] = MACHINE
 
     async with verifying(provider.settings(introspection=True, token_cache_seconds=0)) as verify:
@@ -371,48 +371,48 @@ async def test_an_operator_may_want_every_request_verified(provider: IdentityPro
     assert provider.introspections == 2
 
 
-async def test_a_machine_that_slept_does_not_believe_a_token_past_its_end_nor_again_when_its_clock_is_set_back(
-    provider: IdentityProvider, introspected: Verify, clock: Hands
+async def test_a_token_that_expired_during_suspend_stays_expired(
+    provider: IdentityProvider, introspected: Verify, clock: FakeClock
 ) -> None:
     provider.tokens["opaque"] = MACHINE | {"exp": clock.now + 3600}
     await introspected("opaque")
 
     for seconds in (4000, -4000):
-        clock.sleep_through(seconds)
+        clock.suspend(seconds)
         with pytest.raises(InvalidToken):
             await introspected("opaque")
 
 
-async def test_a_clock_that_is_set_back_makes_nothing_last_longer(
-    provider: IdentityProvider, introspected: Verify, clock: Hands
+async def test_setting_the_clock_back_extends_no_cache_entry(
+    provider: IdentityProvider, introspected: Verify, clock: FakeClock
 ) -> None:
     provider.tokens["opaque"] = MACHINE
     await introspected("opaque")
     del provider.tokens["opaque"]
 
-    clock.pass_by(60)
-    clock.sleep_through(-3600)
+    clock.advance(60)
+    clock.suspend(-3600)
 
     with pytest.raises(InvalidToken):
         await introspected("opaque")
 
 
-async def test_a_good_token_is_believed_to_the_end_of_its_minute_while_the_provider_is_down(
-    provider: IdentityProvider, introspected: Verify, clock: Hands
+async def test_a_valid_token_stays_cached_while_the_provider_is_down(
+    provider: IdentityProvider, introspected: Verify, clock: FakeClock
 ) -> None:
     provider.tokens["opaque"] = MACHINE
     await introspected("opaque")
 
-    async with provider.away():
-        clock.pass_by(59)
+    async with provider.unavailable():
+        clock.advance(59)
         assert (await introspected("opaque")).client_id == "lab"
-        clock.pass_by(1)
+        clock.advance(1)
         with pytest.raises(TemporarilyUnavailable):
             await introspected("opaque")
 
 
-async def test_a_worthless_token_is_not_asked_about_again_for_five_seconds(
-    provider: IdentityProvider, introspected: Verify, clock: Hands
+async def test_a_rejected_token_is_not_introspected_again_for_five_seconds(
+    provider: IdentityProvider, introspected: Verify, clock: FakeClock
 ) -> None:
     async def refused() -> int:
         with pytest.raises(InvalidToken):
@@ -420,16 +420,16 @@ async def test_a_worthless_token_is_not_asked_about_again_for_five_seconds(
         return provider.introspections
 
     assert [await refused(), await refused()] == [1, 1]
-    clock.pass_by(4.75)
+    clock.advance(4.75)
     assert await refused() == 1
-    clock.pass_by(0.25)
+    clock.advance(0.25)
     assert await refused() == 2
-    clock.pass_by(5)
+    clock.advance(5)
     provider.tokens["opaque"] = MACHINE
     assert (await introspected("opaque")).client_id == "lab"
 
 
-def test_only_so_many_are_remembered_and_the_one_unused_for_longest_is_forgotten() -> None:
+def test_the_cache_evicts_the_least_recently_used_token() -> None:
     kept: TtlCache[int] = TtlCache(2)
     kept.keep(b"a", 1, until=10)
     kept.keep(b"b", 2, until=10)
@@ -441,8 +441,8 @@ def test_only_so_many_are_remembered_and_the_one_unused_for_longest_is_forgotten
     assert kept.get(b"a", 10) is None
 
 
-async def test_a_flood_of_worthless_tokens_washes_out_no_good_one(
-    provider: IdentityProvider, clock: Hands, monkeypatch: pytest.MonkeyPatch
+async def test_rejected_tokens_evict_no_valid_token(
+    provider: IdentityProvider, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.auth.token_cache.MAX_CACHED", 10)
     provider.tokens["opaque"] = MACHINE
@@ -457,7 +457,7 @@ async def test_a_flood_of_worthless_tokens_washes_out_no_good_one(
 
 
 @pytest.mark.parametrize("token", ["", "x" * 8193, "a b", "a\tb", "a\nb", "a\x00b", "tökén", "a\x7f", "💊"])
-async def test_what_cannot_be_a_token_is_invalid_without_asking_anyone(
+async def test_text_that_cannot_be_a_token_is_refused_without_introspection(
     provider: IdentityProvider, introspected: Verify, token: str
 ) -> None:
     with pytest.raises(InvalidToken):
@@ -466,17 +466,23 @@ async def test_what_cannot_be_a_token_is_invalid_without_asking_anyone(
     assert provider.introspections == 0
 
 
-async def test_the_longest_token_is_asked_about(provider: IdentityProvider, introspected: Verify) -> None:
+async def test_the_longest_token_is_introspected(provider: IdentityProvider, introspected: Verify) -> None:
     provider.tokens["x" * 8192] = MACHINE
 
     assert (await introspected("x" * 8192)).client_id == "lab"
 
 
-async def test_a_token_stands_in_no_log_and_no_error(provider: IdentityProvider, introspected: Verify) -> None:
+async def test_a_token_is_in_no_log_and_no_error(provider: IdentityProvider, introspected: Verify) -> None:
     token = "marked-8f2e"
-    answers = [None, lambda: Response(status_code=500), lambda: PlainTextResponse(token), told(client_id=[token]), drip]
+    answers = [
+        None,
+        lambda: Response(status_code=500),
+        lambda: PlainTextResponse(token),
+        introspection(client_id=[token]),
+        endless_response,
+    ]
 
-    with captured() as lines:
+    with captured_logs() as lines:
         for answer in answers:
             provider.answer = answer
             with pytest.raises((InvalidToken, TemporarilyUnavailable)) as refusal:
@@ -486,7 +492,7 @@ async def test_a_token_stands_in_no_log_and_no_error(provider: IdentityProvider,
     assert token not in str(lines)
 
 
-# Development tokens, and settings that make no sense.
+# Development tokens, and inconsistent settings
 
 
 async def test_development_tokens_are_for_development() -> None:
@@ -498,7 +504,7 @@ async def test_development_tokens_are_for_development() -> None:
 
 @pytest.mark.parametrize("ways", [{"introspection": True}, {"jwt": True}, {"introspection": True, "jwt": True}])
 @pytest.mark.parametrize("token", ["dev", "dev-loopbio"])
-async def test_where_tokens_are_verified_development_tokens_are_worthless(
+async def test_development_tokens_are_refused_where_tokens_are_verified(
     provider: IdentityProvider, ways: dict[str, bool], token: str
 ) -> None:
     async with verifying(provider.settings(**ways)) as verify:
@@ -523,20 +529,18 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], N
     for name in Settings.model_fields:
         monkeypatch.delenv(f"GATEWAY_{name.upper()}", raising=False)
 
-    def said(variables: dict[str, str]) -> None:
+    def set_environment(variables: dict[str, str]) -> None:
         for each in variables.items():
             monkeypatch.setenv(*each)
 
-    return said
+    return set_environment
 
 
 Environment = Callable[[dict[str, str]], None]
 
 
 @pytest.mark.parametrize("way", [INTROSPECTION, JWT, INTROSPECTION | JWT])
-def test_where_tokens_are_verified_any_address_may_be_listened_on(
-    environment: Environment, way: dict[str, str]
-) -> None:
+def test_any_address_may_be_bound_where_tokens_are_verified(environment: Environment, way: dict[str, str]) -> None:
     environment(way | {"GATEWAY_HOST": "0.0.0.0"})
 
     settings = Settings.from_environment()
@@ -546,27 +550,27 @@ def test_where_tokens_are_verified_any_address_may_be_listened_on(
 
 
 @pytest.mark.parametrize("way", [INTROSPECTION, JWT])
-def test_half_a_verifier_is_refused_and_what_is_missing_named(environment: Environment, way: dict[str, str]) -> None:
+def test_an_incomplete_verifier_is_refused_with_the_missing_settings(
+    environment: Environment, way: dict[str, str]
+) -> None:
     for missing in way:
         environment(way)
         with pytest.MonkeyPatch.context() as patch:
             patch.delenv(missing)
-            with pytest.raises(SettingsError, match=f"^{missing}: needed beside"):
+            with pytest.raises(SettingsError, match=f"^{missing}: required with"):
                 Settings.from_environment()
 
 
 @pytest.mark.parametrize("way", [{}, JWT], ids=["development", "jwt"])
 @pytest.mark.parametrize("name", ["GATEWAY_INTROSPECTION_AUDIENCE", "GATEWAY_INTROSPECTION_ISSUER"])
-def test_an_audience_that_nothing_would_heed_is_refused(
-    environment: Environment, way: dict[str, str], name: str
-) -> None:
+def test_an_audience_that_is_not_checked_is_refused(environment: Environment, way: dict[str, str], name: str) -> None:
     environment(way | {name: AUDIENCE})
 
-    with pytest.raises(SettingsError, match=f"^GATEWAY_INTROSPECTION_URL: needed beside {name}$"):
+    with pytest.raises(SettingsError, match=f"^GATEWAY_INTROSPECTION_URL: required with {name}$"):
         Settings.from_environment()
 
 
-async def test_half_a_verifier_does_not_start() -> None:
+async def test_an_incomplete_verifier_does_not_start() -> None:
     with pytest.raises(SettingsError):
         async with verifying(Settings(jwks_url="https://idp.test/jwks")):
             pass
@@ -589,7 +593,7 @@ async def test_half_a_verifier_does_not_start() -> None:
         "https://idp.test:99999/",
     ],
 )
-def test_a_provider_is_asked_in_private_or_not_at_all(environment: Environment, name: str, url: str) -> None:
+def test_a_provider_needs_https(environment: Environment, name: str, url: str) -> None:
     environment(INTROSPECTION | JWT | {name: url})
 
     with pytest.raises(SettingsError, match=f"^{name}: ") as mistake:
@@ -598,7 +602,7 @@ def test_a_provider_is_asked_in_private_or_not_at_all(environment: Environment, 
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9000/jwks", "http://[::1]/jwks", "http://localhost/jwks?a=b"])
-def test_on_this_machine_a_provider_may_be_asked_without_encryption(environment: Environment, url: str) -> None:
+def test_a_provider_on_loopback_may_use_http(environment: Environment, url: str) -> None:
     environment(JWT | {"GATEWAY_JWKS_URL": url})
 
     assert str(Settings.from_environment().jwks_url) == url

@@ -1,4 +1,4 @@
-"""How webhooks are signed, when they are tried again, and what may be configured."""
+"""Webhooks: signatures, backoff between attempts, and settings."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -7,7 +7,7 @@ from email.utils import format_datetime
 import httpx2
 import pytest
 
-from gateway.events.delivery import LONGEST_PATIENCE_SECONDS, LONGEST_RETRY_SECONDS, DeliveryFailed, retry_seconds
+from gateway.events.delivery import LONGEST_RETRY_AFTER_SECONDS, LONGEST_RETRY_SECONDS, DeliveryFailed, retry_seconds
 from gateway.events.webhooks import retry_after_seconds, signed_headers
 from gateway.settings import Settings, SettingsError, signing_key
 
@@ -15,8 +15,8 @@ SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 WEBHOOK = {"name": "crm", "url": "https://crm.test/events", "secrets": [SECRET]}
 
 
-def test_the_signature_is_that_of_the_scheme() -> None:
-    # The example that libraries of the scheme are tested with.
+def test_the_signature_follows_standard_webhooks() -> None:
+    # The test vector of the Standard Webhooks libraries.
     headers = signed_headers([signing_key(SECRET)], "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
 
     assert headers == {
@@ -26,7 +26,7 @@ def test_the_signature_is_that_of_the_scheme() -> None:
     }
 
 
-def test_each_failure_waits_longer_up_to_a_limit_and_no_two_alike() -> None:
+def test_each_failure_doubles_the_backoff_with_jitter_up_to_a_limit() -> None:
     waits = [retry_seconds(failures) for failures in range(1, 100)]
 
     assert all(2**number / 2 <= wait <= 2**number for number, wait in enumerate(waits[:9]))
@@ -42,20 +42,20 @@ def test_each_failure_waits_longer_up_to_a_limit_and_no_two_alike() -> None:
         (503, "Fri, 31 Dec 9999 23:59:59 -1200", 0), (503, "Mon, 01 Jan 2040 00:00:00 +99999999999999", 0),
     ],
 )  # fmt: skip
-def test_a_receiver_may_ask_for_patience(status: int, asked: str, seconds: float) -> None:
+def test_a_receiver_may_ask_for_a_pause_in_seconds(status: int, asked: str, seconds: float) -> None:
     headers = [(b"retry-after", asked.encode())]
 
     assert retry_after_seconds(httpx2.Response(status, headers=headers)) == seconds
 
 
-def test_a_receiver_may_ask_for_patience_until_a_time() -> None:
+def test_a_receiver_may_ask_for_a_pause_until_a_date() -> None:
     asked = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
 
     assert 3590 < retry_after_seconds(httpx2.Response(503, headers={"retry-after": asked})) <= 3600
 
 
-def test_no_receiver_is_left_alone_for_ever() -> None:
-    assert DeliveryFailed("status 429", 1e9).retry_after_seconds == LONGEST_PATIENCE_SECONDS
+def test_a_pause_is_bounded() -> None:
+    assert DeliveryFailed("status 429", 1e9).retry_after_seconds == LONGEST_RETRY_AFTER_SECONDS
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +70,7 @@ def settings(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Settings:
     return Settings.from_environment()
 
 
-def test_the_one_webhook_and_the_list_stand_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_single_webhook_and_the_list_can_be_combined(monkeypatch: pytest.MonkeyPatch) -> None:
     every = settings(
         monkeypatch,
         webhook_url="http://127.0.0.1:9000/events",
@@ -85,7 +85,7 @@ def test_the_one_webhook_and_the_list_stand_side_by_side(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("variables", "told"),
+    ("variables", "message"),
     [
         ({"webhook_url": "http://crm.test/", "webhook_secret": SECRET}, "WEBHOOK_URL"),
         ({"webhook_url": "https://me:hunter2@crm.test/", "webhook_secret": SECRET}, "WEBHOOK_URL"),
@@ -106,10 +106,10 @@ def test_the_one_webhook_and_the_list_stand_side_by_side(monkeypatch: pytest.Mon
         ({"event_retry_hours": "24", "event_days": "1"}, "EVENT_RETRY_HOURS"),
     ],
 )
-def test_a_sink_that_cannot_be_is_refused_and_no_secret_is_told(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], told: str
+def test_an_invalid_sink_is_refused_without_its_secret(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
 ) -> None:
-    with pytest.raises(SettingsError, match=f"GATEWAY_{told}") as mistake:
+    with pytest.raises(SettingsError, match=f"GATEWAY_{message}") as mistake:
         settings(monkeypatch, **variables)
 
     assert "hunter2" not in str(mistake.value)

@@ -1,4 +1,4 @@
-"""The benchmark runs from end to end: for a moment, on few encounters. How long anything takes is not looked at."""
+"""The benchmark runs end to end, briefly and on few encounters; its figures are not checked."""
 
 import json
 import socket
@@ -18,7 +18,7 @@ BRIEFLY = ["--rounds=1", "--seconds=0.3", "--warm-up=0.1", "--connections=2", "-
 
 
 def run(output: Path, *arguments: str) -> dict[str, Any]:
-    """Run the benchmark and give its raw numbers."""
+    """Run the benchmark; return its raw figures."""
     command = [sys.executable, "-m", "bench", *BRIEFLY, f"--output={output}", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -27,7 +27,7 @@ def run(output: Path, *arguments: str) -> dict[str, Any]:
     return found
 
 
-def test_the_gateway_alone_is_measured_through_both_doors(tmp_path: Path) -> None:
+def test_the_benchmark_measures_the_gateway_over_both_doors(tmp_path: Path) -> None:
     found = run(tmp_path, "--servers=gateway", "--workloads=W1,W2,W3,R4", "--parts=closed,pgbench")
 
     measured = {each["workload"]: each for each in found["measurements"]}
@@ -41,7 +41,7 @@ def test_the_gateway_alone_is_measured_through_both_doors(tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(not MERCURIUS.installed, reason="the peers are not installed: make .venv/bench")
-def test_the_gateway_is_compared_with_a_peer_that_answers_alike(tmp_path: Path) -> None:
+def test_the_benchmark_compares_the_gateway_with_a_peer(tmp_path: Path) -> None:
     run(tmp_path, "--servers=gateway,mercurius", "--workloads=W4", "--parts=closed,rate,cold")
 
     (table,) = tmp_path.glob("*.md")
@@ -53,16 +53,16 @@ def test_the_gateway_is_compared_with_a_peer_that_answers_alike(tmp_path: Path) 
         assert "W4" in figure.read_text()
 
 
-def test_every_target_is_something_that_can_be_measured() -> None:
+def test_every_target_names_a_known_peer_and_workload() -> None:
     for target in TARGETS:
         assert target.peer in {*KINDS, "pgbench"}
         assert target.workload in {*WORKLOADS, ""}
 
 
-def test_what_is_never_answered_counts_with_all_its_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unanswered_request_counts_with_its_whole_waiting_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.driver.PATIENCE_SECONDS", 0.2)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        port = silent.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as unresponsive:
+        port = unresponsive.getsockname()[1]
         outcome = Drive(Plan("127.0.0.1", port, ["GET / HTTP/1.1\r\n\r\n"], 1, 0.5, 1, rate=20)).run()
 
     assert outcome.requests == 0

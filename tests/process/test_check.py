@@ -1,4 +1,4 @@
-"""`gateway check` says what `gateway serve` would meet: one sentence for each fault, and the same one from both."""
+"""`gateway check` and `gateway serve` report each fault by the same sentence."""
 
 import asyncio
 import os
@@ -15,9 +15,10 @@ import pytest
 
 from gateway.database.migrate import migrate
 from tests.conftest import create_database
+from tests.database.test_connection_url import closed_port
 from tests.gateways import ROOT, Gateway
-from tests.process.test_safety import run
-from tests.provider import IdentityProvider
+from tests.identity_provider import IdentityProvider
+from tests.process.test_preflight import run
 
 UNSAFE = {"GATEWAY_DATABASE_UNSAFE": "true"}
 COMMANDS = [["migrate"], ["patients", "import", "-"], ["encounters", "import", "-"], ["audit", "verify"]]
@@ -34,31 +35,31 @@ async def as_superuser(server_url: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 async def refused_by_both(url: str | None, **settings: str) -> str:
-    """See that both refuse in the same sentence, and give it."""
+    """Assert that both refuse with the same sentence; return it."""
     checked, served = await run("check", url, **UNSAFE | settings), await run("serve", url, **UNSAFE | settings)
-    for code, said in (checked, served):
-        assert code == 1, said
-        assert "Traceback" not in said
+    for code, output in (checked, served):
+        assert code == 1, output
+        assert "Traceback" not in output
     sentence = served[1].removeprefix("gateway: ").strip()
     assert sentence.count("\n") == 0, sentence
     assert sentence in checked[1]
     return sentence
 
 
-async def test_a_database_that_is_not_migrated_is_said_to_be_migrated_by_a_start(server_url: str) -> None:
+async def test_an_unmigrated_database_is_reported_as_migrated_by_serve(server_url: str) -> None:
     url = await create_database(server_url)
 
-    code, said = await run("check", url, **UNSAFE)
+    code, output = await run("check", url, **UNSAFE)
 
     assert code == 0
-    assert re.search(r"can be served from once it is migrated to \d{4}; `gateway serve`", said)
+    assert re.search(r"must be migrated to \d{4}; `gateway serve`", output)
     await migrate(url)
-    code, said = await run("check", url, **UNSAFE)
+    code, output = await run("check", url, **UNSAFE)
     assert code == 0
-    assert "The database can be served from.\n" in said
+    assert "The database is ready to be served.\n" in output
 
 
-async def test_a_newer_database_is_refused_by_its_revision(server_url: str) -> None:
+async def test_a_database_of_a_newer_revision_is_refused(server_url: str) -> None:
     url = await create_database(server_url)
     await migrate(url)
     async with as_superuser(url) as connection:
@@ -68,35 +69,35 @@ async def test_a_newer_database_is_refused_by_its_revision(server_url: str) -> N
 
     assert "was migrated by a newer gateway (revision 9999; this one knows up to " in sentence
     for command in COMMANDS[:3]:
-        code, said = await one_command(command, url)
+        code, output = await run_command(command, url)
         assert code == 1
-        assert said.splitlines() == [f"gateway: {sentence}"]
+        assert output.splitlines() == [f"gateway: {sentence}"]
 
 
-async def one_command(command: list[str], url: str) -> tuple[int, str]:
+async def run_command(command: list[str], url: str) -> tuple[int, str]:
     environment = os.environ | {"GATEWAY_DATABASE_URL": url} | UNSAFE
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "gateway", *command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
-    said, _ = await asyncio.wait_for(process.communicate(), 60)
-    return process.returncode or 0, said.decode()
+    output, _ = await asyncio.wait_for(process.communicate(), 60)
+    return process.returncode or 0, output.decode()
 
 
-async def test_a_database_that_may_not_be_migrated_is_refused(server_url: str) -> None:
+async def test_an_unmigrated_database_is_refused_if_the_login_cannot_migrate(server_url: str) -> None:
     url = await create_database(server_url)
-    login = await a_login(server_url)
+    login = await create_login(server_url)
 
-    code, said = await run("check", as_user(url, login))
+    code, output = await run("check", as_user(url, login))
     served = await run("serve", as_user(url, login))
 
     assert code == served[0] == 1
-    assert "GATEWAY_DATABASE_URL: the database is not migrated, and this login may not do it" in said
+    assert "GATEWAY_DATABASE_URL: the database is not migrated, and this login may not migrate it" in output
     assert "InsufficientPrivilegeError): rights are missing" in served[1]
     assert len(served[1].splitlines()) == 1
 
 
-async def a_login(server_url: str, *granted: str) -> str:
+async def create_login(server_url: str, *granted: str) -> str:
     name = f"login_{os.urandom(6).hex()}"
     async with as_superuser(server_url) as connection:
         await connection.execute(f"CREATE ROLE {name} LOGIN")
@@ -110,10 +111,10 @@ def as_user(url: str, name: str) -> str:
 
 
 @pytest.mark.parametrize("granted", [(), ("gateway_app",)])
-async def test_a_login_that_may_not_act_as_both_roles_is_refused(server_url: str, granted: tuple[str, ...]) -> None:
+async def test_a_login_that_is_not_a_member_of_both_roles_is_refused(server_url: str, granted: tuple[str, ...]) -> None:
     url = await create_database(server_url)
     await migrate(url)
-    login = await a_login(server_url, *granted)
+    login = await create_login(server_url, *granted)
 
     sentence = await refused_by_both(as_user(url, login), GATEWAY_DATABASE_OWNER_URL=url)
 
@@ -131,26 +132,25 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_a_database_that_does_not_let_us_in_is_one_sentence(database_url: str, fault: str) -> None:
-    form, told = FAULTS[fault]
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    if form.startswith("//"):
-        url = as_user(database_url, form[2:-1])
-    else:
-        base, _, parameters = database_url.partition("?")
-        named = f"{base}_none?{parameters}" if fault == "no such database" else form
-        url = named.format(url=database_url, port=port)
+async def test_a_refused_connection_is_reported_in_one_sentence(database_url: str, fault: str) -> None:
+    form, expected = FAULTS[fault]
+    with closed_port() as port:
+        if form.startswith("//"):
+            url = as_user(database_url, form[2:-1])
+        else:
+            base, _, parameters = database_url.partition("?")
+            named = f"{base}_none?{parameters}" if fault == "no such database" else form
+            url = named.format(url=database_url, port=port)
 
-    sentence = await refused_by_both(url)
+        sentence = await refused_by_both(url)
 
     assert sentence.startswith("GATEWAY_DATABASE_URL: the database cannot be used (")
-    assert told in sentence
+    assert expected in sentence
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "expected"),
     [
         ("postgresql://me:hunter2@/db?host=/nowhere&connect_timeout=2", r"the database cannot be used \(FileNotFoundE"),
         (
@@ -159,69 +159,68 @@ async def test_a_database_that_does_not_let_us_in_is_one_sentence(database_url: 
         ),
     ],
 )
-async def test_every_command_tells_what_is_wrong_with_the_url(command: list[str], url: str, told: str) -> None:
-    code, said = await one_command(command, url)
+async def test_every_command_reports_the_fault_of_a_url(command: list[str], url: str, expected: str) -> None:
+    code, output = await run_command(command, url)
 
     assert code == 1
-    assert re.search(told, said)
-    assert [line for line in said.splitlines() if not line.startswith("{")] == [said.strip().splitlines()[-1]]
-    assert "hunter2" not in said
+    assert re.search(expected, output)
+    assert [line for line in output.splitlines() if not line.startswith("{")] == [output.strip().splitlines()[-1]]
+    assert "hunter2" not in output
 
 
-async def test_what_is_not_migrated_is_told_by_the_commands_that_only_read(server_url: str) -> None:
+async def test_read_only_commands_report_an_unmigrated_database(server_url: str) -> None:
     url = await create_database(server_url)
 
     for command in (["audit", "verify"], ["events", "status"]):
-        code, said = await one_command(command, url)
+        code, output = await run_command(command, url)
         assert code == 1
-        assert "gateway migrate" in said
-        assert len(said.splitlines()) == 1
+        assert "gateway migrate" in output
+        assert len(output.splitlines()) == 1
 
 
-async def test_a_port_that_is_taken_is_refused_by_both(database_url: str) -> None:
+async def test_a_port_in_use_is_refused_by_both(database_url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         sentence = await refused_by_both(database_url, GATEWAY_PORT=str(server.getsockname()[1]))
 
     assert sentence.startswith("GATEWAY_PORT: cannot listen on 127.0.0.1:")
 
 
-# The identity provider: the gateway serves without it, and says so.
+# The identity provider: an outage is reported, and the gateway serves.
 
 
 async def test_an_identity_provider_that_does_not_answer_is_an_outage(database_url: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    keys = {
-        "GATEWAY_JWKS_URL": f"http://127.0.0.1:{port}/keys",
-        "GATEWAY_JWT_ISSUER": "https://id.test",
-        "GATEWAY_JWT_AUDIENCE": "gateway",
-    }
-    tokens = {
-        "GATEWAY_INTROSPECTION_URL": f"http://127.0.0.1:{port}/introspect",
-        "GATEWAY_INTROSPECTION_CLIENT_ID": "gateway",
-        "GATEWAY_INTROSPECTION_CLIENT_SECRET": "secret-of-ours",
-    }
+    with closed_port() as port:
+        keys = {
+            "GATEWAY_JWKS_URL": f"http://127.0.0.1:{port}/keys",
+            "GATEWAY_JWT_ISSUER": "https://id.test",
+            "GATEWAY_JWT_AUDIENCE": "gateway",
+        }
+        tokens = {
+            "GATEWAY_INTROSPECTION_URL": f"http://127.0.0.1:{port}/introspect",
+            "GATEWAY_INTROSPECTION_CLIENT_ID": "gateway",
+            "GATEWAY_INTROSPECTION_CLIENT_SECRET": "secret-of-ours",
+        }
 
-    code, said = await run("check", database_url, **UNSAFE | keys | tokens)
+        code, output = await run("check", database_url, **UNSAFE | keys | tokens)
 
-    assert code == 1
-    assert "outage: GATEWAY_JWKS_URL: the identity provider does not answer" in said
-    assert "outage: GATEWAY_INTROSPECTION_URL: the identity provider does not answer" in said
-    assert "secret-of-ours" not in said
-    gateway = Gateway.on(database_url, **keys)
-    try:
-        assert gateway.process.stdout is not None
-        assert "REST" in await asyncio.to_thread(gateway.process.stdout.readline)
-        assert "outage: GATEWAY_JWKS_URL: the identity provider does not answer" in gateway.errors()
-    finally:
-        await asyncio.to_thread(gateway.end)
+        assert code == 1
+        assert "outage: GATEWAY_JWKS_URL: the identity provider is unavailable" in output
+        assert "outage: GATEWAY_INTROSPECTION_URL: the identity provider is unavailable" in output
+        assert "secret-of-ours" not in output
+        gateway = Gateway.on(database_url, **keys)
+        try:
+            assert gateway.process.stdout is not None
+            assert "REST" in await asyncio.to_thread(gateway.process.stdout.readline)
+            assert "outage: GATEWAY_JWKS_URL: the identity provider is unavailable" in gateway.errors()
+        finally:
+            await asyncio.to_thread(gateway.end)
 
 
 async def test_an_identity_provider_that_answers_is_no_outage(database_url: str, provider: IdentityProvider) -> None:
     settings = provider.settings(introspection=True)
     assert settings.introspection_client_secret is not None
 
-    code, said = await run(
+    code, output = await run(
         "check",
         database_url,
         **UNSAFE,
@@ -230,11 +229,11 @@ async def test_an_identity_provider_that_answers_is_no_outage(database_url: str,
         GATEWAY_INTROSPECTION_CLIENT_SECRET=settings.introspection_client_secret.get_secret_value(),
     )
 
-    assert code == 0, said
-    assert "outage" not in said
+    assert code == 0, output
+    assert "outage" not in output
 
 
-# The data folder of a private server.
+# The data folder of an embedded PostgreSQL.
 
 
 async def test_the_data_of_another_major_version_is_refused_by_both(tmp_path: Path) -> None:
@@ -245,20 +244,20 @@ async def test_the_data_of_another_major_version_is_refused_by_both(tmp_path: Pa
     assert "holds data of PostgreSQL 99, and this is " in sentence
 
 
-async def test_a_data_folder_that_cannot_be_written_to_is_refused_by_both(tmp_path: Path) -> None:
+async def test_a_read_only_data_folder_is_refused_by_both(tmp_path: Path) -> None:
     (tmp_path / "a-file").touch()
 
     for folder in (tmp_path / "a-file", tmp_path / "a-file" / "data"):
         checked = await run("check", None, GATEWAY_DATA_DIR=str(folder))
         served = await run("serve", None, GATEWAY_DATA_DIR=str(folder))
-        for code, said in (checked, served):
+        for code, output in (checked, served):
             assert code == 1
-            assert f"No room for PostgreSQL in {folder}: " in said
-            assert "Set GATEWAY_DATA_DIR to a folder that can be written to" in said
+            assert f"PostgreSQL cannot use {folder}: " in output
+            assert "Set GATEWAY_DATA_DIR to a writable folder" in output
         assert len(served[1].splitlines()) == 1
 
 
-# Places without a home, a name, or anything that can be written to.
+# Environments without a home, a user name or a writable folder.
 
 ALONE = ["unshare", "--user", "--map-user=12345", "--map-group=12345", "env", "-u", "HOME", "-u", "XDG_DATA_HOME"]
 READ_ONLY = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
@@ -271,7 +270,7 @@ def can(command: list[str]) -> bool:
         return False
 
 
-def said_by(command: list[str], **settings: str) -> tuple[int, str]:
+def run_in(command: list[str], **settings: str) -> tuple[int, str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
     done = subprocess.run(
         command,
@@ -286,39 +285,39 @@ def said_by(command: list[str], **settings: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-@pytest.mark.skipif(not can([*ALONE, "true"]), reason="this machine gives out no user namespaces")
+@pytest.mark.skipif(not can([*ALONE, "true"]), reason="this machine does not allow user namespaces")
 @pytest.mark.parametrize("command", ["check", "serve"])
-def test_a_user_without_a_name_and_a_home_is_told_what_to_set(command: str) -> None:
+def test_a_user_without_name_and_home_is_referred_to_the_setting(command: str) -> None:
     gateway = [*ALONE, sys.executable, "-m", "gateway", command]
 
-    code, said = said_by(gateway)
+    code, output = run_in(gateway)
     assert code == 1
-    assert "This user has no home, so there is no folder for a private PostgreSQL. Set GATEWAY_DATA_DIR" in said
-    assert "Traceback" not in said
+    assert "This user has no home folder for the data of a private PostgreSQL. Set GATEWAY_DATA_DIR" in output
+    assert "Traceback" not in output
 
-    code, said = said_by(gateway, GATEWAY_DATABASE_URL="postgresql://127.0.0.1/db")
+    code, output = run_in(gateway, GATEWAY_DATABASE_URL="postgresql://127.0.0.1/db")
     assert code == 1
-    assert "the URL names no user, and the account of this process has no name" in said
-    assert "Traceback" not in said
+    assert "the URL names no user, and the account of this process has no name" in output
+    assert "Traceback" not in output
 
 
-@pytest.mark.skipif(not can([*READ_ONLY, "mount -o remount,bind,ro /"]), reason="this machine lets no one mount")
+@pytest.mark.skipif(not can([*READ_ONLY, "mount -o remount,bind,ro /"]), reason="this machine does not allow mounts")
 @pytest.mark.parametrize("command", ["check", "serve"])
-def test_where_nothing_can_be_written_two_workers_are_told_of_tmpdir(command: str) -> None:
+def test_two_workers_without_a_writable_folder_need_tmpdir(command: str) -> None:
     mounts = "for each in / /tmp /var/tmp /dev/shm; do mount -o remount,bind,ro $each 2>/dev/null; done"
 
-    code, said = said_by([*READ_ONLY, f"{mounts}; {sys.executable} -m gateway {command}"], GATEWAY_WORKERS="2")
+    code, output = run_in([*READ_ONLY, f"{mounts}; {sys.executable} -m gateway {command}"], GATEWAY_WORKERS="2")
 
     assert code == 1
-    assert "no temporary folder can be written to; set TMPDIR to a folder that can, or GATEWAY_WORKERS=1" in said
-    assert "Traceback" not in said
+    assert "no temporary folder is writable; set TMPDIR to a writable folder, or GATEWAY_WORKERS=1" in output
+    assert "Traceback" not in output
 
 
-@pytest.mark.skipif(not can([*READ_ONLY, "mount -t tmpfs x /mnt"]), reason="this machine lets no one mount")
-def test_a_full_disk_at_the_first_start_is_one_sentence(tmp_path: Path) -> None:
+@pytest.mark.skipif(not can([*READ_ONLY, "mount -t tmpfs x /mnt"]), reason="this machine does not allow mounts")
+def test_a_full_disk_at_the_first_start_is_reported_in_one_sentence(tmp_path: Path) -> None:
     mount = f"mount -t tmpfs -o size=5m x {tmp_path}"
 
-    code, said = said_by([*READ_ONLY, f"{mount}; {sys.executable} -m gateway serve"], GATEWAY_DATA_DIR=f"{tmp_path}/d")
+    code, output = run_in([*READ_ONLY, f"{mount}; {sys.executable} -m gateway serve"], GATEWAY_DATA_DIR=f"{tmp_path}/d")
 
     assert code == 1
-    assert re.fullmatch(r"gateway: No room for PostgreSQL in .*No space left on device.*\n", said)
+    assert re.fullmatch(r"gateway: PostgreSQL cannot use .*No space left on device.*\n", output)

@@ -1,4 +1,4 @@
-"""The clients of docs/integrators.md, against a gateway that goes wrong on purpose: each encounter is recorded once."""
+"""The clients of docs/integrators.md record each encounter once, against a gateway with fault injection."""
 
 import asyncio
 import json
@@ -14,18 +14,18 @@ from uuid import uuid4
 import pytest
 
 from tests import node
-from tests.happenings import until
-from tests.rehearsal import ROOT, Rehearsal
+from tests.faulty_gateway import ROOT, FaultyGateway
+from tests.waiting import wait_until
 
 CLIENTS = ROOT / "docs/clients"
 ENCOUNTERS = 30
-# Every kind of fault is among the first thirty that it draws.
+# With this seed every kind of fault is among the first thirty.
 SEED = 7
 
 
 @dataclass
 class Client:
-    """A client with an outbox of its own."""
+    """A client with its own outbox."""
 
     command: Sequence[str]
     outbox: Path
@@ -43,14 +43,14 @@ class Client:
     async def keep(self, patient_id: str, **members: str) -> None:
         encounter = {"brand_id": "loop", "encounter_type": "lab"} | members
         process = self.start("keep", patient_id, stdin=subprocess.PIPE)
-        _, said = await asyncio.to_thread(process.communicate, json.dumps(encounter).encode(), 60)
-        assert (process.returncode, said) == (0, b"")
+        _, output = await asyncio.to_thread(process.communicate, json.dumps(encounter).encode(), 60)
+        assert (process.returncode, output) == (0, b"")
 
     async def send(self, token: str = "dev") -> tuple[int, str]:
-        """Send what is kept, and give the exit code and what was said."""
+        """Send the waiting encounters; return the exit code and standard error."""
         process = self.start("send", token=token)
-        _, said = await asyncio.to_thread(process.communicate, None, 300)
-        return process.returncode, said.decode()
+        _, output = await asyncio.to_thread(process.communicate, None, 300)
+        return process.returncode, output.decode()
 
     def count(self, folder: str) -> int:
         return len(list((self.outbox / folder).iterdir()))
@@ -61,8 +61,8 @@ def python(_folder: Path) -> Sequence[str]:
 
 
 def typescript(folder: Path) -> Sequence[str]:
-    """Check the types of the client as strictly as can be, and compile it."""
-    strictly = [
+    """Compile the client with the strictest type checks; return its command."""
+    strict = [
         "--strict",
         "--noUncheckedIndexedAccess",
         "--target",
@@ -73,7 +73,7 @@ def typescript(folder: Path) -> Sequence[str]:
         "node",
     ]
     typed: list[str | Path] = ["--typeRoots", node.FOLDER / "node_modules/@types", "--outDir", folder]
-    compiled = node.run("tsc", *strictly, *typed, CLIENTS / "encounters.mts")
+    compiled = node.run("tsc", *strict, *typed, CLIENTS / "encounters.mts")
     assert compiled.returncode == 0, compiled.stdout
     return ["node", str(folder / "encounters.mjs")]
 
@@ -85,54 +85,54 @@ def shell(_folder: Path) -> Sequence[str]:
 @pytest.mark.parametrize(
     "language", [python, pytest.param(typescript, marks=node.needs_node), shell], ids=lambda language: language.__name__
 )
-async def test_each_encounter_is_recorded_once_whatever_goes_wrong(language, server_url: str, tmp_path: Path) -> None:
+async def test_each_encounter_is_recorded_once_despite_faults(language, server_url: str, tmp_path: Path) -> None:
     command = language(tmp_path)
-    async with Rehearsal.running(server_url, tmp_path, SEED) as rehearsal:
-        client = Client(command, tmp_path / "outbox", rehearsal.origin)
+    async with FaultyGateway.running(server_url, tmp_path, SEED) as faulty:
+        client = Client(command, tmp_path / "outbox", faulty.origin)
         visits = [f"visit {number:02}" for number in range(ENCOUNTERS)]
         await client.keep("demo-patient", notes=visits[0])
         (kept,) = (client.outbox / "waiting").iterdir()
         for visit in visits[1:]:
-            # As it kept the first: a program started for each would make this test the slowest of all.
+            # Written as the client wrote the first one: starting a process for each would be slow.
             (client.outbox / "waiting" / str(uuid4())).write_text(kept.read_text().replace(visits[0], visit))
 
-        # It is killed in the middle, too: whatever it was at, the next run goes on from there.
+        # The client is also killed during a run; the next run continues.
         killed = client.start("send")
 
-        async def some_are_recorded() -> bool:
-            return len(await rehearsal.recorded()) >= ENCOUNTERS // 3
+        async def a_third_is_recorded() -> bool:
+            return len(await faulty.recorded()) >= ENCOUNTERS // 3
 
-        await until(some_are_recorded)
+        await wait_until(a_third_is_recorded)
         killed.kill()
         await asyncio.to_thread(killed.communicate)
         exit_code, _ = await client.send()
 
         assert exit_code == 0
-        assert await rehearsal.recorded() == visits
+        assert await faulty.recorded() == visits
         assert (client.count("waiting"), client.count("recorded")) == (0, ENCOUNTERS)
-        assert set(rehearsal.faults) == {"delay", "rate_limited", "unavailable", "lost_answer", "delivered_twice"}
+        assert set(faulty.faults) == {"delay", "rate_limited", "unavailable", "lost_answer", "delivered_twice"}
 
-        await what_is_refused_is_put_aside_and_a_bad_token_puts_nothing_aside(client, rehearsal)
+        await assert_refused_encounters_are_moved(client, faulty)
 
 
-async def what_is_refused_is_put_aside_and_a_bad_token_puts_nothing_aside(client: Client, rehearsal: Rehearsal) -> None:
-    strange = "no/body ?#%41 ü"
-    await client.keep(strange)
+async def assert_refused_encounters_are_moved(client: Client, faulty: FaultyGateway) -> None:
+    unusual_id = "no/body ?#%41 ü"
+    await client.keep(unusual_id)
     await client.keep("demo-patient", encounter_type="house_call")
 
-    before = rehearsal.faults.total()
-    exit_code, said = await client.send(token="no-token")
+    before = faulty.faults.total()
+    exit_code, output = await client.send(token="no-token")
     assert (exit_code, client.count("waiting"), client.count("refused")) == (1, 2, 0)
-    assert "401" in said
+    assert "401" in output
 
-    exit_code, said = await client.send()
+    exit_code, output = await client.send()
     assert (exit_code, client.count("waiting"), client.count("refused")) == (1, 0, 2)
-    assert {"not_found", "validation_error"} == set(re.findall(r'"error":"(\w+)"', said))
-    assert before <= rehearsal.faults.total()
-    assert len(await rehearsal.recorded()) == ENCOUNTERS
+    assert {"not_found", "validation_error"} == set(re.findall(r'"error":"(\w+)"', output))
+    assert before <= faulty.faults.total()
+    assert len(await faulty.recorded()) == ENCOUNTERS
 
 
-def test_the_page_shows_the_clients_as_they_are() -> None:
+def test_the_page_shows_the_clients_unchanged() -> None:
     page = (ROOT / "docs/integrators.md").read_text()
 
     shown = dict(re.findall(r"```(python|typescript|sh)\n(.*?)```", page, re.DOTALL))
@@ -147,13 +147,13 @@ def test_the_page_shows_the_clients_as_they_are() -> None:
 @pytest.mark.parametrize(
     "language", [python, pytest.param(typescript, marks=node.needs_node), shell], ids=lambda language: language.__name__
 )
-async def test_what_is_not_understood_is_told_and_sends_nothing(language, tmp_path: Path) -> None:
+async def test_invalid_arguments_print_the_usage_and_send_nothing(language, tmp_path: Path) -> None:
     client = Client(language(tmp_path / "built"), tmp_path / "outbox", "http://127.0.0.1:9")
 
     for arguments in ((), ("kepe", "p-1"), ("keep",), ("send", "p-1"), ("--help",)):
         process = client.start(*arguments, stdin=subprocess.DEVNULL)
-        _, said = await asyncio.to_thread(process.communicate, None, 60)
+        _, output = await asyncio.to_thread(process.communicate, None, 60)
         assert process.returncode == 2
-        assert said.startswith(b"usage: ")
+        assert output.startswith(b"usage: ")
 
     assert not client.outbox.exists()

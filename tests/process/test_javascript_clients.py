@@ -1,4 +1,4 @@
-"""The clients that most browsers use, as docs/live.md shows them, miss nothing while the gateway restarts."""
+"""The JavaScript clients of docs/live.md miss no event while the gateway restarts."""
 
 import asyncio
 import shutil
@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.graphql.test_events import BEGINNING, REGISTER, gateway_on, record
-from tests.happenings import DEADLINE_SECONDS, fresh_database, rows
-from tests.staged import TOKENS
+from tests.controlled_schema import TOKENS
+from tests.event_helpers import fresh_database, rows
+from tests.graphql.test_subscriptions import BEGINNING, REGISTER, gateway_on, record
+from tests.waiting import DEADLINE_SECONDS
 
 NODE = shutil.which("node")
 CLIENTS = Path(__file__).parents[1] / "javascript"
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize("library", ["graphql-sse", "graphql-ws"])
-async def test_every_event_is_heard_once_and_in_order_whatever_the_gateway_does(library: str, server_url: str) -> None:
+async def test_a_client_gets_each_event_once_in_order_across_restarts(library: str, server_url: str) -> None:
     assert NODE is not None
     TOKENS.give("dev")
     url = await fresh_database(server_url)

@@ -1,4 +1,4 @@
-"""A gateway whose output is not read goes on serving, says later what it did not log, and stops in time."""
+"""A gateway whose output is not read keeps serving, counts the dropped log lines, and stops in time."""
 
 import os
 import re
@@ -12,18 +12,18 @@ from contextlib import contextmanager
 import httpx2
 import pytest
 
-from tests.gateways import DEV, PATH, PATIENT_SETTINGS, ROOT, VISIT
+from tests.gateways import DEV, GENEROUS_LIMITS, PATH, ROOT, VISIT
 
 
 @contextmanager
 def gateway(database_url: str, stderr: int | None, **settings: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """Serve with this standard error, and give the process and its origin."""
+    """Start a gateway with this standard error; return the process and its origin."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
     named = {"GATEWAY_DATABASE_URL": database_url, "GATEWAY_DATABASE_UNSAFE": "true", "GATEWAY_PORT": "0"}
     process = subprocess.Popen(
         [sys.executable, "-m", "gateway", "serve"],
         cwd=ROOT,
-        env=environment | PATIENT_SETTINGS | named | settings,
+        env=environment | GENEROUS_LIMITS | named | settings,
         stdout=subprocess.PIPE,
         stderr=stderr,
     )
@@ -33,7 +33,7 @@ def gateway(database_url: str, stderr: int | None, **settings: str) -> Iterator[
         assert found
         yield process, found[0].decode()
     finally:
-        # Not killed at once: workers would go on without their parent.
+        # SIGTERM instead of SIGKILL, which would leave the workers running.
         process.send_signal(signal.SIGTERM)
         process.wait(20)
         for stream in (process.stdout, process.stderr):
@@ -47,7 +47,7 @@ def free_port() -> str:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_two_thousand_requests_are_answered_while_nothing_reads_the_log(database_url: str, workers: str) -> None:
+def test_requests_are_answered_while_the_log_is_not_read(database_url: str, workers: str) -> None:
     with gateway(database_url, subprocess.PIPE, GATEWAY_WORKERS=workers) as (process, origin):
         with httpx2.Client(timeout=10) as client:
             statuses = {client.get(f"{origin}/healthz").status_code for _ in range(2_000)}
@@ -58,7 +58,7 @@ def test_two_thousand_requests_are_answered_while_nothing_reads_the_log(database
         assert process.wait(20) == 0
 
 
-def test_what_was_logged_meanwhile_is_read_to_the_last_line(database_url: str) -> None:
+def test_buffered_log_lines_are_written_when_the_log_is_read_again(database_url: str) -> None:
     with gateway(database_url, subprocess.PIPE) as (process, origin):
         with httpx2.Client(timeout=10) as client:
             for _ in range(1_000):
@@ -71,7 +71,7 @@ def test_what_was_logged_meanwhile_is_read_to_the_last_line(database_url: str) -
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_log_whose_reader_is_gone_stops_no_request(database_url: str, workers: str) -> None:
+def test_a_closed_log_stops_no_request(database_url: str, workers: str) -> None:
     with gateway(database_url, subprocess.PIPE, GATEWAY_WORKERS=workers) as (process, origin):
         assert process.stderr is not None
         process.stderr.close()
@@ -83,7 +83,7 @@ def test_a_log_whose_reader_is_gone_stops_no_request(database_url: str, workers:
         assert float(re.findall(r"^gateway_log_dropped_total (\S+)", metrics, re.MULTILINE)[0]) > 0
 
 
-def test_without_a_standard_error_requests_are_answered(database_url: str) -> None:
+def test_requests_are_answered_without_a_standard_error(database_url: str) -> None:
     environment = os.environ | {
         "GATEWAY_DATABASE_URL": database_url,
         "GATEWAY_DATABASE_UNSAFE": "true",
@@ -99,7 +99,7 @@ def test_without_a_standard_error_requests_are_answered(database_url: str) -> No
         assert process.wait(20) == 0
 
 
-def test_a_full_standard_output_does_not_keep_the_gateway_from_serving(database_url: str) -> None:
+def test_a_full_standard_output_does_not_block_the_gateway(database_url: str) -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     try:

@@ -1,4 +1,4 @@
-"""Events reach a stream of NATS JetStream, each once: on Debian's own server, started here."""
+"""Events are stored once in a stream of NATS JetStream, on a server of the distribution."""
 
 import asyncio
 import json
@@ -19,9 +19,10 @@ from gateway.events import delivery as sinks
 from gateway.events import pipeline
 from gateway.events.replay import replay
 from gateway.events.status import event_numbers
-from tests.happenings import Gateway, fresh_database, rows, until
+from tests.event_helpers import Gateway, fresh_database, rows
+from tests.waiting import wait_until
 
-# Debian keeps it where only administrators look.
+# Debian installs it outside the PATH of ordinary users.
 SERVER = shutil.which("nats-server", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
 SUBJECT = "clinic.events"
 
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.skipif(SERVER is None, reason="nats-server is not insta
 
 @dataclass
 class Nats:
-    """A server with JetStream, on a port of its own choice that it keeps when it is started again."""
+    """A server with JetStream, on an ephemeral port that it keeps across restarts."""
 
     folder: Path
     port: int = -1
@@ -49,10 +50,10 @@ class Nats:
             "--ports_file_dir": self.folder,
             "--log": self.folder / "log",
         }
-        words = [str(word) for option in options.items() for word in option]
-        self.process = await asyncio.create_subprocess_exec(SERVER, "--jetstream", *words)
+        arguments = [str(word) for option in options.items() for word in option]
+        self.process = await asyncio.create_subprocess_exec(SERVER, "--jetstream", *arguments)
         ports = self.folder / f"{Path(SERVER).name}_{self.process.pid}.ports"
-        await until(lambda: ports.exists() and ports.read_text())
+        await wait_until(lambda: ports.exists() and ports.read_text())
         self.port = int(json.loads(ports.read_text())["nats"][0].rpartition(":")[2])
 
     async def stop(self) -> None:
@@ -62,7 +63,7 @@ class Nats:
 
     @asynccontextmanager
     async def stream(self) -> AsyncIterator[JetStreamContext]:
-        """Speak to JetStream as whoever owns the stream."""
+        """Connect to JetStream as the owner of the stream."""
         client = await nats.connect(self.url)
         try:
             yield client.jetstream()
@@ -89,44 +90,44 @@ async def gateway(url: str, server: Nats, monkeypatch: pytest.MonkeyPatch) -> As
     monkeypatch.setattr(sinks, "LONGEST_RETRY_SECONDS", 0.05)
     monkeypatch.setattr(pipeline, "LOOK_AGAIN_SECONDS", 0.02)
     async with Gateway.running(url, nats_url=server.url, nats_subject=SUBJECT, webhook_seconds=2) as running:
-        await until(lambda: rows(url, "SELECT FROM gateway.sinks"))
+        await wait_until(lambda: rows(url, "SELECT FROM gateway.sinks"))
         yield running
 
 
-async def delivered(gateway: Gateway, position: int) -> None:
-    """Return when the sink has come so far."""
+async def wait_until_delivered(gateway: Gateway, position: int) -> None:
+    """Return once the sink has delivered up to this position."""
 
-    async def there() -> bool:
+    async def is_delivered() -> bool:
         return (await event_numbers(gateway.relay)).sinks[0].position >= position
 
-    await until(there)
+    await wait_until(is_delivered)
 
 
-async def failing(gateway: Gateway) -> str | None:
-    """Return when delivery has failed a few times, and say why."""
+async def wait_for_failures(gateway: Gateway) -> str | None:
+    """Wait until delivery has failed three times; return the last error."""
 
-    async def failed() -> bool:
+    async def has_failed() -> bool:
         return (await event_numbers(gateway.relay)).sinks[0].failures >= 3
 
-    await until(failed)
+    await wait_until(has_failed)
     return (await event_numbers(gateway.relay)).sinks[0].last_error
 
 
-async def kept(stream: JetStreamContext, count: int) -> list[Any]:
-    """Give what the stream keeps, and see that it is no more than this."""
+async def stored_messages(stream: JetStreamContext, count: int) -> list[Any]:
+    """Assert the number of messages in the stream; return them."""
     assert (await stream.stream_info("EVENTS")).state.messages == count
     return [await stream.get_msg("EVENTS", number) for number in range(1, count + 1)]
 
 
-async def test_an_event_is_kept_once_however_often_it_is_published(gateway: Gateway, server: Nats) -> None:
+async def test_an_event_is_stored_once_however_often_it_is_published(gateway: Gateway, server: Nats) -> None:
     async with server.stream() as stream:
         await stream.add_stream(name="EVENTS", subjects=[SUBJECT])
         recorded = [str(await gateway.record(f"patient-{number % 2}")) for number in range(5)]
-        await delivered(gateway, 5)
+        await wait_until_delivered(gateway, 5)
         await replay(gateway.relay, "nats", 1)
-        await delivered(gateway, 5)
+        await wait_until_delivered(gateway, 5)
 
-        messages = await kept(stream, 5)
+        messages = await stored_messages(stream, 5)
 
     envelopes = [json.loads(message.data) for message in messages]
     assert [envelope["data"]["encounter_id"] for envelope in envelopes] == recorded
@@ -135,32 +136,32 @@ async def test_an_event_is_kept_once_however_often_it_is_published(gateway: Gate
     assert envelopes[0]["specversion"] == "1.0"
 
 
-async def test_without_a_stream_events_wait(gateway: Gateway, server: Nats) -> None:
+async def test_events_wait_while_the_stream_is_missing(gateway: Gateway, server: Nats) -> None:
     recorded = [str(await gateway.record("patient")) for _ in range(2)]
-    assert await failing(gateway) == "NoStreamResponseError"
+    assert await wait_for_failures(gateway) == "NoStreamResponseError"
     async with server.stream() as stream:
         with pytest.raises(NotFoundError):
             await stream.stream_info("EVENTS")
         await stream.add_stream(name="EVENTS", subjects=[SUBJECT])
-        await delivered(gateway, 2)
+        await wait_until_delivered(gateway, 2)
 
-        messages = await kept(stream, 2)
+        messages = await stored_messages(stream, 2)
 
     assert [json.loads(message.data)["data"]["encounter_id"] for message in messages] == recorded
 
 
-async def test_while_the_server_is_away_events_wait(gateway: Gateway, server: Nats) -> None:
+async def test_events_wait_while_the_server_is_unavailable(gateway: Gateway, server: Nats) -> None:
     async with server.stream() as stream:
         await stream.add_stream(name="EVENTS", subjects=[SUBJECT])
     recorded = [str(await gateway.record("patient"))]
-    await delivered(gateway, 1)
+    await wait_until_delivered(gateway, 1)
     await server.stop()
     recorded += [str(await gateway.record("patient")) for _ in range(2)]
-    await failing(gateway)
+    await wait_for_failures(gateway)
 
     await server.start()
-    await delivered(gateway, 3)
+    await wait_until_delivered(gateway, 3)
 
     async with server.stream() as stream:
-        messages = await kept(stream, 3)
+        messages = await stored_messages(stream, 3)
     assert [json.loads(message.data)["data"]["encounter_id"] for message in messages] == recorded

@@ -1,4 +1,4 @@
-"""Behind nginx with its own settings, a stream arrives event by event: on Debian's own nginx, started here."""
+"""A stream arrives event by event through nginx with default settings, on the nginx of the distribution."""
 
 import asyncio
 import os
@@ -12,17 +12,17 @@ import pytest
 
 from gateway.protocols.http import LimitedHttpProtocol
 from tests.cast import Cast
-from tests.graphql.test_events import BEGINNING, EVENTS, gateway_on, record
-from tests.happenings import until
-from tests.staged import STAGE, TOKENS, staged
-from tests.streams import deaf_to, listen_to
+from tests.controlled_schema import CONTROL, TOKENS, controlled_gateway
+from tests.graphql.test_subscriptions import BEGINNING, EVENTS, gateway_on, record
+from tests.sse_client import open_stream, open_unread_stream
+from tests.waiting import wait_until
 
-# Debian keeps it where only administrators look.
+# Debian installs it outside the PATH of ordinary users.
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
 
 pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed: apt-get install nginx-light")
 
-# As somebody writes who wants a proxy: where it listens, and where to. The rest is so that it needs no root.
+# A minimal proxy: the port and the upstream. The other settings let it run without root.
 CONFIGURATION = """
 daemon off;
 master_process off;
@@ -44,8 +44,8 @@ http {{
 
 
 @asynccontextmanager
-async def in_front_of(gateway_port: int, folder: Path) -> AsyncIterator[str]:
-    """Start nginx in front of a gateway, and give its origin."""
+async def nginx_for(gateway_port: int, folder: Path) -> AsyncIterator[str]:
+    """Start nginx in front of a gateway; return its origin."""
     assert NGINX is not None
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -64,7 +64,7 @@ async def in_front_of(gateway_port: int, folder: Path) -> AsyncIterator[str]:
         return True
 
     try:
-        await until(listens)
+        await wait_until(listens)
         yield f"http://127.0.0.1:{port}"
     finally:
         if process.returncode is None:
@@ -72,40 +72,38 @@ async def in_front_of(gateway_port: int, folder: Path) -> AsyncIterator[str]:
         await process.wait()
 
 
-async def test_events_come_through_nginx_one_by_one_as_they_happen(
-    database_url: str, cast: Cast, tmp_path: Path
-) -> None:
+async def test_nginx_forwards_each_event_at_once(database_url: str, cast: Cast, tmp_path: Path) -> None:
     TOKENS.give("dev")
     patient_id = await cast.patient()
 
     async with (
         gateway_on(database_url) as gateway,
-        in_front_of(gateway.port, tmp_path) as origin,
-        listen_to(origin, EVENTS, patientId=patient_id, after=BEGINNING) as stream,
+        nginx_for(gateway.port, tmp_path) as origin,
+        open_stream(origin, EVENTS, patientId=patient_id, after=BEGINNING) as stream,
     ):
         for _ in range(3):
-            # The next is recorded only when this one is here: nothing pushes it out of a buffer.
+            # The next event is recorded after this one has arrived, so it cannot flush a buffer.
             encounter_id = await record(gateway, patient_id)
-            event = (await stream.hear()).body["data"]["encounterEvents"]
+            event = (await stream.receive()).body["data"]["encounterEvents"]
             assert event["encounter"]["id"] == encounter_id
 
 
-async def test_what_a_client_does_not_read_is_not_kept_on_the_disk_of_nginx(
+async def test_nginx_does_not_buffer_an_unread_stream_on_disk(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LimitedHttpProtocol, "send_seconds", 0.3)
     TOKENS.give("dev")
-    STAGE.__init__()  # type: ignore[misc]
+    CONTROL.__init__()  # type: ignore[misc]
     size = 50_000_000
 
     async with (
-        staged(database_url) as gateway,
-        in_front_of(gateway.port, tmp_path) as origin,
-        deaf_to(
+        controlled_gateway(database_url) as gateway,
+        nginx_for(gateway.port, tmp_path) as origin,
+        open_unread_stream(
             int(origin.rpartition(":")[2]), f"subscription {{ count(to: {size // 50_000}, characters: 50000) }}"
         ) as reader,
     ):
-        await until(lambda: "count" in STAGE.done)
+        await wait_until(lambda: "count" in CONTROL.done)
 
-        # Nginx would put it into a file, all of it, and we would never learn that nobody reads.
+        # Otherwise nginx would buffer the whole stream in a file and hide the slow client.
         assert len(await reader.read()) < size

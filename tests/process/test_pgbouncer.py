@@ -1,4 +1,4 @@
-"""Behind PgBouncer in session mode the gateway acts as it must, and in transaction mode it does not serve."""
+"""The gateway behind PgBouncer: session mode works, transaction mode is refused."""
 
 import asyncio
 import os
@@ -20,17 +20,18 @@ from gateway.settings import Settings
 from resolvers.sql import Statement
 from tests.cast import Cast
 from tests.doors import GraphQLDoor, RestDoor, Service
-from tests.faults import Wire
-from tests.gateways import looking_into, until
-from tests.happenings import fresh_database
-from tests.process.test_safety import run
+from tests.event_helpers import fresh_database
+from tests.gateways import owner_connection
+from tests.process.test_preflight import run
+from tests.tcp_proxy import TcpProxy
+from tests.waiting import wait_until
 
-# Debian keeps it where only administrators look.
+# Debian installs it outside the PATH of ordinary users.
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
 
 pytestmark = pytest.mark.skipif(PGBOUNCER is None, reason="PgBouncer is not installed: apt-get install pgbouncer")
 
-# Start-up parameters that it does not know PgBouncer refuses, or drops silently where the operator named them.
+# PgBouncer refuses unknown start-up parameters, or drops them silently if the operator listed them.
 IGNORED = ("extra_float_digits", "extra_float_digits, role, statement_timeout, options")
 
 CONFIGURATION = """
@@ -47,7 +48,7 @@ default_pool_size = {size}
 
 VISIT = {"encounter_type": "lab", "notes": "Fasting."}
 SETTINGS: dict[str, Any] = {"size": 2, "acquire_seconds": 5, "statement_seconds": 7}
-ASKED = Statement(
+SESSION = Statement(
     "SELECT current_user::text AS role, session_user::text AS login, current_setting('app.brand_id') AS brand,"
     " current_setting('statement_timeout') AS statement_timeout,"
     " current_setting('idle_in_transaction_session_timeout') AS idle_timeout,"
@@ -63,7 +64,7 @@ async def url(server_url: str) -> str:
 
 @pytest.fixture
 async def login(url: str) -> AsyncIterator[str]:
-    """A login that may act as the gateway's roles, and may do more than these by itself."""
+    """A login that is a member of both roles and has more privileges itself."""
     name = f"login_{uuid4().hex}"
     connection = await asyncpg.connect(url)
     await connection.execute(f"CREATE ROLE {name} LOGIN BYPASSRLS; GRANT {APP_ROLE}, {RELAY_ROLE} TO {name}")
@@ -77,11 +78,11 @@ async def login(url: str) -> AsyncIterator[str]:
 async def pgbouncer(
     url: str, login: str, folder: Path, mode: str, *, size: int = 20, ignored: str = IGNORED[0]
 ) -> AsyncIterator[str]:
-    """Start PgBouncer in front of a database, and give the database's URL through it."""
+    """Start PgBouncer in front of a database; return the URL through it."""
     assert PGBOUNCER is not None
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
-    async with Wire.to(url) as (_, server):
+    async with TcpProxy.to(url) as (_, server):
         database = urlsplit(url).path[1:]
         configuration = folder / "pgbouncer.ini"
         configuration.write_text(
@@ -95,14 +96,14 @@ async def pgbouncer(
                 ignored=ignored,
             )
         )
-        # It refuses to run as root.
+        # PgBouncer refuses to run as root.
         user = ["-u", "nobody"] if os.geteuid() == 0 else []
         process = await asyncio.create_subprocess_exec(
             PGBOUNCER, *user, configuration, stderr=asyncio.subprocess.DEVNULL
         )
         through = f"postgresql://{login}@127.0.0.1:{port}/{database}?sslmode=disable"
 
-        async def lets_in() -> bool:
+        async def is_accepting() -> bool:
             assert process.returncode is None
             try:
                 await (await asyncpg.connect(through)).close()
@@ -111,7 +112,7 @@ async def pgbouncer(
             return True
 
         try:
-            await until(lets_in)
+            await wait_until(is_accepting)
             yield through
         finally:
             process.kill()
@@ -119,15 +120,13 @@ async def pgbouncer(
 
 
 @pytest.mark.parametrize("ignored", IGNORED)
-async def test_through_pgbouncer_in_session_mode_role_brand_and_timeouts_hold(
-    url: str, login: str, tmp_path: Path, ignored: str
-) -> None:
+async def test_in_session_mode_role_brand_and_timeouts_hold(url: str, login: str, tmp_path: Path, ignored: str) -> None:
     async with pgbouncer(url, login, tmp_path, "session", ignored=ignored) as through:
         database = await Database.connect(through, role=APP_ROLE, plans_once=True, **SETTINGS)
         seen = []
         for brand in ("loop", "loopbio", "loop"):
             async with database.connection(brand) as one, database.connection(brand) as other:
-                seen += [dict(row) for each in (one, other) if (row := await each.fetch_one(ASKED))]
+                seen += [dict(row) for each in (one, other) if (row := await each.fetch_one(SESSION))]
         await database.close()
 
     brands = ["loop", "loop", "loopbio", "loopbio", "loop", "loop"]
@@ -140,9 +139,7 @@ async def test_through_pgbouncer_in_session_mode_role_brand_and_timeouts_hold(
     ] * 6  # fmt: skip
 
 
-async def test_through_pgbouncer_a_cancelled_statement_leaves_the_settings_as_they_were(
-    url: str, login: str, tmp_path: Path
-) -> None:
+async def test_in_session_mode_a_cancelled_statement_keeps_the_settings(url: str, login: str, tmp_path: Path) -> None:
     async with pgbouncer(url, login, tmp_path, "session") as through:
         database = await Database.connect(through, role=APP_ROLE, **SETTINGS | {"size": 1})
 
@@ -151,12 +148,12 @@ async def test_through_pgbouncer_a_cancelled_statement_leaves_the_settings_as_th
                 await connection.fetch(Statement("SELECT pg_sleep(30)"))
 
         hanging = asyncio.create_task(hang())
-        async with looking_into(url) as owner:
-            await until(lambda: is_sleeping(owner))
+        async with owner_connection(url) as owner:
+            await wait_until(lambda: is_sleeping(owner))
         hanging.cancel()
         await asyncio.gather(hanging, return_exceptions=True)
         async with database.connection("loopbio") as connection:
-            row = await connection.fetch_one(ASKED)
+            row = await connection.fetch_one(SESSION)
         await database.close()
 
     assert row is not None
@@ -168,14 +165,12 @@ async def is_sleeping(owner: asyncpg.Connection) -> bool:
     return await owner.fetchval(query) == 1
 
 
-async def test_through_pgbouncer_in_session_mode_both_doors_serve_two_brands(
-    url: str, login: str, tmp_path: Path
-) -> None:
+async def test_in_session_mode_both_doors_serve_two_brands(url: str, login: str, tmp_path: Path) -> None:
     async with pgbouncer(url, login, tmp_path, "session") as through:
-        _, said = await run("check", through)
-        assert "does not let us in" not in said
-        assert "row-level security" not in said
-        async with Service.running(Settings(database_url=through)) as service, looking_into(url) as owner:
+        _, output = await run("check", through)
+        assert "does not let us in" not in output
+        assert "row-level security" not in output
+        async with Service.running(Settings(database_url=through)) as service, owner_connection(url) as owner:
             cast = Cast(owner)
             patients = {"dev": await cast.patient(), "dev-loopbio": await cast.patient("loopbio")}
             brands = {"dev": "loop", "dev-loopbio": "loopbio"}
@@ -192,27 +187,25 @@ async def test_through_pgbouncer_in_session_mode_both_doors_serve_two_brands(
 
 
 @pytest.mark.parametrize("size", [1, 20])
-async def test_pgbouncer_in_transaction_mode_is_refused_by_check_and_serve(
-    url: str, login: str, tmp_path: Path, size: int
-) -> None:
+async def test_transaction_mode_is_refused_by_check_and_serve(url: str, login: str, tmp_path: Path, size: int) -> None:
     async with pgbouncer(url, login, tmp_path, "transaction", size=size) as through:
         for command in ("check", "serve"):
-            code, said = await run(command, through, GATEWAY_DATABASE_OWNER_URL=url, GATEWAY_DATABASE_UNSAFE="true")
+            code, output = await run(command, through, GATEWAY_DATABASE_OWNER_URL=url, GATEWAY_DATABASE_UNSAFE="true")
             assert code == 1
-            assert "pool_mode = session" in said
-            assert "Traceback" not in said
-            assert "REST" not in said
+            assert "pool_mode = session" in output
+            assert "Traceback" not in output
+            assert "REST" not in output
 
 
-async def test_two_connections_in_one_session_are_both_closed(url: str, login: str, tmp_path: Path) -> None:
+async def test_two_connections_that_share_a_session_are_both_closed(url: str, login: str, tmp_path: Path) -> None:
     async with pgbouncer(url, login, tmp_path, "transaction", size=1) as through:
         app = await Database.connect(through, role=APP_ROLE, **SETTINGS)
         with pytest.raises(UnusableSession, match="pool_mode = session"):
             await Database.connect(through, "relay", role=RELAY_ROLE, **SETTINGS)
 
-        # The other one set its role in the session that this one was in.
+        # The second connection has set its role in the session that the first one used.
         async with app.connection("loop") as connection:
-            row = await connection.fetch_one(ASKED)
+            row = await connection.fetch_one(SESSION)
         await app.close()
 
     assert row is not None

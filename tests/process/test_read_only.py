@@ -1,4 +1,4 @@
-"""A server that takes no writes is told as such, and served from again when it takes them: without a restart."""
+"""Read-only servers and standbys are refused; the gateway records again when writes are accepted."""
 
 import asyncio
 import shutil
@@ -19,27 +19,27 @@ from gateway.database.migrate import migrate
 from gateway.database.session import RELIED_ON, SessionFactory, UnusableSession
 from resolvers.errors import TemporarilyUnavailable
 from resolvers.sql import Statement
-from tests.faults import Wire
+from tests.event_helpers import fresh_database
 from tests.gateways import (
     DEV,
     PATH,
     Gateway,
     Load,
-    contradictions,
+    encounters_by_key,
     gateways,
     is_ready,
-    kept_under,
-    looking_into,
+    owner_connection,
     status_of,
-    until,
+    wrong_answers,
 )
-from tests.happenings import fresh_database
-from tests.process.test_faults import IMPATIENT, unexpected
-from tests.process.test_safety import run
-from tests.servers import Server
+from tests.postgres_servers import PostgresServer
+from tests.process.test_database_failures import IMPATIENT, unexpected
+from tests.process.test_preflight import run
+from tests.tcp_proxy import TcpProxy
+from tests.waiting import wait_until
 
 RETURN_SECONDS = 10
-"""How long after the server takes writes again the gateway may refuse them."""
+"""Seconds; the longest time to the first recording after the server accepts writes again."""
 
 
 @pytest.fixture
@@ -51,43 +51,47 @@ async def not_ready(gateway: Gateway) -> bool:
     return await status_of(gateway.origin, "/readyz") == 503
 
 
-async def lists(gateway: Gateway) -> int:
+async def list_status(gateway: Gateway) -> int:
     async with httpx2.AsyncClient() as client:
         return (await client.get(gateway.origin + PATH, headers=DEV, timeout=30)).status_code
 
 
-async def test_a_gateway_records_again_soon_after_the_database_takes_writes_again(url: str) -> None:
+async def test_a_gateway_records_again_soon_after_the_database_accepts_writes(url: str) -> None:
     name = urlsplit(url).path[1:]
-    async with looking_into(url) as owner, gateways(url, **IMPATIENT) as (gateway,), Load.on(gateway.origin) as load:
-        await until(lambda: load.recorded() >= 20)
+    async with (
+        owner_connection(url) as owner,
+        gateways(url, **IMPATIENT) as (gateway,),
+        Load.on(gateway.origin) as load,
+    ):
+        await wait_until(lambda: load.recorded() >= 20)
         await owner.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
         await owner.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
-        await until(partial(not_ready, gateway))
+        await wait_until(partial(not_ready, gateway))
         refused = len(load.told)
-        await until(lambda: len(load.told) > refused + 20)
+        await wait_until(lambda: len(load.told) > refused + 20)
         assert load.recorded(refused) == 0
-        assert await lists(gateway) == 200
+        assert await list_status(gateway) == 200
         assert await not_ready(gateway)
 
         await owner.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
         returned, so_far = time.monotonic(), len(load.told)
-        await until(lambda: load.recorded(so_far) >= 20)
+        await wait_until(lambda: load.recorded(so_far) >= 20)
         assert time.monotonic() - returned < RETURN_SECONDS
-        await until(lambda: is_ready(gateway.origin))
+        await wait_until(lambda: is_ready(gateway.origin))
         assert gateway.process.poll() is None
         assert unexpected(gateway) == []
-    async with looking_into(url) as owner:
-        assert contradictions(load.told, await kept_under(owner)) == []
-    assert {(told.code, told.recorded) for told in load.told if not told.encounter_id} <= {
+    async with owner_connection(url) as owner:
+        assert wrong_answers(load.told, await encounters_by_key(owner)) == []
+    assert {(answer.code, answer.recorded) for answer in load.told if not answer.encounter_id} <= {
         ("temporarily_unavailable", "no"),
-        ("temporarily_unavailable", "unknown"),  # those whose connections were ended
+        ("temporarily_unavailable", "unknown"),  # requests whose connection was terminated
     }
 
 
-async def test_readiness_says_what_a_write_would_meet_and_closes_the_connection(url: str) -> None:
+async def test_the_readiness_check_fails_on_and_closes_read_only_connections(url: str) -> None:
     database = await Database.connect(url, role=APP_ROLE, size=2, acquire_seconds=5, statement_seconds=5)
     async with database.connection("loop") as connection, database.connection("loop") as other:
         for each in (connection, other):
@@ -100,7 +104,7 @@ async def test_readiness_says_what_a_write_would_meet_and_closes_the_connection(
     await database.close()
 
 
-async def test_a_write_that_meets_a_read_only_session_closes_all_of_them(url: str) -> None:
+async def test_a_failed_write_in_a_read_only_session_closes_all_connections(url: str) -> None:
     database = await Database.connect(url, role=APP_ROLE, size=3, acquire_seconds=5, statement_seconds=5)
     pids = Statement("SELECT pg_backend_pid()")
     async with (
@@ -123,36 +127,36 @@ async def test_a_write_that_meets_a_read_only_session_closes_all_of_them(url: st
     await database.close()
 
 
-async def test_check_and_serve_refuse_a_database_that_takes_no_writes(url: str) -> None:
+async def test_check_and_serve_refuse_a_read_only_database(url: str) -> None:
     name = urlsplit(url).path[1:]
-    async with looking_into(url) as owner:
+    async with owner_connection(url) as owner:
         await owner.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
         for command in ("check", "serve"):
-            code, said = await run(command, url)
+            code, output = await run(command, url)
             assert code == 1
-            assert "the database takes no writes" in said
-            assert "Traceback" not in said
+            assert "the database accepts no writes" in output
+            assert "Traceback" not in output
 
 
-async def test_row_security_off_for_the_login_is_told_and_set_on(url: str) -> None:
+async def test_row_security_off_for_the_login_is_reported_and_set_on(url: str) -> None:
     name = urlsplit(url).path[1:]
-    async with looking_into(url) as owner:
+    async with owner_connection(url) as owner:
         await owner.execute(f"ALTER DATABASE {name} SET row_security = off")
-    _, said = await run("check", url)
-    assert "row_security is off for the login" in said
+    _, output = await run("check", url)
+    assert "row_security is off for the login" in output
 
     async with gateways(url) as (gateway,):
         assert (await asyncio.to_thread(gateway.record)).status_code == 201
-        assert await lists(gateway) == 200
+        assert await list_status(gateway) == 200
 
 
 # A standby
 
 
 @pytest.fixture
-async def pair(tmp_path: Path) -> AsyncIterator[tuple[Server, Server]]:
+async def pair(tmp_path: Path) -> AsyncIterator[tuple[PostgresServer, PostgresServer]]:
     """A primary and its hot standby."""
-    primary, standby = Server(tmp_path / "a"), Server(tmp_path / "b")
+    primary, standby = PostgresServer(tmp_path / "a"), PostgresServer(tmp_path / "b")
     await primary.start()
     await migrate(primary.url)
     (data,) = (each for each in (tmp_path / "a" / "postgres").iterdir() if each.name.isdigit())
@@ -175,39 +179,41 @@ async def pair(tmp_path: Path) -> AsyncIterator[tuple[Server, Server]]:
     await primary.stop()
 
 
-def both(*servers: Server) -> str:
-    """Give one URL that names several servers."""
+def url_of_both(*servers: PostgresServer) -> str:
+    """Return one URL that names several servers."""
     folders = [urlsplit(each.url).query.split("host=")[1].split("&")[0] for each in servers]
     return f"postgresql://postgres@/postgres?host={','.join(folders)}&port={','.join(['5432'] * len(folders))}"
 
 
-async def test_a_standby_is_refused_and_of_several_servers_the_primary_is_found(pair: tuple[Server, Server]) -> None:
+async def test_a_standby_is_refused_and_the_primary_found_after_a_failover(
+    pair: tuple[PostgresServer, PostgresServer],
+) -> None:
     primary, standby = pair
-    code, said = await run("check", standby.url)
+    code, output = await run("check", standby.url)
     assert code == 1
-    assert "hot standby" in said
+    assert "hot standby" in output
     with pytest.raises(UnusableSession, match="hot standby"):
         await Database.connect(standby.url, role=APP_ROLE, size=1, acquire_seconds=5, statement_seconds=5)
-    assert (await run("check", both(standby, primary)))[0] == 0
+    assert (await run("check", url_of_both(standby, primary)))[0] == 0
 
-    async with gateways(both(standby, primary), **IMPATIENT) as (gateway,):
+    async with gateways(url_of_both(standby, primary), **IMPATIENT) as (gateway,):
         async with Load.on(gateway.origin) as load:
-            await until(lambda: load.recorded() >= 20)
+            await wait_until(lambda: load.recorded() >= 20)
             await primary.stop()
-            async with looking_into(standby.url) as owner:
+            async with owner_connection(standby.url) as owner:
                 assert await owner.fetchval("SELECT pg_promote()")
             promoted, so_far = time.monotonic(), len(load.told)
-            await until(lambda: load.recorded(so_far) >= 20)
+            await wait_until(lambda: load.recorded(so_far) >= 20)
             assert time.monotonic() - promoted < RETURN_SECONDS
-            await until(lambda: is_ready(gateway.origin))
+            await wait_until(lambda: is_ready(gateway.origin))
         assert unexpected(gateway) == []
-    async with looking_into(standby.url) as owner:
-        assert contradictions(load.told, await kept_under(owner)) == []
+    async with owner_connection(standby.url) as owner:
+        assert wrong_answers(load.told, await encounters_by_key(owner)) == []
 
 
-async def test_a_host_that_does_not_answer_keeps_no_attempt_from_the_next(url: str) -> None:
+async def test_a_host_that_did_not_answer_is_tried_last_next_time(url: str) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
-        async with Wire.to(url) as (_, near):
+        async with TcpProxy.to(url) as (_, near):
             live = urlsplit(near).netloc.rpartition("@")[2]
             several = near.replace(live, f"127.0.0.1:{silent.getsockname()[1]},{live}")
             sessions = SessionFactory(several, RELIED_ON, APP_ROLE)

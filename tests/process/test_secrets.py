@@ -1,4 +1,4 @@
-"""Secrets that lie in files reach the workers, and stand in the environment of none."""
+"""Secrets from files reach the workers and appear in no environment."""
 
 import asyncio
 import sys
@@ -12,9 +12,9 @@ from tests.gateways import Gateway
 SECRET = "hunter2-of-the-database"
 
 
-def shown(process: psutil.Process, place: str) -> bytes:
-    """Read what the kernel shows of a process to its user's other programs."""
-    return Path(f"/proc/{process.pid}/{place}").read_bytes()
+def proc_file(process: psutil.Process, name: str) -> bytes:
+    """Return a file of /proc about a process."""
+    return Path(f"/proc/{process.pid}/{name}").read_bytes()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows a process's environment as a file")
@@ -26,27 +26,27 @@ async def test_a_secret_from_a_file_is_in_no_environment(database_url: str, tmp_
     gateway = Gateway.on(database_url, GATEWAY_WORKERS=workers, **settings)
     try:
         await asyncio.to_thread(gateway.started)
-        # Gone now: what the workers know they were sent.
+        # The file is deleted, so the workers have the secret from the parent.
         (tmp_path / "url").unlink()
         assert (await asyncio.to_thread(gateway.record)).status_code == 201
 
-        family = [psutil.Process(gateway.process.pid), *psutil.Process(gateway.process.pid).children(recursive=True)]
-        assert len(family) >= int(workers)
-        for process in family:
-            for place in ("environ", "cmdline"):
-                assert SECRET.encode() not in shown(process, place)
+        processes = [psutil.Process(gateway.process.pid), *psutil.Process(gateway.process.pid).children(recursive=True)]
+        assert len(processes) >= int(workers)
+        for process in processes:
+            for name in ("environ", "cmdline"):
+                assert SECRET.encode() not in proc_file(process, name)
     finally:
         await asyncio.to_thread(gateway.end)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows a process's environment as a file")
-async def test_a_private_servers_address_is_in_no_environment(tmp_path: Path) -> None:
+async def test_the_url_of_an_embedded_postgresql_is_in_no_environment(tmp_path: Path) -> None:
     gateway = Gateway(tmp_path, GATEWAY_WORKERS="2")
     try:
         await asyncio.to_thread(gateway.started)
         assert (await asyncio.to_thread(gateway.record)).status_code == 201
 
         for process in psutil.Process(gateway.process.pid).children(recursive=True):
-            assert b"GATEWAY_DATABASE_URL" not in shown(process, "environ")
+            assert b"GATEWAY_DATABASE_URL" not in proc_file(process, "environ")
     finally:
         await asyncio.to_thread(gateway.end)

@@ -1,4 +1,4 @@
-"""The gateway as a process: how it starts, what it says, how it stops, and what is left when it is killed."""
+"""`gateway serve` as a process: start, output, signals, kills and refused settings."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import create_database
 from tests.doors import RECORD
 from tests.gateways import ROOT, VISIT, WAITING, Gateway
-from tests.sockets import talk_to
+from tests.websocket_client import connect_to
 
 
 @pytest.fixture
@@ -33,41 +33,41 @@ def gateway(tmp_path: Path) -> Iterator[Callable[..., Gateway]]:
         each.end()
 
 
-def test_the_first_lines_are_the_addresses_and_a_call_that_works_when_pasted(gateway) -> None:
-    said = (one := gateway()).welcome()
+def test_the_first_lines_show_the_urls_and_a_working_curl_call(gateway) -> None:
+    output = (first_gateway := gateway()).banner()
 
-    pasted = subprocess.run(["sh", "-c", said[said.index("curl") :]], capture_output=True, text=True, check=True)
+    pasted = subprocess.run(["sh", "-c", output[output.index("curl") :]], capture_output=True, text=True, check=True)
 
-    assert said.splitlines()[0].startswith("REST     http://127.0.0.1:")
-    assert said.splitlines()[1] == f"GraphQL  {one.origin}/graphql"
+    assert output.splitlines()[0].startswith("REST     http://127.0.0.1:")
+    assert output.splitlines()[1] == f"GraphQL  {first_gateway.origin}/graphql"
     assert '"status":"scheduled"' in pasted.stdout
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_it_with_exit_code_0_and_leaves_no_process(gateway, number, tmp_path: Path) -> None:
-    one = gateway().started()
-    family = psutil.Process(one.process.pid).children(recursive=True)
+def test_a_signal_stops_the_gateway_with_exit_code_0_and_no_process_left(gateway, number, tmp_path: Path) -> None:
+    first_gateway = gateway().started()
+    children = psutil.Process(first_gateway.process.pid).children(recursive=True)
 
-    assert one.record().status_code == 201
-    assert one.stop(number) == 0
+    assert first_gateway.record().status_code == 201
+    assert first_gateway.stop(number) == 0
 
-    assert family
-    assert psutil.wait_procs(family, timeout=5)[1] == []
+    assert children
+    assert psutil.wait_procs(children, timeout=5)[1] == []
 
 
-def test_what_was_acknowledged_is_there_after_a_kill_and_the_next_start_recovers_by_itself(gateway) -> None:
-    one = gateway().started()
-    acknowledged = sum(one.record().status_code == 201 for _ in range(20))
+def test_acknowledged_encounters_survive_a_kill(gateway) -> None:
+    first_gateway = gateway().started()
+    acknowledged = sum(first_gateway.record().status_code == 201 for _ in range(20))
 
-    one.stop(signal.SIGKILL)
+    first_gateway.stop(signal.SIGKILL)
 
     assert gateway().started().total() == acknowledged == 20
 
 
-def test_the_second_start_finds_what_the_first_recorded(gateway) -> None:
-    one = gateway().started()
-    one.record()
-    one.stop()
+def test_a_restart_keeps_the_recorded_encounters(gateway) -> None:
+    first_gateway = gateway().started()
+    first_gateway.record()
+    first_gateway.stop()
 
     again = gateway().started()
 
@@ -75,49 +75,48 @@ def test_the_second_start_finds_what_the_first_recorded(gateway) -> None:
     assert again.total() == 1
 
 
-def test_a_second_gateway_on_the_same_folder_is_refused_with_a_clear_sentence(gateway) -> None:
+def test_a_second_gateway_on_the_same_folder_is_refused(gateway) -> None:
     gateway().started()
 
     second = gateway()
 
     assert second.process.wait(20) != 0
-    said = second.errors()
-    assert "Another gateway is using the data folder" in said
-    assert "Traceback" not in said
+    output = second.errors()
+    assert "Another gateway is using the data folder" in output
+    assert "Traceback" not in output
 
 
-def test_a_port_that_is_taken_is_told_by_its_setting(gateway, tmp_path) -> None:
+def test_a_port_in_use_is_reported_with_its_setting(gateway, tmp_path) -> None:
     first = gateway().started()
     port = first.origin.rpartition(":")[2]
 
     second = gateway(GATEWAY_PORT=port, GATEWAY_DATA_DIR=str(tmp_path / "another"))
 
     assert second.process.wait(60) == 1
-    said = second.errors()
-    assert said.splitlines() == [
-        f"gateway: GATEWAY_PORT: cannot listen on 127.0.0.1:{port}; stop what listens there, or set another port"
-    ]
+    output = second.errors()
+    listening = f"gateway: GATEWAY_PORT: cannot listen on 127.0.0.1:{port}"
+    assert output.splitlines() == [f"{listening}; stop the program that listens there, or set another port"]
     assert not (tmp_path / "another").exists()
 
 
 def test_workers_share_the_port_and_stop_together(gateway) -> None:
-    one = gateway(GATEWAY_WORKERS="2").started()
-    family = psutil.Process(one.process.pid).children(recursive=True)
+    first_gateway = gateway(GATEWAY_WORKERS="2").started()
+    children = psutil.Process(first_gateway.process.pid).children(recursive=True)
 
-    assert [one.record().status_code for _ in range(10)] == [201] * 10
-    assert one.stop() == 0
-    assert psutil.wait_procs(family, timeout=10)[1] == []
+    assert [first_gateway.record().status_code for _ in range(10)] == [201] * 10
+    assert first_gateway.stop() == 0
+    assert psutil.wait_procs(children, timeout=10)[1] == []
 
 
-def test_a_mistake_in_the_settings_is_a_sentence_not_a_traceback(gateway) -> None:
-    one = gateway(GATEWAY_PROT="80")
+def test_an_unknown_setting_is_reported_in_one_sentence(gateway) -> None:
+    first_gateway = gateway(GATEWAY_PROT="80")
 
-    assert one.process.wait(20) != 0
-    assert one.errors() == "gateway: GATEWAY_PROT: no such setting; the nearest is GATEWAY_PORT\n"
+    assert first_gateway.process.wait(20) != 0
+    assert first_gateway.errors() == "gateway: GATEWAY_PROT: no such setting; the nearest is GATEWAY_PORT\n"
 
 
 @pytest.mark.parametrize("command", ["serve", "check"])
-def test_a_proxy_that_cannot_be_used_is_one_sentence(tmp_path: Path, command: str) -> None:
+def test_an_unusable_proxy_is_reported_in_one_sentence(tmp_path: Path, command: str) -> None:
     settings = {
         "GATEWAY_DATA_DIR": str(tmp_path),
         "GATEWAY_WEBHOOK_URL": "https://crm.test/",
@@ -131,31 +130,31 @@ def test_a_proxy_that_cannot_be_used_is_one_sentence(tmp_path: Path, command: st
     )
 
     assert ended.returncode == 1
-    # `check` prints what it finds beside the settings, and goes on; `serve` ends with it.
-    said = ended.stdout + ended.stderr
-    (sentence,) = [line for line in said.splitlines() if "ALL_PROXY" in line]
+    # `check` prints the finding and continues; `serve` exits with it.
+    output = ended.stdout + ended.stderr
+    (sentence,) = [line for line in output.splitlines() if "ALL_PROXY" in line]
     assert sentence.removeprefix("gateway: ").startswith("ALL_PROXY: a SOCKS proxy needs the package socksio")
-    assert "hunter2" not in said
+    assert "hunter2" not in output
 
 
-def test_another_database_is_refused_and_its_password_is_not_told(gateway) -> None:
-    one = gateway(GATEWAY_DATABASE_URL="mysql://me:hunter2@db.test/clinic")
+def test_a_url_of_another_database_is_refused_without_its_password(gateway) -> None:
+    first_gateway = gateway(GATEWAY_DATABASE_URL="mysql://me:hunter2@db.test/clinic")
 
-    assert one.process.wait(20) != 0
-    said = one.errors()
-    assert "GATEWAY_DATABASE_URL" in said
-    assert "must begin with postgresql://" in said
-    assert "hunter2" not in said
-
-
-def test_development_mode_refuses_an_open_address(gateway) -> None:
-    one = gateway(GATEWAY_HOST="0.0.0.0")
-
-    assert one.process.wait(20) != 0
-    assert "loopback only" in one.errors()
+    assert first_gateway.process.wait(20) != 0
+    output = first_gateway.errors()
+    assert "GATEWAY_DATABASE_URL" in output
+    assert "must begin with postgresql://" in output
+    assert "hunter2" not in output
 
 
-async def test_ten_processes_may_migrate_one_database_at_once(server_url: str) -> None:
+def test_development_mode_refuses_an_address_other_than_loopback(gateway) -> None:
+    first_gateway = gateway(GATEWAY_HOST="0.0.0.0")
+
+    assert first_gateway.process.wait(20) != 0
+    assert "loopback only" in first_gateway.errors()
+
+
+async def test_ten_concurrent_migrate_commands_succeed(server_url: str) -> None:
     url = await create_database(server_url)
     environment = {**os.environ, "GATEWAY_DATABASE_URL": url}
 
@@ -168,49 +167,49 @@ async def test_ten_processes_may_migrate_one_database_at_once(server_url: str) -
     await connection.close()
 
 
-async def test_a_server_of_ones_own_is_used_when_it_is_named(gateway, server_url: str, monkeypatch) -> None:
+async def test_the_database_of_the_url_is_used_instead_of_an_embedded_one(
+    gateway, server_url: str, monkeypatch
+) -> None:
     url = await create_database(server_url)
 
-    one = gateway(GATEWAY_DATABASE_URL=url, GATEWAY_DATABASE_UNSAFE="true").started()
+    first_gateway = gateway(GATEWAY_DATABASE_URL=url, GATEWAY_DATABASE_UNSAFE="true").started()
 
-    assert one.record().status_code == 201
+    assert first_gateway.record().status_code == 201
     connection = await asyncpg.connect(url)
     assert await connection.fetchval("SELECT notes FROM patient_graph.encounters") == VISIT["notes"]
     await connection.close()
 
 
-async def test_a_signal_lets_sockets_finish_what_is_being_recorded_and_says_that_it_restarts(
-    gateway, server_url: str
-) -> None:
+async def test_on_a_signal_websockets_finish_recordings_and_close_with_1012(gateway, server_url: str) -> None:
     url = await create_database(server_url)
-    one = await asyncio.to_thread(gateway(GATEWAY_DATABASE_URL=url, GATEWAY_DATABASE_UNSAFE="true").started)
+    first_gateway = await asyncio.to_thread(gateway(GATEWAY_DATABASE_URL=url, GATEWAY_DATABASE_UNSAFE="true").started)
     connection = await asyncpg.connect(url)
-    async with talk_to(one.origin) as talk, talk_to(one.origin) as idle:
-        await talk.authenticate()
+    async with connect_to(first_gateway.origin) as websocket, connect_to(first_gateway.origin) as idle:
+        await websocket.authenticate()
         async with connection.transaction():
             await connection.execute("LOCK TABLE patient_graph.encounters")
-            await talk.start(
+            await websocket.start(
                 "record", RECORD, patientId="demo-patient", input={"brandId": "loop", "encounterType": "LAB"}
             )
-            while not await connection.fetchval(WAITING):  # noqa: ASYNC110 - the database tells nobody
+            while not await connection.fetchval(WAITING):  # noqa: ASYNC110 - PostgreSQL sends no event for a waiting lock
                 await asyncio.sleep(0.01)
-            one.process.send_signal(signal.SIGTERM)
+            first_gateway.process.send_signal(signal.SIGTERM)
             assert (await idle.closed())[0] == 1012
 
-        assert "encounter" in (await talk.next("record"))["data"]["recordEncounter"]
-        assert await talk.hear() == {"type": "complete", "id": "record"}
-        assert (await talk.closed())[0] == 1012
+        assert "encounter" in (await websocket.next("record"))["data"]["recordEncounter"]
+        assert await websocket.receive() == {"type": "complete", "id": "record"}
+        assert (await websocket.closed())[0] == 1012
     await connection.close()
-    assert await asyncio.to_thread(one.process.wait, 20) == 0
+    assert await asyncio.to_thread(first_gateway.process.wait, 20) == 0
 
 
-def test_the_readmes_examples_work_when_pasted(gateway) -> None:
+def test_the_examples_of_the_readme_work(gateway) -> None:
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    one = gateway().started()
+    first_gateway = gateway().started()
 
     answers = [
         subprocess.run(
-            ["sh", "-ec", block.replace("http://127.0.0.1:8000", one.origin)],
+            ["sh", "-ec", block.replace("http://127.0.0.1:8000", first_gateway.origin)],
             capture_output=True,
             text=True,
             check=True,

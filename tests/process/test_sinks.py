@@ -1,4 +1,4 @@
-"""Events reach those outside: signed, at least once, in order for each patient, whatever the receiver answers."""
+"""Webhooks: events are signed, delivered at least once, in order for each patient, and retried."""
 
 import asyncio
 import re
@@ -22,8 +22,9 @@ from gateway.events.replay import NoReplay, replay
 from gateway.events.status import event_numbers
 from gateway.settings import Settings
 from tests.doors import Service
-from tests.happenings import DEADLINE_SECONDS, Gateway, fresh_database, rows, until
-from tests.receiver import Delivery, Receiver, taken
+from tests.event_helpers import Gateway, fresh_database, rows
+from tests.waiting import DEADLINE_SECONDS, wait_until
+from tests.webhook_receiver import Delivery, ReceiverServer, accept
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 OLD_SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
@@ -33,7 +34,7 @@ DOCS = Path(__file__).parent.parent.parent / "docs"
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sinks, "FIRST_RETRY_SECONDS", 0.01)
     monkeypatch.setattr(sinks, "LONGEST_RETRY_SECONDS", 0.05)
     monkeypatch.setattr(pipeline, "LOOK_AGAIN_SECONDS", 0.02)
@@ -45,31 +46,31 @@ async def url(server_url: str) -> str:
 
 
 @pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with Receiver.running() as running:
+async def receiver() -> AsyncIterator[ReceiverServer]:
+    async with ReceiverServer.running() as running:
         yield running
 
 
 @pytest.fixture
-def webhook(receiver: Receiver) -> dict[str, Any]:
-    """The settings that name the receiver."""
+def webhook(receiver: ReceiverServer) -> dict[str, Any]:
+    """The settings of a webhook to the receiver."""
     return {"webhook_url": receiver.url, "webhook_secret": SECRET, "webhook_seconds": 5}
 
 
 @pytest.fixture
 async def gateway(url: str, webhook: dict[str, Any]) -> AsyncIterator[Gateway]:
     async with Gateway.running(url, **webhook) as running:
-        await known(url)
+        await wait_for_sinks(url)
         yield running
 
 
-async def known(url: str, count: int = 1) -> None:
-    """Return when so many sinks are at work: they are told of what happens from then on."""
+async def wait_for_sinks(url: str, count: int = 1) -> None:
+    """Return once `count` sinks are registered: they receive all later events."""
 
-    async def at_work() -> bool:
+    async def are_registered() -> bool:
         return len(await rows(url, "SELECT FROM gateway.sinks")) >= count
 
-    await until(at_work)
+    await wait_until(are_registered)
 
 
 async def record(gateway: Gateway, count: int, patient_id: str = "patient") -> list[str]:
@@ -77,7 +78,7 @@ async def record(gateway: Gateway, count: int, patient_id: str = "patient") -> l
 
 
 def verifier() -> Callable[[str, Any, bytes], bool]:
-    """Give the function that docs/pipeline.md offers to receivers."""
+    """Return the verification function of docs/events.md."""
     code = re.findall(r"```python\n(.*?)```", (DOCS / "events.md").read_text(), re.DOTALL)
     namespace: dict[str, Any] = {}
     exec(code[0], namespace)
@@ -89,40 +90,40 @@ async def sink(url: str) -> Any:
     return (await rows(url, "SELECT * FROM gateway.sinks"))[0]
 
 
-async def round_of_the_sink(url: str) -> None:
-    """Return when whoever has the lease has renewed it, as at each round."""
+async def wait_for_renewed_lease(url: str) -> None:
+    """Return once the lease of the sink was renewed, as in each run."""
     lease = "SELECT expires_at FROM gateway.leases WHERE name = 'sink webhook'"
     before = await rows(url, lease)
 
     async def renewed() -> bool:
         return await rows(url, lease) != before
 
-    await until(renewed)
+    await wait_until(renewed)
 
 
-async def sink_becomes(url: str, condition: Callable[[Any], Any]) -> None:
-    async def become() -> Any:
+async def wait_for_sink(url: str, condition: Callable[[Any], Any]) -> None:
+    async def is_met() -> Any:
         return condition(await sink(url))
 
-    await until(become)
+    await wait_until(is_met)
 
 
-# What is sent
+# Content and signatures
 
 
-async def test_what_is_recorded_at_a_door_arrives_signed_and_says_nothing_clinical(
-    url: str, webhook: dict[str, Any], receiver: Receiver
+async def test_a_recording_is_delivered_signed_without_clinical_text(
+    url: str, webhook: dict[str, Any], receiver: ReceiverServer
 ) -> None:
     await rows(url, "INSERT INTO patient_graph.patients (id, brand_id) VALUES ('somebody', 'loop')")
     visit = {"brand_id": "loop", "encounter_type": "lab", "notes": "slept badly", "chief_complaint": "a cough",
              "scheduled_at": "2031-02-03T04:05:06Z", "metadata": {"mood": "gloomy"}}  # fmt: skip
     async with Service.running(Settings(database_url=url, **webhook)) as service:
-        await known(url)
+        await wait_for_sinks(url)
         for _ in range(2):
             response = await service.rest(
                 "POST", "/v1/patients/somebody/encounters", json=visit, headers={"idempotency-key": "once"}
             )
-        await until(lambda: receiver.taken)
+        await wait_until(lambda: receiver.taken)
         encounter = response.json()
 
     (delivery,) = receiver.tried
@@ -153,19 +154,21 @@ async def test_what_is_recorded_at_a_door_arrives_signed_and_says_nothing_clinic
         assert word not in sent
 
 
-async def test_while_a_secret_changes_both_verify(url: str, webhook: dict[str, Any], receiver: Receiver) -> None:
+async def test_during_a_change_of_secret_both_signatures_verify(
+    url: str, webhook: dict[str, Any], receiver: ReceiverServer
+) -> None:
     async with Gateway.running(url, **webhook | {"webhook_secret": f"{SECRET} {OLD_SECRET}"}) as gateway:
-        await known(url)
+        await wait_for_sinks(url)
         await record(gateway, 1)
-        await until(lambda: receiver.taken)
+        await wait_until(lambda: receiver.taken)
 
     (delivery,) = receiver.taken
     for secret in (SECRET, OLD_SECRET):
         assert verifier()(secret, delivery.headers, delivery.body)
 
 
-async def test_a_receiver_of_one_brand_is_told_of_no_other(
-    url: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+async def test_a_webhook_of_one_brand_receives_no_other_brand(
+    url: str, receiver: ReceiverServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sinks, "BATCH", 2)
     webhooks = [
@@ -173,10 +176,10 @@ async def test_a_receiver_of_one_brand_is_told_of_no_other(
         {"name": "all", "url": f"{receiver.url}?who=all", "secrets": [OLD_SECRET]},
     ]
     async with Gateway.running(url, webhooks=webhooks) as gateway:
-        await known(url, 2)
+        await wait_for_sinks(url, 2)
         for brand_id in ("loop", "loopbio", "loopbio", "loopbio", "loop", "loopbio"):
             await gateway.record("patient", brand_id)
-        await until(lambda: len(receiver.taken) == 8)
+        await wait_until(lambda: len(receiver.taken) == 8)
         numbers = await event_numbers(gateway.relay)
         while any(each.behind for each in numbers.sinks):
             numbers = await event_numbers(gateway.relay)
@@ -185,12 +188,12 @@ async def test_a_receiver_of_one_brand_is_told_of_no_other(
     assert [delivery.event["data"]["brand_id"] for delivery in mine] == ["loop", "loop"]
 
 
-# When it does not work
+# Failures
 
 
 @pytest.mark.parametrize("failure", ["500", "400", "timeout", "redirect", "refused", "cut off"])
-async def test_what_fails_is_tried_again_and_what_is_behind_it_waits(
-    url: str, webhook: dict[str, Any], receiver: Receiver, failure: str
+async def test_a_failed_delivery_is_retried_and_later_events_wait(
+    url: str, webhook: dict[str, Any], receiver: ReceiverServer, failure: str
 ) -> None:
     async def failing(_delivery: Delivery) -> Response:
         match failure:
@@ -203,101 +206,99 @@ async def test_what_fails_is_tried_again_and_what_is_behind_it_waits(
         return Response(status_code=int(failure))
 
     async with Gateway.running(url, **webhook | {"webhook_seconds": 0.2}) as gateway:
-        await known(url)
+        await wait_for_sinks(url)
         if failure == "refused":
             await receiver.stop()
         receiver.answer = failing
         recorded = await record(gateway, 3)
-        await sink_becomes(url, lambda sink: sink["failures"] >= 3)
+        await wait_for_sink(url, lambda sink: sink["failures"] >= 3)
         assert not receiver.taken
         if failure == "refused":
             await receiver.start()
-        receiver.answer = taken
-        await until(lambda: len(receiver.taken) == 3)
+        receiver.answer = accept
+        await wait_until(lambda: len(receiver.taken) == 3)
 
     assert receiver.encounters == recorded
     assert len({(delivery.id, delivery.body) for delivery in receiver.tried}) == 3
     assert all(delivery.encounter_id == recorded[0] for delivery in receiver.tried[:-2])
     assert ((await sink(url))["failures"], (await sink(url))["last_error"]) == (0, None)
-    assert not receiver.strayed
+    assert not receiver.misdirected
 
 
-async def test_what_a_receiver_says_and_what_it_is_signed_with_is_not_logged(
-    gateway: Gateway, url: str, receiver: Receiver, capfd: pytest.CaptureFixture[str]
+async def test_answers_of_receivers_and_signatures_are_not_logged(
+    gateway: Gateway, url: str, receiver: ReceiverServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     async def failing(_delivery: Delivery) -> Response:
         return Response(b"the patient sleeps badly", status_code=500)
 
     receiver.answer = failing
     await record(gateway, 1)
-    await until(lambda: len(receiver.tried) > 2)
+    await wait_until(lambda: len(receiver.tried) > 2)
 
-    said = capfd.readouterr().err + str([tuple(row) for row in await rows(url, "SELECT * FROM gateway.sinks")])
-    assert "status 500" in said
-    assert "delivery failed" in said
+    logged = capfd.readouterr().err + str([tuple(row) for row in await rows(url, "SELECT * FROM gateway.sinks")])
+    assert "status 500" in logged
+    assert "delivery failed" in logged
     for secret in ("sleeps", SECRET[6:], receiver.tried[0].headers["webhook-signature"]):
-        assert secret not in said
+        assert secret not in logged
 
 
-async def test_a_receiver_that_is_gone_is_left_alone_until_somebody_says_otherwise(
-    gateway: Gateway, url: str, receiver: Receiver
-) -> None:
+async def test_a_410_disables_the_sink_until_a_replay(gateway: Gateway, url: str, receiver: ReceiverServer) -> None:
     async def gone(_delivery: Delivery) -> Response:
         return Response(status_code=410)
 
     receiver.answer = gone
     recorded = await record(gateway, 2)
-    await sink_becomes(url, lambda sink: sink["disabled_at"])
+    await wait_for_sink(url, lambda sink: sink["disabled_at"])
     recorded += await record(gateway, 2)
     for _ in range(3):
-        await round_of_the_sink(url)
+        await wait_for_renewed_lease(url)
     assert len(receiver.tried) == 1
 
-    receiver.answer = taken
+    receiver.answer = accept
     await replay(gateway.relay, "webhook", None)
-    await until(lambda: len(receiver.taken) == 4)
+    await wait_until(lambda: len(receiver.taken) == 4)
     assert receiver.encounters == recorded
 
 
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("form", ["seconds", "date"])
-async def test_a_receiver_that_asks_for_patience_is_given_it(
-    gateway: Gateway, url: str, receiver: Receiver, status: int, form: str
+async def test_retry_after_of_a_receiver_is_respected(
+    gateway: Gateway, url: str, receiver: ReceiverServer, status: int, form: str
 ) -> None:
-    until_then = datetime.now(UTC) + timedelta(seconds=3000)
-    asked = "3000" if form == "seconds" else format_datetime(until_then, usegmt=True)
+    retry_at = datetime.now(UTC) + timedelta(seconds=3000)
+    asked = "3000" if form == "seconds" else format_datetime(retry_at, usegmt=True)
 
     async def busy(_delivery: Delivery) -> Response:
         return Response(status_code=status, headers={"retry-after": asked})
 
     receiver.answer = busy
     await record(gateway, 1)
-    await sink_becomes(url, lambda sink: sink["failures"])
+    await wait_for_sink(url, lambda sink: sink["failures"])
 
-    assert abs((await sink(url))["next_attempt_at"] - until_then) < timedelta(seconds=DEADLINE_SECONDS)
+    assert abs((await sink(url))["next_attempt_at"] - retry_at) < timedelta(seconds=DEADLINE_SECONDS)
     for _ in range(3):
-        await round_of_the_sink(url)
+        await wait_for_renewed_lease(url)
     assert len(receiver.tried) == 1
-    receiver.answer = taken
+    receiver.answer = accept
     await replay(gateway.relay, "webhook", None)
-    await until(lambda: receiver.taken)
+    await wait_until(lambda: receiver.taken)
 
 
-async def test_a_poison_event_becomes_a_dead_letter_in_the_end_and_the_line_moves_on(
-    gateway: Gateway, url: str, receiver: Receiver
+async def test_an_event_that_always_fails_becomes_a_dead_letter(
+    gateway: Gateway, url: str, receiver: ReceiverServer
 ) -> None:
-    async def choking(delivery: Delivery) -> Response:
+    async def fail_for_second(delivery: Delivery) -> Response:
         second = list(dict.fromkeys(each.id for each in receiver.tried))[1:2]
         return Response(status_code=500 if delivery.id in second else 200)
 
-    receiver.answer = choking
+    receiver.answer = fail_for_second
     recorded = await record(gateway, 4)
-    await until(lambda: len(receiver.tried) > 5)
+    await wait_until(lambda: len(receiver.tried) > 5)
     assert receiver.encounters == recorded[:1]
 
     await rows(url, "UPDATE gateway.sinks SET since = now() - '73 hours'::interval")
     await rows(url, "UPDATE patient_graph.outbox SET published_at = now() - '73 hours'::interval WHERE position = 2")
-    await until(lambda: len(receiver.taken) == 3)
+    await wait_until(lambda: len(receiver.taken) == 3)
 
     assert receiver.encounters == [recorded[0], *recorded[2:]]
     (letter,) = await rows(url, "SELECT * FROM patient_graph.dead_letters")
@@ -307,15 +308,15 @@ async def test_a_poison_event_becomes_a_dead_letter_in_the_end_and_the_line_move
     assert (letter["sink"], letter["reason"]) == ("webhook", "status 500")
     assert [each.dead_letters for each in (await event_numbers(gateway.relay)).sinks] == [1]
 
-    receiver.answer = taken
+    receiver.answer = accept
     await replay(gateway.relay, "webhook", 2)
-    await until(lambda: len(receiver.taken) == 6)
+    await wait_until(lambda: len(receiver.taken) == 6)
     assert receiver.encounters[3:] == recorded[1:]
     assert await rows(url, "SELECT FROM patient_graph.dead_letters") == []
 
 
-async def test_after_a_long_outage_nothing_is_laid_aside_before_it_was_tried(
-    gateway: Gateway, url: str, receiver: Receiver
+async def test_after_a_long_outage_each_event_is_tried_before_it_is_given_up(
+    gateway: Gateway, url: str, receiver: ReceiverServer
 ) -> None:
     await rows(
         url,
@@ -326,25 +327,25 @@ async def test_after_a_long_outage_nothing_is_laid_aside_before_it_was_tried(
     await rows(url, "UPDATE patient_graph.outbox SET published_at = now() - '80 hours'::interval")
 
     await rows(url, "UPDATE gateway.sinks SET next_attempt_at = now()")
-    await until(lambda: len(receiver.taken) == 3)
+    await wait_until(lambda: len(receiver.taken) == 3)
 
     assert receiver.encounters == recorded
     assert await rows(url, "SELECT FROM patient_graph.dead_letters") == []
 
 
-async def test_what_is_replayed_is_tried_for_as_long_as_if_it_were_new(
-    gateway: Gateway, url: str, receiver: Receiver
+async def test_a_replayed_event_is_retried_as_long_as_a_new_one(
+    gateway: Gateway, url: str, receiver: ReceiverServer
 ) -> None:
     async def failing(_delivery: Delivery) -> Response:
         return Response(status_code=500)
 
     await record(gateway, 1)
-    await until(lambda: receiver.taken)
+    await wait_until(lambda: receiver.taken)
     await rows(url, "UPDATE patient_graph.outbox SET published_at = now() - '80 hours'::interval")
 
     receiver.answer = failing
     await replay(gateway.relay, "webhook", 1)
-    await sink_becomes(url, lambda sink: sink["failures"] >= 3)
+    await wait_for_sink(url, lambda sink: sink["failures"] >= 3)
 
     assert await rows(url, "SELECT FROM patient_graph.dead_letters") == []
 
@@ -352,40 +353,40 @@ async def test_what_is_replayed_is_tried_for_as_long_as_if_it_were_new(
 # Several gateways
 
 
-async def test_gateways_deliver_once_together_and_none_is_missed_when_one_stops(
-    url: str, webhook: dict[str, Any], receiver: Receiver
+async def test_several_gateways_deliver_each_event_once_while_one_stops(
+    url: str, webhook: dict[str, Any], receiver: ReceiverServer
 ) -> None:
     async with Gateway.running(url, **webhook) as staying:
         async with Gateway.running(url, **webhook) as leaving:
-            await known(url)
+            await wait_for_sinks(url)
             recorded = await record(leaving, 5, "one")
-            await until(lambda: len(receiver.taken) == 5)
+            await wait_until(lambda: len(receiver.taken) == 5)
             assert len(receiver.tried) == 5
             recorded += await record(leaving, 10, "two")
         recorded += await record(staying, 5, "three")
-        await until(lambda: len(set(receiver.encounters)) == 20)
+        await wait_until(lambda: len(set(receiver.encounters)) == 20)
 
-    # One that was under way when its gateway stopped may come twice, and then as the same event.
+    # A delivery in flight when its gateway stopped may be repeated, with the same event id.
     assert list(dict.fromkeys(receiver.encounters)) == recorded
     assert len({delivery.id for delivery in receiver.tried}) == 20
 
 
-async def test_a_gateway_that_is_killed_is_stood_in_for_within_seconds(
-    url: str, webhook: dict[str, Any], receiver: Receiver
+async def test_another_gateway_takes_over_within_seconds_after_a_kill(
+    url: str, webhook: dict[str, Any], receiver: ReceiverServer
 ) -> None:
     settings = {f"GATEWAY_{name.upper()}": str(value) for name, value in webhook.items()}
     async with serving(url, settings) as (relaying, _):
-        await known(url)
+        await wait_for_sinks(url)
         async with serving(url, settings) as (_, origin), httpx2.AsyncClient(base_url=origin, headers=DEV) as client:
             recorded = []
             for number in range(40):
                 answer = await client.post("/v1/patients/demo-patient/encounters", json=VISIT)
                 recorded.append(answer.json()["id"])
                 if number == 20:
-                    await until(lambda: len(receiver.taken) > 10)
+                    await wait_until(lambda: len(receiver.taken) > 10)
                     relaying.kill()
                     await relaying.wait()
-            await until(lambda: len(set(receiver.encounters)) == 40)
+            await wait_until(lambda: len(set(receiver.encounters)) == 40)
 
     assert list(dict.fromkeys(receiver.encounters)) == recorded
     assert len(receiver.taken) <= 41
@@ -393,7 +394,7 @@ async def test_a_gateway_that_is_killed_is_stood_in_for_within_seconds(
 
 @asynccontextmanager
 async def serving(url: str, settings: dict[str, str]) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
-    """Run a gateway in a process of its own, and give it and its address."""
+    """Run a gateway in its own process; return the process and its origin."""
     environment = {"GATEWAY_DATABASE_URL": url, "GATEWAY_DATABASE_UNSAFE": "true", "GATEWAY_PORT": "0", **settings}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "gateway", "serve",
@@ -410,8 +411,8 @@ async def serving(url: str, settings: dict[str, str]) -> AsyncIterator[tuple[asy
         await process.wait()
 
 
-async def test_a_delivery_that_takes_longer_than_the_lease_is_not_done_twice(
-    url: str, webhook: dict[str, Any], receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+async def test_a_delivery_longer_than_the_lease_is_not_repeated(
+    url: str, webhook: dict[str, Any], receiver: ReceiverServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs, "LEASE_TIME", timedelta(seconds=0.9))
 
@@ -420,51 +421,53 @@ async def test_a_delivery_that_takes_longer_than_the_lease_is_not_done_twice(
         return Response()
 
     async with Gateway.running(url, **webhook) as one, Gateway.running(url, **webhook):
-        await known(url)
+        await wait_for_sinks(url)
         receiver.answer = slow
         await record(one, 2)
-        await until(lambda: len(receiver.taken) == 2)
+        await wait_until(lambda: len(receiver.taken) == 2)
         assert len(receiver.tried) == 2
 
 
-async def test_whoever_lost_the_lease_moves_nothing_back(gateway: Gateway, url: str, receiver: Receiver) -> None:
+async def test_a_process_without_the_lease_does_not_move_the_position_back(
+    gateway: Gateway, url: str, receiver: ReceiverServer
+) -> None:
     entered, go_on = asyncio.Event(), asyncio.Event()
 
-    async def hesitating(_delivery: Delivery) -> Response:
+    async def wait_and_accept(_delivery: Delivery) -> Response:
         entered.set()
         await go_on.wait()
         return Response()
 
-    receiver.answer = hesitating
+    receiver.answer = wait_and_accept
     recorded = await record(gateway, 3)
     await entered.wait()
-    # Somebody else, an operator or a gateway that took over, moves the sink meanwhile.
+    # An operator, or a gateway that took over, moves the position of the sink.
     await gateway.relayed(3)
     await rows(url, "UPDATE gateway.sinks SET position = 2")
     go_on.set()
 
-    await until(lambda: len(receiver.taken) == 2)
+    await wait_until(lambda: len(receiver.taken) == 2)
     assert receiver.encounters == [recorded[0], recorded[2]]
-    await sink_becomes(url, lambda sink: sink["position"] == 3)
+    await wait_for_sink(url, lambda sink: sink["position"] == 3)
 
 
-# New sinks, replays, none
+# New sinks, replays, no sinks
 
 
-async def test_a_new_sink_is_told_from_now_on_and_of_the_rest_when_asked(
-    url: str, webhook: dict[str, Any], receiver: Receiver
+async def test_a_new_sink_receives_later_events_and_earlier_ones_by_replay(
+    url: str, webhook: dict[str, Any], receiver: ReceiverServer
 ) -> None:
     async with Gateway.running(url) as before:
         recorded = await record(before, 3)
         await before.relayed(3)
     async with Gateway.running(url, **webhook) as gateway:
-        await known(url)
+        await wait_for_sinks(url)
         recorded += await record(gateway, 1)
-        await until(lambda: receiver.taken)
+        await wait_until(lambda: receiver.taken)
         assert receiver.encounters == recorded[3:]
 
         assert await replay(gateway.relay, "webhook", 1) == 1
-        await until(lambda: len(receiver.taken) == 5)
+        await wait_until(lambda: len(receiver.taken) == 5)
         assert receiver.encounters[1:] == recorded
         for position in (0, 6):
             with pytest.raises(NoReplay, match="from 1 to 5"):
@@ -473,7 +476,7 @@ async def test_a_new_sink_is_told_from_now_on_and_of_the_rest_when_asked(
             await replay(gateway.relay, "nobody", 1)
 
 
-async def test_no_sink_costs_nothing(url: str) -> None:
+async def test_without_a_sink_no_work_is_done_for_sinks(url: str) -> None:
     async with Gateway.running(url) as gateway:
         await record(gateway, 1)
         await gateway.relayed(1)
@@ -482,24 +485,24 @@ async def test_no_sink_costs_nothing(url: str) -> None:
     assert await rows(url, "SELECT FROM gateway.leases WHERE name LIKE 'sink%'") == []
 
 
-async def test_an_operator_sees_and_replays_at_the_command_line(gateway: Gateway, url: str, receiver: Receiver) -> None:
+async def test_the_commands_show_and_replay_events(gateway: Gateway, url: str, receiver: ReceiverServer) -> None:
     await record(gateway, 2)
-    await until(lambda: len(receiver.taken) == 2)
+    await wait_until(lambda: len(receiver.taken) == 2)
 
     replayed = await command(url, "events", "replay", "--sink", "webhook", "--from", "2")
-    await until(lambda: len(receiver.taken) == 3)
+    await wait_until(lambda: len(receiver.taken) == 3)
     status = await command(url, "events", "status")
     refused = await command(url, "events", "replay", "--sink", "webhook", "--from", "9")
 
-    assert replayed == (0, "webhook is told from position 2\n", "")
+    assert replayed == (0, "webhook gets the events from position 2\n", "")
     assert status[0] == 0
     assert status[1].startswith("events up to position 2, kept from 1\n0 waiting")
     assert "sink webhook: at 2, 0 behind" in status[1]
-    assert refused == (1, "", "gateway: a replay may begin from 1 to 3\n")
+    assert refused == (1, "", "gateway: the first position must be from 1 to 3\n")
 
 
 async def command(url: str, *words: str) -> tuple[int, str, str]:
-    """Run the program, and give its exit code and what it said."""
+    """Run a command of the gateway; return its exit code, standard output and standard error."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "gateway", *words,
         env={"GATEWAY_DATABASE_URL": url}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -510,13 +513,15 @@ async def command(url: str, *words: str) -> tuple[int, str, str]:
     return process.returncode, out.decode(), err.decode()
 
 
-async def test_the_relay_goes_on_without_its_sinks(url: str, webhook: dict[str, Any], receiver: Receiver) -> None:
+async def test_the_relay_continues_while_a_sink_fails(
+    url: str, webhook: dict[str, Any], receiver: ReceiverServer
+) -> None:
     await receiver.stop()
     async with Gateway.running(url, **webhook) as gateway:
         subscriber = gateway.subscribe()
-        await until(lambda: gateway.feed._followers)
+        await wait_until(lambda: gateway.feed._followers)
         recorded = await record(gateway, 3)
-        await until(lambda: len(subscriber.events) == 3)
+        await wait_until(lambda: len(subscriber.events) == 3)
         assert [str(encounter) for encounter in subscriber.encounters] == recorded
         await subscriber.stop()
     await receiver.start()

@@ -1,4 +1,4 @@
-"""Idempotency keys, events, the audit log; and the second wall: row-level security for roles that own nothing."""
+"""Idempotency keys, events and the audit log; row-level security for roles that own no table."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -11,7 +11,7 @@ depends_on = None
 
 SCHEMA = "patient_graph"
 
-# What each role may do. What is not named here is refused by PostgreSQL, whatever the gateway asks.
+# The rights of each role. PostgreSQL refuses every other statement of the role.
 GRANTS = {
     "gateway_app": {
         "patients": "SELECT, INSERT",
@@ -45,7 +45,7 @@ def upgrade() -> None:
 
 
 def _role(name: str) -> None:
-    # Roles belong to the whole server: another database's gateway may have made them, or be about to.
+    # Roles belong to the whole server: the gateway of another database may have created them, or do so concurrently.
     exists = op.get_bind().execute(sa.text("SELECT 1 FROM pg_roles WHERE rolname = :name"), {"name": name}).scalar()
     if not exists:
         op.execute(

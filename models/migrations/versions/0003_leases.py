@@ -1,4 +1,4 @@
-"""Leases: which gateway does a duty that one at a time must do."""
+"""Leases: the gateway that runs a job which only one gateway at a time may run."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""The chain of the audit log."""
+"""The hash chain of the audit log."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""What the relay needs: the watermark, how far each sink is, dead letters."""
+"""Tables of the relay: the watermark, the position of each sink, dead letters."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""The versions of an encounter: who changed it, when, why, and what changed."""
+"""The versions of an encounter: the actor, the time and the reason of each change, and the changed members."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -14,7 +14,7 @@ TABLE = f"{SCHEMA}.encounter_versions"
 
 KINDS = ("recorded", "started", "completed", "cancelled", "no_show", "entered_in_error", "rescheduled", "amended")
 
-# What was recorded before there were versions: the audit log knows by whom.
+# First versions of the encounters recorded before; the audit log has their actors.
 FIRST_VERSIONS = """
 INSERT INTO patient_graph.encounter_versions AS version (
     patient_id, encounter_id, version, brand_id, kind, changed_at, actor_type, actor_id, request_id, changes

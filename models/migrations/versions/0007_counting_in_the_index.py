@@ -1,4 +1,4 @@
-"""The index of a patient's list knows the brand too: counting a list, for REST's `total`, reads no encounter."""
+"""The index of a patient's list includes the brand: counting a list, for REST's `total`, reads no encounter."""
 
 from alembic import op
 
@@ -11,7 +11,7 @@ NAME = "ix_encounters_patient_id_created_at_id"
 
 
 def upgrade() -> None:
-    # Not concurrently: that would wait for whoever waits for this migration.
+    # Not CONCURRENTLY: that waits for all transactions, including those that wait for this migration.
     op.drop_index(NAME, "encounters", schema="patient_graph")
     op.create_index(
         NAME,

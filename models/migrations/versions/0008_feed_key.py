@@ -1,4 +1,4 @@
-"""The key under which cursors of the feed are written, so that they do not tell how many events there are."""
+"""The key that encrypts the cursors of the feed, so that they do not reveal the number of events."""
 
 import secrets
 

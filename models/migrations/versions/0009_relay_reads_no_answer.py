@@ -1,4 +1,4 @@
-"""The relay's role reads of idempotency keys what pruning needs, and not the answers, which hold clinical text."""
+"""The relay's role may read only the columns of idempotency keys that pruning needs, not the clinical answers."""
 
 from alembic import op
 
@@ -9,6 +9,6 @@ depends_on = None
 
 
 def upgrade() -> None:
-    # Both commit together, so pruning by the previous version goes on. Revoked first: it takes column rights along.
+    # Both commit together, so pruning by the previous version continues. REVOKE is first: it removes column rights too.
     op.execute("REVOKE SELECT ON patient_graph.idempotency_keys FROM gateway_relay")
     op.execute("GRANT SELECT (key, expires_at) ON patient_graph.idempotency_keys TO gateway_relay")
