@@ -11,7 +11,7 @@ from gateway.observability.metrics import REGISTRY
 from gateway.settings import PREFIX, Settings
 from models import MEMBERS, EncounterStatus
 from resolvers.access import DEFAULT_SCOPES
-from resolvers.commands import AmendEncounter, RecordEncounter, Reschedule
+from resolvers.commands import AmendEncounter, Command, RecordEncounter, Reschedule
 from resolvers.encounters.lifecycle import LIFECYCLE
 from resolvers.errors import GatewayError
 from rest.errors import status_of
@@ -49,14 +49,20 @@ def test_the_table_of_members_is_that_of_the_code() -> None:
     assert members_table() in (DOCS / "rest.md").read_text(), members_table()
 
 
+SENT_WHEN: dict[str, type[Command]] = {
+    "recording": RecordEncounter,
+    "rescheduling": Reschedule,
+    "amending": AmendEncounter,
+}
+
+
 def members_table() -> str:
     """Give the table of an encounter's members as docs/rest.md has it."""
     rows = ["| member | in GraphQL | value | sent when | clinical |", "|---|---|---|---|---|"]
     for member in MEMBERS.values():
         if member.published:
             value = f"{member.kind.name.lower()}{' or null' if member.optional else ''}"
-            commands = {"recording": RecordEncounter, "rescheduling": Reschedule, "amending": AmendEncounter}
-            sent = ", ".join(name for name, command in commands.items() if member.name in command.model_fields)
+            sent = ", ".join(name for name, command in SENT_WHEN.items() if member.name in command.model_fields)
             clinical = "yes" if member.clinical else ""
             rows.append(f"| `{member.name}` | `{member.graphql_name}` | {value} | {sent} | {clinical} |")
     return "\n".join(rows)
