@@ -169,15 +169,12 @@ class _Encounters(Table):
     )
 
 
+# `metadata` is a reserved attribute of SQLModel; the column has the name.
+_columns: dict[str, Any] = {
+    {"metadata": "metadata_"}.get(name, name): (Any, Field(sa_column=member.column()))
+    for name, member in MEMBERS.items()
+}
 Encounters = create_model(
-    "Encounters",
-    __base__=_Encounters,
-    __module__=__name__,
-    __cls_kwargs__={"table": True},
-    # `metadata` is a reserved attribute of SQLModel; the column has the name.
-    **{
-        {"metadata": "metadata_"}.get(name, name): (Any, Field(sa_column=member.column()))
-        for name, member in MEMBERS.items()
-    },
+    "Encounters", __base__=_Encounters, __module__=__name__, __cls_kwargs__={"table": True}, **_columns
 )
 """The table of encounters: a column for each member."""

@@ -299,7 +299,7 @@ def _encounter() -> Json:
         "type": "object",
         "description": "One visit of a patient.",
         "required": list(PUBLISHED),
-        "properties": {name: _value(MEMBERS[name]) | _described(MEMBERS[name]) for name in PUBLISHED},
+        "properties": {name: _value(MEMBERS[name]) | _described_by(MEMBERS[name]) for name in PUBLISHED},
     }
 
 
@@ -311,7 +311,7 @@ def _referring(name: str) -> Json:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def _described(member: Member) -> Json:
+def _described_by(member: Member) -> Json:
     return {"description": member.description} | ({} if member.example is None else {"examples": [member.example]})
 
 
@@ -340,7 +340,7 @@ def _encounters() -> Json:
         "description": "An offset page of a patient's encounters, newest first.",
         "required": ["patient_id", "encounters", "total"],
         "properties": {
-            "patient_id": {"type": "string"} | _described(MEMBERS["patient_id"]),
+            "patient_id": {"type": "string"} | _described_by(MEMBERS["patient_id"]),
             "encounters": {
                 "type": "array",
                 "items": _referring("Encounter"),

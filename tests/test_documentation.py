@@ -14,7 +14,7 @@ from gateway.observability.metrics import REGISTRY
 from gateway.settings import PREFIX, Settings
 from models import MEMBERS, EncounterStatus
 from resolvers.access import DEFAULT_SCOPES
-from resolvers.commands import AmendEncounter, RecordEncounter, Reschedule
+from resolvers.commands import AmendEncounter, Command, RecordEncounter, Reschedule
 from resolvers.encounters.lifecycle import LIFECYCLE
 from resolvers.errors import GatewayError
 from rest.errors import status_of
@@ -102,7 +102,11 @@ def members_table() -> str:
     for member in MEMBERS.values():
         if member.published:
             value = f"{member.kind.name.lower()}{' or null' if member.optional else ''}"
-            commands = {"recording": RecordEncounter, "rescheduling": Reschedule, "amending": AmendEncounter}
+            commands: dict[str, type[Command]] = {
+                "recording": RecordEncounter,
+                "rescheduling": Reschedule,
+                "amending": AmendEncounter,
+            }
             sent = ", ".join(name for name, command in commands.items() if member.name in command.model_fields)
             clinical = "yes" if member.clinical else ""
             rows.append(f"| `{member.name}` | `{member.graphql_name}` | {value} | {sent} | {clinical} |")

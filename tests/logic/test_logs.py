@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from gateway.observability.logs import FIELDS, JsonFormatter, describe
-from tests.logs import captured
+from tests.logs import captured_logs
 
 OURS = logging.getLogger("gateway.test")
 LIBRARY = logging.getLogger("library.test")
@@ -23,7 +23,7 @@ def test_a_line_has_its_fields_in_order_then_event_level_and_time() -> None:
 
 
 def test_a_field_that_is_not_on_the_list_is_left_out() -> None:
-    with captured() as lines:
+    with captured_logs() as lines:
         OURS.info("request", extra={"notes": "Slept well.", "status": 201})
 
     assert lines == [{"status": 201, "event": "request", "level": "info"}]
@@ -34,7 +34,7 @@ def test_no_field_has_the_name_of_an_attribute_of_every_record() -> None:
 
 
 def test_a_message_of_a_library_is_reduced_to_its_origin() -> None:
-    with captured() as lines:
+    with captured_logs() as lines:
         try:
             raise ValueError("Slept well.")
         except ValueError:
@@ -48,7 +48,7 @@ def test_a_message_of_a_library_is_reduced_to_its_origin() -> None:
 
 def test_arguments_of_a_message_and_exceptions_are_not_written() -> None:
     error = ValueError("Slept well.")
-    with captured() as lines:
+    with captured_logs() as lines:
         OURS.error("duty of %s", "Slept well.", exc_info=error, extra=describe(error))
 
     assert lines == [{"error": "ValueError", "place": "unknown", "event": "duty of %s", "level": "error"}]
