@@ -51,7 +51,7 @@ def digest() -> str:
 
 
 def build() -> None:
-    """Build the pages. Raises `OSError` or `CalledProcessError`, and then leaves what was there."""
+    """Build the pages. Raises `OSError` or `CalledProcessError`, and then leaves the previous pages."""
     built_from = digest()
     with tempfile.TemporaryDirectory(prefix="gateway-web-") as folder:
         scratch = Path(folder)
