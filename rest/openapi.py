@@ -423,7 +423,7 @@ def _violation() -> Json:
 def _error() -> Json:
     return {
         "type": "object",
-        "description": "Why the request was refused.",
+        "description": "A refusal, with its code and message.",
         "required": ["error", "message"],
         "properties": {
             "error": {

@@ -81,7 +81,7 @@ HEADERS: Mapping[str, tuple[str, str]] = {
     "Accept-Encoding": ("The supported content coding of the body: none.", "identity"),
     "Retry-After": ("The time to wait before the next attempt, in seconds.", "1"),
     "X-RateLimit-Remaining": (
-        "Remaining reads or writes of the client in the current minute.",
+        "Number of reads, or of writes, that the client may still make now.",
         "199",
     ),
     "X-RateLimit-Reset": ("The time when more will be available, in seconds since 1970.", "1798761600"),
