@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -30,7 +30,8 @@ def read(prefix: str, fields: Mapping[str, FieldInfo]) -> tuple[dict[str, Any], 
     known = {(prefix + name).upper(): name for name in fields}
     files = {f"{prefix}{name}_FILE".upper(): name for name, field in fields.items() if _is_secret(field)}
     given = _given(prefix)
-    problems = [_unknown(name, known) for name in sorted(given.keys() - known.keys() - files.keys())]
+    unknown = sorted(given.keys() - known.keys() - files.keys())
+    problems = [f"{name}: no such setting; the nearest is {nearest(name, known)}" for name in unknown]
     values: dict[str, Any] = {name: given[variable] for variable, name in known.items() if variable in given}
     for variable, name in files.items():
         if variable in given:
@@ -75,7 +76,3 @@ def _is_of_kubernetes(prefix: str, name: str, value: str) -> bool:
 
 def _is_secret(field: FieldInfo) -> bool:
     return SecretStr in (field.annotation, *get_args(field.annotation))
-
-
-def _unknown(name: str, known: Iterable[str]) -> str:
-    return f"{name}: no such setting; the nearest is {nearest(name, known)}"

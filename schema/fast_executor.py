@@ -167,7 +167,9 @@ class QuickExecutor(Executor[OperationContext]):
             # The cache entry references the mapping, so that its id is not reused while the entry exists.
             plain = {each: of for each, of in found.items() if of is not None}
             usual = sum(USUAL_BYTES for each in plain.values() if not each.measured)
-            known[key] = (fields, (plain, usual + _bytes_of_names(fields)))
+            # 4 bytes for the quotation marks, colon and comma of each name.
+            names = sum(map(len, fields)) + 4 * len(fields)
+            known[key] = (fields, (plain, usual + names))
         return cast("tuple[dict[str, _Plain], int]", known[key][1])
 
 
@@ -194,11 +196,6 @@ def _bytes_of(value: Any) -> int:
     except orjson.JSONEncodeError:
         # Serialization of the response raises the same error and reports it.
         return USUAL_BYTES
-
-
-def _bytes_of_names(fields: Fields) -> int:
-    # 4 bytes for the quotation marks, colon and comma.
-    return sum(map(len, fields)) + 4 * len(fields)
 
 
 def _completed(source_value: object, fields: Mapping[str, _Plain]) -> dict[str, Any]:

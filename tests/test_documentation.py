@@ -25,7 +25,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 MKDOCS = DOCS.parent / ".venv/docs/bin/mkdocs"
 
 
-def test_the_site_is_built_with_a_search_index_and_nothing_from_other_hosts(tmp_path: Path) -> None:
+def test_the_site_has_a_search_index_and_loads_nothing_from_other_hosts(tmp_path: Path) -> None:
     assert MKDOCS.exists(), "MkDocs is not installed: make .venv/docs"
 
     # mkdocs.yml is strict: a broken link or anchor, or a page outside the navigation, fails the build.
@@ -96,7 +96,7 @@ def test_the_table_of_members_is_that_of_the_code() -> None:
 
 
 def members_table() -> str:
-    """Give the table of an encounter's members as docs/rest.md has it."""
+    """Return the table of an encounter's members of docs/rest.md."""
     rows = ["| member | in GraphQL | value | sent when | clinical |", "|---|---|---|---|---|"]
     for member in MEMBERS.values():
         if member.published:

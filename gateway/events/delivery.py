@@ -211,7 +211,8 @@ class DeliveryQueue:
             there = {"name": self.name, "was": position, "position": event.position}
             moved = await connection.fetch_one(SCHEDULE_RETRY, **there, reason=failure.reason, delay=delay)
             if moved:
-                await connection.fetch(INSERT_DEAD_LETTER, sink=self.name, reason=failure.reason, **_whole(event))
+                columns = {name: getattr(event, name) for name in Event.__slots__ if name in DEAD_LETTERS.c}
+                await connection.fetch(INSERT_DEAD_LETTER, sink=self.name, reason=failure.reason, **columns)
         if moved:
             logger.error("dead letter", extra={"sink": self.name, "event_id": str(event.id), "reason": failure.reason})
 
@@ -219,10 +220,6 @@ class DeliveryQueue:
         async with database.unscoped() as connection:
             moved = await connection.fetch_one(statement, name=self.name, was=was, position=position, **values)
         return moved is not None
-
-
-def _whole(event: Event) -> dict[str, object]:
-    return {name: getattr(event, name) for name in Event.__slots__ if name in DEAD_LETTERS.c}
 
 
 def retry_seconds(failures: int) -> float:

@@ -202,7 +202,8 @@ class _JsonLines(Iterator[dict[str, Any] | None]):
         try:
             members = json_text.read(line)
         except MalformedBody as error:
-            raise MalformedBody(error.violations[0].rule, f"must be unambiguous JSON (RFC 7493){_at(error)}") from None
+            column = "" if error.place is None else f" (column {error.place[1]})"
+            raise MalformedBody(error.violations[0].rule, f"must be unambiguous JSON (RFC 7493){column}") from None
         if not isinstance(members, dict):
             raise MalformedBody("object", "must be a JSON object")
         if unknown := [name for name in members if name not in self._known]:
@@ -210,10 +211,6 @@ class _JsonLines(Iterator[dict[str, Any] | None]):
                 raise InvalidInput([misspelt(right) for right in nearly])
             self._unknown.note(unknown)
         return members
-
-
-def _at(error: MalformedBody) -> str:
-    return "" if error.place is None else f" (column {error.place[1]})"
 
 
 class _CsvRows(Iterator[dict[str, Any] | None]):

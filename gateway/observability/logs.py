@@ -166,7 +166,7 @@ def log_unknown_document(context: Context, sha256: str) -> None:
 
 
 def _log(event: str, fields: dict[str, object], caller: Caller | None) -> None:
-    """Log an event of a caller, without the module and line that `Logger.info` looks up: 7 µs instead of 10."""
+    """Log an event of a caller, without the module and line that `Logger.info` looks up: a third less CPU."""
     if not logger.isEnabledFor(logging.INFO):
         return
     for name in ("client_id", "user_id", "brand_id"):

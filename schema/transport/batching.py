@@ -41,16 +41,14 @@ async def run_batch(
     They run sequentially, so that a query sees what the mutation before it recorded. A batch therefore holds no more
     pool connections than a single operation.
     """
-    return [
-        await _run_alone(operation, runner, _alone(context, number), note)
-        for number, operation in enumerate(operations, 1)
-    ]
-
-
-def _alone(context: Context, number: int) -> Context:
     # Each operation has its own request id and `noted` set. Shared, one refusal would hide the same refusal of another
     # operation from the audit log.
-    return replace(context, request_id=f"{context.request_id}.{number}", noted=set())
+    return [
+        await _run_alone(
+            operation, runner, replace(context, request_id=f"{context.request_id}.{number}", noted=set()), note
+        )
+        for number, operation in enumerate(operations, 1)
+    ]
 
 
 async def _run_alone(
