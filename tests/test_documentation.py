@@ -18,8 +18,7 @@ from resolvers.commands import AmendEncounter, Command, RecordEncounter, Resched
 from resolvers.encounters.lifecycle import LIFECYCLE
 from resolvers.errors import GatewayError
 from rest.errors import status_of
-from rest.openapi import OPERATIONS
-from rest.openapi_text import HEADERS, REFUSALS
+from rest.openapi import OPERATIONS, openapi
 from schema.field_scopes import ENTITIES, FIELDS
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -116,13 +115,16 @@ def members_table() -> str:
 def statuses_table() -> str:
     """Return the table of refusals of docs/rest.md."""
     rows = ["| status | what it says |", "|---|---|"]
-    return "\n".join(rows + [f"| {status} | {said.rstrip('.')} |" for status, said in REFUSALS.items()])
+    refusals = openapi()["components"]["responses"]
+    return "\n".join(rows + [f"| {status} | {each['description'].rstrip('.')} |" for status, each in refusals.items()])
 
 
 def headers_table() -> str:
     """Return the table of headers of docs/rest.md."""
     rows = ["| header | what it says | for instance |", "|---|---|---|"]
-    return "\n".join(rows + [f"| `{name}` | {said} | `{example}` |" for name, (said, example) in HEADERS.items()])
+    headers = openapi()["components"]["headers"]
+    rows += [f"| `{name}` | {each['description']} | `{each['example']}` |" for name, each in headers.items()]
+    return "\n".join(rows)
 
 
 def lifecycle_table() -> str:
