@@ -1,9 +1,9 @@
-# Needs python3 (3.11 or newer) and make; everything else goes into .venv/ and .tools/.
+# Requires python3 (3.11 or newer) and make; everything else is installed into .venv/ and .tools/.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: run test test-quick pages docs check format population fuzz land crash bench lock clean dist help
 
-# A virtual environment holds the absolute path of its checkout: one that was moved or copied would run the other's code.
+# A virtual environment contains the absolute path of its checkout: a moved or copied one would run the other's code.
 ifneq ($(shell cat .venv/checkout 2>/dev/null),$(CURDIR))
 .PHONY: .venv/bin/python
 endif
@@ -31,11 +31,12 @@ test: .venv/dev .venv/compiled .venv/javascript .venv/clients .venv/docs .venv/p
 test-quick: .venv/dev .venv/compiled .venv/pages  ## Run the tests that start no process, no browser and no fuzzing
 	@.venv/bin/pytest $(PARALLEL) $(QUICK) $(ARGS)
 
-check: .venv/dev  ## Lint, format, types, and who may import whom
+check: .venv/dev  ## Run ruff, mypy, the import rules and codespell
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+	.venv/bin/codespell
 
 population: .venv/dev .venv/population  ## Drive a synthetic population through both doors (350 MB more)
 	@.venv/bin/python -m tests.population $(ARGS)
@@ -80,46 +81,45 @@ help:
 	@echo 'Usage: make <target>'
 	@awk -F ':.*## ' '/^##@/ { print "\n" substr($$0, 5) } /^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
 
-# Compiled, not exported from uv.lock, which names a registry's host and is therefore not committed: what is pinned
-# in the locks stays as it is unless pyproject.toml or ARGS says otherwise.
+# Compiled, not exported from uv.lock, which names a registry's host and is therefore not committed. Pinned versions
+# change only if pyproject.toml or ARGS requires it.
 COMPILE = sh .ci/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate $(ARGS)
 
 .venv/bin/python:
 	@sh .ci/uv venv --quiet --clear .venv
 	@pwd -P > .venv/checkout
 
-# What is there already costs nothing and asks no network, so the three may lie upon each other. Compiled here, because
-# where PYTHONDONTWRITEBYTECODE is set, as images like to do, each start would compile again: 1.4 s instead of 0.5.
+# uv skips installed packages without network access, so these targets can share one environment. Modules are compiled
+# here: with PYTHONDONTWRITEBYTECODE, which images often set, each start would compile again (1.4 s instead of 0.5).
 .venv/runtime .venv/dev .venv/population: .venv/%: locks/%.txt pyproject.toml .venv/bin/python
 	@echo "Installing $< into .venv" >&2
 	@sh .ci/uv pip install --quiet --python .venv --compile-bytecode --require-hashes --requirement $<
 	@sh .ci/uv pip install --quiet --python .venv --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# The same of the gateway's own modules, which an editable install leaves as they are.
+# Compile the gateway's modules too, which an editable install does not.
 .venv/compiled: $(shell find gateway models resolvers rest schema -name '*.py') .venv/bin/python
 	@.venv/bin/python -m compileall -q gateway models resolvers rest schema
 	@touch $@
 
-# Environments of their own, because they need other versions of some packages: a generated REST client, and MkDocs.
+# Separate environments, because they need other versions of some packages: a generated REST client, and MkDocs.
 .venv/clients .venv/docs: .venv/%: locks/%.txt .venv/bin/python
 	@sh .ci/uv venv --quiet --clear $@
 	@sh .ci/uv pip install --quiet --python $@ --require-hashes --requirement $<
 	@touch $@
 
-# The clients of the npm registry that tests drive the gateway with. Without Node those tests are left out.
+# npm clients that the tests run against the gateway. Without Node.js those tests are skipped.
 .venv/javascript: tests/javascript/package-lock.json .venv/bin/python
 	@if command -v npm > /dev/null; then cd tests/javascript && npm ci --silent --no-audit --no-fund; fi
 	@touch $@
 
-# Built once for what web/ holds, needing no Node: web/build.py fetches one where there is none. Where npm cannot be
-# reached the gateway is installed without them, and is not kept from starting by trying each time; `make pages` tries.
+# Built once for each state of web/. web/build.py installs Node.js if it is missing. Without access to npm the gateway is
+# installed without pages, and its start does not retry the build; `make pages` does.
 .venv/pages: $(shell find web -type f -not -path '*/node_modules/*') .venv/bin/python
 	@.venv/bin/python web/build.py
 	@touch $@
 
-# What the gateway is measured against, in an environment of its own, with a Node.js of its own: a newer one makes a peer
-# twice as quick.
+# The peers of the benchmark, in a separate environment with a pinned Node.js: a newer one makes a peer twice as fast.
 .venv/bench: locks/bench.txt locks/node.txt bench/peers/package-lock.json .venv/bin/python
 	@echo "Installing the peers into bench/peers" >&2
 	@sh .ci/uv venv --quiet --clear bench/peers/.venv

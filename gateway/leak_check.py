@@ -126,8 +126,8 @@ async def _running(folder: Path, outputs: Outputs) -> AsyncIterator[tuple[httpx2
         )
     assert process.stdout is not None
     try:
-        said = await asyncio.wait_for(process.stdout.readuntil(b"GraphQL"), 60)
-        origin = said.split()[1].decode().partition("/v1")[0]
+        banner = await asyncio.wait_for(process.stdout.readuntil(b"GraphQL"), 60)
+        origin = banner.split()[1].decode().partition("/v1")[0]
         socket_folder = next((folder / "data").rglob("socket"))
         owner_url = f"postgresql://{OWNER}@/{DATABASE}?host={socket_folder}&port=5432"
         async with http_client(over_tls=False, base_url=origin, timeout=30) as client:
@@ -136,7 +136,7 @@ async def _running(folder: Path, outputs: Outputs) -> AsyncIterator[tuple[httpx2
         process.terminate()
         rest = await process.stdout.read()
         await process.wait()
-        outputs.add("standard output", said.decode() + rest.decode())
+        outputs.add("standard output", banner.decode() + rest.decode())
         outputs.add("the log", log.read_text())
         for server_log in (folder / "data").rglob("postgres.log*"):
             outputs.add("PostgreSQL's log", server_log.read_text(errors="replace"))
@@ -277,7 +277,7 @@ async def _through_sockets(client: httpx2.AsyncClient, owner_url: str, outputs: 
         {"query": EVENTS, "variables": {"after": MARK}},
         {"query": EVENTS, "variables": {"id": PATIENT, "after": await _beginning(owner_url)}},
     ]
-    conversations = [
+    sessions = [
         [json.dumps({"type": "connection_init", "payload": {"Authorization": f"Bearer {MARK}"}})],
         [
             authenticate,
@@ -293,16 +293,16 @@ async def _through_sockets(client: httpx2.AsyncClient, owner_url: str, outputs: 
             )
         ),
     ]
-    for said in conversations:
-        heard = []
+    for frames in sessions:
+        received = []
         async with connect(url, subprotocols=["graphql-transport-ws"], proxy=None) as socket:  # type: ignore[list-item]
-            for frame in said:
+            for frame in frames:
                 await socket.send(frame)
             with contextlib.suppress(TimeoutError, ConnectionClosed):
                 async with asyncio.timeout(1):
                     while True:
-                        heard.append(str(await socket.recv()))
-        for frame in [*heard, f"{socket.close_code} {socket.close_reason}"]:
+                        received.append(str(await socket.recv()))
+        for frame in [*received, f"{socket.close_code} {socket.close_reason}"]:
             if "EncounterRecorded" in frame or '"kind"' in frame:
                 outputs.shown += MARK in frame
             else:
@@ -314,10 +314,12 @@ async def _through_streams(client: httpx2.AsyncClient, owner_url: str, outputs: 
     accept = {**DEV, "Accept": "text/event-stream"}
 
     async def ask(where: str, headers: Mapping[str, str] | None = None, **variables: Any) -> None:
-        said = {**accept, **(headers or {})}
+        sent_headers = {**accept, **(headers or {})}
         for response in (
-            await client.post("/graphql", json={"query": EVENTS, "variables": variables}, headers=said),
-            await client.get("/graphql", params={"query": EVENTS, "variables": json.dumps(variables)}, headers=said),
+            await client.post("/graphql", json={"query": EVENTS, "variables": variables}, headers=sent_headers),
+            await client.get(
+                "/graphql", params={"query": EVENTS, "variables": json.dumps(variables)}, headers=sent_headers
+            ),
         ):
             _keep(outputs, f"event stream, {where}", response)
 

@@ -47,11 +47,11 @@ def _written(numbers: EventStatus | None) -> bytes:
 
 
 class _StaticCollector:
-    def __init__(self, told: Iterable[Metric]) -> None:
-        self._told = list(told)
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = list(metrics)
 
     def collect(self) -> list[Metric]:
-        return self._told
+        return self._metrics
 
 
 def from_database(numbers: EventStatus | None) -> Iterable[Metric]:
@@ -90,12 +90,12 @@ def from_database(numbers: EventStatus | None) -> Iterable[Metric]:
             {each.name: each.disabled_at is not None for each in numbers.sinks},
         ),
     }
-    for name, (told, values) in sinks.items():
-        family = GaugeMetricFamily(f"gateway_{name}", told, labels=["sink"])
+    for name, (documentation, values) in sinks.items():
+        family = GaugeMetricFamily(f"gateway_{name}", documentation, labels=["sink"])
         for sink, value in values.items():
             family.add_metric([sink], value)
         yield family
 
 
-def _gauge(name: str, told: str, value: float) -> Metric:
-    return GaugeMetricFamily(f"gateway_{name}", told, value=value)
+def _gauge(name: str, documentation: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"gateway_{name}", documentation, value=value)

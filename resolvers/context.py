@@ -148,19 +148,19 @@ class Credentials(NamedTuple):
     """The caller's network address."""
 
 
-async def authenticate(services: Services, said: Credentials) -> Context:
+async def authenticate(services: Services, credentials: Credentials) -> Context:
     """Return the context of the authenticated caller. The brand is not checked yet.
 
     Raises `Unauthenticated`, `RateLimited` for an address that tried too many tokens, `InvalidToken`, or `Forbidden`
     for an origin that is not allowed for this client.
     """
     try:
-        caller = await _caller(services, said.authorization, said.address)
+        caller = await _caller(services, credentials.authorization, credentials.address)
     except GatewayError as error:
         services.metrics.refused(error.code)
         raise
-    context = Context(caller, said.stated_brand_id, said.request_id, services)
-    if said.origin is not None and said.origin not in services.origins.get(caller.client_id, ()):
+    context = Context(caller, credentials.stated_brand_id, credentials.request_id, services)
+    if credentials.origin is not None and credentials.origin not in services.origins.get(caller.client_id, ()):
         forbidden = Forbidden("The client may not call from this origin.")
         # Audited here: the code that formats this error has no context to add a record with.
         context.note_refusal(forbidden)

@@ -78,9 +78,9 @@ class Ignored(NamedTuple):
     """The number of other names."""
 
     @classmethod
-    def of(cls, sent: Collection[str], ours: Collection[str]) -> "Ignored":
+    def of(cls, sent: Collection[str], known: Collection[str]) -> "Ignored":
         """Return the unknown names that are near a known one, and the number of the others."""
-        near = (name for name in islice(sent, MAX_COMPARED) if is_plain(name) and near_miss(name, ours))
+        near = (name for name in islice(sent, MAX_COMPARED) if is_plain(name) and near_miss(name, known))
         names = tuple(islice(near, MAX_NAMES))
         return cls(names, len(sent) - len(names))
 

@@ -72,7 +72,7 @@ class GraphQLRequest(NamedTuple):
     document_id: str | None = None
     apollo: bool = False
     """Whether the id came in Apollo's `persistedQuery` extension; Apollo's clients expect Apollo's error messages."""
-    tell_cost: bool = False
+    wants_cost: bool = False
     explain: bool = False
     """Whether the client requests PostgreSQL's execution plan; ignored unless the runner `explains`."""
 
@@ -104,10 +104,10 @@ def parse_request(members: Any) -> GraphQLRequest:
         violations.append(_misfit("extensions", "object", "must be an object", members))
     if violations:
         raise InvalidInput(violations)
-    tell_cost = (extensions or {}).get("cost") is True
+    wants_cost = (extensions or {}).get("cost") is True
     explain = (extensions or {}).get("explain") is True
     return GraphQLRequest(
-        query, variables or {}, operation_name, document_id, id_pointer == APOLLO_ID, tell_cost, explain
+        query, variables or {}, operation_name, document_id, id_pointer == APOLLO_ID, wants_cost, explain
     )
 
 
@@ -197,8 +197,8 @@ class Runner:
         if read_only and operation.operation is not OperationType.QUERY:
             raise MethodNotAllowed(["POST"])
         cost = _cost(prepared, ask, context)
-        if too_dear := self._too_dear(cost, ask, context):
-            return too_dear
+        if over_cost := self._refuse_cost(cost, ask, context):
+            return over_cost
         written = context.answer.written
         result: ExecutionResult | None = None
         if plan := self._plan(document.ast, prepared, context):
@@ -207,7 +207,7 @@ class Runner:
                 if ask.explain and self._explains and isinstance(plan, Plan):
                     body["extensions"] = {"explain": (await plan.explain(ask.variables, context))._asdict()}
                 body = {"data": orjson.Fragment(await plan.run(ask.variables, context))} | body
-                return _telling(cost, ask, GraphQLResponse(True, body))
+                return _with_cost(cost, ask, GraphQLResponse(True, body))
             except Unplannable:
                 pass
             except (AnswerTooLarge, AnswerMemoryFull) as error:
@@ -227,7 +227,7 @@ class Runner:
         try:
             if not changes and (unsendable := _unsendable_part(result)):
                 raise unsendable
-            answer = _telling(cost, ask, self._answer(result, context, changes=changes))
+            answer = _with_cost(cost, ask, self._answer(result, context, changes=changes))
         except (AnswerTooLarge, AnswerMemoryFull) as error:
             context.answer.keep(written)
             return self._unsendable(error, context, changes=changes)
@@ -300,8 +300,8 @@ class Runner:
             return await self.run(ask, document, context, read_only=read_only)
         assert document.ast is not None, "the document contains a subscription"
         cost = _cost(prepared, ask, context)
-        if too_dear := self._too_dear(cost, ask, context):
-            return too_dear
+        if over_cost := self._refuse_cost(cost, ask, context):
+            return over_cost
         executor = QuickExecutor.build(
             self._schema,
             document.ast,
@@ -338,7 +338,7 @@ class Runner:
         async with aclosing(map_source_to_response_event(executor, source, execute_event)) as results:
             async for result in results:
                 try:
-                    yield _telling(cost, ask, self._event(result, context))._replace(cursor=cursor)
+                    yield _with_cost(cost, ask, self._event(result, context))._replace(cursor=cursor)
                 finally:
                     # The consumer requests the next response after sending this one, so its memory can be released.
                     context.release_answer()
@@ -366,13 +366,13 @@ class Runner:
         self._report(error, request_id)
         return ServerError()
 
-    def _too_dear(self, cost: Cost, ask: GraphQLRequest, context: Context) -> GraphQLResponse | None:
+    def _refuse_cost(self, cost: Cost, ask: GraphQLRequest, context: Context) -> GraphQLResponse | None:
         if cost.requested <= cost.limit:
             return None
         if self._admission.log_if_measuring(LimitViolation("cost", cost.limit, cost.requested), context):
             return None
         message = f"could return {cost.requested:,} objects; the limit is {cost.limit:,}; request smaller pages"
-        return _telling(
+        return _with_cost(
             cost, ask, _refused(InvalidInput([Violation("/query", "cost", message, maximum=cost.limit)]), context)
         )
 
@@ -443,9 +443,9 @@ def _cost(prepared: PreparedOperation, ask: GraphQLRequest, context: Context) ->
     return Cost(prepared.costing.cost(ask.variables, services.page_limits), services.max_cost)
 
 
-def _telling(cost: Cost, ask: GraphQLRequest, answer: GraphQLResponse) -> GraphQLResponse:
+def _with_cost(cost: Cost, ask: GraphQLRequest, answer: GraphQLResponse) -> GraphQLResponse:
     """Add the cost to the response's extensions, if the client requested it."""
-    if ask.tell_cost:
+    if ask.wants_cost:
         answer.body["extensions"] = answer.body.get("extensions", {}) | {"cost": cost._asdict()}
     return answer
 

@@ -121,8 +121,8 @@ def _breaks_of_response(where: str, old: _Operation, new: _Operation, was: Json,
 def _narrower(where: str, old: _Operation, new: _Operation, was: Any, now: Any) -> Iterator[str]:
     """Yield the restrictions of values that a client may send."""
     was, now = old.schema(was), new.schema(now)
-    if gone := _types(was) - _types(now):
-        yield f"{where} no longer accepts {', '.join(sorted(gone))}."
+    if removed := _types(was) - _types(now):
+        yield f"{where} no longer accepts {', '.join(sorted(removed))}."
     if "enum" in now and not set(was.get("enum", [object()])) <= set(now["enum"]):
         yield f"{where} accepts fewer values."
     for limit, tighter in (("minLength", 1), ("minimum", 1), ("minItems", 1), ("maxLength", -1), ("maximum", -1)):

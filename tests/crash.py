@@ -107,7 +107,7 @@ async def _last_round(folder: Path, ledger: Ledger) -> list[str]:
             await _record(client, ledger, key, over_rest=True)
     socket_folder = next((folder / "data").rglob("socket"))
     owner = await asyncpg.connect(f"postgresql://{OWNER}@/{DATABASE}?host={socket_folder}&port=5432")
-    kept = Counter(str(row["id"]) for row in await owner.fetch("SELECT id FROM patient_graph.encounters"))
+    stored = Counter(str(row["id"]) for row in await owner.fetch("SELECT id FROM patient_graph.encounters"))
     claimed = await owner.fetch("SELECT key, encounter_id FROM patient_graph.idempotency_keys")
     keys = {row["key"]: str(row["encounter_id"]) for row in claimed}
     whole = {
@@ -126,12 +126,14 @@ async def _last_round(folder: Path, ledger: Ledger) -> list[str]:
     await process.wait()
     acknowledged = set(ledger.acknowledged.values())
     wrong = [f"{key} was never answered" for key in ledger.unanswered]
-    wrong += [f"{each} was acknowledged and is not there" for each in acknowledged - kept.keys()]
-    wrong += [f"{each} is there {times} times" for each, times in kept.items() if times > 1]
-    wrong += [f"{each} is there without its event, entry or first version, or with two" for each in kept.keys() - whole]
-    wrong += [f"{each} is there and no key stands for it" for each in kept.keys() - set(keys.values())]
+    wrong += [f"{each} was acknowledged and is not there" for each in acknowledged - stored.keys()]
+    wrong += [f"{each} is there {times} times" for each, times in stored.items() if times > 1]
+    wrong += [
+        f"{each} is there without its event, entry or first version, or with two" for each in stored.keys() - whole
+    ]
+    wrong += [f"{each} is there and no key stands for it" for each in stored.keys() - set(keys.values())]
     wrong += [f"{key} stands for another" for key, each in ledger.acknowledged.items() if keys.get(key) != each]
-    print(f"{len(acknowledged)} acknowledged, {sum(kept.values())} kept, {len(wrong)} wrong")
+    print(f"{len(acknowledged)} acknowledged, {sum(stored.values())} kept, {len(wrong)} wrong")
     return wrong
 
 
@@ -148,8 +150,8 @@ async def _start(folder: Path) -> tuple[asyncio.subprocess.Process, str]:
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     assert process.stdout is not None
-    said = await asyncio.wait_for(process.stdout.readuntil(b"GraphQL"), 60)
-    origin = said.split()[1].decode().partition("/v1")[0]
+    output = await asyncio.wait_for(process.stdout.readuntil(b"GraphQL"), 60)
+    origin = output.split()[1].decode().partition("/v1")[0]
     async with httpx2.AsyncClient(base_url=origin, timeout=60) as client:
         await client.get("/readyz")
     return process, origin

@@ -77,10 +77,10 @@ class Gateway:
             lines.append(line)
             if '\'{"brand_id"' in line:
                 break
-        said = "".join(lines)
-        if found := re.search(r"http://127\.0\.0\.1:\d+", said):
+        output = "".join(lines)
+        if found := re.search(r"http://127\.0\.0\.1:\d+", output):
             self.origin = found[0]
-        return said
+        return output
 
     def started(self) -> Self:
         """Wait until the gateway has printed its address."""
@@ -201,8 +201,8 @@ async def record_over_graphql(client: httpx2.AsyncClient, origin: str, key: str,
         return ClientAnswer(key, "graphql")
     retry_after, body = response.headers.get("retry-after"), response.json()
     if "errors" in body:
-        told = body["errors"][0]["extensions"]
-        return ClientAnswer(key, "graphql", response.status_code, None, told["code"], told["recorded"], retry_after)
+        answer = body["errors"][0]["extensions"]
+        return ClientAnswer(key, "graphql", response.status_code, None, answer["code"], answer["recorded"], retry_after)
     recorded = body["data"]["recordEncounter"]
     if "encounter" in recorded:
         return ClientAnswer(key, "graphql", response.status_code, recorded["encounter"]["id"])
@@ -226,7 +226,7 @@ class Load:
     """Clients that record one encounter after another, each under a new key, half through each door."""
 
     origin: str
-    told: list[ClientAnswer] = field(default_factory=list)
+    answers: list[ClientAnswer] = field(default_factory=list)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _over: bool = False
 
@@ -245,14 +245,14 @@ class Load:
     async def _record(self, door: Door, members: dict[str, Any]) -> None:
         async with client() as http:
             while not self._over:
-                told = await door(http, self.origin, str(uuid4()), **members)
-                self.told.append(told)
-                if told.status is None:
+                answer = await door(http, self.origin, str(uuid4()), **members)
+                self.answers.append(answer)
+                if answer.status is None:
                     await asyncio.sleep(0.02)
 
     def recorded(self, since: int = 0) -> int:
         """Return the number of acknowledged encounters, in the answers from index `since` on."""
-        return sum(each.encounter_id is not None for each in self.told[since:])
+        return sum(each.encounter_id is not None for each in self.answers[since:])
 
 
 @asynccontextmanager
@@ -279,11 +279,11 @@ async def encounters_by_key(connection: asyncpg.Connection) -> dict[str, str]:
     return {row["key"]: row["id"] for row in rows}
 
 
-def wrong_answers(told: Sequence[ClientAnswer], stored: dict[str, str]) -> list[ClientAnswer]:
+def wrong_answers(answers: Sequence[ClientAnswer], stored: dict[str, str]) -> list[ClientAnswer]:
     """Return the answers that contradict the tables."""
     return [
         each
-        for each in told
+        for each in answers
         if each.is_wrong(each.key in stored) or (each.encounter_id and stored[each.key] != each.encounter_id)
     ]
 

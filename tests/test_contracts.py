@@ -1,6 +1,7 @@
 """The printed contracts match the code, and packages import only what the layers allow."""
 
 import json
+import re
 from pathlib import Path
 
 from importlinter.cli import lint_imports
@@ -37,6 +38,13 @@ def test_the_description_is_valid_openapi() -> None:
 
     assert described.paths is not None
     assert set(described.paths) == set(openapi()["paths"])
+
+
+def test_each_component_is_referenced_and_each_reference_names_one() -> None:
+    kinds = ("schemas", "responses", "headers")
+    components = {f"#/components/{kind}/{name}" for kind in kinds for name in openapi()["components"][kind]}
+
+    assert set(re.findall(r'"\$ref": "([^"]+)"', openapi_json())) == components
 
 
 def test_no_package_imports_a_forbidden_one(monkeypatch) -> None:

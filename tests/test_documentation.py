@@ -18,15 +18,14 @@ from resolvers.commands import AmendEncounter, Command, RecordEncounter, Resched
 from resolvers.encounters.lifecycle import LIFECYCLE
 from resolvers.errors import GatewayError
 from rest.errors import status_of
-from rest.openapi import OPERATIONS
-from rest.openapi_text import HEADERS, REFUSALS
+from rest.openapi import OPERATIONS, openapi
 from schema.field_scopes import ENTITIES, FIELDS
 
 DOCS = Path(__file__).parent.parent / "docs"
 MKDOCS = DOCS.parent / ".venv/docs/bin/mkdocs"
 
 
-def test_the_site_is_built_with_a_search_index_and_nothing_from_other_hosts(tmp_path: Path) -> None:
+def test_the_site_has_a_search_index_and_loads_nothing_from_other_hosts(tmp_path: Path) -> None:
     assert MKDOCS.exists(), "MkDocs is not installed: make .venv/docs"
 
     # mkdocs.yml is strict: a broken link or anchor, or a page outside the navigation, fails the build.
@@ -97,7 +96,7 @@ def test_the_table_of_members_is_that_of_the_code() -> None:
 
 
 def members_table() -> str:
-    """Give the table of an encounter's members as docs/rest.md has it."""
+    """Return the table of an encounter's members of docs/rest.md."""
     rows = ["| member | in GraphQL | value | sent when | clinical |", "|---|---|---|---|---|"]
     for member in MEMBERS.values():
         if member.published:
@@ -116,13 +115,16 @@ def members_table() -> str:
 def statuses_table() -> str:
     """Return the table of refusals of docs/rest.md."""
     rows = ["| status | what it says |", "|---|---|"]
-    return "\n".join(rows + [f"| {status} | {said.rstrip('.')} |" for status, said in REFUSALS.items()])
+    refusals = openapi()["components"]["responses"]
+    return "\n".join(rows + [f"| {status} | {each['description'].rstrip('.')} |" for status, each in refusals.items()])
 
 
 def headers_table() -> str:
     """Return the table of headers of docs/rest.md."""
     rows = ["| header | what it says | for instance |", "|---|---|---|"]
-    return "\n".join(rows + [f"| `{name}` | {said} | `{example}` |" for name, (said, example) in HEADERS.items()])
+    headers = openapi()["components"]["headers"]
+    rows += [f"| `{name}` | {each['description']} | `{each['example']}` |" for name, each in headers.items()]
+    return "\n".join(rows)
 
 
 def lifecycle_table() -> str:

@@ -55,7 +55,7 @@ def test_make_help_lists_every_described_target_under_a_group() -> None:
     assert re.findall(r"^  (\S+)", listed, re.MULTILINE) == re.findall(r"^([\w-]+):.*  ## ", MAKEFILE, re.MULTILINE)
 
 
-def test_the_changelog_begins_with_the_unreleased_and_the_version_of_the_project() -> None:
+def test_the_changelog_begins_with_unreleased_and_the_current_version() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     unreleased, newest, *_ = re.findall(r"^## (.+)$", CHANGELOG, re.MULTILINE)
 

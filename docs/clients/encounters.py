@@ -1,7 +1,7 @@
 """Keep encounters in a folder until each is recorded: once, whatever the network does. Python 3.11, standard library.
 
 python3 encounters.py keep PATIENT_ID < encounter.json    keeps an encounter, under a key that is made here, once
-python3 encounters.py send                                sends what is kept; run it as often as you like
+python3 encounters.py send                                sends the kept encounters; run it as often as you like
 
 ENCOUNTERS_URL, ENCOUNTERS_TOKEN and ENCOUNTERS_OUTBOX say where to, as whom, and which folder.
 """
@@ -49,7 +49,7 @@ def send(key: str) -> int:
         status, retry_after, answer = try_once(request)
         if status not in TRY_AGAIN:
             break
-        # Later each time, and not all clients at once; but never sooner than we were told.
+        # Exponential backoff with jitter, but never sooner than Retry-After.
         time.sleep(max(retry_after, random.uniform(0, min(60, 2**number / 2))))
     if status != 201:
         print(key, status, answer.decode(errors="replace"), file=sys.stderr)
@@ -57,7 +57,7 @@ def send(key: str) -> int:
 
 
 def try_once(request: Request) -> tuple[int, int, bytes]:
-    """Give the status, how many seconds to wait at least, and the body. Status 0: whether it arrived is not known."""
+    """Return the status, the least seconds to wait, and the body. Status 0: the request may have arrived."""
     try:
         try:
             answer = urlopen(request, timeout=30)

@@ -2,7 +2,7 @@
 # Keep encounters in a folder until each is recorded: once, whatever the network does. Any shell, and curl from 7.71.
 #
 # sh encounters.sh keep PATIENT_ID < encounter.json    keeps an encounter, under a key that is made here, once
-# sh encounters.sh send                                sends what is kept; run it as often as you like
+# sh encounters.sh send                                sends the kept encounters; run it as often as you like
 #
 # ENCOUNTERS_URL, ENCOUNTERS_TOKEN and ENCOUNTERS_OUTBOX say where to, as whom, and which folder.
 set -eu

@@ -387,7 +387,7 @@ async def _context(settings: Settings, client: str) -> AsyncIterator[Context]:
     scopes = frozenset(scopes_from(settings.scopes)[Permission.RECORD_ENCOUNTER])
     try:
         async with AuditBuffer.open(url, settings.audit_queue, **timeouts) as audit_sink:
-            lent = services(
+            shared = services(
                 settings,
                 database,
                 audit_sink=_NoReadAudit(audit_sink),
@@ -395,7 +395,7 @@ async def _context(settings: Settings, client: str) -> AsyncIterator[Context]:
                 verify=_refuse_token,
                 rates=Unlimited(),
             )
-            yield Context(Caller(client, scopes), None, f"import-{new_id()}", lent)
+            yield Context(Caller(client, scopes), None, f"import-{new_id()}", shared)
     finally:
         await database.close()
 

@@ -15,17 +15,17 @@ REGISTRY = CollectorRegistry()
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
-def _counter(name: str, told: str, *labels: str) -> Counter:
-    return Counter(f"gateway_{name}", told, labels, registry=REGISTRY)
+def _counter(name: str, documentation: str, *labels: str) -> Counter:
+    return Counter(f"gateway_{name}", documentation, labels, registry=REGISTRY)
 
 
-def _gauge(name: str, told: str, *labels: str) -> Gauge:
+def _gauge(name: str, documentation: str, *labels: str) -> Gauge:
     # The sum over the running workers.
-    return Gauge(f"gateway_{name}", told, labels, registry=REGISTRY, multiprocess_mode="livesum")
+    return Gauge(f"gateway_{name}", documentation, labels, registry=REGISTRY, multiprocess_mode="livesum")
 
 
-def _histogram(name: str, told: str, *labels: str) -> Histogram:
-    return Histogram(f"gateway_{name}", told, labels, registry=REGISTRY)
+def _histogram(name: str, documentation: str, *labels: str) -> Histogram:
+    return Histogram(f"gateway_{name}", documentation, labels, registry=REGISTRY)
 
 
 REQUESTS = _counter(
@@ -61,8 +61,8 @@ def count_request(route: str | None, method: str, status: int | None, seconds: f
 @cache
 def _of_requests(route: str | None, method: str, status: int | None) -> tuple[Counter, Histogram]:
     # Cached: `labels()` costs more than the increment.
-    told = ("graphql" if route == "/graphql" else "rest", route or "unknown", method)
-    return REQUESTS.labels(*told, status or "none"), REQUEST_SECONDS.labels(*told)
+    labels = ("graphql" if route == "/graphql" else "rest", route or "unknown", method)
+    return REQUESTS.labels(*labels, status or "none"), REQUEST_SECONDS.labels(*labels)
 
 
 def count_operation(outcome: str, seconds: float) -> None:

@@ -103,9 +103,9 @@ class QueuedWriter:
         with self._dropping:
             dropped, self._dropped = self._dropped, 0
         if dropped:
-            told = {"event": "log_dropped", "level": "warning", "lines": dropped, "timestamp": datetime.now(UTC)}
+            members = {"event": "log_dropped", "level": "warning", "lines": dropped, "timestamp": datetime.now(UTC)}
             with suppress(OSError):
-                self._write_all(orjson.dumps(told, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE))
+                self._write_all(orjson.dumps(members, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE))
 
     def _write_all(self, data: bytes) -> None:
         while data:

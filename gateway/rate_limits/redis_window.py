@@ -30,7 +30,7 @@ PAUSE_SECONDS = 5.0
 class RedisSlidingWindow:
     """Sliding window in Redis or Valkey for all processes; in this process while Redis does not answer.
 
-    It fails open: an encounter that cannot be recorded harms a patient, and an extra request harms no one. The clocks
+    It fails open: an encounter that cannot be recorded harms a patient, and an extra request is harmless. The clocks
     of the machines that share a window should agree to one second.
     """
 

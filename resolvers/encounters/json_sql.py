@@ -43,14 +43,14 @@ Piece = Literal | SqlExpr | Long | SqlRows
 def joined(pieces: Iterable[Piece]) -> str:
     """Return the SQL that concatenates the pieces."""
     parts: list[str] = []
-    said = ""
+    text = ""
     for piece in (*pieces, SqlExpr("")):
         if isinstance(piece, Literal):
-            said += piece.text
+            text += piece.text
             continue
-        if said:
-            parts.append("'" + said.replace("'", "''") + "'")
-            said = ""
+        if text:
+            parts.append("'" + text.replace("'", "''") + "'")
+            text = ""
         if piece.sql:
             parts.append(piece.sql)
     return " || ".join(parts)
@@ -61,11 +61,11 @@ def merge_adjacent(pieces: Iterable[Piece]) -> list[Piece]:
     parts: list[Piece] = []
     for are_lists, each in groupby(pieces, key=lambda piece: isinstance(piece, SqlRows)):
         together = list(each)
-        said = [piece.text for piece in together if isinstance(piece, Literal)]
+        literals = [piece.text for piece in together if isinstance(piece, Literal)]
         if are_lists:
             parts += together
-        elif len(said) == len(together):
-            parts.append(Literal("".join(said)))
+        elif len(literals) == len(together):
+            parts.append(Literal("".join(literals)))
         else:
             parts.append(SqlExpr(joined(together)))
     return parts
@@ -96,8 +96,10 @@ USUAL_BYTES = 40
 
 def bytes_of(items: Sequence[Piece]) -> str:
     """Return SQL for the approximate bytes of one row's items."""
-    said = sum(len(piece.text) if isinstance(piece, Literal) else USUAL_BYTES for piece in items)
-    return " + ".join([str(said), *(f"octet_length({piece.sql})" for piece in items if isinstance(piece, Long))])
+    literal_bytes = sum(len(piece.text) if isinstance(piece, Literal) else USUAL_BYTES for piece in items)
+    return " + ".join(
+        [str(literal_bytes), *(f"octet_length({piece.sql})" for piece in items if isinstance(piece, Long))]
+    )
 
 
 # The members of an encounter, by their columns

@@ -122,7 +122,7 @@ async def _record_places(
     for number in sorted(range(len(places)), key=lambda number: _key(places[number])):
         place = places[number]
         claimed[number] = place if isinstance(place, GatewayError) else await _claim(context, connection, place)
-    ours = {place.columns["id"] for place in places if isinstance(place, _ValidItem)}
+    own_ids = {place.columns["id"] for place in places if isinstance(place, _ValidItem)}
     refused = any(isinstance(each, GatewayError) for each in claimed.values())
 
     outcomes: list[Outcome] = []
@@ -130,7 +130,7 @@ async def _record_places(
         match claimed[number]:
             case GatewayError() as error:
                 outcomes.append(error)
-            case IdempotencyKey() as earlier if not (refused and earlier.encounter_id in ours):
+            case IdempotencyKey() as earlier if not (refused and earlier.encounter_id in own_ids):
                 encounter = await encounter_of_key(context, connection, earlier)
                 outcomes.append(Recording(encounter, earlier.answer, replayed=True))
             case Insertion(created_at=now) if now is not None and not refused:

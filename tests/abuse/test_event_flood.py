@@ -50,14 +50,14 @@ async def flood(sockets: GatewayServer, query: str, **variables: Any) -> AsyncGe
 
 async def count_events(websocket: WebSocketClient, events: int) -> Counter[str]:
     """Count the events that each subscription of a WebSocket receives, until all have received `events`."""
-    heard = Counter[str]()
+    counts = Counter[str]()
     async with asyncio.timeout(60):
-        while heard.total() < SUBSCRIPTIONS * events:
+        while counts.total() < SUBSCRIPTIONS * events:
             message = json.loads(await websocket.connection.recv())
             assert message["type"] == "next", message
             assert message["payload"]["data"]["encounterEvents"]["encounter"], message
-            heard[message["id"]] += 1
-    return heard
+            counts[message["id"]] += 1
+    return counts
 
 
 @asynccontextmanager
@@ -113,9 +113,9 @@ async def test_a_thousand_subscriptions_leave_connections_for_others(url: str, s
                 listening = [asyncio.create_task(count_events(websocket, EVENTS_EACH)) for websocket in talks]
                 for _ in range(EVENTS_EACH):
                     await record(sockets, "a")
-                heard = await asyncio.gather(*listening)
+                counts = await asyncio.gather(*listening)
 
-    assert all(set(each.values()) == {EVENTS_EACH} for each in heard)
+    assert all(set(each.values()) == {EVENTS_EACH} for each in counts)
     # Once for each event, and again where a busy machine handles a thousand subscriptions slower than rows are cached.
     assert max(sent.values()) <= SOCKETS * EVENTS_EACH, sent
     assert median(beside) <= 2 * median(alone) + 0.1, (median(alone), median(beside))
@@ -126,9 +126,9 @@ async def test_a_thousand_replays_leave_connections_for_others(url: str) -> None
         for _ in range(EVENTS_EACH):
             await record(sockets, "a")
         async with another_brand_reads(sockets) as beside, flood(sockets, FULL, after=cursor_v1()) as talks:
-            heard = await asyncio.gather(*(count_events(websocket, EVENTS_EACH) for websocket in talks))
+            counts = await asyncio.gather(*(count_events(websocket, EVENTS_EACH) for websocket in talks))
 
-    assert all(set(each.values()) == {EVENTS_EACH} for each in heard)
+    assert all(set(each.values()) == {EVENTS_EACH} for each in counts)
     assert len(beside) > EVENTS_EACH
 
 

@@ -1,4 +1,4 @@
-"""A thousand unauthenticated WebSockets: authenticated clients are served all the same."""
+"""A thousand unauthenticated WebSockets: authenticated clients are served."""
 
 import asyncio
 

@@ -199,7 +199,7 @@ async def test_a_machine_without_a_brand_acts_for_the_one_it_states(guarded: Ser
 
     assert stated.status_code == 200
     message = refused(unstated, 403, "forbidden")["message"]
-    assert message.startswith("No brand was named")
+    assert message.startswith("The token names no brand")
     assert message != refused(contradicting, 403, "forbidden")["message"]
     assert over_graphql["errors"][0]["message"] == message
 

@@ -151,19 +151,19 @@ async def test_any_worker_reports_the_metrics_of_all_workers(server_url: str) ->
     async with gateways(url, GATEWAY_WORKERS="2") as (gateway,):
 
         async def both_have_opened_their_pools() -> bool:
-            async with client() as ours:
-                samples = numbers(await ours.get(gateway.origin + "/metrics", headers=DEV))
+            async with client() as http:
+                samples = numbers(await http.get(gateway.origin + "/metrics", headers=DEV))
             return samples["gateway_pool_connections pool=requests"] == 20
 
         await wait_until(both_have_opened_their_pools)
         for _ in range(20):
             # A connection for each request, so that both workers get some.
-            async with client() as ours:
-                assert (await ours.post(gateway.origin + PATH, json=VISIT, headers=DEV)).status_code == 201
+            async with client() as http:
+                assert (await http.post(gateway.origin + PATH, json=VISIT, headers=DEV)).status_code == 201
         samples = []
         for _ in range(6):
-            async with client() as ours:
-                samples.append(numbers(await ours.get(gateway.origin + "/metrics", headers=DEV)))
+            async with client() as http:
+                samples.append(numbers(await http.get(gateway.origin + "/metrics", headers=DEV)))
 
     assert {each["gateway_encounters_recorded_total"] for each in samples} == {20}
     assert {each["gateway_pool_connections pool=requests"] for each in samples} == {20}  # ten for each

@@ -71,9 +71,15 @@ async def test_api2_broken_authentication(service: Service, path: str, token: st
 
 async def test_api3_broken_object_property_level_authorization(service: Service, path: str, cast: Cast) -> None:
     """Members that a caller may not set are ignored: every new encounter has the same state."""
-    mine = {"id": "mine", "status": "completed", "started_at": "2020-01-01T00:00:00Z", "created_at": "x", "version": 9}
+    forbidden_members = {
+        "id": "mine",
+        "status": "completed",
+        "started_at": "2020-01-01T00:00:00Z",
+        "created_at": "x",
+        "version": 9,
+    }
 
-    response = await service.rest("POST", path, token="writer", json=VISIT | mine)
+    response = await service.rest("POST", path, token="writer", json=VISIT | forbidden_members)
 
     (row,) = await cast.rows(path.split("/")[3])
     assert response.json()["id"] == str(row["id"]) != "mine"

@@ -88,11 +88,11 @@ async def test_a_page_is_revalidated_and_sent_only_if_it_changed(service: Servic
 @pytest.mark.parametrize("path", ["/", "/docs", "/graphql"])
 async def test_head_has_the_headers_of_get(service: Service, path: str) -> None:
     head = await service.rest("HEAD", path, token=None, headers={"accept": CHROME})
-    given = await get(service, path, accept=CHROME)
+    answer = await get(service, path, accept=CHROME)
 
     assert head.status_code == 200
     for name in ("etag", "content-type", "content-length", "content-security-policy"):
-        assert head.headers[name] == given.headers[name]
+        assert head.headers[name] == answer.headers[name]
 
 
 @needs_pages

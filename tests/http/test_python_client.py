@@ -96,7 +96,7 @@ async def test_a_broken_rule_is_a_union_member_that_names_the_rule(session: Sess
 
 async def test_pages_are_followed_by_their_cursors_newest_first(session: Session, cast: Cast) -> None:
     patient_id = await cast.patient()
-    seen: list[list[str]] = []
+    pages: list[list[str]] = []
     after, more = None, True
 
     async with session() as clinic:
@@ -104,11 +104,11 @@ async def test_pages_are_followed_by_their_cursors_newest_first(session: Session
             await record(clinic, patient_id, notes=f"Visit {number}.")
         while more:
             page = (await ask(clinic, PAGE, patientId=patient_id, after=after))["patient"]["encounters"]
-            seen.append([node["id"] for node in page["nodes"]])
+            pages.append([node["id"] for node in page["nodes"]])
             after, more = page["pageInfo"]["endCursor"], page["pageInfo"]["hasNextPage"]
 
     newest_first = [str(row["id"]) for row in await cast.rows(patient_id)][::-1]
-    assert seen == [newest_first[:2], newest_first[2:]]
+    assert pages == [newest_first[:2], newest_first[2:]]
 
 
 @pytest.mark.parametrize(
@@ -165,9 +165,9 @@ async def test_over_a_websocket_a_recording_is_received(gateway_url: str, cast: 
     async with (
         asyncio.timeout(30),
         Client(transport=over_a_websocket(gateway_url, DEV)) as clinic,
-        aclosing(clinic.subscribe(events)) as heard,
+        aclosing(clinic.subscribe(events)) as received_events,
     ):
-        first = asyncio.create_task(anext(heard))
+        first = asyncio.create_task(anext(received_events))
         # The protocol has no message for a subscription that has begun.
         while not first.done():
             recorded.append((await record(clinic, patient_id))["encounter"]["id"])

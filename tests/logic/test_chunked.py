@@ -53,14 +53,14 @@ class _Callbacks:
 
 
 def decoded_by_llhttp(data: bytes) -> tuple[bytes, bool] | None:
-    heard = _Callbacks()
-    parser = httptools.HttpRequestParser(heard)
+    received = _Callbacks()
+    parser = httptools.HttpRequestParser(received)
     parser.feed_data(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
     try:
         parser.feed_data(data)
     except httptools.HttpParserError:
         return None
-    return heard.content, heard.complete
+    return received.content, received.complete
 
 
 @given(PIECES, st.data())
@@ -74,9 +74,9 @@ def test_decoding_does_not_depend_on_how_the_body_is_split(body: bytes, data: st
 
 @given(PIECES)
 def test_a_body_is_decoded_as_by_llhttp(body: bytes) -> None:
-    ours = decoded([body])
+    actual = decoded([body])
 
-    assert (ours and ours[:2]) == decoded_by_llhttp(body[: len(body) - len(ours[2])] if ours else body)
+    assert (actual and actual[:2]) == decoded_by_llhttp(body[: len(body) - len(actual[2])] if actual else body)
 
 
 @pytest.mark.parametrize("body", [b"5" + b";" + b"x" * 300, b"0" * 17, b"0\r\nno field\r\n", b"0\r\n: empty\r\n"])

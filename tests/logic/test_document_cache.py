@@ -28,34 +28,34 @@ class Entry:
 
 
 def test_the_least_recently_used_document_is_evicted_first() -> None:
-    kept = KeptDocuments[Entry](10)
+    cache = KeptDocuments[Entry](10)
     for name in "abc":
-        kept.keep(name, Entry(3))
+        cache.keep(name, Entry(3))
 
-    kept.find("a")
-    kept.keep("d", Entry(4))
+    cache.find("a")
+    cache.keep("d", Entry(4))
 
-    assert [name for name in "abcd" if name in kept] == ["a", "c", "d"]
-    assert kept.weight == 10
+    assert [name for name in "abcd" if name in cache] == ["a", "c", "d"]
+    assert cache.weight == 10
 
 
 def test_a_grown_document_is_weighed_again() -> None:
-    kept, growing = KeptDocuments[Entry](10), Entry(3)
-    kept.keep("a", Entry(3))
-    kept.keep("b", growing)
+    cache, growing = KeptDocuments[Entry](10), Entry(3)
+    cache.keep("a", Entry(3))
+    cache.keep("b", growing)
 
     growing.own = 9
-    kept.find("b")
+    cache.find("b")
 
-    assert ("a" in kept, kept.weight) == (False, 9)
+    assert ("a" in cache, cache.weight) == (False, 9)
 
 
 def test_an_entry_heavier_than_the_cache_is_not_stored() -> None:
-    kept = KeptDocuments[Entry](10)
+    cache = KeptDocuments[Entry](10)
 
-    kept.keep("a", Entry(11))
+    cache.keep("a", Entry(11))
 
-    assert (len(kept), kept.weight) == (0, 0)
+    assert (len(cache), cache.weight) == (0, 0)
 
 
 def test_unique_documents_of_any_size_stay_within_the_bound() -> None:

@@ -210,4 +210,4 @@ def test_unknown_members_of_json_lines_follow_the_same_rules() -> None:
 def test_invalid_json_is_reported_with_its_column() -> None:
     (refused,) = read(b'{"patient_id": tuberculosis}\n', backfilling.TABLE, "f.jsonl")
 
-    assert str(refused) == "line 1: must be JSON that has one meaning (column 16) (json)"
+    assert str(refused) == "line 1: must be unambiguous JSON (RFC 7493) (column 16) (json)"

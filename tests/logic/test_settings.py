@@ -145,7 +145,7 @@ def test_a_user_without_a_home_needs_one_only_for_embedded_postgresql(monkeypatc
 
 
 def test_shown_settings_can_be_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = VERIFIED | {
+    variables = VERIFIED | {
         "GATEWAY_PORT": "9000",
         "GATEWAY_FEDERATION": "true",
         "GATEWAY_SCOPES": '{"read_encounters": ["read:encounters"]}',
@@ -153,11 +153,11 @@ def test_shown_settings_can_be_read_back(monkeypatch: pytest.MonkeyPatch) -> Non
         "GATEWAY_DATABASE_URL": "postgresql://user:hunter2@127.0.0.1/db",
         "GATEWAY_WEBHOOKS": '[{"name": "one", "url": "https://in.test/", "secrets": ["whsec_' + "A" * 32 + '"]}]',
     }
-    for name, value in given.items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     first = Settings.from_environment()
     lines = first.assignments()
-    for name in given:
+    for name in variables:
         monkeypatch.delenv(name)
 
     for line in lines:

@@ -430,15 +430,15 @@ async def test_a_rejected_token_is_not_introspected_again_for_five_seconds(
 
 
 def test_the_cache_evicts_the_least_recently_used_token() -> None:
-    kept: TtlCache[int] = TtlCache(2)
-    kept.keep(b"a", 1, until=10)
-    kept.keep(b"b", 2, until=10)
-    kept.get(b"a", 0)
+    cache: TtlCache[int] = TtlCache(2)
+    cache.keep(b"a", 1, until=10)
+    cache.keep(b"b", 2, until=10)
+    cache.get(b"a", 0)
 
-    kept.keep(b"c", 3, until=10)
+    cache.keep(b"c", 3, until=10)
 
-    assert [kept.get(key, 0) for key in (b"a", b"b", b"c")] == [1, None, 3]
-    assert kept.get(b"a", 10) is None
+    assert [cache.get(key, 0) for key in (b"a", b"b", b"c")] == [1, None, 3]
+    assert cache.get(b"a", 10) is None
 
 
 async def test_rejected_tokens_evict_no_valid_token(

@@ -241,7 +241,7 @@ async def test_the_data_of_another_major_version_is_refused_by_both(tmp_path: Pa
 
     sentence = await refused_by_both(None, GATEWAY_DATA_DIR=str(tmp_path / "data"))
 
-    assert "holds data of PostgreSQL 99, and this is " in sentence
+    assert "contains data of PostgreSQL 99, but this gateway has " in sentence
 
 
 async def test_a_read_only_data_folder_is_refused_by_both(tmp_path: Path) -> None:

@@ -55,11 +55,11 @@ async def test_a_database_failure_under_load_is_reported_truthfully(server: Post
     async with gateways(server.url, **IMPATIENT) as (gateway,):
         async with Load.on(gateway.origin) as load:
             for _ in range(3):
-                so_far = len(load.told)
+                so_far = len(load.answers)
                 await wait_until(partial(recorded_since, load, so_far))
                 await getattr(server, fault)()
                 await wait_until(lambda: is_ready(gateway.origin))
-            so_far = len(load.told)
+            so_far = len(load.answers)
             # The same process records again, without a restart.
             await wait_until(lambda: load.recorded(so_far) >= 20)
         assert gateway.process.poll() is None
@@ -67,10 +67,10 @@ async def test_a_database_failure_under_load_is_reported_truthfully(server: Post
         async with owner_connection(server.url) as connection:
             kept = await encounters_by_key(connection)
 
-    assert wrong_answers(load.told, kept) == []
-    assert {answer.status for answer in load.told} <= {200, 201, 503}
-    assert {answer.code for answer in load.told if not answer.encounter_id} == {"temporarily_unavailable"}
-    assert {answer.recorded for answer in load.told if not answer.encounter_id} <= {"no", "unknown"}
+    assert wrong_answers(load.answers, kept) == []
+    assert {answer.status for answer in load.answers} <= {200, 201, 503}
+    assert {answer.code for answer in load.answers if not answer.encounter_id} == {"temporarily_unavailable"}
+    assert {answer.recorded for answer in load.answers if not answer.encounter_id} <= {"no", "unknown"}
 
 
 def unexpected(gateway: Gateway) -> list[str]:
@@ -135,26 +135,26 @@ async def test_a_full_disk_is_503_until_it_has_space_again(
         async with Load.on(gateway.origin, clients=4, **notes) as load:
             await wait_until(lambda: load.recorded() >= 10)
             small_disk.fill()
-            full = len(load.told)
+            full = len(load.answers)
             await wait_until(lambda: refused_at(load, full, "rest") and refused_at(load, full, "graphql"))
             small_disk.free()
             # If the WAL could not grow, the server has stopped; an operator would restart it.
             if not server_on_small_disk.processes():
                 await server_on_small_disk.start()
-            free = len(load.told)
+            free = len(load.answers)
             await wait_until(lambda: load.recorded(free) >= 10, 60)
         assert gateway.process.poll() is None
         assert unexpected(gateway) == []
         async with owner_connection(server_on_small_disk.url) as connection:
             kept = await encounters_by_key(connection)
 
-    assert wrong_answers(load.told, kept) == []
-    assert {answer.status for answer in load.told} <= {200, 201, 503}
-    assert {answer.code for answer in load.told if not answer.encounter_id} == {"temporarily_unavailable"}
+    assert wrong_answers(load.answers, kept) == []
+    assert {answer.status for answer in load.answers} <= {200, 201, 503}
+    assert {answer.code for answer in load.answers if not answer.encounter_id} == {"temporarily_unavailable"}
 
 
 def refused_at(load: Load, since: int, door: str) -> bool:
-    return sum(answer.code is not None and answer.door == door for answer in load.told[since:]) >= 10
+    return sum(answer.code is not None and answer.door == door for answer in load.answers[since:]) >= 10
 
 
 # Locks and timeouts

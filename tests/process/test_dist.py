@@ -1,5 +1,6 @@
 """A release serves without its checkout: the wheel of `make dist`, which the source distribution builds again."""
 
+import json
 import os
 import re
 import subprocess
@@ -66,6 +67,7 @@ def test_a_wheel_serves_both_doors_and_the_pages_without_a_checkout(dist, enviro
                 assert _assets(page) == _assets((FOLDER / f"{name}.html").read_text()) != set()
             for asset in ASSETS.iterdir():
                 assert client.get(f"/assets/{asset.name}").content == asset.read_bytes()
+            assert client.get("/openapi.json").json() == json.loads((ROOT / "rest/openapi.json").read_text())
             recorded = client.post(PATH, json=VISIT)
             assert recorded.status_code == 201
             asked = {"query": f'{{ encounter(id: "{recorded.json()["id"]}") {{ notes }} }}'}

@@ -318,7 +318,7 @@ def test_a_server_that_fails_to_start_is_reported_with_its_log(data_dir: Path) -
 def test_data_of_another_major_version_is_refused(data_dir: Path) -> None:
     (data_dir / "postgres/17").mkdir(parents=True)
 
-    with pytest.raises(PostgresUnavailable, match="holds data of PostgreSQL 17, and this is 18"):
+    with pytest.raises(PostgresUnavailable, match="contains data of PostgreSQL 17, but this gateway has 18"):
         private_server(data_dir).start()
 
 

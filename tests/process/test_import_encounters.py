@@ -621,7 +621,7 @@ async def test_an_import_stops_if_the_database_stays_unavailable(server: Private
     async with asyncio.timeout(60):
         out, err = await process.communicate()
     assert (process.returncode, out) == (1, b"")
-    assert b"gateway: the database has been away for " in err
+    assert b"gateway: the database has been unavailable for " in err
     assert b"run the import again under the same name" in err
     assert b"Traceback" not in err
 

@@ -70,22 +70,22 @@ async def test_a_gateway_records_again_soon_after_the_database_accepts_writes(ur
             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
         await wait_until(partial(not_ready, gateway))
-        refused = len(load.told)
-        await wait_until(lambda: len(load.told) > refused + 20)
+        refused = len(load.answers)
+        await wait_until(lambda: len(load.answers) > refused + 20)
         assert load.recorded(refused) == 0
         assert await list_status(gateway) == 200
         assert await not_ready(gateway)
 
         await owner.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
-        returned, so_far = time.monotonic(), len(load.told)
+        returned, so_far = time.monotonic(), len(load.answers)
         await wait_until(lambda: load.recorded(so_far) >= 20)
         assert time.monotonic() - returned < RETURN_SECONDS
         await wait_until(lambda: is_ready(gateway.origin))
         assert gateway.process.poll() is None
         assert unexpected(gateway) == []
     async with owner_connection(url) as owner:
-        assert wrong_answers(load.told, await encounters_by_key(owner)) == []
-    assert {(answer.code, answer.recorded) for answer in load.told if not answer.encounter_id} <= {
+        assert wrong_answers(load.answers, await encounters_by_key(owner)) == []
+    assert {(answer.code, answer.recorded) for answer in load.answers if not answer.encounter_id} <= {
         ("temporarily_unavailable", "no"),
         ("temporarily_unavailable", "unknown"),  # requests whose connection was terminated
     }
@@ -202,13 +202,13 @@ async def test_a_standby_is_refused_and_the_primary_found_after_a_failover(
             await primary.stop()
             async with owner_connection(standby.url) as owner:
                 assert await owner.fetchval("SELECT pg_promote()")
-            promoted, so_far = time.monotonic(), len(load.told)
+            promoted, so_far = time.monotonic(), len(load.answers)
             await wait_until(lambda: load.recorded(so_far) >= 20)
             assert time.monotonic() - promoted < RETURN_SECONDS
             await wait_until(lambda: is_ready(gateway.origin))
         assert unexpected(gateway) == []
     async with owner_connection(standby.url) as owner:
-        assert wrong_answers(load.told, await encounters_by_key(owner)) == []
+        assert wrong_answers(load.answers, await encounters_by_key(owner)) == []
 
 
 async def test_a_host_that_did_not_answer_is_tried_last_next_time(url: str) -> None:

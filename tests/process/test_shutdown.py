@@ -73,10 +73,10 @@ async def test_under_load_readiness_fails_first_and_all_answers_are_true(url: st
     assert exit_code == 0
     # Readiness failed while the port was still open.
     assert 503 in seen
-    assert {answer.status for answer in load.told} <= {200, 201, 503, None}
-    assert {answer.recorded for answer in load.told if answer.status == 503} <= {"no"}
+    assert {answer.status for answer in load.answers} <= {200, 201, 503, None}
+    assert {answer.recorded for answer in load.answers if answer.status == 503} <= {"no"}
     # The stored encounters are exactly the acknowledged ones.
-    assert kept == {answer.key: answer.encounter_id for answer in load.told if answer.encounter_id}
+    assert kept == {answer.key: answer.encounter_id for answer in load.answers if answer.encounter_id}
 
 
 async def test_during_the_pause_requests_are_served_with_connection_close(url: str) -> None:
@@ -231,12 +231,12 @@ async def test_a_killed_worker_is_replaced_and_no_record_is_lost(url: str) -> No
         first = workers_of(gateway)
         first[0].kill()
         await wait_until(lambda: len(workers_of(gateway)) == 2 and first[0] not in workers_of(gateway))
-        so_far = len(load.told)
+        so_far = len(load.answers)
         await wait_until(lambda: load.recorded(so_far) >= 50)
 
     async with owner_connection(url) as connection:
         kept = await encounters_by_key(connection)
-    assert wrong_answers(load.told, kept) == []
+    assert wrong_answers(load.answers, kept) == []
 
 
 def workers_of(gateway: Gateway):
