@@ -165,14 +165,14 @@ def test_after_an_error_no_row_is_read_up_to_a_provable_end_of_a_row(
 def test_a_nearly_known_column_stops_an_import_before_it_begins(name: str) -> None:
     content = f"patient_id,brand_id,encounter_type,{name}\np-1,loop,lab,tuberculosis\n".encode()
 
-    with pytest.raises(ImportStopped, match=r"line 1: column 4 is nearly `\w+`") as stopped:
+    with pytest.raises(ImportStopped, match=r"line 1: column 4 is a misspelling of `\w+`") as stopped:
         read(content, backfilling.TABLE, "f.csv")
     assert "tuberculosis" not in str(stopped.value)
 
 
 @pytest.mark.parametrize("name", ["Id", " brand_id", "brandId", "brand-id", "ID\u00a0"])
 def test_a_nearly_known_column_of_patients_stops_an_import(name: str) -> None:
-    with pytest.raises(ImportStopped, match=r"line 1: column 3 is nearly `(brand_)?id`"):
+    with pytest.raises(ImportStopped, match=r"line 1: column 3 is a misspelling of `(brand_)?id`"):
         read(f"id,brand_id,{name}\np-1,loop,x\n".encode(), importing.TABLE, "f.csv")
 
 

@@ -124,7 +124,7 @@ async def test_a_login_that_is_not_a_member_of_both_roles_is_refused(server_url:
 FAULTS = {
     "no such database": ("{url}_none", "InvalidCatalogNameError): the server has no database of that name"),
     "no such role": ("//nobody@", "InvalidAuthorizationSpecificationError): the login was refused"),
-    "nothing listens": ("postgresql://me@127.0.0.1:{port}/db", "ConnectionRefusedError): nothing listens"),
+    "nothing listens": ("postgresql://me@127.0.0.1:{port}/db", "ConnectionRefusedError): no server listens"),
     "no socket": ("postgresql://me@/db?host=/nowhere", "FileNotFoundError): no server has a socket"),
     "no such setting": ("{url}&options=-cno_such%3D1", "UndefinedObjectError): a role or a setting in `options`"),
     "a host without a name": ("postgresql://me@no.such.host.invalid/db", "gaierror): the host name cannot be resolved"),

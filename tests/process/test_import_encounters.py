@@ -377,7 +377,7 @@ async def test_a_line_with_a_misspelt_member_is_refused(import_file: Import, cas
 async def test_a_misspelt_column_stops_the_import(import_file: Import, cast: Cast) -> None:
     patient_id = await cast.patient()
 
-    with pytest.raises(ImportStopped, match="line 1: column 4 is nearly `notes`"):
+    with pytest.raises(ImportStopped, match="line 1: column 4 is a misspelling of `notes`"):
         await import_file("e.csv", f"patient_id,brand_id,encounter_type,notes\u00a0\n{patient_id},loop,lab,{MARKER}\n")
 
     assert await counts(cast, patient_id) == {0}

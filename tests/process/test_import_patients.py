@@ -215,7 +215,7 @@ async def test_no_patient_is_registered_from_text_after_a_stray_quotation_mark(
 
 @pytest.mark.parametrize("column", ["ID", " brand_id", "brandId"])
 async def test_a_misspelt_column_stops_the_import(import_file: Import, cast: Cast, prefix: str, column: str) -> None:
-    with pytest.raises(ImportStopped, match="line 1: column 3 is nearly"):
+    with pytest.raises(ImportStopped, match="line 1: column 3 is a misspelling of"):
         await import_file("p.csv", f"id,brand_id,{column}\n{prefix}a,loop,1\n")
 
     assert await known(cast, prefix) == {}
