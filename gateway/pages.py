@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.auth.development import DEVELOPMENT_BRANDS, DEVELOPMENT_PATIENTS
 from gateway.settings import Settings
-from schema.transport.http import accepted_media_types
+from resolvers.media_ranges import media_ranges
 
 FOLDER = Path(__file__).parent / "web"
 ASSETS = FOLDER / "assets"
@@ -123,9 +123,8 @@ class ExplorerForBrowsers:
 
 def _prefers_html(accept: str) -> bool:
     """Whether an `Accept` header prefers HTML to all media types of the GraphQL door, as browsers do."""
-    accepted = accepted_media_types(accept)
-    page = accepted.pop("text/html", 0)
-    return page > max(accepted.get(each, 0) for each in DATA)
+    accepted = media_ranges(accept)
+    return accepted.get("text/html", 0) > max(accepted.get(each, 0) for each in DATA)
 
 
 def page_routes(settings: Settings) -> list[BaseRoute]:

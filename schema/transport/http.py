@@ -6,7 +6,6 @@ request that was parsed as GraphQL is answered with 200. `text/event-stream` is 
 """
 
 import asyncio
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache, partial
 from typing import Any
@@ -24,6 +23,7 @@ from resolvers.errors import (
     NotAcceptable,
     UnsupportedMediaType,
 )
+from resolvers.media_ranges import media_ranges
 from resolvers.request_state import state_of
 from schema.charging import MAX_SHORT_BYTES, AuditRecord, Reservation, charge, reserve
 from schema.documents.parse import Document
@@ -166,20 +166,10 @@ class GraphQLEndpoint:
         return self._http_form(InsufficientScope(missing))[1] if missing else {}
 
 
-def accepted_media_types(accept: str) -> dict[str, float]:
-    """Parse an Accept header into media types with their quality values, from 0 to 1."""
-    qualities: dict[str, float] = {}
-    for part in filter(str.strip, accept.split(",")):
-        media_type, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        quality = next((each[2:] for each in parameters if re.fullmatch(r"q=[01](\.[0-9]{0,3})?", each)), "1")
-        qualities[media_type] = float(quality)
-    return qualities
-
-
 @lru_cache(256)
 def _accepted(accept: str) -> Sequence[str]:
     """Return the supported media types that the client accepts, in order of preference."""
-    qualities = accepted_media_types(accept)
+    qualities = media_ranges(accept)
     if not qualities:
         return [JSON]
     accepted: list[str] = []
