@@ -244,7 +244,7 @@ async def test_a_stream_ends_when_the_rights_of_its_token_change(sockets: Gatewa
         tokens.give("moved", brand_id="loopbio")
         event, _ = await stream.rest()
 
-    assert "other rights" in event.data
+    assert "its permissions have changed" in event.data
 
 
 async def test_a_stream_survives_an_outage_of_the_identity_provider(

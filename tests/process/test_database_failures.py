@@ -50,7 +50,7 @@ async def server(tmp_path: Path) -> AsyncIterator[PostgresServer]:
     await server.stop()
 
 
-@pytest.mark.parametrize("fault", ["die", "restart", "lose_a_backend"])
+@pytest.mark.parametrize("fault", ["kill_and_restart", "restart", "kill_backend"])
 async def test_a_database_failure_under_load_is_reported_truthfully(server: PostgresServer, fault: str) -> None:
     async with gateways(server.url, **IMPATIENT) as (gateway,):
         async with Load.on(gateway.origin) as load:

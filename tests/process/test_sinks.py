@@ -472,7 +472,7 @@ async def test_a_new_sink_receives_later_events_and_earlier_ones_by_replay(
         for position in (0, 6):
             with pytest.raises(NoReplay, match="from 1 to 5"):
                 await replay(gateway.relay, "webhook", position)
-        with pytest.raises(NoReplay, match="there are: webhook"):
+        with pytest.raises(NoReplay, match="the sinks are: webhook"):
             await replay(gateway.relay, "nobody", 1)
 
 
