@@ -152,6 +152,8 @@ def gateway_environment(postgres: PrivatePostgres, introspection_url: str) -> Ma
         # One client sends all requests, more often than the default limit allows.
         "GATEWAY_RATE_WRITES_PER_MINUTE": "0",
         "GATEWAY_RATE_READS_PER_MINUTE": "0",
+        "GATEWAY_RATE_PARSING_MS_PER_MINUTE": "0",
+        "GATEWAY_RATE_ANSWER_BYTES_PER_MINUTE": "0",
         # Allows the lists of 500.
         "GATEWAY_PAGE_SIZE_MAX": "500",
     }
