@@ -102,7 +102,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 async def test_a_thousand_subscriptions_leave_connections_for_others(url: str, sent: Counter[str]) -> None:
     # With so small a pool and short timeouts, a second statement for each subscription would fail requests.
-    async with gateway_on(url, database_pool_size=2, database_acquire_seconds=1) as sockets:
+    async with gateway_on(url, database_pool_size=2, database_acquire_seconds=3) as sockets:
         await record(sockets, "a")
         async with flood(sockets, FULL, after=cursor_v1()) as talks:
             await asyncio.gather(*(count_events(websocket, 1) for websocket in talks))
@@ -122,7 +122,7 @@ async def test_a_thousand_subscriptions_leave_connections_for_others(url: str, s
 
 
 async def test_a_thousand_replays_leave_connections_for_others(url: str) -> None:
-    async with gateway_on(url, database_pool_size=2, database_acquire_seconds=1) as sockets:
+    async with gateway_on(url, database_pool_size=2, database_acquire_seconds=3) as sockets:
         for _ in range(EVENTS_EACH):
             await record(sockets, "a")
         async with another_brand_reads(sockets) as beside, flood(sockets, FULL, after=cursor_v1()) as talks:
