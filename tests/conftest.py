@@ -59,13 +59,25 @@ def pytest_configure(config: pytest.Config) -> None:
     configure_logging()
 
 
-SLOW_FOLDERS = {Path(__file__).with_name(name) for name in ("process", "browser", "javascript", "abuse", "fuzz")}
-"""Their files take longest. They start first, so that no worker has a long file left when the others are done."""
+SLOW = {
+    Path(__file__).parent / name
+    for name in (
+        "process", "browser", "javascript", "abuse", "fuzz", "behaviour/test_audit.py",
+        "behaviour/test_connection_loss.py", "database/test_audit_chain.py", "graphql/test_audited_reads.py",
+        "graphql/test_feed_cursor.py", "graphql/test_limits.py", "graphql/test_overlapping_fields.py",
+        "graphql/test_plans.py", "graphql/test_subscriptions.py", "graphql/test_websocket_limits.py",
+        "http/test_hosts.py", "http/test_rate_limits.py", "http/test_tokens.py",
+    )
+}  # fmt: skip
+"""Folders and files that take longest. `make test-quick` leaves them out."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Move the slow folders to the front."""
-    items.sort(key=lambda item: not SLOW_FOLDERS.intersection(item.path.parents))
+    """Mark the slow tests, and move them to the front: no worker has a long file left when the others are done."""
+    for item in items:
+        if SLOW.intersection((item.path, *item.path.parents)):
+            item.add_marker("slow")
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.hookimpl(optionalhook=True)
