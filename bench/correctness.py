@@ -76,8 +76,8 @@ def _only(row: Row, like: Row) -> Mapping[str, Any]:
 def _difference(truth: Sequence[Row], found: Sequence[Row]) -> str:
     if len(truth) != len(found):
         return f"{len(found)} rows, not {len(truth)}"
-    for number, (kept, told) in enumerate(zip(truth, found, strict=True)):
-        differing = sorted(name for name in kept.keys() | told.keys() if kept.get(name) != told.get(name))
+    for number, (expected, actual) in enumerate(zip(truth, found, strict=True)):
+        differing = sorted(name for name in expected.keys() | actual.keys() if expected.get(name) != actual.get(name))
         if differing:
             return f"row {number} differs in {', '.join(differing)}"
     return ""

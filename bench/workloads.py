@@ -89,8 +89,8 @@ def graphql(document: str, variables: Callable[[Question], Mapping[str, Any]] = 
     one_line = " ".join(document.split())
 
     def ask(question: Question) -> tuple[str, str, Mapping[str, Any]]:
-        told = {name: value for name, value in variables(question).items() if name not in NO_VARIABLES}
-        return "POST", "/graphql", {"query": one_line, "variables": told}
+        values = {name: value for name, value in variables(question).items() if name not in NO_VARIABLES}
+        return "POST", "/graphql", {"query": one_line, "variables": values}
 
     return ask
 

@@ -1,4 +1,7 @@
-"""The audit log: who did what to which record, appended in the transaction of the change itself."""
+"""The audit log of changes: each entry is appended in the transaction of its change.
+
+`resolvers/audit_notes.py` composes the entries of reads and refusals.
+"""
 
 from collections.abc import Mapping
 from typing import Any

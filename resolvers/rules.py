@@ -68,12 +68,12 @@ and are described.
 
 
 class Rule(NamedTuple):
-    """The meaning of a rule, with an example that breaks it and one that satisfies it."""
+    """The meaning of a rule, with a refused and an accepted example."""
 
     means: str
     place: Place
-    breaks: str
-    keeps: str
+    refused: str
+    accepted: str
 
 
 RULES: Mapping[RuleId, Rule] = {

@@ -30,7 +30,7 @@ async def rule(request: Request) -> Response:
     found = RULES.get(name)
     if found is None:
         raise HTTPException(404)
-    return _page(name, found.means, f"Refused:\n{found.breaks}", f"Accepted:\n{found.keeps}")
+    return _page(name, found.means, f"Refused:\n{found.refused}", f"Accepted:\n{found.accepted}")
 
 
 def refusals(kind: type[GatewayError] = GatewayError) -> Iterator[type[GatewayError]]:

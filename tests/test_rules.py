@@ -72,10 +72,12 @@ def rules_page() -> str:
     sections = []
     for name, rule in RULES.items():
         if rule.place == "words":
-            sides = f"Refused: {rule.breaks}\n\nAccepted: {rule.keeps}"
+            sides = f"Refused: {rule.refused}\n\nAccepted: {rule.accepted}"
         else:
-            language = "json" if rule.breaks.startswith("{") else "text"
-            sides = f"Refused:\n\n```{language}\n{rule.breaks}\n```\n\nAccepted:\n\n```{language}\n{rule.keeps}\n```"
+            language = "json" if rule.refused.startswith("{") else "text"
+            sides = (
+                f"Refused:\n\n```{language}\n{rule.refused}\n```\n\nAccepted:\n\n```{language}\n{rule.accepted}\n```"
+            )
         sections.append(f"### `{name}`\n\n{rule.means}\n\n{sides}")
     return "\n\n".join(sections) + "\n"
 
@@ -86,7 +88,7 @@ def in_place(place: Place) -> pytest.MarkDecorator:
         pytest.param(example, name, broken, id=f"{name}-{'breaks' if broken else 'keeps'}")
         for name, rule in RULES.items()
         if rule.place == place
-        for example, broken in ((rule.breaks, True), (rule.keeps, False))
+        for example, broken in ((rule.refused, True), (rule.accepted, False))
     ]
     return pytest.mark.parametrize(("example", "name", "broken"), cases)
 

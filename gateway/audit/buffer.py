@@ -107,14 +107,14 @@ class AuditBuffer:
         database = await Database.connect(
             url, "audit", role=APP_ROLE, size=1, acquire_seconds=acquire_seconds, statement_seconds=statement_seconds
         )
-        trail = cls(database, capacity)
-        writing = asyncio.create_task(trail.write(), name="trail")
+        audit_buffer = cls(database, capacity)
+        writing = asyncio.create_task(audit_buffer.write(), name="audit buffer")
         try:
-            yield trail
+            yield audit_buffer
         finally:
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
-            await trail.flush()
+            await audit_buffer.flush()
             await database.close()
 
     def record(self, note: AuditRecord) -> None:

@@ -131,8 +131,8 @@ async def import_encounters(
                 named = name or ("-" if file == STANDARD_INPUT else file.name)
                 done = ImportSummary()
                 encounters = _encounters(records_of(lines, file, TABLE, done.unknown), limits, named)
-                backfilling = _Backfilling(require_recorder(context), progress, retry_seconds, done)
-                return await backfilling.record_all(encounters)
+                encounter_import = _EncounterImport(require_recorder(context), progress, retry_seconds, done)
+                return await encounter_import.record_all(encounters)
 
 
 # Parsing
@@ -243,7 +243,7 @@ class _DuplicateCounter:
 # Recording
 
 
-class _Backfilling:
+class _EncounterImport:
     """One import: many workers take lines from one queue, which a thread fills."""
 
     def __init__(self, context: Recorder, progress: Progress, retry_seconds: float, done: ImportSummary) -> None:

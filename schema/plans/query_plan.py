@@ -1,4 +1,6 @@
-"""Plans: a query is compiled once into one SQL statement, whose JSON is sent to the client unchanged.
+"""Plans of queries: bind the arguments, run the one SQL statement, and send its JSON to the client unchanged.
+
+`schema/plans/sql.py` compiles the statement, once for each document.
 
 A plan handles supported queries and raises `Unplannable` otherwise; the executor then resolves the query field by
 field. A plan reports no client errors. The executor reports a missing permission, an ill-typed variable or a cursor of

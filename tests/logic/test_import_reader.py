@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.importers import encounters as backfilling
+from gateway.importers import encounters
 from gateway.importers import patients as importing
 from gateway.importers.reader import CsvFormat, ImportStopped, LineReader, Record, Refusal, Unknown, records_of
 
 MAX_BYTES = 400
 
 COLUMNS = {
-    backfilling.TABLE: ("patient_id", "brand_id", "chief_complaint", "notes", "encounter_type"),
+    encounters.TABLE: ("patient_id", "brand_id", "chief_complaint", "notes", "encounter_type"),
     importing.TABLE: ("id", "brand_id", "ward", "remark", "mrn"),
 }
 TABLES = pytest.mark.parametrize("table", COLUMNS, ids=["encounters", "patients"])
@@ -150,7 +150,7 @@ GOOD = b"p-1,loop,lab,fine\n"
 def test_after_an_error_no_row_is_read_up_to_a_provable_end_of_a_row(
     record: bytes, lines: tuple[int, int], rule: str, goes_on: bool
 ) -> None:
-    records = read(HEADER + GOOD + record + GOOD, backfilling.TABLE, "f.csv")
+    records = read(HEADER + GOOD + record + GOOD, encounters.TABLE, "f.csv")
 
     (refusal,) = [each for each in records if isinstance(each, Refusal)]
     assert (refusal.lines[0], refusal.lines[-1], refusal.rules) == (*lines, (rule,))
@@ -166,7 +166,7 @@ def test_a_nearly_known_column_stops_an_import_before_it_begins(name: str) -> No
     content = f"patient_id,brand_id,encounter_type,{name}\np-1,loop,lab,tuberculosis\n".encode()
 
     with pytest.raises(ImportStopped, match=r"line 1: column 4 is a misspelling of `\w+`") as stopped:
-        read(content, backfilling.TABLE, "f.csv")
+        read(content, encounters.TABLE, "f.csv")
     assert "tuberculosis" not in str(stopped.value)
 
 
@@ -187,7 +187,7 @@ def test_a_nearly_known_column_of_patients_stops_an_import(name: str) -> None:
 def test_other_columns_are_counted_and_only_known_names_are_printed(lines: str, report: str) -> None:
     unknown = Unknown()
 
-    read(lines.encode(), backfilling.TABLE, "f.csv", unknown)
+    read(lines.encode(), encounters.TABLE, "f.csv", unknown)
 
     assert str(unknown) == report
 
@@ -198,7 +198,7 @@ def test_unknown_members_of_json_lines_follow_the_same_rules() -> None:
     lines = [{**visit, **each} for each in others]
     unknown = Unknown()
 
-    refused, *read_lines = read("\n".join(map(json.dumps, lines)).encode(), backfilling.TABLE, "f.jsonl", unknown)
+    refused, *read_lines = read("\n".join(map(json.dumps, lines)).encode(), encounters.TABLE, "f.jsonl", unknown)
 
     assert isinstance(refused, Refusal)
     assert (refused.rules, "tuberculosis" in str(refused)) == (("misspelt_name",), False)
@@ -208,6 +208,6 @@ def test_unknown_members_of_json_lines_follow_the_same_rules() -> None:
 
 
 def test_invalid_json_is_reported_with_its_column() -> None:
-    (refused,) = read(b'{"patient_id": tuberculosis}\n', backfilling.TABLE, "f.jsonl")
+    (refused,) = read(b'{"patient_id": tuberculosis}\n', encounters.TABLE, "f.jsonl")
 
     assert str(refused) == "line 1: must be unambiguous JSON (RFC 7493) (column 16) (json)"
