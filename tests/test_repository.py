@@ -47,7 +47,9 @@ def test_a_commit_subject_is_short_capitalized_and_no_sentence(subject: str, all
 
 
 def test_make_help_lists_every_described_target_under_a_group() -> None:
-    listed = subprocess.run(["make", "help"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    listed = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
     first, *groups = re.split(r"\n\n(?=\S)", listed)
 
     assert first == "Usage: make <target>"
