@@ -50,10 +50,6 @@ GC_THRESHOLD = 20_000
 """GC threshold for generation 0, in objects: about a hundred concurrent requests."""
 
 
-KEPT_BYTES = 4 * 1024 * 1024
-"""Bytes of freed memory that malloc retains for long responses, so that they cause no new page faults."""
-
-
 def refuse_what_cannot_be_served(settings: Settings, faults: int | None = None) -> None:
     """Return if these settings can be served. Raises `SettingsError`."""
     if faults is not None:
@@ -175,8 +171,6 @@ def worker(settings: Settings, faults: int | None = None) -> Starlette:
     # The threshold is high because requests leave hardly any cyclic garbage.
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
-    # glibc retains up to twice the size of the largest block ever freed. Source: mallopt(3), M_MMAP_THRESHOLD.
-    bytes(KEPT_BYTES // 2)
     gc.enable()
     return app
 

@@ -3,6 +3,9 @@
 graphql-core builds a path, a resolve info and an error location for each field of each object, even for a scalar
 attribute. This executor completes plain fields directly. On an exception or an unexpected null it falls back to
 graphql-core, which reports the error.
+
+Measured alone on W7 (2026-11-30, docs/performance.md): without it, a list that no plan serves takes 1.88 times the
+CPU of server and PostgreSQL.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping

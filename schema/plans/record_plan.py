@@ -5,6 +5,9 @@ passed in a variable, and selections of the encounter's scalar fields and its pa
 
 Once recording has begun, the plan no longer raises `Unplannable`, so that the executor does not record again. The plan
 writes a refusal that is a member of the result union. It raises every other error.
+
+Measured alone on W1 (2026-11-30, docs/performance.md): without it, a recording over GraphQL takes 1.52 times the CPU of
+server and PostgreSQL.
 """
 
 from collections.abc import Callable, Sequence
