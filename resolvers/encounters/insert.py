@@ -151,7 +151,7 @@ async def insert_at_once(
         "lock_timeout": lock_timeout,
     }
     async with database.autocommit(brand_id, within_seconds) as connection:
-        rows = await connection.fetch(_insert(many), **values | {"brand_id": brand_id})
+        rows = await connection.fetch(_insert(many), **values)
     insertions = {row["id"]: Insertion(row["is_known"], row["created_at"]) for row in rows}
     return [insertions[new.columns["id"]] for new in news]
 
