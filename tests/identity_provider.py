@@ -8,8 +8,8 @@ import base64
 import json
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Self
@@ -25,6 +25,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from gateway.settings import Settings
+from tests.background_server import BackgroundServer
 
 ISSUER = "https://issuer.test"
 AUDIENCE = "https://gateway.test"
@@ -80,7 +81,7 @@ class IdentityProvider:
         # is acknowledged.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.port = listening.getsockname()[1]
-        self._server = _Server(uvicorn.Config(self._app, log_config=None, access_log=False, lifespan="off"))
+        self._server = BackgroundServer(uvicorn.Config(self._app, log_config=None, access_log=False, lifespan="off"))
         self._serving = asyncio.create_task(self._server.serve(sockets=[listening]))
         await self._server.listening.wait()
 
@@ -161,21 +162,6 @@ class IdentityProvider:
     def _note_cookies(self, request: Request) -> None:
         if "cookie" in request.headers:
             self.cookies.append(request.headers["cookie"])
-
-
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.listening = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.listening.set()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        # Signals are left to pytest.
-        yield
 
 
 TIMEOUT_SECONDS = 2.0

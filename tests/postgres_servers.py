@@ -4,10 +4,13 @@ import asyncio
 import contextlib
 import signal
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Self
 
 import psutil
 
+from gateway.database.migrate import migrate
 from tests.gateways import ROOT
 from tests.waiting import wait_until
 
@@ -20,6 +23,16 @@ class PostgresServer:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.url = ""
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def migrated(cls, folder: Path) -> AsyncIterator[Self]:
+        """Start a server with the current tables, and stop it at the end."""
+        server = cls(folder)
+        await server.start()
+        await migrate(server.url)
+        yield server
+        await server.stop()
 
     async def start(self) -> None:
         """Start the server, on the data of its folder if there are any."""

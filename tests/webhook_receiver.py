@@ -3,8 +3,8 @@
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -13,6 +13,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+
+from tests.background_server import BackgroundServer
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class ReceiverServer:
         """Listen, at the previous port if there was one."""
         listening = socket.create_server(("127.0.0.1", self.port))
         self.port = listening.getsockname()[1]
-        self._server = _Server(
+        self._server = BackgroundServer(
             uvicorn.Config(
                 self._app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=0, ws="none"
             )
@@ -115,19 +117,3 @@ class ReceiverServer:
 async def accept(_delivery: Delivery) -> Response:
     """Accept an event."""
     return Response(status_code=204)
-
-
-class _Server(uvicorn.Server):
-    """Stops by `should_exit`, and leaves signals to pytest."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.listening = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.listening.set()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield

@@ -3,8 +3,8 @@
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Self
 
 import uvicorn
@@ -17,18 +17,11 @@ from gateway.protocols.http import bound_unsent_bytes
 from gateway.server import PROTOCOLS
 from gateway.settings import Settings
 from resolvers.access import Verify
+from tests.background_server import BackgroundServer
 
 SUBPROTOCOL = "graphql-transport-ws"
 TIMEOUT_SECONDS = 5.0
 """Timeout of what should happen within milliseconds."""
-
-
-class _Server(uvicorn.Server):
-    """Stops by `should_exit`, and leaves signals to pytest."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 class WebSocketClient:
@@ -116,7 +109,7 @@ async def connect_to(
 class GatewayServer:
     """A gateway that listens in this process."""
 
-    def __init__(self, server: _Server, port: int, app: Any) -> None:
+    def __init__(self, server: BackgroundServer, port: int, app: Any) -> None:
         self.server = server
         self.port = port
         self.app = app
@@ -137,7 +130,7 @@ class GatewayServer:
         )
         with socket.create_server(("127.0.0.1", port)) as listening:
             bound_unsent_bytes(listening)
-            server = _Server(config)
+            server = BackgroundServer(config)
             serving = asyncio.create_task(server.serve([listening]))
             while not server.started:  # noqa: ASYNC110 - uvicorn reports it by this attribute alone
                 await asyncio.sleep(0.01)

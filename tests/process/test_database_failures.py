@@ -17,7 +17,6 @@ import asyncpg
 import psutil
 import pytest
 
-from gateway.database.migrate import migrate
 from tests.event_helpers import fresh_database
 from tests.gateways import (
     DOORS,
@@ -43,11 +42,8 @@ async def url(server_url: str) -> str:
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[PostgresServer]:
-    server = PostgresServer(tmp_path)
-    await server.start()
-    await migrate(server.url)
-    yield server
-    await server.stop()
+    async with PostgresServer.migrated(tmp_path) as server:
+        yield server
 
 
 @pytest.mark.parametrize("fault", ["kill_and_restart", "restart", "kill_backend"])
@@ -119,11 +115,8 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
 @pytest.fixture
 async def server_on_small_disk(small_disk: SmallDisk) -> AsyncIterator[PostgresServer]:
     """A PostgreSQL server on the small disk."""
-    server = PostgresServer(small_disk.folder / "data")
-    await server.start()
-    await migrate(server.url)
-    yield server
-    await server.stop()
+    async with PostgresServer.migrated(small_disk.folder / "data") as server:
+        yield server
 
 
 async def test_a_full_disk_is_503_until_it_has_space_again(

@@ -10,7 +10,6 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from gateway.database.migrate import migrate
 from tests.gateways import ROOT
 from tests.postgres_servers import PostgresServer
 from tests.waiting import wait_until
@@ -24,11 +23,8 @@ HARMS = {
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[PostgresServer]:
-    server = PostgresServer(tmp_path)
-    await server.start()
-    await migrate(server.url)
-    yield server
-    await server.stop()
+    async with PostgresServer.migrated(tmp_path) as server:
+        yield server
 
 
 async def run(command: str, url: str | None, **settings: str) -> tuple[int, str]:
