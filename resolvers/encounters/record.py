@@ -50,7 +50,7 @@ class Recording(NamedTuple):
 
 
 Recorder = NewType("Recorder", Context)
-"""The context of a caller who may record encounters. The doors check this once, before they read the input."""
+"""A context whose permission to record encounters was checked. Each door checks it once."""
 
 
 def require_recorder(context: Context) -> Recorder:
