@@ -11,7 +11,6 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
-from starlette.types import ASGIApp
 
 import rest
 import rest.errors
@@ -52,17 +51,6 @@ from schema.transport.websocket import GraphQLSocket, SocketLimits
 
 REQUESTS_FIRST_SECONDS = 0.25
 """Seconds from the start of a process to its first background job, so that the first requests are not delayed."""
-
-
-class Service(Starlette):
-    """Starlette without its own error middleware: `ErrorMiddleware` and `RequestContextMiddleware` answer errors."""
-
-    def build_middleware_stack(self) -> ASGIApp:
-        """Return the router, wrapped in the middleware."""
-        app: ASGIApp = rest.errors.ErrorMiddleware(self.router)
-        for layer, arguments, options in reversed(self.user_middleware):
-            app = layer(app, *arguments, **options)
-        return app
 
 
 def create_app(
@@ -154,7 +142,7 @@ def create_app(
         log_operation=log_operation,
         batch_operations=settings.batch_operations,
     )
-    app = Service(
+    app = Starlette(
         routes=[
             Route("/graphql", explorer_for_browsers(settings, door)),
             WebSocketRoute("/graphql", GraphQLSocket(runner, socket_limits(settings), connection_limit, log_operation)),
@@ -173,6 +161,7 @@ def create_app(
             Middleware(BodyLimits, max_bytes=settings.max_body_bytes, seconds=settings.body_seconds),
             *([Middleware(FaultInjectionMiddleware, seed=faults)] if faults is not None else []),
         ],
+        exception_handlers=rest.exception_handlers,
         lifespan=lifespan,
     )
     # A redirect would be sent before the caller is authenticated.

@@ -43,8 +43,6 @@ def events() -> None:
 
 def main() -> None:
     """Run a command. Print a `SettingsError` as one sentence, without a traceback."""
-    # Imported objects live as long as the process, so the collector can skip them.
-    gc.freeze()
     gc.enable()
     # Exit with 0 on both signals, so that `finally` blocks run and `make` reports no error.
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -46,9 +46,6 @@ PROTOCOLS: Mapping[str, Any] = {
     "ws_ping_timeout": 20.0,
 }
 
-GC_THRESHOLD = 20_000
-"""GC threshold for generation 0, in objects: about a hundred concurrent requests."""
-
 
 def refuse_what_cannot_be_served(settings: Settings, faults: int | None = None) -> None:
     """Return if these settings can be served. Raises `SettingsError`."""
@@ -167,10 +164,6 @@ def worker(settings: Settings, faults: int | None = None) -> Starlette:
     stop = GracefulShutdown(settings.drain_pause_seconds)
     stop.catch_signals()
     app = create_app(settings, stop=stop, faults=faults)
-    # All current objects live as long as the process, so the collector can skip the schema's hundred thousand objects.
-    # The threshold is high because requests leave hardly any cyclic garbage.
-    gc.freeze()
-    gc.set_threshold(GC_THRESHOLD)
     gc.enable()
     return app
 

@@ -90,6 +90,11 @@ class Context:
         self.services.rates.note_answer(self.caller.client_id, self.answer.total)
         self.answer.release()
 
+    def require_admission(self, allowance: Allowance) -> None:
+        """Return if the request may proceed. Raises `RateLimited`, or else `Forbidden` for a contradicting brand."""
+        allowance.require()
+        self.require_one_brand()
+
     def require_one_brand(self) -> None:
         """Return if `X-Brand-Id` does not contradict the token. Raises `Forbidden`."""
         resolve_brand(self.caller, self.stated_brand_id)

@@ -10,10 +10,10 @@ from functools import cache
 from typing import Final, NamedTuple, Protocol
 from uuid import UUID
 
+import orjson
 from sqlalchemy import BigInteger, Text, bindparam, insert, select
 
 from models import Encounter, EncounterEventKind, OutboxEvent, Watermark, table_of
-from resolvers import json_text
 from resolvers.ids import new_id
 from resolvers.sql import Connection, Database, Statement
 
@@ -35,32 +35,26 @@ APPEND_EVENT = Statement(
 ENCOUNTER_RECORDED = "patient_graph.encounter.recorded.v1"
 ENCOUNTER_CHANGED = "patient_graph.encounter.changed.v1"
 
+IDENTITY = {name: name for name in ("patient_id", "brand_id", "encounter_type")} | {"encounter_id": "id"}
+RECORDED_PAYLOAD = IDENTITY | {"recorded_at": "created_at"}
+"""The members of a recording's event, exactly as published, and the members of the encounter with their values."""
+CHANGED_PAYLOAD = IDENTITY | {"version": "version", "changed_at": "updated_at"}
+"""The same for a change. Its event also has `kind`, the kind of the change."""
+
 
 async def append_event(connection: Connection, encounter: Encounter, kind: EncounterEventKind) -> None:
     """Append an event of an encounter: its id, patient, brand, type and time. Nothing clinical."""
-    payload: dict[str, str | int] = {
-        "encounter_id": str(encounter.id),
-        "patient_id": encounter.patient_id,
-        "brand_id": encounter.brand_id,
-        "encounter_type": str(encounter.encounter_type),
-    }
     recorded = kind is EncounterEventKind.RECORDED
-    if recorded:
-        # Exactly these five members, as published.
-        payload["recorded_at"] = json_text.instant(encounter.created_at)
-    else:
-        payload |= {
-            "kind": str(kind),
-            "version": encounter.version,
-            "changed_at": json_text.instant(encounter.updated_at),
-        }
+    payload = {} if recorded else {"kind": kind}
+    for name, source in (RECORDED_PAYLOAD if recorded else CHANGED_PAYLOAD).items():
+        payload[name] = getattr(encounter, source)
     await connection.fetch(
         APPEND_EVENT,
         patient_id=encounter.patient_id,
         id=new_id(),
         brand_id=encounter.brand_id,
         event_type=ENCOUNTER_RECORDED if recorded else ENCOUNTER_CHANGED,
-        payload=json_text.write(payload),
+        payload=orjson.dumps(payload, option=orjson.OPT_UTC_Z).decode(),
     )
 
 

@@ -2,23 +2,13 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Literal, NotRequired, Protocol, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from resolvers.access import Caller
 from resolvers.context import Context, Credentials
 from resolvers.rate_limits import Allowance
 from resolvers.services import Services
 from resolvers.sql import RelayDatabase
-
-
-class Body(Protocol):
-    """A request body that has arrived completely."""
-
-    def __len__(self) -> int:
-        """Return the number of bytes."""
-
-    def read(self) -> bytes:
-        """Return the body once; later calls return no bytes."""
 
 
 class RequestState(TypedDict):
@@ -39,8 +29,6 @@ class RequestState(TypedDict):
     """Whether the head announces an uncompressed JSON body in UTF-8."""
     request_id: str
     introduction: Credentials
-    body: NotRequired[Body]
-    """Only if the body arrived with the head."""
 
     caller: NotRequired[Caller]
     context: NotRequired[Context]

@@ -19,8 +19,7 @@ async def authorize_request(request: Request, operation: Permission | None = Non
     state_of(request.scope)["allowance"] = allowance = await context.spend(kind)
     if operation is not None:
         context.require(operation)
-    allowance.require()
-    context.require_one_brand()
+    context.require_admission(allowance)
     return context
 
 

@@ -127,11 +127,9 @@ def _valid(ignored: Ignored) -> Mapping[str, Any]:
 
 
 async def _members(request: Request) -> dict[str, Any]:
-    state = state_of(request.scope)
-    if not state["sends_json"]:
+    if not state_of(request.scope)["sends_json"]:
         raise UnsupportedMediaType
-    # The body is buffered already, or is awaited here.
-    body = json_text.read(state["body"].read() if "body" in state else await request.body())
+    body = json_text.read(await request.body())
     if not isinstance(body, dict):
         raise MalformedBody("object", "The body must be a JSON object.", json_text.shape_of(body))
     if unknown := [name for name in body if name not in BODY_MEMBERS]:

@@ -8,14 +8,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from resolvers import errors
 from resolvers.errors import GatewayError
 from resolvers.request_state import state_of
 from rest.authorize import authorize_request
 from rest.content_negotiation import JSON, PROBLEM, accept_of, prefers_problem
-from rest.preferences import preference_fields
 from rest.responses import LINK, empty_answer, json_answer
 
 STATUS: Mapping[type[GatewayError], int] = {
@@ -118,47 +116,27 @@ def error_response(error: GatewayError, request_id: str, accept: str = "") -> Re
     return json_answer(body, status_of(error), headers_of(error) | {"Link": links_of(error)}, media_type)
 
 
-class ErrorMiddleware:
-    """Calls the routes, and converts their errors to responses."""
-
-    def __init__(self, routes: ASGIApp) -> None:
-        self._routes = routes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle the request."""
-        try:
-            await self._routes(scope, receive, send)
-        except (GatewayError, HTTPException) as error:
-            if scope["type"] != "http" or "status" in state_of(scope):
-                raise  # not HTTP, or the response has started
-            request = Request(scope)
-            phrased = _phrase(request, error) if isinstance(error, GatewayError) else await _phrase_http(request, error)
-            await phrased(scope, receive, send)
-
-
-def _phrase(request: Request, error: GatewayError) -> Response:
+async def refusal_response(request: Request, error: GatewayError) -> Response:
     """Return the response for an error that a resolver raised."""
     state = state_of(request.scope)
     if "context" in state:
         state["context"].note_refusal(error)
-    response = error_response(error, state["request_id"], accept_of(request))
-    response.raw_headers += preference_fields(request.scope)
-    return response
+    return error_response(error, state["request_id"], accept_of(request))
 
 
-async def _phrase_http(request: Request, error: HTTPException) -> Response:
+async def routing_error_response(request: Request, error: HTTPException) -> Response:
     """Return the response for an unknown path or method, after authentication and rate limiting."""
     try:
         await authorize_request(request)
     except GatewayError as refusal:
-        return _phrase(request, refusal)
+        return await refusal_response(request, refusal)
     if error.status_code == 405:
         not_allowed = errors.MethodNotAllowed({*(error.headers or {}).get("Allow", "").split(", "), "OPTIONS"})
         # OPTIONS, which no route handles itself.
         if request.method == "OPTIONS":
             return empty_answer(204, headers_of(not_allowed))
-        return _phrase(request, not_allowed)
-    return _phrase(request, errors.NotFound(_without_slash(request)))
+        return await refusal_response(request, not_allowed)
+    return await refusal_response(request, errors.NotFound(_without_slash(request)))
 
 
 def _without_slash(request: Request) -> str | None:

@@ -42,8 +42,7 @@ class Reservation:
 
     def refuse(self, error: GatewayError) -> GatewayError:
         """Return `error`. Raise `RateLimited` or `Forbidden` instead if one applies, because they take precedence."""
-        self.allowance.require()
-        self._context.require_one_brand()
+        self._context.require_admission(self.allowance)
         return error
 
 
@@ -80,8 +79,7 @@ async def charge(
         raise reservation.refuse(error) from None
     allowance = await _settled(context, price, reservation, known=known)
     note(allowance)
-    allowance.require()
-    context.require_one_brand()
+    context.require_admission(allowance)
     return document, price
 
 

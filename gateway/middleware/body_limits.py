@@ -5,7 +5,6 @@ import asyncio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from resolvers.errors import PayloadTooLarge, RequestTimeout
-from resolvers.request_state import state_of
 
 # Bytes of an unused body that are read and dropped, so that the client receives the response before the close.
 MAX_IGNORED_BYTES = 64 * 1024 * 1024
@@ -23,13 +22,10 @@ class BodyLimits:
         self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve the request; limit its body unless it has arrived and is small enough."""
-        whole = state_of(scope).get("body") if scope["type"] == "http" else None
-        if scope["type"] != "http" or (whole is not None and len(whole) <= self._max_bytes):
+        """Serve the request; limit its body."""
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        # A body that has arrived and is too large is refused by `receive`, like any other.
-        state_of(scope).pop("body", None)
         headers = dict(scope["headers"])
         announced_bytes = int(headers.get(b"content-length", b"0"))
         if announced_bytes or b"transfer-encoding" in headers:

@@ -71,8 +71,6 @@ class FaultInjectionMiddleware:
         if not _is_sent_to_a_door(scope):
             await self._app(scope, receive, send)
             return
-        # Without the buffered body the door calls `receive`, which can raise, or replay the body.
-        state_of(scope).pop("body", None)
         fault, seconds = self._draw()
         if fault is not Fault.NONE:
             logger.info("rehearsed fault", extra={"request_id": state_of(scope)["request_id"], "fault": fault})

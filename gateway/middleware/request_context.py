@@ -18,6 +18,7 @@ from resolvers.context import Credentials
 from resolvers.errors import Forbidden, ServerError, Stopped
 from resolvers.request_state import RequestState, state_of
 from rest.errors import error_response
+from rest.preferences import preference_fields
 from rest.responses import missing_headers
 
 # Characters that are safe in a header, a log line and a URL.
@@ -66,7 +67,13 @@ class RequestContextMiddleware:
                     *missing_headers(message["headers"], _ON_EVERY_ANSWER),
                     (b"x-request-id", request_id.encode()),
                     *_allowance_of(state),
+                    *preference_fields(scope),
                 ]
+            elif message.get("body") and not message.get("more_body"):
+                # uvicorn delays a message while too much of the previous ones is unread. The end of the response is
+                # sent separately, so that it waits until the client has read the body.
+                await send({**message, "more_body": True})
+                message = {"type": "http.response.body"}
             await send(message)
 
         try:

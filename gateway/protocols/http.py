@@ -20,7 +20,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from gateway.protocols import refusals
 from gateway.protocols.chunked import ChunkedDecoder, InvalidChunk, TrailerTooLarge
-from gateway.protocols.http_response import ResponseWriter
 
 END_OF_HEAD = b"\r\n\r\n"
 WHITE_SPACE = b" \t"
@@ -291,7 +290,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._answering = cycle
         if not self.flow.write_paused:
             self._stop_measuring()
-        super()._start_asgi_task(cycle, ResponseWriter(app, cycle))  # type: ignore[arg-type]
+        super()._start_asgi_task(cycle, app)  # type: ignore[arg-type]
 
     def on_response_complete(self) -> None:
         """Continue with the request that was read ahead, and with the buffered bytes after it."""

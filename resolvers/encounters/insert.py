@@ -16,8 +16,8 @@ import orjson
 from sqlalchemy import text
 
 from models import MEMBERS, Kind
-from resolvers.encounters.json_sql import WITH_JSON, instant_of, joined, published_json
-from resolvers.outbox import ENCOUNTER_RECORDED
+from resolvers.encounters.json_sql import WITH_JSON, joined, members_of, object_of, published_json
+from resolvers.outbox import ENCOUNTER_RECORDED, RECORDED_PAYLOAD
 from resolvers.services import Insertion, NewEncounter
 from resolvers.sql import Database, Statement
 
@@ -32,6 +32,7 @@ COLUMNS = {
 """The SQL types of the values that are sent for each recording. A JSON object keeps the text that was sent."""
 
 _MEMBERS = ", ".join(MEMBERS)
+_EVENT = object_of([(name, members_of("e", upper=False)[source]) for name, source in RECORDED_PAYLOAD.items()])
 
 # Each patient is looked up separately. The planner does not know the number of rows sent, and would read the whole
 # table of a few thousand patients. Keys are claimed in one global order, so that two concurrent statements cannot
@@ -84,11 +85,7 @@ audited AS (
 appended AS (
     INSERT INTO patient_graph.outbox (patient_id, id, brand_id, event_type, payload)
     SELECT
-        patient_id, event_id, brand_id, CAST(:event_type AS text),
-        jsonb_build_object(
-            'encounter_id', id, 'patient_id', patient_id, 'brand_id', brand_id,
-            'encounter_type', encounter_type, 'recorded_at', CAST({joined(instant_of("e", "created_at"))} AS jsonb)
-        )
+        patient_id, event_id, brand_id, CAST(:event_type AS text), CAST({joined(_EVENT)} AS jsonb)
     FROM inserted e ORDER BY id
 )
 SELECT

@@ -189,11 +189,9 @@ def _of_one_answer(media_type: str | None) -> str:
 
 
 async def _json_body(request: Request) -> bytes:
-    state = state_of(request.scope)
-    if not state["sends_json"]:
+    if not state_of(request.scope)["sends_json"]:
         raise UnsupportedMediaType
-    # `state["body"]` exists if the server has received the whole body already; otherwise the rest is awaited.
-    return state["body"].read() if "body" in state else await request.body()
+    return await request.body()
 
 
 def _ask_of_url(request: Request) -> GraphQLRequest:
