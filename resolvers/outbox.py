@@ -54,7 +54,7 @@ async def append_event(connection: Connection, encounter: Encounter, kind: Encou
         id=new_id(),
         brand_id=encounter.brand_id,
         event_type=ENCOUNTER_RECORDED if recorded else ENCOUNTER_CHANGED,
-        payload=orjson.dumps(payload, option=orjson.OPT_UTC_Z).decode(),
+        payload=orjson.dumps(payload, default=str, option=orjson.OPT_UTC_Z).decode(),
     )
 
 
