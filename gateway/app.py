@@ -34,13 +34,14 @@ from gateway.shutdown import GracefulShutdown
 from gateway.trusted_documents import document_rules, translate_manifest_errors
 from resolvers.access import Verify, scopes_from
 from resolvers.answer_bytes import AnswerMemory
+from resolvers.client_semaphores import Turns
 from resolvers.commands import InputLimits
 from resolvers.encounters.batcher import EncounterBatcher
-from resolvers.errors import GatewayError
+from resolvers.errors import GatewayError, TooBroad
 from resolvers.idempotency import prune_keys
 from resolvers.paging import PageLimits
 from resolvers.rate_limits import Rates
-from resolvers.services import AuditSink, Feed, Services
+from resolvers.services import AuditSink, Feed, Services, Worklists
 from rest.openapi import METRICS
 from schema import build_schema
 from schema.execution import Runner
@@ -48,6 +49,9 @@ from schema.transport.http import GraphQLEndpoint
 from schema.transport.long_lived import ConnectionLimit
 from schema.transport.sse import StreamLimits
 from schema.transport.websocket import GraphQLSocket, SocketLimits
+
+WORKLIST_CONNECTIONS = 4
+"""Connections of a process for worklists, apart from those of other requests."""
 
 REQUESTS_FIRST_SECONDS = 0.25
 """Seconds from the start of a process to its first background job, so that the first requests are not delayed."""
@@ -90,6 +94,17 @@ def create_app(
             ),
             Database.connect(url, "relay", role=RELAY_ROLE, size=4, **timeouts),
         )
+        worklists = await Database.connect(
+            url,
+            "worklists",
+            role=APP_ROLE,
+            size=WORKLIST_CONNECTIONS,
+            acquire_seconds=settings.database_acquire_seconds,
+            statement_seconds=settings.worklist_seconds,
+            long_answers=True,
+            opens_first=False,
+            late=TooBroad,
+        )
         key = settings.audit_key.get_secret_value().encode() if settings.audit_key else b""
         jobs = [
             LeasedJob("prune keys", prune_keys, pause_seconds=60),
@@ -103,7 +118,15 @@ def create_app(
                 nullcontext(verify) if verify else verifying(settings) as known,
             ):
                 guarded = stopping.refuse_when_closed(known)
-                shared = services(settings, database, audit_sink=audit_sink, feed=feed, verify=guarded, rates=rates)
+                shared = services(
+                    settings,
+                    database,
+                    worklists=worklists,
+                    audit_sink=audit_sink,
+                    feed=feed,
+                    verify=guarded,
+                    rates=rates,
+                )
                 yield {
                     "services": shared,
                     "ping": database.ping,
@@ -114,6 +137,7 @@ def create_app(
         finally:
             await rates.close()
             await relay.close()
+            await worklists.close()
             await database.close()
             # Flush the log here: a worker ends by the signal that stopped it, and runs no code after this.
             await asyncio.to_thread(HANDLER.flush)
@@ -181,13 +205,21 @@ def anchor(routes: Iterable[BaseRoute]) -> None:
 
 
 def services(
-    settings: Settings, database: Database, *, audit_sink: AuditSink, feed: Feed, verify: Verify, rates: Rates
+    settings: Settings,
+    database: Database,
+    *,
+    worklists: Database | None = None,
+    audit_sink: AuditSink,
+    feed: Feed,
+    verify: Verify,
+    rates: Rates,
 ) -> Services:
     """Return the services that every request uses."""
     keys_kept_for = timedelta(hours=settings.idempotency_hours)
     return Services(
         verify=verify,
         database=database,
+        worklists=Worklists(worklists, Turns(WORKLIST_CONNECTIONS // 2), Turns(1)) if worklists else None,
         batcher=None
         if settings.database_cluster
         else EncounterBatcher(database, keys_kept_for, settings.database_acquire_seconds),

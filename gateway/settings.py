@@ -144,6 +144,12 @@ class Settings(BaseModel):
     database_statement_seconds: float = Field(
         10.0, gt=0, le=600, description="Seconds that a statement may run before PostgreSQL cancels it."
     )
+    worklist_seconds: float = Field(
+        2.0,
+        gt=0,
+        le=600,
+        description="Seconds that the statement of a list across patients may run before it is refused as `too_broad`.",
+    )
     introspection_url: ProviderUrl | None = Field(None, description="Token introspection endpoint (RFC 7662).")
     introspection_client_id: str | None = Field(
         None, min_length=1, description="Client id of this gateway at the introspection endpoint (HTTP Basic)."

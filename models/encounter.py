@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from pydantic import create_model
-from sqlalchemy import ForeignKeyConstraint, Index, PrimaryKeyConstraint
+from sqlalchemy import ForeignKeyConstraint, Index, PrimaryKeyConstraint, text
 from sqlmodel import Field
 
 from models.base import Table
@@ -45,6 +45,26 @@ class EncounterAction(StrEnum):
     MARK_ENTERED_IN_ERROR = "mark_entered_in_error"
     RESCHEDULE = "reschedule"
     AMEND = "amend"
+
+
+class EncounterOrder(StrEnum):
+    """An order of a list of encounters. Null comes last, and the id decides between equals, in the same direction."""
+
+    CREATED_AT_ASC = "created_at_asc"
+    CREATED_AT_DESC = "created_at_desc"
+    SCHEDULED_AT_ASC = "scheduled_at_asc"
+    SCHEDULED_AT_DESC = "scheduled_at_desc"
+    UPDATED_AT_DESC = "updated_at_desc"
+    PROVIDER_THEN_SCHEDULED_AT_ASC = "provider_then_scheduled_at_asc"
+
+
+LAST_INSTANT, FIRST_INSTANT = "'infinity'::timestamptz", "'-infinity'::timestamptz"
+LAST_PROVIDER = "'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid"
+"""SQL of the values that replace null in the orders of lists, and so in the indexes that serve them."""
+
+
+OF_BRAND = 'brand_id COLLATE "C"'
+"""SQL of the brand in these indexes, and in the statements that use them."""
 
 
 class EncounterEventKind(StrEnum):
@@ -143,6 +163,10 @@ MEMBERS = members_of(Encounter)
 """The members of an encounter by name, in the published order."""
 
 
+_SCHEDULED_FIRST = f"coalesce(scheduled_at, {LAST_INSTANT})"
+_SCHEDULED_LAST = f"coalesce(scheduled_at, {FIRST_INSTANT})"
+
+
 class _Encounters(Table):
     __tablename__ = "encounters"
     __table_args__ = (
@@ -163,6 +187,21 @@ class _Encounters(Table):
             "id",
             postgresql_include=["brand_id"],
         ),
+        # Each of these serves a list of a brand's encounters: an order of `EncounterOrder`, or a status with an order.
+        # The migration gives the brand the collation of `OF_BRAND`, which Alembic does not compare. It keeps them from
+        # other statements: PostgreSQL, before it has statistics, would prefer them to the index of an id.
+        Index("ix_encounters_brand_id_created_at_id", "brand_id", "created_at", "id"),
+        Index("ix_encounters_brand_id_updated_at_id", "brand_id", "updated_at", "id"),
+        Index("ix_encounters_brand_id_scheduled_at_id", "brand_id", text(_SCHEDULED_FIRST), "id"),
+        Index("ix_encounters_brand_id_scheduled_at_id_desc", "brand_id", text(_SCHEDULED_LAST), "id"),
+        Index(
+            "ix_encounters_brand_id_provider_id_scheduled_at_id",
+            "brand_id",
+            text(f"coalesce(provider_id, {LAST_PROVIDER})"),
+            text(_SCHEDULED_FIRST),
+            "id",
+        ),
+        Index("ix_encounters_brand_id_status_scheduled_at_id", "brand_id", "status", text(_SCHEDULED_FIRST), "id"),
         # Serves `encounter(id)`, which has no patient. Not unique: UUIDv7 is the guarantee, and a unique index without
         # `patient_id` cannot be distributed.
         Index("ix_encounters_id", "id"),

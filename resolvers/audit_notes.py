@@ -27,6 +27,9 @@ REQUEST_REFUSED = "patient_graph.request.refused"
 UNKNOWN = ""
 """Replaces a patient or a brand whose existence only the caller claims."""
 
+SEVERAL = ""
+"""Replaces the patient of an entry that names several in its details."""
+
 NOT_A_REFUSAL = (Unauthenticated, InvalidToken, TemporarilyUnavailable, ServerError)
 """No authenticated caller, or a fault of the gateway: neither is an attempt that was denied."""
 
@@ -51,6 +54,25 @@ def reads(caller: Caller, request_id: str, given: Mapping[tuple[str, str], int])
         )
         for (brand_id, patient_id), number in given.items()
     ]
+
+
+def worklist_read(caller: Caller, request_id: str, brand_id: str, given: Mapping[str, int]) -> AuditRecord:
+    """Return the record of a worklist that the caller read: the number of its encounters, and its patients.
+
+    `given` maps patients to the number of encounters.
+    """
+    return AuditRecord(
+        event_type=ENCOUNTERS_READ,
+        actor_type=caller.actor_type,
+        actor_id=caller.actor_id,
+        actor_brand_id=caller.brand_id,
+        entity_type="worklist",
+        entity_id=None,
+        patient_id=SEVERAL,
+        brand_id=brand_id,
+        request_id=request_id,
+        details={"encounters": sum(given.values()), "patients": list(given)},
+    )
 
 
 def refusal(caller: Caller, request_id: str, error: GatewayError) -> AuditRecord:

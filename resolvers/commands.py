@@ -317,8 +317,19 @@ class AmendEncounter(Change):
     metadata: MetadataText = "{}"
 
 
-class EncounterFilter(Command):
-    """A filter of a patient's encounters: those that match every given criterion, or all."""
+class ListFilter(Command):
+    """The base of filters of lists: encounters that match every given criterion, or all."""
+
+    def criteria(self) -> dict[str, Any]:
+        """Return the filter's criteria by their names in `resolvers.encounters.list_sql.CRITERIA`.
+
+        An empty list matches nothing; a criterion left out matches everything.
+        """
+        return {name: value for name, value in self.given().items() if value is not None}
+
+
+class EncounterFilter(ListFilter):
+    """A filter of a patient's encounters."""
 
     encounter_type: Annotated[tuple[EncounterType, ...] | None, Field(strict=False), BeforeValidator(refuse_null)] = (
         None
@@ -328,15 +339,54 @@ class EncounterFilter(Command):
     scheduled_from: Instant = Field(default=None, description="Inclusive.")
     scheduled_until: Instant = Field(default=None, description="Exclusive.")
 
-    def criteria(self) -> dict[str, Any]:
-        """Return the filter's criteria by name.
-
-        An empty list of types matches nothing; a criterion left out matches everything.
-        """
-        return {name: value for name, value in self.given().items() if value is not None}
-
 
 EVERYTHING = EncounterFilter()
+
+MOST_VALUES = 100
+"""Maximum number of values in a criterion of `EncountersFilter`."""
+
+
+def _few(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(values) > MOST_VALUES:
+        raise broken("too_many", "must be at most {maximum}", maximum=MOST_VALUES)
+    return values
+
+
+_Uuid = Annotated[UUID, BeforeValidator(_uuid)]
+_ANY_OF = (AfterValidator(_few), BeforeValidator(refuse_null))
+
+
+class EncountersFilter(ListFilter):
+    """A filter of a brand's encounters."""
+
+    encounter_type: Annotated[tuple[EncounterType, ...] | None, Field(strict=False), *_ANY_OF] = None
+    status: Annotated[tuple[EncounterStatus, ...] | None, Field(strict=False), *_ANY_OF] = None
+    provider_id: Annotated[
+        tuple[Annotated[UUID, BeforeValidator(_uuid)], ...] | None, Field(strict=False), *_ANY_OF
+    ] = None
+    patient_id: Annotated[tuple[Text, ...] | None, Field(strict=False), *_ANY_OF] = None
+    scheduled_from: Instant = None
+    scheduled_until: Instant = None
+    started_from: Instant = None
+    started_until: Instant = None
+    created_from: Instant = None
+    created_until: Instant = None
+    updated_from: Instant = None
+    updated_until: Instant = None
+
+    def criteria(self) -> dict[str, Any]:
+        """Return the criteria. A list with one value is a criterion of its own, which an index serves in order."""
+        criteria = super().criteria()
+        if (patients := criteria.pop("patient_id", None)) is not None:
+            criteria["patients"] = patients
+        if (providers := criteria.pop("provider_id", None)) is not None:
+            criteria |= {"one_provider": providers[0]} if len(providers) == 1 else {"providers": providers}
+        if len(criteria.get("status", ())) == 1:
+            (criteria["one_status"],) = criteria.pop("status")
+        return criteria
+
+
+ALL_OF_BRAND = EncountersFilter()
 
 QUERY_PARAMETERS = frozenset({"validate_only", "limit", "offset"})
 """The query parameters of all REST operations."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from models import Encounter
 from resolvers.access import Caller, Permission, require, resolve_brand
 from resolvers.answer_bytes import AnswerBytes, AnswerMemory
-from resolvers.audit_notes import NOT_A_REFUSAL, reads, refusal
+from resolvers.audit_notes import NOT_A_REFUSAL, reads, refusal, worklist_read
 from resolvers.errors import Forbidden, GatewayError, InsufficientScope, Unauthenticated
 from resolvers.outbox import Reads
 from resolvers.rate_limits import Allowance, Kind
@@ -107,6 +107,14 @@ class Context:
         """Like `note_read`, for encounters already counted by brand and patient."""
         for note in reads(self.caller, self.request_id, given):
             self.services.audit_sink.record(note)
+
+    def note_worklist(self, brand_id: str, given: Mapping[str, int]) -> None:
+        """Add one audit record for the encounters of a worklist, which names the patients; none if there are none.
+
+        `given` maps patients to the number of encounters.
+        """
+        if given:
+            self.services.audit_sink.record(worklist_read(self.caller, self.request_id, brand_id, given))
 
     def note_refusal(self, error: GatewayError) -> None:
         """Add an audit record: one for each distinct refusal of a request, however many fields it affects.

@@ -194,6 +194,19 @@ class AnswerTooLarge(InvalidInput):
         super().__init__([Violation("", "answer_bytes", message, maximum=maximum)])
 
 
+class TooBroad(InvalidInput):
+    """The list has too many encounters to be read in time."""
+
+    code = "too_broad"
+
+    def __init__(self) -> None:
+        message = (
+            "matches too many encounters to be read in time; add a span of time, such as scheduledFrom and "
+            "scheduledUntil, or narrow it"
+        )
+        super().__init__([Violation("/where", "too_broad", message)])
+
+
 class Conflict(GatewayError):
     """The request conflicts with the current state."""
 

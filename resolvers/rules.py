@@ -39,6 +39,7 @@ RuleId = Literal[
     "cost",
     "characters",
     "answer_bytes",
+    "too_broad",
     "tokens",
     "depth",
     "fields",
@@ -234,7 +235,7 @@ RULES: Mapping[RuleId, Rule] = {
         '{"query": "{ patient(id: \\"demo-patient\\") { encounters(last: 1) { totalCount } } }"}',
     ),
     "cursor": Rule(
-        "The cursor belongs to the requested list or feed: it has the same brand, patient and filter.",
+        "The cursor belongs to the requested list or feed: it has the same brand, patient, filter and order.",
         "graphql",
         '{"query": "{ patient(id: \\"demo-patient\\") { encounters(after: \\"made-up\\") { totalCount } } }"}',
         '{"query": "{ patient(id: \\"demo-patient\\") { encounters { totalCount } } }"}',
@@ -268,6 +269,13 @@ RULES: Mapping[RuleId, Rule] = {
         "words",
         "A page of 100 encounters with 200 kB of notes and metadata each.",
         "Pages of 20 encounters, or pages without the notes.",
+    ),
+    "too_broad": Rule(
+        "A list of a brand's encounters is found within `GATEWAY_WORKLIST_SECONDS`. An index serves each order, and a "
+        "span of the time that the list is ordered by.",
+        "words",
+        "The cancelled laboratory encounters of ten million, in the order of their last change.",
+        "The same with `updatedFrom`, and in the order `UPDATED_AT_DESC`.",
     ),
     "tokens": Rule(
         "A GraphQL document has at most `GATEWAY_MAX_TOKENS` tokens: names, numbers, punctuation.",

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from resolvers.access import DEFAULT_SCOPES, ActorType, Scopes, Verify
 from resolvers.answer_bytes import AnswerMemory
+from resolvers.client_semaphores import Turns
 from resolvers.commands import DEFAULT_LIMITS, InputLimits
 from resolvers.feed_cursors import FeedCursors
 from resolvers.outbox import Event, Reads
@@ -129,6 +130,16 @@ class NullMetrics:
 
 
 @dataclass(frozen=True, slots=True)
+class Worklists:
+    """The connections for statements about all patients of a brand, and the limits of their use."""
+
+    database: Database
+    """Its statements are planned for their arguments. Raises `TooBroad` for a statement that takes too long."""
+    client_turns: Turns
+    caller_turns: Turns
+
+
+@dataclass(frozen=True, slots=True)
 class Services:
     """The services of the process, which all requests share."""
 
@@ -136,6 +147,8 @@ class Services:
     database: Database
     audit_sink: AuditSink
     feed: Feed
+    worklists: Worklists | None = None
+    """None in a process without doors, such as an import."""
     batcher: EncounterBatcher | None = None
     """Batches concurrent recordings into one statement; None if the database is a cluster."""
     rates: Rates = field(default_factory=Unlimited)

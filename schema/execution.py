@@ -24,6 +24,7 @@ from graphql import (
 from strawberry.execution import optimized_is_awaitable
 
 from resolvers import json_text
+from resolvers.client_semaphores import Turns
 from resolvers.commands import misspelt
 from resolvers.context import Context
 from resolvers.errors import (
@@ -40,7 +41,6 @@ from resolvers.errors import (
 )
 from resolvers.rules import RuleId
 from resolvers.spelling import near_misses
-from schema.client_semaphores import Turns
 from schema.documents.cost import Cost
 from schema.documents.limits import LimitViolation
 from schema.documents.operation import PreparedOperation

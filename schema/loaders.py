@@ -2,36 +2,28 @@
 
 from collections import defaultdict
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from strawberry.dataloader import DataLoader
 
-from models import Encounter, Patient
-from resolvers.commands import EncounterFilter
+from models import Encounter, EncounterOrder, Patient
 from resolvers.context import Context
 from resolvers.encounters.duplicates import possible_duplicates_of
 from resolvers.encounters.history import Version, histories_of
 from resolvers.encounters.read import count_encounters, encounters_by_ids, list_encounters
-from resolvers.paging import Page, Window
+from resolvers.encounters.worklists import count_worklist, list_worklist
+from resolvers.paging import ListOf, Page, Window
 from resolvers.patients import patients_by_ids
 
 
 class PageKey(NamedTuple):
-    """One page of one patient's encounters."""
+    """One page of a list of encounters."""
 
-    patient_id: str
+    of: ListOf
     window: Window
-    filters: EncounterFilter
     for_feed: bool = False
     """Whether the query selects the feed position, which must be read before the page."""
-
-
-class CountKey(NamedTuple):
-    """The number of one patient's encounters that match a filter."""
-
-    patient_id: str
-    filters: EncounterFilter
 
 
 class HistoryKey(NamedTuple):
@@ -63,12 +55,12 @@ class Loaders:
 
     @cached_property
     def pages(self) -> DataLoader[PageKey, Page]:
-        """Pages of patients' encounters."""
+        """Pages of lists of encounters."""
         return DataLoader(self._load_pages)
 
     @cached_property
-    def counts(self) -> DataLoader[CountKey, int]:
-        """Numbers of patients' encounters."""
+    def counts(self) -> DataLoader[ListOf, int]:
+        """Numbers of encounters in lists; at most one more than `MOST_COUNTED` in a worklist."""
         return DataLoader(self._load_counts)
 
     @cached_property
@@ -102,22 +94,29 @@ class Loaders:
 
     async def _load_pages(self, keys: list[PageKey]) -> list[Page]:
         # Sibling patients nearly always request the same window, which takes one statement.
-        patients = defaultdict[tuple[Window, EncounterFilter, bool], list[str]](list)
+        together = defaultdict[tuple[Any, ...], list[PageKey]](list)
         for key in keys:
-            patients[key.window, key.filters, key.for_feed].append(key.patient_id)
+            together[key.of._replace(patient_id=key.of.patient_id and ""), key.window, key.for_feed].append(key)
         pages: dict[PageKey, Page] = {}
-        for (window, filters, for_feed), ids in patients.items():
-            read = await list_encounters(self._context, ids, window, filters, for_feed=for_feed)
-            for patient_id, page in zip(ids, read, strict=True):
-                pages[PageKey(patient_id, window, filters, for_feed)] = page
+        for (of, window, for_feed), alike in together.items():
+            listed = (window, of.filters, of.order)
+            if of.patient_id is None:
+                pages[alike[0]] = await list_worklist(self._context, *listed, for_feed=for_feed)
+                continue
+            ids = [key.of.patient_id or "" for key in alike]
+            read = await list_encounters(self._context, ids, *listed, for_feed=for_feed)
+            pages |= dict(zip(alike, read, strict=True))
         return [pages[key] for key in keys]
 
-    async def _load_counts(self, keys: list[CountKey]) -> list[int]:
-        patients = defaultdict[EncounterFilter, list[str]](list)
-        for key in keys:
-            patients[key.filters].append(key.patient_id)
-        counts: dict[CountKey, int] = {}
-        for filters, ids in patients.items():
-            for patient_id, count in zip(ids, await count_encounters(self._context, ids, filters), strict=True):
-                counts[CountKey(patient_id, filters)] = count
-        return [counts[key] for key in keys]
+    async def _load_counts(self, lists: list[ListOf]) -> list[int]:
+        together = defaultdict[ListOf, list[ListOf]](list)
+        for of in lists:
+            together[of._replace(patient_id=of.patient_id and "", order=EncounterOrder.CREATED_AT_DESC)].append(of)
+        counts: dict[ListOf, int] = {}
+        for shared, alike in together.items():
+            if shared.patient_id is None:
+                counts |= dict.fromkeys(alike, await count_worklist(self._context, shared.filters))
+                continue
+            read = await count_encounters(self._context, [of.patient_id or "" for of in alike], shared.filters)
+            counts |= dict(zip(alike, read, strict=True))
+        return [counts[of] for of in lists]

@@ -5,13 +5,31 @@ from datetime import datetime
 from typing import Annotated
 
 import strawberry
+from strawberry import UNSET
 
+from models import EncounterOrder
 from resolvers.access import Permission
+from resolvers.commands import EncountersFilter
 from resolvers.encounters.submissions import SubmissionState, find_submission
 from resolvers.errors import InvalidInput, Violation
 from resolvers.ids import id_or_none
 from resolvers.json_text import shape_of
-from schema.types import Encounter, Info, Patient
+from resolvers.paging import ListOf
+from schema.types import (
+    After,
+    Before,
+    Encounter,
+    EncounterConnection,
+    EncountersFilterInput,
+    First,
+    Info,
+    Last,
+    OrderBy,
+    Patient,
+    connection_of,
+    filter_of,
+    order_of,
+)
 
 MAX_IDS = 100
 
@@ -55,6 +73,27 @@ class Query:
             message, received = f"must be at most {MAX_IDS}", shape_of(ids)
             raise InvalidInput([Violation("/ids", "too_many", message, maximum=MAX_IDS, received=received)])
         return await info.context.loaders.patients.load_many(ids)  # type: ignore[return-value]
+
+    @strawberry.field(
+        description="The encounters of the brand, newest first unless `orderBy` differs. A page has 20 encounters by "
+        "default, and at most 100."
+    )
+    async def encounters(  # noqa: PLR0917 - the argument names are Relay's
+        self,
+        info: Info,
+        first: First = UNSET,
+        after: After = UNSET,
+        last: Last = UNSET,
+        before: Before = UNSET,
+        where: EncountersFilterInput | None = UNSET,
+        order_by: OrderBy = EncounterOrder.CREATED_AT_DESC,
+    ) -> EncounterConnection:
+        context = info.context.context
+        context.require(Permission.READ_ENCOUNTERS)
+        of = ListOf(context.acting_brand(), None, filter_of(EncountersFilter, where, info), order_of(order_by))
+        connection = connection_of(of, {"first": first, "after": after, "last": last, "before": before}, info)
+        await connection.read(info)
+        return connection
 
     @strawberry.field(
         description="The outcome of an idempotency key, sent over GraphQL or REST: query it before sending again."

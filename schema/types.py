@@ -1,5 +1,6 @@
 """The GraphQL types of encounters and patients. Only the columns listed here are published."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, TypeVar
@@ -11,22 +12,29 @@ from strawberry.types.info import Info as StrawberryInfo
 from strawberry.utils.str_converters import to_camel_case
 
 import models
-from models import EncounterAction, EncounterEventKind, EncounterStatus, EncounterType
-from resolvers.commands import EncounterFilter
+from models import EncounterAction, EncounterEventKind, EncounterOrder, EncounterStatus, EncounterType
+from resolvers.commands import MOST_VALUES, EncounterFilter, ListFilter
 from resolvers.context import Context
 from resolvers.encounters import history as versions
 from resolvers.encounters.history import MOST_VERSIONS
 from resolvers.encounters.lifecycle import allowed_actions
+from resolvers.encounters.list_sql import ORDERS
+from resolvers.encounters.worklists import MOST_COUNTED
 from resolvers.errors import InvalidInput, Shape, Violation
 from resolvers.json_text import shape_of
-from resolvers.paging import Page, Position, cursor_scope, window_of, write_cursor
+from resolvers.paging import ListOf, Page, position_of, window_of, write_cursor
 from resolvers.patients import SeenPatient, patient_of
 from schema.errors import in_argument
-from schema.loaders import CountKey, HistoryKey, Loaders, PageKey
+from schema.loaders import HistoryKey, Loaders, PageKey
 from schema.scalars import JSON
 from schema.selections import collect_fields
 
 strawberry.enum(EncounterType, description="The type of an encounter.")
+strawberry.enum(
+    EncounterOrder,
+    description="An order of a list. Null comes last in both directions. The id decides between equals, in the "
+    "same direction.",
+)
 strawberry.enum(EncounterEventKind, description="The kind of a change to an encounter.")
 
 
@@ -43,6 +51,7 @@ class OperationContext:
 Info = StrawberryInfo[OperationContext, None]
 
 T = TypeVar("T")
+F = TypeVar("F", bound=ListFilter)
 
 ENUM_MEMBERS = {member.name for member in models.MEMBERS.values() if member.enum}
 
@@ -153,24 +162,25 @@ def _whole_number(argument: str, value: int | None, default: int, *, most: int) 
 
 @strawberry.type(description="The position of a page in its list.")
 class PageInfo:
-    has_next_page: bool = strawberry.field(description="Whether older encounters follow this page.")
-    has_previous_page: bool = strawberry.field(description="Whether newer encounters precede this page.")
+    has_next_page: bool = strawberry.field(description="Whether the list continues after this page.")
+    has_previous_page: bool = strawberry.field(description="Whether the list begins before this page.")
     start_cursor: str | None
     end_cursor: str | None
 
 
 @strawberry.type(description="An encounter and its position in the list.")
 class EncounterEdge:
-    cursor: str = strawberry.field(description="Opaque; valid for this list only: the same patient, filter and brand.")
+    cursor: str = strawberry.field(
+        description="Opaque; valid for this list only: the same brand, patient, filter and order."
+    )
     node: Encounter
 
 
-@strawberry.type(description="A page of a patient's encounters, newest first.")
+@strawberry.type(description="A page of a list of encounters, in the list's order.")
 class EncounterConnection:
     """Reads the page, and counts the list, only if a field that needs it is selected."""
 
     key: strawberry.Private[PageKey]
-    in_list: strawberry.Private[str]
 
     @strawberry.field(description="The encounters with their cursors.")
     async def edges(self, info: Info) -> list[EncounterEdge]:
@@ -193,9 +203,17 @@ class EncounterConnection:
             end_cursor=self._cursor(page.items[-1]) if page.items else None,
         )
 
-    @strawberry.field(description="Number of encounters that match the filter, on all pages. Counted only if selected.")
+    @strawberry.field(
+        description="Number of encounters that match the filter, on all pages. Counted only if selected. In a list of "
+        f"a brand's encounters it is at most {MOST_COUNTED:,}; `totalCountIsExact` tells whether there are more."
+    )
     async def total_count(self, info: Info) -> int:
-        return await info.context.loaders.counts.load(CountKey(self.key.patient_id, self.key.filters))
+        count = await info.context.loaders.counts.load(self.key.of)
+        return count if self.key.of.patient_id else min(count, MOST_COUNTED)
+
+    @strawberry.field(description="Whether `totalCount` counts all encounters.")
+    async def total_count_is_exact(self, info: Info) -> bool:
+        return bool(self.key.of.patient_id) or await info.context.loaders.counts.load(self.key.of) <= MOST_COUNTED
 
     @strawberry.field(
         description="The position in the feed from which to follow this page with `encounterEvents(after:)`. Every "
@@ -210,11 +228,18 @@ class EncounterConnection:
         cursors = await context.services.feed.cursors()
         return cursors.write(position, context.acting_brand(), salted=True)
 
+    async def read(self, info: Info) -> None:
+        """Read what the query selects of the list. An error is then that of the list, not of one of its fields."""
+        if asks_for(info, "nodes", "edges", "pageInfo", "feedCursor"):
+            await self._page(info)
+        if asks_for(info, "totalCount", "totalCountIsExact"):
+            await info.context.loaders.counts.load(self.key.of)
+
     async def _page(self, info: Info) -> Page:
         return await info.context.loaders.pages.load(self.key)
 
     def _cursor(self, encounter: models.Encounter) -> str:
-        return write_cursor(Position(encounter.created_at, encounter.id), self.in_list)
+        return write_cursor(position_of(encounter, ORDERS[self.key.of.order]), self.key.of)
 
 
 @strawberry.input(name="EncounterFilter", description="A filter of a list: an encounter must match every given member.")
@@ -230,6 +255,41 @@ class EncounterFilterInput:
     scheduled_until: datetime | None = strawberry.field(default=UNSET, description="Exclusive.")
 
 
+@strawberry.input(
+    name="EncountersFilter",
+    description="A filter of a brand's encounters: an encounter must match every given member, and of a list any "
+    f"value. A list has at most {MOST_VALUES} values.",
+)
+class EncountersFilterInput:
+    encounter_type: list[EncounterType] | None = UNSET
+    status: list[EncounterStatus] | None = UNSET
+    provider_id: list[UUID] | None = UNSET
+    patient_id: list[strawberry.ID] | None = UNSET
+    scheduled_from: datetime | None = strawberry.field(default=UNSET, description="Inclusive.")
+    scheduled_until: datetime | None = strawberry.field(default=UNSET, description="Exclusive.")
+    started_from: datetime | None = strawberry.field(default=UNSET, description="Inclusive.")
+    started_until: datetime | None = strawberry.field(default=UNSET, description="Exclusive.")
+    created_from: datetime | None = strawberry.field(default=UNSET, description="Inclusive.")
+    created_until: datetime | None = strawberry.field(default=UNSET, description="Exclusive.")
+    updated_from: datetime | None = strawberry.field(default=UNSET, description="Inclusive.")
+    updated_until: datetime | None = strawberry.field(default=UNSET, description="Exclusive.")
+
+
+First = Annotated[int | None, strawberry.argument(description="Number of encounters, from the first of the list.")]
+After = Annotated[
+    str | None, strawberry.argument(description="Return only encounters that come after this cursor in the list.")
+]
+Last = Annotated[int | None, strawberry.argument(description="Number of encounters, from the last of the list.")]
+Before = Annotated[
+    str | None,
+    strawberry.argument(
+        description="Return only encounters that come before this cursor in the list. For paging only; to follow "
+        "new encounters, subscribe after `feedCursor`."
+    ),
+]
+OrderBy = Annotated[EncounterOrder | None, strawberry.argument(description="The order of the list.")]
+
+
 @strawberry.type(description="A patient: an id and a brand. The gateway stores no other data of a person.")
 class Patient:
     """Resolved by attribute from a `models.Patient` or a `resolvers.patients.SeenPatient`."""
@@ -238,41 +298,46 @@ class Patient:
     brand_id: str
 
     @strawberry.field(
-        description="The patient's encounters, newest first. A page has 20 encounters by default, and at most 100."
+        description="The patient's encounters, newest first unless `orderBy` differs. A page has 20 encounters by "
+        "default, and at most 100."
     )
     async def encounters(  # noqa: PLR0917 - the argument names are Relay's
         self,
         root: strawberry.Parent[SeenPatient],
         info: Info,
-        first: Annotated[int | None, strawberry.argument(description="Number of encounters, from the newest.")] = UNSET,
-        after: Annotated[
-            str | None, strawberry.argument(description="Return only encounters after this cursor: older ones.")
-        ] = UNSET,
-        last: Annotated[int | None, strawberry.argument(description="Number of encounters, from the oldest.")] = UNSET,
-        before: Annotated[
-            str | None,
-            strawberry.argument(
-                description="Return only encounters before this cursor: newer ones. For paging only; to follow "
-                "new encounters, subscribe after `feedCursor`."
-            ),
-        ] = UNSET,
+        first: First = UNSET,
+        after: After = UNSET,
+        last: Last = UNSET,
+        before: Before = UNSET,
         where: EncounterFilterInput | None = UNSET,
+        order_by: OrderBy = EncounterOrder.CREATED_AT_DESC,
     ) -> EncounterConnection:
-        context = info.context.context
-        require_not_null("where", where)
-        try:
-            filters = EncounterFilter.read(given(where), context.services.input_limits)
-        except InvalidInput as error:
-            raise in_argument("where", error) from None
-        in_list = cursor_scope(root.brand_id, root.id, filters)
-        relay: dict[str, Any] = {"first": first, "after": after, "last": last, "before": before}
-        window = window_of(
-            context.services.page_limits,
-            in_list,
-            **{name: value for name, value in relay.items() if value is not UNSET},
-        )
-        key = PageKey(root.id, window, filters, for_feed=asks_for(info, "feedCursor"))
-        return EncounterConnection(key=key, in_list=in_list)
+        of = ListOf(root.brand_id, root.id, filter_of(EncounterFilter, where, info), order_of(order_by))
+        return connection_of(of, {"first": first, "after": after, "last": last, "before": before}, info)
+
+
+def filter_of(kind: type[F], where: object | None, info: Info) -> F:
+    """Return the filter that an argument describes. Raises `InvalidInput`."""
+    require_not_null("where", where)
+    try:
+        return kind.read(given(where), info.context.context.services.input_limits)
+    except InvalidInput as error:
+        raise in_argument("where", error) from None
+
+
+def order_of(order_by: EncounterOrder | None) -> EncounterOrder:
+    """Return the order that an argument names. Raises `InvalidInput` for null."""
+    if order_by is None:
+        message, allowed = "must not be null; leave it out instead", [each.name for each in EncounterOrder]
+        raise InvalidInput([Violation("/orderBy", "null", message, allowed=allowed, received=shape_of(None))])
+    return order_by
+
+
+def connection_of(of: ListOf, relay: Mapping[str, Any], info: Info) -> EncounterConnection:
+    """Return the connection to a list that Relay's arguments describe. Raises `InvalidInput`."""
+    arguments = {name: value for name, value in relay.items() if value is not UNSET}
+    window = window_of(info.context.context.services.page_limits, of, **arguments)
+    return EncounterConnection(key=PageKey(of, window, for_feed=asks_for(info, "feedCursor")))
 
 
 def given(an_input: object | None) -> dict[str, object]:
@@ -280,12 +345,12 @@ def given(an_input: object | None) -> dict[str, object]:
     return {name: value for name, value in vars(an_input).items() if value is not UNSET} if an_input else {}
 
 
-def asks_for(info: Info, name: str) -> bool:
-    """Whether a field's selection contains a field of this name at its first level, including in fragments."""
+def asks_for(info: Info, *names: str) -> bool:
+    """Whether a field's selection contains a field of these names at its first level, including in fragments."""
     raw = info._raw_info  # noqa: SLF001 - Strawberry's `selected_fields` would convert all levels
     selections = [("", node.selection_set) for node in raw.field_nodes if node.selection_set]
     groups = collect_fields(selections, raw.fragments).values()
-    return any(node.name.value == name for group in groups for _, node in group)
+    return any(node.name.value in names for group in groups for _, node in group)
 
 
 def require_not_null(name: str, argument: object | None) -> None:

@@ -16,7 +16,7 @@ from gateway.database.pool import Pool
 from gateway.database.session import RELIED_ON, Session, SessionFactory
 from gateway.observability.metrics import POOL_CONNECTIONS, POOL_IN_USE, POOL_REFUSED
 from resolvers.batcher import MicroBatcher
-from resolvers.errors import AnswerTooLarge, Locked, OutcomeUnknown, TemporarilyUnavailable
+from resolvers.errors import AnswerTooLarge, GatewayError, Locked, OutcomeUnknown, TemporarilyUnavailable
 from resolvers.sql import Row, Statement
 
 APP_ROLE = "gateway_app"
@@ -120,8 +120,15 @@ class BatchKey(NamedTuple):
 class Database:
     """PostgreSQL as the resolvers use it (`resolvers.sql.Database`)."""
 
-    def __init__(self, pool: Pool[Session], acquire_seconds: float, name: str) -> None:
+    def __init__(
+        self,
+        pool: Pool[Session],
+        acquire_seconds: float,
+        name: str,
+        late: type[GatewayError] = TemporarilyUnavailable,
+    ) -> None:
         self._pool = pool
+        self._late = late
         self._acquire_seconds = acquire_seconds
         # These statements do not wait for a disk. A second one in flight would only take items from the next batch.
         self._finding: MicroBatcher[BatchKey, str, Row | None] = MicroBatcher(
@@ -150,6 +157,7 @@ class Database:
         plans_once: bool = False,
         long_answers: bool = False,
         opens_first: bool = True,
+        late: type[GatewayError] = TemporarilyUnavailable,
     ) -> Self:
         """Open the pool. Raises `OSError` or `asyncpg.PostgresError` when the server refuses the connection.
 
@@ -165,6 +173,7 @@ class Database:
             long_answers: Whether backends keep the memory of a long answer for the next one.
             opens_first: Whether the first connection is opened now. Otherwise it is opened on first use, and errors are
                 raised then.
+            late: Class of the error for a statement that runs longer than `statement_seconds`.
         """
         settings = {
             **RELIED_ON,
@@ -202,7 +211,7 @@ class Database:
         connections = Pool(opened, size, _is_usable)
         if opens_first:
             await connections.open()
-        return cls(connections, acquire_seconds, pool)
+        return cls(connections, acquire_seconds, pool, late)
 
     async def close(self) -> None:
         """Close every connection. Waits up to `CLOSE_SECONDS` for those in use."""
@@ -346,7 +355,8 @@ class Database:
             _terminate(connection, error)
             if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
                 self._expire_writable()
-            raise TemporarilyUnavailable from error
+            late = isinstance(error, asyncpg.QueryCanceledError)
+            raise (self._late() if late else TemporarilyUnavailable()) from error
         except (asyncio.CancelledError, AnswerTooLarge):
             cancelled = True
             raise

@@ -1,5 +1,6 @@
 """Migrate the database to the newest revision. Several processes may do so concurrently."""
 
+import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ MIGRATIONS = Path(models.__file__).parent / "migrations"
 
 # Key of the advisory lock, shared by every gateway on a database. The value is arbitrary and fixed; it spells "encgw".
 ADVISORY_LOCK = int.from_bytes(b"encgw")
+
+LOCK_POLL_SECONDS = 0.1
 
 
 async def migrate(database_url: str) -> None:
@@ -38,7 +41,10 @@ async def migrate(database_url: str) -> None:
     )
     async with engine.connect() as connection:
         # The lock belongs to the session, so the server releases it if the process dies.
-        await connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": ADVISORY_LOCK})
+        # It is polled: CREATE INDEX CONCURRENTLY waits for every running statement, so also for one that waits for it.
+        while not await connection.scalar(text("SELECT pg_try_advisory_lock(:lock)"), {"lock": ADVISORY_LOCK}):
+            await connection.commit()
+            await asyncio.sleep(LOCK_POLL_SECONDS)
         for schema in (SCHEMA, PROCESS_SCHEMA):
             await connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {schema}"))
         await connection.commit()

@@ -37,7 +37,13 @@ class SqlRows(NamedTuple):
     sql: str
 
 
-Piece = Literal | SqlExpr | Long | SqlRows
+class FeedMark(NamedTuple):
+    """An SQL expression of a position in the feed, as text. The caller writes its cursor."""
+
+    sql: str
+
+
+Piece = Literal | SqlExpr | Long | SqlRows | FeedMark
 
 
 def joined(pieces: Iterable[Piece]) -> str:
@@ -57,12 +63,12 @@ def joined(pieces: Iterable[Piece]) -> str:
 
 
 def merge_adjacent(pieces: Iterable[Piece]) -> list[Piece]:
-    """Merge the pieces between lists, so that each list can have its own column; adjacent literals stay a literal."""
+    """Merge the pieces between those that need a column of their own; adjacent literals stay a literal."""
     parts: list[Piece] = []
-    for are_lists, each in groupby(pieces, key=lambda piece: isinstance(piece, SqlRows)):
+    for stay, each in groupby(pieces, key=lambda piece: isinstance(piece, SqlRows | FeedMark)):
         together = list(each)
         literals = [piece.text for piece in together if isinstance(piece, Literal)]
-        if are_lists:
+        if stay:
             parts += together
         elif len(literals) == len(together):
             parts.append(Literal("".join(literals)))

@@ -1,19 +1,19 @@
 """Read encounters: by id, by key, and as pages of a patient's list."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
-from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, ColumnElement, FromClause, any_, bindparam, func, select, true, tuple_
+from sqlalchemy import BigInteger, TextClause, any_, bindparam, func, select, text, true
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlmodel import Text
 
-from models import Encounter, Encounters, IdempotencyKey, Patient, table_of
+from models import Encounter, EncounterOrder, Encounters, IdempotencyKey, Patient, table_of
 from resolvers.access import Permission
 from resolvers.bounded_rows import LONG, BoundedStatement
-from resolvers.commands import EVERYTHING, EncounterFilter, uuid_of
+from resolvers.commands import EVERYTHING, ListFilter, uuid_of
 from resolvers.context import Context
+from resolvers.encounters.list_sql import CRITERIA, NEWEST_FIRST, ORDERS, Order, beyond, conditions
 from resolvers.errors import EncounterNotFound
 from resolvers.outbox import find_mark
 from resolvers.paging import Page, Window, page_of
@@ -26,7 +26,7 @@ TABLE = table_of(Encounters)
 async def encounter_of_key(context: Context, connection: Connection, key: IdempotencyKey) -> Encounter:
     """Return the current state of the encounter that a key stands for."""
     of = {"brand_id": key.brand_id, "patient_id": key.patient_id, "id": key.encounter_id}
-    encounter = _encounter(await connection.fetch_one(ENCOUNTER_OF_PATIENT, **of))
+    encounter = encounter_of(await connection.fetch_one(ENCOUNTER_OF_PATIENT, **of))
     context.note_read([encounter])
     return encounter
 
@@ -53,7 +53,7 @@ async def encounters_by_ids(context: Context, ids: Sequence[UUID]) -> list[Encou
     brand_id = context.acting_brand()
     async with context.database.connection(brand_id) as connection:
         rows = await ENCOUNTERS_BY_IDS.fetch(context.answer, connection, len(ids), brand_id=brand_id, ids=ids)
-    found = {row["id"]: _encounter(row) for row in rows}
+    found = {row["id"]: encounter_of(row) for row in rows}
     context.note_read(found.values())
     return [found.get(encounter_id) for encounter_id in ids]
 
@@ -73,7 +73,7 @@ async def visible_encounter(context: Context, patient_id: str, encounter_id: str
         row = await connection.fetch_one(ENCOUNTER_OF_PATIENT, brand_id=brand_id, patient_id=patient_id, id=uuid)
     if row is None:
         raise EncounterNotFound
-    encounter = _encounter(row)
+    encounter = encounter_of(row)
     context.note_read([encounter])
     return encounter
 
@@ -82,7 +82,8 @@ async def list_encounters(
     context: Context,
     patient_ids: Sequence[str],
     window: Window,
-    filters: EncounterFilter = EVERYTHING,
+    filters: ListFilter = EVERYTHING,
+    order: EncounterOrder = EncounterOrder.CREATED_AT_DESC,
     *,
     for_feed: bool = False,
 ) -> list[Page]:
@@ -92,29 +93,34 @@ async def list_encounters(
     """
     context.require(Permission.READ_ENCOUNTERS)
     brand_id = context.acting_brand()
-    parts = filters.criteria()
-    places = {
-        f"{side}_{name}": value
-        for side in ("after", "before")
-        if (position := getattr(window, side))
-        for name, value in zip(("created_at", "id"), position, strict=True)
-    }
-    statement = _pages(frozenset(parts), window.forward, window.after is not None, window.before is not None)
+    criteria, places = filters.criteria(), places_of(window, ORDERS[order])
+    statement = _pages(frozenset(criteria), ORDERS[order], window.forward, tuple(places))
     async with context.database.connection(brand_id) as connection:
-        position = await _feed_position(context, connection) if for_feed else None
+        position = await feed_position(context, connection) if for_feed else None
         # One row more than requested shows whether the list continues.
-        values = {"patient_ids": patient_ids, "limit": window.size + 1, **parts, **places}
+        values = {"patient_ids": patient_ids, "limit": window.size + 1, **criteria, **arguments_of(places)}
         most = len(patient_ids) * (window.size + 1)
         rows = await statement.fetch(context.answer, connection, most, brand_id=brand_id, **values)
     by_patient: dict[str, list[Encounter]] = {}
     for row in rows:
-        by_patient.setdefault(row["patient_id"], []).append(_encounter(row))
+        by_patient.setdefault(row["patient_id"], []).append(encounter_of(row))
     pages = [page_of(by_patient.get(patient_id, []), window, position) for patient_id in patient_ids]
     context.note_read(encounter for page in pages for encounter in page.items)
     return pages
 
 
-async def _feed_position(context: Context, connection: Connection) -> int:
+def places_of(window: Window, order: Order) -> dict[str, dict[str, object]]:
+    """Return the arguments of the window's positions, by `after` and `before`."""
+    sides = {"after": window.after, "before": window.before}
+    return {side: position.arguments(order) for side, position in sides.items() if position is not None}
+
+
+def arguments_of(places: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
+    """Return the arguments of `places_of` by the names that statements give them."""
+    return {f"{side}_{name}": value for side, values in places.items() for name, value in values.items()}
+
+
+async def feed_position(context: Context, connection: Connection) -> int:
     """Return a position up to which every event is committed. Read it before the rows, which then include them."""
     if context.reads is not None:
         # Another subscriber may have read the event's rows before the watermark would be read here.
@@ -122,9 +128,7 @@ async def _feed_position(context: Context, connection: Connection) -> int:
     return (await find_mark(connection)).position
 
 
-async def count_encounters(
-    context: Context, patient_ids: Sequence[str], filters: EncounterFilter = EVERYTHING
-) -> list[int]:
+async def count_encounters(context: Context, patient_ids: Sequence[str], filters: ListFilter = EVERYTHING) -> list[int]:
     """Return the number of encounters of each patient, in the order of `patient_ids`, from one statement."""
     context.require(Permission.READ_ENCOUNTERS)
     brand_id = context.acting_brand()
@@ -136,19 +140,18 @@ async def count_encounters(
 
 
 @cache
-def _pages(parts: frozenset[str], forward: bool, after: bool, before: bool) -> BoundedStatement:
+def _pages(parts: frozenset[str], order: Order, forward: bool, sides: tuple[str, ...]) -> BoundedStatement:
     # Selects from the table with `= ANY`, not from the parameter: a cluster can push only that form down to its shards.
     patients = table_of(Patient)
-    place = tuple_(TABLE.c.created_at, TABLE.c.id)
-    conditions = _conditions(parts)
-    if after:
-        conditions.append(place < _position("after"))
-    if before:
-        conditions.append(place > _position("before"))
     page = (
         select(TABLE)
-        .where(TABLE.c.patient_id == patients.c.id, TABLE.c.brand_id == patients.c.brand_id, *conditions)
-        .order_by(*_order(TABLE, forward))
+        .where(
+            TABLE.c.patient_id == patients.c.id,
+            TABLE.c.brand_id == patients.c.brand_id,
+            *matching(parts, order),
+            *beyond_places(order, sides),
+        )
+        .order_by(text(order.by(ROW, forward=forward)))
         .limit(bindparam("limit", type_=BigInteger))
         .lateral("page")
     )
@@ -159,7 +162,7 @@ def _pages(parts: frozenset[str], forward: bool, after: bool, before: bool) -> B
             patients.c.id == any_(bindparam("patient_ids", type_=ARRAY(Text))),
             patients.c.brand_id == bindparam("brand_id"),
         )
-        .order_by(*_order(page, forward))
+        .order_by(text(order.by("page", forward=forward)))
     )
     return BoundedStatement(rows, LONG)
 
@@ -168,35 +171,38 @@ def _pages(parts: frozenset[str], forward: bool, after: bool, before: bool) -> B
 def _counts(parts: frozenset[str]) -> Statement:
     return Statement(
         select(TABLE.c.patient_id, func.count().label("count"))
-        .where(TABLE.c.patient_id == any_(bindparam("patient_ids", type_=ARRAY(Text))), OF_BRAND, *_conditions(parts))
+        .where(
+            TABLE.c.patient_id == any_(bindparam("patient_ids", type_=ARRAY(Text))),
+            OF_BRAND,
+            *matching(parts, NEWEST_FIRST),
+        )
         .group_by(TABLE.c.patient_id)
     )
 
 
-def _conditions(parts: frozenset[str]) -> list[ColumnElement[bool]]:
-    every = {
-        "encounter_type": TABLE.c.encounter_type == any_(bindparam("encounter_type", type_=ARRAY(Text))),
-        "status": TABLE.c.status == any_(bindparam("status", type_=ARRAY(Text))),
-        "provider_id": TABLE.c.provider_id == bindparam("provider_id"),
-        "scheduled_from": TABLE.c.scheduled_at >= bindparam("scheduled_from"),
-        "scheduled_until": TABLE.c.scheduled_at < bindparam("scheduled_until"),
+ROW = TABLE.name
+"""The name of a row of encounters in these statements."""
+
+
+def matching(parts: Collection[str], order: Order) -> list[TextClause]:
+    """Return the SQL of a filter's criteria; their arguments have the names of the criteria."""
+    values = {name: f"CAST(:{name} AS {CRITERIA[name].kind})" for name in parts}
+    return [text(each) for each in conditions(ROW, order, values)]
+
+
+def beyond_places(order: Order, sides: Sequence[str]) -> list[TextClause]:
+    """Return the SQL for the items after and before positions, with the arguments of `arguments_of`."""
+    places = {
+        side: [*(f"CAST(CAST(:{side}_{key.column} AS text) AS {key.kind})" for key in order.keys), f":{side}_id"]
+        for side in sides
     }
-    return [every[part] for part in sorted(parts)]
-
-
-def _position(side: str) -> ColumnElement[Any]:
-    columns = (TABLE.c.created_at, TABLE.c.id)
-    return tuple_(*(bindparam(f"{side}_{column.name}", type_=column.type) for column in columns))
-
-
-def _order(table: FromClause, newest_first: bool) -> list[ColumnElement[Any]]:
-    columns = (table.c.created_at, table.c.id)
-    return [column.desc() if newest_first else column.asc() for column in columns]
+    return [text(each) for each in beyond(ROW, order, places)]
 
 
 COLUMNS = len(TABLE.c)
 
 
-def _encounter(row: Row) -> Encounter:
+def encounter_of(row: Row) -> Encounter:
+    """Return the encounter of a row of the table."""
     # Its members are the table's columns in order; computed columns of the statement follow them.
     return Encounter(*row[:COLUMNS])

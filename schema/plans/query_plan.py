@@ -6,12 +6,14 @@ A plan handles supported queries and raises `Unplannable` otherwise; the executo
 field. A plan reports no client errors. The executor reports a missing permission, an ill-typed variable or a cursor of
 another list. Plan and executor return the same bytes for the same query.
 
-Supported are `encounter`, `patient` and `patients` at the root, any number of them. Below them, plans support
-encounters, their patients, and pages of a patient's encounters. Fragments, aliases, variables, `@skip` and `@include`
+Supported are `encounter`, `encounters`, `patient` and `patients` at the root, any number of them. Below them, plans
+support encounters, their patients, and pages of encounters. Fragments, aliases, variables, `@skip` and `@include`
 are supported everywhere.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -24,17 +26,20 @@ from graphql import (
     located_error,
 )
 
+from models import EncounterOrder
 from resolvers.access import Permission
 from resolvers.bounded_rows import are_counted
-from resolvers.commands import EVERYTHING, EncounterFilter
+from resolvers.commands import EVERYTHING, EncounterFilter, EncountersFilter
 from resolvers.context import Context
+from resolvers.encounters.worklists import worklist_connection
 from resolvers.errors import AnswerTooLarge, GatewayError
 from resolvers.ids import id_text
-from resolvers.paging import PageLimits, cursor_scope, window_of
+from resolvers.paging import ListOf, PageLimits, window_of
 from resolvers.patients import can_exist
-from resolvers.sql import Row
+from resolvers.sql import Connection, Row
 from schema.plans.record_plan import RecordPlan
 from schema.plans.selection import (
+    ENUMS,
     PageNode,
     Reader,
     Root,
@@ -158,27 +163,35 @@ class Variant:
         asking = self._asking(brand_id, asked, variables, context)
         found: dict[tuple[int, Any], list[bytes]] = {}
         given: dict[tuple[str, str], int] = {}
+        listed = Counter[str]()
         if asking is not None:
+            cursors = await context.services.feed.cursors() if any(asking.compiled.marks.values()) else None
             for row in await self._rows(asking, brand_id, context):
                 parts = list(asking.compiled.forms[row["root"]])
                 parts[1::2] = row[FIRST_JSON : FIRST_JSON + len(parts) // 2]
                 if row["bytes"] > context.answer.maximum:
                     raise AnswerTooLarge(context.answer.maximum)
+                for slot in asking.compiled.marks[row["root"]]:
+                    assert cursors is not None, "read above"
+                    parts[slot] = b'"%b"' % cursors.write(int(parts[slot]), brand_id, salted=True).encode()
                 found[row["root"], row["key"]] = parts
-                if row["given"]:
+                if row["given"] and self._roots[row["root"]].name == "encounters":
+                    listed.update(row["patient_id"].split("\n"))
+                elif row["given"]:
                     owner = (brand_id, row["patient_id"])
                     given[owner] = given.get(owner, 0) + row["given"]
         parts = self._parts(asked, found)
         context.answer.add(sum(map(len, parts)))
         context.note_given(given)
+        context.note_worklist(brand_id, listed)
         return b"".join(parts)
 
     def failed(self, error: Exception, variables: Variables) -> ExecutionResult:
         """Return the result with `error` at each root field that reads. A list is not nullable, so it nulls `data`."""
         asked = [self._ids(root, variables) for root in self._roots]
         reading = [root for root, ids in zip(self._roots, asked, strict=True) if ids]
-        lists = [root for root in reading if root.name == "patients"]
-        failed = [root for root in reading if root.name != "patients"] + lists[:1]
+        lists = [root for root in reading if root.name in {"patients", "encounters"}]
+        failed = [root for root in reading if root not in lists] + lists[:1]
         data = None if lists else orjson.Fragment(b"".join(self._parts(asked, {})))
         return ExecutionResult(data, [located_error(error, root.nodes, [root.key]) for root in failed])  # type: ignore[arg-type]
 
@@ -190,7 +203,7 @@ class Variant:
         if asking is None:
             return Explained("", [])
         statement = asking.compiled.statement
-        async with context.database.connection(brand_id) as connection:
+        async with self._connection(context, brand_id) as connection:
             values = {"brand_id": brand_id, "most_bytes": context.answer.maximum, **asking.ids, **asking.pages}
             lines = await connection.fetch(statement.explaining(), **values)
         return Explained(statement.text, [line[0] for line in lines])
@@ -198,7 +211,7 @@ class Variant:
     async def _rows(self, asking: BoundQuery, brand_id: str, context: Context) -> Sequence[Row]:
         statement, most_bytes = asking.compiled.statement, context.answer.maximum
         if not self._is_of_one:
-            async with context.database.connection(brand_id) as connection:
+            async with self._connection(context, brand_id) as connection:
                 values = {"brand_id": brand_id, **asking.ids, **asking.pages}
                 return await connection.fetch_at_most(most_bytes, statement, **values, most_bytes=most_bytes)
         # Concurrent requests for single objects are frequent, so they are batched into one round trip.
@@ -210,6 +223,10 @@ class Variant:
         )
         return () if row is None else (row,)
 
+    def _connection(self, context: Context, brand_id: str) -> AbstractAsyncContextManager[Connection]:
+        is_worklist = any(root.name == "encounters" for root in self._roots)
+        return worklist_connection(context, brand_id) if is_worklist else context.database.connection(brand_id)
+
     def _asking(
         self, brand_id: str, asked: Sequence[list[Any]], variables: Variables, context: Context
     ) -> BoundQuery | None:
@@ -219,15 +236,18 @@ class Variant:
         rows = 0
         for root, ids in zip(self._roots, asked, strict=True):
             for page in root.pages:
-                list_owner = (brand_id, ids[0]) if root.name == "patient" else None
-                bound[page.number], values = _bind(page, list_owner, variables, context)
+                owners: Mapping[str, str | None] = {"patient": ids[0], "encounters": None}
+                owner = (brand_id, owners[root.name]) if root.name in owners else None
+                bound[page.number], values = _bind(page, owner, variables, context)
                 pages |= values
                 rows += bound[page.number].window.size
         compiled = self._compiled_query(bound, context.answer.maximum)
         if compiled is None:
             return None
         ids_of = {
-            f"ids_{number}": ids if root.name == "encounter" else [each for each in ids if can_exist(each)]
+            f"ids_{number}": ids
+            if root.name in {"encounter", "encounters"}
+            else [each for each in ids if can_exist(each)]
             for number, (root, ids) in enumerate(zip(self._roots, asked, strict=True))
         }
         return BoundQuery(compiled, ids_of, pages, max(1, rows))
@@ -245,6 +265,8 @@ class Variant:
         match root.name:
             case "__typename":
                 return []
+            case "encounters":
+                return [value]
             case "encounter":
                 if not isinstance(value, str):
                     raise Unplannable
@@ -323,12 +345,13 @@ Settled = tuple[BoundPage, Mapping[str, Any]]
 """A page with its evaluated arguments, and the arguments of its statement."""
 
 
-def _bind(page: PageNode, list_owner: tuple[str, str] | None, variables: Variables, context: Context) -> Settled:
+def _bind(page: PageNode, owner: tuple[str, str | None] | None, variables: Variables, context: Context) -> Settled:
     """Evaluate a page's arguments. Raise `Unplannable` if they are invalid or unsupported.
 
     Args:
         page: The page in the tree.
-        list_owner: The brand and the patient of the list; None if the page is read for several patients.
+        owner: The brand and the patient of the list, which is None for the brand's list. None if the page is read for
+            several patients.
         variables: The operation's variables.
         context: The caller's context, for the page limits and input limits.
     """
@@ -336,26 +359,34 @@ def _bind(page: PageNode, list_owner: tuple[str, str] | None, variables: Variabl
     limits = context.services.page_limits
     if given.get("where", EVERYTHING) is None:
         raise Unplannable
-    where = given.pop("where", None)
+    where, order_by = given.pop("where", None), given.pop("orderBy", EncounterOrder.CREATED_AT_DESC.name)
     relay = {name: value for name, value in given.items() if value is not None}
-    has_cursor = not relay.keys().isdisjoint({"after", "before"})
-    if has_cursor and list_owner is None:
+    if order_by not in ENUMS["EncounterOrder"] or (owner is None and not relay.keys().isdisjoint({"after", "before"})):
         raise Unplannable
+    order = EncounterOrder[order_by]
     try:
-        if where is None and not has_cursor:
-            return _of_size(page.number, limits, **relay)
-        filters = EncounterFilter.read(filter_members(where), context.services.input_limits)
-        in_list = cursor_scope(*list_owner, filters) if has_cursor and list_owner else ""
-        bound = BoundPage(window_of(limits, in_list, **relay), filters)
+        if where is None and not page.of_brand and relay.keys() <= {"first", "last"}:
+            return _of_size(page.number, order, limits, **relay)
+        kind = EncountersFilter if page.of_brand else EncounterFilter
+        filters = kind.read(filter_members(kind.__name__, where), context.services.input_limits)
+        of = ListOf(*(owner or SEVERAL), filters, order)
+        bound = BoundPage(window_of(limits, of, **relay), of)
     except GatewayError:
         raise Unplannable from None
     return bound, arguments_of(page.number, bound)
 
 
+SEVERAL = ("", "")
+"""The owner of the lists of several patients, none of which has a cursor."""
+
+
 @lru_cache(256)
-def _of_size(number: int, limits: PageLimits, *, first: int | None = None, last: int | None = None) -> Settled:
-    """Evaluate a page without cursor or filter, as most are. Raise `InvalidInput` for an invalid size."""
-    bound = BoundPage(window_of(limits, "", first=first, last=last), EVERYTHING)
+def _of_size(
+    number: int, order: EncounterOrder, limits: PageLimits, *, first: int | None = None, last: int | None = None
+) -> Settled:
+    """Evaluate a patient's page without cursor or filter, as most are. Raise `InvalidInput` for an invalid size."""
+    of = ListOf(*SEVERAL, order=order)
+    bound = BoundPage(window_of(limits, of, first=first, last=last), of)
     return bound, arguments_of(number, bound)
 
 

@@ -33,7 +33,7 @@ from graphql import (
 )
 from strawberry.utils.str_converters import to_snake_case
 
-from models import MEMBERS, EncounterStatus, EncounterType, Kind
+from models import MEMBERS, EncounterOrder, EncounterStatus, EncounterType, Kind
 from resolvers.bounded_rows import LONG, LONG_BYTES
 from resolvers.commands import RecordEncounter
 from resolvers.encounters.json_sql import USUAL_BYTES
@@ -60,9 +60,11 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True)
 class PageNode:
-    """A page of a patient's encounters."""
+    """A page of a list of encounters."""
 
     number: int
+    of_brand: bool
+    """Whether the list is that of the brand; otherwise, it is a patient's."""
     arguments: Value
     fields: Sequence[tuple[str, str, Sequence[Any]]]
     """Response key, field name and sub-selection."""
@@ -111,15 +113,23 @@ class Root:
 UNION = "RecordEncounterResult"
 
 SCALARS = {"ID", "String", "UUID", "DateTime"}
-FILTER: Mapping[str, str | None] = {
-    "encounterType": "EncounterType", "status": "EncounterStatus",
-    "providerId": None, "scheduledFrom": None, "scheduledUntil": None,
-}  # fmt: skip
-"""The members of a filter: the enum of a list of enum values, or None for a string."""
+ENUM_LISTS = {"encounterType": "EncounterType", "status": "EncounterStatus"}
+FILTERS: Mapping[str, Mapping[str, str | None]] = {
+    "EncounterFilter": {**ENUM_LISTS, **dict.fromkeys(("providerId", "scheduledFrom", "scheduledUntil"))},
+    "EncountersFilter": {
+        **ENUM_LISTS,
+        **dict.fromkeys(("providerId", "patientId"), "ID"),
+        **dict.fromkeys(
+            f"{name}{side}" for name in ("scheduled", "started", "created", "updated") for side in ("From", "Until")
+        ),
+    },
+}
+"""The members of each filter: the type of the values of a list, or None for a string."""
 
 ENUMS: Mapping[str, Mapping[str, object]] = {
     "EncounterType": {each.name: each for each in EncounterType},
     "EncounterStatus": {each.name: each for each in EncounterStatus},
+    "EncounterOrder": {each.name: each for each in EncounterOrder},
 }
 
 
@@ -142,7 +152,7 @@ def fits(type_: TypeNode, value: Any) -> bool:
         return isinstance(value, str) and value in ENUMS[name]
     if name == "RecordEncounterInput":
         return fits_recording(value)
-    return name == "EncounterFilter" and _fits_filter(value)
+    return name in FILTERS and _fits_filter(FILTERS[name], value)
 
 
 RECORDING = {MEMBERS[name].graphql_name: name for name in RecordEncounter.model_fields}
@@ -183,26 +193,29 @@ def coerced(definitions: Sequence[VariableDefinitionNode], sent: Variables) -> d
     return variables
 
 
-def _fits_filter(where: Any) -> bool:
-    if not isinstance(where, dict) or not where.keys() <= FILTER.keys():
+def _fits_filter(members: Mapping[str, str | None], where: Any) -> bool:
+    if not isinstance(where, dict) or not where.keys() <= members.keys():
         return False
-    return all(part is None or _fits_part(FILTER[name], part) for name, part in where.items())
+    return all(part is None or _fits_part(members[name], part) for name, part in where.items())
 
 
-def _fits_part(enum: str | None, part: Any) -> bool:
-    if enum is None:
+def _fits_part(items: str | None, part: Any) -> bool:
+    if items is None:
         return isinstance(part, str)
-    return isinstance(part, list) and all(isinstance(item, str) and item in ENUMS[enum] for item in part)
+    return isinstance(part, list) and all(isinstance(each, str) and each in ENUMS.get(items, (each,)) for each in part)
 
 
-def filter_members(where: Any) -> dict[str, Any]:
+def filter_members(type_name: str, where: Any) -> dict[str, Any]:
     """Return a filter's members by their Python names. Raise `Unplannable` if the filter does not fit its type."""
     if where is None:
         return {}
-    if not _fits_filter(where):
+    members = FILTERS[type_name]
+    if not _fits_filter(members, where):
         raise Unplannable
     return {
-        to_snake_case(name): [ENUMS[enum][item] for item in part] if (enum := FILTER[name]) and part else part
+        to_snake_case(name): [ENUMS[kind][item] for item in part]
+        if (kind := members[name] or "") in ENUMS and part
+        else part
         for name, part in where.items()
     }
 
@@ -263,6 +276,9 @@ class Reader:
                 case "encounter":
                     fields = self._encounter(nodes)
                     roots.append(Root(key, nodes, self._argument(nodes[0], "id"), fields, ()))
+                case "encounters":
+                    page = self._page(nodes, of_brand=True)
+                    roots.append(Root(key, nodes, lambda _: "", [(key, page)], [page]))
                 case "patient" | "patients":
                     pages: list[PageNode] = []
                     fields = self._patient(nodes, pages)
@@ -331,7 +347,7 @@ class Reader:
                 fields.append((key, page))
         return fields
 
-    def _page(self, nodes: Sequence[FieldNode]) -> PageNode:
+    def _page(self, nodes: Sequence[FieldNode], *, of_brand: bool = False) -> PageNode:
         fields: list[tuple[str, str, Sequence[Any]]] = []
         for key, below in self.collected(_below(nodes), "EncounterConnection"):
             match below[0].name.value:
@@ -342,14 +358,14 @@ class Reader:
                 case "pageInfo":
                     inner = [(each, of[0].name.value) for each, of in self.collected(_below(below), "PageInfo")]
                     fields.append((key, "page_info", inner))
-                case "totalCount":
-                    fields.append((key, "total_count", ()))
+                case "totalCount" | "totalCountIsExact" | "feedCursor" as name:
+                    fields.append((key, to_snake_case(name), ()))
                 case "__typename":
                     fields.append((key, "__typename", ()))
                 case _:
                     raise Unplannable
         self._pages += 1
-        return PageNode(self._pages - 1, members_of(nodes[0].arguments or ()), fields)
+        return PageNode(self._pages - 1, of_brand, members_of(nodes[0].arguments or ()), fields)
 
     def _edge(self, nodes: Sequence[FieldNode]) -> list[tuple[str, str, Sequence[Any]]]:
         fields: list[tuple[str, str, Sequence[Any]]] = []

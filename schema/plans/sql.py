@@ -6,10 +6,12 @@ The statement returns one row for each encounter or patient at the root, with it
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from resolvers.commands import EncounterFilter
+from models.base import PROCESS_SCHEMA
+from models.encounter import OF_BRAND
 from resolvers.encounters.json_sql import (
     ENCOUNTERS,
     WITH_JSON,
+    FeedMark,
     Literal,
     Piece,
     SqlExpr,
@@ -21,7 +23,11 @@ from resolvers.encounters.json_sql import (
     object_of,
     string_of,
 )
-from resolvers.paging import Window, sql_cursor
+from resolvers.encounters.list_sql import CRITERIA, ORDERS, Order, beyond, conditions
+from resolvers.encounters.read import arguments_of as arguments_of_places
+from resolvers.encounters.read import places_of
+from resolvers.encounters.worklists import MOST_COUNTED
+from resolvers.paging import ListOf, Window, digest_of, sql_cursor, sql_digest
 from resolvers.sql import Statement
 from schema.plans.selection import Member, PageNode, Root
 
@@ -30,24 +36,31 @@ class BoundPage(NamedTuple):
     """The evaluated arguments of a page."""
 
     window: Window
-    filters: EncounterFilter
+    of: ListOf
 
     @property
     def shape(self) -> tuple[Any, ...]:
         """The part of the page that determines the statement's text; the rest is passed as arguments."""
         window = self.window
-        return window.forward, window.after is None, window.before is None, frozenset(self.filters.criteria())
+        criteria = frozenset(self.of.filters.criteria())
+        return window.forward, window.after is None, window.before is None, self.of.order, criteria
+
+    @property
+    def order(self) -> Order:
+        """The order of the list."""
+        return ORDERS[self.of.order]
 
 
 def arguments_of(number: int, bound: BoundPage) -> dict[str, Any]:
     """Return the statement arguments of the page with this number."""
     window = bound.window
     prefix = f"page_{number}_"
-    values: dict[str, Any] = {"size": window.size, "limit": window.size + 1, "narrow": bound.filters.model_dump_json()}
-    for side, position in (("after", window.after), ("before", window.before)):
-        if position is not None:
-            values |= {f"{side}_at": position.created_at, f"{side}_id": position.id}
-    values |= bound.filters.criteria()
+    values: dict[str, Any] = {"size": window.size, "limit": window.size + 1}
+    # The lists of several patients have the narrowing in common; the digest of one list is computed once.
+    values |= (
+        {"narrowed": bound.of.narrowed} if bound.of.patient_id is not None else {"digest": digest_of(bound.of.scope)}
+    )
+    values |= arguments_of_places(places_of(window, bound.order)) | bound.of.filters.criteria()
     # Calls with the same statement and arguments are batched under a key, so each value must be hashable.
     return {prefix + name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
@@ -62,14 +75,17 @@ class CompiledQuery(NamedTuple):
     statement: Statement
     forms: Mapping[int, Sequence[bytes]]
     """Templates by the number of the root field: fixed texts, alternating with slots for the JSON columns."""
+    marks: Mapping[int, Sequence[int]]
+    """The slots of each template that get a position in the feed, and must show its cursor."""
 
 
 FIRST_JSON = 5
 """Index of a row's first JSON column.
 
 The columns before it are `root`, `key`, `patient_id`, `given` and `bytes`. `root` is the number of the root field,
-`given` the number of encounters returned, and `bytes` the estimated size of their pages. Pages that exceed `most_bytes`
-are returned in part.
+`given` the number of encounters returned, and `bytes` the estimated size of their pages. `patient_id` is their patient;
+for a brand's list, it is the patient of each, separated by line breaks. Pages that exceed `most_bytes` are returned in
+part.
 """
 
 
@@ -95,6 +111,12 @@ class Select(NamedTuple):
             else:
                 form += [b"", b""]
         return form
+
+    @property
+    def marks(self) -> list[int]:
+        """The slots of feed positions in the template."""
+        columns = [part for part in self.parts if not isinstance(part, Literal)]
+        return [2 * place + 1 for place, part in enumerate(columns) if isinstance(part, FeedMark)]
 
     def text(self, width: int) -> str:
         """Return the statement, padded with NULL to `width` JSON columns."""
@@ -123,7 +145,11 @@ def compile_query(roots: Sequence[Root], bound: Mapping[int, BoundPage], *, coun
     # UNION ALL requires the same number of columns for each root field.
     width = max(len(select.columns) for select in selects.values())
     text = " UNION ALL ".join(select.text(width) for select in selects.values())
-    return CompiledQuery(Statement(text, put.names), {number: select.form for number, select in selects.items()})
+    return CompiledQuery(
+        Statement(text, put.names),
+        {number: select.form for number, select in selects.items()},
+        {number: select.marks for number, select in selects.items()},
+    )
 
 
 class Arguments:
@@ -153,12 +179,21 @@ def _select(number: int, root: Root, bound: Mapping[int, BoundPage], put: Placeh
     for key, each in root.fields:
         if isinstance(each, PageNode):
             select, pieces = _page(each, bound[each.number], put, before)
-            pages += f" LEFT JOIN LATERAL ({select}) page_{each.number} ON true"
+            pages += f"{_total(each, bound[each.number], put)} LEFT JOIN LATERAL ({select}) page_{each.number} ON true"
             members.append((key, pieces))
         else:
             members.append((key, _of_patient("p", each)))
     given = " + ".join(f"page_{page.number}.given" for page in root.pages if page.reads) or "0"
     bytes_ = " + ".join(before or ["0"])
+    if root.name == "encounters":
+        ((_, parts),) = members
+        patients = f"page_{root.pages[0].number}.patients" if root.pages[0].reads else "''"
+        return Select(
+            head=f"SELECT {number} AS root, '' AS key, {patients} AS patient_id, ({given})::integer AS given,"
+            f" ({bytes_})::bigint AS bytes",
+            parts=merge_adjacent(parts),
+            tail=f" FROM (SELECT) one{pages}",
+        )
     return Select(
         head=f"SELECT {number} AS root, p.id AS key, p.id AS patient_id, ({given})::integer AS given,"
         f" ({bytes_})::bigint AS bytes",
@@ -184,17 +219,28 @@ def _page(
     def put(name: str, kind: str) -> str:
         return arguments(f"page_{page.number}_{name}", kind)
 
-    conditions = _where(put, bound)
-    items = {key: _item(name, put, below) for key, name, below in page.fields if name in {"nodes", "edges"}}
+    order = bound.order
+    items = {key: _item(name, put, bound, below) for key, name, below in page.fields if name in {"nodes", "edges"}}
     left = None if before is None else " - ".join([arguments("most_bytes", "bigint"), *before])
     shown: list[tuple[str, Sequence[Piece]]] = []
     for key, name, below in page.fields:
         match name:
             case "__typename":
                 shown.append((key, [Literal('"EncounterConnection"')]))
+            case "total_count" if page.of_brand:
+                shown.append((key, [SqlExpr(f"least(total_{page.number}.found, {MOST_COUNTED})::text")]))
             case "total_count":
-                total = f"(SELECT count(*)::text FROM patient_graph.encounters e WHERE {conditions})"
+                total = (
+                    f"(SELECT count(*)::text FROM patient_graph.encounters e WHERE {_where(page, bound, arguments)})"
+                )
                 shown.append((key, [SqlExpr(total)]))
+            case "total_count_is_exact" if page.of_brand:
+                shown.append((key, [SqlExpr(f"(total_{page.number}.found <= {MOST_COUNTED})::text")]))
+            case "total_count_is_exact":
+                shown.append((key, [Literal("true")]))
+            case "feed_cursor":
+                # In the snapshot of the rows: it shows every event up to the watermark.
+                shown.append((key, [FeedMark(f"(SELECT position::text FROM {PROCESS_SCHEMA}.watermark)")]))
             case "page_info":
                 shown.append((key, _page_info(put, bound, below)))
             case "nodes" | "edges":
@@ -202,15 +248,13 @@ def _page(
     columns, pieces = _named(f"page_{page.number}", merge_adjacent(object_of(shown)))
     if not page.reads:
         return f"SELECT {columns}", pieces
-    order = "DESC" if bound.window.forward else "ASC"
     numbered = _is_numbered(page, bound)
-    places = [
-        f"(e.created_at, e.id) {sign} ({put(f'{side}_at', 'timestamptz')}, {put(f'{side}_id', 'uuid')})"
-        for side, sign in (("after", "<"), ("before", ">"))
-        if getattr(bound.window, side) is not None
-    ]
-    within = " AND ".join([conditions, *places])
-    in_order = f"ORDER BY e.created_at {order}, e.id {order}"
+    places = {
+        side: [*(f"{put(f'{side}_{key.column}', 'text')}::{key.kind}" for key in order.keys), put(f"{side}_id", "uuid")]
+        for side in places_of(bound.window, order)
+    }
+    within = " AND ".join([_where(page, bound, arguments), *beyond("e", order, places)])
+    in_order = f"ORDER BY {order.by('e', forward=bound.window.forward)}"
     rows = (
         f"FROM patient_graph.encounters e WHERE {within}"
         f" {in_order} LIMIT {put('limit' if numbered else 'size', 'bigint')}"
@@ -229,6 +273,8 @@ def _page(
         rows = f"SELECT e.*, {running} FROM ({rows}) e"
         columns += f", coalesce(max(e.bytes){shown_rows}, 0) AS bytes"
         before.append(f"page_{page.number}.bytes")
+    if page.of_brand:
+        columns += f", coalesce(string_agg(e.patient_id, E'\\n'){shown_rows}, '') AS patients"
     return f"SELECT {columns}, count(*){shown_rows} AS given FROM ({rows}) e", pieces
 
 
@@ -251,16 +297,24 @@ def _is_numbered(page: PageNode, bound: BoundPage) -> bool:
     return not bound.window.forward or any(name == "page_info" for _, name, _ in page.fields)
 
 
-def _where(put: Placeholder, bound: BoundPage) -> str:
-    every = {
-        "encounter_type": ("e.encounter_type = ANY({})", "text[]"),
-        "status": ("e.status = ANY({})", "text[]"),
-        "provider_id": ("e.provider_id = {}", "uuid"),
-        "scheduled_from": ("e.scheduled_at >= {}", "timestamptz"),
-        "scheduled_until": ("e.scheduled_at < {}", "timestamptz"),
-    }
-    parts = [every[part][0].format(put(part, every[part][1])) for part in sorted(bound.filters.criteria())]
-    return " AND ".join(["e.patient_id = p.id", "e.brand_id = p.brand_id", *parts])
+def _where(page: PageNode, bound: BoundPage, arguments: Placeholder) -> str:
+    owner = (
+        f"e.{OF_BRAND} = {arguments('brand_id', 'text')}"
+        if page.of_brand
+        else "e.patient_id = p.id AND e.brand_id = p.brand_id"
+    )
+    criteria = bound.of.filters.criteria()
+    values = {name: arguments(f"page_{page.number}_{name}", CRITERIA[name].kind) for name in criteria}
+    return " AND ".join([owner, *conditions("e", bound.order, values)])
+
+
+def _total(page: PageNode, bound: BoundPage, arguments: Placeholder) -> str:
+    """Return the join that counts a brand's list, up to one more than `MOST_COUNTED`; empty if it is not selected."""
+    if not (page.of_brand and any(name.startswith("total_count") for _, name, _ in page.fields)):
+        return ""
+    where = _where(page, bound, arguments)
+    found = f"SELECT FROM patient_graph.encounters e WHERE {where} LIMIT {MOST_COUNTED + 1}"
+    return f" CROSS JOIN (SELECT count(*) AS found FROM ({found}) e) total_{page.number}"
 
 
 def _rows(page: PageNode, put: Placeholder, bound: BoundPage, item: Sequence[Piece], left: str | None) -> list[Piece]:
@@ -284,15 +338,16 @@ def _rows(page: PageNode, put: Placeholder, bound: BoundPage, item: Sequence[Pie
     return [Literal("["), SqlRows(listed), Literal("]")]
 
 
-def _item(name: str, put: Placeholder, fields: Sequence[Any]) -> list[Piece]:
-    return _encounter_pieces("e", fields) if name == "nodes" else _edge_pieces(put, fields)
+def _item(name: str, put: Placeholder, bound: BoundPage, fields: Sequence[Any]) -> list[Piece]:
+    return _encounter_pieces("e", fields) if name == "nodes" else _edge_pieces(put, bound, fields)
 
 
 def _page_info(put: Placeholder, bound: BoundPage, fields: Sequence[Any]) -> list[Piece]:
-    return object_of([(key, [_of_page_info(name, put, bound.window)]) for key, name in fields])
+    return object_of([(key, [_of_page_info(name, put, bound)]) for key, name in fields])
 
 
-def _of_page_info(name: str, put: Placeholder, window: Window) -> Piece:
+def _of_page_info(name: str, put: Placeholder, bound: BoundPage) -> Piece:
+    window = bound.window
     # PostgreSQL cannot infer the type of an unused parameter, so only the selected fields are built.
     size = put("size", "bigint")
     match name:
@@ -304,22 +359,28 @@ def _of_page_info(name: str, put: Placeholder, window: Window) -> Piece:
             return SqlExpr(f"CASE WHEN count(*) > {size} THEN 'true' ELSE 'false' END")
         case "startCursor" | "endCursor":
             is_first_read = (name == "startCursor") is window.forward
-            return _cursor_at(put, "1" if is_first_read else f"least(e.found, {size})")
+            return _cursor_at(put, bound, "1" if is_first_read else f"least(e.found, {size})")
     return Literal('"PageInfo"')
 
 
-def _cursor_at(put: Placeholder, place: str) -> Piece:
-    cursor = sql_cursor("e", put("narrow", "text"))
+def _cursor_at(put: Placeholder, bound: BoundPage, place: str) -> Piece:
+    cursor = _cursor(put, bound)
     only = f"e.place = {place} AND e.place <= {put('size', 'bigint')}"
     return SqlExpr(f"""coalesce('"' || max({cursor}) FILTER (WHERE {only}) || '"', 'null')""")
 
 
-def _edge_pieces(put: Placeholder, fields: Sequence[tuple[str, str, Sequence[Any]]]) -> list[Piece]:
+def _cursor(put: Placeholder, bound: BoundPage) -> str:
+    in_brand = bound.of.patient_id is None
+    digest = put("digest", "bytea") if in_brand else sql_digest("e", put("narrowed", "text"))
+    return sql_cursor("e", bound.order, digest)
+
+
+def _edge_pieces(put: Placeholder, bound: BoundPage, fields: Sequence[tuple[str, str, Sequence[Any]]]) -> list[Piece]:
     members: list[tuple[str, Sequence[Piece]]] = []
     for key, name, below in fields:
         match name:
             case "cursor":
-                members.append((key, [Literal('"'), SqlExpr(sql_cursor("e", put("narrow", "text"))), Literal('"')]))
+                members.append((key, [Literal('"'), SqlExpr(_cursor(put, bound)), Literal('"')]))
             case "node":
                 members.append((key, _encounter_pieces("e", below)))
             case _:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from uuid import uuid4
 
 import asyncpg
@@ -10,6 +10,7 @@ import pytest
 
 from gateway.database.database import APP_ROLE, RELAY_ROLE, Database
 from gateway.database.migrate import migrate
+from resolvers.encounters.list_sql import NEWEST_FIRST
 from resolvers.encounters.offset_pages import _slice
 from resolvers.encounters.read import ENCOUNTERS_BY_IDS, _pages
 from resolvers.outbox import _events
@@ -20,7 +21,7 @@ from tests.doors import Service
 
 SLICE = {"brand_id": "loop", "ids": ["somebody"], "limit": 20, "offset": 0, "most_bytes": 1_000}
 PAGE = {"brand_id": "loop", "patient_ids": ["somebody"], "limit": 21, "most_bytes": 1_000}
-AFTER = {"after_created_at": datetime(2026, 1, 1, tzinfo=UTC), "after_id": uuid4()}
+AFTER = {"after_created_at": "2026-01-01T00:00:00Z", "after_id": uuid4()}
 EVENTS = {"after": 1_000_000, "until": 1_001_000, "limit": 500}
 PRUNED = {"pruned": 1_000_000, "until": 1_001_000, "keep": timedelta(days=30), "limit": 500}
 
@@ -40,8 +41,12 @@ async def untouched(server_url: str) -> AsyncIterator[asyncpg.Connection]:
     [
         (ENCOUNTERS_BY_IDS.plain, {"brand_id": "loop", "ids": [uuid4()], "most_bytes": 1_000}, "ix_encounters_id"),
         (ENCOUNTERS_BY_IDS.counted, {"brand_id": "loop", "ids": [uuid4()], "most_bytes": 1_000}, "ix_encounters_id"),
-        (_pages(frozenset(), True, False, False).plain, PAGE, "ix_encounters_patient_id_created_at_id"),
-        (_pages(frozenset(), True, True, False).counted, PAGE | AFTER, "ix_encounters_patient_id_created_at_id"),
+        (_pages(frozenset(), NEWEST_FIRST, True, ()).plain, PAGE, "ix_encounters_patient_id_created_at_id"),
+        (
+            _pages(frozenset(), NEWEST_FIRST, True, ("after",)).counted,
+            PAGE | AFTER,
+            "ix_encounters_patient_id_created_at_id",
+        ),
         (_slice(counted=True), SLICE, "ix_encounters_patient_id_created_at_id"),
         (UNSTAMPED, {"limit": 500}, "ix_outbox_created_at_id"),
         (_events(frozenset()), EVENTS, "ix_outbox_position"),

@@ -122,10 +122,11 @@ async def test_the_feed_position_is_read_before_the_page(
     service: Service, cast: Cast, statements: list[str], fields: str
 ) -> None:
     patient_id = await cast.patient()
-    # The same page without `feedCursor` may be read first.
+    # The same page without `feedCursor` may be read first. No plan serves `submission`: a plan reads both at once.
     query = f"""query ($id: ID!) {{
       early: patient(id: $id) {{ encounters(first: 7) {{ nodes {{ id }} }} }}
       late: patient(id: $id) {{ encounters(first: 7) {{ {fields} }} }}
+      submission(key: "unused") {{ state }}
     }}
     {"fragment Followed on EncounterConnection { feedCursor }" if "Followed" in fields else ""}"""
 

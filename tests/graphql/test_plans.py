@@ -22,6 +22,7 @@ from gateway.database.database import PoolConnection
 from gateway.database.migrate import migrate
 from gateway.settings import Settings
 from resolvers.access import Caller
+from resolvers.encounters.list_sql import ORDERS
 from resolvers.errors import (
     AnswerMemoryFull,
     AnswerTooLarge,
@@ -72,10 +73,18 @@ async def clinic(database_url: str) -> AsyncIterator[Service]:
         yield running
 
 
+PROVIDER = str(uuid4())
+
+
 class Known:
     """Ids and cursors of existing records, and some that match none."""
 
-    def __init__(self, patients: list[str], encounters: list[str], cursors: list[str]) -> None:
+    def __init__(
+        self, patients: list[str], encounters: list[str], cursors: list[str], of_brand: dict[str, list[str]]
+    ) -> None:
+        self.provider = PROVIDER
+        self.of_brand = of_brand
+        """Cursors of the list of the brand `loop`, by its order."""
         self.patients = [*patients, "nobody", "", "a\x00b", "no/where"]
         self.encounters = [*encounters, str(uuid4()), "no-id", ""]
         self.cursors = [*cursors, "made-up", ""]
@@ -86,7 +95,7 @@ async def known(clinic: Service, cast: Cast) -> Known:
     """Patients of two brands, one with more encounters than a page; some encounters have all members."""
     everything = {
         "chief_complaint": 'Quotes " and \\ and \u0001\u001f\u007f\u2028 and 🩺', "notes": "two\nlines\ttabs\r\b\f",
-        "provider_id": str(uuid4()), "scheduled_at": "0033-02-01T00:00:00.000001Z",
+        "provider_id": PROVIDER, "scheduled_at": "0033-02-01T00:00:00.000001Z",
         "metadata": {"b": [1.50, 1e3, None, True], "ä": {"x": "y"}},
     }  # fmt: skip
     plain = {"scheduled_at": "2026-12-01T10:00:00Z", "chief_complaint": "", "notes": ""}
@@ -104,7 +113,12 @@ async def known(clinic: Service, cast: Cast) -> Known:
     edges = "query ($id: ID!) { patient(id: $id) { encounters { edges { cursor } } } }"
     body = await clinic.graphql(edges, {"id": patients[0]}, token="reader")
     cursors = [edge["cursor"] for edge in body["data"]["patient"]["encounters"]["edges"]]
-    return Known(patients, encounters, cursors[::2])
+    of_brand = {}
+    for order in ORDERS:
+        edges = f"{{ encounters(orderBy: {order.name}, first: 40) {{ edges {{ cursor }} }} }}"
+        body = await clinic.graphql(edges, {}, token="reader")
+        of_brand[order.name] = [edge["cursor"] for edge in body["data"]["encounters"]["edges"]][::3]
+    return Known(patients, encounters, cursors[::2], of_brand)
 
 
 @contextmanager
@@ -137,7 +151,7 @@ async def compare(
 
 
 @st.composite
-def documents(draw: st.DrawFn, known: Known) -> tuple[str, dict[str, Any]]:
+def documents(draw: st.DrawFn, known: Known) -> tuple[str, dict[str, Any]]:  # noqa: PLR0915 - one function a type
     """Generate a query and its variables."""
     variables: dict[str, tuple[str, Any]] = {}
     fragments: dict[str, str] = {}
@@ -195,8 +209,13 @@ def documents(draw: st.DrawFn, known: Known) -> tuple[str, dict[str, Any]]:
     def arguments() -> str:
         size = st.one_of(st.none(), st.integers(0, 7), st.sampled_from([100, 101, -1]))
         given = []
-        for name in draw(st.sets(st.sampled_from(["first", "last", "after", "before", "where"]), max_size=2)):
-            if name in {"first", "last"}:
+        for name in draw(
+            st.sets(st.sampled_from(["first", "last", "after", "before", "where", "orderBy"]), max_size=2)
+        ):
+            if name == "orderBy":
+                orders = st.sampled_from([None, *known.of_brand])
+                given.append(f"orderBy: {value('EncounterOrder', orders, str)}")
+            elif name in {"first", "last"}:
                 given.append(f"{name}: {value('Int', size)}")
             elif name == "where":
                 given.append(f"where: {value('EncounterFilter', filters(), literal)}")
@@ -204,11 +223,23 @@ def documents(draw: st.DrawFn, known: Known) -> tuple[str, dict[str, Any]]:
                 given.append(f"{name}: {value('String', st.one_of(st.none(), st.sampled_from(known.cursors)))}")
         return f"({', '.join(given)})" if given else ""
 
+    def of_brand() -> str:
+        order = draw(st.sampled_from(sorted(known.of_brand)))
+        given = [f"orderBy: {value('EncounterOrder', st.just(order), str)}"]
+        for name in draw(st.sets(st.sampled_from(["first", "last", "after", "before", "where"]), max_size=3)):
+            if name in {"first", "last"}:
+                given.append(f"{name}: {value('Int', st.integers(0, 7))}")
+            elif name == "where":
+                given.append(f"where: {value('EncountersFilter', brand_filters(known), literal)}")
+            else:
+                given.append(f"{name}: {value('String', st.sampled_from([*known.of_brand[order], known.cursors[0]]))}")
+        return f"encounters({', '.join(given)}){condition()} {page()}"
+
     def page() -> str:
         info = ["hasNextPage", "hasPreviousPage", "startCursor", "endCursor", "__typename"]
         below = [
-            "totalCount", "__typename", lambda: f"nodes {encounter()}", lambda: f"pageInfo {some(info)}",
-            lambda: f"edges {edge()}",
+            "totalCount", "totalCountIsExact", "__typename", lambda: f"nodes {encounter()}",
+            lambda: f"pageInfo {some(info)}", lambda: f"edges {edge()}",
         ]  # fmt: skip
         return maybe_in_fragment("EncounterConnection", some(below))
 
@@ -219,6 +250,7 @@ def documents(draw: st.DrawFn, known: Known) -> tuple[str, dict[str, Any]]:
         "__typename",
         lambda: f"encounter(id: {value('ID!', st.sampled_from(known.encounters))}){condition()} {encounter()}",
         lambda: f"patient(id: {value('ID!', st.sampled_from(known.patients))}){condition()} {patient()}",
+        of_brand,
         lambda: f"patients(ids: {value('[ID!]!', st.lists(st.sampled_from(known.patients), max_size=4))}) {patient()}",
     ])  # fmt: skip
     declared = ", ".join(f"${name}: {kind}" for name, (kind, _) in variables.items())
@@ -244,12 +276,28 @@ def filters() -> st.SearchStrategy[Any]:
     )
 
 
+def brand_filters(known: Known) -> st.SearchStrategy[Any]:
+    instants = st.sampled_from([None, "2026-11-30T00:00:00Z", "2100-01-01T00:00:00Z", "yesterday"])
+    spans = [f"{of}{side}" for of in ("scheduled", "started", "created", "updated") for side in ("From", "Until")]
+    kinds = st.lists(st.sampled_from(["LAB", "TELEHEALTH", "OTHER"]), max_size=2)
+    return st.fixed_dictionaries(
+        {},
+        optional={
+            "encounterType": st.one_of(st.none(), kinds),
+            "status": st.lists(st.sampled_from(["SCHEDULED", "IN_PROGRESS"]), max_size=2),
+            "providerId": st.lists(st.sampled_from([known.provider, str(uuid4()), "nobody"]), max_size=2),
+            "patientId": st.lists(st.sampled_from(known.patients), max_size=3),
+            **dict.fromkeys(spans, instants),
+        },
+    )
+
+
 def literal(value: Any) -> str:
     """Return a filter as a GraphQL literal."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{name}: {literal(part)}" for name, part in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(value) + "]"
+        return "[" + ", ".join(each if each.isupper() else json.dumps(each) for each in value) + "]"
     return json.dumps(value)
 
 

@@ -1,0 +1,113 @@
+"""Worklists: pages and counts of the encounters of a brand, across its patients.
+
+They use connections of their own. Their statements are planned for their arguments, because the best index depends on
+them, and have a short time limit. A caller has one of them at a time, and a client at most half of the connections, so
+no caller's list delays those of others.
+"""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import cache
+
+from sqlalchemy import BigInteger, bindparam, func, literal_column, select, text
+
+from models import EncounterOrder
+from models.encounter import OF_BRAND
+from resolvers.access import Permission
+from resolvers.bounded_rows import LONG, BoundedStatement
+from resolvers.commands import ALL_OF_BRAND, ListFilter
+from resolvers.context import Context
+from resolvers.encounters.list_sql import NEWEST_FIRST, ORDERS, Order
+from resolvers.encounters.read import (
+    ROW,
+    TABLE,
+    arguments_of,
+    beyond_places,
+    encounter_of,
+    feed_position,
+    matching,
+    places_of,
+)
+from resolvers.paging import Page, Window, page_of
+from resolvers.sql import Connection, Statement
+
+IN_BRAND = f"{ROW}.{OF_BRAND} = :brand_id"
+
+MOST_COUNTED = 10_000
+"""A worklist's total is exact up to this number."""
+
+
+@asynccontextmanager
+async def worklist_connection(context: Context, brand_id: str) -> AsyncIterator[Connection]:
+    """Acquire a connection for a statement about all patients of a brand, when it is the caller's turn.
+
+    Raises `TooBroad` if the statement takes too long, or `TemporarilyUnavailable`.
+    """
+    worklists, caller = context.services.worklists, context.caller
+    assert worklists is not None, "both doors have them"
+    async with (
+        worklists.caller_turns.of(f"{caller.client_id}\n{caller.actor_id}"),
+        worklists.client_turns.of(caller.client_id),
+        worklists.database.connection(brand_id) as connection,
+    ):
+        yield connection
+
+
+async def list_worklist(
+    context: Context,
+    window: Window,
+    filters: ListFilter = ALL_OF_BRAND,
+    order: EncounterOrder = EncounterOrder.CREATED_AT_DESC,
+    *,
+    for_feed: bool = False,
+) -> Page:
+    """Return a page of the encounters of the caller's brand, with its position in the feed if it is `for_feed`.
+
+    Raises `InsufficientScope`, `Forbidden`, `TooBroad`, `AnswerTooLarge` or `TemporarilyUnavailable`.
+    """
+    context.require(Permission.READ_ENCOUNTERS)
+    brand_id = context.acting_brand()
+    criteria, places = filters.criteria(), places_of(window, ORDERS[order])
+    statement = _page(frozenset(criteria), ORDERS[order], window.forward, tuple(places))
+    values = {"limit": window.size + 1, **criteria, **arguments_of(places)}
+    async with worklist_connection(context, brand_id) as connection:
+        position = await feed_position(context, connection) if for_feed else None
+        rows = await statement.fetch(context.answer, connection, window.size + 1, brand_id=brand_id, **values)
+    page = page_of([encounter_of(row) for row in rows], window, position)
+    context.note_worklist(brand_id, Counter(encounter.patient_id for encounter in page.items))
+    return page
+
+
+async def count_worklist(context: Context, filters: ListFilter = ALL_OF_BRAND) -> int:
+    """Return the number of encounters of the brand that match a filter, at most one more than `MOST_COUNTED`."""
+    context.require(Permission.READ_ENCOUNTERS)
+    brand_id = context.acting_brand()
+    criteria = filters.criteria()
+    async with worklist_connection(context, brand_id) as connection:
+        row = await connection.fetch_one(_count(frozenset(criteria)), brand_id=brand_id, **criteria)
+    assert row is not None, "an aggregate without groups returns one row"
+    return row["count"]  # type: ignore[no-any-return]
+
+
+@cache
+def _page(parts: frozenset[str], order: Order, forward: bool, sides: Sequence[str]) -> BoundedStatement:
+    return BoundedStatement(
+        select(TABLE)
+        .where(text(IN_BRAND), *matching(parts, order), *beyond_places(order, sides))
+        .order_by(text(order.by(ROW, forward=forward)))
+        .limit(bindparam("limit", type_=BigInteger)),
+        LONG,
+    )
+
+
+@cache
+def _count(parts: frozenset[str]) -> Statement:
+    found = (
+        select(literal_column("1"))
+        .select_from(TABLE)
+        .where(text(IN_BRAND), *matching(parts, NEWEST_FIRST))
+        .limit(MOST_COUNTED + 1)
+        .subquery()
+    )
+    return Statement(select(func.count().label("count")).select_from(found))
