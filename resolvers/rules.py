@@ -33,6 +33,7 @@ RuleId = Literal[
     "misspelt_name",
     "page_size",
     "first_and_last",
+    "time_zone",
     "cursor",
     "cursor_expired",
     "too_many",
@@ -233,6 +234,12 @@ RULES: Mapping[RuleId, Rule] = {
         "graphql",
         '{"query": "{ patient(id: \\"demo-patient\\") { encounters(first: 1, last: 1) { totalCount } } }"}',
         '{"query": "{ patient(id: \\"demo-patient\\") { encounters(last: 1) { totalCount } } }"}',
+    ),
+    "time_zone": Rule(
+        "A time zone is a name of the IANA time zone database.",
+        "graphql",
+        '{"query": "{ encounterCounts(by: CREATED_DAY, timeZone: \\"CEST\\") { count } }"}',
+        '{"query": "{ encounterCounts(by: CREATED_DAY, timeZone: \\"Europe/Berlin\\") { count } }"}',
     ),
     "cursor": Rule(
         "The cursor belongs to the requested list or feed: it has the same brand, patient, filter and order.",

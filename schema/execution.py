@@ -239,16 +239,20 @@ class Runner:
         return answer
 
     async def _execute(self, ask: GraphQLRequest, document: DocumentNode, context: Context) -> ExecutionResult:
+        operation = OperationContext(context, Loaders(context))
         result = execute(
             self._schema,
             document,
-            context_value=OperationContext(context, Loaders(context)),
+            context_value=operation,
             variable_values=dict(ask.variables),
             operation_name=ask.operation_name,
             executor_class=QuickExecutor,
             is_awaitable=optimized_is_awaitable,  # type: ignore[arg-type]
         )
-        return result if isinstance(result, ExecutionResult) else await result
+        if not isinstance(result, ExecutionResult):
+            result = await result
+        result.extensions = operation.extensions
+        return result
 
     def _unsendable(self, error: GatewayError, context: Context, *, changes: bool) -> GraphQLResponse:
         """Return the refusal of an operation whose response is too large.
@@ -383,6 +387,8 @@ class Runner:
             for error in result.errors:
                 context.answer.add(sum(len(str(each)) for each in error.path or ()))
             body = {"errors": [self._field_error(error, context, changes=changes) for error in result.errors]} | body
+        if result.extensions:
+            body["extensions"] = result.extensions
         return GraphQLResponse(True, body)
 
     def _variables_refused(

@@ -12,6 +12,7 @@ from resolvers.access import Permission, Scopes, describe_scopes
 FIELDS: Mapping[str, Permission] = {
     "Query.encounters": Permission.READ_ENCOUNTERS,
     "Query.encounter": Permission.READ_ENCOUNTERS,
+    "Query.encounterCounts": Permission.READ_ENCOUNTERS,
     "Query.patient": Permission.READ_PATIENTS,
     "Query.patients": Permission.READ_PATIENTS,
     "Query.submission": Permission.FIND_SUBMISSION,

@@ -11,6 +11,7 @@ from models import EncounterOrder
 from resolvers.access import Permission
 from resolvers.commands import EncountersFilter
 from resolvers.encounters.submissions import SubmissionState, find_submission
+from resolvers.encounters.worklists import MOST_GROUPS, EncounterDimension, count_by
 from resolvers.errors import InvalidInput, Violation
 from resolvers.ids import id_or_none
 from resolvers.json_text import shape_of
@@ -48,6 +49,19 @@ class SubmissionType:
     encounter: Encounter | None = strawberry.field(description="The current state of the recorded encounter.")
     recorded_at: datetime | None
     expires_at: datetime | None = strawberry.field(description="The earliest time at which the key may be deleted.")
+
+
+strawberry.enum(EncounterDimension, description="A property by which encounters are counted.")
+
+
+@strawberry.type(name="EncounterCount", description="The number of encounters with the same value.")
+class EncounterCountType:
+    """Resolved by attribute from a `resolvers.encounters.worklists.Group`."""
+
+    key: str | None = strawberry.field(
+        description="The value, a day as `2026-11-30`; null for encounters without a provider, or not scheduled."
+    )
+    count: int
 
 
 @strawberry.type
@@ -94,6 +108,28 @@ class Query:
         connection = connection_of(of, {"first": first, "after": after, "last": last, "before": before}, info)
         await connection.read(info)
         return connection
+
+    @strawberry.field(
+        description=f"The numbers of the brand's encounters by a property, largest first. At most {MOST_GROUPS} groups "
+        "are returned; if there are more, `extensions.cut` of the response has the name of the field."
+    )
+    async def encounter_counts(
+        self,
+        info: Info,
+        by: EncounterDimension,
+        where: EncountersFilterInput | None = UNSET,
+        time_zone: Annotated[
+            str,
+            strawberry.argument(
+                description="The time zone of the days, by its name in the IANA database. A day of 23 or 25 hours is "
+                "one day."
+            ),
+        ] = "UTC",
+    ) -> list[EncounterCountType]:
+        groups = await count_by(info.context.context, by, filter_of(EncountersFilter, where, info), time_zone)
+        if len(groups) > MOST_GROUPS:
+            info.context.extensions.setdefault("cut", []).append(info.path.key)
+        return groups[:MOST_GROUPS]  # type: ignore[return-value]
 
     @strawberry.field(
         description="The outcome of an idempotency key, sent over GraphQL or REST: query it before sending again."

@@ -1,7 +1,7 @@
 """The GraphQL types of encounters and patients. Only the columns listed here are published."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
@@ -44,6 +44,8 @@ class OperationContext:
 
     context: Context
     loaders: Loaders
+    extensions: dict[str, Any] = field(default_factory=dict)
+    """Members of the response's `extensions` that resolvers add."""
     last_event_id: str | None = None
     """The cursor in the `Last-Event-ID` header, which a client sends when it reconnects to server-sent events."""
 

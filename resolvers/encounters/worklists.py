@@ -6,8 +6,10 @@ no caller's list delays those of others.
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from enum import StrEnum
 from functools import cache
 
 from sqlalchemy import BigInteger, bindparam, func, literal_column, select, text
@@ -29,6 +31,8 @@ from resolvers.encounters.read import (
     matching,
     places_of,
 )
+from resolvers.errors import InvalidInput, Violation
+from resolvers.json_text import shape_of
 from resolvers.paging import Page, Window, page_of
 from resolvers.sql import Connection, Statement
 
@@ -88,6 +92,85 @@ async def count_worklist(context: Context, filters: ListFilter = ALL_OF_BRAND) -
         row = await connection.fetch_one(_count(frozenset(criteria)), brand_id=brand_id, **criteria)
     assert row is not None, "an aggregate without groups returns one row"
     return row["count"]  # type: ignore[no-any-return]
+
+
+class EncounterDimension(StrEnum):
+    """A property by which encounters are counted. A day is a calendar day in a time zone, whatever its length."""
+
+    STATUS = "status"
+    ENCOUNTER_TYPE = "encounter_type"
+    PROVIDER_ID = "provider_id"
+    SCHEDULED_DAY = "scheduled_day"
+    CREATED_DAY = "created_day"
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The encounters with the same value of a dimension."""
+
+    key: str | None
+    """The value as GraphQL shows it, a day as `2026-11-30`; None for encounters without a provider or schedule."""
+    count: int
+
+
+MOST_GROUPS = 500
+
+
+async def count_by(
+    context: Context, by: EncounterDimension, filters: ListFilter = ALL_OF_BRAND, time_zone: str = "UTC"
+) -> list[Group]:
+    """Return the numbers of the brand's encounters by a dimension, largest first.
+
+    Returns at most one group more than `MOST_GROUPS`. `time_zone` is a name of the IANA time zone database. Raises
+    `InsufficientScope`, `Forbidden`, `InvalidInput` for another name, `TooBroad` or `TemporarilyUnavailable`.
+    """
+    context.require(Permission.READ_ENCOUNTERS)
+    brand_id = context.acting_brand()
+    criteria = filters.criteria()
+    async with worklist_connection(context, brand_id) as connection:
+        if by in _DAYS and time_zone not in await _time_zones(context, connection):
+            message, received = (
+                "must be a name of the IANA time zone database, such as Europe/Berlin",
+                shape_of(time_zone),
+            )
+            raise InvalidInput([Violation("/timeZone", "time_zone", message, received=received)])
+        zone = {"time_zone": time_zone} if by in _DAYS else {}
+        rows = await connection.fetch(_groups(by, frozenset(criteria)), brand_id=brand_id, **criteria, **zone)
+    return [Group(**row) for row in rows]
+
+
+async def _time_zones(context: Context, connection: Connection) -> Collection[str]:
+    """Return the time zones of the database server, which it reads from its disk: once for each process."""
+    worklists = context.services.worklists
+    assert worklists is not None, "both doors have them"
+    if not worklists.time_zones:
+        worklists.time_zones.update(row["name"] for row in await connection.fetch(TIME_ZONES))
+    return worklists.time_zones
+
+
+TIME_ZONES = Statement("SELECT name FROM pg_timezone_names")
+
+_DAYS = {EncounterDimension.SCHEDULED_DAY: "scheduled_at", EncounterDimension.CREATED_DAY: "created_at"}
+
+
+@cache
+def _groups(by: EncounterDimension, parts: frozenset[str]) -> Statement:
+    if by in _DAYS:
+        key = f"to_char({ROW}.{_DAYS[by]} AT TIME ZONE CAST(:time_zone AS text), 'YYYY-MM-DD')"
+    else:
+        key = f"{ROW}.provider_id::text" if by is EncounterDimension.PROVIDER_ID else f"upper({ROW}.{by})"
+    return Statement(
+        select(literal_column("key"), func.count().label("count"))
+        .select_from(
+            select(text(f"{key} AS key"))
+            .select_from(TABLE)
+            .where(text(IN_BRAND), *matching(parts, NEWEST_FIRST))
+            .subquery("found")
+        )
+        .group_by(literal_column("key"))
+        .order_by(literal_column("count").desc(), literal_column("key"))
+        .limit(MOST_GROUPS + 1)
+    )
 
 
 @cache
