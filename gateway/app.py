@@ -53,6 +53,9 @@ from schema.transport.websocket import GraphQLSocket, SocketLimits
 WORKLIST_CONNECTIONS = 4
 """Connections of a process for worklists, apart from those of other requests."""
 
+SHARDS = 32
+"""Citus' default number of shards of a table."""
+
 REQUESTS_FIRST_SECONDS = 0.25
 """Seconds from the start of a process to its first background job, so that the first requests are not delayed."""
 
@@ -236,7 +239,7 @@ def services(
             metadata_bytes=settings.metadata_bytes,
             metadata_levels=settings.metadata_levels,
         ),
-        page_limits=PageLimits(settings.page_size, settings.page_size_max),
+        page_limits=PageLimits(settings.page_size, settings.page_size_max, SHARDS if settings.database_cluster else 0),
         max_cost=settings.max_cost,
         answers=AnswerMemory(settings.max_answer_bytes, settings.answer_memory_bytes),
         keys_kept_for=keys_kept_for,

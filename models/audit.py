@@ -15,10 +15,19 @@ class AuditEntry(Table, table=True):
 
     __tablename__ = "audit_log"
     # Serves queries of a brand's entries in a span of time, and the linking of entries in their order.
-    __table_args__ = (Index("ix_audit_log_brand_id_occurred_at_id", "brand_id", "occurred_at", "id"),)
+    __table_args__ = (
+        Index("ix_audit_log_brand_id_occurred_at_id", "brand_id", "occurred_at", "id"),
+        # Serves the question who read a patient in a worklist, whose entries name several patients.
+        Index(
+            "ix_audit_log_patients",
+            text("(details -> 'patients')"),
+            postgresql_using="gin",
+            postgresql_where=text("entity_type = 'worklist'"),
+        ),
+    )
 
     patient_id: str = Field(primary_key=True, sa_type=Text)
-    """The patient of the record; empty if the caller was refused before a patient was known."""
+    """The patient of the record; empty if there are several, or the caller was refused before one was known."""
     id: UUID = Field(primary_key=True)
     occurred_at: datetime = Field(sa_type=INSTANT, sa_column_kwargs={"server_default": text("now()")})
     actor_type: str = Field(sa_type=Text)

@@ -321,7 +321,7 @@ class ListFilter(Command):
     """The base of filters of lists: encounters that match every given criterion, or all."""
 
     def criteria(self) -> dict[str, Any]:
-        """Return the filter's criteria by their names in `resolvers.encounters.list_sql.CRITERIA`.
+        """Return the filter's criteria by their names in `resolvers.list_sql.CRITERIA`.
 
         An empty list matches nothing; a criterion left out matches everything.
         """

@@ -13,7 +13,8 @@ GatewayError
 ├── NotAcceptable              the client accepts no media type that the gateway serves
 ├── InvalidInput               the input breaks a rule; names the member and the rule
 │   ├── MalformedBody          the body cannot be parsed
-│   └── AnswerTooLarge         the answer would exceed the limit
+│   ├── AnswerTooLarge         the answer would exceed the limit
+│   └── TooBroad               the list has too many encounters to be read in time
 ├── Conflict                   the request contradicts the current state
 │   ├── IdempotencyKeyReused   the key stands for another request
 │   ├── BatchRolledBack        another encounter of an all-or-nothing batch was refused

@@ -13,8 +13,8 @@ from uuid import UUID
 from models import Encounter, EncounterOrder
 from models.encounter import FIRST_INSTANT
 from resolvers.commands import EVERYTHING, ListFilter
-from resolvers.encounters.list_sql import ORDERS, Key, Order
 from resolvers.errors import InvalidInput, Shape, Violation
+from resolvers.list_sql import ORDERS, Key, Order
 
 
 class PageLimits(NamedTuple):
@@ -22,6 +22,8 @@ class PageLimits(NamedTuple):
 
     default: int = 20
     maximum: int = 100
+    shards: int = 0
+    """What a list of a brand costs more, because it asks every shard of a cluster."""
 
 
 class Position(NamedTuple):

@@ -18,10 +18,10 @@ from resolvers.context import Context
 from resolvers.encounters import history as versions
 from resolvers.encounters.history import MOST_VERSIONS
 from resolvers.encounters.lifecycle import allowed_actions
-from resolvers.encounters.list_sql import ORDERS
 from resolvers.encounters.worklists import MOST_COUNTED
 from resolvers.errors import InvalidInput, Shape, Violation
 from resolvers.json_text import shape_of
+from resolvers.list_sql import ORDERS
 from resolvers.paging import ListOf, Page, position_of, window_of, write_cursor
 from resolvers.patients import SeenPatient, patient_of
 from schema.errors import in_argument

@@ -13,8 +13,8 @@ from resolvers.access import Permission
 from resolvers.bounded_rows import LONG, BoundedStatement
 from resolvers.commands import EVERYTHING, ListFilter, uuid_of
 from resolvers.context import Context
-from resolvers.encounters.list_sql import CRITERIA, NEWEST_FIRST, ORDERS, Order, beyond, conditions
 from resolvers.errors import EncounterNotFound
+from resolvers.list_sql import CRITERIA, NEWEST_FIRST, ORDERS, Order, beyond, conditions
 from resolvers.outbox import find_mark
 from resolvers.paging import Page, Window, page_of
 from resolvers.patients import can_exist

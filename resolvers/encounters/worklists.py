@@ -20,7 +20,6 @@ from resolvers.access import Permission
 from resolvers.bounded_rows import LONG, BoundedStatement
 from resolvers.commands import ALL_OF_BRAND, ListFilter
 from resolvers.context import Context
-from resolvers.encounters.list_sql import NEWEST_FIRST, ORDERS, Order
 from resolvers.encounters.read import (
     ROW,
     TABLE,
@@ -33,6 +32,7 @@ from resolvers.encounters.read import (
 )
 from resolvers.errors import InvalidInput, Violation
 from resolvers.json_text import shape_of
+from resolvers.list_sql import NEWEST_FIRST, ORDERS, Order
 from resolvers.paging import Page, Window, page_of
 from resolvers.sql import Connection, Statement
 

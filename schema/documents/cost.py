@@ -24,6 +24,7 @@ from graphql import (
 
 from resolvers.encounters.duplicates import MOST
 from resolvers.encounters.history import MOST_VERSIONS
+from resolvers.encounters.worklists import MOST_GROUPS
 from resolvers.json_text import INT_DIGITS
 from resolvers.paging import PageLimits
 from schema.documents.limits import SATURATED
@@ -43,6 +44,14 @@ ASKED_FOR_BY: Mapping[str, str] = {"patients": "ids", "_entities": "representati
 
 READ_ONCE = frozenset({"patients", "_entities"})
 """Fields that read, complete and charge an object once, even if it is listed several times."""
+
+
+MOST_OBJECTS: Mapping[str, int] = {"possibleDuplicates": MOST, "encounterCounts": MOST_GROUPS}
+"""By field, the number of objects that it can return."""
+
+
+OF_A_BRAND = frozenset({"encounters", "encounterCounts"})
+"""Root fields that ask every shard of a cluster."""
 
 
 class Sent:
@@ -150,9 +159,9 @@ def _named(item: Any) -> object:
 def cost_of(document: DocumentNode, operation: OperationDefinitionNode, sent: Sent, pages: PageLimits) -> int:
     """Return the maximum number of objects that a valid operation can return, capped at `SATURATED`."""
     fragments = fragments_of(document)
-    known: dict[str, int] = {}
+    known: dict[tuple[str, bool], int] = {}
 
-    def of(selections: SelectionSetNode | None) -> int:
+    def of(selections: SelectionSetNode | None, *, at_root: bool = False) -> int:
         cost = 0
         for selection in selections.selections if selections else ():
             match selection:
@@ -160,13 +169,14 @@ def cost_of(document: DocumentNode, operation: OperationDefinitionNode, sent: Se
                     below = of(selection.selection_set)
                     # Scalar fields cost nothing beyond their object.
                     cost += size(selection) * (1 + below) if selection.selection_set else 0
+                    cost += pages.shards if at_root and selection.name.value in OF_A_BRAND else 0
                 case InlineFragmentNode():
-                    cost += of(selection.selection_set)
+                    cost += of(selection.selection_set, at_root=at_root)
                 case FragmentSpreadNode():
                     name = selection.name.value
-                    if name not in known:
-                        known[name] = of(fragments[name].selection_set)
-                    cost += known[name]
+                    if (name, at_root) not in known:
+                        known[name, at_root] = of(fragments[name].selection_set, at_root=at_root)
+                    cost += known[name, at_root]
         return cost
 
     def size(field: FieldNode) -> int:
@@ -175,11 +185,11 @@ def cost_of(document: DocumentNode, operation: OperationDefinitionNode, sent: Se
             sizes = [sent.value(arguments[name]) for name in ("first", "last") if name in arguments]
             given = [each for each in sizes if isinstance(each, int)]
             return min(max(given[0], 0), pages.maximum) if given else pages.default
-        if field.name.value == "possibleDuplicates":
-            return MOST
+        if field.name.value in MOST_OBJECTS:
+            return MOST_OBJECTS[field.name.value]
         if field.name.value == "history":
             first = sent.value(arguments.get("first"))
             return min(max(first, 0), MOST_VERSIONS) if isinstance(first, int) else MOST_VERSIONS
         return sent.asked_for(field)
 
-    return min(of(operation.selection_set), SATURATED)
+    return min(of(operation.selection_set, at_root=True), SATURATED)

@@ -23,10 +23,10 @@ from resolvers.encounters.json_sql import (
     object_of,
     string_of,
 )
-from resolvers.encounters.list_sql import CRITERIA, ORDERS, Order, beyond, conditions
 from resolvers.encounters.read import arguments_of as arguments_of_places
 from resolvers.encounters.read import places_of
 from resolvers.encounters.worklists import MOST_COUNTED
+from resolvers.list_sql import CRITERIA, ORDERS, Order, beyond, conditions
 from resolvers.paging import ListOf, Window, digest_of, sql_cursor, sql_digest
 from resolvers.sql import Statement
 from schema.plans.selection import Member, PageNode, Root

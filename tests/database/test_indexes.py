@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import asyncpg
@@ -10,9 +10,11 @@ import pytest
 
 from gateway.database.database import APP_ROLE, RELAY_ROLE, Database
 from gateway.database.migrate import migrate
-from resolvers.encounters.list_sql import NEWEST_FIRST
+from models import EncounterOrder
 from resolvers.encounters.offset_pages import _slice
 from resolvers.encounters.read import ENCOUNTERS_BY_IDS, _pages
+from resolvers.encounters.worklists import _page as worklist_page
+from resolvers.list_sql import NEWEST_FIRST, ORDERS
 from resolvers.outbox import _events
 from resolvers.relay import OLDEST_KEPT, UNSTAMPED
 from resolvers.sql import Statement
@@ -67,6 +69,76 @@ async def test_a_read_uses_its_index_and_does_not_sort(
     # The first scan; the one for the total may use another index.
     assert scans[0]["Index Name"] == index
     assert not [node for node in scans if node["Node Type"] == "Seq Scan"]
+
+
+ORDER_INDEXES = {
+    "CREATED_AT_ASC": "created_at_id",
+    "CREATED_AT_DESC": "created_at_id",
+    "SCHEDULED_AT_ASC": "scheduled_at_id",
+    "SCHEDULED_AT_DESC": "scheduled_at_id_desc",
+    "UPDATED_AT_DESC": "updated_at_id",
+    "PROVIDER_THEN_SCHEDULED_AT_ASC": "provider_id_scheduled_at_id",
+}
+DAY = {"scheduled_from": datetime(2026, 11, 30, tzinfo=UTC), "scheduled_until": datetime(2026, 12, 1, tzinfo=UTC)}
+FILTERED = {
+    "a day": ("SCHEDULED_AT_ASC", DAY, "scheduled_at_id"),
+    "a day, latest first": ("SCHEDULED_AT_DESC", DAY, "scheduled_at_id_desc"),
+    "a provider's day": ("SCHEDULED_AT_ASC", DAY | {"one_provider": uuid4()}, "provider_id_scheduled_at_id"),
+    "a day by provider": ("PROVIDER_THEN_SCHEDULED_AT_ASC", {}, "provider_id_scheduled_at_id"),
+    "a status": ("SCHEDULED_AT_ASC", {"one_status": "in_progress"}, "status_scheduled_at_id"),
+}
+
+
+@pytest.fixture(scope="module")
+async def populated(server_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A database with 20,000 encounters of a brand, and its statistics."""
+    url = await create_database(server_url)
+    await migrate(url)
+    connection = await asyncpg.connect(url)
+    await connection.execute("INSERT INTO patient_graph.patients (id, brand_id) VALUES ('one', 'loop')")
+    await connection.execute(
+        "INSERT INTO patient_graph.encounters"
+        " (patient_id, id, brand_id, encounter_type, status, scheduled_at, provider_id, created_at, updated_at)"
+        " SELECT 'one', gen_random_uuid(), 'loop', 'lab',"
+        " CASE number % 100 WHEN 0 THEN 'in_progress' ELSE 'completed' END,"
+        " '2026-01-01'::timestamptz + number * interval '25 minutes',"
+        " ('00000000-0000-0000-0000-' || lpad((number % 40)::text, 12, '0'))::uuid,"
+        " '2026-01-01'::timestamptz + number * interval '25 minutes', now() - number * interval '1 minute'"
+        " FROM generate_series(1, 20000) number"
+    )
+    await connection.execute("ANALYZE patient_graph.encounters")
+    yield connection
+    await connection.close()
+
+
+@pytest.mark.parametrize(
+    ("order", "criteria", "index"),
+    [*((order, {}, index) for order, index in ORDER_INDEXES.items()), *FILTERED.values()],
+    ids=[*ORDER_INDEXES, *FILTERED],
+)
+async def test_a_worklist_uses_its_index_and_does_not_sort(
+    populated: asyncpg.Connection, order: str, criteria: dict[str, object], index: str
+) -> None:
+    statement = worklist_page(frozenset(criteria), ORDERS[EncounterOrder[order]], True, ()).plain
+    values = statement.arguments({"brand_id": "loop", "limit": 51, **criteria})
+
+    async with populated.transaction():
+        await populated.execute("SET LOCAL enable_bitmapscan = off; SET LOCAL plan_cache_mode = force_custom_plan")
+        explained = await populated.fetchval(f"EXPLAIN (FORMAT JSON) {statement.text}", *values)
+
+    nodes = list(_nodes(json.loads(explained)[0]["Plan"]))
+    assert [node["Index Name"] for node in nodes if "Index Name" in node] == [f"ix_encounters_brand_id_{index}"]
+    assert not [node for node in nodes if "Sort" in node["Node Type"] or node["Node Type"] == "Seq Scan"]
+
+
+async def test_the_readers_of_a_patient_in_worklists_are_found_by_an_index(untouched: asyncpg.Connection) -> None:
+    query = "SELECT 1 FROM patient_graph.audit_log WHERE entity_type = 'worklist' AND details -> 'patients' ? 'one'"
+    await untouched.execute("SET enable_seqscan = off")
+
+    explained = await untouched.fetchval(f"EXPLAIN (FORMAT JSON) {query}")
+
+    names = [node.get("Index Name") for node in _nodes(json.loads(explained)[0]["Plan"])]
+    assert "ix_audit_log_patients" in names
 
 
 def _nodes(plan):

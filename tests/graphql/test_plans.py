@@ -22,7 +22,6 @@ from gateway.database.database import PoolConnection
 from gateway.database.migrate import migrate
 from gateway.settings import Settings
 from resolvers.access import Caller
-from resolvers.encounters.list_sql import ORDERS
 from resolvers.errors import (
     AnswerMemoryFull,
     AnswerTooLarge,
@@ -35,6 +34,7 @@ from resolvers.errors import (
     TemporarilyUnavailable,
     Violation,
 )
+from resolvers.list_sql import ORDERS
 from schema import build_schema
 from schema.plans.query_plan import MOST_CONDITIONS, Plan, plan_of
 from schema.plans.record_plan import RecordPlan

@@ -120,7 +120,7 @@ async def visits(brand: Brand) -> list[asyncpg.Record]:
     return list(rows)
 
 
-def sorted_by(order: EncounterOrder, rows: list[asyncpg.Record]) -> list[UUID]:
+def sorted_by(order: EncounterOrder, rows: list[Any]) -> list[UUID]:
     """Return the ids in an order: null last, ties by id in the same direction."""
     name = order.name
     columns = {

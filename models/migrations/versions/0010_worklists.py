@@ -1,4 +1,4 @@
-"""The indexes of a brand's lists: one for each order, and for a status with an order."""
+"""The indexes of a brand's lists: one for each order, for a status with an order, and for the audit of lists."""
 
 from sqlalchemy import text
 
@@ -25,3 +25,10 @@ def upgrade() -> None:
         "status_scheduled_at_id": ["status", SCHEDULED_FIRST],
     }.items():
         create_index(f"ix_encounters_brand_id_{name}", "encounters", [OF_BRAND, *columns, "id"])
+    create_index(
+        "ix_audit_log_patients",
+        "audit_log",
+        [text("(details -> 'patients')")],
+        postgresql_using="gin",
+        postgresql_where=text("entity_type = 'worklist'"),
+    )
