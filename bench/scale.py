@@ -1,6 +1,7 @@
 """The gateway alone, on tables of increasing size: the cost of the size of a table, of a patient and of an offset."""
 
 import asyncio
+import hashlib
 import json
 import random
 import tempfile
@@ -9,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from uuid import UUID
 
 import asyncpg
 
@@ -46,6 +48,20 @@ AFTER = graphql(
           patient(id: $id) {{ encounters(first: $first, after: $after) {{
             nodes {{ {ALL} }} pageInfo {{ endCursor }} }} }} }}"""
 )
+
+
+WORKLIST = graphql(
+    f"""query ($first: Int!, $after: String, $where: EncountersFilter, $orderBy: EncounterOrder!) {{
+          encounters(first: $first, after: $after, where: $where, orderBy: $orderBy) {{
+            nodes {{ {ALL} }} pageInfo {{ endCursor }} }} }}"""
+)
+ORDERS = (
+    "CREATED_AT_DESC", "UPDATED_AT_DESC", "SCHEDULED_AT_ASC", "SCHEDULED_AT_DESC", "PROVIDER_THEN_SCHEDULED_AT_ASC",
+)  # fmt: skip
+PAGES = 1_000
+"""Number of the deep page of a worklist; pages have `PAGE` encounters."""
+PROVIDER = str(UUID(hashlib.md5(b"provider1").hexdigest()))  # noqa: S324 - as `bench.seed` makes it
+DAY = {"scheduledFrom": "2025-03-03T00:00:00Z", "scheduledUntil": "2025-03-04T00:00:00Z"}
 
 
 def scale(sizes: Sequence[int], seconds: float, rest: float, output: Path) -> None:
@@ -123,12 +139,28 @@ def _asked(server: Server, size: int, population: Population) -> Mapping[str, tu
         asked[f"first 50 of {number}, GraphQL"] = over_graphql, [{"id": whose, "first": PAGE, "after": None}]
         asked[f"first 50 of {number}, REST"] = over_rest, [{"id": whose, "first": PAGE, "offset": 0}]
         if number > DEPTH:
-            deep = _cursor(server, over_graphql, whose)
+            deep = _cursor(server, over_graphql, {"id": whose}, DEPTH)
             asked[f"50 after {DEPTH} of {number}, GraphQL"] = (
                 over_graphql,
                 [{"id": whose, "first": PAGE, "after": deep}],
             )
             asked[f"50 after {DEPTH} of {number}, REST"] = over_rest, [{"id": whose, "first": PAGE, "offset": DEPTH}]
+    worklist = Workload("L", "worklist", encounters_to_record, {"gateway": WORKLIST}, None)
+    for order in ORDERS:
+        question: Question = {"first": PAGE, "after": None, "where": {}, "orderBy": order}
+        asked[f"worklist, {order}"] = worklist, [question]
+        if size > PAGES * PAGE:
+            deep = _cursor(server, worklist, question, PAGES * PAGE)
+            asked[f"worklist, page {PAGES}, {order}"] = worklist, [{**question, "after": deep}]
+    for name, where in {
+        "a day": DAY,
+        "a provider's day": DAY | {"providerId": [PROVIDER]},
+        "in progress": {"status": ["IN_PROGRESS"]},
+    }.items():
+        asked[f"worklist, {name}"] = (
+            worklist,
+            [{"first": PAGE, "after": None, "where": where, "orderBy": "SCHEDULED_AT_ASC"}],
+        )
     # Last, because recordings enlarge the patients beyond the number in their names.
     for number in _patients(size):
         sent: list[Question] = [
@@ -138,13 +170,14 @@ def _asked(server: Server, size: int, population: Population) -> Mapping[str, tu
     return asked
 
 
-def _cursor(server: Server, workload: Workload, whose: str) -> str:
-    """Return the cursor before the deep page, by reading all pages before it."""
+def _cursor(server: Server, workload: Workload, question: Question, depth: int) -> str:
+    """Return the cursor after `depth` encounters, by reading all pages before it."""
     cursor, pages = None, 500
-    for _ in range(DEPTH // pages):
-        request = workload.requests(server, [{"id": whose, "first": pages, "after": cursor}])[0]
+    for _ in range(depth // pages):
+        request = workload.requests(server, [{**question, "first": pages, "after": cursor}])[0]
         _, answer = ask(server, request)
-        cursor = answer["data"]["patient"]["encounters"]["pageInfo"]["endCursor"]
+        data = answer["data"].get("patient") or answer["data"]
+        cursor = data["encounters"]["pageInfo"]["endCursor"]
     assert cursor is not None
     return str(cursor)
 

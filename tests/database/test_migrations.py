@@ -6,6 +6,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection
@@ -16,6 +17,7 @@ from gateway.database.migrate import migrate
 from models import EncounterEventKind, EncounterStatus, EncounterType, Table
 from models.base import PROCESS_SCHEMA, SCHEMA
 from tests.conftest import create_database
+from tests.waiting import wait_until
 
 
 async def test_ten_concurrent_migrations_succeed(server_url: str) -> None:
@@ -26,6 +28,65 @@ async def test_ten_concurrent_migrations_succeed(server_url: str) -> None:
     connection = await asyncpg.connect(url)
     assert await connection.fetchval("SELECT count(*) FROM patient_graph.encounters") == 0
     await connection.close()
+
+
+async def migrate_to(url: str, revision: str) -> None:
+    """Migrate an empty database to an earlier revision."""
+    upgrade = command.upgrade
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "upgrade", lambda config, _: upgrade(config, revision))
+        await migrate(url)
+
+
+async def test_an_interrupted_creation_of_an_index_is_repeated(server_url: str) -> None:
+    url = await create_database(server_url)
+    await migrate_to(url, "0009")
+    connection = await asyncpg.connect(url)
+    # What CREATE INDEX CONCURRENTLY leaves when it is interrupted.
+    name = "ix_encounters_brand_id_updated_at_id"
+    await connection.execute(f"CREATE INDEX {name} ON patient_graph.encounters (id)")
+    await connection.execute(
+        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = $1::regclass", f"patient_graph.{name}"
+    )
+
+    await migrate(url)
+
+    assert await connection.fetchval("SELECT count(*) FROM pg_index WHERE NOT indisvalid") == 0
+    assert "updated_at" in await connection.fetchval("SELECT indexdef FROM pg_indexes WHERE indexname = $1", name)
+    await connection.close()
+
+
+async def test_writes_continue_while_indexes_are_created(server_url: str) -> None:
+    url = await create_database(server_url)
+    await migrate_to(url, "0009")
+    early, late = await asyncpg.connect(url), await asyncpg.connect(url)
+    await early.execute("BEGIN")
+    await early.execute("INSERT INTO patient_graph.patients VALUES ('early', 'loop')")
+    await early.execute(
+        "INSERT INTO patient_graph.encounters (patient_id, id, brand_id, encounter_type)"
+        " VALUES ('early', gen_random_uuid(), 'loop', 'lab')"
+    )
+
+    migrations = [asyncio.create_task(migrate(url)) for _ in range(3)]
+    try:
+
+        async def waits() -> bool:
+            return await late.fetchval("SELECT count(*) > 0 FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX%'")
+
+        await wait_until(waits)
+        await late.execute("SET lock_timeout = '5s'; INSERT INTO patient_graph.patients VALUES ('late', 'loop')")
+        await late.execute(
+            "INSERT INTO patient_graph.encounters (patient_id, id, brand_id, encounter_type)"
+            " VALUES ('late', gen_random_uuid(), 'loop', 'lab')"
+        )
+        assert not any(each.done() for each in migrations)
+    finally:
+        await early.execute("COMMIT")
+        await asyncio.gather(*migrations)
+
+    assert await late.fetchval("SELECT count(*) FROM pg_indexes WHERE indexname ~ '^ix_encounters_brand_id'") == 6
+    await early.close()
+    await late.close()
 
 
 async def test_the_migrated_database_matches_the_models(database_url: str) -> None:
