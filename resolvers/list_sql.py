@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from models import EncounterOrder
-from models.encounter import FIRST_INSTANT, LAST_INSTANT, LAST_PROVIDER
+from models.encounter import FIRST_INSTANT, LAST_INSTANT, LAST_PROVIDER, or_else
 
 
 class Key(NamedTuple):
@@ -26,7 +26,8 @@ class Key(NamedTuple):
 
     def sql(self, row: str) -> str:
         """Return the SQL expression of the key."""
-        return f"coalesce({row}.{self.column}, {self.null})" if self.null else f"{row}.{self.column}"
+        column = f"{row}.{self.column}"
+        return or_else(column, self.null) if self.null else column
 
 
 class Order(NamedTuple):

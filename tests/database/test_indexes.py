@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
@@ -12,10 +12,11 @@ from gateway.database.database import APP_ROLE, RELAY_ROLE, Database
 from gateway.database.migrate import migrate
 from models import EncounterOrder
 from resolvers.encounters.offset_pages import _slice
-from resolvers.encounters.read import ENCOUNTERS_BY_IDS, _pages
+from resolvers.encounters.read import ENCOUNTERS_BY_IDS, _pages, arguments_of
 from resolvers.encounters.worklists import _page as worklist_page
 from resolvers.list_sql import NEWEST_FIRST, ORDERS
 from resolvers.outbox import _events
+from resolvers.paging import Position
 from resolvers.relay import OLDEST_KEPT, UNSTAMPED
 from resolvers.sql import Statement
 from tests.conftest import create_database
@@ -80,6 +81,9 @@ ORDER_INDEXES = {
     "PROVIDER_THEN_SCHEDULED_AT_ASC": "provider_id_scheduled_at_id",
 }
 DAY = {"scheduled_from": datetime(2026, 11, 30, tzinfo=UTC), "scheduled_until": datetime(2026, 12, 1, tzinfo=UTC)}
+PLACES = dict.fromkeys(("created_at", "updated_at", "scheduled_at"), datetime(2026, 6, 1, tzinfo=UTC)) | {
+    "provider_id": UUID("00000000-0000-0000-0000-000000000020")
+}
 FILTERED = {
     "a day": ("SCHEDULED_AT_ASC", DAY, "scheduled_at_id"),
     "a day, latest first": ("SCHEDULED_AT_DESC", DAY, "scheduled_at_id_desc"),
@@ -116,19 +120,27 @@ async def populated(server_url: str) -> AsyncIterator[asyncpg.Connection]:
     [*((order, {}, index) for order, index in ORDER_INDEXES.items()), *FILTERED.values()],
     ids=[*ORDER_INDEXES, *FILTERED],
 )
+@pytest.mark.parametrize("has_cursor", [False, True], ids=["first page", "later page"])
 async def test_a_worklist_uses_its_index_and_does_not_sort(
-    populated: asyncpg.Connection, order: str, criteria: dict[str, object], index: str
+    populated: asyncpg.Connection, order: str, criteria: dict[str, object], index: str, has_cursor: bool
 ) -> None:
-    statement = worklist_page(frozenset(criteria), ORDERS[EncounterOrder[order]], True, ()).plain
-    values = statement.arguments({"brand_id": "loop", "limit": 51, **criteria})
+    after = Position(tuple(PLACES[key.column] for key in ORDERS[EncounterOrder[order]].keys), uuid4())
+    places = arguments_of({"after": after.arguments(ORDERS[EncounterOrder[order]])} if has_cursor else {})
+    sides = ("after",) if has_cursor else ()
+    statement = worklist_page(frozenset(criteria), ORDERS[EncounterOrder[order]], True, sides).plain
+    values = statement.arguments({"brand_id": "loop", "limit": 51, **criteria, **places})
 
     async with populated.transaction():
+        # As the application: row-level security keeps conditions that might leak from an index.
+        await populated.execute(f"SET LOCAL ROLE {APP_ROLE}; SET LOCAL app.brand_id = 'loop'")
         await populated.execute("SET LOCAL enable_bitmapscan = off; SET LOCAL plan_cache_mode = force_custom_plan")
         explained = await populated.fetchval(f"EXPLAIN (FORMAT JSON) {statement.text}", *values)
 
     nodes = list(_nodes(json.loads(explained)[0]["Plan"]))
     assert [node["Index Name"] for node in nodes if "Index Name" in node] == [f"ix_encounters_brand_id_{index}"]
     assert not [node for node in nodes if "Sort" in node["Node Type"] or node["Node Type"] == "Seq Scan"]
+    if has_cursor:
+        assert "ROW(" in nodes[-1]["Index Cond"]
 
 
 async def test_the_readers_of_a_patient_in_worklists_are_found_by_an_index(untouched: asyncpg.Connection) -> None:

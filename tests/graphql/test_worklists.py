@@ -10,10 +10,13 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from sqlalchemy import text
 
 from gateway.settings import Settings
 from models import EncounterOrder
 from resolvers.access import Caller
+from resolvers.encounters import worklists
+from resolvers.sql import Statement
 from schema.plans.query_plan import Plan
 from schema.plans.selection import Unplannable
 from tests.cast import Cast
@@ -397,13 +400,17 @@ async def test_more_than_500_groups_are_cut_and_the_response_says_so(large: Bran
     assert body["extensions"] == {"cut": ["all"]}
 
 
-async def test_a_list_that_takes_too_long_is_refused_with_the_remedy(database_url: str, large: Brand) -> None:
+async def test_a_list_that_takes_too_long_is_refused_with_the_remedy(
+    database_url: str, brand: Brand, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def verify(token: str) -> Caller:
         return Caller("board", SCOPES, "person", brand_id=token)
 
-    settings = Settings(database_url=database_url, worklist_seconds=0.002, **GENEROUS_LIMITS)
+    slow = Statement(text("SELECT pg_sleep(20)::text AS key, 1 AS count WHERE CAST(:brand_id AS text) IS NOT NULL"))
+    monkeypatch.setattr(worklists, "_groups", lambda *_: slow)
+    settings = Settings(database_url=database_url, worklist_seconds=0.5, **GENEROUS_LIMITS)
     async with Service.running(settings, verify=verify) as hurried:
-        body = await hurried.graphql("{ encounterCounts(by: SCHEDULED_DAY) { key } }", token=large.id)
+        body = await hurried.graphql("{ encounterCounts(by: STATUS) { key } }", token=brand.id)
 
     (error,) = body["errors"]
     assert error["extensions"]["code"] == "too_broad"

@@ -10,9 +10,9 @@ branch_labels = None
 depends_on = None
 
 OF_BRAND = text('brand_id COLLATE "C"')
-SCHEDULED_FIRST = text("coalesce(scheduled_at, 'infinity'::timestamptz)")
-SCHEDULED_LAST = text("coalesce(scheduled_at, '-infinity'::timestamptz)")
-PROVIDER = text("coalesce(provider_id, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)")
+SCHEDULED_FIRST = text("LEAST(scheduled_at, 'infinity'::timestamptz)")
+SCHEDULED_LAST = text("GREATEST(scheduled_at, '-infinity'::timestamptz)")
+PROVIDER = text("LEAST(provider_id, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)")
 
 
 def upgrade() -> None:
