@@ -237,12 +237,18 @@ async def _through_changes(client: httpx2.AsyncClient, outputs: Outputs, post: C
     }
     for change in (
         "startEncounter(id: $id, expectedVersion: 7)",
+        "rescheduleEncounter(id: $id, scheduledAt: $at, reason: $text)",
+        'startEncounter(id: $id, idempotencyKey: "canary3")',
+        'undoStartEncounter(id: $id, reason: $text, idempotencyKey: "canary3")',
+        "undoStartEncounter(id: $id, reason: $text)",
         "completeEncounter(id: $id)",
-        "rescheduleEncounter(id: $id, scheduledAt: $at)",
         "amendEncounter(id: $id, input: $amendment)",
         "cancelEncounter(id: $id, reason: $text)",
         "markEncounterEnteredInError(id: $id, reason: $text)",
         'registerPatient(input: {id: "", brandId: $text, externalIds: $json})',
+        "setPatientExternalIds(id: $text, externalIds: $json)",
+        f'setPatientExternalIds(id: "{PATIENT}", externalIds: {{{MARK}: 7}})',
+        f'setPatientExternalIds(id: "{PATIENT}", externalIds: $json, idempotencyKey: "canary4")',
     ):
         declared = "$id: ID!, $text: String!, $at: DateTime!, $json: JSON!, $amendment: AmendEncounterInput!"
         await post(
@@ -382,7 +388,7 @@ async def _look_into_tables(owner_url: str, outputs: Outputs) -> None:
         tables = await owner.fetch(
             "SELECT format('%I.%I', schemaname, tablename) AS name FROM pg_tables"
             " WHERE schemaname IN ('patient_graph', 'gateway')"
-            " AND tablename NOT IN ('encounters', 'encounter_versions', 'idempotency_keys')"
+            " AND tablename NOT IN ('encounters', 'encounter_versions', 'idempotency_keys', 'patients')"
         )
         for table in tables:
             rows = await owner.fetch(f"SELECT row_to_json(t)::text AS row FROM {table['name']} t")  # noqa: S608 - the name comes from the catalogue

@@ -45,6 +45,7 @@ class EncounterAction(StrEnum):
     MARK_ENTERED_IN_ERROR = "mark_entered_in_error"
     RESCHEDULE = "reschedule"
     AMEND = "amend"
+    UNDO_START = "undo_start"
 
 
 class EncounterOrder(StrEnum):
@@ -87,6 +88,7 @@ class EncounterEventKind(StrEnum):
     ENTERED_IN_ERROR = "entered_in_error"
     RESCHEDULED = "rescheduled"
     AMENDED = "amended"
+    START_UNDONE = "start_undone"
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from models.base import INSTANT, Table
 
 
 class IdempotencyKey(Table, table=True):
-    """One key of one client of one brand, committed with its encounter, so that a key exists only with its encounter.
+    """One key of one client of one brand, committed with the change that it stands for: both exist, or neither.
 
     The primary key does not contain the patient: the same key sent for another patient must be recognized as the same.
     A cluster distributes this table by `key`.
@@ -26,8 +26,10 @@ class IdempotencyKey(Table, table=True):
     request_hash: bytes = Field(sa_type=LargeBinary)
     """SHA-256 of the request, in a form that is the same for REST and GraphQL."""
     patient_id: str = Field(sa_type=Text)
-    encounter_id: UUID
+    encounter_id: UUID | None = Field(default=None)
+    """None for a change of a patient."""
     answer: bytes = Field(sa_type=LargeBinary)
-    """The first answer over REST, byte for byte."""
+    """Of a recording, the first answer over REST, byte for byte. Of a registration, `alreadyKnown` as JSON. Else empty.
+    """
     created_at: datetime = Field(sa_type=INSTANT, sa_column_kwargs={"server_default": text("now()")})
     expires_at: datetime = Field(sa_type=INSTANT)

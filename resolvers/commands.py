@@ -295,8 +295,8 @@ class Change(Command):
         }
 
 
-class MarkEnteredInError(Change):
-    """Mark an encounter as entered in error; the reason is required."""
+class ExplainedChange(Change):
+    """A change whose reason is required."""
 
     reason: Annotated[Text, AfterValidator(_not_empty), _at_most("reason_characters")]
 

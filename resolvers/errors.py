@@ -4,6 +4,7 @@ GatewayError
 ├── Unauthenticated            the request has no token
 ├── InvalidToken               the token is not valid
 ├── InsufficientScope          the caller lacks the scope
+│   └── CurrentVersionHidden   nothing was changed, and the caller lacks the scope to see why
 ├── Forbidden                  the caller has the scope, but not for this brand
 ├── NotFound
 │   ├── PatientNotFound
@@ -38,7 +39,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from models import EncounterAction, EncounterStatus
+from models import Encounter, EncounterAction, EncounterStatus
 from resolvers.rules import RuleId
 
 Recorded = Literal["no", "unknown"]
@@ -78,6 +79,10 @@ class InsufficientScope(GatewayError):
         super().__init__()
         self.scopes = tuple(scopes)
         """The scopes of which any one is sufficient."""
+
+
+class CurrentVersionHidden(InsufficientScope):
+    """The encounter was changed after it was read, and the token has no scope that allows reading it."""
 
 
 class Forbidden(GatewayError):
@@ -229,9 +234,10 @@ class BatchRolledBack(Conflict):
 class StaleVersion(Conflict):
     """The encounter was changed after it was read; read it again."""
 
-    def __init__(self, current_version: int) -> None:
+    def __init__(self, encounter: Encounter) -> None:
         super().__init__()
-        self.current_version = current_version
+        self.encounter = encounter
+        """The current state, for callers that may read it."""
 
 
 class IllegalTransition(Conflict):

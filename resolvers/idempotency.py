@@ -1,41 +1,49 @@
-"""Idempotency keys: the same key with the same request is one encounter, however often and through any door it is sent.
+"""Idempotency keys: the same key with the same request is one change, however often and through any door it is sent.
 
-A key is claimed by inserting its row in the encounter's own transaction. A second request with the key waits until the
-first one's transaction ends. It then finds the row, and with it the encounter, or claims the key itself. A key
-therefore exists exactly if its encounter exists, and a refused request never uses up its key.
+A key is claimed by inserting its row in the transaction of the change: of the recording, in most cases. A second
+request with the key waits until the first one's transaction ends. It then finds the row, and with it the encounter or
+patient, or claims the key itself. A key therefore exists exactly if its change was made, and a refused request never
+uses up its key.
 """
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import timedelta
 from uuid import UUID
 
 import orjson
-from sqlalchemy import Text, any_, bindparam, delete, func, select
+from sqlalchemy import Interval, Text, any_, bindparam, delete, func, select
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 
-from models import Encounter, IdempotencyKey, table_of
+from models import IdempotencyKey, table_of
 from resolvers import json_text
 from resolvers.commands import Command
 from resolvers.context import Context
-from resolvers.errors import IdempotencyKeyReused, InvalidInput, Violation
+from resolvers.errors import (
+    IdempotencyKeyReused,
+    InvalidInput,
+    OutcomeUnknown,
+    TemporarilyUnavailable,
+    Violation,
+)
 from resolvers.sql import Connection, RelayDatabase, Statement
 
 TABLE = table_of(IdempotencyKey)
-
-NIL = UUID(int=0)
-_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 # Visible characters only, so that every header, log and screen shows a key unchanged.
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")
 
 CLAIM_KEY = Statement(
     insert(TABLE)
-    .values({name: bindparam(name, type_=column.type) for name, column in TABLE.c.items() if name != "created_at"})
+    .values(
+        {name: bindparam(name, type_=column.type) for name, column in TABLE.c.items() if not name.endswith("_at")}
+        | {"expires_at": func.now() + bindparam("kept_for", type_=Interval)}
+    )
     .on_conflict_do_nothing()
-    .returning(TABLE.c.encounter_id)
+    .returning(TABLE.c.key)
 )
 FIND_KEY = Statement(
     select(TABLE).where(
@@ -85,22 +93,72 @@ def claim_of(key: str, context: Context, brand_id: str, patient_id: str, command
     return Claim(brand_id, context.caller.client_id, key, hashlib.sha256(asked).digest())
 
 
+def claim_of_change(
+    key: str | None, context: Context, brand_id: str, operation: str, request: Mapping[str, object]
+) -> Claim | None:
+    """Return the caller's claim of a key for a change other than a recording; None without a key.
+
+    `request` has the record's id and the command's members; None is the same as left out. The hashed text has no line
+    break, and that of a recording has one, so the two never have the same hash. Raises `InvalidInput` for a text that
+    is not a key.
+    """
+    if key is None:
+        return None
+    require_key(key)
+    meaning = {"operation": operation} | {name: value for name, value in request.items() if value is not None}
+    asked = orjson.dumps(meaning, option=orjson.OPT_SORT_KEYS | orjson.OPT_UTC_Z)
+    return Claim(brand_id, context.caller.client_id, key, hashlib.sha256(asked).digest())
+
+
 async def claim_key(
-    connection: Connection, claim: Claim, encounter: Encounter, answer: bytes, kept_until: datetime
+    connection: Connection,
+    claim: Claim,
+    kept_for: timedelta,
+    *,
+    patient_id: str,
+    encounter_id: UUID | None = None,
+    answer: bytes = b"",
 ) -> bool:
-    """Claim the key for an encounter; return False if it is claimed already. Waits for a claim in progress."""
+    """Claim the key for a change; return False if it is claimed already. Waits for a claim in progress."""
     claimed = await connection.fetch_one(
         CLAIM_KEY,
         brand_id=claim.brand_id,
         client_id=claim.client_id,
         key=claim.key,
         request_hash=claim.request_hash,
-        patient_id=encounter.patient_id,
-        encounter_id=encounter.id,
+        patient_id=patient_id,
+        encounter_id=encounter_id,
         answer=answer,
-        expires_at=kept_until,
+        kept_for=kept_for,
     )
     return claimed is not None
+
+
+class KeyTaken(Exception):
+    """Rolls back a change whose key is claimed already."""
+
+    def __init__(self, claim: Claim) -> None:
+        super().__init__()
+        self.claim = claim
+
+
+async def claim_change(
+    context: Context,
+    connection: Connection,
+    claim: Claim | None,
+    *,
+    patient_id: str,
+    encounter_id: UUID | None = None,
+    answer: bytes = b"",
+) -> None:
+    """Claim the key of a change, if it has one. Raises `KeyTaken`."""
+    if claim is None:
+        return
+    kept_for = context.services.keys_kept_for
+    if not await claim_key(
+        connection, claim, kept_for, patient_id=patient_id, encounter_id=encounter_id, answer=answer
+    ):
+        raise KeyTaken(claim)
 
 
 async def try_key(connection: Connection, brand_id: str, client_id: str, key: str) -> bool:
@@ -108,9 +166,7 @@ async def try_key(connection: Connection, brand_id: str, client_id: str, key: st
 
     Waits for a claim in progress, and raises `Locked` if that outlasts the connection's lock timeout.
     """
-    nothing = {"request_hash": b"", "patient_id": "", "encounter_id": NIL, "answer": b"", "expires_at": _LONG_AGO}
-    tried = await connection.fetch_one(CLAIM_KEY, brand_id=brand_id, client_id=client_id, key=key, **nothing)
-    return tried is not None
+    return await claim_key(connection, Claim(brand_id, client_id, key, b""), timedelta(0), patient_id="")
 
 
 async def find_key(connection: Connection, brand_id: str, client_id: str, key: str) -> IdempotencyKey | None:
@@ -131,6 +187,25 @@ async def find_claimed(connection: Connection, claim: Claim) -> IdempotencyKey |
     if earlier is not None and earlier.request_hash != claim.request_hash:
         raise IdempotencyKeyReused
     return earlier
+
+
+KEY_UNREAD = (
+    "The database connection was lost while the key was read; check the outcome before you send the request again."
+)
+
+
+@asynccontextmanager
+async def taken_key(context: Context, claim: Claim) -> AsyncIterator[tuple[Connection, IdempotencyKey | None]]:
+    """Return a connection, and the earlier claim of a key that was taken; None if the key has expired since.
+
+    Raises `IdempotencyKeyReused` if the claim was for another request, or `OutcomeUnknown`.
+    """
+    try:
+        async with context.database.connection(claim.brand_id) as connection:
+            yield connection, await find_claimed(connection, claim)
+    except TemporarilyUnavailable as error:
+        # The key is taken, and perhaps by this very request: `recorded` cannot be "no".
+        raise OutcomeUnknown(KEY_UNREAD) from error
 
 
 PRUNE_AT_MOST = 1_000

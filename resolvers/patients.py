@@ -1,23 +1,26 @@
-"""Patients: whether a brand has one, and how one is registered."""
+"""Patients: whether a brand has one, how one is registered, and how its external ids are replaced."""
 
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, NamedTuple
 
+import orjson
 from pydantic import AfterValidator, BeforeValidator, Field
-from sqlalchemy import Text, any_, bindparam, func
+from sqlalchemy import Text, any_, bindparam, func, update
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 from sqlmodel import col, select
 
 from models import Encounter, Patient
 from resolvers import json_text
 from resolvers.access import Permission
-from resolvers.audit import PATIENT_REGISTERED, append_entry
+from resolvers.audit import EXTERNAL_IDS_SET, PATIENT_REGISTERED, append_entry
 from resolvers.bounded_rows import BoundedStatement
 from resolvers.commands import Command, broken
 from resolvers.commands import Text as CommandText
 from resolvers.context import Context
+from resolvers.errors import PatientNotFound, TemporarilyUnavailable
+from resolvers.idempotency import Claim, KeyTaken, claim_change, claim_of_change, taken_key
 from resolvers.sql import Connection, Statement
 
 MAX_ID_CHARACTERS = 200
@@ -47,6 +50,16 @@ ADD_PATIENTS = Statement(
         ),
     )
     .on_conflict_do_nothing()
+    .returning(col(Patient.id))
+)
+SET_EXTERNAL_IDS = Statement(
+    update(Patient)
+    .where(
+        col(Patient.id) == bindparam("patient_id"),
+        col(Patient.brand_id) == bindparam("brand"),
+        col(Patient.external_ids).is_distinct_from(bindparam("new_ids", type_=JSONB)),
+    )
+    .values(external_ids=bindparam("new_ids", type_=JSONB))
     .returning(col(Patient.id))
 )
 
@@ -126,10 +139,19 @@ def _slug(brand_id: str) -> str:
     return brand_id
 
 
-def _object(external_ids: object) -> object:
+MAX_EXTERNAL_IDS = 20
+
+
+def _few_external_ids(external_ids: object) -> object:
     if not isinstance(external_ids, dict):
         raise broken("object", "must be an object")
+    if len(external_ids) > MAX_EXTERNAL_IDS:
+        raise broken("too_many", "must have at most {maximum} members", maximum=MAX_EXTERNAL_IDS)
     return external_ids
+
+
+ExternalIds = Annotated[dict[CommandText, CommandText], BeforeValidator(_few_external_ids)]
+"""A patient's ids in other systems: one text for each system, at most `MAX_EXTERNAL_IDS`."""
 
 
 class RegisterPatient(Command):
@@ -137,26 +159,92 @@ class RegisterPatient(Command):
 
     id: Annotated[CommandText, AfterValidator(_registrable)]
     brand_id: Annotated[CommandText, AfterValidator(_slug)]
-    external_ids: Annotated[dict[CommandText, CommandText], BeforeValidator(_object)] = Field(default_factory=dict)
+    external_ids: ExternalIds = Field(default_factory=dict)
 
 
-async def register_patient(context: Context, members: Mapping[str, Any]) -> tuple[Patient, bool]:
-    """Register a patient; return the patient, and whether the brand had the id already, so that nothing changed.
+class Registration(NamedTuple):
+    """A registered patient."""
+
+    patient: Patient
+    already_known: bool
+    """Whether the brand had the id before; of a replay, before the first request."""
+    replayed: bool = False
+
+
+async def register_patient(context: Context, members: Mapping[str, Any], key: str | None = None) -> Registration:
+    """Register a patient, unless the brand has the id already.
 
     `members` are those of the `RegisterPatient` command, unvalidated. Raises `InsufficientScope`, `Forbidden`,
-    `InvalidInput`, `TemporarilyUnavailable` or `OutcomeUnknown`, in this order.
+    `InvalidInput`, `IdempotencyKeyReused`, `TemporarilyUnavailable` or `OutcomeUnknown`, in this order.
     """
     context.require(Permission.REGISTER_PATIENT)
     brand_id = context.acting_brand(members.get("brand_id"))
     command = RegisterPatient.read(members, context.services.input_limits)
+    claim = claim_of_change(key, context, brand_id, "register_patient", command.given())
 
-    async with context.database.transaction(brand_id) as connection:
-        is_new = await add_patients(connection, brand_id, {command.id: command.external_ids}) == 1
-        patient = await find_patient(connection, brand_id, command.id)
-        assert patient is not None, "the insertion found or made it, and patients are never deleted"
-        if is_new:
-            await append_entry(connection, context, PATIENT_REGISTERED, patient)
-    return patient, not is_new
+    try:
+        async with context.database.transaction(brand_id) as connection:
+            is_new = await add_patients(connection, brand_id, {command.id: command.external_ids}) == 1
+            patient = await find_patient(connection, brand_id, command.id)
+            assert patient is not None, "the insertion found or made it, and patients are never deleted"
+            await claim_change(context, connection, claim, patient_id=command.id, answer=orjson.dumps(not is_new))
+            if is_new:
+                await append_entry(connection, context, PATIENT_REGISTERED, patient)
+    except KeyTaken as taken:
+        patient, answer = await _replay(context, taken.claim, command.id)
+        return Registration(patient, orjson.loads(answer), replayed=True)
+    return Registration(patient, not is_new)
+
+
+class SetExternalIds(Command):
+    """The ids of a patient in other systems, which replace all earlier ones."""
+
+    external_ids: ExternalIds
+
+
+async def set_external_ids(
+    context: Context, patient_id: str, members: Mapping[str, Any], key: str | None = None
+) -> tuple[Patient, bool]:
+    """Replace a patient's external ids; return the patient, and whether this was done earlier under the same key.
+
+    `members` are those of the `SetExternalIds` command, unvalidated. Raises `InsufficientScope`, `Forbidden`,
+    `InvalidInput`, `IdempotencyKeyReused`, `PatientNotFound`, `TemporarilyUnavailable` or `OutcomeUnknown`, in this
+    order.
+    """
+    context.require(Permission.REGISTER_PATIENT)
+    brand_id = context.acting_brand()
+    command = SetExternalIds.read(members, context.services.input_limits)
+    if not can_exist(patient_id):
+        raise PatientNotFound
+    request = {"id": patient_id, **command.given()}
+    claim = claim_of_change(key, context, brand_id, "set_external_ids", request)
+
+    try:
+        async with context.database.transaction(brand_id) as connection:
+            await claim_change(context, connection, claim, patient_id=patient_id)
+            of = {"patient_id": patient_id, "brand": brand_id, "new_ids": json_text.write(dict(command.external_ids))}
+            changed = await connection.fetch(SET_EXTERNAL_IDS, **of)
+            patient = await find_patient(connection, brand_id, patient_id)
+            if patient is None:
+                raise PatientNotFound
+            if changed:
+                # Their number only: a system's name may tell where the patient is treated.
+                details = {"external_ids": len(command.external_ids)}
+                await append_entry(connection, context, EXTERNAL_IDS_SET, patient, details)
+    except KeyTaken as taken:
+        patient, _ = await _replay(context, taken.claim, patient_id)
+        return patient, True
+    return patient, False
+
+
+async def _replay(context: Context, claim: Claim, patient_id: str) -> tuple[Patient, bytes]:
+    """Return the current state of the patient that was changed under the key, and the key's answer."""
+    async with taken_key(context, claim) as (connection, earlier):
+        patient = None if earlier is None else await find_patient(connection, claim.brand_id, patient_id)
+    if earlier is None or patient is None:
+        # The key existed a moment ago and has just expired: the caller's next attempt will claim it.
+        raise TemporarilyUnavailable
+    return patient, earlier.answer
 
 
 async def add_patients(connection: Connection, brand_id: str, patients: Mapping[str, Mapping[str, str]]) -> int:

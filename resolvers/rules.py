@@ -254,10 +254,10 @@ RULES: Mapping[RuleId, Rule] = {
         "A cursor of a stored event, or no cursor.",
     ),
     "too_many": Rule(
-        "A list in the arguments has at most `maximum` items.",
+        "A list in the arguments has at most `maximum` items, and an object of external ids as many members.",
         "words",
-        "`patients(ids: …)` with 101 ids, or `recordEncounters(input: …)` with as many items.",
-        "A list of 100 ids or items.",
+        "`patients(ids: …)` with 101 ids, `recordEncounters(input: …)` with as many items, or 21 external ids.",
+        "A list of 100 ids or items, or 20 external ids.",
     ),
     "cost": Rule(
         "An operation can return at most `maximum` objects; the sizes of nested pages are multiplied.",

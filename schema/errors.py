@@ -1,6 +1,5 @@
 """Map `GatewayError` to GraphQL: to a member of the result union if a client can act on it, else to an error."""
 
-from dataclasses import replace
 from enum import Enum
 from typing import Any
 
@@ -10,10 +9,9 @@ from strawberry.utils.str_converters import to_camel_case
 from models import EncounterAction, EncounterStatus
 from resolvers import errors
 from resolvers.context import Context
+from resolvers.encounters.lifecycle import current_version
 from resolvers.errors import GatewayError
-
-strawberry.enum(EncounterStatus, description="The status of an encounter in its lifecycle.")
-strawberry.enum(EncounterAction, description="An action on a recorded encounter.")
+from schema.types import Encounter, Info
 
 
 @strawberry.enum(description="Whether the encounter may have been recorded despite the error.")
@@ -36,7 +34,7 @@ class PatientNotFound(Problem):
     pass
 
 
-@strawberry.type(description="The idempotency key was used for another request; nothing was recorded for this one.")
+@strawberry.type(description="The idempotency key was used for another request; this one recorded and changed nothing.")
 class IdempotencyKeyReused(Problem):
     pass
 
@@ -57,6 +55,11 @@ class EncounterNotFound(Problem):
 @strawberry.type(description="The encounter was changed after the caller read it. Read it again before changing it.")
 class StaleVersion(Problem):
     current_version: int = strawberry.field(description="The current version.")
+    error: strawberry.Private[errors.StaleVersion]
+
+    @strawberry.field(description="The encounter in its current version.")
+    def encounter(self, info: Info) -> Encounter:
+        return current_version(info.context.context, self.error)  # type: ignore[return-value]
 
 
 @strawberry.type(description="The encounter's status does not allow this change.")
@@ -121,7 +124,7 @@ def outcome(error: GatewayError, context: Context, within: str | None = "input")
         case errors.BatchRolledBack():
             return EncounterHeldBack(**members)
         case errors.StaleVersion():
-            return StaleVersion(**members, current_version=error.current_version)
+            return StaleVersion(**members, current_version=error.encounter.version, error=error)
         case errors.IllegalTransition():
             return IllegalTransition(**members, status=error.status, allowed_actions=list(error.allowed))
         case errors.InvalidInput():
@@ -130,13 +133,6 @@ def outcome(error: GatewayError, context: Context, within: str | None = "input")
             return InvalidInput(**members, violations=violations)
         case _:
             raise error
-
-
-def in_argument(name: str, error: errors.InvalidInput) -> errors.InvalidInput:
-    """Return a resolver's error with pointers as in GraphQL: prefixed with the argument's name, and in camelCase."""
-    return errors.InvalidInput(
-        [replace(each, pointer=f"/{name}{to_camel_case(each.pointer)}") for each in error.violations]
-    )
 
 
 def _violation(violation: errors.Violation, within: str | None) -> Violation:

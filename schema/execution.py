@@ -30,6 +30,7 @@ from resolvers.context import Context
 from resolvers.errors import (
     AnswerMemoryFull,
     AnswerTooLarge,
+    CurrentVersionHidden,
     GatewayError,
     InvalidInput,
     MalformedBody,
@@ -403,9 +404,10 @@ class Runner:
         refusal = self.known(_cause(error), context.request_id)
         refused = refuse(refusal, context)
         path = error.path or ()
-        if changes and len(path) > 1 and not isinstance(path[-1], int):
+        below = len(path) > 1 and not isinstance(path[-1], int)
+        if changes and below and not isinstance(refusal, CurrentVersionHidden):
             # The error is below the mutation field, so the change itself may be committed. An error of a batch item,
-            # whose path ends with an index, states its own outcome.
+            # whose path ends with an index, and a stale version state their own outcome.
             refused["extensions"]["recorded"] = "unknown"
         return refused | {"path": error.path} | _located(error)
 

@@ -19,9 +19,11 @@ FIELDS: Mapping[str, Permission] = {
     "Patient.encounters": Permission.READ_ENCOUNTERS,
     "Encounter.history": Permission.READ_ENCOUNTERS,
     "EncounterRecorded.possibleDuplicates": Permission.READ_ENCOUNTERS,
+    "StaleVersion.encounter": Permission.READ_ENCOUNTERS,
     "Mutation.recordEncounter": Permission.RECORD_ENCOUNTER,
     "Mutation.recordEncounters": Permission.RECORD_ENCOUNTER,
     "Mutation.registerPatient": Permission.REGISTER_PATIENT,
+    "Mutation.setPatientExternalIds": Permission.REGISTER_PATIENT,
     "Mutation.startEncounter": Permission.CHANGE_ENCOUNTER,
     "Mutation.completeEncounter": Permission.CHANGE_ENCOUNTER,
     "Mutation.cancelEncounter": Permission.CHANGE_ENCOUNTER,
@@ -29,6 +31,7 @@ FIELDS: Mapping[str, Permission] = {
     "Mutation.markEncounterEnteredInError": Permission.CHANGE_ENCOUNTER,
     "Mutation.rescheduleEncounter": Permission.CHANGE_ENCOUNTER,
     "Mutation.amendEncounter": Permission.CHANGE_ENCOUNTER,
+    "Mutation.undoStartEncounter": Permission.CHANGE_ENCOUNTER,
     "Subscription.encounterEvents": Permission.READ_ENCOUNTERS,
 }
 """Every root field, and every other field that needs a permission beyond that of its parent."""

@@ -14,7 +14,7 @@ from resolvers.encounters.lifecycle import change_encounter
 from resolvers.encounters.record import Recording, record_encounter, require_recorder
 from resolvers.encounters.record_many import MAX_ITEMS, Item, Outcome, record_all_or_none, record_encounters
 from resolvers.errors import GatewayError
-from resolvers.patients import register_patient
+from resolvers.patients import register_patient, set_external_ids
 from schema.errors import (
     EncounterHeldBack,
     EncounterNotFound,
@@ -105,7 +105,8 @@ class RegisterPatientInput:
     brand_id: str
     external_ids: JSON | None = strawberry.field(
         default=UNSET,
-        description="The patient's ids in other systems, as an object. They are stored, and no operation returns them.",
+        description="The patient's ids in other systems: an object of at most 20 strings. They are stored, and no "
+        "operation returns them.",
     )
 
 
@@ -113,11 +114,30 @@ class RegisterPatientInput:
 class PatientRegistered:
     patient: Patient
     already_known: bool = strawberry.field(
-        description="Whether the brand had the id already. If so, nothing was changed."
+        description="Whether the brand had the id already. If so, nothing was changed. A replay repeats the value."
+    )
+    replayed: bool = strawberry.field(
+        description="Whether the request was processed earlier under the same key. `patient` has the current state."
     )
 
 
-RegisterPatientResult = Annotated[PatientRegistered | InvalidInput, strawberry.union("RegisterPatientResult")]
+RegisterPatientResult = Annotated[
+    PatientRegistered | InvalidInput | IdempotencyKeyReused, strawberry.union("RegisterPatientResult")
+]
+
+
+@strawberry.type(description="The patient was changed, and the change is committed to disk.")
+class PatientChanged:
+    patient: Patient
+    replayed: bool = strawberry.field(
+        description="Whether it was changed earlier under the same key. `patient` has the current state."
+    )
+
+
+SetPatientExternalIdsResult = Annotated[
+    PatientChanged | PatientNotFound | InvalidInput | IdempotencyKeyReused,
+    strawberry.union("SetPatientExternalIdsResult"),
+]
 
 
 @strawberry.input(
@@ -141,10 +161,13 @@ class AmendEncounterInput:
 @strawberry.type(description="The encounter was changed, and the change is committed to disk.")
 class EncounterChanged:
     encounter: Encounter
+    replayed: bool = strawberry.field(
+        description="Whether it was changed earlier under the same key. `encounter` has the current state."
+    )
 
 
 ChangeEncounterResult = Annotated[
-    EncounterChanged | EncounterNotFound | IllegalTransition | StaleVersion | InvalidInput,
+    EncounterChanged | EncounterNotFound | IllegalTransition | StaleVersion | InvalidInput | IdempotencyKeyReused,
     strawberry.union("ChangeEncounterResult"),
 ]
 
@@ -156,6 +179,13 @@ ExpectedVersion = Annotated[
 ]
 Reason = Annotated[
     str | None, strawberry.argument(description="The reason, for the history. At most 2,000 characters.")
+]
+IdempotencyKey = Annotated[
+    str | None,
+    strawberry.argument(
+        description="1 to 128 visible characters. A repeated request with the same key changes nothing again. A "
+        "refused request leaves the key unused."
+    ),
 ]
 
 
@@ -218,12 +248,34 @@ class Mutation:
     @strawberry.mutation(
         description="Register a patient, so that encounters can be recorded. Repeating the request is safe."
     )
-    async def register_patient(self, info: Info, input: RegisterPatientInput) -> RegisterPatientResult:
+    async def register_patient(
+        self, info: Info, input: RegisterPatientInput, idempotency_key: IdempotencyKey = UNSET
+    ) -> RegisterPatientResult:
+        context = info.context.context
         try:
-            patient, already_known = await register_patient(info.context.context, given(input))
+            registration = await register_patient(context, given(input), none_if_left_out(idempotency_key))
         except GatewayError as error:
-            return outcome(error, info.context.context)  # type: ignore[no-any-return]
-        return PatientRegistered(patient=patient, already_known=already_known)  # type: ignore[arg-type]
+            return outcome(error, context)  # type: ignore[no-any-return]
+        return PatientRegistered(**registration._asdict())
+
+    @strawberry.mutation(description="Replace the patient's ids in other systems.")
+    async def set_patient_external_ids(
+        self,
+        info: Info,
+        id: strawberry.ID,
+        external_ids: Annotated[
+            JSON, strawberry.argument(description="All ids, as an object of at most 20 strings; `{}` removes them.")
+        ],
+        idempotency_key: IdempotencyKey = UNSET,
+    ) -> SetPatientExternalIdsResult:
+        context = info.context.context
+        try:
+            patient, replayed = await set_external_ids(
+                context, id, {"external_ids": external_ids}, none_if_left_out(idempotency_key)
+            )
+        except GatewayError as error:
+            return outcome(error, context, None)  # type: ignore[no-any-return]
+        return PatientChanged(patient=patient, replayed=replayed)  # type: ignore[arg-type]
 
     @strawberry.mutation(description="Start the encounter: `startedAt` is the current time.")
     async def start_encounter(
@@ -231,8 +283,9 @@ class Mutation:
         info: Info,
         id: strawberry.ID,
         expected_version: ExpectedVersion = UNSET,
+        idempotency_key: IdempotencyKey = UNSET,
     ) -> ChangeEncounterResult:
-        return await _change(info, id, EncounterAction.START, expected_version)
+        return await _change(info, id, EncounterAction.START, expected_version, idempotency_key)
 
     @strawberry.mutation(description="Complete the encounter: `endedAt` is the current time.")
     async def complete_encounter(
@@ -240,8 +293,9 @@ class Mutation:
         info: Info,
         id: strawberry.ID,
         expected_version: ExpectedVersion = UNSET,
+        idempotency_key: IdempotencyKey = UNSET,
     ) -> ChangeEncounterResult:
-        return await _change(info, id, EncounterAction.COMPLETE, expected_version)
+        return await _change(info, id, EncounterAction.COMPLETE, expected_version, idempotency_key)
 
     @strawberry.mutation(description="Cancel the encounter; if it was started, `endedAt` is the current time.")
     async def cancel_encounter(
@@ -250,8 +304,9 @@ class Mutation:
         id: strawberry.ID,
         expected_version: ExpectedVersion = UNSET,
         reason: Reason = UNSET,
+        idempotency_key: IdempotencyKey = UNSET,
     ) -> ChangeEncounterResult:
-        return await _change(info, id, EncounterAction.CANCEL, expected_version, reason=reason)
+        return await _change(info, id, EncounterAction.CANCEL, expected_version, idempotency_key, reason=reason)
 
     @strawberry.mutation(description="Mark the encounter as no-show: the patient did not come.")
     async def mark_encounter_no_show(
@@ -259,8 +314,10 @@ class Mutation:
         info: Info,
         id: strawberry.ID,
         expected_version: ExpectedVersion = UNSET,
+        reason: Reason = UNSET,
+        idempotency_key: IdempotencyKey = UNSET,
     ) -> ChangeEncounterResult:
-        return await _change(info, id, EncounterAction.MARK_NO_SHOW, expected_version)
+        return await _change(info, id, EncounterAction.MARK_NO_SHOW, expected_version, idempotency_key, reason=reason)
 
     @strawberry.mutation(
         description="Mark the encounter as entered in error: it stays readable, and allows no further action."
@@ -271,18 +328,25 @@ class Mutation:
         id: strawberry.ID,
         reason: str,
         expected_version: ExpectedVersion = UNSET,
+        idempotency_key: IdempotencyKey = UNSET,
     ) -> ChangeEncounterResult:
-        return await _change(info, id, EncounterAction.MARK_ENTERED_IN_ERROR, expected_version, reason=reason)
+        action = EncounterAction.MARK_ENTERED_IN_ERROR
+        return await _change(info, id, action, expected_version, idempotency_key, reason=reason)
 
     @strawberry.mutation(description="Change the scheduled time.")
-    async def reschedule_encounter(
+    async def reschedule_encounter(  # noqa: PLR0917 - the published arguments
         self,
         info: Info,
         id: strawberry.ID,
         scheduled_at: datetime,
         expected_version: ExpectedVersion = UNSET,
+        reason: Reason = UNSET,
+        idempotency_key: IdempotencyKey = UNSET,
     ) -> ChangeEncounterResult:
-        return await _change(info, id, EncounterAction.RESCHEDULE, expected_version, scheduled_at=scheduled_at)
+        action = EncounterAction.RESCHEDULE
+        return await _change(
+            info, id, action, expected_version, idempotency_key, scheduled_at=scheduled_at, reason=reason
+        )
 
     @strawberry.mutation(description="Correct or add members of the encounter. Earlier versions stay in the history.")
     async def amend_encounter(
@@ -291,8 +355,25 @@ class Mutation:
         id: strawberry.ID,
         input: AmendEncounterInput,
         expected_version: ExpectedVersion = UNSET,
+        idempotency_key: IdempotencyKey = UNSET,
     ) -> ChangeEncounterResult:
-        return await _change(info, id, EncounterAction.AMEND, expected_version, "input", **given(input))
+        return await _change(
+            info, id, EncounterAction.AMEND, expected_version, idempotency_key, within="input", **given(input)
+        )
+
+    @strawberry.mutation(
+        description="Undo a start made by mistake, before the completion: the encounter is scheduled again, and "
+        "`startedAt` is null."
+    )
+    async def undo_start_encounter(
+        self,
+        info: Info,
+        id: strawberry.ID,
+        reason: Annotated[str, strawberry.argument(description="The reason, for the history. 1 to 2,000 characters.")],
+        expected_version: ExpectedVersion = UNSET,
+        idempotency_key: IdempotencyKey = UNSET,
+    ) -> ChangeEncounterResult:
+        return await _change(info, id, EncounterAction.UNDO_START, expected_version, idempotency_key, reason=reason)
 
 
 def _result(recorded: Outcome, number: int, context: Context) -> object:
@@ -316,13 +397,16 @@ async def _change(
     encounter_id: str,
     action: EncounterAction,
     expected_version: int | None,
+    idempotency_key: str | None,
+    *,
     within: str | None = None,
     **members: object,
 ) -> ChangeEncounterResult:
     context = info.context.context
     sent = {name: value for name, value in members.items() if value is not UNSET}
+    version, key = none_if_left_out(expected_version), none_if_left_out(idempotency_key)
     try:
-        encounter = await change_encounter(context, encounter_id, action, sent, none_if_left_out(expected_version))
+        changed = await change_encounter(context, encounter_id, action, sent, version, key=key)
     except GatewayError as error:
         return outcome(error, context, within)  # type: ignore[no-any-return]
-    return EncounterChanged(encounter=encounter)  # type: ignore[arg-type]
+    return EncounterChanged(**changed._asdict())

@@ -46,7 +46,9 @@ class SubmissionType:
     state: SubmissionState = strawberry.field(
         description="`NEVER_SEEN` also if the key has expired, or belongs to another client or brand."
     )
-    encounter: Encounter | None = strawberry.field(description="The current state of the recorded encounter.")
+    encounter: Encounter | None = strawberry.field(
+        description="The current state of the encounter that was recorded or changed; null if a patient was changed."
+    )
     recorded_at: datetime | None
     expires_at: datetime | None = strawberry.field(description="The earliest time at which the key may be deleted.")
 

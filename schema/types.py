@@ -24,12 +24,14 @@ from resolvers.json_text import shape_of
 from resolvers.list_sql import ORDERS
 from resolvers.paging import ListOf, Page, position_of, window_of, write_cursor
 from resolvers.patients import SeenPatient, patient_of
-from schema.errors import in_argument
+from schema.arguments import in_argument
 from schema.loaders import HistoryKey, Loaders, PageKey
 from schema.scalars import JSON
 from schema.selections import collect_fields
 
 strawberry.enum(EncounterType, description="The type of an encounter.")
+strawberry.enum(EncounterStatus, description="The status of an encounter in its lifecycle.")
+strawberry.enum(EncounterAction, description="An action on a recorded encounter.")
 strawberry.enum(
     EncounterOrder,
     description="An order of a list. Null comes last in both directions. The id decides between equals, in the "

@@ -2,10 +2,15 @@
 
 import inspect
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 from models import EncounterStatus
+from resolvers.commands import DEFAULT_LIMITS, RecordEncounter
+from resolvers.encounters.record import columns_of, recorded
 from resolvers.errors import GatewayError, Violation
+
+VISIT = RecordEncounter.read({"brand_id": "loop", "encounter_type": "lab"}, DEFAULT_LIMITS)
 
 # Arguments of the constructors, by name.
 SAMPLES: dict[str, Any] = {
@@ -17,7 +22,7 @@ SAMPLES: dict[str, Any] = {
     "maximum": 16_777_216,
     "seconds": 1.5,
     "status": EncounterStatus.COMPLETED,
-    "current_version": 3,
+    "encounter": recorded(columns_of(VISIT, "p-1"), datetime(2026, 11, 30, tzinfo=UTC)),
 }
 
 

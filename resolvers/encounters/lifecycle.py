@@ -1,12 +1,14 @@
 """The lifecycle of an encounter: its transition table, and the function that applies a transition.
 
 Two callers may change the same encounter concurrently. Each change locks the row and is checked against the row's
-current state. A caller that states the version it has read gets `StaleVersion` if it is not the newest.
+current state. A caller that states the version it has read gets `StaleVersion` if it is not the newest. A caller that
+repeats a change under its idempotency key gets the current state, and nothing is changed again.
 """
 
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from sqlalchemy import bindparam, func, select, update
 
@@ -14,11 +16,18 @@ from models import MEMBERS, Encounter, EncounterAction, EncounterEventKind, Enco
 from resolvers import json_text
 from resolvers.access import Permission
 from resolvers.audit import append_entry, encounter_event
-from resolvers.commands import AmendEncounter, Change, MarkEnteredInError, Reschedule
+from resolvers.commands import AmendEncounter, Change, ExplainedChange, Reschedule
 from resolvers.context import Context
 from resolvers.encounters.history import append_version
-from resolvers.encounters.read import OF_BRAND, OF_PATIENT, TABLE
-from resolvers.errors import EncounterNotFound, IllegalTransition, StaleVersion
+from resolvers.encounters.read import OF_BRAND, OF_PATIENT, TABLE, encounter_of_key
+from resolvers.errors import (
+    CurrentVersionHidden,
+    EncounterNotFound,
+    IllegalTransition,
+    StaleVersion,
+    TemporarilyUnavailable,
+)
+from resolvers.idempotency import Claim, KeyTaken, claim_change, claim_of_change, find_claimed, taken_key
 from resolvers.ids import id_or_none
 from resolvers.outbox import append_event
 from resolvers.sql import Connection, Row, Statement
@@ -51,13 +60,17 @@ LIFECYCLE: Mapping[EncounterAction, Transition] = {
         EncounterEventKind.NO_SHOW, frozenset({_SCHEDULED}), EncounterStatus.NO_SHOW
     ),
     EncounterAction.MARK_ENTERED_IN_ERROR: Transition(
-        EncounterEventKind.ENTERED_IN_ERROR, _NOT_IN_ERROR, EncounterStatus.ENTERED_IN_ERROR, MarkEnteredInError
+        EncounterEventKind.ENTERED_IN_ERROR, _NOT_IN_ERROR, EncounterStatus.ENTERED_IN_ERROR, ExplainedChange
     ),
     EncounterAction.RESCHEDULE: Transition(EncounterEventKind.RESCHEDULED, frozenset({_SCHEDULED}), command=Reschedule),
     # Also after the encounter has ended, when most mistakes in it are found.
     EncounterAction.AMEND: Transition(EncounterEventKind.AMENDED, _NOT_IN_ERROR, command=AmendEncounter),
+    EncounterAction.UNDO_START: Transition(
+        EncounterEventKind.START_UNDONE, frozenset({_IN_PROGRESS}), _SCHEDULED, ExplainedChange
+    ),
 }
-"""Source: the platform's published lifecycle. The documentation's table is generated from this one."""
+"""Source: the platform's published lifecycle, and `UNDO_START` (decision 80). The documentation's table is generated
+from this one."""
 
 
 def allowed_actions(status: EncounterStatus) -> list[EncounterAction]:
@@ -84,58 +97,115 @@ CHANGE_ENCOUNTER = Statement(
 )
 
 
+class Changed(NamedTuple):
+    """The current state of an encounter after an action."""
+
+    encounter: Encounter
+    replayed: bool = False
+    """Whether the action was applied earlier, under the same key."""
+
+
 async def change_encounter(
     context: Context,
     encounter_id: str,
     action: EncounterAction,
     members: Mapping[str, Any] | None = None,
     expected_version: int | None = None,
-) -> Encounter:
-    """Apply an action to an encounter, and return its new state.
+    *,
+    key: str | None = None,
+) -> Changed:
+    """Apply an action to an encounter, and return its new state; exactly once, if the caller names an idempotency key.
 
     An action that changes nothing creates no version. It only shows the encounter, and so requires permission to read.
 
     `members` are those of the action's command, unvalidated. Raises `InsufficientScope`, `Forbidden`, `InvalidInput`,
-    `EncounterNotFound`, `StaleVersion`, `IllegalTransition`, `TemporarilyUnavailable` or `OutcomeUnknown`, in this
-    order.
+    `IdempotencyKeyReused`, `EncounterNotFound`, `StaleVersion`, `IllegalTransition`, `TemporarilyUnavailable` or
+    `OutcomeUnknown`, in this order.
     """
     context.require(Permission.CHANGE_ENCOUNTER)
     brand_id = context.acting_brand()
-    transition = LIFECYCLE[action]
-    command = transition.command.read(members or {}, context.services.input_limits)
-    of = await _place_of(context, brand_id, encounter_id)
+    command = LIFECYCLE[action].command.read(members or {}, context.services.input_limits)
+    id_ = id_or_none(encounter_id)
+    request = {
+        "id": str(id_),
+        "members": command.members(),
+        "reason": command.reason,
+        "expected_version": expected_version,
+    }
+    claim = claim_of_change(key, context, brand_id, action, request)
+    of = await _place_of(context, brand_id, id_, claim)
 
-    async with context.database.transaction(brand_id) as connection:
-        before, now = _unlocked(await connection.fetch_one(LOCK_ENCOUNTER, **of))
-        if expected_version not in {None, before["version"]}:
-            raise StaleVersion(before["version"])
-        if before["status"] not in transition.sources:
-            raise IllegalTransition(before["status"], allowed_actions(before["status"]))
-        after = before | command.members() | _moved(before, transition.target, now)
-        changes = {name: (before[name], after[name]) for name in CHANGED_COLUMNS if before[name] != after[name]}
-        if changes:
-            after |= {"version": before["version"] + 1, "updated_at": max(now, before["updated_at"])}
-            encounter = Encounter(**after)
-            await _keep(connection, context, encounter, transition.kind, changes=changes, reason=command.reason)
+    try:
+        async with context.database.transaction(brand_id) as connection:
+            await claim_change(context, connection, claim, patient_id=of["patient_id"], encounter_id=of["id"])
+            before, now = _unlocked(await connection.fetch_one(LOCK_ENCOUNTER, **of))
+            if expected_version not in {None, before["version"]}:
+                raise StaleVersion(Encounter(**before))
+            encounter = await _apply(connection, context, action, command, before=before, now=now)
+    except KeyTaken as taken:
+        return await _replay(context, taken.claim)
+    if encounter.version != before["version"]:
+        context.services.feed.notify()
+    return Changed(encounter)
+
+
+def current_version(context: Context, stale: StaleVersion) -> Encounter:
+    """Return the state that a stale change met. Raises `CurrentVersionHidden` if the caller may not read it."""
+    if not context.may(Permission.READ_ENCOUNTERS):
+        raise CurrentVersionHidden(context.services.scopes[Permission.READ_ENCOUNTERS])
+    context.note_read([stale.encounter])
+    return stale.encounter
+
+
+async def _place_of(context: Context, brand_id: str, id_: UUID | None, claim: Claim | None) -> dict[str, Any]:
+    """Return the keys of the encounter's row. Raises `IdempotencyKeyReused` or `EncounterNotFound`."""
+    # A separate statement: on a cluster it queries every shard, and the change then only the patient's.
+    async with context.database.connection(brand_id) as connection:
+        row = None
+        if id_ is not None:
+            row = await connection.fetch_one(PATIENT_OF_ENCOUNTER, brand_id=brand_id, id=id_)
+        if row is None and claim is not None:
+            await find_claimed(connection, claim)
+    if row is None:
+        raise EncounterNotFound
+    return {"brand_id": brand_id, "patient_id": row["patient_id"], "id": id_}
+
+
+async def _apply(
+    connection: Connection,
+    context: Context,
+    action: EncounterAction,
+    command: Change,
+    *,
+    before: dict[str, Any],
+    now: datetime,
+) -> Encounter:
+    """Apply an action to a locked row, and return the new state: the same version if nothing changes."""
+    transition = LIFECYCLE[action]
+    if before["status"] not in transition.sources:
+        raise IllegalTransition(before["status"], allowed_actions(before["status"]))
+    after = before | command.members() | _moved(before, transition.target, now)
+    changes = {name: (before[name], after[name]) for name in CHANGED_COLUMNS if before[name] != after[name]}
     if not changes:
-        # Without a change, the caller needs permission to read the encounter.
+        # Within the transaction: a refusal leaves the key unused.
         context.require(Permission.READ_ENCOUNTERS)
         encounter = Encounter(**before)
         context.note_read([encounter])
         return encounter
-    context.services.feed.notify()
+    after |= {"version": before["version"] + 1, "updated_at": max(now, before["updated_at"])}
+    encounter = Encounter(**after)
+    await _keep(connection, context, encounter, transition.kind, changes=changes, reason=command.reason)
     return encounter
 
 
-async def _place_of(context: Context, brand_id: str, encounter_id: str) -> dict[str, Any]:
-    """Return the keys of the encounter's row. Raises `EncounterNotFound`."""
-    # A separate statement: on a cluster it queries every shard, and the change then only the patient's.
-    if (id_ := id_or_none(encounter_id)) is not None:
-        async with context.database.connection(brand_id) as connection:
-            row = await connection.fetch_one(PATIENT_OF_ENCOUNTER, brand_id=brand_id, id=id_)
-        if row is not None:
-            return {"brand_id": brand_id, "patient_id": row["patient_id"], "id": id_}
-    raise EncounterNotFound
+async def _replay(context: Context, claim: Claim) -> Changed:
+    """Return the current state of the encounter that was changed under the key."""
+    async with taken_key(context, claim) as (connection, earlier):
+        encounter = None if earlier is None else await encounter_of_key(context, connection, earlier)
+    if encounter is None:
+        # The key existed a moment ago and has just expired: the caller's next attempt will claim it.
+        raise TemporarilyUnavailable
+    return Changed(encounter, replayed=True)
 
 
 def _unlocked(row: Row | None) -> tuple[dict[str, Any], datetime]:
@@ -154,6 +224,8 @@ def _moved(before: Mapping[str, Any], target: EncounterStatus | None, now: datet
             return {}
         case EncounterStatus.IN_PROGRESS:
             return {"status": target, "started_at": now}
+        case EncounterStatus.SCHEDULED:
+            return {"status": target, "started_at": None}
         case EncounterStatus.COMPLETED:
             return {"status": target, "ended_at": now}
         case EncounterStatus.CANCELLED if before["started_at"] is not None:

@@ -17,8 +17,8 @@ from resolvers.context import Context
 from resolvers.encounters.history import append_version
 from resolvers.encounters.published import published
 from resolvers.encounters.read import TABLE, encounter_of_key
-from resolvers.errors import OutcomeUnknown, PatientNotFound, TemporarilyUnavailable
-from resolvers.idempotency import Claim, claim_key, claim_of, find_claimed
+from resolvers.errors import PatientNotFound, TemporarilyUnavailable
+from resolvers.idempotency import Claim, claim_key, claim_of, taken_key
 from resolvers.ids import new_id
 from resolvers.outbox import append_event
 from resolvers.patients import can_exist, time_at
@@ -138,9 +138,15 @@ async def reserve(
     if now is None:
         return Insertion(patient_is_known=False, created_at=None)
     if claim:
-        encounter = recorded(columns, now)
-        kept_until = now + context.services.keys_kept_for
-        if not await claim_key(connection, claim, encounter, published(encounter), kept_until):
+        claimed = await claim_key(
+            connection,
+            claim,
+            context.services.keys_kept_for,
+            patient_id=columns["patient_id"],
+            encounter_id=columns["id"],
+            answer=published(recorded(columns, now)),
+        )
+        if not claimed:
             return Insertion(patient_is_known=True, created_at=None)
     return Insertion(patient_is_known=True, created_at=now)
 
@@ -157,23 +163,14 @@ async def insert_encounter(
     return encounter
 
 
-KEY_UNREAD = (
-    "The database connection was lost while the key was read; check the outcome before you send the request again."
-)
-
-
 async def _replay(context: Context, claim: Claim | None, insertion: Insertion) -> Recording:
     """Return the recording that exists under the key. Raises the reason if there is none."""
     if claim is not None:
-        try:
-            async with context.database.connection(claim.brand_id) as connection:
-                if earlier := await find_claimed(connection, claim):
-                    encounter = await encounter_of_key(context, connection, earlier)
-                    context.services.metrics.recorded(replayed=True)
-                    return Recording(encounter, earlier.answer, replayed=True)
-        except TemporarilyUnavailable as error:
-            # The key is taken, and perhaps by this very encounter: `recorded` cannot be "no".
-            raise OutcomeUnknown(KEY_UNREAD) from error
+        async with taken_key(context, claim) as (connection, earlier):
+            if earlier is not None:
+                encounter = await encounter_of_key(context, connection, earlier)
+                context.services.metrics.recorded(replayed=True)
+                return Recording(encounter, earlier.answer, replayed=True)
     if insertion.patient_is_known:
         # The key existed a moment ago and has just expired: the caller's next attempt will claim it.
         raise TemporarilyUnavailable

@@ -29,7 +29,7 @@ class Submission(NamedTuple):
     key: str
     state: SubmissionState
     encounter: Encounter | None = None
-    """Its current state."""
+    """Its current state; None also for a change of a patient."""
     recorded_at: datetime | None = None
     expires_at: datetime | None = None
     """When the key expires."""
@@ -59,7 +59,7 @@ async def find_submission(context: Context, key: str) -> Submission:
             mine = {"brand_id": brand_id, "client_id": context.caller.client_id, "key": key}
             if await try_key(connection, **mine) or (kept := await find_key(connection, **mine)) is None:
                 raise _NeverSeen
-            encounter = await encounter_of_key(context, connection, kept)
+            encounter = None if kept.encounter_id is None else await encounter_of_key(context, connection, kept)
     except Locked:
         return Submission(key, SubmissionState.IN_PROGRESS)
     except _NeverSeen:

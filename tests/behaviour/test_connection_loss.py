@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import asyncpg
@@ -139,6 +139,66 @@ async def test_a_used_key_that_cannot_be_read_reports_recorded_as_unknown(
 
     assert (again.code, again.recorded) == ("temporarily_unavailable", "unknown")
     assert (await door.record(patient_id, VISIT, key=key)).replayed
+
+
+CHANGE = """mutation ($id: ID!, $key: String) {
+  amendEncounter(id: $id, expectedVersion: 1, input: {notes: "Fasting."}, idempotencyKey: $key) {
+    __typename
+    ... on EncounterChanged { replayed encounter { version notes } }
+  }
+}"""
+# A change is a transaction in both forms.
+STEPS_OF_A_CHANGE = ("at the version", "at the audit entry", "at the event", "before the commit arrives", COMMITTED)
+
+
+async def change(proxied: ProxiedService, encounter_id: str, key: str) -> dict[str, Any]:
+    """Amend an encounter; return the payload, or the extensions of the error."""
+    body = await proxied.service.graphql(CHANGE, {"id": encounter_id, "key": key})
+    return body["data"]["amendEncounter"] if body.get("data") else body["errors"][0]["extensions"]
+
+
+@pytest.fixture
+async def encounter_id(cast: Cast) -> str:
+    """An encounter that was not recorded through the proxy, so that no statement of a change is prepared yet."""
+    (patient_id,) = await cast.patients(1, visits=["lab"])
+    (row,) = await cast.rows(patient_id)
+    return str(row["id"])
+
+
+@pytest.mark.parametrize("form", STEPS)
+@pytest.mark.parametrize("step", STEPS_OF_A_CHANGE)
+async def test_after_a_cut_the_same_key_changes_once(
+    proxied: ProxiedService, cast: Cast, encounter_id: str, step: str
+) -> None:
+    key = str(uuid4())
+    recorded = cut_at(proxied.proxy, "statement by statement", step)
+
+    lost = await change(proxied, encounter_id, key)
+    proxied.proxy.restore()
+    again = await change(proxied, encounter_id, key)
+
+    assert (lost["code"], lost["recorded"]) == ("temporarily_unavailable", recorded)
+    # Without the key, the second request would be stale after a commit.
+    assert again == {
+        "__typename": "EncounterChanged",
+        "replayed": step == COMMITTED,
+        "encounter": {"version": 2, "notes": "Fasting."},
+    }
+
+
+@pytest.mark.parametrize("form", STEPS)
+async def test_an_unread_key_of_a_change_reports_recorded_as_unknown(
+    proxied: ProxiedService, encounter_id: str
+) -> None:
+    key = str(uuid4())
+    await change(proxied, encounter_id, key)
+    proxied.proxy.before = contains(b"SELECT patient_graph.idempotency_keys")
+
+    again = await change(proxied, encounter_id, key)
+    proxied.proxy.restore()
+
+    assert (again["code"], again["recorded"]) == ("temporarily_unavailable", "unknown")
+    assert (await change(proxied, encounter_id, key))["replayed"]
 
 
 async def test_a_success_is_sent_only_after_the_commit_was_confirmed(

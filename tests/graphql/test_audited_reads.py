@@ -85,7 +85,9 @@ VISIT = '{brandId: "loop", encounterType: LAB, notes: "Fasting."}'
 ROOTS = {
     "EncounterRecorded": 'recordEncounter(patientId: "%(patient)s", input: ' + VISIT + ")",
     "EncounterChanged": 'amendEncounter(id: "%(encounter)s", input: {notes: "Not fasting."})',
+    "StaleVersion": 'startEncounter(id: "%(encounter)s", expectedVersion: 7)',
     "PatientRegistered": 'registerPatient(input: {id: "%(patient)s", brandId: "loop"})',
+    "PatientChanged": 'setPatientExternalIds(id: "%(patient)s", externalIds: {mrn: "12-34"})',
 }
 
 

@@ -23,7 +23,7 @@ ENCOUNTER = """{
 }"""
 OUTCOME = f"""{{
   __typename
-  ... on EncounterChanged {{ encounter {ENCOUNTER} }}
+  ... on EncounterChanged {{ replayed encounter {ENCOUNTER} }}
   ... on Problem {{ code message recorded }}
   ... on StaleVersion {{ currentVersion }}
   ... on IllegalTransition {{ status allowedActions }}
@@ -35,10 +35,14 @@ ACTIONS: dict[EncounterAction, tuple[str, dict[str, tuple[str, Any]]]] = {
     EncounterAction.START: ("startEncounter", {}),
     EncounterAction.COMPLETE: ("completeEncounter", {}),
     EncounterAction.CANCEL: ("cancelEncounter", {"reason": ("String", "The patient rang.")}),
-    EncounterAction.MARK_NO_SHOW: ("markEncounterNoShow", {}),
+    EncounterAction.MARK_NO_SHOW: ("markEncounterNoShow", {"reason": ("String", "Nobody came.")}),
     EncounterAction.MARK_ENTERED_IN_ERROR: ("markEncounterEnteredInError", {"reason": ("String!", "Wrong patient.")}),
-    EncounterAction.RESCHEDULE: ("rescheduleEncounter", {"scheduledAt": ("DateTime!", "2026-12-24T09:30:00Z")}),
+    EncounterAction.RESCHEDULE: (
+        "rescheduleEncounter",
+        {"scheduledAt": ("DateTime!", "2026-12-24T09:30:00Z"), "reason": ("String", "The clinic is closed.")},
+    ),
     EncounterAction.AMEND: ("amendEncounter", {"input": ("AmendEncounterInput!", {"notes": "Amended."})}),
+    EncounterAction.UNDO_START: ("undoStartEncounter", {"reason": ("String!", "Another patient's visit.")}),
 }
 
 
@@ -46,16 +50,16 @@ async def act(
     service: Service, encounter_id: str, action: EncounterAction, version: int | None = None, **given: Any
 ) -> dict[str, Any]:
     """Execute an action on an encounter; return the payload, or the extensions of the error."""
-    token = given.pop("token", "dev")
+    token, key = given.pop("token", "dev"), given.pop("key", None)
     field, arguments = ACTIONS[action]
     variables = {name: given.get(name, value) for name, (_, value) in arguments.items()}
     declared = "".join(f", ${name}: {kind}" for name, (kind, _) in arguments.items())
     passed = "".join(f", {name}: ${name}" for name in arguments)
     query = (
-        f"mutation ($id: ID!, $version: Int{declared}) {{"
-        f" {field}(id: $id, expectedVersion: $version{passed}) {OUTCOME} }}"
+        f"mutation ($id: ID!, $version: Int, $key: String{declared}) {{"
+        f" {field}(id: $id, expectedVersion: $version, idempotencyKey: $key{passed}) {OUTCOME} }}"
     )
-    body = await service.graphql(query, {"id": encounter_id, "version": version, **variables}, token=token)
+    body = await service.graphql(query, {"id": encounter_id, "version": version, "key": key, **variables}, token=token)
     return body["data"][field] if body.get("data") else body["errors"][0]["extensions"]
 
 
@@ -134,6 +138,7 @@ class EncounterMachine(RuleBasedStateMachine):
         ("in_progress", "cancel"): "cancelled",
         ("scheduled", "mark_no_show"): "no_show",
         ("scheduled", "reschedule"): "scheduled",
+        ("in_progress", "undo_start"): "scheduled",
     } | {
         (status, action): after or status
         for status in ("scheduled", "in_progress", "completed", "cancelled", "no_show")
@@ -171,7 +176,8 @@ class EncounterMachine(RuleBasedStateMachine):
             if not same:
                 self.version += 1
                 self.kinds.append(kind)
-            self.started |= action is EncounterAction.START
+            if action in {EncounterAction.START, EncounterAction.UNDO_START}:
+                self.started = action is EncounterAction.START
             self.ended |= action is EncounterAction.COMPLETE or (action is EncounterAction.CANCEL and self.started)
             self.status = after
 
@@ -226,6 +232,29 @@ async def test_cancelling_sets_an_end_only_for_a_started_encounter(service: Serv
     assert (await changed(service, started, EncounterAction.CANCEL))["endedAt"] is not None
 
 
+async def test_an_undone_start_leaves_a_scheduled_encounter_without_a_start(service: Service, cast: Cast) -> None:
+    encounter_id = await recorded(service, cast)
+    started = await changed(service, encounter_id, EncounterAction.START)
+
+    undone = await changed(service, encounter_id, EncounterAction.UNDO_START, reason="Another patient's visit.")
+    again = await changed(service, encounter_id, EncounterAction.START)
+
+    assert (undone["status"], undone["startedAt"]) == ("SCHEDULED", None)
+    assert again["startedAt"] > started["startedAt"]
+    version = undone["history"][-1]
+    assert (version["kind"], version["reason"]) == ("START_UNDONE", "Another patient's visit.")
+    assert {each["member"]: each["after"] for each in version["changes"]} == {"status": "SCHEDULED", "startedAt": None}
+
+
+@pytest.mark.parametrize("action", [EncounterAction.MARK_NO_SHOW, EncounterAction.RESCHEDULE, EncounterAction.CANCEL])
+async def test_the_reason_of_an_action_is_in_the_history(service: Service, cast: Cast, action: EncounterAction) -> None:
+    encounter_id = await recorded(service, cast)
+
+    outcome = await changed(service, encounter_id, action, reason="The patient rang.")
+
+    assert outcome["history"][-1]["reason"] == "The patient rang."
+
+
 # Amending
 
 
@@ -269,11 +298,14 @@ async def test_an_amendment_is_validated_like_a_recording(
     assert outcome["recorded"] == "NO"
 
 
+@pytest.mark.parametrize("action", [EncounterAction.MARK_ENTERED_IN_ERROR, EncounterAction.UNDO_START])
 @pytest.mark.parametrize(("reason", "rule"), [("", "too_short"), ("x" * 2_001, "too_long")])
-async def test_a_reason_is_validated(service: Service, cast: Cast, reason: str, rule: str) -> None:
+async def test_a_reason_is_validated(
+    service: Service, cast: Cast, action: EncounterAction, reason: str, rule: str
+) -> None:
     encounter_id = await recorded(service, cast)
 
-    outcome = await act(service, encounter_id, EncounterAction.MARK_ENTERED_IN_ERROR, reason=reason)
+    outcome = await act(service, encounter_id, action, reason=reason)
 
     assert outcome["violations"] == [{"path": ["reason"], "rule": rule}]
 
@@ -314,6 +346,49 @@ async def test_an_amendment_without_a_change_returns_nothing_without_read_scope(
     assert "Fasting." not in str(outcome)
 
 
+STALE = """mutation ($id: ID!) { completeEncounter(id: $id, expectedVersion: 7) {
+  __typename ... on StaleVersion { currentVersion encounter { version status notes history { kind } } } } }"""
+
+
+async def test_a_stale_version_shows_the_current_encounter_to_its_readers(service: Service, cast: Cast) -> None:
+    encounter_id = await recorded(service, cast, notes="Fasting.")
+    await changed(service, encounter_id, EncounterAction.START)
+
+    body = await service.graphql(STALE, {"id": encounter_id})
+
+    assert body["data"]["completeEncounter"] == {
+        "__typename": "StaleVersion",
+        "currentVersion": 2,
+        "encounter": {
+            "version": 2,
+            "status": "IN_PROGRESS",
+            "notes": "Fasting.",
+            "history": [{"kind": "RECORDED"}, {"kind": "STARTED"}],
+        },
+    }
+
+
+async def test_a_stale_version_shows_no_encounter_without_read_scope(
+    database_url: str, cast: Cast, service: Service
+) -> None:
+    encounter_id = await recorded(service, cast, notes="Fasting.")
+
+    async def verify(token: str) -> Caller:
+        return Caller(token, frozenset({"write:encounters"}), brand_id="loop")
+
+    async with Service.running(
+        Settings(database_url=database_url, rate_parsing_ms_per_minute=0), verify=verify
+    ) as strict:
+        without = await act(strict, encounter_id, EncounterAction.COMPLETE, 7, token="writer")
+        selecting = await strict.graphql(STALE, {"id": encounter_id}, token="writer")
+
+    assert (without["__typename"], without["currentVersion"]) == ("StaleVersion", 1)
+    (error,) = selecting["errors"]
+    assert error["path"] == ["completeEncounter", "encounter"]
+    assert (error["extensions"]["code"], error["extensions"]["recorded"]) == ("insufficient_scope", "no")
+    assert "Fasting." not in str(selecting)
+
+
 async def test_of_concurrent_changes_to_one_version_exactly_one_succeeds(service: Service, cast: Cast) -> None:
     encounter_id = await recorded(service, cast)
     notes = [f"Note {number}." for number in range(20)]
@@ -325,7 +400,7 @@ async def test_of_concurrent_changes_to_one_version_exactly_one_succeeds(service
     assert sorted(each["__typename"] for each in outcomes) == ["EncounterChanged"] + ["StaleVersion"] * 19
     now = await read(service, encounter_id)
     assert now["version"] == 2
-    (winner,) = [each for each in outcomes if "encounter" in each]
+    (winner,) = [each for each in outcomes if "replayed" in each]
     assert now["notes"] == winner["encounter"]["notes"]
 
 

@@ -399,6 +399,19 @@ async def test_a_document_with_many_conditions_has_no_plan(clinic: Service) -> N
     assert b'"z":"Query"' in await compare(clinic, query, dict.fromkeys(names, True))
 
 
+def test_of_the_mutations_only_record_encounter_has_a_plan() -> None:
+    mutation = build_schema()._schema.mutation_type
+    assert mutation is not None
+    for name in mutation.fields:
+        # A plan does not look at the arguments of other fields.
+        given = '(patientId: "x", input: {brandId: "loop", encounterType: LAB}, idempotencyKey: "key")'
+        document = parse(f"mutation {{ {name}{given} {{ __typename }} }}")
+        operation = document.definitions[0]
+        assert isinstance(operation, OperationDefinitionNode)
+
+        assert (plan_of(document, operation) is not None) == (name == "recordEncounter")
+
+
 async def test_a_plan_sends_one_statement(clinic: Service, known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[str] = []
     original = PoolConnection.fetch

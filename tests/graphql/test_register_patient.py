@@ -10,18 +10,21 @@ from resolvers.access import Caller
 from tests.cast import Cast
 from tests.doors import Service
 
-REGISTER = """mutation ($input: RegisterPatientInput!) { registerPatient(input: $input) {
+REGISTER = """mutation ($input: RegisterPatientInput!, $key: String) {
+  registerPatient(input: $input, idempotencyKey: $key) {
   __typename
-  ... on PatientRegistered { alreadyKnown patient { id brandId } }
+  ... on PatientRegistered { alreadyKnown replayed patient { id brandId } }
   ... on Problem { code recorded }
   ... on InvalidInput { violations { path rule } }
 } }"""
 
 
-async def register(service: Service, token: str | None = "dev", **members: Any) -> dict[str, Any]:
+async def register(
+    service: Service, token: str | None = "dev", key: str | None = None, **members: Any
+) -> dict[str, Any]:
     """Register a patient; return the payload, or the extensions of the error."""
     given = {"brandId": "loop", "id": f"new-{uuid4()}"} | members
-    body = await service.graphql(REGISTER, {"input": given}, token=token)
+    body = await service.graphql(REGISTER, {"input": given, "key": key}, token=token)
     return body["data"]["registerPatient"] if body.get("data") else body["errors"][0]["extensions"]
 
 
@@ -77,6 +80,7 @@ async def test_registering_in_another_brand_is_forbidden(service: Service) -> No
         ({"id": "a\u0000"}, ["input", "id"], "nul"),
         ({"externalIds": ["mrn"]}, ["input", "externalIds"], "object"),
         ({"externalIds": {"secret name": 7}}, ["input", "externalIds"], "string"),
+        ({"externalIds": {f"system {n}": "7" for n in range(21)}}, ["input", "externalIds"], "too_many"),
     ],
 )
 async def test_a_registration_that_breaks_a_rule_is_invalid_input(
