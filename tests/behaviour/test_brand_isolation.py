@@ -211,6 +211,20 @@ async def test_their_records_as_federated_entities_are_like_unknown_ones(
     await assert_indistinguishable(subgraph, statements, request)
 
 
+async def test_a_worklist_of_their_patient_is_like_that_of_an_unknown_one(service: Service, theirs, statements) -> None:
+    async def request(which: str):
+        patient_id = theirs["patient_id"] if which == "theirs" else "patient-" + uuid4().hex[:12]
+        query = """query ($ids: [ID!]!) {
+          encounters(where: {patientId: $ids}) { totalCount nodes { id notes } pageInfo { endCursor } }
+          encounterCounts(by: STATUS, where: {patientId: $ids}) { key count } }"""
+        body = {"query": query, "variables": {"ids": [patient_id]}}
+        response = await service.rest("POST", "/graphql", json=body, headers=SAME_ID)
+        assert response.json()["data"]["encounters"]["totalCount"] == 0
+        return response
+
+    await assert_indistinguishable(service, statements, request)
+
+
 async def test_a_cursor_of_their_list_is_like_an_invalid_one(service: Service, cast: Cast, theirs) -> None:
     query = """query ($id: ID!, $after: String) {
       patient(id: $id) { encounters(after: $after) { pageInfo { endCursor } } } }"""
@@ -325,6 +339,7 @@ def test_every_path_of_the_schema_to_a_record_is_attacked() -> None:
 
     assert leading_to_records == {
         "Query.encounter",
+        "Query.encounters",
         "Query.patient",
         "Query.patients",
         "Query._entities",
