@@ -48,6 +48,14 @@ def long_lists() -> Iterator[Request]:
         yield _graphql(query)
 
 
+def worklists() -> Iterator[Request]:
+    """Yield requests for the longest pages, totals and counts of the brand."""
+    page = "encounters(first: 100, orderBy: SCHEDULED_AT_DESC) { totalCount nodes { id notes } }"
+    counts = "encounterCounts(by: CREATED_DAY) { key count }"
+    for _ in count():
+        yield _graphql(f"{{ {page} {counts} }}")
+
+
 def rest_lists() -> Iterator[Request]:
     """Yield requests for the longest pages over REST."""
     for _ in count():
@@ -69,7 +77,15 @@ def refused_requests() -> Iterator[Request]:
 
 ATTACKS: dict[str, Callable[[], Iterator[Request]]] = {
     attack.__name__: attack
-    for attack in (conflicting_documents, repeated_fields, long_lists, rest_lists, recordings, refused_requests)
+    for attack in (
+        conflicting_documents,
+        repeated_fields,
+        long_lists,
+        worklists,
+        rest_lists,
+        recordings,
+        refused_requests,
+    )
 }
 
 
