@@ -28,4 +28,4 @@ class EncounterVersion(Table, table=True):
     reason: str | None = Field(default=None, sa_type=Text)
     """The reason, in the words of the person who made the change: as clinical as the notes."""
     changes: str = Field(sa_type=JSONB)
-    """Each changed column, with its value before and after; empty for the first version."""
+    """Each changed column, with its value before and after. Of a first version: status and times, unless scheduled."""

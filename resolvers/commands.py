@@ -5,9 +5,9 @@ message that states the rule and never repeats the value.
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from enum import EnumType
 from typing import Annotated, Any, Self
 from uuid import UUID
@@ -264,7 +264,7 @@ def misspelt(right: str) -> Violation:
     return Violation(f"/{right}", "misspelt_name", "must be spelt exactly so; a misspelling was sent", allowed=[right])
 
 
-class RecordEncounter(Command):
+class EncounterBody(Command):
     """The data of an encounter to record."""
 
     brand_id: Annotated[Text, AfterValidator(_not_empty), _schema(type="string", minLength=1)] = Field(
@@ -281,6 +281,59 @@ class RecordEncounter(Command):
     )
     notes: Notes = Field(default=None, description="The clinician's notes.")
     metadata: MetadataText = Field(default="{}", description="Additional data as an object; stored as sent.")
+
+
+CLOCK_ALLOWANCE = timedelta(minutes=1)
+"""How far a sent time may be ahead of this machine's clock, because the clocks of callers differ."""
+
+_NONE, _BOTH = frozenset[str](), frozenset({"started_at", "ended_at"})
+TIMES_OF_STATUS: Mapping[EncounterStatus, Sequence[frozenset[str]]] = {
+    EncounterStatus.SCHEDULED: [_NONE],
+    EncounterStatus.IN_PROGRESS: [frozenset({"started_at"})],
+    EncounterStatus.COMPLETED: [_BOTH],
+    EncounterStatus.CANCELLED: [_NONE, _BOTH],
+    EncounterStatus.NO_SHOW: [_NONE, _BOTH],
+}
+"""The statuses with which an encounter can be recorded, and the times that each may have."""
+
+
+class RecordEncounter(EncounterBody):
+    """The data of an encounter to record, with the status that it has already. GraphQL and imports accept it."""
+
+    status: Annotated[EncounterStatus | None, Field(strict=False), BeforeValidator(refuse_null)] = None
+    started_at: Instant = None
+    ended_at: Instant = None
+
+    @classmethod
+    def read(cls, members: Mapping[str, Any], limits: InputLimits, *, strict: bool = False) -> Self:
+        """Validate `members` as `Command.read` does, and that status and times agree."""
+        command = super().read(members, limits, strict=strict)
+        sends_any = not members.keys().isdisjoint({"status", *_BOTH})
+        if sends_any and (violations := list(_disagreements(command))):
+            raise InvalidInput([replace(each, received=_received(members, (each.pointer[1:],))) for each in violations])
+        return command
+
+
+def _disagreements(command: RecordEncounter) -> Iterator[Violation]:
+    times = {"started_at": command.started_at, "ended_at": command.ended_at}
+    sent = {name: at for name, at in times.items() if at is not None}
+    if command.status is EncounterStatus.ENTERED_IN_ERROR:
+        message = "must not be entered in error; record the encounter, then mark it"
+        yield Violation("/status", "recorded_status", message)
+    elif sent.keys() not in (accepted := TIMES_OF_STATUS[command.status or EncounterStatus.SCHEDULED]):
+        need = "with the other time" if _NONE in accepted else "with this status"
+        excess = "must be left out with this status" if command.status else "must be sent with a status, or left out"
+        for name in times:
+            if name in accepted[-1] and name not in sent:
+                yield Violation(f"/{name}", "recorded_status", f"is required {need}")
+            if name in sent and name not in accepted[-1]:
+                yield Violation(f"/{name}", "recorded_status", excess)
+    latest = datetime.now(UTC) + CLOCK_ALLOWANCE
+    for name, at in sent.items():
+        if at > latest:
+            yield Violation(f"/{name}", "future", "must not be in the future")
+    if len(sent) == len(times) and sent["ended_at"] < sent["started_at"]:
+        yield Violation("/ended_at", "time_order", "must not be before the start")
 
 
 class Change(Command):

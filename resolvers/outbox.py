@@ -45,6 +45,7 @@ CHANGED_PAYLOAD = IDENTITY | {"version": "version", "changed_at": "updated_at"}
 async def append_event(connection: Connection, encounter: Encounter, kind: EncounterEventKind) -> None:
     """Append an event of an encounter: its id, patient, brand, type and time. Nothing clinical."""
     recorded = kind is EncounterEventKind.RECORDED
+    # `default=str` serializes asyncpg's UUID type, which orjson does not know.
     payload = {} if recorded else {"kind": kind}
     for name, source in (RECORDED_PAYLOAD if recorded else CHANGED_PAYLOAD).items():
         payload[name] = getattr(encounter, source)

@@ -24,6 +24,9 @@ RuleId = Literal[
     "uuid",
     "date_time",
     "offset",
+    "recorded_status",
+    "future",
+    "time_order",
     "nul",
     "surrogate",
     "idempotency_key",
@@ -176,6 +179,31 @@ RULES: Mapping[RuleId, Rule] = {
         "body",
         '{"brand_id": "loop", "encounter_type": "lab", "scheduled_at": "2026-01-31T09:30:00"}',
         '{"brand_id": "loop", "encounter_type": "lab", "scheduled_at": "2026-01-31T09:30:00+01:00"}',
+    ),
+    "recorded_status": Rule(
+        "An encounter is recorded with the times of its status: `completed` with the start and the end, `in_progress` "
+        "with the start, `cancelled` and `no_show` with both or none, `scheduled` or no status with none. "
+        "`entered_in_error` is refused: record the encounter, then mark it.",
+        "import",
+        '{"patient_id": "p-1", "brand_id": "loop", "encounter_type": "lab", "status": "in_progress"}',
+        '{"patient_id": "p-1", "brand_id": "loop", "encounter_type": "lab", "status": "in_progress", '
+        '"started_at": "2026-01-31T09:30:00Z"}',
+    ),
+    "future": Rule(
+        "The start and the end of a recorded encounter are not in the future. A minute is allowed for differences "
+        "between clocks. A future visit is recorded as scheduled.",
+        "import",
+        '{"patient_id": "p-1", "brand_id": "loop", "encounter_type": "lab", "status": "in_progress", '
+        '"started_at": "9999-01-31T09:30:00Z"}',
+        '{"patient_id": "p-1", "brand_id": "loop", "encounter_type": "lab", "scheduled_at": "9999-01-31T09:30:00Z"}',
+    ),
+    "time_order": Rule(
+        "The end of a recorded encounter is not before its start.",
+        "import",
+        '{"patient_id": "p-1", "brand_id": "loop", "encounter_type": "lab", "status": "completed", '
+        '"started_at": "2026-01-31T09:30:00Z", "ended_at": "2026-01-31T09:30:00+01:00"}',
+        '{"patient_id": "p-1", "brand_id": "loop", "encounter_type": "lab", "status": "completed", '
+        '"started_at": "2026-01-31T09:30:00Z", "ended_at": "2026-01-31T09:50:00Z"}',
     ),
     "nul": Rule(
         "No string, and no name of a member, contains the character NUL: PostgreSQL cannot store it.",

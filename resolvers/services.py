@@ -70,6 +70,8 @@ class NewEncounter(NamedTuple):
     client_id: str
     key: str | None
     request_hash: bytes | None
+    changes: str = "{}"
+    """The changes of the first version, as JSON text (see `resolvers.encounters.history`)."""
 
 
 class Insertion(NamedTuple):

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from models import Encounter
 from resolvers import json_text
 from resolvers.access import Permission
-from resolvers.commands import RecordEncounter
+from resolvers.commands import EncounterBody
 from resolvers.encounters.dry_run import dry_run_encounter
 from resolvers.encounters.offset_pages import list_encounters_by_offset
 from resolvers.encounters.published import published
@@ -30,7 +30,7 @@ from rest.responses import json_answer, json_bytes, write_json
 PATIENT_ENCOUNTERS = "/v1/patients/{patient_id}/encounters"
 PATIENT_ENCOUNTER = f"{PATIENT_ENCOUNTERS}/{{encounter_id}}"
 
-BODY_MEMBERS = frozenset(RecordEncounter.model_fields)
+BODY_MEMBERS = frozenset(EncounterBody.model_fields)
 
 MAX_OFFSET = 2**63 - 1
 
@@ -44,7 +44,7 @@ async def post_encounter(request: Request) -> Response:
     require_json_is_accepted(request)
     if strict := is_strict(request):
         context = replace(context, strict=True)
-    asked = (context, request.path_params["patient_id"], await _members(request), _key(request))
+    asked = (context, request.path_params["patient_id"], await _members(request), _key(request), EncounterBody)
     recording = await (dry_run_encounter if _validate_only(request, strict) else record_encounter)(*asked)
     if recording is None:
         return json_answer(_valid(ignored_of(request.scope)))

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from models import MEMBERS, EncounterStatus, EncounterType, Kind, Member
 from resolvers import errors
 from resolvers.access import DEFAULT_SCOPES, Permission, Scopes, describe_scopes
-from resolvers.commands import RecordEncounter
+from resolvers.commands import EncounterBody
 from resolvers.encounters.published import PUBLISHED
 from resolvers.errors import GatewayError, Shape, Violation
 from resolvers.paging import PageLimits
@@ -148,7 +148,7 @@ def _derived(request_id: str) -> Json:
         "encounter.patient_id": encounter["patient_id"],
         "example.encounter": example,
         "example.encounter_id": example["id"],
-        "example.command": {name: example[name] for name in RecordEncounter.model_fields},
+        "example.command": {name: example[name] for name in EncounterBody.model_fields},
         "example.valid": VALID,
         "example.rule": RULES["required"].means,
         "schema.RecordEncounter": _schema_of_command(),
@@ -187,7 +187,7 @@ class _WithoutDefaults(GenerateJsonSchema):
 
 def _schema_of_command() -> Json:
     """Return the schema by pydantic, without its titles and with enums as references to components."""
-    schema: Json = RecordEncounter.model_json_schema(
+    schema: Json = EncounterBody.model_json_schema(
         schema_generator=_WithoutDefaults, ref_template="#/components/schemas/{model}"
     )
     del schema["$defs"], schema["title"]

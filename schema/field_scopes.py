@@ -9,13 +9,14 @@ from graphql import GraphQLObjectType, GraphQLSchema
 
 from resolvers.access import Permission, Scopes, describe_scopes
 
-FIELDS: Mapping[str, Permission] = {
+FIELDS: Mapping[str, Permission | None] = {
     "Query.encounters": Permission.READ_ENCOUNTERS,
     "Query.encounter": Permission.READ_ENCOUNTERS,
     "Query.encounterCounts": Permission.READ_ENCOUNTERS,
     "Query.patient": Permission.READ_PATIENTS,
     "Query.patients": Permission.READ_PATIENTS,
     "Query.submission": Permission.FIND_SUBMISSION,
+    "Query.viewer": None,
     "Patient.encounters": Permission.READ_ENCOUNTERS,
     "Encounter.history": Permission.READ_ENCOUNTERS,
     "EncounterRecorded.possibleDuplicates": Permission.READ_ENCOUNTERS,
@@ -34,7 +35,7 @@ FIELDS: Mapping[str, Permission] = {
     "Mutation.undoStartEncounter": Permission.CHANGE_ENCOUNTER,
     "Subscription.encounterEvents": Permission.READ_ENCOUNTERS,
 }
-"""Every root field, and every other field that needs a permission beyond that of its parent."""
+"""Every root field, and every other field that needs a permission beyond that of its parent. None: any caller may."""
 
 ENTITIES: Mapping[str, Permission] = {
     "Encounter": Permission.READ_ENCOUNTERS,
@@ -61,4 +62,5 @@ def add_scopes(schema: GraphQLSchema, scopes: Scopes) -> None:
         if not isinstance(parent, GraphQLObjectType) or field_name not in parent.fields:
             raise ValueError(f"a permission is listed for {path}, which is not a field")
         field = parent.fields[field_name]
-        field.description = f"{field.description}\n\n{describe_scopes(scopes[operation])}"
+        needed = "Requires no scope." if operation is None else describe_scopes(scopes[operation])
+        field.description = f"{field.description}\n\n{needed}"

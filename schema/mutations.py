@@ -7,7 +7,7 @@ from uuid import UUID
 import strawberry
 from strawberry import UNSET
 
-from models import EncounterAction, EncounterType
+from models import EncounterAction, EncounterStatus, EncounterType
 from resolvers.context import Context
 from resolvers.encounters.dry_run import dry_run_encounter
 from resolvers.encounters.lifecycle import change_encounter
@@ -47,6 +47,18 @@ class RecordEncounterInput:
     notes: str | None = strawberry.field(default=UNSET, description="At most 50,000 characters.")
     metadata: JSON | None = strawberry.field(
         default=UNSET, description="An object, at most 64 KiB of JSON and 32 levels deep."
+    )
+    status: EncounterStatus | None = strawberry.field(
+        default=UNSET,
+        description="The status that the encounter has already; `SCHEDULED` if it is left out. `ENTERED_IN_ERROR` is "
+        "refused. Each status needs its times: see the rule `recorded_status`.",
+    )
+    started_at: datetime | None = strawberry.field(
+        default=UNSET,
+        description="The time of the start, not in the future. Required by `IN_PROGRESS` and `COMPLETED`.",
+    )
+    ended_at: datetime | None = strawberry.field(
+        default=UNSET, description="The time of the end, not in the future. Required by `COMPLETED`."
     )
 
 

@@ -8,7 +8,7 @@ import strawberry
 from strawberry import UNSET
 
 from models import EncounterOrder
-from resolvers.access import Permission
+from resolvers.access import Permission, resolve_brand
 from resolvers.commands import EncountersFilter
 from resolvers.encounters.submissions import SubmissionState, find_submission
 from resolvers.encounters.worklists import MOST_GROUPS, EncounterDimension, count_by
@@ -64,6 +64,21 @@ class EncounterCountType:
         description="The value, a day as `2026-11-30`; null for encounters without a provider, or not scheduled."
     )
     count: int
+
+
+strawberry.enum(Permission, name="Operation", description="An operation that scopes allow.")
+
+
+@strawberry.type(description="The caller, as the token and the acting brand tell.")
+class Viewer:
+    client_id: str = strawberry.field(description="The OAuth client.")
+    user_id: str | None = strawberry.field(description="The person who acts through the client, if there is one.")
+    brand_id: str | None = strawberry.field(
+        description="The acting brand: the token's, else that of `X-Brand-Id`. Null for a machine client that named "
+        "none."
+    )
+    scopes: list[str] = strawberry.field(description="The scopes of the token, sorted.")
+    can: list[Permission] = strawberry.field(description="The operations that the scopes allow.")
 
 
 @strawberry.type
@@ -141,3 +156,17 @@ class Query:
             return await find_submission(info.context.context, key)  # type: ignore[return-value]
         except InvalidInput as error:
             raise InvalidInput([replace(each, pointer="/key") for each in error.violations]) from None
+
+    @strawberry.field(
+        description="The caller, for what an application shows or hides. It reads no data of a patient, and is not "
+        "audited."
+    )
+    def viewer(self, info: Info) -> Viewer:
+        context = info.context.context
+        return Viewer(
+            client_id=context.caller.client_id,
+            user_id=context.caller.user_id,
+            brand_id=resolve_brand(context.caller, context.stated_brand_id),
+            scopes=sorted(context.caller.scopes),
+            can=[operation for operation in Permission if context.may(operation)],
+        )

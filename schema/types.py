@@ -13,6 +13,7 @@ from strawberry.utils.str_converters import to_camel_case
 
 import models
 from models import EncounterAction, EncounterEventKind, EncounterOrder, EncounterStatus, EncounterType
+from resolvers.access import Permission
 from resolvers.commands import MOST_VALUES, EncounterFilter, ListFilter
 from resolvers.context import Context
 from resolvers.encounters import history as versions
@@ -79,7 +80,10 @@ class EncounterVersion:
     changed_by: str = strawberry.field(description="The actor: the person, or the client if there is none.")
     reason: str | None = strawberry.field(description="The reason of the change, as text that the caller sent.")
 
-    @strawberry.field(description="The members that changed since the previous version; empty for the first version.")
+    @strawberry.field(
+        description="The members that changed since the previous version. In the first version: the status and the "
+        "times, if the encounter was recorded with another status than `SCHEDULED`."
+    )
     def changes(self, root: strawberry.Parent[versions.Version]) -> list[EncounterChange]:
         return [EncounterChange(**_shown(change)) for change in root.changes]
 
@@ -88,7 +92,7 @@ def _shown(change: versions.Change) -> dict[str, Any]:
     # GraphQL enum values are upper-case; the database stores lower-case values.
     values = {"before": change.before, "after": change.after}
     if change.member in ENUM_MEMBERS:
-        values = {side: value.upper() for side, value in values.items()}
+        values = {side: value if value == "null" else value.upper() for side, value in values.items()}
     return {"member": to_camel_case(change.member), **values}
 
 
@@ -116,9 +120,11 @@ class Encounter:
     updated_at: datetime = strawberry.field(description="The time at which the gateway last changed it.")
     version: int = strawberry.field(description="The number of the version, from 1.")
 
-    @strawberry.field(description="The actions that the status allows.")
-    def allowed_actions(self, root: strawberry.Parent[models.Encounter]) -> list[EncounterAction]:
-        return allowed_actions(root.status)
+    @strawberry.field(
+        description="The actions that the status allows. Empty for a caller who may not change encounters."
+    )
+    def allowed_actions(self, root: strawberry.Parent[models.Encounter], info: Info) -> list[EncounterAction]:
+        return allowed_actions(root.status) if info.context.context.may(Permission.CHANGE_ENCOUNTER) else []
 
     @strawberry.field(
         description=f"The versions of the encounter, oldest first. At most {MOST_VERSIONS} are returned; "

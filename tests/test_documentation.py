@@ -14,7 +14,7 @@ from gateway.observability.metrics import REGISTRY
 from gateway.settings import PREFIX, Settings
 from models import MEMBERS, EncounterStatus
 from resolvers.access import DEFAULT_SCOPES
-from resolvers.commands import AmendEncounter, Command, RecordEncounter, Reschedule
+from resolvers.commands import AmendEncounter, Command, EncounterBody, RecordEncounter, Reschedule
 from resolvers.encounters.lifecycle import LIFECYCLE
 from resolvers.errors import GatewayError
 from rest.errors import status_of
@@ -102,10 +102,13 @@ def members_table() -> str:
         if member.published:
             value = f"{member.kind.name.lower()}{' or null' if member.optional else ''}"
             commands: dict[str, type[Command]] = {
-                "recording": RecordEncounter,
+                "recording": EncounterBody,
+                "recording over GraphQL": RecordEncounter,
                 "rescheduling": Reschedule,
                 "amending": AmendEncounter,
             }
+            if member.name in EncounterBody.model_fields:
+                del commands["recording over GraphQL"]
             sent = ", ".join(name for name, command in commands.items() if member.name in command.model_fields)
             clinical = "yes" if member.clinical else ""
             rows.append(f"| `{member.name}` | `{member.graphql_name}` | {value} | {sent} | {clinical} |")

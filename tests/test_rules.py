@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import pytest
 
+from gateway.importers.encounters import EncounterLine
 from gateway.importers.patients import MAX_LINE_BYTES, TABLE
 from gateway.importers.reader import LineReader, Refusal, Unknown, opened, records_of
 from resolvers.commands import DEFAULT_LIMITS
@@ -139,8 +140,9 @@ async def test_an_example_of_a_document(service: Service, cast: Cast, example: s
 
 @in_place("import")
 def test_an_example_of_a_line(example: str, name: str, broken: bool) -> None:
+    line = json.loads(example)
     try:
-        RegisterPatient.read(json.loads(example), DEFAULT_LIMITS)
+        (EncounterLine if "patient_id" in line else RegisterPatient).read(line, DEFAULT_LIMITS)
         rules = []
     except InvalidInput as error:
         rules = [violation.rule for violation in error.violations]

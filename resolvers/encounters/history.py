@@ -65,14 +65,10 @@ async def append_version(
     encounter: Encounter,
     kind: EncounterEventKind,
     *,
-    changes: Mapping[str, tuple[Any, Any]] | None = None,
+    changes: Mapping[str, tuple[Any, Any]],
     reason: str | None = None,
 ) -> None:
     """Append the current version of an encounter; `changes` maps columns to their values before and after."""
-    shown = {
-        name: {"before": _json_value(name, before), "after": _json_value(name, after)}
-        for name, (before, after) in (changes or {}).items()
-    }
     await connection.fetch(
         APPEND_VERSION,
         patient_id=encounter.patient_id,
@@ -85,8 +81,17 @@ async def append_version(
         actor_id=context.caller.actor_id,
         request_id=context.request_id,
         reason=reason,
-        changes=json_text.write(shown),
+        changes=json_of(changes),
     )
+
+
+def json_of(changes: Mapping[str, tuple[Any, Any]]) -> str:
+    """Return the changes of a version as JSON text; they map columns to their values before and after."""
+    shown = {
+        name: {"before": _json_value(name, before), "after": _json_value(name, after)}
+        for name, (before, after) in changes.items()
+    }
+    return json_text.write(shown)
 
 
 def _json_value(column: str, value: Any) -> Any:

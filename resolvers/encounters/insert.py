@@ -27,7 +27,7 @@ COLUMNS = {
     if name not in {"created_at", "updated_at"}
 } | {
     "entry_id": "uuid", "event_id": "uuid", "actor_type": "text", "actor_id": "text", "actor_brand_id": "text",
-    "request_id": "text", "client_id": "text", "key": "text", "request_hash": "bytea",
+    "request_id": "text", "client_id": "text", "key": "text", "request_hash": "bytea", "changes": "text",
 }  # fmt: skip
 """The SQL types of the values that are sent for each recording. A JSON object keeps the text that was sent."""
 
@@ -70,7 +70,9 @@ versioned AS (
     INSERT INTO patient_graph.encounter_versions (
         patient_id, encounter_id, version, brand_id, kind, changed_at, actor_type, actor_id, request_id, changes
     )
-    SELECT patient_id, id, version, brand_id, 'recorded', created_at, actor_type, actor_id, request_id, '{{}}'
+    SELECT
+        patient_id, id, version, brand_id, 'recorded', created_at, actor_type, actor_id, request_id,
+        CAST(changes AS jsonb)
     FROM inserted
 ),
 audited AS (

@@ -226,10 +226,9 @@ def _moved(before: Mapping[str, Any], target: EncounterStatus | None, now: datet
             return {"status": target, "started_at": now}
         case EncounterStatus.SCHEDULED:
             return {"status": target, "started_at": None}
-        case EncounterStatus.COMPLETED:
-            return {"status": target, "ended_at": now}
-        case EncounterStatus.CANCELLED if before["started_at"] is not None:
-            return {"status": target, "ended_at": now}
+        case EncounterStatus.COMPLETED | EncounterStatus.CANCELLED if before["started_at"] is not None:
+            # A start that a caller sent may be up to `CLOCK_ALLOWANCE` ahead of the database's clock.
+            return {"status": target, "ended_at": max(now, before["started_at"])}
         case _:
             return {"status": target}
 

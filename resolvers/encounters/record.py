@@ -12,9 +12,9 @@ from sqlalchemy import bindparam, insert
 from models import MEMBERS, Encounter, EncounterEventKind, EncounterStatus
 from resolvers.access import Permission
 from resolvers.audit import append_entry, encounter_event
-from resolvers.commands import RecordEncounter
+from resolvers.commands import EncounterBody, RecordEncounter
 from resolvers.context import Context
-from resolvers.encounters.history import append_version
+from resolvers.encounters.history import append_version, json_of
 from resolvers.encounters.published import published
 from resolvers.encounters.read import TABLE, encounter_of_key
 from resolvers.errors import PatientNotFound, TemporarilyUnavailable
@@ -60,16 +60,20 @@ def require_recorder(context: Context) -> Recorder:
 
 
 async def record_encounter(
-    context: Recorder, patient_id: str, members: Mapping[str, Any], key: str | None = None
+    context: Recorder,
+    patient_id: str,
+    members: Mapping[str, Any],
+    key: str | None = None,
+    kind: type[EncounterBody] = RecordEncounter,
 ) -> Recording:
     """Record an encounter; exactly once, if the caller names an idempotency key.
 
-    `members` are those of the `RecordEncounter` command, unvalidated: the brand is checked before the other members.
-    Raises `Forbidden`, `InvalidInput`, `IdempotencyKeyReused`, `PatientNotFound`, `TemporarilyUnavailable` or
+    `members` are those of the command `kind`, unvalidated: the brand is checked before the other members. Raises
+    `Forbidden`, `InvalidInput`, `IdempotencyKeyReused`, `PatientNotFound`, `TemporarilyUnavailable` or
     `OutcomeUnknown`, in this order.
     """
     brand_id = context.acting_brand(members.get("brand_id"))
-    command = RecordEncounter.read(members, context.services.input_limits, strict=context.strict)
+    command = kind.read(members, context.services.input_limits, strict=context.strict)
     claim = None if key is None else claim_of(key, context, brand_id, patient_id, command)
 
     columns = columns_of(command, patient_id)
@@ -81,16 +85,19 @@ async def record_encounter(
     return Recording(recorded(columns, insertion.created_at))
 
 
-def columns_of(command: RecordEncounter, patient_id: str) -> dict[str, Any]:
-    """Return the row of a new encounter: scheduled, at version 1, without the times of recording."""
-    return {
-        **ABSENT,
-        "patient_id": patient_id,
-        "id": new_id(),
-        "status": EncounterStatus.SCHEDULED,
-        "version": 1,
-        **command.given(),
-    }
+def columns_of(command: EncounterBody, patient_id: str) -> dict[str, Any]:
+    """Return the row of a new encounter: at version 1, scheduled without a status, without the times of recording."""
+    columns = {**ABSENT, "patient_id": patient_id, "id": new_id(), "version": 1, **command.given()}
+    if columns.get("status") is None:
+        columns["status"] = EncounterStatus.SCHEDULED
+    return columns
+
+
+def first_changes(columns: Mapping[str, Any]) -> dict[str, tuple[None, Any]]:
+    """Return the changes of the first version: the status and the times of an encounter that is not scheduled."""
+    if columns["status"] is EncounterStatus.SCHEDULED:
+        return {}
+    return {name: (None, columns[name]) for name in ("status", "started_at", "ended_at") if columns[name] is not None}
 
 
 def recorded(columns: Mapping[str, Any], at: datetime) -> Encounter:
@@ -115,6 +122,7 @@ async def _insert(context: Context, brand_id: str, columns: Mapping[str, Any], c
         client_id=caller.client_id,
         key=claim.key if claim else None,
         request_hash=claim.request_hash if claim else None,
+        changes=json_of(first_changes(columns)),
     )
     return await context.services.batcher.insert(brand_id, new)
 
@@ -157,7 +165,7 @@ async def insert_encounter(
     """Insert an encounter with its version, its audit entry and its event; its key must be claimed already."""
     encounter = recorded(columns, now)
     await connection.fetch(INSERT_ENCOUNTER, **columns, created_at=now, updated_at=now)
-    await append_version(connection, context, encounter, RECORDED)
+    await append_version(connection, context, encounter, RECORDED, changes=first_changes(columns))
     await append_entry(connection, context, encounter_event(RECORDED), encounter)
     await append_event(connection, encounter, RECORDED)
     return encounter

@@ -82,7 +82,10 @@ def plan_of(document: DocumentNode, operation: OperationDefinitionNode) -> "AnyP
 
 
 class Plan:
-    """The plan of one query. It caches one variant for each set of values of the `@skip` and `@include` variables."""
+    """The plan of one query. It caches one variant for each set of values of the `@skip` and `@include` variables.
+
+    Callers who may not change encounters have variants of their own: their `allowedActions` are empty.
+    """
 
     def __init__(self, document: DocumentNode, operation: OperationDefinitionNode) -> None:
         """Read the document. Raise `Unplannable` if no plan can serve it, whatever the variables."""
@@ -96,7 +99,7 @@ class Plan:
 
     async def run(self, sent: Variables, context: Context) -> bytes:
         """Return the JSON of `data`. Raise `Unplannable`, or the error of the database or of a size limit."""
-        variant, variables = self._settled(sent)
+        variant, variables = self._settled(sent, may_change=context.may(Permission.CHANGE_ENCOUNTER))
         return await variant.run(variables, context)
 
     def failed(self, error: Exception, sent: Variables) -> ExecutionResult:
@@ -106,7 +109,7 @@ class Plan:
 
     async def explain(self, sent: Variables, context: Context) -> Explained:
         """Return PostgreSQL's execution plan for the query. Raise what `run` raises."""
-        variant, variables = self._settled(sent)
+        variant, variables = self._settled(sent, may_change=context.may(Permission.CHANGE_ENCOUNTER))
         return await variant.explain(variables, context)
 
     def weight(self, tokens: int) -> int:
@@ -114,21 +117,22 @@ class Plan:
         statements = sum(each.kept_characters for each in self._variants.values() if each)
         return max(len(self._variants) - 1, 0) * BYTES_OF_A_TOKEN * tokens + 2 * statements
 
-    def _settled(self, sent: Variables) -> "tuple[Variant, dict[str, Any]]":
+    def _settled(self, sent: Variables, *, may_change: bool = True) -> "tuple[Variant, dict[str, Any]]":
         variables = coerced(self._definitions, sent)
-        outcome = tuple(variables.get(name) for name in self._conditions)
+        outcome = (may_change, *(variables.get(name) for name in self._conditions))
         if None in outcome:
             raise Unplannable
         if outcome not in self._variants:
-            self._variants[outcome] = self._variant(variables)
+            self._variants[outcome] = self._variant(variables, may_change=may_change)
         variant = self._variants[outcome]
         if variant is None:
             raise Unplannable
         return variant, variables
 
-    def _variant(self, variables: Variables) -> "Variant | None":
+    def _variant(self, variables: Variables, *, may_change: bool) -> "Variant | None":
+        reader = Reader(self._fragments, variables, may_change=may_change)
         try:
-            return Variant(Reader(self._fragments, variables).roots(self._operation.selection_set))
+            return Variant(reader.roots(self._operation.selection_set))
         except Unplannable:
             return None
 

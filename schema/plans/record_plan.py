@@ -25,7 +25,7 @@ from graphql import (
     located_error,
 )
 
-from models import MEMBERS, Encounter, EncounterType, Kind, Member
+from models import MEMBERS, Encounter, EncounterStatus, EncounterType, Kind, Member
 from resolvers import json_text
 from resolvers.access import Permission
 from resolvers.context import Context
@@ -76,7 +76,8 @@ class RecordPlan:
         """Record the encounter, and return the JSON of `data`.
 
         Raises:
-            Unplannable: The variables are unsupported, or the caller may not read patients; nothing was recorded.
+            Unplannable: The variables are unsupported, or a selected field needs another permission; nothing was
+                recorded.
             GatewayError: Recording was refused or failed, and the result union has no member for the error.
             AnswerTooLarge: The encounter was recorded, but the response exceeds its limit.
             AnswerMemoryFull: The encounter was recorded, but the process has no memory left for the response.
@@ -88,6 +89,8 @@ class RecordPlan:
             raise Unplannable
         if self._shows_patient:
             _require_patients(context)
+        if ENCOUNTER["allowed_actions"] in self._parts and not context.may(Permission.CHANGE_ENCOUNTER):
+            raise Unplannable
         try:
             recording = await record_encounter(require_recorder(context), patient_id, _command(members), key)
         except GatewayError as error:
@@ -127,6 +130,8 @@ def _arguments(node: FieldNode) -> Value:
 def _command(members: dict[str, Any]) -> dict[str, Any]:
     command = {RECORDING[name]: value for name, value in members.items()}
     command["encounter_type"] = EncounterType[command["encounter_type"]]
+    if command.get("status") is not None:
+        command["status"] = EncounterStatus[command["status"]]
     return command
 
 

@@ -172,7 +172,8 @@ def fits_recording(members: Any) -> bool:
     for name, types in _STRINGS.items():
         if not isinstance(members.get(name), types):
             return False
-    return members["encounterType"] in ENUMS["EncounterType"]
+    status = members.get("status")
+    return members["encounterType"] in ENUMS["EncounterType"] and (status is None or status in ENUMS["EncounterStatus"])
 
 
 def coerced(definitions: Sequence[VariableDefinitionNode], sent: Variables) -> dict[str, Any]:
@@ -258,11 +259,15 @@ def _variable_of(node: ValueNode) -> str | None:
 
 
 class Reader:
-    """Builds the tree of an operation for one set of values of the variables in `@skip` and `@include`."""
+    """Builds the tree of an operation for one set of values of the variables in `@skip` and `@include`.
 
-    def __init__(self, fragments: Fragments, variables: Variables) -> None:
+    Without `may_change`, the caller may not change encounters, and the field `allowedActions` becomes `no_actions`.
+    """
+
+    def __init__(self, fragments: Fragments, variables: Variables, *, may_change: bool = True) -> None:
         self._fragments = fragments
         self._variables = variables
+        self._may_change = may_change
         self._pages = 0
 
     def roots(self, selections: SelectionSetNode) -> list[Root]:
@@ -326,6 +331,8 @@ class Reader:
             elif below[0].selection_set:
                 # A nested object that plans do not support: the history, or the federated provider.
                 raise Unplannable
+            elif name == "allowedActions" and not self._may_change:
+                fields.append((key, Member("no_actions")))
             else:
                 fields.append((key, Member(to_snake_case(name) if name != "__typename" else name)))
         return fields

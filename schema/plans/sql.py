@@ -389,7 +389,7 @@ def _edge_pieces(put: Placeholder, bound: BoundPage, fields: Sequence[tuple[str,
 
 
 def _encounter_pieces(row: str, fields: Sequence[tuple[str, Any]]) -> list[Piece]:
-    columns = members_of(row, upper=True)
+    columns = members_of(row, upper=True) | {"no_actions": [Literal("[]")]}
     members: list[tuple[str, Sequence[Piece]]] = []
     for key, each in fields:
         if isinstance(each, Member):

@@ -8,7 +8,10 @@ from gateway.settings import Settings
 from tests.cast import Cast
 from tests.doors import RECORD, Service, json_body
 
-INPUT = ["brandId", "encounterType", "providerId", "scheduledAt", "chiefComplaint", "notes", "metadata"]
+INPUT = [
+    "brandId", "encounterType", "providerId", "scheduledAt", "chiefComplaint", "notes", "metadata", "status",
+    "startedAt", "endedAt",
+]  # fmt: skip
 MANY = "mutation ($many: [RecordEncountersItem!]!) { recordEncounters(input: $many) { results { __typename } } }"
 AMEND = 'mutation ($input: AmendEncounterInput!) { amendEncounter(id: "x", input: $input) { __typename } }'
 LIST = 'query ($where: EncounterFilter) { patient(id: "x") { encounters(where: $where) { totalCount } } }'

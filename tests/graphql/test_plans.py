@@ -21,7 +21,7 @@ import schema.plans.record_plan
 from gateway.database.database import PoolConnection
 from gateway.database.migrate import migrate
 from gateway.settings import Settings
-from resolvers.access import Caller
+from resolvers.access import Caller, Permission
 from resolvers.errors import (
     AnswerMemoryFull,
     AnswerTooLarge,
@@ -56,6 +56,8 @@ CALLERS = {
     "registrar": Caller("registrar", frozenset({"read:patients"}), brand_id="loop"),
     "auditor": Caller("auditor", frozenset({"read:encounters"}), brand_id="loop"),
     "recorder": Caller("recorder", frozenset({"write:encounters"}), brand_id="loop"),
+    "clinician": Caller("clinician", frozenset({"manage:encounters"}), brand_id="loop"),
+    "receptionist": Caller("receptionist", frozenset({"write:visits"}), brand_id="loop"),
     "machine": Caller("machine", frozenset({"admin:*"})),
 }
 
@@ -69,7 +71,10 @@ async def clinic(database_url: str) -> AsyncIterator[Service]:
     async def verify(token: str) -> Caller:
         return CALLERS[token]
 
-    async with Service.running(Settings(database_url=database_url, **GENEROUS_LIMITS), verify=verify) as running:
+    # A receptionist may record encounters and not change them.
+    scopes: dict[Permission, tuple[str, ...]] = {Permission.RECORD_ENCOUNTER: ("write:encounters", "write:visits")}
+    clinic_settings = Settings(database_url=database_url, scopes=scopes, **GENEROUS_LIMITS)
+    async with Service.running(clinic_settings, verify=verify) as running:
         yield running
 
 
@@ -519,6 +524,9 @@ def recordings(draw: st.DrawFn, known: Known) -> tuple[str, dict[str, Any]]:
         "chiefComplaint": texts,
         "notes": texts,
         "metadata": st.sampled_from([{}, {"b": 1.5, "ä": [None, "\u0001"]}, [], None, {"a": "\x00"}]),
+        "status": st.sampled_from(["SCHEDULED", "COMPLETED", "NO_SHOW", "ENTERED_IN_ERROR", None]),
+        "startedAt": st.sampled_from(["2026-01-31T09:30:00Z", "2999-01-01T00:00:00Z", None]),
+        "endedAt": st.sampled_from(["2026-01-31T09:50:00.120+01:00", "2026-01-31T09:50:00Z", None]),
     }
     members: dict[str, Any] = draw(st.fixed_dictionaries(needed, optional=optional))
     plain = [
@@ -543,7 +551,8 @@ def recordings(draw: st.DrawFn, known: Known) -> tuple[str, dict[str, Any]]:
     # Each member has its own variable; some optional ones are not sent.
     kinds = {
         "brandId": "String!", "encounterType": "EncounterType!", "providerId": "UUID", "scheduledAt": "DateTime",
-        "chiefComplaint": "String", "notes": "String", "metadata": "JSON",
+        "chiefComplaint": "String", "notes": "String", "metadata": "JSON", "status": "EncounterStatus",
+        "startedAt": "DateTime", "endedAt": "DateTime",
     }  # fmt: skip
     written = {name for name in optional if draw(st.booleans())} | needed.keys() | members.keys()
     declared = " ".join(f"${name}: {kinds[name]}" for name in sorted(written))

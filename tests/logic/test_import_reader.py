@@ -180,8 +180,8 @@ def test_a_nearly_known_column_of_patients_stops_an_import(name: str) -> None:
     ("lines", "report"),
     [
         ("patient_id,brand_id,encounter_type\n", ""),
-        ("patient_id,brand_id,encounter_type,status,tuberculosis\n", "; ignored: status, 1 other"),
-        ("patient_id,brand_id,encounter_type,mrn,dob,ended_at\n", "; ignored: ended_at, 2 others"),
+        ("patient_id,brand_id,encounter_type,created_at,tuberculosis\n", "; ignored: created_at, 1 other"),
+        ("patient_id,brand_id,encounter_type,mrn,dob,updated_at\n", "; ignored: updated_at, 2 others"),
     ],
 )
 def test_other_columns_are_counted_and_only_known_names_are_printed(lines: str, report: str) -> None:
@@ -194,7 +194,7 @@ def test_other_columns_are_counted_and_only_known_names_are_printed(lines: str, 
 
 def test_unknown_members_of_json_lines_follow_the_same_rules() -> None:
     visit: Mapping[str, Any] = {"patient_id": "p-1", "brand_id": "loop", "encounter_type": "lab"}
-    others: list[dict[str, Any]] = [{"note": "tuberculosis"}, {"status": "x", "tuberculosis": 1}, {"mrn": 1}, {}]
+    others: list[dict[str, Any]] = [{"note": "tuberculosis"}, {"created_at": "x", "tuberculosis": 1}, {"mrn": 1}, {}]
     lines = [{**visit, **each} for each in others]
     unknown = Unknown()
 
@@ -204,7 +204,7 @@ def test_unknown_members_of_json_lines_follow_the_same_rules() -> None:
     assert (refused.rules, "tuberculosis" in str(refused)) == (("misspelt_name",), False)
     assert str(refused) == "line 1: notes must be spelt exactly so; a misspelling was sent (misspelt_name)"
     assert [isinstance(each, Record) for each in read_lines] == [True] * 3
-    assert str(unknown) == "; ignored: status, 2 others"
+    assert str(unknown) == "; ignored: created_at, 2 others"
 
 
 def test_invalid_json_is_reported_with_its_column() -> None:

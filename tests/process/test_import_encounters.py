@@ -11,7 +11,7 @@ import tempfile
 import threading
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,43 @@ async def test_an_imported_line_equals_the_same_recording_over_rest(
     assert {k: v for k, v in imported_row.items() if k not in generated} == {
         k: v for k, v in over_rest_row.items() if k not in generated
     }
+
+
+@pytest.mark.parametrize("name", ["e.csv", "e.jsonl"])
+async def test_an_imported_encounter_has_the_status_and_times_of_its_line(
+    import_file: Import, cast: Cast, tmp_path: Path, name: str
+) -> None:
+    patient_id = await cast.patient()
+    columns = ("patient_id", "brand_id", "encounter_type", "status", "started_at", "ended_at")
+    times = ("2019-03-01T09:30:00+01:00", "2019-03-01T09:50:00+01:00")
+    outcomes = [("completed", *times), ("no_show", "", ""), ("", "", ""), ("completed", times[0], "")]
+    rows = [(patient_id, "loop", "lab", *outcome) for outcome in outcomes]
+    csv = "".join(",".join(row) + "\n" for row in (columns, *rows))
+    lines = json_lines({name: value for name, value in zip(columns, row, strict=True) if value} for row in rows)
+
+    closing = await import_file(name, csv if name == "e.csv" else lines)
+
+    assert closing == "3 encounters recorded, 0 recorded already, 1 line refused"
+    (rejected,) = map(json.loads, (tmp_path / f"{name}.rejects.jsonl").read_text().splitlines())
+    assert (rejected["rules"], rejected["reason"]) == (
+        ["recorded_status"],
+        "ended_at is required with this status (recorded_status)",
+    )
+    stored = {row["status"]: (row["started_at"], row["ended_at"]) for row in await cast.rows(patient_id)}
+    assert stored == {
+        "completed": tuple(map(datetime.fromisoformat, times)),
+        "no_show": (None, None),
+        "scheduled": (None, None),
+    }
+    versions = await cast.connection.fetch(
+        "SELECT changes FROM patient_graph.encounter_versions WHERE patient_id = $1", patient_id
+    )
+    after = [{name: of["after"] for name, of in json.loads(version["changes"]).items()} for version in versions]
+    assert sorted(after, key=len) == [
+        {},
+        {"status": "no_show"},
+        {"status": "completed", "started_at": "2019-03-01T08:30:00Z", "ended_at": "2019-03-01T08:50:00Z"},
+    ]
 
 
 async def test_an_imported_encounter_has_its_event_and_audit_entry(import_file: Import, cast: Cast) -> None:
@@ -367,11 +404,11 @@ async def test_a_fault_in_quoted_text_records_nothing_of_the_quoted_text(
 
 async def test_a_line_with_a_misspelt_member_is_refused(import_file: Import, cast: Cast) -> None:
     patient_id = await cast.patient()
-    lines = [visit(patient_id, note=MARKER), visit(patient_id, status="completed", mrn=MARKER), visit(patient_id)]
+    lines = [visit(patient_id, note=MARKER), visit(patient_id, created_at=MARKER, mrn=MARKER), visit(patient_id)]
 
     closing = await import_file("e.jsonl", json_lines(lines))
 
-    assert closing == "2 encounters recorded, 0 recorded already, 1 line refused; ignored: status, 1 other"
+    assert closing == "2 encounters recorded, 0 recorded already, 1 line refused; ignored: created_at, 1 other"
 
 
 async def test_a_misspelt_column_stops_the_import(import_file: Import, cast: Cast) -> None:

@@ -55,7 +55,7 @@ export class NotConvertible extends Error {}
 export function toRest(query, variables, { origin, operationName } = {}) {
   const { patientId, input, idempotencyKey, validateOnly } = call(query, variables, operationName);
   const body = renamed(input, MEMBERS, (field) => {
-    throw new NotConvertible(`RecordEncounterInput has no member ${field}.`);
+    throw new NotConvertible(`A REST body has no member ${field}.`);
   });
   if (typeof body.encounter_type === "string") body.encounter_type = body.encounter_type.toLowerCase();
   const path = `/v1/patients/${encodeURIComponent(patientId)}/encounters${validateOnly ? "?validate_only=true" : ""}`;
