@@ -78,7 +78,8 @@ class _Rule:
 
     def _field(self, type_name: str, node: FieldNode) -> _Field:
         parent: Any = self._schema.type_map[type_name]
-        field = self._schema.get_field(parent, node.name.value)
+        # Not `Schema.get_field`: like graphql-core and graphql-js, the rule knows no type of `__typename`.
+        field = getattr(parent, "fields", {}).get(node.name.value)
         return _Field(parent, node, field and field.type)
 
     def _conflicts_of_calls(self, name: str, part: Sequence[_Field]) -> Iterator[GraphQLError]:
@@ -113,8 +114,8 @@ def _of_one_object(group: list[_Field]) -> list[list[_Field]]:
 
 
 def _conflicts_of_shape(name: str, group: Sequence[_Field]) -> Iterator[GraphQLError]:
-    first = group[0]
-    for each in group[1:]:
+    first, *others = [each for each in group if each.type is not None] or group[:1]
+    for each in others:
         if each.type is not first.type and _shape(each.type) != _shape(first.type):
             reason = f"they return conflicting types '{first.type}' and '{each.type}'"
             yield _conflict(name, reason, first.node, each.node)
