@@ -3,8 +3,8 @@
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Index, Text, text
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import BigInteger, Index, Text, Uuid, text
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlmodel import Field
 
 from models.base import INSTANT, Table
@@ -33,3 +33,11 @@ class OutboxEvent(Table, table=True):
     position: int | None = Field(default=None, sa_type=BigInteger)
     published_at: datetime | None = Field(default=None, sa_type=INSTANT)
     """When the position was assigned; the retention period begins here."""
+    # Null in events that a version without these columns has appended.
+    actor_id: str | None = Field(default=None, sa_type=Text)
+    """The actor of the change."""
+    provider_ids: list[UUID] | None = Field(default=None, sa_type=ARRAY(Uuid))
+    """The encounter's provider before the change and after it: empty without one, two items if the change replaced it.
+    """
+    encounter_types: list[str] | None = Field(default=None, sa_type=ARRAY(Text))
+    """The encounter's type before the change and after it: two items if the change replaced it."""

@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from models import MEMBERS, EncounterStatus, EncounterType
+from models import MEMBERS, EncounterEventKind, EncounterStatus, EncounterType
 from resolvers import json_text
 from resolvers.errors import InvalidInput, Shape, Violation
 from resolvers.ids import HYPHENATED
@@ -396,7 +396,7 @@ class EncounterFilter(ListFilter):
 EVERYTHING = EncounterFilter()
 
 MOST_VALUES = 100
-"""Maximum number of values in a criterion of `EncountersFilter`."""
+"""Maximum number of values in a criterion of `EncountersFilter` or `EventFilter`."""
 
 
 def _few(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -440,6 +440,27 @@ class EncountersFilter(ListFilter):
 
 
 ALL_OF_BRAND = EncountersFilter()
+
+
+class EventFilter(ListFilter):
+    """A filter of the feed: the events that match every given criterion, or all.
+
+    An event matches a type or a provider that the encounter had before or after the change, so that a list of one
+    provider's encounters learns of those that leave it.
+    """
+
+    encounter_type: Annotated[tuple[EncounterType, ...] | None, Field(strict=False), *_ANY_OF] = None
+    provider_id: Annotated[tuple[_Uuid, ...] | None, Field(strict=False), *_ANY_OF] = None
+    patient_id: Annotated[tuple[Text, ...] | None, Field(strict=False), *_ANY_OF] = None
+    kinds: Annotated[tuple[EncounterEventKind, ...] | None, Field(strict=False)] = None
+
+    def of_patient(self, patient_id: str) -> Self:
+        """Return the filter narrowed to a patient."""
+        patients = (patient_id,) if self.patient_id is None or patient_id in self.patient_id else ()
+        return self.model_copy(update={"patient_id": patients})
+
+
+EVERY_EVENT = EventFilter()
 
 QUERY_PARAMETERS = frozenset({"validate_only", "limit", "offset"})
 """The query parameters of all REST operations."""

@@ -4,7 +4,7 @@ A subscriber reads the stored events at its own pace and then joins the process'
 gateway serves any subscriber: a cursor means the same at each.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,6 +14,7 @@ from uuid import UUID
 from models import EncounterEventKind
 from resolvers import json_text
 from resolvers.access import Permission
+from resolvers.commands import EVERY_EVENT, EventFilter
 from resolvers.context import Context
 from resolvers.errors import InvalidInput, PatientNotFound, Violation
 from resolvers.feed_cursors import FeedCursors
@@ -22,6 +23,9 @@ from resolvers.patients import find_patient
 from resolvers.services import Feed
 
 BATCH = 200
+
+MOST_POSITIONS = 50_000
+"""Positions of the feed that one statement searches with a filter, which may match none of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,12 @@ class FeedEvent:
     patient_id: str
     brand_id: str
     created_at: datetime
+    at: datetime
+    """The time of the change."""
+    version: int
+    """The encounter's version that the change made."""
+    actor_id: str | None
+    """The actor of the change. None in an event of an earlier version of the gateway."""
     reads: Reads = field(repr=False, compare=False)
     """Where to read the encounter and the patient of the event."""
 
@@ -47,24 +57,29 @@ class FeedEvent:
             cursor=cursors.write(event.position, event.brand_id),
             id=event.id,
             event_type=event.event_type,
-            kind=EncounterEventKind(payload.get("kind", EncounterEventKind.RECORDED)),
+            kind=EncounterEventKind(event.kind),
             encounter_id=UUID(payload["encounter_id"]),
             patient_id=event.patient_id,
             brand_id=event.brand_id,
             created_at=event.created_at,
+            at=datetime.fromisoformat(payload.get("changed_at") or payload["recorded_at"]),
+            version=event.version,
+            actor_id=event.actor_id,
             reads=reads,
         )
 
 
 async def stream_events(
-    context: Context, patient_id: str | None = None, after: str | None = None
+    context: Context, patient_id: str | None = None, after: str | None = None, filters: EventFilter = EVERY_EVENT
 ) -> AsyncGenerator[FeedEvent, None]:
     """Return a stream of the events of the caller's brand, or of one patient, each once, in order, when published.
 
-    `after` is the cursor of the last event seen; without it the stream begins now. Raises `InsufficientScope`,
-    `Forbidden`, `InvalidInput` for a cursor that is invalid or expired, `PatientNotFound` or `TemporarilyUnavailable`
-    before it returns the stream. The stream itself raises `TemporarilyUnavailable` if the subscriber is too slow, and
-    when the process stops. The subscriber then resumes from its last cursor.
+    `after` is the cursor of the last event seen; without it the stream begins now. A cursor is a position in the feed,
+    so it may come from a stream with another filter. For an event that `filters` does not match, no encounter is read.
+
+    Raises `InsufficientScope`, `Forbidden`, `InvalidInput` for a cursor that is invalid or expired, `PatientNotFound`
+    or `TemporarilyUnavailable` before it returns the stream. The stream itself raises `TemporarilyUnavailable` if the
+    subscriber is too slow, and when the process stops. The subscriber then resumes from its last cursor.
     """
     context.require(Permission.READ_ENCOUNTERS)
     brand_id = context.acting_brand()
@@ -76,7 +91,9 @@ async def stream_events(
         if position is not None and not (await find_mark(connection)).allows(position):
             raise _expired()
 
-    events = _stream(feed, brand_id, patient_id, position, await feed.head())
+    if patient_id is not None:
+        filters = filters.of_patient(patient_id)
+    events = _stream(feed, brand_id, filters, position, await feed.head())
     return _shown(feed, await feed.cursors(), events)
 
 
@@ -89,39 +106,37 @@ async def _shown(
 
 
 async def _stream(
-    feed: Feed, brand_id: str, patient_id: str | None, position: int | None, head: int
+    feed: Feed, brand_id: str, filters: EventFilter, position: int | None, head: int
 ) -> AsyncGenerator[Event, None]:
     """Yield the stored events after a position up to the head, then the live events after the head."""
-    of = {"brand_id": brand_id} if patient_id is None else {"brand_id": brand_id, "patient_id": patient_id}
     if position is not None:
-        async for event in _kept(feed, of, position, head):
+        async for event in _kept(feed, brand_id, filters, position, head):
             yield event
         # Reading took as long as the subscriber liked, and a reader without subscribers does not advance meanwhile.
         await feed.head()
         # The cursor may come from another gateway that had read further.
         head = max(position, head)
-    with feed.follow(brand_id, patient_id) as live:
-        async for event in _kept(feed, of, head, live.start):
+    with feed.follow(brand_id, filters) as live:
+        async for event in _kept(feed, brand_id, filters, head, live.start):
             yield event
         async for event in live:
             if event.position > head:
                 yield event
 
 
-async def _kept(feed: Feed, of: Mapping[str, str], after: int, until: int) -> AsyncIterator[Event]:
+async def _kept(feed: Feed, brand_id: str, filters: EventFilter, after: int, until: int) -> AsyncIterator[Event]:
     """Yield the events after one position up to another. Raises `InvalidInput` if some of them have been pruned."""
-    while after != until:
-        async with feed.connection(of["brand_id"]) as connection:
-            events = await read_events(connection, after, until, BATCH, **of)
+    while after < until:
+        end = min(until, after + MOST_POSITIONS) if filters.criteria() else until
+        async with feed.connection(brand_id) as connection:
+            events = await read_events(connection, after, end, BATCH, brand_id=brand_id, filters=filters)
             # Read after the events: events are pruned only after the mark has moved.
             mark = await find_mark(connection)
         if not mark.allows(after):
             raise _expired()
         for event in events:
             yield event
-        if len(events) < BATCH:
-            return
-        after = events[-1].position
+        after = end if len(events) < BATCH else events[-1].position
 
 
 def _expired() -> InvalidInput:

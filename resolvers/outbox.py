@@ -4,16 +4,31 @@ An event is appended without a position. The relay (`resolvers/relay.py`) assign
 when that is committed. Events are read up to the watermark, and never change again.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 from uuid import UUID
 
 import orjson
-from sqlalchemy import BigInteger, Text, bindparam, insert, select
+from sqlalchemy import (
+    BigInteger,
+    ColumnClause,
+    Integer,
+    Text,
+    Uuid,
+    any_,
+    bindparam,
+    insert,
+    literal_column,
+    or_,
+    select,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from models import Encounter, EncounterEventKind, OutboxEvent, Watermark, table_of
+from resolvers.commands import EVERY_EVENT, EventFilter
 from resolvers.ids import new_id
 from resolvers.sql import Connection, Database, Statement
 
@@ -26,8 +41,9 @@ WATERMARK = table_of(Watermark)
 APPEND_EVENT = Statement(
     insert(TABLE).values(
         {
-            name: bindparam(name, type_=TABLE.c[name].type)
-            for name in ("patient_id", "id", "brand_id", "event_type", "payload")
+            name: bindparam(name, type_=column.type)
+            for name, column in TABLE.c.items()
+            if name not in {"created_at", "position", "published_at"}
         }
     )
 )
@@ -42,24 +58,48 @@ CHANGED_PAYLOAD = IDENTITY | {"version": "version", "changed_at": "updated_at"}
 """The same for a change. Its event also has `kind`, the kind of the change."""
 
 
-async def append_event(connection: Connection, encounter: Encounter, kind: EncounterEventKind) -> None:
-    """Append an event of an encounter: its id, patient, brand, type and time. Nothing clinical."""
+async def append_event(
+    connection: Connection,
+    encounter: Encounter,
+    kind: EncounterEventKind,
+    actor_id: str,
+    changes: Mapping[str, tuple[Any, Any]] | None = None,
+) -> None:
+    """Append an event of an encounter: its id, patient, brand, type and time. Nothing clinical.
+
+    `changes` maps the changed columns to their values before and after. A filter compares both values.
+    """
     recorded = kind is EncounterEventKind.RECORDED
     # `default=str` serializes asyncpg's UUID type, which orjson does not know.
     payload = {} if recorded else {"kind": kind}
     for name, source in (RECORDED_PAYLOAD if recorded else CHANGED_PAYLOAD).items():
         payload[name] = getattr(encounter, source)
+    changes = changes or {}
+    providers = changes.get("provider_id", (encounter.provider_id,))
     await connection.fetch(
         APPEND_EVENT,
         patient_id=encounter.patient_id,
         id=new_id(),
         brand_id=encounter.brand_id,
         event_type=ENCOUNTER_RECORDED if recorded else ENCOUNTER_CHANGED,
+        # The driver returns ids as a subclass of UUID, which orjson does not serialize.
         payload=orjson.dumps(payload, default=str, option=orjson.OPT_UTC_Z).decode(),
+        actor_id=actor_id,
+        provider_ids=[provider_id for provider_id in providers if provider_id is not None],
+        encounter_types=list(changes.get("encounter_type", (encounter.encounter_type,))),
     )
 
 
 # Reading
+
+
+# The payload of a recording has neither kind nor version. Events of an earlier version of the gateway have no types.
+COMPUTED: Mapping[str, ColumnClause[Any]] = {
+    "kind": literal_column("coalesce(payload ->> 'kind', 'recorded')", Text),
+    "version": literal_column("coalesce(CAST(payload ->> 'version' AS integer), 1)", Integer),
+    "encounter_types": literal_column("coalesce(encounter_types, ARRAY[payload ->> 'encounter_type'])", ARRAY(Text)),
+}
+"""Members of an event that are computed from its columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +114,13 @@ class Event:
     payload: str
     created_at: datetime
     published_at: datetime
+    kind: str
+    version: int
+    """The encounter's version that the change made."""
+    actor_id: str | None
+    """None in an event of an earlier version of the gateway, as are the providers."""
+    provider_ids: Sequence[UUID] | None
+    encounter_types: Sequence[str]
 
 
 class Mark(NamedTuple):
@@ -97,23 +144,42 @@ async def find_mark(connection: Connection) -> Mark:
     return Mark(**row)
 
 
-async def read_events(connection: Connection, after: int, until: int, limit: int, **of: str) -> list[Event]:
+async def read_events(
+    connection: Connection,
+    after: int,
+    until: int,
+    limit: int,
+    *,
+    brand_id: str | None = None,
+    filters: EventFilter = EVERY_EVENT,
+) -> list[Event]:
     """Return the first events after one position up to another, in their order.
 
-    `of` names the `brand_id` or `patient_id` that they must have. A full result of `limit` events may not be the last.
+    Only those of a brand, unless `brand_id` is None, that match the filter. A full result of `limit` events may not be
+    the last.
     """
+    of = filters.criteria() | ({} if brand_id is None else {"brand_id": brand_id})
     rows = await connection.fetch(_events(frozenset(of)), after=after, until=until, limit=limit, **of)
     return [Event(**row) for row in rows]
 
 
 @cache
 def _events(of: frozenset[str]) -> Statement:
+    every = {
+        "brand_id": TABLE.c.brand_id == bindparam("brand_id", type_=Text),
+        "patient_id": TABLE.c.patient_id == any_(bindparam("patient_id", type_=ARRAY(Text))),
+        "encounter_type": COMPUTED["encounter_types"].overlap(bindparam("encounter_type", type_=ARRAY(Text))),
+        "provider_id": or_(
+            TABLE.c.provider_ids.is_(None), TABLE.c.provider_ids.overlap(bindparam("provider_id", type_=ARRAY(Uuid)))
+        ),
+        "kinds": COMPUTED["kind"] == any_(bindparam("kinds", type_=ARRAY(Text))),
+    }
     return Statement(
-        select(*(TABLE.c[name] for name in Event.__slots__))
+        select(*(COMPUTED[name].label(name) if name in COMPUTED else TABLE.c[name] for name in Event.__slots__))
         .where(
             TABLE.c.position > bindparam("after"),
             TABLE.c.position <= bindparam("until"),
-            *(TABLE.c[name] == bindparam(name, type_=Text) for name in sorted(of)),
+            *(every[name] for name in sorted(of)),
         )
         .order_by(TABLE.c.position)
         .limit(bindparam("limit", type_=BigInteger))

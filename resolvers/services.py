@@ -13,7 +13,7 @@ from uuid import UUID
 from resolvers.access import DEFAULT_SCOPES, ActorType, Scopes, Verify
 from resolvers.answer_bytes import AnswerMemory
 from resolvers.client_semaphores import Turns
-from resolvers.commands import DEFAULT_LIMITS, InputLimits
+from resolvers.commands import DEFAULT_LIMITS, EventFilter, InputLimits
 from resolvers.feed_cursors import FeedCursors
 from resolvers.outbox import Event, Reads
 from resolvers.paging import PageLimits
@@ -22,7 +22,7 @@ from resolvers.sql import Connection, Database
 
 
 class Live(Protocol):
-    """The live events of one brand or patient."""
+    """The live events that match a filter."""
 
     start: int
     """The position after which they begin."""
@@ -40,8 +40,8 @@ class Feed(Protocol):
     async def head(self) -> int:
         """Return the position up to which this process has read. Raises `TemporarilyUnavailable`."""
 
-    def follow(self, brand_id: str, patient_id: str | None) -> AbstractContextManager[Live]:
-        """Subscribe to the events of a brand, or of one of its patients, within the block."""
+    def follow(self, brand_id: str, filters: EventFilter) -> AbstractContextManager[Live]:
+        """Subscribe to the events of a brand that match a filter, within the block."""
 
     async def cursors(self) -> FeedCursors:
         """Return the codec for the cursors of this database. Raises `TemporarilyUnavailable`."""

@@ -64,7 +64,8 @@ SLOW = {
     for name in (
         "process", "browser", "javascript", "abuse", "fuzz", "behaviour/test_audit.py",
         "behaviour/test_connection_loss.py", "database/test_audit_chain.py", "graphql/test_audited_reads.py",
-        "graphql/test_feed_cursor.py", "graphql/test_limits.py", "graphql/test_overlapping_fields.py",
+        "graphql/test_event_filters.py", "graphql/test_feed_cursor.py", "graphql/test_feed_without_gap.py",
+        "graphql/test_limits.py", "graphql/test_overlapping_fields.py",
         "graphql/test_plans.py", "graphql/test_subscriptions.py", "graphql/test_websocket_limits.py",
         "http/test_hosts.py", "http/test_rate_limits.py", "http/test_tokens.py",
     )

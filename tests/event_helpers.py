@@ -23,6 +23,7 @@ from gateway.events.status import event_numbers
 from gateway.settings import Settings
 from models import Encounter, EncounterEventKind, EncounterType
 from resolvers.access import Caller
+from resolvers.commands import EventFilter
 from resolvers.context import Context
 from resolvers.feed import FeedEvent, stream_events
 from resolvers.ids import new_id
@@ -60,7 +61,7 @@ async def append(connection: Connection, patient_id: str, brand_id: str = "loop"
         "created_at": datetime.now(UTC),
     }
     encounter = Encounter(**columns)
-    await append_event(connection, encounter, EncounterEventKind.RECORDED)
+    await append_event(connection, encounter, EncounterEventKind.RECORDED, "tester")
     return encounter.id
 
 
@@ -156,14 +157,16 @@ class Gateway:
         return (await event_numbers(self.relay)).position >= position
 
     def subscribe(
-        self, after: str | None = None, *, patient_id: str | None = None, brand_id: str = "loop"
+        self, after: str | None = None, *, patient_id: str | None = None, brand_id: str = "loop", **where: Sequence[str]
     ) -> Subscriber:
-        """Follow the feed until stopped."""
+        """Follow the feed until stopped. `where` are members of `EventFilter`."""
         subscriber = Subscriber()
 
         async def follow() -> None:
             try:
-                async for event in await stream_events(self.acting_for(brand_id), patient_id, after):
+                async for event in await stream_events(
+                    self.acting_for(brand_id), patient_id, after, EventFilter.model_validate(where)
+                ):
                     subscriber.events.append(event)
             except Exception as error:  # noqa: BLE001 - the test inspects it
                 subscriber.ended = error

@@ -193,8 +193,7 @@ class DeliveryQueue:
     async def _events(self, connection: Connection, position: int, mark: Mark) -> Sequence[Event]:
         if mark.pruned > position:
             logger.error("sink missed events", extra={"sink": self.name, "after": position, "until": mark.pruned})
-        of = {} if self.receiver.brand_id is None else {"brand_id": self.receiver.brand_id}
-        return await read_events(connection, position, mark.position, BATCH, **of)
+        return await read_events(connection, position, mark.position, BATCH, brand_id=self.receiver.brand_id)
 
     async def _schedule_retry(
         self, database: Database, sink: Row, position: int, event: Event, failure: DeliveryFailed

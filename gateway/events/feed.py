@@ -1,8 +1,8 @@
 """The live end of the feed: one reader for all subscribers of this process.
 
-It sleeps until the watermark moves, reads new events and their encounters once, and passes each event to its
-subscribers. Without subscribers it does not poll. A subscriber whose queue is full is disconnected and resumes from its
-last cursor.
+It sleeps until the watermark moves, reads new events once, and passes each event to the subscribers whose filters match
+it. The encounter of an event is read, once, only if a filter matches. Without subscribers it does not poll. A
+subscriber whose queue is full is disconnected and resumes from its last cursor.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from gateway.events.notifier import Notifier
 from gateway.events.subscriber_reads import EventReads, SubscriberReads
 from gateway.observability.logs import describe
 from resolvers import json_text
+from resolvers.commands import EventFilter
 from resolvers.encounters.read import ENCOUNTERS_BY_IDS
 from resolvers.errors import GatewayError, TemporarilyUnavailable
 from resolvers.feed_cursors import FeedCursors
@@ -41,10 +42,29 @@ OVER = "The feed was interrupted; subscribe again after the last cursor."
 class Follower:
     """The event queue of one subscriber; it ends with an error that has the reason."""
 
-    def __init__(self, start: int) -> None:
+    def __init__(self, start: int, filters: EventFilter) -> None:
         self.start = start
+        self._kinds, self._types, self._providers = (
+            None if values is None else frozenset[object](values)
+            for values in (filters.kinds, filters.encounter_type, filters.provider_id)
+        )
         self._queue: asyncio.Queue[Event | GatewayError] = asyncio.Queue(QUEUED_AT_MOST)
         self._ended = False
+
+    def matches(self, event: Event) -> bool:
+        """Whether the filter matches the event of one of its patients.
+
+        An event whose provider is unknown matches: a subscriber must not miss an event.
+        """
+        return (
+            (self._kinds is None or event.kind in self._kinds)
+            and (self._types is None or not self._types.isdisjoint(event.encounter_types))
+            and (
+                self._providers is None
+                or event.provider_ids is None
+                or not self._providers.isdisjoint(event.provider_ids)
+            )
+        )
 
     def offer(self, event: Event) -> None:
         """Queue an event, unless it is at or before the start. End the queue if it is full."""
@@ -120,16 +140,21 @@ class Feed:
         return EventReads(self._reads, position)
 
     @contextmanager
-    def follow(self, brand_id: str, patient_id: str | None) -> Iterator[Follower]:
-        """Subscribe to the events of a brand or a patient after the head. None: all patients of the brand."""
-        key, follower = (brand_id, patient_id), Follower(self._seen)
-        self._followers.setdefault(key, set()).add(follower)
+    def follow(self, brand_id: str, filters: EventFilter) -> Iterator[Follower]:
+        """Subscribe to the events of a brand after the head that match a filter."""
+        follower = Follower(self._seen, filters)
+        # No event has an empty patient: a follower of no patient gets no event, and ends with the others.
+        patients = [None] if filters.patient_id is None else [*filters.patient_id] or [""]
+        keys = [(brand_id, patient_id) for patient_id in patients]
+        for key in keys:
+            self._followers.setdefault(key, set()).add(follower)
         try:
             yield follower
         finally:
-            self._followers[key].discard(follower)
-            if not self._followers[key]:
-                del self._followers[key]
+            for key in keys:
+                self._followers[key].discard(follower)
+                if not self._followers[key]:
+                    del self._followers[key]
 
     async def run(self) -> None:
         """Pass events to subscribers until cancelled, then end every subscription."""
@@ -165,12 +190,12 @@ class Feed:
             self._end_all()
             self._seen = mark.position
             return False
-        events = [event for event in events if self._followers_of(event)]
-        await self._read_encounters(events)
+        await self._read_encounters([event for event in events if self._followers_of(event)])
         if seen != self._seen:
             return True
         # Moved first: a subscriber that joins while the events are passed on starts after them.
         self._seen = last
+        # All events, because a subscriber may have joined while the encounters were read.
         for event in events:
             for number, follower in enumerate(self._followers_of(event), 1):
                 follower.offer(event)
@@ -180,7 +205,7 @@ class Feed:
 
     def _followers_of(self, event: Event) -> list[Follower]:
         keys = ((event.brand_id, None), (event.brand_id, event.patient_id))
-        return [follower for key in keys for follower in self._followers.get(key, ())]
+        return [follower for key in keys for follower in self._followers.get(key, ()) if follower.matches(event)]
 
     async def _read_encounters(self, events: Sequence[Event]) -> None:
         """Read the encounters of some events, once a brand, for all subscribers. Raises `TemporarilyUnavailable`.

@@ -85,9 +85,12 @@ audited AS (
     FROM inserted
 ),
 appended AS (
-    INSERT INTO patient_graph.outbox (patient_id, id, brand_id, event_type, payload)
+    INSERT INTO patient_graph.outbox (
+        patient_id, id, brand_id, event_type, payload, actor_id, provider_ids, encounter_types
+    )
     SELECT
-        patient_id, event_id, brand_id, CAST(:event_type AS text), CAST({joined(_EVENT)} AS jsonb)
+        patient_id, event_id, brand_id, CAST(:event_type AS text), CAST({joined(_EVENT)} AS jsonb),
+        actor_id, array_remove(ARRAY[provider_id], NULL), ARRAY[encounter_type]
     FROM inserted e ORDER BY id
 )
 SELECT

@@ -167,7 +167,7 @@ async def insert_encounter(
     await connection.fetch(INSERT_ENCOUNTER, **columns, created_at=now, updated_at=now)
     await append_version(connection, context, encounter, RECORDED, changes=first_changes(columns))
     await append_entry(connection, context, encounter_event(RECORDED), encounter)
-    await append_event(connection, encounter, RECORDED)
+    await append_event(connection, encounter, RECORDED, context.caller.actor_id)
     return encounter
 
 

@@ -1,24 +1,30 @@
 """The feed: each event once, from any cursor, at any gateway, or an error with the reason."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from gateway.database.database import PoolConnection
 from gateway.events import feed, notifier
+from models import EncounterEventKind, EncounterType
 from resolvers import feed as reading
+from resolvers import json_text
+from resolvers.commands import EventFilter
 from resolvers.errors import InsufficientScope, InvalidInput, PatientNotFound, TemporarilyUnavailable
 from resolvers.feed import FeedEvent, stream_events
-from resolvers.relay import prune_events
+from resolvers.outbox import Event
+from resolvers.relay import move_watermark, prune_events, stamp_events
 from tests.event_helpers import Gateway, Subscriber, cursor_v1, fresh_database, rows
 from tests.waiting import DEADLINE_SECONDS, wait_until
 
 BEGINNING = cursor_v1()
+NOW = "2026-11-30T10:00:00Z"
 
 
 @pytest.fixture
@@ -32,7 +38,7 @@ async def gateway(url: str) -> AsyncIterator[Gateway]:
         yield running
 
 
-async def receive(gateway: Gateway, count: int, after: str | None = BEGINNING, **narrow: str) -> list[FeedEvent]:
+async def receive(gateway: Gateway, count: int, after: str | None = BEGINNING, **narrow: Any) -> list[FeedEvent]:
     """Subscribe until `count` events have arrived; return them."""
     subscriber = gateway.subscribe(after, **narrow)
     await wait_until(lambda: len(subscriber.events) >= count or subscriber.ended)
@@ -57,7 +63,8 @@ async def test_an_event_names_its_kind_and_encounter_and_nothing_clinical(gatewa
     assert (event.encounter_id, event.patient_id, event.brand_id) == (encounter_id, "patient", "loop")
     assert event.event_type == "patient_graph.encounter.recorded.v1"
     assert set(FeedEvent.__slots__) == {
-        "cursor", "id", "event_type", "kind", "encounter_id", "patient_id", "brand_id", "created_at", "reads",
+        "cursor", "id", "event_type", "kind", "encounter_id", "patient_id", "brand_id", "created_at", "at",
+        "version", "actor_id", "reads",
     }  # fmt: skip
 
 
@@ -109,6 +116,82 @@ async def test_a_subscriber_that_catches_up_during_writes_misses_nothing(
     for subscriber in subscribers:
         assert subscriber.encounters == recorded
         await subscriber.stop()
+
+
+async def test_a_subscriber_that_joins_while_encounters_are_read_misses_nothing(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the reader read the events, no subscriber wanted the second one."""
+    reading_encounters, go_on, read_encounters = asyncio.Event(), asyncio.Event(), feed.Feed._read_encounters
+
+    async def held(self: feed.Feed, events: Sequence[Event]) -> None:
+        reading_encounters.set()
+        await go_on.wait()
+        await read_encounters(self, events)
+
+    monkeypatch.setattr(feed.Feed, "_read_encounters", held)
+    async with Gateway.running(url, relays=False) as gateway:
+        first = gateway.subscribe(BEGINNING, patient_id=await register(url, "first"))
+        await wait_until(lambda: gateway.feed._followers)
+        recorded = [await gateway.record("first"), await gateway.record("second")]
+        await stamp_events(gateway.relay)
+        await move_watermark(gateway.relay)
+        await reading_encounters.wait()
+        every = gateway.subscribe(BEGINNING)
+        await wait_until(lambda: len(gateway.feed._followers) == 2)
+        go_on.set()
+
+        await wait_until(lambda: first.events and len(every.events) == 2)
+
+        assert first.encounters == recorded[:1]
+        assert every.encounters == recorded
+        for each in (first, every):
+            await each.stop()
+
+
+async def register(url: str, patient_id: str) -> str:
+    """Register a patient, and return the id."""
+    await rows(url, "INSERT INTO patient_graph.patients (id, brand_id) VALUES ($1, 'loop')", patient_id)
+    return patient_id
+
+
+async def test_a_filter_that_rarely_matches_is_read_in_parts_of_the_feed(
+    gateway: Gateway, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "BATCH", 2)
+    monkeypatch.setattr(reading, "MOST_POSITIONS", 5)
+    recorded = [await gateway.record("rare" if number % 16 == 3 else "patient") for number in range(40)]
+    await gateway.relayed(40)
+
+    rare, every = (
+        await receive(gateway, 3, patient_id=await register(url, "rare")),
+        await receive(gateway, 40, kinds=[EncounterEventKind.RECORDED]),
+    )
+
+    assert [event.encounter_id for event in rare] == recorded[3::16]
+    assert [event.encounter_id for event in every] == recorded
+
+
+async def test_a_live_event_of_an_earlier_version_matches_every_provider(gateway: Gateway, url: str) -> None:
+    """During an upgrade, gateways of the earlier version append events without providers, types and actor."""
+    subscriber = gateway.subscribe(provider_id=[str(uuid4())], encounter_type=[EncounterType.LAB])
+    await wait_until(lambda: gateway.feed._followers)
+    encounter_id = uuid4()
+    for kind in ("lab", "pharmacy", "lab"):
+        payload = json_text.write({"encounter_id": str(encounter_id), "encounter_type": kind, "recorded_at": NOW})
+        await rows(
+            url,
+            "INSERT INTO patient_graph.outbox (patient_id, id, brand_id, event_type, payload)"
+            " VALUES ('patient', gen_random_uuid(), 'loop', 'patient_graph.encounter.recorded.v1', $1)",
+            payload,
+        )
+    gateway.feed.notify()
+
+    await wait_until(lambda: len(subscriber.events) == 2)
+
+    assert {(event.version, event.actor_id) for event in subscriber.events} == {(1, None)}
+    assert subscriber.encounters == [encounter_id] * 2
+    await subscriber.stop()
 
 
 async def test_events_that_arrive_while_catching_up_do_not_count_as_backlog(
@@ -355,6 +438,16 @@ async def test_shutdown_ends_subscriptions_with_an_error(url: str) -> None:
 
     await wait_until(lambda: subscriber.ended)
     assert isinstance(subscriber.ended, TemporarilyUnavailable)
+
+
+async def test_shutdown_ends_a_subscription_whose_filter_matches_nothing(url: str) -> None:
+    async with Gateway.running(url) as gateway:
+        stream = await stream_events(gateway.context, filters=EventFilter(patient_id=()))
+        waiting = asyncio.ensure_future(anext(stream))
+        await wait_until(lambda: gateway.feed._followers)
+
+    with pytest.raises(TemporarilyUnavailable):
+        await waiting
 
 
 async def test_subscribers_share_one_reader_and_none_reads_without_them(

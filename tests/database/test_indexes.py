@@ -25,6 +25,7 @@ from tests.doors import Service
 SLICE = {"brand_id": "loop", "ids": ["somebody"], "limit": 20, "offset": 0, "most_bytes": 1_000}
 PAGE = {"brand_id": "loop", "patient_ids": ["somebody"], "limit": 21, "most_bytes": 1_000}
 AFTER = {"after_created_at": "2026-01-01T00:00:00Z", "after_id": uuid4()}
+OF_FEED = {"brand_id": "loop", "encounter_type": ["lab"], "provider_id": [uuid4()], "kinds": ["recorded"]}
 EVENTS = {"after": 1_000_000, "until": 1_001_000, "limit": 500}
 PRUNED = {"pruned": 1_000_000, "until": 1_001_000, "keep": timedelta(days=30), "limit": 500}
 
@@ -54,6 +55,7 @@ async def untouched(server_url: str) -> AsyncIterator[asyncpg.Connection]:
         (UNSTAMPED, {"limit": 500}, "ix_outbox_created_at_id"),
         (_events(frozenset()), EVENTS, "ix_outbox_position"),
         (_events(frozenset({"brand_id"})), EVENTS | {"brand_id": "loop"}, "ix_outbox_brand_id_position"),
+        (_events(frozenset(OF_FEED)), EVENTS | OF_FEED, "ix_outbox_brand_id_position"),
         (OLDEST_KEPT, PRUNED, "ix_outbox_position"),
     ],
 )

@@ -32,6 +32,11 @@ EVENT = Event(
     payload='{"encounter_id": "e"}',
     created_at=datetime.now(UTC),
     published_at=datetime.now(UTC),
+    kind="recorded",
+    version=1,
+    actor_id="client",
+    provider_ids=[],
+    encounter_types=["lab"],
 )
 
 
