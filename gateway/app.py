@@ -222,7 +222,9 @@ def services(
     return Services(
         verify=verify,
         database=database,
-        worklists=Worklists(worklists, Turns(WORKLIST_CONNECTIONS // 2), Turns(1)) if worklists else None,
+        worklists=Worklists(worklists, Turns(WORKLIST_CONNECTIONS // 2), Turns(1), settings.worklist_seconds)
+        if worklists
+        else None,
         batcher=None
         if settings.database_cluster
         else EncounterBatcher(database, keys_kept_for, settings.database_acquire_seconds),

@@ -139,6 +139,8 @@ class Worklists:
     """Its statements are planned for their arguments. Raises `TooBroad` for a statement that takes too long."""
     client_turns: Turns
     caller_turns: Turns
+    wait_seconds: float
+    """Seconds that a statement waits for its turn before it is refused."""
     time_zones: set[str] = field(default_factory=set)
     """The names of the database server's time zones, once they were read."""
 

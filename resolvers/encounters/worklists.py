@@ -5,9 +5,10 @@ them, and have a short time limit. A caller has one of them at a time, and a cli
 no caller's list delays those of others.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -30,7 +31,7 @@ from resolvers.encounters.read import (
     matching,
     places_of,
 )
-from resolvers.errors import InvalidInput, Violation
+from resolvers.errors import InvalidInput, TemporarilyUnavailable, Violation
 from resolvers.json_text import shape_of
 from resolvers.list_sql import NEWEST_FIRST, ORDERS, Order
 from resolvers.paging import Page, Window, page_of
@@ -50,12 +51,15 @@ async def worklist_connection(context: Context, brand_id: str) -> AsyncIterator[
     """
     worklists, caller = context.services.worklists, context.caller
     assert worklists is not None, "both doors have them"
-    async with (
-        worklists.caller_turns.of(f"{caller.client_id}\n{caller.actor_id}"),
-        worklists.client_turns.of(caller.client_id),
-        worklists.database.connection(brand_id) as connection,
-    ):
-        yield connection
+    async with AsyncExitStack() as turns:
+        try:
+            async with asyncio.timeout(worklists.wait_seconds):
+                await turns.enter_async_context(worklists.caller_turns.of(f"{caller.client_id}\n{caller.actor_id}"))
+                await turns.enter_async_context(worklists.client_turns.of(caller.client_id))
+        except TimeoutError:
+            raise TemporarilyUnavailable from None
+        async with worklists.database.connection(brand_id) as connection:
+            yield connection
 
 
 async def list_worklist(

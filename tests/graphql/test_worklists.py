@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
@@ -450,3 +451,39 @@ async def test_a_day_of_23_or_25_hours_is_one_day(brand: Brand, day: str, hours:
 async def test_an_unknown_time_zone_is_refused(brand: Brand) -> None:
     for zone in ("CEST", "Mars/Olympus", "Foo/Bar+3", ""):
         assert await brand.rules(query=COUNTS, by="CREATED_DAY", zone=zone) == {("validation_error", "time_zone")}
+
+
+# Turns
+
+
+async def test_a_caller_waits_for_its_own_worklists_and_others_do_not(
+    database_url: str, brand: Brand, cast: Cast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def verify(token: str) -> Caller:
+        brand_id, user = token.split("/")
+        return Caller(f"board of {brand_id}", SCOPES, user, brand_id=brand_id)
+
+    groups = worklists._groups
+    slow = Statement(text("SELECT pg_sleep(0.8)::text AS key, 1 AS count FROM (SELECT CAST(:brand_id AS text)) brand"))
+    monkeypatch.setattr(worklists, "_groups", lambda by, parts: slow if by == "created_day" else groups(by, parts))
+    monkeypatch.setattr(worklists, "_DAYS", {worklists.EncounterDimension.SCHEDULED_DAY: "scheduled_at"})
+    other = Brand(brand.service, cast)
+    settings = Settings(database_url=database_url, worklist_seconds=1.0, **GENEROUS_LIMITS)
+    async with Service.running(settings, verify=verify) as turns:
+
+        async def ask(token: str, by: str) -> tuple[str | None, float]:
+            started = time.perf_counter()
+            body = await turns.graphql(f"{{ encounterCounts(by: {by}) {{ key }} }}", token=token)
+            code = body["errors"][0]["extensions"]["code"] if "errors" in body else None
+            return code, time.perf_counter() - started
+
+        await ask(f"{brand.id}/one", "STATUS")  # opens a connection
+        own = asyncio.gather(*(ask(f"{brand.id}/one", "CREATED_DAY") for _ in range(3)))
+        await asyncio.sleep(0.1)
+        colleague, stranger = await asyncio.gather(ask(f"{brand.id}/two", "STATUS"), ask(f"{other.id}/one", "STATUS"))
+        ended = sorted(await own, key=lambda each: each[1])
+
+    assert (colleague[0], stranger[0]) == (None, None)
+    assert max(colleague[1], stranger[1]) < 0.6
+    # The second waits for the first; the third would wait longer than a worklist may take.
+    assert [code for code, _ in ended] == [None, "temporarily_unavailable", None]
