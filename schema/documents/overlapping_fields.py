@@ -78,8 +78,8 @@ class _Rule:
 
     def _field(self, type_name: str, node: FieldNode) -> _Field:
         parent: Any = self._schema.type_map[type_name]
-        # Not `Schema.get_field`: like graphql-core and graphql-js, the rule knows no type of `__typename`.
-        field = getattr(parent, "fields", {}).get(node.name.value)
+        # Like graphql-core and graphql-js, the rule knows no type of `__typename`.
+        field = None if node.name.value == "__typename" else self._schema.get_field(parent, node.name.value)
         return _Field(parent, node, field and field.type)
 
     def _conflicts_of_calls(self, name: str, part: Sequence[_Field]) -> Iterator[GraphQLError]:

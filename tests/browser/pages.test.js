@@ -157,11 +157,11 @@ test("the recorded encounter can be started and completed without copying its id
   await run(page);
   const id = (await waitForAnswer(page, /"replayed": (true|false)/)).match(/"id": "([0-9a-f-]{36})"/)[1];
 
-  await page.getByRole("tab", { name: "StartEncounter" }).click();
+  await page.getByRole("tab", { name: "StartEncounter", exact: true }).click();
   // The button offers the choice a moment later.
   await page.locator(".graphiql-execute-button[aria-haspopup=menu]").waitFor();
   await run(page);
-  await page.getByRole("menuitem", { name: "StartEncounter" }).click();
+  await page.getByRole("menuitem", { name: "StartEncounter", exact: true }).click();
   const started = await waitForAnswer(page, /"status": "IN_PROGRESS"/);
   await run(page);
   await page.getByRole("menuitem", { name: "CompleteEncounter" }).click();

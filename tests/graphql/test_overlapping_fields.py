@@ -123,6 +123,8 @@ def test_the_rule_refuses_exactly_what_graphql_core_refuses(text: str) -> None:
         ("{ pet { ... on Cat { next { x: name } } ... on Dog { next { x: age } } } }", False),
         ("{ cat { ...A ...B } } fragment A on Cat { next { id } } fragment B on Cat { next { id: name } }", True),
         ("{ cat { x: next { id } x: nexts { id } } }", True),
+        ("{ __schema { types { name kind } } __schema { types { name } } }", False),
+        ('{ __type(name: "Cat") { name } __type(name: "Dog") { name } }', True),
         ("{ pet { ... on Cat { id } ... on Dog { id: __typename } ... on Cow { id } } }", False),
         ("{ pet { ... on Cat { x: __typename } ... on Dog { x: id } ... on Cow { x: age } } }", True),
         ("{ cat { size(of: {a: 1, d: true}) size(of: {d: true, a: 1}) } }", False),
