@@ -209,6 +209,9 @@ async def _through_graphql(client: httpx2.AsyncClient, _owner_url: str, outputs:
         f'{{ patient(id: "{PATIENT}") {{ encounters(first: "{MARK}") {{ nodes {{ id }} }} }} }}',
         f'{{ patient(id: "{PATIENT}" "{MARK}',
         f'{{ encounter(id: "{MARK}") {{ id }} }} # {MARK}',
+        f'{{ patientsByExternalId(system: "{MARK}", value: "{MARK}") {{ id }} }}',
+        f'{{ encountersByExternalId(system: "{MARK}", value: "{MARK * 30}") {{ id }} }}',
+        f'{{ patientList(after: "{MARK}") {{ nodes {{ id }} }} }}',
         f'{{ encounter(id: {{a: "{MARK}"}}) {{ id }} }}',
         f'mutation {{ recordEncounter(patientId: "x", input: {{encounterType: {MARK}}}) {{ __typename }} }}',
     ):
@@ -388,7 +391,8 @@ async def _look_into_tables(owner_url: str, outputs: Outputs) -> None:
         tables = await owner.fetch(
             "SELECT format('%I.%I', schemaname, tablename) AS name FROM pg_tables"
             " WHERE schemaname IN ('patient_graph', 'gateway')"
-            " AND tablename NOT IN ('encounters', 'encounter_versions', 'idempotency_keys', 'patients')"
+            " AND tablename NOT IN ('encounters', 'encounter_versions', 'encounter_external_ids', 'idempotency_keys',"
+            " 'patients', 'patient_external_ids')"
         )
         for table in tables:
             rows = await owner.fetch(f"SELECT row_to_json(t)::text AS row FROM {table['name']} t")  # noqa: S608 - the name comes from the catalogue

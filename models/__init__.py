@@ -17,6 +17,7 @@ from models.encounter import (
     EncounterType,
 )
 from models.encounter_version import EncounterVersion
+from models.external_id import EncounterExternalId, PatientExternalId
 from models.feed_key import FeedKey
 from models.idempotency import IdempotencyKey
 from models.lease import Lease
@@ -37,6 +38,7 @@ __all__ = [
     "Encounter",
     "EncounterAction",
     "EncounterEventKind",
+    "EncounterExternalId",
     "EncounterOrder",
     "EncounterStatus",
     "EncounterType",
@@ -49,6 +51,7 @@ __all__ = [
     "Member",
     "OutboxEvent",
     "Patient",
+    "PatientExternalId",
     "Sink",
     "Table",
     "Watermark",

@@ -148,6 +148,8 @@ class Encounter:
             server_default="'{}'::jsonb",
         ),
     ]
+    # The senders' own numbers, by the name of the sender's system. `encounter_external_ids` finds them.
+    external_ids: Annotated[str, Member(Kind.JSON, published=False, clinical=True, server_default="'{}'::jsonb")]
     created_at: Annotated[
         datetime,
         Member(

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import Text, text
+from sqlalchemy import Index, Text, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field
 
@@ -17,6 +17,8 @@ class Patient(Table, table=True):
     """
 
     __tablename__ = "patients"
+    # Serves `patientList`: a brand's patients, newest first, and its keyset cursors.
+    __table_args__ = (Index("ix_patients_brand_id_created_at_id", "brand_id", "created_at", "id"),)
 
     id: str = Field(primary_key=True, sa_type=Text)
     brand_id: str = Field(primary_key=True, sa_type=Text)

@@ -24,6 +24,7 @@ class Permission(StrEnum):
     FIND_SUBMISSION = "find_submission"
     READ_ENCOUNTERS = "read_encounters"
     READ_PATIENTS = "read_patients"
+    LIST_PATIENTS = "list_patients"
     REGISTER_PATIENT = "register_patient"
     EXPLORE = "explore"
     READ_METRICS = "read_metrics"
@@ -37,6 +38,8 @@ DEFAULT_SCOPES: Scopes = {
     Permission.FIND_SUBMISSION: ("write:encounters",),
     Permission.READ_ENCOUNTERS: ("read:encounters",),
     Permission.READ_PATIENTS: ("read:patients", "read:encounters", "write:encounters"),
+    # Not for callers that only record: the list shows every patient of the brand.
+    Permission.LIST_PATIENTS: ("read:patients",),
     Permission.REGISTER_PATIENT: ("write:patients",),
     Permission.EXPLORE: ("read:schema",),
     Permission.READ_METRICS: ("read:metrics",),

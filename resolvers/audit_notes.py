@@ -5,7 +5,7 @@ the process dies or the queue is full, but it never delays or fails a write. `do
 a loss, and what is recorded.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from resolvers.access import Caller
@@ -22,6 +22,7 @@ from resolvers.errors import (
 from resolvers.services import AuditRecord
 
 ENCOUNTERS_READ = "patient_graph.encounters.read"
+PATIENTS_READ = "patient_graph.patients.read"
 REQUEST_REFUSED = "patient_graph.request.refused"
 
 UNKNOWN = ""
@@ -54,6 +55,22 @@ def reads(caller: Caller, request_id: str, given: Mapping[tuple[str, str], int])
         )
         for (brand_id, patient_id), number in given.items()
     ]
+
+
+def patients_read(caller: Caller, request_id: str, brand_id: str, patient_ids: Sequence[str]) -> AuditRecord:
+    """Return the record of a list of patients, or of external ids, that the caller read: one for all its patients."""
+    return AuditRecord(
+        event_type=PATIENTS_READ,
+        actor_type=caller.actor_type,
+        actor_id=caller.actor_id,
+        actor_brand_id=caller.brand_id,
+        entity_type="worklist",
+        entity_id=None,
+        patient_id=SEVERAL,
+        brand_id=brand_id,
+        request_id=request_id,
+        details={"patients": patient_ids},
+    )
 
 
 def worklist_read(caller: Caller, request_id: str, brand_id: str, given: Mapping[str, int]) -> AuditRecord:

@@ -12,8 +12,8 @@ from resolvers.sql import Connection, Row, Statement
 LONG: Final = tuple(member.name for member in MEMBERS.values() if member.is_long)
 """The columns of an encounter that may be long."""
 
-LONG_BYTES: Final = 100_000
-"""Approximate maximum bytes of a long column."""
+LONG_BYTES: Final = 75_000
+"""Approximate maximum bytes of a long column: the average of those of an encounter, by their limits."""
 
 ROW_BYTES: Final = 500
 """Approximate bytes of a row without its long columns: ids, instants, enum values."""

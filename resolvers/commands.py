@@ -18,6 +18,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     ValidationError,
     ValidationInfo,
     WithJsonSchema,
@@ -194,6 +195,39 @@ MetadataText = Annotated[
 ]
 """A JSON object as its own text (see `json_text.write`), so that no number is rounded."""
 
+MAX_EXTERNAL_IDS = 20
+MAX_EXTERNAL_ID_CHARACTERS = 200
+
+
+def _few_external_ids(external_ids: object) -> object:
+    if not isinstance(external_ids, dict):
+        raise broken("object", "must be an object")
+    if len(external_ids) > MAX_EXTERNAL_IDS:
+        raise broken("too_many", "must have at most {maximum} members", maximum=MAX_EXTERNAL_IDS)
+    return external_ids
+
+
+def _short(text: str) -> str:
+    if len(text) > MAX_EXTERNAL_ID_CHARACTERS:
+        raise broken("too_long", "must have at most {maximum} characters", maximum=MAX_EXTERNAL_ID_CHARACTERS)
+    return text
+
+
+ExternalIdText = Annotated[Text, AfterValidator(_not_empty), AfterValidator(_short)]
+"""The name of another system, or a record's id in it: 1 to `MAX_EXTERNAL_ID_CHARACTERS`."""
+
+ExternalIds = Annotated[dict[ExternalIdText, ExternalIdText], BeforeValidator(_few_external_ids)]
+"""The ids of a record in other systems, by the names of these: at most `MAX_EXTERNAL_IDS`."""
+
+ExternalIdsText = Annotated[
+    ExternalIds | None,
+    AfterValidator(json_text.write),
+    BeforeValidator(refuse_null),
+    # pydantic would expect the object that was validated.
+    PlainSerializer(lambda text: text),
+]
+"""External ids that become a JSON object as its own text, as the row of an encounter holds them."""
+
 
 class Command(BaseModel):
     """The base of every command: strict types; unknown members are ignored unless the caller requests strictness."""
@@ -298,11 +332,13 @@ TIMES_OF_STATUS: Mapping[EncounterStatus, Sequence[frozenset[str]]] = {
 
 
 class RecordEncounter(EncounterBody):
-    """The data of an encounter to record, with the status that it has already. GraphQL and imports accept it."""
+    """The data of an encounter to record, with the members that only GraphQL and imports accept."""
 
     status: Annotated[EncounterStatus | None, Field(strict=False), BeforeValidator(refuse_null)] = None
     started_at: Instant = None
     ended_at: Instant = None
+    # None if left out, so that the hashes of earlier requests stay the same (`resolvers.idempotency.claim_of`).
+    external_ids: ExternalIdsText = None
 
     @classmethod
     def read(cls, members: Mapping[str, Any], limits: InputLimits, *, strict: bool = False) -> Self:
@@ -368,6 +404,25 @@ class AmendEncounter(Change):
     chief_complaint: Annotated[Text | None, _at_most("chief_complaint_characters")] = None
     notes: Annotated[Text | None, _at_most("notes_characters")] = None
     metadata: MetadataText = "{}"
+    external_ids: ExternalIdsText = None
+
+
+class FindByExternalId(Command):
+    """An external id to find records by: another system, and the record's id in it."""
+
+    system: ExternalIdText
+    value: ExternalIdText
+
+
+class PatientFilter(Command):
+    """A filter of a brand's patients: those that match every given criterion, or all."""
+
+    created_from: Instant = Field(default=None, description="Inclusive.")
+    created_until: Instant = Field(default=None, description="Exclusive.")
+
+    def criteria(self) -> dict[str, Any]:
+        """Return the filter's criteria by name. A criterion left out matches everything."""
+        return {name: value for name, value in self.given().items() if value is not None}
 
 
 class ListFilter(Command):

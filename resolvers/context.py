@@ -1,8 +1,8 @@
 """A request's context for the resolvers: the caller, its brand, and the services. REST and GraphQL build it alike."""
 
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from models import Encounter
 from resolvers.access import Caller, Permission, require, resolve_brand
 from resolvers.answer_bytes import AnswerBytes, AnswerMemory
-from resolvers.audit_notes import NOT_A_REFUSAL, reads, refusal, worklist_read
+from resolvers.audit_notes import NOT_A_REFUSAL, patients_read, reads, refusal, worklist_read
 from resolvers.errors import Forbidden, GatewayError, InsufficientScope, Unauthenticated
 from resolvers.outbox import Reads
 from resolvers.rate_limits import Allowance, Kind
@@ -107,6 +107,17 @@ class Context:
         """Like `note_read`, for encounters already counted by brand and patient."""
         for note in reads(self.caller, self.request_id, given):
             self.services.audit_sink.record(note)
+
+    def note_patients(self, patients: Sequence[tuple[str, str]]) -> None:
+        """Add an audit record for patients, by brand and id, whose list or external ids the caller reads.
+
+        There is one record for each brand, of which a request has one. Never waits, never raises.
+        """
+        of_brand = defaultdict[str, list[str]](list)
+        for brand_id, patient_id in patients:
+            of_brand[brand_id].append(patient_id)
+        for brand_id, patient_ids in of_brand.items():
+            self.services.audit_sink.record(patients_read(self.caller, self.request_id, brand_id, patient_ids))
 
     def note_worklist(self, brand_id: str, given: Mapping[str, int]) -> None:
         """Add one audit record for the encounters of a worklist, which names the patients; none if there are none.

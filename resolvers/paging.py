@@ -148,7 +148,7 @@ def _packed(key: Key, value: datetime | UUID | None) -> bytes:
         return (value or _LAST_UUID).bytes  # type: ignore[union-attr]
     if value is None:
         return _MICROS.pack(_FIRST_MICROS if key.null == FIRST_INSTANT else _LAST_MICROS)
-    return _MICROS.pack((value - _EPOCH) // timedelta(microseconds=1))  # type: ignore[operator]
+    return _MICROS.pack(micros_of(value))  # type: ignore[arg-type]
 
 
 _MICROS = struct.Struct(">q")
@@ -202,6 +202,16 @@ def _unpacked(key: Key, packed: io.BytesIO) -> datetime | UUID | None:
     (micros,) = _MICROS.unpack(packed.read(8))
     if key.null and micros in {_FIRST_MICROS, _LAST_MICROS}:
         return None
+    return instant_of_micros(micros)
+
+
+def micros_of(instant: datetime) -> int:
+    """Return the microseconds between the epoch and an instant."""
+    return (instant - _EPOCH) // timedelta(microseconds=1)
+
+
+def instant_of_micros(micros: int) -> datetime:
+    """Return the instant of `micros_of`. Raises `OverflowError` outside the years 1 to 9999."""
     return _EPOCH + timedelta(microseconds=micros)
 
 

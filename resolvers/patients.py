@@ -6,25 +6,30 @@ from datetime import datetime
 from typing import Annotated, Any, NamedTuple
 
 import orjson
-from pydantic import AfterValidator, BeforeValidator, Field
-from sqlalchemy import Text, any_, bindparam, func, update
+from pydantic import AfterValidator, Field
+from sqlalchemy import Text, any_, bindparam, delete, func, update
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 from sqlmodel import col, select
 
-from models import Encounter, Patient
+from models import Encounter, Patient, PatientExternalId, table_of
 from resolvers import json_text
 from resolvers.access import Permission
 from resolvers.audit import EXTERNAL_IDS_SET, PATIENT_REGISTERED, append_entry
 from resolvers.bounded_rows import BoundedStatement
-from resolvers.commands import Command, broken
+from resolvers.commands import Command, ExternalIds, FindByExternalId, broken
 from resolvers.commands import Text as CommandText
 from resolvers.context import Context
 from resolvers.errors import PatientNotFound, TemporarilyUnavailable
 from resolvers.idempotency import Claim, KeyTaken, claim_change, claim_of_change, taken_key
 from resolvers.sql import Connection, Statement
 
+MAX_FOUND = 20
+"""Maximum number of patients, or of encounters, that are found by one external id."""
+
 MAX_ID_CHARACTERS = 200
 ID_RULE = f"must have 1 to {MAX_ID_CHARACTERS} printable characters without a slash, and be neither . nor .."
+
+EXTERNAL_IDS = table_of(PatientExternalId)
 
 FIND_PATIENTS = BoundedStatement(
     select(Patient).where(
@@ -32,6 +37,12 @@ FIND_PATIENTS = BoundedStatement(
         col(Patient.id) == any_(bindparam("ids", type_=ARRAY(Text))),
     ),
     ["external_ids"],
+)
+PATIENTS_WITH_EXTERNAL_ID = Statement(
+    select(EXTERNAL_IDS.c.patient_id)
+    .where(*(EXTERNAL_IDS.c[name] == bindparam(name) for name in ("brand_id", "system", "value")))
+    .order_by(EXTERNAL_IDS.c.patient_id)
+    .limit(MAX_FOUND)
 )
 FIND_PATIENT = Statement(
     select(Patient).where(col(Patient.id) == bindparam("patient_id"), col(Patient.brand_id) == bindparam("brand_id"))
@@ -61,6 +72,24 @@ SET_EXTERNAL_IDS = Statement(
     )
     .values(external_ids=bindparam("new_ids", type_=JSONB))
     .returning(col(Patient.id))
+)
+
+ADD_EXTERNAL_IDS = Statement(
+    insert(EXTERNAL_IDS).from_select(
+        ["brand_id", "patient_id", "system", "value"],
+        select(
+            bindparam("brand_id", type_=Text),
+            *(
+                func.unnest(bindparam(name, type_=ARRAY(Text)))
+                for name in ("patient_ids", "systems", "external_values")
+            ),
+        ),
+    )
+)
+DELETE_EXTERNAL_IDS = Statement(
+    delete(EXTERNAL_IDS).where(
+        EXTERNAL_IDS.c.patient_id == bindparam("patient_id"), EXTERNAL_IDS.c.brand_id == bindparam("brand_id")
+    )
 )
 
 
@@ -94,8 +123,25 @@ async def patients_by_ids(context: Context, patient_ids: Sequence[str]) -> list[
     return [found.get(patient_id) for patient_id in patient_ids]
 
 
+async def patients_by_external_id(context: Context, members: Mapping[str, Any]) -> list[Patient]:
+    """Return the patients with an external id, in the order of their ids, at most `MAX_FOUND`.
+
+    `members` are those of the `FindByExternalId` command, unvalidated. Raises `InsufficientScope`, `Forbidden`,
+    `InvalidInput` or `TemporarilyUnavailable`, in this order.
+    """
+    context.require(Permission.READ_PATIENTS)
+    brand_id = context.acting_brand()
+    external_id = FindByExternalId.read(members, context.services.input_limits)
+    async with context.database.connection(brand_id) as connection:
+        rows = await connection.fetch(PATIENTS_WITH_EXTERNAL_ID, brand_id=brand_id, **external_id.given())
+    found = await patients_by_ids(context, [row["patient_id"] for row in rows])
+    patients = [patient for patient in found if patient]
+    context.note_patients([(brand_id, patient.id) for patient in patients])
+    return patients
+
+
 class SeenPatient(NamedTuple):
-    """The attributes of a patient that an encounter carries, which are all that is shown of a patient."""
+    """The attributes of a patient that an encounter carries."""
 
     id: str
     brand_id: str
@@ -137,21 +183,6 @@ def _slug(brand_id: str) -> str:
             maximum=MAX_BRAND_CHARACTERS,
         )
     return brand_id
-
-
-MAX_EXTERNAL_IDS = 20
-
-
-def _few_external_ids(external_ids: object) -> object:
-    if not isinstance(external_ids, dict):
-        raise broken("object", "must be an object")
-    if len(external_ids) > MAX_EXTERNAL_IDS:
-        raise broken("too_many", "must have at most {maximum} members", maximum=MAX_EXTERNAL_IDS)
-    return external_ids
-
-
-ExternalIds = Annotated[dict[CommandText, CommandText], BeforeValidator(_few_external_ids)]
-"""A patient's ids in other systems: one text for each system, at most `MAX_EXTERNAL_IDS`."""
 
 
 class RegisterPatient(Command):
@@ -224,6 +255,9 @@ async def set_external_ids(
             await claim_change(context, connection, claim, patient_id=patient_id)
             of = {"patient_id": patient_id, "brand": brand_id, "new_ids": json_text.write(dict(command.external_ids))}
             changed = await connection.fetch(SET_EXTERNAL_IDS, **of)
+            if changed:
+                await connection.fetch(DELETE_EXTERNAL_IDS, brand_id=brand_id, patient_id=patient_id)
+                await add_external_ids(connection, brand_id, {patient_id: command.external_ids})
             patient = await find_patient(connection, brand_id, patient_id)
             if patient is None:
                 raise PatientNotFound
@@ -258,4 +292,15 @@ async def add_patients(connection: Connection, brand_id: str, patients: Mapping[
     # Inserted in one global order, so that two concurrent statements cannot deadlock.
     ids = sorted(patients)
     external_ids = [json_text.write(dict(patients[patient_id])) for patient_id in ids]
-    return len(await connection.fetch(ADD_PATIENTS, brand_id=brand_id, ids=ids, external_ids=external_ids))
+    rows = await connection.fetch(ADD_PATIENTS, brand_id=brand_id, ids=ids, external_ids=external_ids)
+    await add_external_ids(connection, brand_id, {row["id"]: patients[row["id"]] for row in rows})
+    return len(rows)
+
+
+async def add_external_ids(connection: Connection, brand_id: str, patients: Mapping[str, Mapping[str, str]]) -> None:
+    """Insert the rows by which patients are found; `patients` maps the ids of patients to their external ids."""
+    rows = [(patient_id, *each) for patient_id, external_ids in patients.items() for each in external_ids.items()]
+    if rows:
+        patient_ids, systems, values = zip(*rows, strict=True)
+        named = {"patient_ids": patient_ids, "systems": systems, "external_values": values}
+        await connection.fetch(ADD_EXTERNAL_IDS, brand_id=brand_id, **named)

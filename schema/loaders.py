@@ -1,6 +1,7 @@
 """Data loaders: they batch the reads of sibling fields into one statement. Each operation has its own loaders."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -49,6 +50,11 @@ class Loaders:
         return DataLoader(self._load_patients)
 
     @cached_property
+    def shown_patients(self) -> DataLoader[tuple[str, str], None]:
+        """Audits patients, by brand and id, whose external ids are shown: one record for sibling fields."""
+        return DataLoader(self._note_patients)
+
+    @cached_property
     def encounters(self) -> DataLoader[UUID, Encounter | None]:
         """Encounters by their ids."""
         return DataLoader(self._load_encounters)
@@ -75,6 +81,15 @@ class Loaders:
 
     async def _load_patients(self, ids: list[str]) -> list[Patient | None]:
         return await patients_by_ids(self._context, ids)
+
+    async def _note_patients(self, patients: list[tuple[str, str]]) -> list[None]:
+        self._context.note_patients(patients)
+        return [None] * len(patients)
+
+    def add_patients(self, patients: Sequence[Patient]) -> None:
+        """Add patients that another statement has read and audited, so that neither is done again."""
+        self.patients.prime_many({patient.id: patient for patient in patients})
+        self.shown_patients.prime_many({(patient.brand_id, patient.id): None for patient in patients})
 
     async def _load_encounters(self, ids: list[UUID]) -> list[Encounter | None]:
         return await encounters_by_ids(self._context, ids)

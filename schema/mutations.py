@@ -60,6 +60,11 @@ class RecordEncounterInput:
     ended_at: datetime | None = strawberry.field(
         default=UNSET, description="The time of the end, not in the future. Required by `COMPLETED`."
     )
+    external_ids: JSON | None = strawberry.field(
+        default=UNSET,
+        description="The encounter's ids in other systems: an object of at most 20 strings. Names and values have 1 to "
+        "200 characters.",
+    )
 
 
 @strawberry.type(description="The encounter was recorded and committed to disk.")
@@ -117,8 +122,8 @@ class RegisterPatientInput:
     brand_id: str
     external_ids: JSON | None = strawberry.field(
         default=UNSET,
-        description="The patient's ids in other systems: an object of at most 20 strings. They are stored, and no "
-        "operation returns them.",
+        description="The patient's ids in other systems: an object of at most 20 strings. Names and values have 1 to "
+        "200 characters.",
     )
 
 
@@ -163,6 +168,9 @@ class AmendEncounterInput:
     chief_complaint: str | None = UNSET
     notes: str | None = UNSET
     metadata: JSON | None = strawberry.field(
+        default=UNSET, description="An object that replaces the previous one; `{}` clears it."
+    )
+    external_ids: JSON | None = strawberry.field(
         default=UNSET, description="An object that replaces the previous one; `{}` clears it."
     )
     reason: str | None = strawberry.field(

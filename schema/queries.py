@@ -9,13 +9,16 @@ from strawberry import UNSET
 
 from models import EncounterOrder
 from resolvers.access import Permission, resolve_brand
-from resolvers.commands import EncountersFilter
+from resolvers.commands import EncountersFilter, PatientFilter
+from resolvers.encounters.read import encounters_by_external_id
 from resolvers.encounters.submissions import SubmissionState, find_submission
 from resolvers.encounters.worklists import MOST_GROUPS, EncounterDimension, count_by
 from resolvers.errors import InvalidInput, Violation
 from resolvers.ids import id_or_none
 from resolvers.json_text import shape_of
 from resolvers.paging import ListOf
+from resolvers.patient_list import list_patients
+from resolvers.patients import MAX_FOUND, patients_by_external_id
 from schema.types import (
     After,
     Before,
@@ -27,12 +30,18 @@ from schema.types import (
     Last,
     OrderBy,
     Patient,
+    PatientConnection,
+    PatientFilterInput,
     connection_of,
     filter_of,
+    none_if_left_out,
     order_of,
 )
 
 MAX_IDS = 100
+
+System = Annotated[str, strawberry.argument(description="The name of the other system, 1 to 200 characters.")]
+Value = Annotated[str, strawberry.argument(description="The id in that system, 1 to 200 characters.")]
 
 
 strawberry.enum(SubmissionState, description="The state of an idempotency key.")
@@ -147,6 +156,42 @@ class Query:
         if len(groups) > MOST_GROUPS:
             info.context.extensions.setdefault("cut", []).append(info.path.key)
         return groups[:MOST_GROUPS]  # type: ignore[return-value]
+
+    @strawberry.field(
+        description=f"The patients with this id in another system, at most {MAX_FOUND}, in the order of their ids. "
+        "External ids need not be unique."
+    )
+    async def patients_by_external_id(self, info: Info, system: System, value: Value) -> list[Patient]:
+        patients = await patients_by_external_id(info.context.context, {"system": system, "value": value})
+        info.context.loaders.add_patients(patients)
+        return patients  # type: ignore[return-value]
+
+    @strawberry.field(
+        description=f"The encounters with this id in another system, at most {MAX_FOUND}, newest first. "
+        "External ids need not be unique."
+    )
+    async def encounters_by_external_id(self, info: Info, system: System, value: Value) -> list[Encounter]:
+        of = {"system": system, "value": value}
+        return await encounters_by_external_id(info.context.context, of)  # type: ignore[return-value]
+
+    @strawberry.field(
+        description="The patients of the brand, newest first. A page has 20 patients by default, and at most 100."
+    )
+    async def patient_list(
+        self,
+        info: Info,
+        first: Annotated[int | None, strawberry.argument(description="Number of patients, from the newest.")] = UNSET,
+        after: Annotated[
+            str | None, strawberry.argument(description="Return only patients after this cursor: older ones.")
+        ] = UNSET,
+        where: PatientFilterInput | None = UNSET,
+    ) -> PatientConnection:
+        filters = filter_of(PatientFilter, where, info)
+        page = await list_patients(
+            info.context.context, filters, first=none_if_left_out(first), after=none_if_left_out(after)
+        )
+        info.context.loaders.add_patients(page.items)
+        return PatientConnection(page=page)
 
     @strawberry.field(
         description="The outcome of an idempotency key, sent over GraphQL or REST: query it before sending again."

@@ -14,7 +14,7 @@ from strawberry.utils.str_converters import to_camel_case
 import models
 from models import EncounterAction, EncounterEventKind, EncounterOrder, EncounterStatus, EncounterType
 from resolvers.access import Permission
-from resolvers.commands import MOST_VALUES, EncounterFilter, ListFilter
+from resolvers.commands import MOST_VALUES, Command, EncounterFilter
 from resolvers.context import Context
 from resolvers.encounters import history as versions
 from resolvers.encounters.history import MOST_VERSIONS
@@ -24,6 +24,7 @@ from resolvers.errors import InvalidInput, Shape, Violation
 from resolvers.json_text import shape_of
 from resolvers.list_sql import ORDERS
 from resolvers.paging import ListOf, Page, position_of, window_of, write_cursor
+from resolvers.patient_list import PatientPage
 from resolvers.patients import SeenPatient, patient_of
 from schema.arguments import in_argument
 from schema.loaders import HistoryKey, Loaders, PageKey
@@ -56,7 +57,7 @@ class OperationContext:
 Info = StrawberryInfo[OperationContext, None]
 
 T = TypeVar("T")
-F = TypeVar("F", bound=ListFilter)
+F = TypeVar("F", bound=Command)
 
 ENUM_MEMBERS = {member.name for member in models.MEMBERS.values() if member.enum}
 
@@ -116,6 +117,9 @@ class Encounter:
     chief_complaint: str | None = strawberry.field(description="The reason for the visit, in the patient's words.")
     notes: str | None = strawberry.field(description="The clinician's notes.")
     metadata: JSON = strawberry.field(description="Additional data of the recording system.")
+    external_ids: JSON = strawberry.field(
+        description="The encounter's ids in other systems: an object with a string for each system."
+    )
     created_at: datetime = strawberry.field(description="The time at which the gateway recorded it.")
     updated_at: datetime = strawberry.field(description="The time at which the gateway last changed it.")
     version: int = strawberry.field(description="The number of the version, from 1.")
@@ -300,12 +304,24 @@ Before = Annotated[
 OrderBy = Annotated[EncounterOrder | None, strawberry.argument(description="The order of the list.")]
 
 
-@strawberry.type(description="A patient: an id and a brand. The gateway stores no other data of a person.")
+@strawberry.type(
+    description="A patient: an id, a brand, and ids in other systems. The gateway stores no other data of a person."
+)
 class Patient:
     """Resolved by attribute from a `models.Patient` or a `resolvers.patients.SeenPatient`."""
 
     id: strawberry.ID
     brand_id: str
+
+    @strawberry.field(description="The patient's ids in other systems: an object with a string for each system.")
+    async def external_ids(self, root: strawberry.Parent[SeenPatient | models.Patient], info: Info) -> JSON:
+        patient = await _stored(root, info)
+        await info.context.loaders.shown_patients.load((patient.brand_id, patient.id))
+        return JSON(patient.external_ids)
+
+    @strawberry.field(description="The time at which the gateway registered the patient.")
+    async def created_at(self, root: strawberry.Parent[SeenPatient | models.Patient], info: Info) -> datetime:
+        return (await _stored(root, info)).created_at
 
     @strawberry.field(
         description="The patient's encounters, newest first unless `orderBy` differs. A page has 20 encounters by "
@@ -348,6 +364,50 @@ def connection_of(of: ListOf, relay: Mapping[str, Any], info: Info) -> Encounter
     arguments = {name: value for name, value in relay.items() if value is not UNSET}
     window = window_of(info.context.context.services.page_limits, of, **arguments)
     return EncounterConnection(key=PageKey(of, window, for_feed=asks_for(info, "feedCursor")))
+
+
+async def _stored(patient: SeenPatient | models.Patient, info: Info) -> models.Patient:
+    """Return the patient's row, which is read only for the patient of an encounter."""
+    row = patient if isinstance(patient, models.Patient) else await info.context.loaders.patients.load(patient.id)
+    assert row is not None, "an encounter has a patient, and patients are never deleted"
+    return row
+
+
+@strawberry.input(name="PatientFilter", description="A filter of a list: a patient must match every given member.")
+class PatientFilterInput:
+    """The members of `resolvers.commands.PatientFilter`, which holds their rules."""
+
+    created_from: datetime | None = strawberry.field(default=UNSET, description="Inclusive.")
+    created_until: datetime | None = strawberry.field(default=UNSET, description="Exclusive.")
+
+
+@strawberry.type(description="A patient and its position in the list.")
+class PatientEdge:
+    cursor: str = strawberry.field(description="Opaque; valid for this list only: the same filter and brand.")
+    node: Patient
+
+
+@strawberry.type(description="A page of a brand's patients, newest first.")
+class PatientConnection:
+    page: strawberry.Private[PatientPage]
+
+    @strawberry.field(description="The patients with their cursors.")
+    def edges(self) -> list[PatientEdge]:
+        return [PatientEdge(cursor=self.page.cursor(each), node=each) for each in self.page.items]  # type: ignore[arg-type]
+
+    @strawberry.field(description="The patients without cursors.")
+    def nodes(self) -> list[Patient]:
+        return self.page.items  # type: ignore[return-value]
+
+    @strawberry.field(description="The position of the page in the list.")
+    def page_info(self) -> PageInfo:
+        items = self.page.items
+        return PageInfo(
+            has_next_page=self.page.has_next,
+            has_previous_page=self.page.has_previous,
+            start_cursor=self.page.cursor(items[0]) if items else None,
+            end_cursor=self.page.cursor(items[-1]) if items else None,
+        )
 
 
 def given(an_input: object | None) -> dict[str, object]:

@@ -158,15 +158,16 @@ class _Line(NamedTuple):
 
 
 def _members(values: dict[str, str]) -> dict[str, Any]:
-    """Return the members of a row: empty values are omitted, and `metadata` is parsed as JSON."""
+    """Return the members of a row: empty values are omitted, and objects are parsed as JSON."""
     members: dict[str, Any] = {name: value for name, value in values.items() if value}
-    if "metadata" in members:
-        try:
-            members["metadata"] = json_text.read(members["metadata"])
-        except MalformedBody as error:
-            place = " (line {}, column {} of it)".format(*error.place) if error.place else ""
-            rule, message = error.violations[0].rule, f"must be unambiguous JSON (RFC 7493){place}"
-            raise InvalidInput([Violation("/metadata", rule, message)]) from None
+    for name in ("metadata", "external_ids"):
+        if name in members:
+            try:
+                members[name] = json_text.read(members[name])
+            except MalformedBody as error:
+                place = " (line {}, column {} of it)".format(*error.place) if error.place else ""
+                rule, message = error.violations[0].rule, f"must be unambiguous JSON (RFC 7493){place}"
+                raise InvalidInput([Violation(f"/{name}", rule, message)]) from None
     return members
 
 

@@ -16,6 +16,7 @@ import orjson
 from sqlalchemy import text
 
 from models import MEMBERS, Kind
+from resolvers.encounters.external_ids import NO_EXTERNAL_IDS
 from resolvers.encounters.json_sql import WITH_JSON, joined, members_of, object_of, published_json
 from resolvers.outbox import ENCOUNTER_RECORDED, RECORDED_PAYLOAD
 from resolvers.services import Insertion, NewEncounter
@@ -30,6 +31,8 @@ COLUMNS = {
     "request_id": "text", "client_id": "text", "key": "text", "request_hash": "bytea", "changes": "text",
 }  # fmt: skip
 """The SQL types of the values that are sent for each recording. A JSON object keeps the text that was sent."""
+
+JSON_COLUMNS = tuple(name for name, member in MEMBERS.items() if member.kind is Kind.JSON)
 
 _MEMBERS = ", ".join(MEMBERS)
 _EVENT = object_of([(name, members_of("e", upper=False)[source]) for name, source in RECORDED_PAYLOAD.items()])
@@ -93,11 +96,23 @@ appended AS (
         actor_id, array_remove(ARRAY[provider_id], NULL), ARRAY[encounter_type]
     FROM inserted e ORDER BY id
 )
+"""  # noqa: S608 - of names above
+
+# Left out if no encounter has external ids, so that the usual statement does not pay for it.
+IDENTIFY = """,
+identified AS (
+    INSERT INTO patient_graph.encounter_external_ids (patient_id, encounter_id, system, value, brand_id)
+    SELECT e.patient_id, e.id, each.key, each.value, e.brand_id
+    FROM inserted e, json_each_text(e.external_ids) each
+)
+"""
+
+OUTCOMES = """
 SELECT
     sent.id, known.id IS NOT NULL AS is_known,
     CASE WHEN inserted.id IS NOT NULL THEN inserted.created_at END AS created_at
 FROM sent LEFT JOIN known USING (id) LEFT JOIN inserted USING (id)
-"""  # noqa: S608 - of names above
+"""
 
 
 # Set within the statement, because a separate statement would cost a round trip. It holds until the transaction ends,
@@ -109,14 +124,15 @@ NO_LOCK_TIMEOUT = "0"
 
 
 @cache
-def _insert(many: bool) -> Statement:
+def _insert(*, many: bool, identified: bool) -> Statement:
+    """Return the statement for one recording or for several; `identified` if any of them has external ids."""
     if many:
         columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
         rows = f"SELECT sent.* FROM {LIMIT_LOCK_WAITS}, json_to_recordset(CAST(:sent AS json)) AS sent ({columns})"  # noqa: S608 - built from constants of this module
     else:
         values = ", ".join(f"CAST(:{name} AS {kind}) AS {name}" for name, kind in COLUMNS.items())
         rows = f"SELECT {values} FROM {LIMIT_LOCK_WAITS}"  # noqa: S608 - built from constants of this module
-    return Statement(text(f"WITH sent AS ({rows}),{INSERT}"))
+    return Statement(text(f"WITH sent AS ({rows}),{INSERT}{IDENTIFY if identified else ''}{OUTCOMES}"))
 
 
 async def insert_at_once(
@@ -145,6 +161,7 @@ async def insert_at_once(
         asyncpg.PostgresError: A row violates a constraint; no recording was inserted.
     """
     many = len(news) > 1
+    identified = any(new.columns["external_ids"] != NO_EXTERNAL_IDS for new in news)
     values = {"sent": _written(news)} if many else _values(news[0])
     values |= {
         "brand_id": brand_id,
@@ -153,7 +170,7 @@ async def insert_at_once(
         "lock_timeout": lock_timeout,
     }
     async with database.autocommit(brand_id, within_seconds) as connection:
-        rows = await connection.fetch(_insert(many), **values)
+        rows = await connection.fetch(_insert(many=many, identified=identified), **values)
     insertions = {row["id"]: Insertion(row["is_known"], row["created_at"]) for row in rows}
     return [insertions[new.columns["id"]] for new in news]
 
@@ -163,12 +180,12 @@ def _values(new: NewEncounter) -> dict[str, Any]:
     values = new._asdict()
     columns = values.pop("columns")
     # The driver sends JSON as bytes.
-    return {**columns, "metadata": columns["metadata"].encode(), **values}
+    return {**columns, **{name: columns[name].encode() for name in JSON_COLUMNS}, **values}
 
 
 def _written(news: Sequence[NewEncounter]) -> bytes:
     # One JSON text costs less than half of the driver's time to encode twenty lists value by value.
-    rows = [values | {"metadata": orjson.Fragment(values["metadata"])} for values in map(_values, news)]
+    rows = [values | {name: orjson.Fragment(values[name]) for name in JSON_COLUMNS} for values in map(_values, news)]
     return orjson.dumps(rows, default=_hexadecimal)
 
 

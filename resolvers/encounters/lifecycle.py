@@ -12,12 +12,13 @@ from uuid import UUID
 
 from sqlalchemy import bindparam, func, select, update
 
-from models import MEMBERS, Encounter, EncounterAction, EncounterEventKind, EncounterStatus
+from models import MEMBERS, Encounter, EncounterAction, EncounterEventKind, EncounterStatus, Kind
 from resolvers import json_text
 from resolvers.access import Permission
 from resolvers.audit import append_entry, encounter_event
 from resolvers.commands import AmendEncounter, Change, ExplainedChange, Reschedule
 from resolvers.context import Context
+from resolvers.encounters.external_ids import replace_external_ids
 from resolvers.encounters.history import append_version
 from resolvers.encounters.read import OF_BRAND, OF_PATIENT, TABLE, encounter_of_key
 from resolvers.errors import (
@@ -90,6 +91,7 @@ LOCK_ENCOUNTER = Statement(
     .with_for_update()
 )
 CHANGED_COLUMNS = tuple(name for name in MEMBERS if name not in {"id", "patient_id", "brand_id", "created_at"})
+JSON_COLUMNS = tuple(name for name in CHANGED_COLUMNS if MEMBERS[name].kind is Kind.JSON)
 CHANGE_ENCOUNTER = Statement(
     update(TABLE)
     .where(OF_PATIENT, TABLE.c.id == bindparam("encounter_id", type_=TABLE.c.id.type), OF_BRAND)
@@ -212,8 +214,9 @@ def _unlocked(row: Row | None) -> tuple[dict[str, Any], datetime]:
     assert row is not None, "an encounter is never deleted, and never moves to another patient"
     before = dict(row)
     now = before.pop("now")
-    # In the form of commands, so that unchanged metadata compares equal when it is sent again.
-    before["metadata"] = json_text.write(json_text.read(before["metadata"]))
+    # In the form of commands, so that an unchanged object compares equal when it is sent again.
+    for name in JSON_COLUMNS:
+        before[name] = json_text.write(json_text.read(before[name]))
     return before, now
 
 
@@ -245,6 +248,8 @@ async def _keep(
     columns = {name: getattr(encounter, name) for name in CHANGED_COLUMNS}
     of = {"brand_id": encounter.brand_id, "patient_id": encounter.patient_id, "encounter_id": encounter.id}
     await connection.fetch(CHANGE_ENCOUNTER, **of, **columns)
+    if "external_ids" in changes:
+        await replace_external_ids(connection, encounter)
     await append_version(connection, context, encounter, kind, changes=changes, reason=reason)
     details = {"version": encounter.version, "members": sorted(changes)}
     await append_entry(connection, context, encounter_event(kind), encounter, details)

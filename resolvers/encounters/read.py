@@ -1,26 +1,28 @@
-"""Read encounters: by id, by key, and as pages of a patient's list."""
+"""Read encounters: by id, by key, by external id, and as pages of a patient's list."""
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import BigInteger, TextClause, any_, bindparam, func, select, text, true
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlmodel import Text
 
-from models import Encounter, EncounterOrder, Encounters, IdempotencyKey, Patient, table_of
+from models import Encounter, EncounterExternalId, EncounterOrder, Encounters, IdempotencyKey, Patient, table_of
 from resolvers.access import Permission
 from resolvers.bounded_rows import LONG, BoundedStatement
-from resolvers.commands import EVERYTHING, ListFilter, uuid_of
+from resolvers.commands import EVERYTHING, FindByExternalId, ListFilter, uuid_of
 from resolvers.context import Context
 from resolvers.errors import EncounterNotFound
 from resolvers.list_sql import CRITERIA, NEWEST_FIRST, ORDERS, Order, beyond, conditions
 from resolvers.outbox import find_mark
 from resolvers.paging import Page, Window, page_of
-from resolvers.patients import can_exist
+from resolvers.patients import MAX_FOUND, can_exist
 from resolvers.sql import Connection, Row, Statement
 
 TABLE = table_of(Encounters)
+EXTERNAL_IDS = table_of(EncounterExternalId)
 
 
 async def encounter_of_key(context: Context, connection: Connection, key: IdempotencyKey) -> Encounter:
@@ -56,6 +58,31 @@ async def encounters_by_ids(context: Context, ids: Sequence[UUID]) -> list[Encou
     found = {row["id"]: encounter_of(row) for row in rows}
     context.note_read(found.values())
     return [found.get(encounter_id) for encounter_id in ids]
+
+
+ENCOUNTERS_WITH_EXTERNAL_ID = Statement(
+    select(EXTERNAL_IDS.c.encounter_id)
+    .where(*(EXTERNAL_IDS.c[name] == bindparam(name) for name in ("brand_id", "system", "value")))
+    # Ids are UUIDv7, so this is the order of recording. It is that of the index.
+    .order_by(EXTERNAL_IDS.c.encounter_id.desc())
+    .limit(MAX_FOUND)
+)
+
+
+async def encounters_by_external_id(context: Context, members: Mapping[str, Any]) -> list[Encounter]:
+    """Return the encounters with an external id, newest first, at most `MAX_FOUND`.
+
+    `members` are those of the `FindByExternalId` command, unvalidated. Raises `InsufficientScope`, `Forbidden`,
+    `InvalidInput`, `AnswerTooLarge` or `TemporarilyUnavailable`, in this order.
+    """
+    context.require(Permission.READ_ENCOUNTERS)
+    brand_id = context.acting_brand()
+    external_id = FindByExternalId.read(members, context.services.input_limits)
+    async with context.database.connection(brand_id) as connection:
+        rows = await connection.fetch(ENCOUNTERS_WITH_EXTERNAL_ID, brand_id=brand_id, **external_id.given())
+    # Not a join, which PostgreSQL may begin with the table of encounters.
+    encounters = await encounters_by_ids(context, [row["encounter_id"] for row in rows])
+    return [encounter for encounter in encounters if encounter]
 
 
 async def visible_encounter(context: Context, patient_id: str, encounter_id: str) -> Encounter:

@@ -14,6 +14,7 @@ from resolvers.access import Permission
 from resolvers.audit import append_entry, encounter_event
 from resolvers.commands import EncounterBody, RecordEncounter
 from resolvers.context import Context
+from resolvers.encounters.external_ids import NO_EXTERNAL_IDS, add_external_ids
 from resolvers.encounters.history import append_version, json_of
 from resolvers.encounters.published import published
 from resolvers.encounters.read import TABLE, encounter_of_key
@@ -90,6 +91,7 @@ def columns_of(command: EncounterBody, patient_id: str) -> dict[str, Any]:
     columns = {**ABSENT, "patient_id": patient_id, "id": new_id(), "version": 1, **command.given()}
     if columns.get("status") is None:
         columns["status"] = EncounterStatus.SCHEDULED
+    columns["external_ids"] = columns.get("external_ids") or NO_EXTERNAL_IDS
     return columns
 
 
@@ -165,6 +167,7 @@ async def insert_encounter(
     """Insert an encounter with its version, its audit entry and its event; its key must be claimed already."""
     encounter = recorded(columns, now)
     await connection.fetch(INSERT_ENCOUNTER, **columns, created_at=now, updated_at=now)
+    await add_external_ids(connection, encounter)
     await append_version(connection, context, encounter, RECORDED, changes=first_changes(columns))
     await append_entry(connection, context, encounter_event(RECORDED), encounter)
     await append_event(connection, encounter, RECORDED, context.caller.actor_id)

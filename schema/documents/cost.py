@@ -27,6 +27,7 @@ from resolvers.encounters.history import MOST_VERSIONS
 from resolvers.encounters.worklists import MOST_GROUPS
 from resolvers.json_text import INT_DIGITS
 from resolvers.paging import PageLimits
+from resolvers.patients import MAX_FOUND
 from schema.documents.limits import SATURATED
 from schema.selections import fragments_of
 
@@ -46,11 +47,18 @@ READ_ONCE = frozenset({"patients", "_entities"})
 """Fields that read, complete and charge an object once, even if it is listed several times."""
 
 
-MOST_OBJECTS: Mapping[str, int] = {"possibleDuplicates": MOST, "encounterCounts": MOST_GROUPS}
+MOST_OBJECTS: Mapping[str, int] = {
+    "possibleDuplicates": MOST,
+    "encounterCounts": MOST_GROUPS,
+    "patientsByExternalId": MAX_FOUND,
+    "encountersByExternalId": MAX_FOUND,
+}
 """By field, the number of objects that it can return."""
 
 
-OF_A_BRAND = frozenset({"encounters", "encounterCounts"})
+OF_A_BRAND = frozenset(
+    {"encounters", "encounterCounts", "patientList", "patientsByExternalId", "encountersByExternalId"}
+)
 """Root fields that ask every shard of a cluster."""
 
 
@@ -181,7 +189,7 @@ def cost_of(document: DocumentNode, operation: OperationDefinitionNode, sent: Se
 
     def size(field: FieldNode) -> int:
         arguments = {each.name.value: each.value for each in field.arguments or ()}
-        if field.name.value == "encounters":
+        if field.name.value in {"encounters", "patientList"}:
             sizes = [sent.value(arguments[name]) for name in ("first", "last") if name in arguments]
             given = [each for each in sizes if isinstance(each, int)]
             return min(max(given[0], 0), pages.maximum) if given else pages.default

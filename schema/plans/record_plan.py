@@ -121,8 +121,8 @@ def _arguments(node: FieldNode) -> Value:
         raise Unplannable
     if isinstance(given, ObjectValueNode):
         # A JSON literal keeps every digit of its numbers; only the executor supports that.
-        metadata = [each.value for each in given.fields if each.name.value == "metadata"]
-        if not all(isinstance(each, VariableNode) for each in metadata):
+        objects = [each.value for each in given.fields if MEMBERS[RECORDING[each.name.value]].kind is Kind.JSON]
+        if not all(isinstance(each, VariableNode) for each in objects):
             raise Unplannable
     return members_of(node.arguments or ())
 

@@ -344,14 +344,15 @@ class Reader:
         """
         fields: list[tuple[str, Any]] = []
         for key, below in self.collected(_below(nodes), "Patient"):
-            name = below[0].name.value
-            if name != "encounters":
-                fields.append((key, Member(to_snake_case(name) if name != "__typename" else name)))
-            elif pages is None:
-                raise Unplannable
-            else:
-                pages.append(page := self._page(below))
-                fields.append((key, page))
+            match below[0].name.value:
+                case "id" | "brandId" | "__typename" as name:
+                    fields.append((key, Member(to_snake_case(name) if name != "__typename" else name)))
+                case "encounters" if pages is not None:
+                    pages.append(page := self._page(below))
+                    fields.append((key, page))
+                case _:
+                    # A nested page, or a member of the patient's own row; external ids are audited too.
+                    raise Unplannable
         return fields
 
     def _page(self, nodes: Sequence[FieldNode], *, of_brand: bool = False) -> PageNode:

@@ -221,7 +221,7 @@ def test_every_function_that_returns_encounters_audits_the_read() -> None:
         for function in module.body
         if isinstance(function, ast.AsyncFunctionDef | ast.FunctionDef)
     }
-    readers = {name for name, called in calls.items() if "_encounter" in called}
+    readers = {name for name, called in calls.items() if "encounter_of" in called}
 
     assert readers >= {"encounters_by_ids", "list_encounters", "visible_encounter", "encounter_of_key"}
     # A function that changes an encounter audits the change instead.

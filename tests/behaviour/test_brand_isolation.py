@@ -27,7 +27,7 @@ WATCHED = ContextVar("WATCHED", default=False)
 
 @pytest.fixture
 async def theirs(service: Service, cast: Cast) -> dict[str, Any]:
-    """A patient of `loopbio` with an encounter, recorded under a key."""
+    """A patient of `loopbio` with an encounter, recorded under a key. Both have an external id."""
     patient_id = await cast.patient("loopbio")
     response = await service.rest(
         "POST",
@@ -36,7 +36,18 @@ async def theirs(service: Service, cast: Cast) -> dict[str, Any]:
         json=VISIT | {"brand_id": "loopbio"},
         headers={"idempotency-key": f"key-{patient_id}"},
     )
-    return response.json()
+    encounter = response.json()
+    identify = """mutation ($id: ID!, $input: AmendEncounterInput!) {
+      amendEncounter(id: $id, input: $input) { __typename ... on Problem { code } } }"""
+    variables = {"id": encounter["id"], "input": {"externalIds": {"emr": f"number-{patient_id}"}}}
+    await service.graphql(identify, variables, token="dev-loopbio")
+    await cast.connection.execute(
+        "INSERT INTO patient_graph.patient_external_ids (patient_id, brand_id, system, value)"
+        " VALUES ($1, 'loopbio', 'emr', $2)",
+        patient_id,
+        f"number-{patient_id}",
+    )
+    return encounter
 
 
 @pytest.fixture
@@ -99,6 +110,8 @@ async def test_their_encounter_over_rest_is_like_an_unknown_one(service: Service
         "patient(id: $patient) { encounters { totalCount nodes { notes } } }",
         "patients(ids: [$patient, $patient]) { id brandId }",
         "a: encounter(id: $id) { notes } b: encounter(id: $id) { patient { id } }",
+        'encountersByExternalId(system: "emr", value: $number) { notes externalIds patient { externalIds } }',
+        'patientsByExternalId(system: "emr", value: $number) { id externalIds encounters { nodes { id } } }',
     ],
 )
 async def test_their_records_in_every_query_are_like_unknown_ones(
@@ -141,10 +154,14 @@ async def test_their_records_in_every_mutation_are_like_unknown_ones(
 
 
 def graphql_request(service: Service, theirs, kind: str, selection: str):
-    """Return a GraphQL request for an encounter `$id` or a patient `$patient`, which are theirs or unknown."""
+    """Return a GraphQL request for an encounter `$id`, a patient `$patient` or an external id `$number` of both.
+
+    They are theirs or unknown.
+    """
     known = {
         "id": ("ID!", theirs["id"], lambda: str(uuid4())),
         "patient": ("ID!", theirs["patient_id"], lambda: "patient-" + uuid4().hex[:12]),
+        "number": ("String!", f"number-{theirs['patient_id']}", lambda: "number-patient-" + uuid4().hex[:12]),
     }
     used = {name: of for name, of in known.items() if f"${name}" in selection}
     declared = ", ".join(f"${name}: {of[0]}" for name, of in used.items())
@@ -324,6 +341,26 @@ async def test_their_patients_and_cursors_are_unknown_to_the_feed(service: Servi
             await stream_events(context, None, cursor)
 
 
+async def test_their_patients_and_external_ids_are_seen_in_their_brand_only(
+    service: Service, theirs, cast: Cast
+) -> None:
+    query = """query ($number: String!) {
+      patientList(first: 100) { nodes { id } edges { node { id } } }
+      patientsByExternalId(system: "emr", value: $number) { id }
+      encountersByExternalId(system: "emr", value: $number) { id }
+    }"""
+    variables = {"number": f"number-{theirs['patient_id']}"}
+
+    ours = await service.graphql(query, variables, token="dev")
+    own = await service.graphql(query, variables, token="dev-loopbio")
+
+    assert theirs["patient_id"] not in str(ours)
+    assert ours["data"]["patientsByExternalId"] == ours["data"]["encountersByExternalId"] == []
+    assert {"id": theirs["patient_id"]} in own["data"]["patientList"]["nodes"]
+    assert own["data"]["patientsByExternalId"] == [{"id": theirs["patient_id"]}]
+    assert own["data"]["encountersByExternalId"] == [{"id": theirs["id"]}]
+
+
 def test_every_path_of_the_schema_to_a_record_is_attacked() -> None:
     """A new path needs an attack in this file."""
     schema = build_schema(federated=True)._schema
@@ -334,15 +371,24 @@ def test_every_path_of_the_schema_to_a_record_is_attacked() -> None:
         if isinstance(kind, GraphQLObjectType) and not name.startswith("__")
         for field, of in kind.fields.items()
         if get_named_type(of.type).name
-        in {"Encounter", "Patient", "EncounterConnection", "EncounterEdge", "EncounterEvent", "_Entity"}
-    }
+        in {
+            "Encounter", "EncounterConnection", "EncounterEdge", "EncounterEvent", "Patient", "PatientConnection",
+            "PatientEdge", "_Entity",
+        }
+    }  # fmt: skip
 
     assert leading_to_records == {
         "Query.encounter",
         "Query.encounters",
         "Query.patient",
         "Query.patients",
+        "Query.patientList",
+        "Query.patientsByExternalId",
+        "Query.encountersByExternalId",
         "Query._entities",
+        "PatientConnection.edges",
+        "PatientConnection.nodes",
+        "PatientEdge.node",
         "Patient.encounters",
         "Encounter.patient",
         "EncounterConnection.edges",

@@ -57,7 +57,7 @@ def new(patient_id: str, **other: Any) -> NewEncounter:
     key = other.get("key")
     columns: dict[str, Any] = dict.fromkeys(MEMBERS.keys() - {"created_at", "updated_at"}) | {
         "patient_id": patient_id, "id": new_id(), "brand_id": "loop", "encounter_type": EncounterType.LAB,
-        "status": EncounterStatus.SCHEDULED, "metadata": "{}", "version": 1,
+        "status": EncounterStatus.SCHEDULED, "metadata": "{}", "external_ids": "{}", "version": 1,
     }  # fmt: skip
     columns |= {name: other.pop(name) for name in columns.keys() & other.keys()}
     rest: dict[str, Any] = {
@@ -109,7 +109,11 @@ async def test_a_recording_stores_the_same_alone_and_in_a_shared_statement(
             "metadata": '{"number": %s, "text": "\\u00e9\\n"}' % ("9" * 40 + ".10"), "actor_id": SPECIAL,
         }  # fmt: skip
         instants = [datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC), None]
-        return [new(patient_id, key=f"{patient_id}-{n}", scheduled_at=at, **named) for n, at in enumerate(instants)]
+        external_ids = [json.dumps({SPECIAL: "7", "lis": SPECIAL}), "{}", '{"lis": "7"}']
+        return [
+            new(patient_id, key=f"{patient_id}-{n}", scheduled_at=instants[n], external_ids=external_ids[n], **named)
+            for n in range(3)
+        ]
 
     async def kept(news: Sequence[NewEncounter], table: str) -> list[dict[str, Any]]:
         rows = await cast.connection.fetch(
@@ -125,7 +129,9 @@ async def test_a_recording_stores_the_same_alone_and_in_a_shared_statement(
     await asyncio.gather(*(batcher.insert("loop", each) for each in together))
 
     assert sizes == [1, 1, 1, 3]
-    for table in ("encounters", "encounter_versions", "audit_log", "idempotency_keys"):
+    external_ids = {(row["system"], row["value"]) for row in await kept(alone, "encounter_external_ids")}
+    assert external_ids == {("lis", SPECIAL), ("lis", "7"), (SPECIAL, "7")}
+    for table in ("encounters", "encounter_versions", "audit_log", "idempotency_keys", "encounter_external_ids"):
         assert await kept(alone, table) == await kept(together, table)
     for news in (alone, together):
         rows = {row["id"]: row for row in await cast.rows(news[0].columns["patient_id"])}

@@ -12,11 +12,13 @@ from gateway.database.database import APP_ROLE, RELAY_ROLE, Database
 from gateway.database.migrate import migrate
 from models import EncounterOrder
 from resolvers.encounters.offset_pages import _slice
-from resolvers.encounters.read import ENCOUNTERS_BY_IDS, _pages, arguments_of
+from resolvers.encounters.read import ENCOUNTERS_BY_IDS, ENCOUNTERS_WITH_EXTERNAL_ID, _pages, arguments_of
 from resolvers.encounters.worklists import _page as worklist_page
 from resolvers.list_sql import NEWEST_FIRST, ORDERS
 from resolvers.outbox import _events
 from resolvers.paging import Position
+from resolvers.patient_list import _page
+from resolvers.patients import PATIENTS_WITH_EXTERNAL_ID
 from resolvers.relay import OLDEST_KEPT, UNSTAMPED
 from resolvers.sql import Statement
 from tests.conftest import create_database
@@ -28,6 +30,10 @@ AFTER = {"after_created_at": "2026-01-01T00:00:00Z", "after_id": uuid4()}
 OF_FEED = {"brand_id": "loop", "encounter_type": ["lab"], "provider_id": [uuid4()], "kinds": ["recorded"]}
 EVENTS = {"after": 1_000_000, "until": 1_001_000, "limit": 500}
 PRUNED = {"pruned": 1_000_000, "until": 1_001_000, "keep": timedelta(days=30), "limit": 500}
+
+NUMBER = {"brand_id": "loop", "system": "mrn", "value": "7"}
+PATIENTS = {"brand_id": "loop", "limit": 21, "after_created_at": datetime(2026, 1, 1, tzinfo=UTC), "after_id": "7"}
+CREATED = {"created_from": datetime(2026, 1, 1, tzinfo=UTC), "created_until": datetime(2026, 2, 1, tzinfo=UTC)}
 
 
 @pytest.fixture
@@ -159,6 +165,31 @@ def _nodes(plan):
     yield plan
     for child in plan.get("Plans", []):
         yield from _nodes(child)
+
+
+@pytest.mark.parametrize(
+    ("statement", "values", "index"),
+    [
+        (ENCOUNTERS_WITH_EXTERNAL_ID, NUMBER, "ix_encounter_external_ids_brand_id_system_value_encounter_id"),
+        (PATIENTS_WITH_EXTERNAL_ID, NUMBER, "ix_patient_external_ids_brand_id_system_value_patient_id"),
+        (_page(frozenset(), False).plain, PATIENTS, "ix_patients_brand_id_created_at_id"),
+        (_page(frozenset(CREATED), True).plain, PATIENTS | CREATED, "ix_patients_brand_id_created_at_id"),
+    ],
+)
+async def test_a_search_under_row_level_security_reads_its_index_in_order(
+    untouched: asyncpg.Connection, statement: Statement, values, index: str
+) -> None:
+    async with untouched.transaction():
+        await untouched.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off")
+        # A policy keeps conditions that are not leakproof from using an index.
+        await untouched.execute(f"SET LOCAL ROLE {APP_ROLE}; SET LOCAL app.brand_id = 'loop'")
+        explained = await untouched.fetchval(f"EXPLAIN (FORMAT JSON) {statement.text}", *statement.arguments(values))
+
+    *_, scan = nodes = list(_nodes(json.loads(explained)[0]["Plan"]))
+    assert [node["Node Type"] for node in nodes if node["Node Type"] != "Result"][:-1] == ["Limit"]
+    assert scan["Index Name"] == index
+    # Every condition but the policy's is one of the index.
+    assert "Filter" not in scan
 
 
 async def test_the_count_and_the_offset_of_a_list_read_only_the_index(untouched: asyncpg.Connection) -> None:

@@ -1,6 +1,8 @@
 """The migrations create exactly the tables of the models, even if several processes run them."""
 
 import asyncio
+import json
+import runpy
 from enum import StrEnum
 from typing import Any
 
@@ -13,7 +15,7 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from gateway.database.migrate import migrate
+from gateway.database.migrate import MIGRATIONS, migrate
 from models import EncounterEventKind, EncounterStatus, EncounterType, Table
 from models.base import PROCESS_SCHEMA, SCHEMA
 from tests.conftest import create_database
@@ -126,6 +128,23 @@ async def test_a_check_allows_exactly_the_values_of_its_enum(
     await connection.close()
 
     assert set(definition.split("'")[1::2]) == {member.value for member in enum}
+
+
+async def test_earlier_external_ids_of_patients_can_be_found_after_the_migration(cast) -> None:
+    (migration,) = (MIGRATIONS / "versions").glob("*_external_ids.py")
+    earlier = {"mrn": "7", "a long id": "x" * 201, "an empty id": "", "": "7", "x" * 201: "7", "lis": "🩺" * 200}
+    patient_id = await cast.patient()
+    await cast.connection.execute(
+        "UPDATE patient_graph.patients SET external_ids = $1 WHERE id = $2", json.dumps(earlier), patient_id
+    )
+
+    for _ in range(2):
+        await cast.connection.execute(runpy.run_path(str(migration))["PATIENTS"])
+
+    rows = await cast.connection.fetch(
+        "SELECT brand_id, system, value FROM patient_graph.patient_external_ids WHERE patient_id = $1", patient_id
+    )
+    assert {tuple(row) for row in rows} == {("loop", "mrn", "7"), ("loop", "lis", "🩺" * 200)}
 
 
 async def test_every_table_has_its_patient_in_the_key_and_a_brand(database_url: str) -> None:

@@ -118,6 +118,8 @@ async def test_the_relay_role_reads_no_encounter_and_inserts_no_event(database_u
 # Columns that may contain text about a patient, or the patient's identifiers elsewhere.
 CLINICAL = {
     "patients": {"external_ids"},
+    "patient_external_ids": {"system", "value"},
+    "encounter_external_ids": {"system", "value"},
     "encounters": {member.name for member in MEMBERS.values() if member.clinical},
     "encounter_versions": {"reason", "changes"},
     "idempotency_keys": {"answer"},

@@ -59,12 +59,14 @@ def walk(kind: GraphQLObjectType, path: Path = (), seen: Counter[str] | None = N
 def selection(kind: GraphQLOutputType, path: Path) -> str:
     below = get_named_type(kind)
     assert isinstance(below, GraphQLObjectType)
+    # The fields along the path too, so that its entries are those of the path above it and its own.
+    shown = " ".join(clinical_fields(below))
     if not path:
-        return " ".join(clinical_fields(below))
+        return shown
     field = below.fields[path[0]]
     # Small pages: a history below each item of a page is expensive.
     size = "(first: 2)" if "first" in field.args else ""
-    return f"{path[0]}{size} {{ {selection(field.type, path[1:])} }}"
+    return f"{shown} {path[0]}{size} {{ {selection(field.type, path[1:])} }}"
 
 
 def members(kind: GraphQLOutputType) -> list[GraphQLObjectType]:
@@ -109,10 +111,11 @@ def test_roots_lists_each_mutation_that_returns_clinical_text() -> None:
 
 
 async def entries(sockets: GatewayServer, cast: Cast, patient_id: str) -> int:
-    """Return the number of audit entries for reads of a patient's encounters."""
+    """Return the number of audit entries for reads of a patient's encounters or external ids."""
     sentinel = await cast.patient()
     count = """SELECT count(*) FROM patient_graph.audit_log
-        WHERE patient_id = $1 AND event_type = 'patient_graph.encounters.read'"""
+        WHERE patient_id = $1 AND event_type = 'patient_graph.encounters.read'
+            OR event_type = 'patient_graph.patients.read' AND details->'patients' ? $1"""
     async with sockets.authenticated() as websocket:
         await websocket.ask("mutation { " + ROOTS["EncounterRecorded"] % {"patient": sentinel} + " { __typename } }")
         await websocket.ask(f'{{ patient(id: "{sentinel}") {{ encounters {{ nodes {{ id }} }} }} }}')

@@ -23,6 +23,10 @@ async def test_an_example_runs_unchanged(service: Service, cast: Cast, query: st
     variables = json.loads(written.replace("A_BRAND", "loop"))
     if "patientId" in variables:
         variables["patientId"] = await cast.patient()
+    if "system" in variables:
+        register = "mutation ($input: RegisterPatientInput!) { registerPatient(input: $input) { __typename } }"
+        members = {"id": "found-patient", "brandId": "loop", "externalIds": {variables["system"]: variables["value"]}}
+        await service.graphql(register, {"input": members})
 
     assert validate(build_schema()._schema, document) == []
     for operation in document.definitions:

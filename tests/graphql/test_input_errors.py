@@ -10,7 +10,7 @@ from tests.doors import RECORD, Service, json_body
 
 INPUT = [
     "brandId", "encounterType", "providerId", "scheduledAt", "chiefComplaint", "notes", "metadata", "status",
-    "startedAt", "endedAt",
+    "startedAt", "endedAt", "externalIds",
 ]  # fmt: skip
 MANY = "mutation ($many: [RecordEncountersItem!]!) { recordEncounters(input: $many) { results { __typename } } }"
 AMEND = 'mutation ($input: AmendEncounterInput!) { amendEncounter(id: "x", input: $input) { __typename } }'

@@ -115,6 +115,10 @@ async def known(clinic: Service, cast: Cast) -> Known:
     for encounter_id in encounters[:2]:
         query = "mutation ($id: ID!) { startEncounter(id: $id) { __typename } }"
         await clinic.graphql(query, {"id": encounter_id}, token="recorder")
+    for number, encounter_id in enumerate(encounters[:3]):
+        query = "mutation ($id: ID!, $ids: JSON) { amendEncounter(id: $id, input: {externalIds: $ids}) { __typename } }"
+        external_ids = {"emr": f"V-{number}", 'a "name" ä': "\\ and 🩺"}
+        await clinic.graphql(query, {"id": encounter_id, "ids": external_ids}, token="recorder")
     edges = "query ($id: ID!) { patient(id: $id) { encounters { edges { cursor } } } }"
     body = await clinic.graphql(edges, {"id": patients[0]}, token="reader")
     cursors = [edge["cursor"] for edge in body["data"]["patient"]["encounters"]["edges"]]
@@ -200,8 +204,8 @@ def documents(draw: st.DrawFn, known: Known) -> tuple[str, dict[str, Any]]:  # n
     def encounter() -> str:
         plain = [
             "id", "patientId", "providerId", "brandId", "encounterType", "status", "scheduledAt", "startedAt",
-            "endedAt", "chiefComplaint", "notes", "metadata", "createdAt", "updatedAt", "version", "allowedActions",
-            "__typename",
+            "endedAt", "chiefComplaint", "notes", "metadata", "externalIds", "createdAt", "updatedAt", "version",
+            "allowedActions", "__typename",
         ]  # fmt: skip
         return maybe_in_fragment("Encounter", some([*plain, lambda: f"patient {patient(deep=False)}"]))
 
@@ -209,7 +213,9 @@ def documents(draw: st.DrawFn, known: Known) -> tuple[str, dict[str, Any]]:  # n
         pages = (
             [lambda: f"encounters{arguments()}{condition()} {page()}"] if deep or not draw(st.integers(0, 6)) else []
         )
-        return maybe_in_fragment("Patient", some(["id", "brandId", "__typename", *pages]))
+        # No plan serves a member of the patient's own row.
+        own = ["externalIds", "createdAt"] if not draw(st.integers(0, 9)) else []
+        return maybe_in_fragment("Patient", some(["id", "brandId", "__typename", *own, *pages]))
 
     def arguments() -> str:
         size = st.one_of(st.none(), st.integers(0, 7), st.sampled_from([100, 101, -1]))
@@ -359,6 +365,8 @@ async def test_plans_and_executor_answer_any_document_of_the_schema_alike(clinic
 @pytest.mark.parametrize(
     ("query", "variables"),
     [
+        (('mutation ($v: String) { recordEncounter(patientId: "nobody", input: {brandId: "loop", encounterType: LAB,'
+         " externalIds: {lis: $v, emr: 7, b: true}}) { __typename } }"), {"v": "7"}),
         ("{ patients(ids: %s) { id } }" % ("9" * 5_000), {}),
         ('{ patient(id: "x") { encounters(first: %s) { totalCount } } }' % ("9" * 5_000), {}),
         ("{ patient(id: %s) { id } }" % ("9" * 5_000), {}),
@@ -527,11 +535,13 @@ def recordings(draw: st.DrawFn, known: Known) -> tuple[str, dict[str, Any]]:
         "status": st.sampled_from(["SCHEDULED", "COMPLETED", "NO_SHOW", "ENTERED_IN_ERROR", None]),
         "startedAt": st.sampled_from(["2026-01-31T09:30:00Z", "2999-01-01T00:00:00Z", None]),
         "endedAt": st.sampled_from(["2026-01-31T09:50:00.120+01:00", "2026-01-31T09:50:00Z", None]),
+        "externalIds": st.sampled_from([{}, {"lis": "7", "ä": "\u0001"}, {"lis": ""}, {"lis": 7}, [], None]),
     }
     members: dict[str, Any] = draw(st.fixed_dictionaries(needed, optional=optional))
     plain = [
         "id", "patientId", "providerId", "brandId", "encounterType", "status", "scheduledAt", "startedAt", "endedAt",
-        "chiefComplaint", "notes", "metadata", "version", "allowedActions", "__typename", "patient { id brandId }",
+        "chiefComplaint", "notes", "metadata", "externalIds", "version", "allowedActions", "__typename",
+        "patient { id brandId }", "patient { externalIds }",
     ]  # fmt: skip
     encounter = " ".join(draw(st.lists(st.sampled_from(plain), min_size=1, unique=True)))
     outcomes = [
@@ -552,7 +562,7 @@ def recordings(draw: st.DrawFn, known: Known) -> tuple[str, dict[str, Any]]:
     kinds = {
         "brandId": "String!", "encounterType": "EncounterType!", "providerId": "UUID", "scheduledAt": "DateTime",
         "chiefComplaint": "String", "notes": "String", "metadata": "JSON", "status": "EncounterStatus",
-        "startedAt": "DateTime", "endedAt": "DateTime",
+        "startedAt": "DateTime", "endedAt": "DateTime", "externalIds": "JSON",
     }  # fmt: skip
     written = {name for name in optional if draw(st.booleans())} | needed.keys() | members.keys()
     declared = " ".join(f"${name}: {kinds[name]}" for name in sorted(written))

@@ -172,6 +172,28 @@ async def test_an_empty_cell_is_an_omitted_member(import_file: Import, cast: Cas
     assert json.loads(row["metadata"]) == {}
 
 
+@pytest.mark.parametrize("name", ["e.csv", "e.jsonl"])
+@pytest.mark.parametrize("cluster", [False, True])
+async def test_an_imported_encounter_is_found_by_its_external_ids(
+    settings: Settings, service: Service, cast: Cast, tmp_path: Path, *, name: str, cluster: bool
+) -> None:
+    patient_id = await cast.patient()
+    external_ids = {"emr": patient_id, "größe": '"7"'}
+    text = json_lines([visit(patient_id, external_ids=external_ids), visit(patient_id)])
+    if name == "e.csv":
+        quoted = json.dumps(external_ids, ensure_ascii=False).replace('"', '""')
+        header = "external_ids,patient_id,brand_id,encounter_type"
+        text = f'{header}\n"{quoted}",{patient_id},loop,lab\n,{patient_id},loop,lab\n'
+    (tmp_path / name).write_text(text)
+
+    done = await import_encounters(settings.model_copy(update={"database_cluster": cluster}), tmp_path / name)
+
+    assert str(done) == "2 encounters recorded, 0 recorded already, 0 lines refused"
+    query = 'query ($value: String!) { encountersByExternalId(system: "emr", value: $value) { externalIds } }'
+    found = await service.graphql(query, {"value": patient_id})
+    assert found["data"]["encountersByExternalId"] == [{"externalIds": external_ids}]
+
+
 async def test_each_line_is_recorded_in_its_own_brand(import_file: Import, cast: Cast) -> None:
     patients = {brand: await cast.patient(brand) for brand in ("loop", "loopbio")}
     lines = [visit(patients[brand], brand_id=brand) for brand in ("loop", "loopbio") * 50]
@@ -307,6 +329,9 @@ async def test_a_line_that_was_recorded_already_is_not_audited_as_a_read(import_
         ({"notes": MARKER * 5_000}, "validation_error", ["too_long"]),
         ({"metadata": {MARKER: "\x00"}}, "validation_error", ["nul"]),
         ({"metadata": MARKER}, "validation_error", ["object"]),
+        ({"external_ids": {MARKER: ""}}, "validation_error", ["too_short"]),
+        ({"external_ids": {MARKER: 7}}, "validation_error", ["string"]),
+        ({"external_ids": None}, "validation_error", ["null"]),
         ({"key": 5}, "validation_error", ["string"]),
         ({"key": None}, "validation_error", ["null"]),
         ({"key": ""}, "validation_error", ["idempotency_key"]),

@@ -17,6 +17,7 @@ from gateway.importers import patients as importing
 from gateway.importers.patients import import_patients
 from gateway.importers.reader import ImportStopped
 from tests.cast import Cast
+from tests.doors import Service
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "gateway", "patients", "import"]
@@ -66,6 +67,19 @@ async def test_a_csv_file_registers_patients_with_other_columns_as_external_ids(
 
     assert closing == "2 patients registered, 0 known already, 0 lines refused"
     assert await known(cast, prefix) == {"loop:a": {"mrn": "42", "chart, old": 'x "y"'}, "loopbio:b": {}}
+
+
+async def test_an_imported_patient_is_found_by_its_external_ids(
+    import_file: Import, service: Service, prefix: str
+) -> None:
+    await import_file("p.csv", f"id,brand_id,mrn,emr\n{prefix}a,loop,{prefix},\n{prefix}b,loop,{prefix},7\n")
+
+    query = 'query ($value: String!) { patientsByExternalId(system: "mrn", value: $value) { id externalIds } }'
+    found = await service.graphql(query, {"value": prefix})
+    assert found["data"]["patientsByExternalId"] == [
+        {"id": f"{prefix}a", "externalIds": {"mrn": prefix}},
+        {"id": f"{prefix}b", "externalIds": {"mrn": prefix, "emr": "7"}},
+    ]
 
 
 async def test_json_lines_register_patients(import_file: Import, cast: Cast, prefix: str) -> None:
@@ -151,6 +165,8 @@ async def test_concurrent_imports_in_opposite_order_do_not_deadlock(
         ('{"id": "PREsecret", "brand_id": "loop", "external_ids": null}', "external_ids must be an object (object)"),
         ('{"id": "PREsecret", "brand_id": "loop", "external_ids": {"secret": 5}}', "a part of external_ids must be"),
         ('{"id": "PREsecret", "brand_id": "loop", "external_ids": {"secret": "\\u0000"}}', "(nul)"),
+        ('{"id": "PREsecret", "brand_id": "loop", "external_ids": {"secret": ""}}', "(too_short)"),
+        ('{"id": "PREsecret", "brand_id": "loop", "external_ids": {"secret": "' + "x" * 201 + '"}}', "(too_long)"),
         ('{"id": "PREsecret", "id": "PREa", "brand_id": "loop"}', "(duplicate_member)"),
         ('{"id": "PREsecret", "brand_id": "loop"', "(json)"),
         ('["PREsecret", "loop"]', "must be a JSON object (object)"),
