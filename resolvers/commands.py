@@ -331,14 +331,30 @@ TIMES_OF_STATUS: Mapping[EncounterStatus, Sequence[frozenset[str]]] = {
 """The statuses with which an encounter can be recorded, and the times that each may have."""
 
 
-class RecordEncounter(EncounterBody):
-    """The data of an encounter to record, with the members that only GraphQL and imports accept."""
+def _none_if_scheduled(status: EncounterStatus) -> EncounterStatus | None:
+    return None if status is EncounterStatus.SCHEDULED else status
 
-    status: Annotated[EncounterStatus | None, Field(strict=False), BeforeValidator(refuse_null)] = None
+
+def _none_if_empty(external_ids: str) -> str | None:
+    return None if external_ids == "{}" else external_ids
+
+
+class RecordEncounter(EncounterBody):
+    """The data of an encounter to record, with the members that only GraphQL and imports accept.
+
+    A status or external ids that change nothing are None, as if left out. So requests and lines of the same meaning
+    have the same hash, and the hashes of requests without these members stay the same.
+    """
+
+    status: Annotated[
+        EncounterStatus | None,
+        Field(strict=False),
+        AfterValidator(_none_if_scheduled),
+        BeforeValidator(refuse_null),
+    ] = None
     started_at: Instant = None
     ended_at: Instant = None
-    # None if left out, so that the hashes of earlier requests stay the same (`resolvers.idempotency.claim_of`).
-    external_ids: ExternalIdsText = None
+    external_ids: Annotated[ExternalIdsText, AfterValidator(_none_if_empty)] = None
 
     @classmethod
     def read(cls, members: Mapping[str, Any], limits: InputLimits, *, strict: bool = False) -> Self:
@@ -358,7 +374,8 @@ def _disagreements(command: RecordEncounter) -> Iterator[Violation]:
         yield Violation("/status", "recorded_status", message)
     elif sent.keys() not in (accepted := TIMES_OF_STATUS[command.status or EncounterStatus.SCHEDULED]):
         need = "with the other time" if _NONE in accepted else "with this status"
-        excess = "must be left out with this status" if command.status else "must be sent with a status, or left out"
+        other = "must be left out, or sent with another status than scheduled"
+        excess = "must be left out with this status" if command.status else other
         for name in times:
             if name in accepted[-1] and name not in sent:
                 yield Violation(f"/{name}", "recorded_status", f"is required {need}")

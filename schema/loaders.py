@@ -13,7 +13,7 @@ from resolvers.context import Context
 from resolvers.encounters.duplicates import possible_duplicates_of
 from resolvers.encounters.history import Version, histories_of
 from resolvers.encounters.read import count_encounters, encounters_by_ids, list_encounters
-from resolvers.encounters.worklists import count_worklist, list_worklist
+from resolvers.encounters.worklists import Listing, count_worklist, list_worklists
 from resolvers.paging import ListOf, Page, Window
 from resolvers.patients import patients_by_ids
 
@@ -110,14 +110,16 @@ class Loaders:
     async def _load_pages(self, keys: list[PageKey]) -> list[Page]:
         # Sibling patients nearly always request the same window, which takes one statement.
         together = defaultdict[tuple[Any, ...], list[PageKey]](list)
+        of_brand = [key for key in keys if key.of.patient_id is None]
         for key in keys:
-            together[key.of._replace(patient_id=key.of.patient_id and ""), key.window, key.for_feed].append(key)
+            if key.of.patient_id is not None:
+                together[key.of._replace(patient_id=""), key.window, key.for_feed].append(key)
         pages: dict[PageKey, Page] = {}
+        if of_brand:
+            listings = [Listing(window, of.filters, of.order, for_feed) for of, window, for_feed in of_brand]
+            pages |= zip(of_brand, await list_worklists(self._context, listings), strict=True)
         for (of, window, for_feed), alike in together.items():
             listed = (window, of.filters, of.order)
-            if of.patient_id is None:
-                pages[alike[0]] = await list_worklist(self._context, *listed, for_feed=for_feed)
-                continue
             ids = [key.of.patient_id or "" for key in alike]
             read = await list_encounters(self._context, ids, *listed, for_feed=for_feed)
             pages |= dict(zip(alike, read, strict=True))

@@ -36,6 +36,7 @@ from schema.types import (
     filter_of,
     none_if_left_out,
     order_of,
+    require_not_null,
 )
 
 MAX_IDS = 100
@@ -145,13 +146,15 @@ class Query:
         by: EncounterDimension,
         where: EncountersFilterInput | None = UNSET,
         time_zone: Annotated[
-            str,
+            str | None,
             strawberry.argument(
                 description="The time zone of the days, by its name in the IANA database. A day of 23 or 25 hours is "
                 "one day."
             ),
         ] = "UTC",
     ) -> list[EncounterCountType]:
+        require_not_null("timeZone", time_zone)
+        assert time_zone is not None, "refused above"
         groups = await count_by(info.context.context, by, filter_of(EncountersFilter, where, info), time_zone)
         if len(groups) > MOST_GROUPS:
             info.context.extensions.setdefault("cut", []).append(info.path.key)

@@ -424,7 +424,7 @@ def asks_for(info: Info, *names: str) -> bool:
 
 
 def require_not_null(name: str, argument: object | None) -> None:
-    """Raise `InvalidInput` if a filter argument was sent as null, because null would match everything."""
+    """Raise `InvalidInput` if an argument was sent as null: a filter of null would match everything."""
     if argument is None:
         message, received = "must not be null; leave it out instead", shape_of(None)
         raise InvalidInput([Violation(f"/{name}", "null", message, received=received)])

@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
+from typing import NamedTuple
 
 from sqlalchemy import BigInteger, bindparam, func, literal_column, select, text
 
@@ -62,29 +63,37 @@ async def worklist_connection(context: Context, brand_id: str) -> AsyncIterator[
             yield connection
 
 
-async def list_worklist(
-    context: Context,
-    window: Window,
-    filters: ListFilter = ALL_OF_BRAND,
-    order: EncounterOrder = EncounterOrder.CREATED_AT_DESC,
-    *,
-    for_feed: bool = False,
-) -> Page:
-    """Return a page of the encounters of the caller's brand, with its position in the feed if it is `for_feed`.
+class Listing(NamedTuple):
+    """The page of a worklist to read."""
+
+    window: Window
+    filters: ListFilter = ALL_OF_BRAND
+    order: EncounterOrder = EncounterOrder.CREATED_AT_DESC
+    for_feed: bool = False
+    """Whether the page is read with its position in the feed."""
+
+
+async def list_worklists(context: Context, listings: Sequence[Listing]) -> list[Page]:
+    """Return pages of the encounters of the caller's brand. One audit entry names the patients on all of them.
 
     Raises `InsufficientScope`, `Forbidden`, `TooBroad`, `AnswerTooLarge` or `TemporarilyUnavailable`.
     """
     context.require(Permission.READ_ENCOUNTERS)
     brand_id = context.acting_brand()
-    criteria, places = filters.criteria(), places_of(window, ORDERS[order])
-    statement = _page(frozenset(criteria), ORDERS[order], window.forward, tuple(places))
+    pages = [await _list(context, brand_id, listing) for listing in listings]
+    context.note_worklist(brand_id, Counter(encounter.patient_id for page in pages for encounter in page.items))
+    return pages
+
+
+async def _list(context: Context, brand_id: str, listing: Listing) -> Page:
+    window, order = listing.window, ORDERS[listing.order]
+    criteria, places = listing.filters.criteria(), places_of(window, order)
+    statement = _page(frozenset(criteria), order, window.forward, tuple(places))
     values = {"limit": window.size + 1, **criteria, **arguments_of(places)}
     async with worklist_connection(context, brand_id) as connection:
-        position = await feed_position(context, connection) if for_feed else None
+        position = await feed_position(context, connection) if listing.for_feed else None
         rows = await statement.fetch(context.answer, connection, window.size + 1, brand_id=brand_id, **values)
-    page = page_of([encounter_of(row) for row in rows], window, position)
-    context.note_worklist(brand_id, Counter(encounter.patient_id for encounter in page.items))
-    return page
+    return page_of([encounter_of(row) for row in rows], window, position)
 
 
 async def count_worklist(context: Context, filters: ListFilter = ALL_OF_BRAND) -> int:

@@ -240,8 +240,9 @@ class Variant:
         rows = 0
         for root, ids in zip(self._roots, asked, strict=True):
             for page in root.pages:
-                owners: Mapping[str, str | None] = {"patient": ids[0], "encounters": None}
-                owner = (brand_id, owners[root.name]) if root.name in owners else None
+                owner: tuple[str, str | None] | None = None
+                if root.name != "patients":
+                    owner = brand_id, ids[0] if root.name == "patient" else None
                 bound[page.number], values = _bind(page, owner, variables, context)
                 pages |= values
                 rows += bound[page.number].window.size

@@ -126,7 +126,9 @@ class Select(NamedTuple):
 
 def may_have_bytes(roots: Sequence[Root], bound: Mapping[int, BoundPage]) -> int:
     """Estimate the maximum size of the pages of one row, in bytes."""
-    return max(sum(bound[page.number].window.size * page.item_bytes for page in root.pages) for root in roots)
+    sizes = (sum(bound[page.number].window.size * page.item_bytes for page in root.pages) for root in roots)
+    # No root field is left if `@skip` excludes them all.
+    return max(sizes, default=0)
 
 
 def compile_query(roots: Sequence[Root], bound: Mapping[int, BoundPage], *, counted: bool) -> CompiledQuery | None:
@@ -247,7 +249,7 @@ def _page(
                 shown.append((key, _rows(page, put, bound, items[key], left)))
     columns, pieces = _named(f"page_{page.number}", merge_adjacent(object_of(shown)))
     if not page.reads:
-        return f"SELECT {columns}", pieces
+        return f"SELECT {', '.join(columns)}", pieces
     numbered = _is_numbered(page, bound)
     places = {
         side: [*(f"{put(f'{side}_{key.column}', 'text')}::{key.kind}" for key in order.keys), put(f"{side}_id", "uuid")]
@@ -271,15 +273,17 @@ def _page(
         own_bytes = bytes_of([piece for item in items.values() for piece in item])
         running = f"sum({own_bytes}) OVER (ROWS UNBOUNDED PRECEDING) AS bytes"
         rows = f"SELECT e.*, {running} FROM ({rows}) e"
-        columns += f", coalesce(max(e.bytes){shown_rows}, 0) AS bytes"
+        columns.append(f"coalesce(max(e.bytes){shown_rows}, 0) AS bytes")
         before.append(f"page_{page.number}.bytes")
     if page.of_brand:
-        columns += f", coalesce(string_agg(e.patient_id, E'\\n'){shown_rows}, '') AS patients"
-    return f"SELECT {columns}, count(*){shown_rows} AS given FROM ({rows}) e", pieces
+        columns.append(f"coalesce(string_agg(e.patient_id, E'\\n'){shown_rows}, '') AS patients")
+    # The page may have no other column: `hasNextPage` of the last encounters is false without reading them.
+    columns.append(f"count(*){shown_rows} AS given")
+    return f"SELECT {', '.join(columns)} FROM ({rows}) e", pieces
 
 
-def _named(table: str, parts: Sequence[Piece]) -> tuple[str, list[Piece]]:
-    """Return a select list with a column for each non-literal part, and the parts with references to these columns."""
+def _named(table: str, parts: Sequence[Piece]) -> tuple[list[str], list[Piece]]:
+    """Return a column for each non-literal part, and the parts with references to these columns."""
     columns: list[str] = []
     pieces: list[Piece] = []
     for part in parts:
@@ -289,7 +293,7 @@ def _named(table: str, parts: Sequence[Piece]) -> tuple[str, list[Piece]]:
             name = f"json_{len(columns)}"
             columns.append(f"{part.sql} AS {name}")
             pieces.append(part._replace(sql=f"{table}.{name}"))
-    return ", ".join(columns), pieces
+    return columns, pieces
 
 
 def _is_numbered(page: PageNode, bound: BoundPage) -> bool:

@@ -336,6 +336,33 @@ async def test_a_list_shows_the_callers_brand_only(brand: Brand, visits: list[as
 
 
 @pytest.mark.parametrize("by", ["plan", "executor"])
+async def test_several_lists_of_a_request_are_audited_by_one_entry(brand: Brand, by: str) -> None:
+    first, second = [await brand.cast.patient(brand.id) for _ in range(2)]
+    for patient_id in (first, second):
+        await brand.add(patient_id=patient_id)
+
+    with executed() if by == "executor" else nullcontext():
+        await brand.ask("{ a: encounters(first: 1) { nodes { id } } b: encounters(last: 1) { nodes { id } } }")
+        await brand.ask("{ encounters { totalCount } viewer { brandId } }")
+
+    (entry,) = await read_entries(brand)
+    details = json.loads(entry["details"])
+    assert (details["encounters"], sorted(details["patients"])) == (2, sorted([first, second]))
+
+
+async def read_entries(brand: Brand) -> list[asyncpg.Record]:
+    """Return the audit entries of reads in a brand, when there are any."""
+
+    async def entries() -> list[asyncpg.Record]:
+        return await brand.cast.connection.fetch(
+            "SELECT * FROM patient_graph.audit_log WHERE brand_id = $1 AND event_type LIKE '%read'", brand.id
+        )
+
+    await wait_until(entries)
+    return await entries()
+
+
+@pytest.mark.parametrize("by", ["plan", "executor"])
 async def test_a_page_is_audited_by_one_entry_that_names_its_patients(brand: Brand, by: str) -> None:
     first, second = [await brand.cast.patient(brand.id) for _ in range(2)]
     for patient_id in (first, second, first):
@@ -345,13 +372,7 @@ async def test_a_page_is_audited_by_one_entry_that_names_its_patients(brand: Bra
     with executed() if by == "executor" else nullcontext():
         await brand.page(first=3, orderBy="CREATED_AT_ASC")
 
-    async def entries() -> list[asyncpg.Record]:
-        return await brand.cast.connection.fetch(
-            "SELECT * FROM patient_graph.audit_log WHERE brand_id = $1 AND event_type LIKE '%read'", brand.id
-        )
-
-    await wait_until(entries)
-    (entry,) = await entries()
+    (entry,) = await read_entries(brand)
     assert (entry["patient_id"], entry["entity_type"], entry["actor_id"]) == ("", "worklist", "person")
     details = json.loads(entry["details"])
     assert details["encounters"] == 3
@@ -451,6 +472,13 @@ async def test_a_day_of_23_or_25_hours_is_one_day(brand: Brand, day: str, hours:
 async def test_an_unknown_time_zone_is_refused(brand: Brand) -> None:
     for zone in ("CEST", "Mars/Olympus", "Foo/Bar+3", ""):
         assert await brand.rules(query=COUNTS, by="CREATED_DAY", zone=zone) == {("validation_error", "time_zone")}
+
+
+async def test_a_time_zone_of_null_is_refused_with_its_rule(brand: Brand) -> None:
+    query = "query ($zone: String) { encounterCounts(by: CREATED_DAY, timeZone: $zone) { key } }"
+
+    assert await brand.rules(query=query, zone=None) == {("validation_error", "null")}
+    assert (await brand.ask(query))["data"] == {"encounterCounts": []}
 
 
 # Turns

@@ -265,6 +265,18 @@ async def test_the_same_line_in_csv_and_json_is_recorded_once(import_file: Impor
     assert closing == "0 encounters recorded, 1 recorded already, 0 lines refused"
 
 
+@pytest.mark.parametrize("members", [{"status": "scheduled"}, {"external_ids": {}}, {"metadata": {}}])
+async def test_a_member_that_changes_nothing_makes_no_new_line(
+    import_file: Import, cast: Cast, members: dict[str, Any]
+) -> None:
+    patient_id = await cast.patient()
+
+    await import_file("e.jsonl", json_lines([visit(patient_id)]))
+    closing = await import_file("e.jsonl", json_lines([visit(patient_id, **members)]))
+
+    assert closing == "0 encounters recorded, 1 recorded already, 0 lines refused"
+
+
 async def test_imports_of_different_names_are_separate(import_file: Import, cast: Cast) -> None:
     patient_id = await cast.patient()
 
