@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from models import EncounterOrder
-from models.encounter import FIRST_INSTANT, LAST_INSTANT, LAST_PROVIDER, or_else
+from models.encounter import FIRST_INSTANT, LAST_INSTANT, LAST_PROVIDER, OF_BRAND, or_else
 
 
 class Key(NamedTuple):
@@ -90,6 +90,15 @@ CRITERIA: Mapping[str, Criterion] = {
     for side, sign in (("from", ">="), ("until", "<"))
 }
 """The criteria of `EncounterFilter` and `EncountersFilter` (`resolvers/commands.py`), by their names."""
+
+
+def of_brand(row: str, value: str, criteria: Collection[str]) -> str:
+    """Return the SQL condition of a brand's list, which lets PostgreSQL use the indexes of brands.
+
+    Not if the list has a criterion of patients, which few of the brand's encounters may satisfy: their own index finds
+    them, and in an index of the brand PostgreSQL could search all encounters for one page.
+    """
+    return f"{row}.{'brand_id' if 'patients' in criteria else OF_BRAND} = {value}"
 
 
 def conditions(row: str, order: Order, values: Mapping[str, str]) -> list[str]:

@@ -17,7 +17,6 @@ from typing import NamedTuple
 from sqlalchemy import BigInteger, bindparam, func, literal_column, select, text
 
 from models import EncounterOrder
-from models.encounter import OF_BRAND
 from resolvers.access import Permission
 from resolvers.bounded_rows import LONG, BoundedStatement
 from resolvers.commands import ALL_OF_BRAND, ListFilter
@@ -34,11 +33,9 @@ from resolvers.encounters.read import (
 )
 from resolvers.errors import InvalidInput, TemporarilyUnavailable, Violation
 from resolvers.json_text import shape_of
-from resolvers.list_sql import NEWEST_FIRST, ORDERS, Order
+from resolvers.list_sql import NEWEST_FIRST, ORDERS, Order, of_brand
 from resolvers.paging import Page, Window, page_of
 from resolvers.sql import Connection, Statement
-
-IN_BRAND = f"{ROW}.{OF_BRAND} = :brand_id"
 
 MOST_COUNTED = 10_000
 """A worklist's total is exact up to this number."""
@@ -141,7 +138,7 @@ async def count_by(
     brand_id = context.acting_brand()
     criteria = filters.criteria()
     async with worklist_connection(context, brand_id) as connection:
-        if by in _DAYS and time_zone not in await _time_zones(context, connection):
+        if time_zone not in await _time_zones(context, connection):
             message, received = (
                 "must be a name of the IANA time zone database, such as Europe/Berlin",
                 shape_of(time_zone),
@@ -177,7 +174,7 @@ def _groups(by: EncounterDimension, parts: frozenset[str]) -> Statement:
         .select_from(
             select(text(f"{key} AS key"))
             .select_from(TABLE)
-            .where(text(IN_BRAND), *matching(parts, NEWEST_FIRST))
+            .where(text(of_brand(ROW, ":brand_id", parts)), *matching(parts, NEWEST_FIRST))
             .subquery("found")
         )
         .group_by(literal_column("key"))
@@ -190,7 +187,7 @@ def _groups(by: EncounterDimension, parts: frozenset[str]) -> Statement:
 def _page(parts: frozenset[str], order: Order, forward: bool, sides: Sequence[str]) -> BoundedStatement:
     return BoundedStatement(
         select(TABLE)
-        .where(text(IN_BRAND), *matching(parts, order), *beyond_places(order, sides))
+        .where(text(of_brand(ROW, ":brand_id", parts)), *matching(parts, order), *beyond_places(order, sides))
         .order_by(text(order.by(ROW, forward=forward)))
         .limit(bindparam("limit", type_=BigInteger)),
         LONG,
@@ -202,7 +199,7 @@ def _count(parts: frozenset[str]) -> Statement:
     found = (
         select(literal_column("1"))
         .select_from(TABLE)
-        .where(text(IN_BRAND), *matching(parts, NEWEST_FIRST))
+        .where(text(of_brand(ROW, ":brand_id", parts)), *matching(parts, NEWEST_FIRST))
         .limit(MOST_COUNTED + 1)
         .subquery()
     )

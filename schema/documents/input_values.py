@@ -144,7 +144,8 @@ def _faults_of_members(
         message = f"is not a member of {wanted}; did you mean {near}?"
         yield Fault((*path, name), "unknown_member", message, members[name], tuple(fields))
     if unknown_count:
-        message = f"must have only members that {wanted} defines, but has {unknown_count:,} others"
+        more = "another" if unknown_count == 1 else f"{unknown_count:,} others"
+        message = f"must have only members that {wanted} defines, but has {more}"
         yield Fault(path, "unknown_member", message, whole, tuple(fields))
     for name, field in fields.items():
         if name in members:

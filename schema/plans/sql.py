@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from models.base import PROCESS_SCHEMA
-from models.encounter import OF_BRAND
 from resolvers.encounters.json_sql import (
     ENCOUNTERS,
     WITH_JSON,
@@ -26,7 +25,7 @@ from resolvers.encounters.json_sql import (
 from resolvers.encounters.read import arguments_of as arguments_of_places
 from resolvers.encounters.read import places_of
 from resolvers.encounters.worklists import MOST_COUNTED
-from resolvers.list_sql import CRITERIA, ORDERS, Order, beyond, conditions
+from resolvers.list_sql import CRITERIA, ORDERS, Order, beyond, conditions, of_brand
 from resolvers.paging import ListOf, Window, digest_of, sql_cursor, sql_digest
 from resolvers.sql import Statement
 from schema.plans.selection import Member, PageNode, Root
@@ -303,7 +302,7 @@ def _is_numbered(page: PageNode, bound: BoundPage) -> bool:
 
 def _where(page: PageNode, bound: BoundPage, arguments: Placeholder) -> str:
     owner = (
-        f"e.{OF_BRAND} = {arguments('brand_id', 'text')}"
+        of_brand("e", arguments("brand_id", "text"), bound.of.filters.criteria())
         if page.of_brand
         else "e.patient_id = p.id AND e.brand_id = p.brand_id"
     )

@@ -151,6 +151,20 @@ async def test_a_worklist_uses_its_index_and_does_not_sort(
         assert "ROW(" in nodes[-1]["Index Cond"]
 
 
+@pytest.mark.parametrize("order", ORDER_INDEXES)
+async def test_a_worklist_of_patients_searches_only_their_encounters(populated: asyncpg.Connection, order: str) -> None:
+    statement = worklist_page(frozenset({"patients"}), ORDERS[EncounterOrder[order]], True, ()).plain
+    values = statement.arguments({"brand_id": "loop", "limit": 51, "patients": [f"absent-{n}" for n in range(100)]})
+
+    async with populated.transaction():
+        await populated.execute(f"SET LOCAL ROLE {APP_ROLE}; SET LOCAL app.brand_id = 'loop'")
+        await populated.execute("SET LOCAL enable_bitmapscan = off; SET LOCAL plan_cache_mode = force_custom_plan")
+        explained = await populated.fetchval(f"EXPLAIN (FORMAT JSON) {statement.text}", *values)
+
+    names = [node["Index Name"] for node in _nodes(json.loads(explained)[0]["Plan"]) if "Index Name" in node]
+    assert names in (["ix_encounters_patient_id_created_at_id"], ["pk_encounters"])
+
+
 async def test_the_readers_of_a_patient_in_worklists_are_found_by_an_index(untouched: asyncpg.Connection) -> None:
     query = "SELECT 1 FROM patient_graph.audit_log WHERE entity_type = 'worklist' AND details -> 'patients' ? 'one'"
     await untouched.execute("SET enable_seqscan = off")

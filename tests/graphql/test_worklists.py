@@ -471,7 +471,8 @@ async def test_a_day_of_23_or_25_hours_is_one_day(brand: Brand, day: str, hours:
 
 async def test_an_unknown_time_zone_is_refused(brand: Brand) -> None:
     for zone in ("CEST", "Mars/Olympus", "Foo/Bar+3", ""):
-        assert await brand.rules(query=COUNTS, by="CREATED_DAY", zone=zone) == {("validation_error", "time_zone")}
+        for by in ("CREATED_DAY", "STATUS"):
+            assert await brand.rules(query=COUNTS, by=by, zone=zone) == {("validation_error", "time_zone")}
 
 
 async def test_a_time_zone_of_null_is_refused_with_its_rule(brand: Brand) -> None:
