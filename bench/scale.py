@@ -82,6 +82,7 @@ def scale(sizes: Sequence[int], seconds: float, rest: float, output: Path) -> No
     table = _table(found)
     (output / f"{name}.md").write_text(table + "\n")
     (output / f"{name}.svg").write_text(_drawing(found))
+    (output / f"{name}-worklists.svg").write_text(_drawing_of_worklists(found))
     print(f"\n{table}\n\nraw numbers, table and drawing: {output / name}*")
 
 
@@ -208,3 +209,13 @@ def _drawing(found: Mapping[int, Mapping[str, Measurement]]) -> str:
                 (float(number), each.outcome.p50) for number, each in named if each
             ]
     return charts.line_chart("One after the other", "encounters of the patient", "p50 in ms", series)
+
+
+def _drawing_of_worklists(found: Mapping[int, Mapping[str, Measurement]]) -> str:
+    """Return a drawing of worklists over the table's size, with a line for each, and one for a patient's page."""
+    names = dict.fromkeys(name for of in found.values() for name in of if "worklist" in name)
+    series = {
+        name: [(float(size), of[name].outcome.p50) for size, of in found.items() if name in of]
+        for name in ["first 50 of 100, GraphQL", *names]
+    }
+    return charts.line_chart("Worklists, one after the other", "encounters of the brand", "p50 in ms", series)
