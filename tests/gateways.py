@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -277,6 +278,13 @@ async def encounters_by_key(connection: asyncpg.Connection) -> dict[str, str]:
     assert all(row["key"] and (row["events"], row["entries"]) == (1, 1) for row in rows)
     assert len({row["key"] for row in rows}) == len(rows)
     return {row["key"]: row["id"] for row in rows}
+
+
+def free_port() -> int:
+    """Return a TCP port that no process listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
 
 
 def wrong_answers(answers: Sequence[ClientAnswer], stored: dict[str, str]) -> list[ClientAnswer]:

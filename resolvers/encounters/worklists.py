@@ -124,10 +124,11 @@ class Group:
 
 
 MOST_GROUPS = 500
+UTC = "UTC"
 
 
 async def count_by(
-    context: Context, by: EncounterDimension, filters: ListFilter = ALL_OF_BRAND, time_zone: str = "UTC"
+    context: Context, by: EncounterDimension, filters: ListFilter = ALL_OF_BRAND, time_zone: str = UTC
 ) -> list[Group]:
     """Return the numbers of the brand's encounters by a dimension, largest first.
 
@@ -138,7 +139,7 @@ async def count_by(
     brand_id = context.acting_brand()
     criteria = filters.criteria()
     async with worklist_connection(context, brand_id) as connection:
-        if time_zone not in await _time_zones(context, connection):
+        if time_zone != UTC and time_zone not in await _time_zones(context, connection):
             message, received = (
                 "must be a name of the IANA time zone database, such as Europe/Berlin",
                 shape_of(time_zone),

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import schemathesis
+from graphql import parse_value
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis import Case
@@ -17,6 +18,8 @@ from tests.cast import Cast
 from tests.doors import Service
 from tests.gateways import ROOT
 
+JSON = ["null", "7", '"text"', "[]", "{}", '{lab: "L-7"}', "{lab: {deep: [1.5, true]}}"]
+schemathesis.graphql.scalar("JSON", st.sampled_from(JSON).map(parse_value))
 SCHEMA = schemathesis.graphql.from_path(str(ROOT / "schema/schema.graphql"))
 FIELDS = [found.ok() for found in SCHEMA.get_all_operations()]
 CODES = {kind.code for kind in refusals()} - {ServerError.code}

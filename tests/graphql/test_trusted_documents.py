@@ -18,6 +18,7 @@ from resolvers.access import Caller
 from schema.documents.trusted import UntrustedManifest, read_manifest
 from tests.cast import Cast
 from tests.doors import LIST, RECORD, Service
+from tests.gateways import free_port
 from tests.logs import captured_logs
 from tests.websocket_client import GatewayServer
 
@@ -394,10 +395,11 @@ def test_the_gateway_does_not_start_with_an_invalid_trusted_document(tmp_path: P
 
 
 def test_check_reports_invalid_trusted_documents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert check(Settings(documents=manifest(tmp_path, BROKEN), data_dir=tmp_path)) == 1
+    port = free_port()
+    assert check(Settings(documents=manifest(tmp_path, BROKEN), data_dir=tmp_path, port=port)) == 1
     assert "unknown-field: Cannot query field 'nope'" in capsys.readouterr().out
 
-    assert check(Settings(documents=manifest(tmp_path), data_dir=tmp_path)) == 0
+    assert check(Settings(documents=manifest(tmp_path), data_dir=tmp_path, port=port)) == 0
     assert "The trusted documents can be served (policy: log)." in capsys.readouterr().out
 
 

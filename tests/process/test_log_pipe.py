@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 import httpx2
 import pytest
 
-from tests.gateways import DEV, GENEROUS_LIMITS, PATH, ROOT, VISIT
+from tests.gateways import DEV, GENEROUS_LIMITS, PATH, ROOT, VISIT, free_port
 
 
 @contextmanager
@@ -39,11 +38,6 @@ def gateway(database_url: str, stderr: int | None, **settings: str) -> Iterator[
         for stream in (process.stdout, process.stderr):
             if stream is not None:
                 stream.close()
-
-
-def free_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return str(server.getsockname()[1])
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -110,7 +104,7 @@ def test_a_full_standard_output_does_not_block_the_gateway(database_url: str) ->
     environment = os.environ | {
         "GATEWAY_DATABASE_URL": database_url,
         "GATEWAY_DATABASE_UNSAFE": "true",
-        "GATEWAY_PORT": (port := free_port()),
+        "GATEWAY_PORT": (port := str(free_port())),
     }
     command = [sys.executable, "-m", "gateway", "serve"]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=writer, stderr=subprocess.DEVNULL) as process:
