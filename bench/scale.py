@@ -2,9 +2,12 @@
 
 import asyncio
 import hashlib
+import http.client
 import json
 import random
+import statistics
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -61,12 +64,14 @@ ORDERS = (
 PAGES = 1_000
 """Number of the deep page of a worklist; pages have `PAGE` encounters."""
 PROVIDER = str(UUID(hashlib.md5(b"provider1").hexdigest()))  # noqa: S324 - as `bench.seed` makes it
+ROUNDS, WARM_UP = 200, 10
 DAY = {"scheduledFrom": "2025-03-03T00:00:00Z", "scheduledUntil": "2025-03-04T00:00:00Z"}
 
 
 def scale(sizes: Sequence[int], seconds: float, rest: float, output: Path) -> None:
     """Measure each question for patients of each size, on each size of table in turn."""
     found: dict[int, dict[str, Measurement]] = {}
+    worklists: dict[int, dict[str, Sequence[float]]] = {}
     for size in sizes:
         print(f"making {size:,} encounters", flush=True)
         with ExitStack() as stack:
@@ -75,6 +80,7 @@ def scale(sizes: Sequence[int], seconds: float, rest: float, output: Path) -> No
             population = asyncio.run(_prepare(postgres, size))
             url = stack.enter_context(token_server())
             server = stack.enter_context(running(GATEWAY, postgres, url, output))
+            worklists[size] = _interleaved(server, _worklists(server, size))
             found[size] = dict(_measured(server, size, population, seconds, rest))
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-scale"
     raw = {size: {question: asdict(each) for question, each in of.items()} for size, of in found.items()}
@@ -82,8 +88,10 @@ def scale(sizes: Sequence[int], seconds: float, rest: float, output: Path) -> No
     table = _table(found)
     (output / f"{name}.md").write_text(table + "\n")
     (output / f"{name}.svg").write_text(_drawing(found))
-    (output / f"{name}-worklists.svg").write_text(_drawing_of_worklists(found))
-    print(f"\n{table}\n\nraw numbers, table and drawing: {output / name}*")
+    table_of_worklists = _table_of_worklists(worklists)
+    (output / f"{name}-worklists.md").write_text(table_of_worklists + "\n")
+    (output / f"{name}-worklists.svg").write_text(_drawing_of_worklists(worklists))
+    print(f"\n{table}\n\n{table_of_worklists}\n\nraw numbers, table and drawing: {output / name}*")
 
 
 async def _prepare(postgres: PrivatePostgres, size: int) -> Population:
@@ -146,22 +154,6 @@ def _asked(server: Server, size: int, population: Population) -> Mapping[str, tu
                 [{"id": whose, "first": PAGE, "after": deep}],
             )
             asked[f"50 after {DEPTH} of {number}, REST"] = over_rest, [{"id": whose, "first": PAGE, "offset": DEPTH}]
-    worklist = Workload("L", "worklist", encounters_to_record, {"gateway": WORKLIST}, None)
-    for order in ORDERS:
-        question: Question = {"first": PAGE, "after": None, "where": {}, "orderBy": order}
-        asked[f"worklist, {order}"] = worklist, [question]
-        if size > PAGES * PAGE:
-            deep = _cursor(server, worklist, question, PAGES * PAGE)
-            asked[f"worklist, page {PAGES}, {order}"] = worklist, [{**question, "after": deep}]
-    for name, where in {
-        "a day": DAY,
-        "a provider's day": DAY | {"providerId": [PROVIDER]},
-        "in progress": {"status": ["IN_PROGRESS"]},
-    }.items():
-        asked[f"worklist, {name}"] = (
-            worklist,
-            [{"first": PAGE, "after": None, "where": where, "orderBy": "SCHEDULED_AT_ASC"}],
-        )
     # Last, because recordings enlarge the patients beyond the number in their names.
     for number in _patients(size):
         sent: list[Question] = [
@@ -211,11 +203,70 @@ def _drawing(found: Mapping[int, Mapping[str, Measurement]]) -> str:
     return charts.line_chart("One after the other", "encounters of the patient", "p50 in ms", series)
 
 
-def _drawing_of_worklists(found: Mapping[int, Mapping[str, Measurement]]) -> str:
-    """Return a drawing of worklists over the table's size, with a line for each, and one for a patient's page."""
-    names = dict.fromkeys(name for of in found.values() for name in of if "worklist" in name)
-    series = {
-        name: [(float(size), of[name].outcome.p50) for size, of in found.items() if name in of]
-        for name in ["first 50 of 100, GraphQL", *names]
+PATIENTS_PAGE = "a patient's page, first 50 of 100"
+
+
+def _worklists(server: Server, size: int) -> Mapping[str, str]:
+    """Return requests for worklists by name, and one for a patient's page, with which they are compared."""
+    of_patient = Workload("G", "latest over GraphQL", encounters_to_record, {"gateway": AFTER}, None)
+    worklist = Workload("L", "worklist", encounters_to_record, {"gateway": WORKLIST}, None)
+    first: Question = {"first": PAGE, "after": None, "where": {}}
+    named = {order: {**first, "orderBy": order} for order in ORDERS}
+    if size > PAGES * PAGE:
+        for order in ORDERS:
+            deep = _cursor(server, worklist, named[order], PAGES * PAGE)
+            named[f"page {PAGES:,}, {order}"] = {**named[order], "after": deep}
+    by_time = {**first, "orderBy": "SCHEDULED_AT_ASC"}
+    named |= {
+        "a day": {**by_time, "where": DAY},
+        "a provider's day": {**by_time, "where": DAY | {"providerId": [PROVIDER]}},
+        "in progress": {**by_time, "where": {"status": ["IN_PROGRESS"]}},
     }
-    return charts.line_chart("Worklists, one after the other", "encounters of the brand", "p50 in ms", series)
+    questions = {name: worklist.requests(server, [question])[0] for name, question in named.items()}
+    patients_page = of_patient.requests(server, [{"id": "has-100", "first": PAGE, "after": None}])[0]
+    return {PATIENTS_PAGE: patients_page, **questions}
+
+
+def _interleaved(server: Server, requests: Mapping[str, str]) -> dict[str, Sequence[float]]:
+    """Return the sorted times of each request in ms. They are sent in turn, so that all have the same noise."""
+    times: dict[str, list[float]] = {name: [] for name in requests}
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=60)
+    for round_ in range(ROUNDS + WARM_UP):
+        for name, request in requests.items():
+            head, _, body = request.partition("\r\n\r\n")
+            first, *lines = head.split("\r\n")
+            method, path, _ = first.split(" ")
+            started = time.perf_counter()
+            connection.request(method, path, body, dict(line.split(": ", 1) for line in lines))
+            answer = connection.getresponse().read()
+            if round_ >= WARM_UP:
+                times[name].append(1000 * (time.perf_counter() - started))
+            if b'"errors"' in answer:
+                raise RuntimeError(f"{name}: {answer[:300]!r}")
+    connection.close()
+    return {name: sorted(each) for name, each in times.items()}
+
+
+def _table_of_worklists(found: Mapping[int, Mapping[str, Sequence[float]]]) -> str:
+    rows = [
+        ["one connection, in turn; p50 / p95 ms; p50 to that of the patient's page", *(f"{size:,}" for size in found)]
+    ]
+    for name in dict.fromkeys(name for of in found.values() for name in of):
+        cells = []
+        for of in found.values():
+            if name in of:
+                p50, p95 = statistics.median(of[name]), of[name][int(0.95 * len(of[name]))]
+                cells.append(f"{p50:.2f} / {p95:.2f}; {p50 / statistics.median(of[PATIENTS_PAGE]):.2f}")
+            else:
+                cells.append("")
+        rows.append([name, *cells])
+    return "\n".join(report.aligned(rows))
+
+
+def _drawing_of_worklists(found: Mapping[int, Mapping[str, Sequence[float]]]) -> str:
+    """Return a drawing of worklists over the table's size, with a line for each, and one for a patient's page."""
+    series = {
+        name: [(float(size), statistics.median(of[name])) for size, of in found.items() if name in of]
+        for name in dict.fromkeys(name for of in found.values() for name in of)
+    }
+    return charts.line_chart("Worklists, in turn", "encounters of the brand", "p50 in ms", series)
