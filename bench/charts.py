@@ -72,7 +72,7 @@ def line_chart(title: str, x_title: str, y_title: str, series: dict[str, list[tu
         drawn.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         drawn += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in map(at, line)]
         drawn.append(_text(left + width + 16, top + 16 + 18 * number, name, colour))
-    return _svg(left + width + 290, top + height + 30, drawn)
+    return _svg(left + width + 340, top + height + 30, drawn)
 
 
 def _text(x: float, y: float, words: str, colour: str = INK, *, size: int = 12, anchor: str = "start") -> str:
