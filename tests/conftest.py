@@ -62,12 +62,19 @@ def pytest_configure(config: pytest.Config) -> None:
 SLOW = {
     Path(__file__).parent / name
     for name in (
-        "process", "browser", "javascript", "abuse", "fuzz", "behaviour/test_audit.py",
-        "behaviour/test_connection_loss.py", "database/test_audit_chain.py", "graphql/test_audited_reads.py",
-        "graphql/test_event_filters.py", "graphql/test_feed_cursor.py", "graphql/test_feed_without_gap.py",
-        "graphql/test_limits.py", "graphql/test_overlapping_fields.py",
-        "graphql/test_plans.py", "graphql/test_subscriptions.py", "graphql/test_websocket_limits.py",
-        "http/test_hosts.py", "http/test_rate_limits.py", "http/test_tokens.py",
+        "process", "browser", "javascript", "abuse", "fuzz",
+        "behaviour/test_answer_size.py", "behaviour/test_audit.py", "behaviour/test_connection_loss.py",
+        "behaviour/test_dry_run.py",
+        "database/test_audit_chain.py", "database/test_feed.py", "database/test_indexes.py", "database/test_relay.py",
+        "database/test_subscriber_reads.py",
+        "graphql/test_audited_reads.py", "graphql/test_event_filters.py", "graphql/test_feed_cursor.py",
+        "graphql/test_feed_without_gap.py", "graphql/test_limits.py", "graphql/test_overlapping_fields.py",
+        "graphql/test_patient_list.py", "graphql/test_plans.py", "graphql/test_sse.py", "graphql/test_subscriptions.py",
+        "graphql/test_websocket.py", "graphql/test_websocket_limits.py",
+        "http/test_hosts.py", "http/test_metrics.py", "http/test_middleware.py", "http/test_pipelining.py",
+        "http/test_rate_limits.py", "http/test_raw_connections.py", "http/test_tokens.py",
+        "logic/test_http_client.py", "logic/test_import_reader.py", "logic/test_json_text.py", "logic/test_jwt.py",
+        "logic/test_tokens.py",
     )
 }  # fmt: skip
 """Folders and files that take longest. `make test-quick` leaves them out."""
