@@ -59,18 +59,7 @@ def reads(caller: Caller, request_id: str, given: Mapping[tuple[str, str], int])
 
 def patients_read(caller: Caller, request_id: str, brand_id: str, patient_ids: Sequence[str]) -> AuditRecord:
     """Return the record of a list of patients, or of external ids, that the caller read: one for all its patients."""
-    return AuditRecord(
-        event_type=PATIENTS_READ,
-        actor_type=caller.actor_type,
-        actor_id=caller.actor_id,
-        actor_brand_id=caller.brand_id,
-        entity_type="worklist",
-        entity_id=None,
-        patient_id=SEVERAL,
-        brand_id=brand_id,
-        request_id=request_id,
-        details={"patients": patient_ids},
-    )
+    return _worklist(PATIENTS_READ, caller, request_id, brand_id, {"patients": patient_ids})
 
 
 def worklist_read(caller: Caller, request_id: str, brand_id: str, given: Mapping[str, int]) -> AuditRecord:
@@ -78,8 +67,15 @@ def worklist_read(caller: Caller, request_id: str, brand_id: str, given: Mapping
 
     `given` maps patients to the number of encounters.
     """
+    details = {"encounters": sum(given.values()), "patients": list(given)}
+    return _worklist(ENCOUNTERS_READ, caller, request_id, brand_id, details)
+
+
+def _worklist(
+    event_type: str, caller: Caller, request_id: str, brand_id: str, details: Mapping[str, Any]
+) -> AuditRecord:
     return AuditRecord(
-        event_type=ENCOUNTERS_READ,
+        event_type=event_type,
         actor_type=caller.actor_type,
         actor_id=caller.actor_id,
         actor_brand_id=caller.brand_id,
@@ -88,7 +84,7 @@ def worklist_read(caller: Caller, request_id: str, brand_id: str, given: Mapping
         patient_id=SEVERAL,
         brand_id=brand_id,
         request_id=request_id,
-        details={"encounters": sum(given.values()), "patients": list(given)},
+        details=details,
     )
 
 
