@@ -1,8 +1,9 @@
 """Periodic jobs that run on one gateway at a time, under a lease.
 
 Every gateway tries to take the lease of every job. The holder renews it before each round and during a long round. When
-the holder dies, the lease expires and another gateway takes over within seconds. A round consists of short
-transactions. If a paused holder continues after its lease expired, the next holder's transactions see all its changes.
+the holder dies, the lease expires and another gateway takes over within seconds. A holder whose rounds fail repeatedly
+lets the lease expire too: its own connections may be at fault. A round consists of short transactions. If a paused
+holder continues after its lease expired, the next holder's transactions see all its changes.
 """
 
 import asyncio
@@ -27,6 +28,9 @@ logger = logging.getLogger(__name__)
 LEASES = table_of(Lease)
 
 LEASE_TIME = timedelta(seconds=5)
+
+FAILED_ROUNDS = 3
+"""Rounds that may fail one after another before the holder lets the lease expire."""
 
 _taken = insert(LEASES).values(
     name=bindparam("name"),
@@ -85,16 +89,22 @@ async def run_jobs(database: Database, jobs: list[LeasedJob], after_seconds: flo
 
 
 async def _do(database: Database, job: LeasedJob, holder: UUID) -> None:
+    failed = 0
     while True:
         held = more = False
         try:
             held = await take_lease(database, job.name, holder)
             if held:
                 more = await _keeping_the_lease(database, job, holder)
+            failed = 0
         except GatewayError:
-            pass  # the database is unavailable; the requests that fail for it log that
+            failed += held  # the database is unavailable; the requests that fail for it log that
         except Exception as error:  # noqa: BLE001 - a job that fails must be retried
+            failed += held
             logger.error("duty", extra={"job": job.name, **describe(error)})
+        if failed == FAILED_ROUNDS:
+            failed, held = 0, False
+            await asyncio.sleep(LEASE_TIME.total_seconds())
         if not more:
             # Only the holder of the lease is woken: the other gateways could not take the lease.
             wakeup = job.wakeup if held else asyncio.Event()

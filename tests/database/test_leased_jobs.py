@@ -9,7 +9,8 @@ import pytest
 
 from gateway import jobs
 from gateway.database.database import RELAY_ROLE, Database
-from gateway.jobs import LeasedJob, run_jobs, take_lease
+from gateway.jobs import FAILED_ROUNDS, LeasedJob, run_jobs, take_lease
+from resolvers.errors import TemporarilyUnavailable
 from resolvers.idempotency import prune_keys
 from tests.cast import Cast
 from tests.waiting import wait_until
@@ -76,6 +77,32 @@ async def test_another_process_takes_over_when_a_lease_expires(relay: Database) 
 
     successor.cancel()
     await asyncio.gather(successor, return_exceptions=True)
+
+
+@pytest.mark.usefixtures("short_leases")
+async def test_another_process_takes_over_when_rounds_fail_although_leases_are_renewed(relay: Database) -> None:
+    runs: list[str] = []
+
+    def job(who: str, error: Exception | None) -> LeasedJob:
+        async def run_once(_: Database) -> bool:
+            runs.append(who)
+            if error:
+                raise error
+            return False
+
+        return LeasedJob(name, run_once, pause_seconds=0.01)
+
+    name = str(uuid4())
+    failing = [asyncio.create_task(run_jobs(relay, [job("fails", TemporarilyUnavailable())]))]
+    await wait_until(lambda: runs)
+    failing.append(asyncio.create_task(run_jobs(relay, [job("works", None)])))
+
+    await wait_until(lambda: "works" in runs)
+
+    assert runs.index("works") == FAILED_ROUNDS
+    for each in failing:
+        each.cancel()
+    await asyncio.gather(*failing, return_exceptions=True)
 
 
 @pytest.mark.usefixtures("short_leases")
