@@ -134,6 +134,7 @@ def page_routes(settings: Settings) -> list[BaseRoute]:
     return [
         Route("/", page("index", settings).answer, methods=["GET"]),
         Route("/docs", page("docs", settings).answer, methods=["GET"]),
+        Route("/board", page("board", settings).answer, methods=["GET"]),
         *([Mount("/assets", Assets(directory=ASSETS))] if built() else []),
     ]
 

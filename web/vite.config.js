@@ -9,7 +9,7 @@ export default defineConfig({
     modulePreload: { polyfill: false },
     // The editor is one large piece, loaded once and kept.
     chunkSizeWarningLimit: 10_000,
-    rolldownOptions: { input: ["index.html", "explorer.html", "docs.html"] },
+    rolldownOptions: { input: ["index.html", "explorer.html", "docs.html", "board.html"] },
     license: { fileName: "licences.md" },
   },
   server: {
