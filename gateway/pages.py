@@ -1,4 +1,4 @@
-"""HTML pages: the start page, the explorer and the REST page, as built by `web/build.py`.
+"""HTML pages: the start page, the board, the explorer and the REST page, as built by `web/build.py`.
 
 The pages contain no data and need no token. The browser requests the data with the token that the user enters. The
 pages load nothing from other hosts, so they work without internet access.
@@ -22,6 +22,8 @@ from resolvers.media_ranges import media_ranges
 
 FOLDER = Path(__file__).parent / "web"
 ASSETS = FOLDER / "assets"
+BOARD_DOCUMENTS = FOLDER / "documents.json"
+"""The manifest of the board's GraphQL documents, in the plain form."""
 
 # Only the gateway's own resources are allowed. The editor, Monaco, adds inline styles.
 POLICY = {
@@ -96,7 +98,10 @@ def page(name: str, settings: Settings) -> Page:
     if not built():
         return Page(NOT_BUILT)
     development = escape(json.dumps(_development() if settings.development else []))
-    return Page((FOLDER / f"{name}.html").read_text().replace('content="[]"', f'content="{development}"'))
+    html = (FOLDER / f"{name}.html").read_text().replace('content="[]"', f'content="{development}"')
+    if settings.documents:
+        html = html.replace('name="documents" content="text"', 'name="documents" content="hash"')
+    return Page(html)
 
 
 def explorer_for_browsers(settings: Settings, door: ASGIApp) -> ASGIApp:

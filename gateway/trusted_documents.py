@@ -1,8 +1,9 @@
 """Rules for GraphQL documents from the settings, and errors of the trusted-documents manifest as `SettingsError`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from gateway.pages import BOARD_DOCUMENTS
 from gateway.settings import PREFIX, Settings, SettingsError
 from schema.documents.limits import DocumentLimits
 from schema.documents.parse import DocumentRules
@@ -24,9 +25,17 @@ def document_rules(settings: Settings) -> DocumentRules:
             enforced=settings.limits == "enforce",
         ),
         exploring=settings.exploring,
-        manifest=read_manifest(settings.documents) if settings.documents else None,
+        manifest=_manifest(settings),
         policy=settings.documents_policy,
     )
+
+
+def _manifest(settings: Settings) -> Mapping[str, str] | None:
+    """Return the documents of the settings and, if the board is served, those of the board."""
+    if settings.documents is None:
+        return None
+    of_board = read_manifest(BOARD_DOCUMENTS) if settings.explorer_pages and BOARD_DOCUMENTS.is_file() else {}
+    return {**of_board, **read_manifest(settings.documents)}
 
 
 @contextmanager

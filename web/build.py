@@ -67,6 +67,7 @@ def build() -> None:
         _run([node, "node_modules/vite/bin/vite.js", "build", "--logLevel", "error"], scratch / "web")
         made = scratch / "web" / "dist"
         (made / DIGEST.name).write_text(built_from)
+        shutil.copyfile(SOURCES / "src" / "board" / "documents.json", made / "documents.json")
         shutil.rmtree(BUILT, ignore_errors=True)
         shutil.copytree(made, BUILT)
 

@@ -1,7 +1,6 @@
 // The day of a brand: tiles with counts, filters, and the encounters by provider and time, live.
 
 import { useCallback, useEffect, useMemo, useRef, useState } from "react";
-import { useQuery } from "urql";
 import { reasonOf } from "./client";
 import { EncounterCard, UnsentRecording } from "./card";
 import { useEvents } from "./live";
@@ -13,6 +12,7 @@ import {
   type EncounterStatus,
   type EncounterType,
 } from "./operations";
+import { useRead } from "./read";
 import { RecordDialog } from "./record";
 import { Search } from "./search";
 import { useSession } from "./session";
@@ -50,21 +50,12 @@ export function Board() {
   const where = useMemo(() => ({ ...shown, ...(status && { status: [status] }) }), [shown, status]);
   useEffect(() => setPages([]), [where]);
 
-  const [list, readList] = useQuery({
-    query: DayDocument,
-    variables: { where, after: pages.at(-1) },
-    requestPolicy: "cache-and-network",
+  const list = useRead(DayDocument, { where, after: pages.at(-1) });
+  const counts = useRead(CountsDocument, { tiles: shown, day: span });
+  const reread = useReread(() => {
+    list.again();
+    counts.again();
   });
-  const [counts, readCounts] = useQuery({
-    query: CountsDocument,
-    variables: { tiles: shown, day: span },
-    requestPolicy: "cache-and-network",
-  });
-
-  const reread = useReread(useCallback(() => {
-    readList({ requestPolicy: "network-only" });
-    readCounts({ requestPolicy: "network-only" });
-  }, [readList, readCounts]));
   const connection = list.data?.encounters;
   const [from, setFrom] = useState<string>();
   if (from === undefined && connection && !list.fetching) setFrom(connection.feedCursor);
@@ -80,7 +71,7 @@ export function Board() {
       if (state !== "expired") return;
       // The gateway has deleted events after the cursor. Start again from a new list.
       setFrom(undefined);
-      readList({ requestPolicy: "network-only" });
+      list.again();
     },
   );
   // An outcome of this board's own changes arrives before its event.
@@ -166,7 +157,7 @@ export function Board() {
         </p>
       )}
 
-      <div className="columns" aria-busy={list.fetching || list.stale}>
+      <div className="columns" aria-busy={list.fetching}>
         {recordings.length > 0 && (
           <section aria-label="Not sent yet">
             <h2>Not sent yet</h2>

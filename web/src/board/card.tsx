@@ -11,6 +11,8 @@ import { ACTIONS, type BoardAction, dateTimeOf, STATUSES, timeOf, titleOf, TYPES
 /** Actions that need no further input. */
 const AT_ONCE = { START: "Start", COMPLETE: "Complete" } as const;
 
+const isAtOnce = (action: BoardAction): action is keyof typeof AT_ONCE => action in AT_ONCE;
+
 export function EncounterCard({
   encounter,
   onPatient,
@@ -21,12 +23,12 @@ export function EncounterCard({
   const { outbox, unsent } = useSession();
   const [asked, setAsked] = useState<BoardAction>();
   const change = unsent.find(({ variables }) => variables["id"] === encounter.id);
-  const [first, ...more] = (Object.keys(ACTIONS) as BoardAction[]).filter((each) =>
-    encounter.allowedActions.includes(each),
-  );
+  const allowed = (Object.keys(ACTIONS) as BoardAction[]).filter((each) => encounter.allowedActions.includes(each));
+  const [first] = allowed.filter(isAtOnce);
+  const more = allowed.filter((each) => each !== first);
   const act = (action: BoardAction) =>
-    action in AT_ONCE
-      ? void outbox.make(AT_ONCE[action as keyof typeof AT_ONCE], { id: encounter.id, version: encounter.version })
+    isAtOnce(action)
+      ? void outbox.make(AT_ONCE[action], { id: encounter.id, version: encounter.version })
       : setAsked(action);
 
   return (
@@ -49,11 +51,13 @@ export function EncounterCard({
       {change ? (
         <p className="unsent">{change.state === "waiting" ? "Sending…" : "Not sent"}</p>
       ) : (
-        first && (
+        allowed.length > 0 && (
           <footer>
-            <button type="button" className="quiet" onClick={() => act(first)}>
-              {ACTIONS[first]}
-            </button>
+            {first && (
+              <button type="button" className="quiet" onClick={() => act(first)}>
+                {ACTIONS[first]}
+              </button>
+            )}
             {more.length > 0 && (
               <DropdownMenu.Root modal={false}>
                 <DropdownMenu.Trigger className="quiet" aria-label={`More actions for ${titleOf(encounter)}`}>

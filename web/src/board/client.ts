@@ -50,6 +50,8 @@ const embedded = Object.fromEntries(
   ].map((name) => [name, () => null]),
 );
 
+const sendsHashes = document.querySelector<HTMLMetaElement>('meta[name="documents"]')?.content === "hash";
+
 /** A client for one sign-in. After `end()` it retries no mutation. */
 export function clientFor(token: string): { client: Client; end: () => void } {
   let ended = false;
@@ -93,8 +95,9 @@ export function clientFor(token: string): { client: Client; end: () => void } {
         enableForSubscriptions: true,
         // A URL would contain the variables.
         preferGetForPersistedQueries: false,
-        generateHash: async (_text, document) => {
-          const [definition] = document.definitions;
+        generateHash: async (_text, query) => {
+          if (!sendsHashes) return "";
+          const [definition] = query.definitions;
           const name = definition && "name" in definition ? definition.name?.value : undefined;
           return hashes[name as keyof typeof hashes];
         },

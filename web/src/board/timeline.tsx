@@ -1,10 +1,10 @@
 // The encounters of a patient, latest first, read page by page while scrolling; each with its details and history.
 
 import { useEffect, useRef, useState } from "react";
-import { useQuery } from "urql";
 import { EncounterCard } from "./card";
 import { reasonOf } from "./client";
 import { DetailsDocument, TimelineDocument } from "./operations";
+import { useRead } from "./read";
 import { Sheet } from "./sheet";
 import { dateTimeOf } from "./words";
 
@@ -33,11 +33,7 @@ function Page({
   after: string | undefined;
   onMore: ((cursor: string) => void) | undefined;
 }) {
-  const [{ data, error, fetching }] = useQuery({
-    query: TimelineDocument,
-    variables: { patientId, after },
-    requestPolicy: "cache-and-network",
-  });
+  const { data, error, fetching } = useRead(TimelineDocument, { patientId, after });
   const list = data?.patient?.encounters;
   const next = list?.pageInfo.hasNextPage ? list.pageInfo.endCursor : null;
   return (
@@ -91,9 +87,8 @@ function Details({ id }: { id: string }) {
 }
 
 function History({ id }: { id: string }) {
-  const [{ data, error }] = useQuery({ query: DetailsDocument, variables: { id }, requestPolicy: "cache-and-network" });
-  if (error) return <p className="wrong">{reasonOf(error)}</p>;
-  if (!data?.encounter) return <p>Reading…</p>;
+  const { data, error } = useRead(DetailsDocument, { id });
+  if (!data?.encounter) return error ? <p className="wrong">{reasonOf(error)}</p> : <p>Reading…</p>;
   return (
     <>
       <p className="notes">{data.encounter.notes ?? "No notes."}</p>
