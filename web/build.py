@@ -92,7 +92,15 @@ def get_build_hook() -> type:
 
 
 def _sources() -> list[Path]:
-    names = ("package.json", "package-lock.json", "vite.config.js", "index.html", "explorer.html", "docs.html", "board.html")
+    names = (
+        "package.json",
+        "package-lock.json",
+        "vite.config.js",
+        "index.html",
+        "explorer.html",
+        "docs.html",
+        "board.html",
+    )
     return [SOURCES / name for name in names] + sorted(path for path in (SOURCES / "src").rglob("*") if path.is_file())
 
 

@@ -14,6 +14,10 @@ OUTSIDE_DOCS = [
     "rest/openapi.json",
     "schema/federated.graphql",
     "schema/schema.graphql",
+    *(
+        f"web/src/board/{name}"
+        for name in ("board.tsx", "client.ts", "live.ts", "operations.graphql", "outbox.ts", "vault.ts")
+    ),
 ]
 """Files outside `docs/` that pages link to. A link to a file that is missing here fails the build."""
 

@@ -80,7 +80,7 @@ async def test_another_process_takes_over_when_a_lease_expires(relay: Database) 
 
 
 @pytest.mark.usefixtures("short_leases")
-async def test_another_process_takes_over_when_rounds_fail_although_leases_are_renewed(relay: Database) -> None:
+async def test_another_process_takes_over_when_the_rounds_of_the_holder_fail(relay: Database) -> None:
     runs: list[str] = []
 
     def job(who: str, error: Exception | None) -> LeasedJob:

@@ -13,12 +13,14 @@ from graphql import get_introspection_query, parse, print_ast
 
 from gateway.app import create_app
 from gateway.check import check
+from gateway.pages import BOARD_DOCUMENTS
 from gateway.settings import Settings, SettingsError
 from resolvers.access import Caller
 from schema.documents.trusted import UntrustedManifest, read_manifest
 from tests.cast import Cast
 from tests.doors import LIST, RECORD, Service
 from tests.gateways import free_port
+from tests.http.test_pages import needs_pages
 from tests.logs import captured_logs
 from tests.websocket_client import GatewayServer
 
@@ -171,6 +173,21 @@ async def test_a_trusted_document_runs_by_its_id_over_a_websocket(database_url: 
             assert await websocket.receive() == {"type": "complete", "id": str(number)}
 
         assert (await websocket.refusal("{ __typename }"))["violations"][0]["rule"] == "unknown_document"
+
+
+@needs_pages
+@pytest.mark.parametrize("served", ["open", "off"])
+async def test_the_documents_of_the_board_are_trusted_while_it_is_served(
+    database_url: str, documents: Path, served: str
+) -> None:
+    ids = [document_id for document_id, text in read_manifest(BOARD_DOCUMENTS).items() if "query Viewer" in text]
+    async with serve_documents(database_url, documents, "enforce", explorer=served) as service:
+        answer = await post(service, **apollo(ids[0]))
+
+    if served == "open":
+        assert answer.json()["data"]["viewer"]["brandId"] == "loop"
+    else:
+        assert violation(answer)["rule"] == "unknown_document"
 
 
 async def test_an_unknown_id_is_refused_and_the_message_names_the_policy(under_each_policy: Service) -> None:

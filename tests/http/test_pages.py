@@ -31,7 +31,7 @@ def is_page(answer: httpx2.Response) -> bool:
 # Content negotiation
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", "/graphql", "/graphql?query={__typename}"])
+@pytest.mark.parametrize("path", ["/", "/board", "/docs", "/graphql", "/graphql?query={__typename}"])
 @pytest.mark.parametrize("accept", [CHROME, SAFARI])
 async def test_a_browser_gets_a_page_without_a_token(service: Service, path: str, accept: str) -> None:
     answer = await get(service, path, accept=accept)
