@@ -8,7 +8,7 @@ import hashes from "./hashes.json";
 import type { EncounterStatus } from "./operations";
 
 /** Error codes after which the same request may succeed. The idempotency key makes a repetition safe. */
-const RETRIED = new Set(["temporarily_unavailable", "rate_limited", "request_timeout"]);
+const RETRIED = new Set(["temporarily_unavailable", "rate_limited", "request_timeout", "server_error"]);
 
 export const codeOf = (error: CombinedError | undefined) => error?.graphQLErrors[0]?.extensions["code"];
 

@@ -123,7 +123,7 @@ export class Outbox {
 
 /** Whether an error says what became of the change. Otherwise the change stays in the outbox. */
 const isFinal = (error: CombinedError) =>
-  !isTemporary(error) && !["unauthenticated", "invalid_token", "server_error"].includes(String(codeOf(error)));
+  !isTemporary(error) && !["unauthenticated", "invalid_token"].includes(String(codeOf(error)));
 
 function outcomeOf(result: Result | null | undefined, error: CombinedError | undefined) {
   if (result?.__typename === "EncounterRecorded" || result?.__typename === "EncounterChanged")
