@@ -21,12 +21,21 @@ HONOURED_BY_ASYNCPG = frozenset(TLS_FILES) | {
     *("target_session_attrs", "user"),
 }
 
+# Not libpq's: what is between the gateway and the server. The first value of each is the default.
+POOLER: Mapping[str, tuple[str, ...]] = {
+    # Whether a connection keeps its session, or only its transactions (PgBouncer's pool_mode).
+    "pool_mode": ("session", "transaction"),
+    # Whether a pooler in transaction mode tracks prepared statements (PgBouncer from 1.21, max_prepared_statements).
+    "prepared_statements": ("untracked", "tracked"),
+}
+
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
     "sslnegotiation": ("postgres", "direct"),
     # The other values select servers that accept no writes.
     "target_session_attrs": ("any", "read-write", "primary"),
     "keepalives": ("0", "1"),
+    **POOLER,
 }
 
 NUMBERS = ("connect_timeout", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout")

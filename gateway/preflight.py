@@ -85,6 +85,7 @@ async def _is_migrated(settings: Settings, *, changing: bool) -> bool:
 async def _may_migrate(owner_url: str) -> bool:
     connection = await open_session(owner_url)
     try:
+        await connection.begin(None)
         return bool(await connection.fetchval(MAY_MIGRATE, [SCHEMA, PROCESS_SCHEMA], [APP_ROLE, RELAY_ROLE]))
     finally:
         await connection.close()
@@ -94,10 +95,11 @@ async def _register_demo_patients(owner_url: str) -> None:
     """Insert the patients of the examples, unless they exist."""
     connection = await open_session(owner_url)
     try:
-        await connection.executemany(
-            "INSERT INTO patient_graph.patients (id, brand_id) VALUES ($1, $2) ON CONFLICT DO NOTHING",
-            list(DEVELOPMENT_PATIENTS.items()),
-        )
+        async with connection.transaction():
+            await connection.executemany(
+                "INSERT INTO patient_graph.patients (id, brand_id) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+                list(DEVELOPMENT_PATIENTS.items()),
+            )
     finally:
         await connection.close()
 

@@ -47,6 +47,11 @@ def named_by(url: str) -> dict[str, str]:
     return {"application_name": name} if name else {}
 
 
+def keeps_session(url: str) -> bool:
+    """Whether a connection keeps its session between transactions: not behind a pooler in transaction mode."""
+    return _parse_once(url).parameters.get("pool_mode") != "transaction"
+
+
 async def connect(
     url: str,
     *,
@@ -72,6 +77,8 @@ async def connect(
     given = parsed.parameters
     seconds: float = int(given["connect_timeout"]) if "connect_timeout" in given else timeout or 60
     _refuse_without_a_user(parsed)
+    if not keeps_session(url) and given.get("prepared_statements") != "tracked":
+        options["statement_cache_size"] = 0
     problem: BaseException | None = None
     for host, port in hosts or hosts_of(url):
         try:

@@ -200,8 +200,11 @@ class Database:
         async def opened() -> Session:
             connection = await sessions.open()
             try:
+                # In one transaction, because a pooler may give each transaction another session.
+                await connection.begin(None)
                 await _set_codecs(connection)
-                if long_answers:
+                await connection.execute("COMMIT")
+                if long_answers and connection.keeps_session:
                     await connection.execute(KEEP_MEMORY)
             except BaseException:
                 connection.terminate()
@@ -289,13 +292,13 @@ class Database:
         `within_seconds` limits the wait for a connection; None: `acquire_seconds` of the pool. Raises
         `TemporarilyUnavailable` or `OutcomeUnknown`.
         """
-        async with self._acquired(brand_id, within_seconds) as connection:
+        async with self._acquired(brand_id, within_seconds, commit_failed=OutcomeUnknown) as connection:
             try:
                 yield PoolConnection(connection)
             except UNAVAILABLE as error:
                 # Only a server ERROR proves that nothing was committed. If the connection ended, even by a server
-                # FATAL, the commit may have succeeded.
-                if getattr(error, "severity_en", None) == "ERROR":
+                # FATAL, the commit may have succeeded. In a transaction, the commit was not sent yet.
+                if getattr(error, "severity_en", None) == "ERROR" or not connection.keeps_session:
                     raise
                 _terminate(connection, error)
                 raise OutcomeUnknown from error
@@ -312,33 +315,23 @@ class Database:
 
         `brand_id` is None for a role whose policies need no brand.
         """
-        async with self._acquired(brand_id) as connection:
-            transaction = connection.transaction()
-            try:
-                await transaction.start()
-            except Exception:
-                # asyncpg would treat the next transaction on this connection as nested in this one.
-                connection.terminate()
-                raise
-            try:
-                yield PoolConnection(connection)
-            except BaseException as error:
-                _terminate(connection, error)
-                # The server rolls back when it loses the connection. Raise the first error, not one of the rollback.
-                if not connection.is_closed():
-                    await transaction.rollback()
-                raise
-            try:
-                await transaction.commit()
-            except UNAVAILABLE as error:
-                _terminate(connection, error)
-                # The commit was sent but not acknowledged, so its outcome is unknown.
-                raise OutcomeUnknown from error
+        async with self._acquired(brand_id, in_transaction=True, commit_failed=OutcomeUnknown) as connection:
+            yield PoolConnection(connection)
 
     @asynccontextmanager
     async def _acquired(
-        self, brand_id: str | None = None, within_seconds: float | None = None
+        self,
+        brand_id: str | None = None,
+        within_seconds: float | None = None,
+        *,
+        in_transaction: bool = False,
+        commit_failed: type[GatewayError] = TemporarilyUnavailable,
     ) -> AsyncIterator[Session]:
+        """Acquire a connection for a brand, or for none.
+
+        It is in a transaction if `in_transaction`, and whenever it has no session of its own. `commit_failed` is the
+        class of the error if the connection is lost during the commit.
+        """
         try:
             connection = await self._pool.acquire(within_seconds or self._acquire_seconds)
         except (*UNAVAILABLE, asyncpg.PostgresError) as error:  # opening a connection failed
@@ -348,9 +341,13 @@ class Database:
         self._in_use.inc()
         cancelled = False
         try:
-            if brand_id is not None:
-                await connection.act_for(brand_id)
-            yield connection
+            if in_transaction or not connection.keeps_session:
+                async with _transaction(connection, brand_id, commit_failed):
+                    yield connection
+            else:
+                if brand_id is not None:
+                    await connection.act_for(brand_id)
+                yield connection
         except UNAVAILABLE as error:
             _terminate(connection, error)
             if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
@@ -373,6 +370,32 @@ class Database:
         for connection in self._pool:
             if connection.expires_at == math.inf:
                 connection.expires_at = now
+
+
+@asynccontextmanager
+async def _transaction(
+    connection: Session, brand_id: str | None, commit_failed: type[GatewayError]
+) -> AsyncIterator[None]:
+    try:
+        await connection.begin(brand_id)
+    except Exception:
+        # The transaction may have begun.
+        connection.terminate()
+        raise
+    try:
+        yield
+    except BaseException as error:
+        _terminate(connection, error)
+        # The server rolls back when it loses the connection. Raise the first error, not one of the rollback.
+        if not connection.is_closed():
+            await connection.execute("ROLLBACK")
+        raise
+    try:
+        await connection.execute("COMMIT")
+    except UNAVAILABLE as error:
+        _terminate(connection, error)
+        # The commit was sent but not acknowledged, so its outcome is unknown.
+        raise commit_failed from error
 
 
 def _is_usable(connection: Session) -> bool:

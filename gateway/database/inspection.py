@@ -51,6 +51,8 @@ async def inspect_database(database_url: str) -> PreflightReport:
     try:
         # A second connection shows whether each connection has a session of its own.
         async with _session(database_url, APP_ROLE) as connection, _session(database_url, RELAY_ROLE):
+            # Behind a pooler in transaction mode, the connection has the role in a transaction only.
+            await connection.begin(None)
             found = await connection.fetchrow(
                 f"SELECT {', '.join(f'current_setting({name!r}) AS {name}' for name in LOOKED_AT)},"  # noqa: S608 - names of this module
                 " rolsuper OR rolbypassrls AS passes,"

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 import models
+from gateway.database.connection import keeps_session
 from gateway.database.session import open_session
-from gateway.settings import SettingsError
+from gateway.settings import PREFIX, SettingsError
 from models.base import PROCESS_SCHEMA, SCHEMA
 
 if TYPE_CHECKING:
@@ -31,6 +32,11 @@ async def migrate(database_url: str) -> None:
     """
     if await is_newest(database_url):
         return
+    if not keeps_session(database_url):
+        raise SettingsError(
+            "a migration needs a session of its own, which a pooler in transaction mode does not give: set "
+            f"{PREFIX}DATABASE_OWNER_URL to an address without the pooler"
+        )
     # Imported here: only a migration needs SQLAlchemy's engine and Alembic, which take half a second.
     from sqlalchemy import text
     from sqlalchemy.ext.asyncio import create_async_engine
@@ -60,6 +66,7 @@ async def is_newest(database_url: str) -> bool:
     """
     connection = await open_session(database_url)
     try:
+        await connection.begin(None)
         version: str | None = await connection.fetchval(f"SELECT version_num FROM {PROCESS_SCHEMA}.alembic_version")  # noqa: S608
     except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
         return False

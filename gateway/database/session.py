@@ -1,7 +1,8 @@
 """A PostgreSQL session with the properties that the gateway relies on.
 
 Settings are set after connecting and read back. The session is refused if they do not hold. No setting is a start-up
-parameter: a pooler refuses unknown ones or drops them silently.
+parameter: a pooler refuses unknown ones or drops them silently. Behind a pooler in transaction mode a connection has no
+session of its own, so each transaction sets them again (`Session.begin`).
 """
 
 import asyncio
@@ -15,7 +16,7 @@ from weakref import WeakValueDictionary
 
 import asyncpg
 
-from gateway.database.connection import Host, connect, hosts_of, named_by
+from gateway.database.connection import Host, connect, hosts_of, keeps_session, named_by
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +40,8 @@ REFUSED_SECONDS = 1.0
 """Seconds without opening a session after one was refused; avoids a storm of connections to a recovering server."""
 
 SHARED = (
-    "several connections share one session: a pooler in transaction mode. Give each connection a session of its own "
-    "(PgBouncer: pool_mode = session), or connect to PostgreSQL directly"
+    "several connections share one session: a pooler in transaction mode. Add pool_mode=transaction to the URL, or "
+    "give each connection a session of its own (PgBouncer: pool_mode = session)"
 )
 STANDBY = "the server is a hot standby, which accepts no writes: name the primary, or all servers in one URL"
 NO_PRIMARY = "none of the servers in the URL accepts writes"
@@ -75,6 +76,9 @@ class Session(asyncpg.Connection):
 
     expires_at: float = math.inf
     """Time of the event loop's clock after which the connection is closed instead of reused."""
+
+    keeps_session: bool = True
+    """Whether settings outlive a transaction. Otherwise each transaction sets them: `begin`."""
 
     _brand_id: str | None = None
     _established_by: str = ""
@@ -111,18 +115,42 @@ class Session(asyncpg.Connection):
             await self.execute(f"SELECT set_config('{BRAND}', $1, false)", brand_id)
             self._brand_id = brand_id
 
+    async def begin(self, brand_id: str | None) -> None:
+        """Begin a transaction for a brand, or for none.
+
+        Without a session of its own, the connection gets the settings, the role and the brand with each transaction, in
+        the same round trip.
+        """
+        if self.keeps_session:
+            if brand_id is not None:
+                await self.act_for(brand_id)
+            await self.execute("BEGIN")
+        else:
+            # As hexadecimal digits, because a literal depends on `standard_conforming_strings`.
+            brand = f"convert_from(decode('{(brand_id or '').encode().hex()}', 'hex'), 'UTF8')"
+            await self.execute(f"BEGIN; {self._established_by}, set_config('{BRAND}', {brand}, true)")
+
     async def establish(self, settings: Mapping[str, str], role: str | None) -> None:
         """Set the role and the settings, and verify in a second transaction that they hold.
+
+        Without a session of its own, the connection verifies them in the transaction that sets them.
 
         Raises `UnusableSession`.
         """
         wanted = {**settings, BRAND: "", **({} if role is None else {"role": role})}
-        calls = [f"set_config({_literal(name)}, {_literal(value)}, false)" for name, value in wanted.items()]
+        local = str(not self.keeps_session).lower()
+        calls = [f"set_config({_literal(name)}, {_literal(value)}, {local})" for name, value in wanted.items()]
         self._established_by = f"SELECT {', '.join(calls)}"
-        await self.execute(self._established_by)
-        found = await self.fetchrow(READ_BACK, list(settings))
-        assert found is not None
-        self._refuse_shared((found["server_started"], found["pid"]))
+        if self.keeps_session:
+            await self.execute(self._established_by)
+            found = await self.fetchrow(READ_BACK, list(settings))
+            assert found is not None
+            self._refuse_shared((found["server_started"], found["pid"]))
+        else:
+            await self.begin(None)
+            found = await self.fetchrow(READ_BACK, list(settings))
+            assert found is not None
+            await self.execute("ROLLBACK")
         if found["is_standby"]:
             raise UnusableSession(STANDBY)
         held = {*found["settings"], f"role={found['role']}"}
@@ -144,7 +172,12 @@ class Session(asyncpg.Connection):
         _open[identity] = self
 
     def get_reset_query(self) -> str:
-        """Return the statements of `reset`: asyncpg's own, which reset every setting, then the gateway's settings."""
+        """Return the statements of `reset`: asyncpg's own, which reset every setting, then the gateway's settings.
+
+        Without a session of its own, the connection has nothing to reset.
+        """
+        if not self.keeps_session:
+            return ""
         return f"{super().get_reset_query()}\n{self._established_by}"
 
     async def reset(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's own name
@@ -228,6 +261,7 @@ class SessionFactory:
             connection: Session = await connect(self._url, hosts=[host], connection_class=Session, **self._options)
         except asyncpg.TargetServerAttributeNotMatched:
             raise UnusableSession(NO_PRIMARY) from None
+        connection.keeps_session = keeps_session(self._url)
         try:
             await connection.establish(self._settings, self._role)
         except (asyncpg.DuplicatePreparedStatementError, asyncpg.InvalidSQLStatementNameError):

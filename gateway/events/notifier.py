@@ -61,7 +61,8 @@ class Notifier:
         )
         try:
             connection.add_termination_listener(lambda _: self.notify())
-            for channel in self._wakeups:
+            # Behind a pooler in transaction mode, LISTEN would stay in a session that others use.
+            for channel in self._wakeups if connection.keeps_session else ():
                 await connection.add_listener(channel, self._on_notification)
             # Notifications were lost while no connection listened.
             self.notify()

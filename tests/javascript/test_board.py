@@ -6,7 +6,8 @@ import re
 import shutil
 from pathlib import Path
 
-from gateway.pages import ASSETS, FOLDER as PAGES
+from gateway.pages import ASSETS
+from gateway.pages import FOLDER as PAGES
 from tests.http.test_pages import needs_pages
 from tests.node import FOLDER, needs_node, run
 
@@ -39,7 +40,9 @@ def test_the_source_compiles_with_the_types_of_its_packages(tmp_path: Path) -> N
 
 
 def test_the_packages_of_the_board_have_the_versions_of_the_pages() -> None:
-    of_pages, of_tests = (json.loads((folder / "package-lock.json").read_text())["packages"] for folder in (WEB, FOLDER))
+    of_pages, of_tests = (
+        json.loads((folder / "package-lock.json").read_text())["packages"] for folder in (WEB, FOLDER)
+    )
     imported = set(re.findall(r'from "([^."][^"]*)"', "".join(path.read_text() for path in BOARD.glob("*.ts*"))))
     packages = {"/".join(name.split("/")[: 2 if name.startswith("@") else 1]) for name in imported}
 

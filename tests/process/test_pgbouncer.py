@@ -1,4 +1,4 @@
-"""The gateway behind PgBouncer: session mode works, transaction mode is refused."""
+"""The gateway behind PgBouncer: session mode, and transaction mode if the URL tells it."""
 
 import asyncio
 import os
@@ -15,13 +15,17 @@ import asyncpg
 import pytest
 
 from gateway.database.database import APP_ROLE, RELAY_ROLE, Database
+from gateway.database.migrate import migrate
 from gateway.database.session import UnusableSession
-from gateway.settings import Settings
+from gateway.settings import Settings, SettingsError
 from resolvers.sql import Statement
 from tests.cast import Cast
-from tests.doors import GraphQLDoor, RestDoor, Service
+from tests.conftest import create_database
+from tests.controlled_schema import TOKENS
+from tests.doors import Door, GraphQLDoor, RestDoor, Service
 from tests.event_helpers import fresh_database
 from tests.gateways import owner_connection
+from tests.graphql.test_subscriptions import gateway_on, record
 from tests.process.test_preflight import run
 from tests.tcp_proxy import TcpProxy
 from tests.waiting import wait_until
@@ -186,13 +190,159 @@ async def test_in_session_mode_both_doors_serve_two_brands(url: str, login: str,
             assert (await service.rest("GET", "/readyz")).status_code == 200
 
 
+# Transaction mode
+
+
+@pytest.fixture
+async def in_transaction_mode(url: str, login: str, tmp_path: Path) -> AsyncIterator[str]:
+    """A URL through a pooler with four server connections, which it gives to one transaction at a time."""
+    async with pgbouncer(url, login, tmp_path, "transaction", size=4) as through:
+        yield f"{through}&pool_mode=transaction"
+
+
+async def test_in_transaction_mode_each_transaction_has_role_brand_and_timeouts(
+    in_transaction_mode: str, login: str
+) -> None:
+    """Two brands alternate on eight connections of the gateway, which share four of the server."""
+    database = await Database.connect(in_transaction_mode, role=APP_ROLE, plans_once=True, **SETTINGS | {"size": 8})
+    seen: list[dict[str, Any]] = []
+
+    async def read(number: int) -> None:
+        for turn in range(20):
+            brand = ("loop", "loopbio")[(number + turn) % 2]
+            acquired = (database.connection, database.transaction, database.autocommit)[turn % 3]
+            async with acquired(brand) as connection:
+                rows = [await connection.fetch_one(SESSION) for _ in range(2)]
+            seen.extend({**row, "expected": brand} for row in rows if row is not None)
+
+    await asyncio.gather(*map(read, range(16)))
+    await database.close()
+
+    assert len(seen) == 16 * 20 * 2
+    assert all(each.pop("brand") == each.pop("expected") for each in seen)
+    assert {tuple(each.items()) for each in seen} == {
+        (("role", APP_ROLE), ("login", login), ("statement_timeout", "7s"), ("idle_timeout", "7s"), ("timezone", "UTC"),
+         ("plans", "force_generic_plan"), ("foreign_rows", 0))
+    }  # fmt: skip
+
+
+async def test_in_transaction_mode_no_setting_stays_in_the_servers_session(in_transaction_mode: str) -> None:
+    database = await Database.connect(in_transaction_mode, role=APP_ROLE, **SETTINGS | {"size": 8})
+    connections = [database.connection("loop") for _ in range(4)]
+    await asyncio.gather(*(each.__aenter__() for each in connections))
+    await asyncio.gather(*(each.__aexit__(None, None, None) for each in connections))
+    await database.close()
+
+    plain = await asyncpg.connect(in_transaction_mode.partition("&")[0], statement_cache_size=0)
+    async with plain.transaction():
+        left = await plain.fetchrow(
+            "SELECT current_user = session_user AS own_role, current_setting('app.brand_id', true) AS brand,"
+            " current_setting('statement_timeout') AS statement_timeout, (SELECT count(*) FROM pg_prepared_statements)"
+            " AS prepared"
+        )
+    await plain.close()
+    assert left is not None
+    assert (left["own_role"], left["brand"] or "", left["statement_timeout"], left["prepared"]) == (True, "", "0", 0)
+
+
+async def test_in_transaction_mode_a_cancelled_statement_leaves_a_usable_connection(
+    url: str, in_transaction_mode: str
+) -> None:
+    database = await Database.connect(in_transaction_mode, role=APP_ROLE, **SETTINGS | {"size": 1})
+
+    async def hang() -> None:
+        async with database.connection("loop") as connection:
+            await connection.fetch(Statement("SELECT pg_sleep(30)"))
+
+    hanging = asyncio.create_task(hang())
+    async with owner_connection(url) as owner:
+        await wait_until(lambda: is_sleeping(owner))
+        hanging.cancel()
+        await asyncio.gather(hanging, return_exceptions=True)
+        async with database.connection("loopbio") as connection:
+            row = await connection.fetch_one(SESSION)
+        assert not await is_sleeping(owner)
+    await database.close()
+
+    assert row is not None
+    assert (row["role"], row["brand"], row["statement_timeout"]) == (APP_ROLE, "loopbio", "7s")
+
+
+async def test_in_transaction_mode_an_error_in_a_transaction_rolls_it_back(url: str, in_transaction_mode: str) -> None:
+    database = await Database.connect(in_transaction_mode, role=APP_ROLE, **SETTINGS | {"size": 1})
+    for acquired in (database.connection, database.autocommit, database.transaction):
+        with pytest.raises(asyncpg.DivisionByZeroError):
+            async with acquired("loop") as connection:
+                await connection.fetch(Statement("SELECT 1 / 0"))
+        async with acquired("loop") as connection:
+            assert await connection.fetch_one(SESSION) is not None
+    await database.close()
+
+    async with owner_connection(url) as owner:
+        idle = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%'"
+        assert await owner.fetchval(idle) == 0
+
+
+@pytest.mark.parametrize("cluster", [False, True], ids=["one server", "cluster"])
+async def test_in_transaction_mode_both_doors_serve_two_brands(
+    url: str, in_transaction_mode: str, *, cluster: bool
+) -> None:
+    _, output = await run("check", in_transaction_mode, GATEWAY_DATABASE_OWNER_URL=url)
+    assert "pool_mode" not in output
+    assert "row-level security" not in output
+    settings = Settings(database_url=in_transaction_mode, database_cluster=cluster, rate_writes_per_minute=1_000_000)
+    async with Service.running(settings) as service, owner_connection(url) as owner:
+        cast = Cast(owner)
+        patients = {"dev": await cast.patient(), "dev-loopbio": await cast.patient("loopbio")}
+        brands = {"dev": "loop", "dev-loopbio": "loopbio"}
+
+        async def record(door: Door, token: str, other: str) -> None:
+            outcome = await door.record(patients[other], VISIT | {"brand_id": brands[token]}, token=token)
+            assert outcome.code == (None if other == token else "not_found")
+
+        await asyncio.gather(
+            *(
+                record(door, token, other)
+                for _ in range(10)
+                for door in (RestDoor(service), GraphQLDoor(service))
+                for token in brands
+                for other in brands
+            )
+        )
+        listed = {
+            token: (await service.rest("GET", f"/v1/patients/{patients[token]}/encounters", token=token)).json()
+            for token in brands
+        }
+        assert [len(each["encounters"]) for each in listed.values()] == [20, 20]
+        assert (await service.rest("GET", "/readyz")).status_code == 200
+
+
+async def test_in_transaction_mode_events_reach_a_subscriber(url: str, in_transaction_mode: str) -> None:
+    TOKENS.give("dev")
+    async with gateway_on(in_transaction_mode) as sockets, owner_connection(url) as owner:
+        patient_id = await Cast(owner).patient()
+        async with sockets.authenticated() as websocket:
+            await websocket.start("events", "subscription { encounterEvents { encounter { id } } }")
+            recorded = await record(sockets, patient_id)
+            message = await websocket.receive()
+
+    assert message["payload"]["data"]["encounterEvents"]["encounter"]["id"] == recorded
+
+
+async def test_in_transaction_mode_a_migration_is_refused(server_url: str, login: str, tmp_path: Path) -> None:
+    empty = await create_database(server_url)
+    async with pgbouncer(empty, login, tmp_path, "transaction", size=4) as through:
+        with pytest.raises(SettingsError, match="GATEWAY_DATABASE_OWNER_URL"):
+            await migrate(f"{through}&pool_mode=transaction")
+
+
 @pytest.mark.parametrize("size", [1, 20])
 async def test_transaction_mode_is_refused_by_check_and_serve(url: str, login: str, tmp_path: Path, size: int) -> None:
     async with pgbouncer(url, login, tmp_path, "transaction", size=size) as through:
         for command in ("check", "serve"):
             code, output = await run(command, through, GATEWAY_DATABASE_OWNER_URL=url, GATEWAY_DATABASE_UNSAFE="true")
             assert code == 1
-            assert "pool_mode = session" in output
+            assert "Add pool_mode=transaction to the URL" in output
             assert "Traceback" not in output
             assert "REST" not in output
 
