@@ -22,7 +22,7 @@ from gateway.events.pipeline import event_pipeline
 from gateway.jobs import LeasedJob
 from gateway.metrics_endpoint import metrics
 from gateway.middleware.body_limits import BodyLimits
-from gateway.middleware.cors import cross_origin
+from gateway.middleware.cors import CrossOrigin
 from gateway.middleware.fault_injection import FaultInjectionMiddleware
 from gateway.middleware.request_context import KnownHosts, RequestContextMiddleware
 from gateway.observability.logs import HANDLER, log_breach, log_operation, log_unknown_document, report
@@ -180,11 +180,7 @@ def create_app(
         middleware=[
             Middleware(RequestContextMiddleware),
             *([Middleware(KnownHosts, hosts={*LOOPBACK, settings.host})] if settings.development else []),
-            *(
-                [Middleware(cross_origin, origins=settings.browser_origins, headers=settings.cors_headers)]
-                if settings.browser_origins
-                else []
-            ),
+            Middleware(CrossOrigin, origins=settings.allowed_origins, headers=settings.cors_headers),
             Middleware(BodyLimits, max_bytes=settings.max_body_bytes, seconds=settings.body_seconds),
             *([Middleware(FaultInjectionMiddleware, seed=faults)] if faults is not None else []),
         ],
@@ -233,7 +229,7 @@ def services(
         scopes=scopes_from(settings.scopes),
         rates=rates,
         metrics=PrometheusMetrics(),
-        origins=settings.origins,
+        origins=settings.allowed_origins,
         input_limits=InputLimits(
             chief_complaint_characters=settings.chief_complaint_characters,
             notes_characters=settings.notes_characters,

@@ -21,6 +21,7 @@ from pydantic import (
 
 from gateway import connection_url, environment
 from resolvers.access import Exploring, Permission, scopes_from
+from resolvers.origins import AllowedOrigins
 
 PREFIX = "GATEWAY_"
 HIDDEN = "(hidden)"
@@ -207,7 +208,8 @@ class Settings(BaseModel):
     origins: dict[str, tuple[str, ...]] = Field(
         {},
         description="Origins of pages that may call from a browser: a JSON object from client id to a list of "
-        "origins (`https://app.example`). None by default.",
+        "origins (`https://app.example`). None by default; development mode also allows `http://localhost`, "
+        "`http://127.0.0.1` and `http://[::1]`, on every port.",
     )
     cors_headers: tuple[HeaderName, ...] = Field(
         (),
@@ -550,9 +552,9 @@ class Settings(BaseModel):
         return (Webhook(name="webhook", url=self.webhook_url, secrets=secrets), *self.webhooks)
 
     @property
-    def browser_origins(self) -> list[str]:
-        """Allowed browser origins of all clients, sorted."""
-        return sorted({origin for origins in self.origins.values() for origin in origins})
+    def allowed_origins(self) -> AllowedOrigins:
+        """The origins of pages that may call; in development mode also those of loopback."""
+        return AllowedOrigins(self.origins, loopback=self.development)
 
     @property
     def development(self) -> bool:

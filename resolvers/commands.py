@@ -191,7 +191,7 @@ MetadataText = Annotated[
     str,
     BeforeValidator(_metadata),
     BeforeValidator(refuse_null),
-    _schema(type="object", additionalProperties=True, default={}),
+    _schema(type="object", additionalProperties=True),
 ]
 """A JSON object as its own text (see `json_text.write`), so that no number is rounded."""
 
@@ -314,7 +314,9 @@ class EncounterBody(Command):
         default=None, description="The reason for the visit, in the patient's words."
     )
     notes: Notes = Field(default=None, description="The clinician's notes.")
-    metadata: MetadataText = Field(default="{}", description="Additional data as an object; stored as sent.")
+    metadata: MetadataText = Field(
+        default="{}", description="Additional data as an object; stored as sent. `{}` if left out."
+    )
 
 
 CLOCK_ALLOWANCE = timedelta(minutes=1)

@@ -184,8 +184,8 @@ async def authenticate(services: Services, credentials: Credentials) -> Context:
         services.metrics.refused(error.code)
         raise
     context = Context(caller, credentials.stated_brand_id, credentials.request_id, services)
-    if credentials.origin is not None and credentials.origin not in services.origins.get(caller.client_id, ()):
-        forbidden = Forbidden("The client may not call from this origin.")
+    if credentials.origin is not None and not services.origins.allows(credentials.origin, caller.client_id):
+        forbidden = Forbidden("The client may not call from this origin; GATEWAY_ORIGINS lists those that may.")
         # Audited here: the code that formats this error has no context to add a record with.
         context.note_refusal(forbidden)
         raise forbidden

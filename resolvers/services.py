@@ -3,7 +3,7 @@
 The implementations are in `gateway/`: database, feed, audit buffer, metrics, rate limits and verifier.
 """
 
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -15,6 +15,7 @@ from resolvers.answer_bytes import AnswerMemory
 from resolvers.client_semaphores import Turns
 from resolvers.commands import DEFAULT_LIMITS, EventFilter, InputLimits
 from resolvers.feed_cursors import FeedCursors
+from resolvers.origins import AllowedOrigins
 from resolvers.outbox import Event, Reads
 from resolvers.paging import PageLimits
 from resolvers.rate_limits import Rates, Unlimited
@@ -159,8 +160,7 @@ class Services:
     """Batches concurrent recordings into one statement; None if the database is a cluster."""
     rates: Rates = field(default_factory=Unlimited)
     metrics: Metrics = field(default_factory=NullMetrics)
-    origins: Mapping[str, Collection[str]] = field(default_factory=dict)
-    """The browser origins from which a client may call, by client id."""
+    origins: AllowedOrigins = AllowedOrigins()
     scopes: Scopes = field(default_factory=lambda: DEFAULT_SCOPES)
     input_limits: InputLimits = DEFAULT_LIMITS
     page_limits: PageLimits = PageLimits()

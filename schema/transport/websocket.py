@@ -22,7 +22,6 @@ from resolvers.errors import (
 )
 from resolvers.rate_limits import Kind
 from resolvers.request_state import state_of
-from resolvers.services import Services
 from schema.charging import MAX_SHORT_BYTES, charge, reserve
 from schema.documents.parse import Document
 from schema.errors import refuse
@@ -82,7 +81,9 @@ class GraphQLSocket:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one socket, from the upgrade request to its close."""
         await receive()  # websocket.connect
-        if not _welcome(state_of(scope)["services"], state_of(scope)["introduction"].origin):
+        # The origins of the caller's own client are checked at authentication.
+        origin = state_of(scope)["introduction"].origin
+        if origin is not None and not state_of(scope)["services"].origins.allows(origin):
             # A close before the accept makes the server answer the upgrade with HTTP 403.
             await send({"type": "websocket.close"})
             return
@@ -107,11 +108,6 @@ class GraphQLSocket:
         if SUBPROTOCOL not in scope["subprotocols"]:
             return close_codes.OTHER_SUBPROTOCOL
         return close_codes.TOO_MANY_SOCKETS if self._connection_limit.is_full else None
-
-
-def _welcome(services: Services, origin: str | None) -> bool:
-    """Whether any client may use this origin. The origins of the caller's own client are checked at authentication."""
-    return origin is None or any(origin in origins for origins in services.origins.values())
 
 
 class _Over(Exception):

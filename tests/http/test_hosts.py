@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
+from gateway.auth.development import DEVELOPMENT_BRANDS
 from gateway.settings import Settings
 from tests.cast import Cast
 from tests.identity_provider import IdentityProvider
@@ -163,7 +164,112 @@ async def test_any_host_name_is_served_where_tokens_are_verified(
     assert status in SUCCESS
 
 
-OTHER_PAGES = ["null", "file://", "x://localhost", "http://localhost.evil.example", "http://localhost:3000"]
+LOOPBACK_PAGES = [
+    "http://localhost",
+    "http://localhost:3000",
+    "http://127.0.0.1:5173",
+    "http://[::1]:8080",
+]
+OTHER_PAGES = [
+    "null",
+    "file://",
+    "x://localhost",
+    "https://localhost:3000",
+    "http://localhost.evil.example",
+    "http://127.0.0.1.evil.example:3000",
+    "http://evil.example/http://localhost:3000",
+    "http://localhost:3000@evil.example",
+    "http://evil-localhost:3000",
+    "http://app.localhost:3000",
+    "http://127.0.0.2:3000",
+    "http://LOCALHOST:3000",
+    "http://localhost:3000, http://localhost:3000",
+]
+
+
+@transports
+@pytest.mark.parametrize("token", ["dev", "dev-loopbio"])
+@pytest.mark.parametrize("origin", LOOPBACK_PAGES)
+async def test_development_mode_serves_the_pages_of_loopback(
+    development: GatewayServer, cast: Cast, transport: str, origin: str, token: str
+) -> None:
+    brand_id = DEVELOPMENT_BRANDS[token]
+    target, own_fields, body = TRANSPORTS[transport]
+    request = (target, own_fields, body.replace("loop", brand_id))
+
+    status, received = await answer(
+        development.port,
+        request,
+        "Host: localhost:8000",
+        f"Origin: {origin}",
+        patient=await cast.patient(brand_id),
+        token=token,
+    )
+
+    assert status in SUCCESS
+    assert transport == "WebSocket" or f"access-control-allow-origin: {origin}\r\n" in received
+
+
+@pytest.mark.parametrize("path", ["/graphql", "/v1/patients/demo-patient/encounters"])
+@pytest.mark.parametrize("origin", LOOPBACK_PAGES)
+async def test_development_mode_allows_the_preflights_of_loopback(
+    development: GatewayServer, path: str, origin: str
+) -> None:
+    fields = [f"Origin: {origin}", "Access-Control-Request-Method: POST"]
+    asked = "Access-Control-Request-Headers: authorization,content-type,idempotency-key"
+
+    status, received = await answer(development.port, (f"OPTIONS {path}", fields, ""), "Host: 127.0.0.1:8000", asked)
+
+    assert status == 200
+    assert f"access-control-allow-origin: {origin}\r\n" in received
+    assert "vary: Origin" in received
+
+
+async def test_a_preflight_is_refused_without_origins(provider: IdentityProvider, database_url: str) -> None:
+    fields = ["Origin: http://localhost:3000", "Access-Control-Request-Method: POST"]
+
+    async with GatewayServer.serving(provider.settings(introspection=True, database_url=database_url)) as serving:
+        status, received = await answer(serving.port, ("OPTIONS /graphql", fields, ""), "Host: gateway.clinic.example")
+
+    assert status == 400
+    assert "access-control-allow-origin" not in received
+    assert "Disallowed CORS origin. GATEWAY_ORIGINS lists" in received
+
+
+@pytest.mark.parametrize("origin", OTHER_PAGES)
+async def test_a_refused_preflight_names_the_settings(development: GatewayServer, origin: str) -> None:
+    fields = [f"Origin: {origin}", "Access-Control-Request-Method: POST"]
+
+    status, received = await answer(development.port, ("OPTIONS /graphql", fields, ""), "Host: localhost")
+
+    assert status == 400
+    assert "access-control-allow-origin" not in received
+    assert received.endswith(
+        "Disallowed CORS origin. GATEWAY_ORIGINS lists the origins of pages, GATEWAY_CORS_HEADERS more request headers."
+    )
+
+
+@transports
+@pytest.mark.parametrize("origin", LOOPBACK_PAGES)
+async def test_a_page_of_loopback_is_cross_site_where_tokens_are_verified(
+    verified: GatewayServer, cast: Cast, transport: str, origin: str
+) -> None:
+    patient_id = await cast.patient()
+    fields = [f"Origin: {origin}", "Access-Control-Request-Method: POST"]
+
+    status, received = await answer(
+        verified.port,
+        TRANSPORTS[transport],
+        "Host: gateway.clinic.example",
+        f"Origin: {origin}",
+        patient=patient_id,
+        token="opaque",
+    )
+    preflight, _ = await answer(verified.port, ("OPTIONS /graphql", fields, ""), "Host: gateway.clinic.example")
+
+    assert (status, preflight) == (403, 400)
+    assert "access-control-allow-origin" not in received
+    assert await cast.rows(patient_id) == []
 
 
 @transports
@@ -178,7 +284,8 @@ async def test_a_page_without_an_allowed_origin_is_cross_site(
     )
 
     assert status == 403
-    assert transport == "WebSocket" or '"forbidden"' in received
+    assert transport == "WebSocket" or ('"forbidden"' in received and "GATEWAY_ORIGINS" in received)
+    assert "access-control-allow-origin" not in received
     assert await cast.rows(patient_id) == []
 
 
