@@ -2,7 +2,7 @@
 
 import gc
 
-# Imports create no garbage, and collecting takes a sixth of the startup time. `main` enables the collector again.
+# Imports create no garbage, and collecting takes a sixth of the startup time. The command enables the collector.
 gc.disable()
 
 from gateway.cli import main  # noqa: E402 - the collector must be off during the imports

@@ -4,6 +4,7 @@ Tests do not clean up: each registers its own patients (`tests/cast.py`).
 """
 
 import asyncio
+import hashlib
 import os
 import tempfile
 from collections.abc import AsyncIterator
@@ -16,7 +17,7 @@ import asyncpg
 import pytest
 from hypothesis import HealthCheck, settings
 
-from gateway.database.migrate import migrate
+from gateway.database.migrate import MIGRATIONS, migrate
 from gateway.embedded_postgres.cluster import PrivatePostgres
 from gateway.observability.logs import configure_logging
 from gateway.settings import Settings
@@ -113,6 +114,25 @@ async def create_database(server_url: str, template: str | None = None) -> str:
     return on_database(server_url, name)
 
 
+async def fresh_database(server_url: str) -> str:
+    """Return the URL of a new migrated database, in which positions start at one.
+
+    It is a copy of a database that the first caller of all workers migrates. Its name is the hash of the migrations.
+    """
+    migrations = b"".join(path.read_bytes() for path in sorted(MIGRATIONS.rglob("*.py")))
+    template = f"gateway_{hashlib.sha256(migrations).hexdigest()[:32]}"
+    connection = await asyncpg.connect(server_url)
+    try:
+        await connection.execute("SELECT pg_advisory_lock(hashtext($1))", template)
+        if not await connection.fetchval("SELECT count(*) FROM pg_database WHERE datname = $1", template):
+            url = await create_database(server_url)
+            await migrate(url)
+            await connection.execute(f"ALTER DATABASE {urlsplit(url).path[1:]} RENAME TO {template}")
+    finally:
+        await connection.close()
+    return await create_database(server_url, template)
+
+
 @pytest.fixture(scope="session")
 def server_url(request: pytest.FixtureRequest) -> str:
     return request.config.stash[SERVER]
@@ -121,13 +141,7 @@ def server_url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def database_url(server_url: str) -> str:
     """A migrated database for this worker."""
-
-    async def prepared() -> str:
-        url = await create_database(server_url)
-        await migrate(url)
-        return url
-
-    return asyncio.run(prepared())
+    return asyncio.run(fresh_database(server_url))
 
 
 @pytest.fixture(scope="session")

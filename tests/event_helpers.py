@@ -10,13 +10,11 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Self
-from urllib.parse import urlsplit
 from uuid import UUID
 
 import asyncpg
 
 from gateway.database.database import APP_ROLE, RELAY_ROLE, Database, Timeouts
-from gateway.database.migrate import migrate
 from gateway.events.feed import Feed
 from gateway.events.pipeline import event_pipeline
 from gateway.events.status import event_numbers
@@ -30,19 +28,7 @@ from resolvers.ids import new_id
 from resolvers.outbox import append_event
 from resolvers.services import Services
 from resolvers.sql import Connection
-from tests.conftest import create_database
 from tests.waiting import wait_until
-
-_templates: dict[str, str] = {}
-
-
-async def fresh_database(server_url: str) -> str:
-    """Return the URL of a new migrated database, in which positions start at one."""
-    if server_url not in _templates:
-        url = await create_database(server_url)
-        await migrate(url)
-        _templates[server_url] = urlsplit(url).path[1:]
-    return await create_database(server_url, _templates[server_url])
 
 
 def cursor_v1(brand_id: str = "loop", position: int = 0) -> str:

@@ -3,8 +3,6 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,23 +11,18 @@ from typing import Self
 
 import asyncpg
 
-from tests.event_helpers import fresh_database
+from tests.conftest import fresh_database
+from tests.forked_gateway import ForkedGateway
 
 ROOT = Path(__file__).parent.parent
 
 
-def serve(*arguments: str, stderr: Path, **settings: str) -> subprocess.Popen[str]:
+def serve(*arguments: str, stderr: Path, **settings: str) -> ForkedGateway:
     """Start `gateway serve` with only these settings. Its log goes to a file, because a full pipe would block it."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
     with stderr.open("w") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "gateway", "serve", *arguments],
-            cwd=ROOT,
-            env=environment | {"GATEWAY_PORT": "0", "GATEWAY_DATABASE_UNSAFE": "true"} | settings,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
+        environment |= {"GATEWAY_PORT": "0", "GATEWAY_DATABASE_UNSAFE": "true"} | settings
+        return ForkedGateway(["serve", *arguments], env=environment, stderr=log)
 
 
 class FaultyGateway:
@@ -48,7 +41,6 @@ class FaultyGateway:
         url = await fresh_database(server_url)
         log = folder / f"log-{seed}-{url[-8:]}"
         process = serve("--faults", str(seed), stderr=log, GATEWAY_DATABASE_URL=url, GATEWAY_RATE_WRITES_PER_MINUTE="0")
-        assert process.stdout is not None
         try:
             lines = []
             for line in process.stdout:

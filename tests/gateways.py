@@ -19,6 +19,7 @@ from uuid import uuid4
 import asyncpg
 import httpx2
 
+from tests.forked_gateway import ForkedGateway
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent
@@ -47,22 +48,27 @@ WHERE NOT granted AND datname = current_database()"""
 class Gateway:
     """A gateway process on an ephemeral port."""
 
-    command: Sequence[str | Path] = (sys.executable, "-m", "gateway")
+    command: Sequence[str | Path] | None = None
+    """The program that is executed. None: a process is forked."""
     folder = ROOT
+    process: subprocess.Popen[str] | ForkedGateway
 
     def __init__(self, data_dir: Path, **settings: str) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
         environment |= {"GATEWAY_DATA_DIR": str(data_dir), "GATEWAY_PORT": "0", **settings}
         # A file, not a pipe: no test reads the log while the gateway runs, and a full pipe would lose lines.
         self.log = tempfile.NamedTemporaryFile("w")  # noqa: SIM115 - closed at the end
-        self.process = subprocess.Popen(
-            [*self.command, "serve"],
-            cwd=self.folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            text=True,
-        )
+        if self.command is None:
+            self.process = ForkedGateway(["serve"], env=environment, stderr=self.log)
+        else:
+            self.process = subprocess.Popen(
+                [*self.command, "serve"],
+                cwd=self.folder,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=self.log,
+                text=True,
+            )
 
     @classmethod
     def on(cls, database_url: str, **settings: str) -> Self:
@@ -117,6 +123,12 @@ class Gateway:
         assert self.process.stdout is not None
         self.process.stdout.close()
         self.log.close()
+
+
+class ExecutedGateway(Gateway):
+    """A gateway process that is executed, as a user does."""
+
+    command = (sys.executable, "-m", "gateway")
 
 
 @contextmanager

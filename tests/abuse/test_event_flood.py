@@ -14,8 +14,9 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from gateway.database.database import PoolConnection
+from tests.conftest import fresh_database
 from tests.controlled_schema import TOKENS
-from tests.event_helpers import cursor_v1, fresh_database, rows
+from tests.event_helpers import cursor_v1, rows
 from tests.graphql.test_subscriptions import EVENTS, gateway_on, record
 from tests.sse_client import COMPLETE, open_stream
 from tests.tcp_proxy import TcpProxy

@@ -10,9 +10,8 @@ from contextlib import asynccontextmanager
 import httpx2
 import pytest
 
-from gateway.database.migrate import migrate
 from tests.abuse.attacks import ATTACKER, ATTACKS, RECORDS
-from tests.conftest import create_database
+from tests.conftest import fresh_database
 from tests.gateways import MUTATION, ROOT, Gateway, gateways
 
 VICTIM = {"authorization": "Bearer dev-loopbio", "content-type": "application/json"}
@@ -26,8 +25,7 @@ QUIET_FLOOR_MS = 2.0
 @pytest.fixture(scope="module")
 async def recorded_url(server_url: str) -> str:
     """A database in which the attacker has a hundred encounters of the largest size."""
-    url = await create_database(server_url)
-    await migrate(url)
+    url = await fresh_database(server_url)
     record = {"brand_id": "loop", "encounter_type": "lab", "notes": "n" * 50_000}
     async with (
         gateways(url, 1) as (running,),

@@ -27,7 +27,7 @@ from resolvers.encounters import read, record
 from resolvers.errors import InvalidToken, TemporarilyUnavailable
 from resolvers.services import AuditRecord
 from tests.cast import Cast
-from tests.conftest import GENEROUS_LIMITS, create_database
+from tests.conftest import GENEROUS_LIMITS, fresh_database
 from tests.doors import Door, GraphQLDoor, RestDoor, Service
 from tests.logs import captured_logs
 
@@ -400,8 +400,7 @@ async def blocked_buffer(service: Service) -> AsyncIterator[AuditBuffer]:
 async def test_a_full_audit_buffer_delays_no_write_and_its_loss_is_audited(
     server_url: str, client: str, token: str, kind: type[Door]
 ) -> None:
-    url = await create_database(server_url)
-    await migrate(url)
+    url = await fresh_database(server_url)
     async with Clinic.open(url, audit_queue=4) as clinic:
         cast, door = Cast(clinic.connection), kind(clinic.service)
         patient_id = await cast.patient()
@@ -606,8 +605,7 @@ async def test_an_audit_entry_has_the_time_of_its_record_unless_too_late(
 
 
 async def test_the_audit_log_of_a_busy_gateway_verifies(server_url: str, client: str, token: str) -> None:
-    url = await create_database(server_url)
-    await migrate(url)
+    url = await fresh_database(server_url)
     key = b"sixteen or more bytes"
     async with Clinic.open(url, audit_key=key.decode()) as clinic:
         patients = [await Cast(clinic.connection).patient() for _ in range(3)]

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from gateway.settings import Settings
 from tests.behaviour.test_door_parity import commands
 from tests.cast import Cast
+from tests.conftest import fresh_database
 from tests.doors import Door, GraphQLDoor, Outcome, RestDoor, Service
-from tests.event_helpers import fresh_database
 from tests.waiting import wait_until
 
 VISIT = {"brand_id": "loop", "encounter_type": "lab", "notes": "Fasting."}

@@ -22,12 +22,11 @@ from gateway.audit import chain_job
 from gateway.audit.chain_job import CHAIN_AUDIT, chaining
 from gateway.audit.verify import Finding, Head, Kind, Walk, verify
 from gateway.database.database import APP_ROLE, RELAY_ROLE, Database
-from gateway.database.migrate import migrate
 from gateway.jobs import take_lease
 from models import AuditEntry
 from resolvers import audit_chain
 from resolvers.sql import Statement
-from tests.conftest import create_database
+from tests.conftest import create_database, fresh_database
 
 KEY = b"sixteen or more bytes"
 
@@ -35,8 +34,7 @@ KEY = b"sixteen or more bytes"
 @pytest.fixture(scope="module")
 async def template(server_url: str) -> str:
     """The name of a migrated database without connections."""
-    url = await create_database(server_url)
-    await migrate(url)
+    url = await fresh_database(server_url)
     return urlsplit(url).path[1:]
 
 

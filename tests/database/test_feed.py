@@ -20,7 +20,8 @@ from resolvers.errors import InsufficientScope, InvalidInput, PatientNotFound, T
 from resolvers.feed import FeedEvent, stream_events
 from resolvers.outbox import Event
 from resolvers.relay import move_watermark, prune_events, stamp_events
-from tests.event_helpers import Gateway, Subscriber, cursor_v1, fresh_database, rows
+from tests.conftest import fresh_database
+from tests.event_helpers import Gateway, Subscriber, cursor_v1, rows
 from tests.waiting import DEADLINE_SECONDS, wait_until
 
 BEGINNING = cursor_v1()

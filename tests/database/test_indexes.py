@@ -9,7 +9,6 @@ import asyncpg
 import pytest
 
 from gateway.database.database import APP_ROLE, RELAY_ROLE, Database
-from gateway.database.migrate import migrate
 from models import EncounterOrder
 from resolvers.encounters.offset_pages import _slice
 from resolvers.encounters.read import ENCOUNTERS_BY_IDS, ENCOUNTERS_WITH_EXTERNAL_ID, _pages, arguments_of
@@ -21,7 +20,7 @@ from resolvers.patient_list import _page
 from resolvers.patients import PATIENTS_WITH_EXTERNAL_ID
 from resolvers.relay import OLDEST_KEPT, UNSTAMPED
 from resolvers.sql import Statement
-from tests.conftest import create_database
+from tests.conftest import fresh_database
 from tests.doors import Service
 
 SLICE = {"brand_id": "loop", "ids": ["somebody"], "limit": 20, "offset": 0, "most_bytes": 1_000}
@@ -39,8 +38,7 @@ CREATED = {"created_from": datetime(2026, 1, 1, tzinfo=UTC), "created_until": da
 @pytest.fixture
 async def untouched(server_url: str) -> AsyncIterator[asyncpg.Connection]:
     """An empty database of its own: rows of other tests would change the statistics and so the plans."""
-    url = await create_database(server_url)
-    await migrate(url)
+    url = await fresh_database(server_url)
     connection = await asyncpg.connect(url)
     yield connection
     await connection.close()
@@ -104,8 +102,7 @@ FILTERED = {
 @pytest.fixture(scope="module")
 async def populated(server_url: str) -> AsyncIterator[asyncpg.Connection]:
     """A database with 20,000 encounters of a brand, and its statistics."""
-    url = await create_database(server_url)
-    await migrate(url)
+    url = await fresh_database(server_url)
     connection = await asyncpg.connect(url)
     await connection.execute("INSERT INTO patient_graph.patients (id, brand_id) VALUES ('one', 'loop')")
     await connection.execute(

@@ -21,7 +21,8 @@ from resolvers import relay
 from resolvers.errors import TemporarilyUnavailable
 from resolvers.relay import LOCK_WATERMARK, move_watermark, prune_events, stamp_events
 from resolvers.sql import Statement
-from tests.event_helpers import Gateway, append, cursor_v1, fresh_database, rows
+from tests.conftest import fresh_database
+from tests.event_helpers import Gateway, append, cursor_v1, rows
 from tests.waiting import wait_until
 
 BEGINNING = cursor_v1()

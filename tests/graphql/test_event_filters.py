@@ -11,8 +11,9 @@ import pytest
 from gateway.database.database import PoolConnection
 from gateway.events.feed import Feed, Follower
 from resolvers.commands import EventFilter
+from tests.conftest import fresh_database
 from tests.controlled_schema import Tokens
-from tests.event_helpers import cursor_v1, fresh_database, rows
+from tests.event_helpers import cursor_v1, rows
 from tests.graphql.test_subscriptions import (
     BEGINNING,
     REGISTER,

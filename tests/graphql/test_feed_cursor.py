@@ -12,9 +12,10 @@ from resolvers.encounters.record import columns_of, insert_encounter
 from resolvers.outbox import FIND_MARK
 from resolvers.patients import time_at
 from tests.cast import Cast
+from tests.conftest import fresh_database
 from tests.controlled_schema import TOKENS
 from tests.doors import Service
-from tests.event_helpers import Gateway, OpenTransaction, cursor_v1, fresh_database, rows
+from tests.event_helpers import Gateway, OpenTransaction, cursor_v1, rows
 from tests.graphql.test_subscriptions import EVENTS, REGISTER, OverStream, gateway_on, record
 from tests.websocket_client import GatewayServer
 

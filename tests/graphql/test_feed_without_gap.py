@@ -20,8 +20,9 @@ from resolvers import feed as reading
 from resolvers.context import Context
 from resolvers.encounters.lifecycle import change_encounter
 from resolvers.encounters.record import record_encounter, require_recorder
+from tests.conftest import fresh_database
 from tests.controlled_schema import TOKENS
-from tests.event_helpers import Gateway, fresh_database, rows
+from tests.event_helpers import Gateway, rows
 from tests.graphql.test_subscriptions import RECORD, gateway_on
 from tests.waiting import wait_until
 from tests.websocket_client import GatewayServer, WebSocketClient

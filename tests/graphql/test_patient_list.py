@@ -11,12 +11,11 @@ import asyncpg
 import pytest
 
 from gateway.database.database import PoolConnection
-from gateway.database.migrate import migrate
 from gateway.settings import Settings
 from resolvers.access import Caller
 from resolvers.commands import PatientFilter
 from resolvers.patient_list import PatientPosition, write_cursor
-from tests.conftest import GENEROUS_LIMITS, create_database
+from tests.conftest import GENEROUS_LIMITS, fresh_database
 from tests.doors import Service
 from tests.waiting import wait_until
 
@@ -76,8 +75,7 @@ async def clinic(request: pytest.FixtureRequest, server_url: str) -> AsyncIterat
         scopes = "read:patients+read:encounters" if token == "reader" else token
         return Caller("reader", frozenset(scopes.split("+")), brand_id="loop")
 
-    url = await create_database(server_url)
-    await migrate(url)
+    url = await fresh_database(server_url)
     connection = await asyncpg.connect(url)
     settings = Settings(database_url=url, database_cluster=request.param, **GENEROUS_LIMITS)
     async with Service.running(settings, verify=verify) as service:

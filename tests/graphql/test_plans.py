@@ -19,7 +19,6 @@ from hypothesis_graphql import nodes, queries
 import schema.mutations
 import schema.plans.record_plan
 from gateway.database.database import PoolConnection
-from gateway.database.migrate import migrate
 from gateway.settings import Settings
 from resolvers.access import Caller, Permission
 from resolvers.errors import (
@@ -40,7 +39,7 @@ from schema.plans.query_plan import MOST_CONDITIONS, Plan, plan_of
 from schema.plans.record_plan import RecordPlan
 from schema.plans.selection import Unplannable
 from tests.cast import Cast
-from tests.conftest import GENEROUS_LIMITS, create_database
+from tests.conftest import GENEROUS_LIMITS, fresh_database
 from tests.doors import Service
 from tests.error_kinds import KINDS, instance_of
 from tests.logs import captured_logs
@@ -701,8 +700,7 @@ async def explained(service: Service, query: str, variables: dict[str, Any], tok
 
 async def test_in_development_mode_explain_returns_the_statement_and_its_plan(server_url: str) -> None:
     # Its own database: which index PostgreSQL chooses depends on the statistics of the table.
-    url = await create_database(server_url)
-    await migrate(url)
+    url = await fresh_database(server_url)
     async with Service.running(Settings(database_url=url)) as running:
         connection = await asyncpg.connect(url)
         extensions = await explained(running, PAGE, {"id": await Cast(connection).patient()}, "dev")

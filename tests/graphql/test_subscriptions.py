@@ -10,8 +10,9 @@ import pytest
 from gateway.database.database import PoolConnection
 from resolvers.access import Permission
 from tests.cast import Cast
+from tests.conftest import fresh_database
 from tests.controlled_schema import TOKENS, Tokens, settings
-from tests.event_helpers import cursor_v1, fresh_database, rows
+from tests.event_helpers import cursor_v1, rows
 from tests.sse_client import COMPLETE, Stream, open_stream
 from tests.waiting import wait_until
 from tests.websocket_client import GatewayServer, WebSocketClient

@@ -14,12 +14,11 @@ import asyncpg
 import httpx2
 import pytest
 
-from gateway.database.migrate import migrate
 from gateway.settings import Settings
 from resolvers.access import Caller
 from resolvers.errors import InvalidToken
 from tests.cast import Cast
-from tests.conftest import create_database
+from tests.conftest import fresh_database
 from tests.doors import Service
 from tests.logs import captured_logs
 
@@ -514,8 +513,7 @@ async def test_a_lost_connection_is_503_with_recorded_unknown_or_no(
 
 
 async def test_a_refused_database_login_is_503_and_not_ready(server_url: str) -> None:
-    url = await create_database(server_url)
-    await migrate(url)
+    url = await fresh_database(server_url)
     name = url.split("?")[0].rsplit("/", 1)[1]
     admin = await asyncpg.connect(server_url)
 

@@ -11,8 +11,9 @@ from gateway.settings import Settings
 from resolvers.access import Caller
 from resolvers.errors import InvalidToken
 from tests.cast import Cast
+from tests.conftest import fresh_database
 from tests.doors import Door, Service
-from tests.event_helpers import fresh_database, rows
+from tests.event_helpers import rows
 from tests.gateways import DEV, PATH, VISIT, client, gateways
 from tests.tcp_proxy import TcpProxy
 from tests.waiting import wait_until

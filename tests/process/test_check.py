@@ -14,8 +14,9 @@ import asyncpg
 import pytest
 
 from gateway.database.migrate import migrate
-from tests.conftest import create_database
+from tests.conftest import create_database, fresh_database
 from tests.database.test_connection_url import closed_port
+from tests.forked_gateway import ForkedGateway
 from tests.gateways import ROOT, Gateway
 from tests.identity_provider import IdentityProvider
 from tests.process.test_preflight import run
@@ -60,8 +61,7 @@ async def test_an_unmigrated_database_is_reported_as_migrated_by_serve(server_ur
 
 
 async def test_a_database_of_a_newer_revision_is_refused(server_url: str) -> None:
-    url = await create_database(server_url)
-    await migrate(url)
+    url = await fresh_database(server_url)
     async with as_superuser(url) as connection:
         await connection.execute("UPDATE gateway.alembic_version SET version_num = '9999'")
 
@@ -76,12 +76,9 @@ async def test_a_database_of_a_newer_revision_is_refused(server_url: str) -> Non
 
 async def run_command(command: list[str], url: str) -> tuple[int, str]:
     environment = os.environ | {"GATEWAY_DATABASE_URL": url} | UNSAFE
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "gateway", *command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    output, _ = await asyncio.wait_for(process.communicate(), 60)
-    return process.returncode or 0, output.decode()
+    process = ForkedGateway(command, env=environment)
+    output = await asyncio.to_thread(process.output)
+    return process.wait(), output
 
 
 async def test_an_unmigrated_database_is_refused_if_the_login_cannot_migrate(server_url: str) -> None:
@@ -112,8 +109,7 @@ def as_user(url: str, name: str) -> str:
 
 @pytest.mark.parametrize("granted", [(), ("gateway_app",)])
 async def test_a_login_that_is_not_a_member_of_both_roles_is_refused(server_url: str, granted: tuple[str, ...]) -> None:
-    url = await create_database(server_url)
-    await migrate(url)
+    url = await fresh_database(server_url)
     login = await create_login(server_url, *granted)
 
     sentence = await refused_by_both(as_user(url, login), GATEWAY_DATABASE_OWNER_URL=url)

@@ -5,7 +5,7 @@ from itertools import count
 
 import pytest
 
-from tests.event_helpers import fresh_database
+from tests.conftest import fresh_database
 from tests.gateways import DOORS, WAITING, ClientAnswer, client, encounters_by_key, gateways, owner_connection
 from tests.waiting import wait_until
 

@@ -17,7 +17,7 @@ import asyncpg
 import psutil
 import pytest
 
-from tests.event_helpers import fresh_database
+from tests.conftest import fresh_database
 from tests.gateways import (
     DOORS,
     Gateway,

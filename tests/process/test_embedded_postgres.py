@@ -52,6 +52,22 @@ def data_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         eventually(lambda: not processes_in(path))
 
 
+@pytest.fixture(scope="module")
+def initialised_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data folder of a server that was started once."""
+    folder = tmp_path_factory.mktemp("initialised")
+    with private_server(folder):
+        pass
+    return folder
+
+
+@pytest.fixture
+def used_dir(data_dir: Path, initialised_folder: Path) -> Path:
+    """`data_dir` after a first start: a copy, because initdb takes half a second."""
+    subprocess.run(["cp", "-Rp", initialised_folder, data_dir], check=True)
+    return data_dir
+
+
 @pytest.fixture
 def owner(data_dir: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that runs, or is about to run, a server in the folder."""
@@ -118,19 +134,19 @@ def test_a_fresh_server_answers_a_query(data_dir: Path) -> None:
     assert answer == "UTF8UTC"
 
 
-def test_a_second_start_is_fast_and_keeps_the_data(data_dir: Path) -> None:
-    with private_server(data_dir) as server:
+def test_a_second_start_is_fast_and_keeps_the_data(used_dir: Path) -> None:
+    with private_server(used_dir) as server:
         ask(server.url(), "CREATE TABLE kept AS SELECT 42 AS n")
 
     started = time.monotonic()
-    with private_server(data_dir) as server:
+    with private_server(used_dir) as server:
         seconds = time.monotonic() - started
         assert ask(server.url(), "SELECT n FROM kept") == 42
     assert seconds < 5
 
 
-def test_a_server_object_can_be_started_again_after_a_stop(data_dir: Path) -> None:
-    server = private_server(data_dir)
+def test_a_server_object_can_be_started_again_after_a_stop(used_dir: Path) -> None:
+    server = private_server(used_dir)
     server.start()
     server.stop()
 
@@ -138,36 +154,36 @@ def test_a_server_object_can_be_started_again_after_a_stop(data_dir: Path) -> No
         assert ask(server.url(), "SELECT 1") == 1
 
 
-def test_a_second_server_in_the_same_folder_is_refused(data_dir: Path) -> None:
-    with private_server(data_dir) as first:
+def test_a_second_server_in_the_same_folder_is_refused(used_dir: Path) -> None:
+    with private_server(used_dir) as first:
         with pytest.raises(DataFolderInUse, match="Another gateway is using the data folder"):
-            private_server(data_dir).start()
+            private_server(used_dir).start()
 
         assert ask(first.url(), "SELECT 1") == 1
 
 
-def test_starting_a_running_server_raises_and_changes_nothing(data_dir: Path) -> None:
-    with private_server(data_dir) as server:
+def test_starting_a_running_server_raises_and_changes_nothing(used_dir: Path) -> None:
+    with private_server(used_dir) as server:
         with pytest.raises(RuntimeError, match="stop it first"):
             server.start()
 
         assert ask(server.url(), "SELECT 1") == 1
 
 
-def test_stop_leaves_no_process_and_may_be_repeated(data_dir: Path) -> None:
-    server = private_server(data_dir)
+def test_stop_leaves_no_process_and_may_be_repeated(used_dir: Path) -> None:
+    server = private_server(used_dir)
     server.start()
-    postmaster = postmaster_of(data_dir)
+    postmaster = postmaster_of(used_dir)
 
     server.stop()
     server.stop()
 
-    assert not processes_in(data_dir)
+    assert not processes_in(used_dir)
     assert not psutil.pid_exists(postmaster.pid)
 
 
-def test_stop_ends_a_running_query(data_dir: Path) -> None:
-    with private_server(data_dir) as server:
+def test_stop_ends_a_running_query(used_dir: Path) -> None:
+    with private_server(used_dir) as server:
         command = [sys.executable, "-c", SLEEPER, server.url()]
         with subprocess.Popen(command, stderr=subprocess.DEVNULL) as sleeper:
             eventually(lambda: ask(server.url(), "SELECT count(*) FROM pg_stat_activity WHERE query ~ '^SELECT pg_sl'"))
@@ -175,7 +191,7 @@ def test_stop_ends_a_running_query(data_dir: Path) -> None:
             server.stop()
 
             assert sleeper.wait(30) != 0
-    assert not processes_in(data_dir)
+    assert not processes_in(used_dir)
 
 
 SLEEPER = """
@@ -186,11 +202,11 @@ asyncio.run(main())
 """
 
 
-def test_the_death_of_the_server_is_noticed(data_dir: Path) -> None:
-    with private_server(data_dir) as server:
+def test_the_death_of_the_server_is_noticed(used_dir: Path) -> None:
+    with private_server(used_dir) as server:
         assert server.exit_code() is None
 
-        postmaster_of(data_dir).kill()
+        postmaster_of(used_dir).kill()
 
         eventually(lambda: server.exit_code() == -signal.SIGKILL)
 
@@ -265,12 +281,9 @@ def status_of(data_dir: Path) -> str:
     return file.read_text() if file.exists() else ""
 
 
-def test_another_process_in_the_data_folder_is_not_killed(data_dir: Path) -> None:
-    with private_server(data_dir):
-        pass
-
-    with subprocess.Popen(BYSTANDER, stdin=subprocess.PIPE, cwd=data_dir / "postgres/18") as shell:
-        with private_server(data_dir):
+def test_another_process_in_the_data_folder_is_not_killed(used_dir: Path) -> None:
+    with subprocess.Popen(BYSTANDER, stdin=subprocess.PIPE, cwd=used_dir / "postgres/18") as shell:
+        with private_server(used_dir):
             pass
         assert shell.poll() is None
 
@@ -306,13 +319,11 @@ def test_a_first_start_without_space_is_reported_and_leaves_no_data(data_dir: Pa
     assert not list((data_dir / "postgres").glob("18*"))
 
 
-def test_a_server_that_fails_to_start_is_reported_with_its_log(data_dir: Path) -> None:
-    with private_server(data_dir):
-        pass
-    (data_dir / "postgres/18/postgresql.conf").write_text("no_such_setting = on\n", encoding="ascii")
+def test_a_server_that_fails_to_start_is_reported_with_its_log(used_dir: Path) -> None:
+    (used_dir / "postgres/18/postgresql.conf").write_text("no_such_setting = on\n", encoding="ascii")
 
     with pytest.raises(PostgresUnavailable, match='unrecognized configuration parameter "no_such_setting"'):
-        private_server(data_dir).start()
+        private_server(used_dir).start()
 
 
 def test_data_of_another_major_version_is_refused(data_dir: Path) -> None:
@@ -382,16 +393,16 @@ def test_the_socket_is_private_and_no_other_folder_mode_changes(data_dir: Path) 
             assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
-def test_the_server_does_not_listen_on_the_network(data_dir: Path) -> None:
-    with private_server(data_dir) as server:
+def test_the_server_does_not_listen_on_the_network(used_dir: Path) -> None:
+    with private_server(used_dir) as server:
         assert ask(server.url(), "SHOW listen_addresses") == ""
 
 
-def test_environment_variables_of_the_caller_are_ignored(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_of_the_caller_are_ignored(used_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"PGPORT": "6543", "PGDATA": "nowhere", "PGHOST": "nobody.invalid"}.items():
         monkeypatch.setenv(name, value)
 
-    with private_server(data_dir) as server:
+    with private_server(used_dir) as server:
         assert ask(server.url(), "SELECT 1") == 1
 
 
@@ -407,8 +418,8 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_no_text_about_a_patient_reaches_the_log(data_dir: Path, failure: str) -> None:
-    with private_server(data_dir) as server:
+def test_no_text_about_a_patient_reaches_the_log(used_dir: Path, failure: str) -> None:
+    with private_server(used_dir) as server:
         ask(
             server.url(),
             "CREATE TABLE patient (name text PRIMARY KEY)",
@@ -420,12 +431,12 @@ def test_no_text_about_a_patient_reaches_the_log(data_dir: Path, failure: str) -
             with pytest.raises(asyncpg.PostgresError):
                 ask(server.url(), FAILURES[failure])
 
-    log = (data_dir / "postgres/postgres.log").read_text()
+    log = (used_dir / "postgres/postgres.log").read_text()
     assert "ready to accept connections" in log
     assert "Zebulon" not in log
 
 
-def test_a_parameter_of_a_failing_statement_does_not_reach_the_log(data_dir: Path) -> None:
+def test_a_parameter_of_a_failing_statement_does_not_reach_the_log(used_dir: Path) -> None:
     async def insert_twice(url: str) -> None:
         connection = await asyncpg.connect(url)
         await connection.execute("CREATE TABLE patient (name text PRIMARY KEY)")
@@ -435,10 +446,10 @@ def test_a_parameter_of_a_failing_statement_does_not_reach_the_log(data_dir: Pat
         finally:
             await connection.close()
 
-    with private_server(data_dir) as server, pytest.raises(asyncpg.UniqueViolationError):
+    with private_server(used_dir) as server, pytest.raises(asyncpg.UniqueViolationError):
         asyncio.run(insert_twice(server.url()))
 
-    assert "Zebulon" not in (data_dir / "postgres/postgres.log").read_text()
+    assert "Zebulon" not in (used_dir / "postgres/postgres.log").read_text()
 
 
 def test_a_large_log_is_rotated_at_the_next_start(data_dir: Path) -> None:

@@ -73,7 +73,7 @@ async def test_faults_are_refused_outside_development_mode_and_with_workers(
     url = await create_database(server_url)
     process = serve("--faults", "7", stderr=tmp_path / "log", GATEWAY_DATABASE_URL=url, **settings)
 
-    output, _ = await asyncio.to_thread(process.communicate, timeout=30)
+    output = await asyncio.to_thread(process.output, 30)
 
     (line,) = (tmp_path / "log").read_text().splitlines()
     assert (process.returncode, output) == (1, "")

@@ -20,7 +20,6 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from gateway.database.migrate import migrate
 from gateway.embedded_postgres.cluster import PrivatePostgres
 from gateway.importers.encounters import READ_AHEAD, _encounters, import_encounters
 from gateway.importers.reader import ImportStopped, Record
@@ -28,9 +27,9 @@ from gateway.settings import Settings, SettingsError
 from resolvers.access import Permission
 from resolvers.commands import DEFAULT_LIMITS
 from tests.cast import Cast
-from tests.conftest import create_database
+from tests.conftest import fresh_database
 from tests.doors import RestDoor, Service
-from tests.event_helpers import fresh_database
+from tests.forked_gateway import run_gateway
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -518,11 +517,10 @@ async def start_command(database_url: str, *arguments: str | Path) -> Process:
     )
 
 
-async def run_command(database_url: str, *arguments: str | Path, text: str = "") -> tuple[int | None, str, str]:
+async def run_command(database_url: str, *arguments: str | Path, text: str = "") -> tuple[int, str, str]:
     """Run the command to its end; return the exit code, standard output and standard error."""
-    process = await start_command(database_url, *arguments)
-    out, err = await process.communicate(text.encode())
-    return process.returncode, out.decode(), err.decode()
+    words = ["encounters", "import", *map(str, arguments)]
+    return await asyncio.to_thread(run_gateway, words, env=environment(database_url), text=text)
 
 
 async def test_the_command_reads_standard_input_and_reports_refused_lines(database_url: str, cast: Cast) -> None:
@@ -642,8 +640,7 @@ async def server() -> AsyncIterator[PrivatePostgres]:
 
 async def database_with_patient(server: PrivatePostgres) -> tuple[str, str]:
     """Return the URL of a migrated database on the server, and the id of a patient in it."""
-    url = await create_database(server.url())
-    await migrate(url)
+    url = await fresh_database(server.url())
     connection = await asyncpg.connect(url)
     patient_id = await Cast(connection).patient()
     await connection.close()

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from gateway.importers.patients import import_patients
 from gateway.importers.reader import ImportStopped
 from tests.cast import Cast
 from tests.doors import Service
+from tests.forked_gateway import run_gateway
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "gateway", "patients", "import"]
@@ -291,42 +291,34 @@ def environment(database_url: str) -> dict[str, str]:
     return os.environ | {"GATEWAY_DATABASE_URL": database_url}
 
 
-def run(database_url: str, *arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        cwd=ROOT,
-        env=environment(database_url),
-        input=text,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def run(database_url: str, *arguments: str, text: str = "") -> tuple[int, str, str]:
+    return run_gateway(["patients", "import", *arguments], env=environment(database_url), text=text)
 
 
 async def test_the_command_reads_csv_and_json_lines_from_standard_input(
     database_url: str, cast: Cast, prefix: str
 ) -> None:
-    ended = run(database_url, "-", text=f"id,brand_id\n{prefix}a,loop\n")
-    assert (ended.returncode, ended.stdout) == (0, "1 patient registered, 0 known already, 0 lines refused\n")
+    code, out, _ = run(database_url, "-", text=f"id,brand_id\n{prefix}a,loop\n")
+    assert (code, out) == (0, "1 patient registered, 0 known already, 0 lines refused\n")
 
-    ended = run(database_url, "-", text=f'{{"id": "{prefix}b", "brand_id": "loop"}}\n')
-    assert (ended.returncode, ended.stdout) == (0, "1 patient registered, 0 known already, 0 lines refused\n")
+    code, out, _ = run(database_url, "-", text=f'{{"id": "{prefix}b", "brand_id": "loop"}}\n')
+    assert (code, out) == (0, "1 patient registered, 0 known already, 0 lines refused\n")
 
     assert await known(cast, prefix) == {"loop:a": {}, "loop:b": {}}
 
 
 def test_the_command_exits_with_1_if_a_line_was_refused(database_url: str) -> None:
-    ended = run(database_url, "-", text="id,brand_id\na/b,loop\n")
+    code, out, err = run(database_url, "-", text="id,brand_id\na/b,loop\n")
 
-    assert (ended.returncode, ended.stdout) == (1, "0 patients registered, 0 known already, 1 line refused\n")
-    assert ended.stderr.startswith("line 2: id must have")
+    assert (code, out) == (1, "0 patients registered, 0 known already, 1 line refused\n")
+    assert err.startswith("line 2: id must have")
 
 
 def test_the_command_reports_an_unreadable_file_in_one_sentence(database_url: str) -> None:
-    ended = run(database_url, "/nowhere.csv")
+    code, out, err = run(database_url, "/nowhere.csv")
 
-    assert (ended.returncode, ended.stdout) == (1, "")
-    assert ended.stderr == "gateway: /nowhere.csv cannot be read (No such file or directory)\n"
+    assert (code, out) == (1, "")
+    assert err == "gateway: /nowhere.csv cannot be read (No such file or directory)\n"
 
 
 @pytest.mark.parametrize(
@@ -349,9 +341,9 @@ async def test_an_interrupted_import_is_completed_by_running_it_again(
     assert b"Traceback" not in err
     assert len(await known(cast, prefix)) == importing.BATCH_LINES
 
-    again = run(database_url, "-", text=csv_of(prefix, range(2 * importing.BATCH_LINES)))
+    _, printed, _ = run(database_url, "-", text=csv_of(prefix, range(2 * importing.BATCH_LINES)))
 
-    assert again.stdout == "1000 patients registered, 1000 known already, 0 lines refused\n"
+    assert printed == "1000 patients registered, 1000 known already, 0 lines refused\n"
     assert len(await known(cast, prefix)) == 2 * importing.BATCH_LINES
 
 

@@ -82,11 +82,20 @@ def shell(_folder: Path) -> Sequence[str]:
     return ["sh", str(CLIENTS / "encounters.sh")]
 
 
-@pytest.mark.parametrize(
-    "language", [python, pytest.param(typescript, marks=node.needs_node), shell], ids=lambda language: language.__name__
+@pytest.fixture(
+    scope="module",
+    params=[python, pytest.param(typescript, marks=node.needs_node), shell],
+    ids=lambda language: language.__name__,
 )
-async def test_each_encounter_is_recorded_once_despite_faults(language, server_url: str, tmp_path: Path) -> None:
-    command = language(tmp_path)
+def command(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Sequence[str]:
+    """The command of the client in each language, compiled if need be."""
+    built: Sequence[str] = request.param(tmp_path_factory.mktemp("built"))
+    return built
+
+
+async def test_each_encounter_is_recorded_once_despite_faults(
+    command: Sequence[str], server_url: str, tmp_path: Path
+) -> None:
     async with FaultyGateway.running(server_url, tmp_path, SEED) as faulty:
         client = Client(command, tmp_path / "outbox", faulty.origin)
         visits = [f"visit {number:02}" for number in range(ENCOUNTERS)]
@@ -144,11 +153,8 @@ def test_the_page_shows_the_clients_unchanged() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    "language", [python, pytest.param(typescript, marks=node.needs_node), shell], ids=lambda language: language.__name__
-)
-async def test_invalid_arguments_print_the_usage_and_send_nothing(language, tmp_path: Path) -> None:
-    client = Client(language(tmp_path / "built"), tmp_path / "outbox", "http://127.0.0.1:9")
+async def test_invalid_arguments_print_the_usage_and_send_nothing(command: Sequence[str], tmp_path: Path) -> None:
+    client = Client(command, tmp_path / "outbox", "http://127.0.0.1:9")
 
     for arguments in ((), ("kepe", "p-1"), ("keep",), ("send", "p-1"), ("--help",)):
         process = client.start(*arguments, stdin=subprocess.DEVNULL)

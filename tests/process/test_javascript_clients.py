@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import fresh_database
 from tests.controlled_schema import TOKENS
-from tests.event_helpers import fresh_database, rows
+from tests.event_helpers import rows
 from tests.graphql.test_subscriptions import BEGINNING, REGISTER, gateway_on, record
 from tests.waiting import DEADLINE_SECONDS
 

@@ -19,7 +19,8 @@ from gateway.events import delivery as sinks
 from gateway.events import pipeline
 from gateway.events.replay import replay
 from gateway.events.status import event_numbers
-from tests.event_helpers import Gateway, fresh_database, rows
+from tests.conftest import fresh_database
+from tests.event_helpers import Gateway, rows
 from tests.waiting import wait_until
 
 # Debian installs it outside the PATH of ordinary users.

@@ -22,10 +22,9 @@ from gateway.database.session import UnusableSession
 from gateway.settings import Settings, SettingsError
 from resolvers.sql import Statement
 from tests.cast import Cast
-from tests.conftest import GENEROUS_LIMITS, create_database
+from tests.conftest import GENEROUS_LIMITS, create_database, fresh_database
 from tests.controlled_schema import TOKENS
 from tests.doors import Door, GraphQLDoor, RestDoor, Service
-from tests.event_helpers import fresh_database
 from tests.gateways import owner_connection
 from tests.graphql.test_subscriptions import gateway_on, record
 from tests.process.test_preflight import run

@@ -3,14 +3,13 @@
 import asyncio
 import fcntl
 import os
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import asyncpg
 import pytest
 
-from tests.gateways import ROOT
+from tests.forked_gateway import ForkedGateway
 from tests.postgres_servers import PostgresServer
 from tests.waiting import wait_until
 
@@ -32,12 +31,9 @@ async def run(command: str, url: str | None, **settings: str) -> tuple[int, str]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
     environment |= {} if url is None else {"GATEWAY_DATABASE_URL": url}
     environment |= {"GATEWAY_PORT": "0", **settings}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "gateway", command, cwd=ROOT, env=environment,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-    )  # fmt: skip
-    output, _ = await asyncio.wait_for(process.communicate(), 60)
-    return process.returncode or 0, output.decode()
+    process = ForkedGateway([command], env=environment)
+    output = await asyncio.to_thread(process.output)
+    return process.wait(), output
 
 
 async def set_and_wait(url: str, name: str, value: str) -> None:

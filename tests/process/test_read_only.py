@@ -19,7 +19,7 @@ from gateway.database.migrate import migrate
 from gateway.database.session import RELIED_ON, SessionFactory, UnusableSession
 from resolvers.errors import TemporarilyUnavailable
 from resolvers.sql import Statement
-from tests.event_helpers import fresh_database
+from tests.conftest import fresh_database
 from tests.gateways import (
     DEV,
     PATH,

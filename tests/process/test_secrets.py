@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.gateways import Gateway
+from tests.gateways import ExecutedGateway
 
 SECRET = "hunter2-of-the-database"
 
@@ -23,7 +23,7 @@ async def test_a_secret_from_a_file_is_in_no_environment(database_url: str, tmp_
     base, _, rest = database_url.partition("@")
     (tmp_path / "url").write_text(f"{base}:{SECRET}@{rest}\n")
     settings = {"GATEWAY_DATABASE_URL": "", "GATEWAY_DATABASE_URL_FILE": str(tmp_path / "url")}
-    gateway = Gateway.on(database_url, GATEWAY_WORKERS=workers, **settings)
+    gateway = ExecutedGateway.on(database_url, GATEWAY_WORKERS=workers, **settings)
     try:
         await asyncio.to_thread(gateway.started)
         # The file is deleted, so the workers have the secret from the parent.
@@ -41,7 +41,7 @@ async def test_a_secret_from_a_file_is_in_no_environment(database_url: str, tmp_
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows a process's environment as a file")
 async def test_the_url_of_an_embedded_postgresql_is_in_no_environment(tmp_path: Path) -> None:
-    gateway = Gateway(tmp_path, GATEWAY_WORKERS="2")
+    gateway = ExecutedGateway(tmp_path, GATEWAY_WORKERS="2")
     try:
         await asyncio.to_thread(gateway.started)
         assert (await asyncio.to_thread(gateway.record)).status_code == 201

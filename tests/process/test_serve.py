@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,16 +15,18 @@ import pytest
 
 from tests.conftest import create_database
 from tests.doors import RECORD
-from tests.gateways import ROOT, VISIT, WAITING, Gateway
+from tests.forked_gateway import ForkedGateway, run_gateway
+from tests.gateways import ROOT, VISIT, WAITING, ExecutedGateway, Gateway
 from tests.websocket_client import connect_to
 
 
 @pytest.fixture
 def gateway(tmp_path: Path) -> Iterator[Callable[..., Gateway]]:
+    """Return a function that starts gateways with these settings; `executed` as a user does, else forked."""
     running: list[Gateway] = []
 
-    def start(**settings: str) -> Gateway:
-        running.append(Gateway(tmp_path, **settings))
+    def start(*, executed: bool = False, **settings: str) -> Gateway:
+        running.append((ExecutedGateway if executed else Gateway)(tmp_path, **settings))
         return running[-1]
 
     yield start
@@ -34,7 +35,7 @@ def gateway(tmp_path: Path) -> Iterator[Callable[..., Gateway]]:
 
 
 def test_the_first_lines_show_the_urls_and_a_working_curl_call(gateway) -> None:
-    output = (first_gateway := gateway()).banner()
+    output = (first_gateway := gateway(executed=True)).banner()
 
     pasted = subprocess.run(["sh", "-c", output[output.index("curl") :]], capture_output=True, text=True, check=True)
 
@@ -45,7 +46,7 @@ def test_the_first_lines_show_the_urls_and_a_working_curl_call(gateway) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_the_gateway_with_exit_code_0_and_no_process_left(gateway, number, tmp_path: Path) -> None:
-    first_gateway = gateway().started()
+    first_gateway = gateway(executed=True).started()
     children = psutil.Process(first_gateway.process.pid).children(recursive=True)
 
     assert first_gateway.record().status_code == 201
@@ -100,7 +101,7 @@ def test_a_port_in_use_is_reported_with_its_setting(gateway, tmp_path) -> None:
 
 
 def test_workers_share_the_port_and_stop_together(gateway) -> None:
-    first_gateway = gateway(GATEWAY_WORKERS="2").started()
+    first_gateway = gateway(executed=True, GATEWAY_WORKERS="2").started()
     children = psutil.Process(first_gateway.process.pid).children(recursive=True)
 
     assert [first_gateway.record().status_code for _ in range(10)] == [201] * 10
@@ -109,7 +110,7 @@ def test_workers_share_the_port_and_stop_together(gateway) -> None:
 
 
 def test_an_unknown_setting_is_reported_in_one_sentence(gateway) -> None:
-    first_gateway = gateway(GATEWAY_PROT="80")
+    first_gateway = gateway(executed=True, GATEWAY_PROT="80")
 
     assert first_gateway.process.wait(20) != 0
     assert first_gateway.errors() == "gateway: GATEWAY_PROT: no such setting; the nearest is GATEWAY_PORT\n"
@@ -123,15 +124,12 @@ def test_an_unusable_proxy_is_reported_in_one_sentence(tmp_path: Path, command: 
         "GATEWAY_WEBHOOK_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
         "ALL_PROXY": "socks5://me:hunter2@proxy.test",
     }
-    command_line = [sys.executable, "-m", "gateway", command]
 
-    ended = subprocess.run(
-        command_line, cwd=ROOT, env=os.environ | settings, capture_output=True, text=True, timeout=60, check=False
-    )
+    code, out, err = run_gateway([command], env=os.environ | settings)
 
-    assert ended.returncode == 1
+    assert code == 1
     # `check` prints the finding and continues; `serve` exits with it.
-    output = ended.stdout + ended.stderr
+    output = out + err
     (sentence,) = [line for line in output.splitlines() if "ALL_PROXY" in line]
     assert sentence.removeprefix("gateway: ").startswith("ALL_PROXY: a SOCKS proxy needs the package socksio")
     assert "hunter2" not in output
@@ -158,10 +156,10 @@ async def test_ten_concurrent_migrate_commands_succeed(server_url: str) -> None:
     url = await create_database(server_url)
     environment = {**os.environ, "GATEWAY_DATABASE_URL": url}
 
-    command = (sys.executable, "-m", "gateway", "migrate")
-    processes = [await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environment) for _ in range(10)]
+    processes = [ForkedGateway(["migrate"], env=environment) for _ in range(10)]
 
-    assert [await process.wait() for process in processes] == [0] * 10
+    assert [await asyncio.to_thread(process.output) for process in processes] == [""] * 10
+    assert [process.wait() for process in processes] == [0] * 10
     connection = await asyncpg.connect(url)
     assert await connection.fetchval("SELECT count(*) FROM patient_graph.encounters") == 0
     await connection.close()

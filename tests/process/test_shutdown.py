@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from tests.event_helpers import fresh_database
+from tests.conftest import fresh_database
 from tests.gateways import (
     DEV,
     DOORS,
