@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from gateway.database.migrate import revisions
 from gateway.embedded_postgres.cluster import refuse_folder
-from gateway.preflight import preflight
+from gateway.preflight import ask_provider, preflight
 from gateway.server import bind_socket, refuse_what_cannot_be_served
 from gateway.settings import PREFIX, Settings, SettingsError
 
@@ -49,8 +49,13 @@ def _check_database(settings: Settings) -> bool:
     if settings.database_url is None:
         refuse_folder(settings.data_dir)
         print(f"\nNo {PREFIX}DATABASE_URL: a private PostgreSQL will be started under {settings.data_dir}.")
-        return True
+        outages, discovered = asyncio.run(ask_provider(settings))
+        for sentence in (*(f"outage: {each}" for each in outages), *discovered):
+            print(f"\n{sentence}")
+        return not outages
     result = asyncio.run(preflight(settings, lambda sentence: print(f"\n{sentence}"), changing=False))
+    for sentence in result.discovered:
+        print(f"\n{sentence}")
     if result.is_migrated:
         print("\nThe database is ready to be served.")
     else:

@@ -2,13 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
 from gateway.auth.development import DEVELOPMENT_PATIENTS
-from gateway.auth.identity_provider import Provider
-from gateway.auth.verifier import introspection_of
+from gateway.auth.discovery import Discovery
+from gateway.auth.token_introspection import Introspection
+from gateway.auth.verifier import discovery_of, introspection_of, key_set_of, reaching_provider
 from gateway.database.database import APP_ROLE, RELAY_ROLE
 from gateway.database.inspection import inspect_database, refuse_dangers
 from gateway.database.migrate import is_newest, migrate
@@ -32,6 +33,9 @@ class PreflightResult(NamedTuple):
     serves_all_callers: bool
     """False while the identity provider does not answer."""
 
+    discovered: Sequence[str]
+    """A sentence for each endpoint that was discovered."""
+
 
 async def preflight(settings: Settings, warn: Callable[[str], None], *, changing: bool) -> PreflightResult:
     """Check the database, the pages and the identity provider. Raises `SettingsError` if the gateway cannot serve.
@@ -43,7 +47,7 @@ async def preflight(settings: Settings, warn: Callable[[str], None], *, changing
             If False, nothing is changed, and a database that is not migrated is not inspected further.
     """
     assert settings.database_url is not None
-    asking = asyncio.create_task(_outages(settings))
+    asking = asyncio.create_task(ask_provider(settings))
     try:
         dangers: list[str] = []
         if is_migrated := await _is_migrated(settings, changing=changing):
@@ -53,7 +57,7 @@ async def preflight(settings: Settings, warn: Callable[[str], None], *, changing
                 warn(f"warning: {each}")
         if settings.explorer_pages and not built():
             warn("warning: the pages were not built at installation; run `make pages`")
-        outages = await asking
+        outages, discovered = await asking
     finally:
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
@@ -62,7 +66,7 @@ async def preflight(settings: Settings, warn: Callable[[str], None], *, changing
     refuse_dangers(dangers, settings)
     for each in dangers:
         warn(f"warning: {each} ({PREFIX}DATABASE_UNSAFE allows it)")
-    return PreflightResult(is_migrated, serves_all_callers=not outages)
+    return PreflightResult(is_migrated, serves_all_callers=not outages, discovered=discovered)
 
 
 async def _is_migrated(settings: Settings, *, changing: bool) -> bool:
@@ -104,37 +108,50 @@ async def _register_demo_patients(owner_url: str) -> None:
         await connection.close()
 
 
-async def _outages(settings: Settings) -> list[str]:
-    """Send the identity provider the requests that the verifiers will send. Return a message for each that fails."""
+async def ask_provider(settings: Settings) -> tuple[list[str], list[str]]:
+    """Send the identity provider the requests that the verifiers will send.
+
+    Return a message for each request that fails, and a sentence for each endpoint that was discovered.
+    """
     if settings.development:
-        return []
-    over_tls = any(url.scheme == "https" for url in (settings.introspection_url, settings.jwks_url) if url)
-    async with Provider.reached(over_tls=over_tls, seconds=settings.identity_provider_seconds) as provider:
+        return [], []
+    async with reaching_provider(settings) as provider:
+        discovery = discovery_of(settings, provider, time)
+        discovered = [] if discovery is None else await _discovered(settings, discovery)
         asked: dict[str, Awaitable[object]] = {}
-        if settings.introspection_url is not None:
-            asked[f"{PREFIX}INTROSPECTION_URL"] = _introspect(settings, provider)
-        if settings.jwks_url is not None:
-            asked[f"{PREFIX}JWKS_URL"] = _fetch_keys(settings, provider)
+        if (introspection := introspection_of(settings, provider, discovery, time)) is not None:
+            is_set = settings.introspection_url is not None
+            asked["INTROSPECTION_URL" if is_set else "OIDC_ISSUER (introspection)"] = _introspect(introspection)
+        if (keys := key_set_of(settings, provider, discovery, time)) is not None:
+            # No key has this id; the call succeeds if the key set could be fetched.
+            asked["JWKS_URL" if settings.jwks_url is not None else "OIDC_ISSUER"] = keys.matching_keys(
+                "RS256", "preflight"
+            )
         answers = await asyncio.gather(*asked.values(), return_exceptions=True)
-    return [
-        f"{variable}: the identity provider is unavailable or answers invalidly, so its tokens are refused with 503; "
-        "the log line `identity provider` has the reason"
+    outages = [
+        f"{PREFIX}{variable}: the identity provider is unavailable or answers invalidly, so its tokens are refused "
+        "with 503; the log line `identity provider` has the reason"
         for variable, answer in zip(asked, answers, strict=True)
         if isinstance(answer, TemporarilyUnavailable)
     ]
+    return outages, discovered
 
 
-async def _introspect(settings: Settings, provider: Provider) -> None:
-    introspection = introspection_of(settings, provider, time)
-    assert introspection is not None
+async def _discovered(settings: Settings, discovery: Discovery) -> list[str]:
+    """Return a sentence for each endpoint that is used because it was discovered."""
+    with suppress(TemporarilyUnavailable):
+        metadata = await discovery.metadata()
+        endpoints = {
+            "The key set": metadata.jwks_url if settings.jwks_url is None else None,
+            "The introspection endpoint": (
+                metadata.introspection_url if settings.introspects and settings.introspection_url is None else None
+            ),
+        }
+        return [f"{name} was discovered: {url}" for name, url in endpoints.items() if url is not None]
+    return []
+
+
+async def _introspect(introspection: Introspection) -> None:
     # The provider does not know this token; a rejection proves that the provider answers.
     with suppress(InvalidToken):
         await introspection.verify("preflight")
-
-
-async def _fetch_keys(settings: Settings, provider: Provider) -> None:
-    # Imported here: only a gateway with a key set needs it.
-    from gateway.auth.jwks import KeySet
-
-    # No key has this id; the call succeeds if the key set could be fetched.
-    await KeySet(provider, url=str(settings.jwks_url), clock=time).matching_keys("RS256", "preflight")

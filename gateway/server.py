@@ -138,7 +138,7 @@ def refuse_fault_injection(settings: Settings) -> None:
     if not settings.development:
         raise SettingsError(
             "--faults makes requests fail on purpose, so it requires development mode: "
-            f"leave out {PREFIX}INTROSPECTION_URL and {PREFIX}JWKS_URL, or leave out --faults"
+            f"leave out {PREFIX}OIDC_ISSUER, {PREFIX}INTROSPECTION_URL and {PREFIX}JWKS_URL, or leave out --faults"
         )
     if settings.workers > 1:
         raise SettingsError(

@@ -15,6 +15,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
+    TypeAdapter,
     ValidationError,
     field_validator,
 )
@@ -33,6 +34,8 @@ VERIFIERS = (
     ("introspection_url", "introspection_client_id", "introspection_client_secret"),
     ("jwks_url", "jwt_issuer", "jwt_audience"),
 )
+DISCOVERED = ("introspection_url", "jwks_url", "jwt_issuer")
+"""Settings of these that `oidc_issuer` makes optional."""
 FOR_INTROSPECTION = ("introspection_issuer", "introspection_audience")
 """Optional settings of introspection, which have no effect without it."""
 
@@ -47,6 +50,17 @@ def _confidential(url: AnyHttpUrl) -> AnyHttpUrl:
 
 
 ProviderUrl = Annotated[AnyHttpUrl, AfterValidator(_confidential)]
+
+
+def _as_written(issuer: str) -> str:
+    """Return the URL of an issuer unchanged, because issuers are compared exactly. Raises `ValueError`."""
+    try:
+        url = TypeAdapter(ProviderUrl).validate_python(issuer)
+    except ValidationError as error:
+        raise ValueError(error.errors(include_input=False)[0]["msg"].removeprefix("Value error, ")) from None
+    if url.query is not None:
+        raise ValueError("must not contain a query")
+    return issuer
 
 
 HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'+.^_`|~-]{1,100}$")]
@@ -151,7 +165,17 @@ class Settings(BaseModel):
         le=600,
         description="Seconds that the statement of a list across patients may run before it is refused as `too_broad`.",
     )
-    introspection_url: ProviderUrl | None = Field(None, description="Token introspection endpoint (RFC 7662).")
+    oidc_issuer: Annotated[str, AfterValidator(_as_written)] | None = Field(
+        None,
+        description="Issuer of the identity provider, spelt as in its tokens. Its key set and introspection endpoint "
+        "are discovered (OpenID Connect Discovery, RFC 8414), unless they are set below. GATEWAY_JWT_AUDIENCE is "
+        "required with it. See [identity providers](access.md#identity-providers).",
+    )
+    introspection_url: ProviderUrl | None = Field(
+        None,
+        description="Token introspection endpoint (RFC 7662). Empty: the discovered one, if a client id and a secret "
+        "are set.",
+    )
     introspection_client_id: str | None = Field(
         None, min_length=1, description="Client id of this gateway at the introspection endpoint (HTTP Basic)."
     )
@@ -159,8 +183,8 @@ class Settings(BaseModel):
     introspection_issuer: str | None = Field(
         None,
         min_length=1,
-        description="Required `iss` of an introspection response. Empty: GATEWAY_JWT_ISSUER, if the response has "
-        "an `iss`; if that is empty too, any.",
+        description="Required `iss` of an introspection response. Empty: GATEWAY_JWT_ISSUER or GATEWAY_OIDC_ISSUER, if "
+        "the response has an `iss`; if both are empty too, any.",
     )
     introspection_audience: str | None = Field(
         None,
@@ -169,21 +193,49 @@ class Settings(BaseModel):
         "GATEWAY_JWT_AUDIENCE, if the response has an `aud`; if that is empty too, any. See "
         "[authorization](access.md).",
     )
-    jwks_url: ProviderUrl | None = Field(None, description="URL of the key set that verifies JWT access tokens.")
+    jwks_url: ProviderUrl | None = Field(
+        None, description="URL of the key set that verifies JWT access tokens. Empty: the discovered one."
+    )
     jwt_issuer: str | None = Field(
-        None, min_length=1, description="Required `iss` of JWT access tokens, compared exactly."
+        None,
+        min_length=1,
+        description="Required `iss` of JWT access tokens, compared exactly. Empty: GATEWAY_OIDC_ISSUER.",
     )
     jwt_audience: str | None = Field(
         None, min_length=1, description="Name of this gateway, which the `aud` of a JWT access token must contain."
     )
-    jwt_type: str = Field(
-        "at+jwt",
+    jwt_type: str | None = Field(
+        None,
         min_length=1,
         description="Required `typ` of JWT access tokens. With `JWT`, only the audience distinguishes them from "
-        "ID tokens.",
+        "ID tokens. Empty: `at+jwt`, and with GATEWAY_OIDC_ISSUER also the access tokens that "
+        "[six providers](access.md#identity-providers) mark otherwise.",
     )
     jwt_brand_claim: str | None = Field(
-        None, min_length=1, description="The claim that names the brand in a JWT. Empty: `brand`, else `brand_id`."
+        None, min_length=1, description="The claim that names the brand in a JWT. Empty: GATEWAY_CLAIM_BRAND."
+    )
+    claim_brand: str | None = Field(
+        None,
+        min_length=1,
+        description="The claim that names the brand: its exact name, else a path such as `clinic.brand` into nested "
+        "claims. Empty: `brand`, else `brand_id`.",
+    )
+    claim_scopes: str | None = Field(
+        None,
+        min_length=1,
+        description="The claim, or path, that lists the scopes: a text with spaces between, a list, or an object whose "
+        "members have their names. Empty: `scope`, else `scp`; for an application of Entra ID, `roles`.",
+    )
+    claim_client: str | None = Field(
+        None,
+        min_length=1,
+        description="The claim, or path, that names the client. Empty: `client_id`, else `azp`, `appid` or `cid`.",
+    )
+    claim_user: str | None = Field(
+        None,
+        min_length=1,
+        description="The claim, or path, that identifies a person; a person's token without it is refused. "
+        "Empty: `sub`.",
     )
     token_cache_seconds: float = Field(
         60.0, ge=0, le=60, description="Seconds for which a valid token is cached before it is verified again."
@@ -559,7 +611,24 @@ class Settings(BaseModel):
     @property
     def development(self) -> bool:
         """Whether no token verification is configured, so that the development tokens are accepted."""
-        return self.introspection_url is None and self.jwks_url is None
+        return not self.introspects and not self.verifies_jwts
+
+    @property
+    def introspects(self) -> bool:
+        """Whether tokens are introspected, at an endpoint that is set or discovered."""
+        return self.introspection_url is not None or (
+            self.oidc_issuer is not None and self.introspection_client_id is not None
+        )
+
+    @property
+    def verifies_jwts(self) -> bool:
+        """Whether JWTs are verified, with a key set that is set or discovered."""
+        return self.jwks_url is not None or self.oidc_issuer is not None
+
+    @property
+    def issuer(self) -> str | None:
+        """The `iss` of JWT access tokens, if it is set."""
+        return self.jwt_issuer or self.oidc_issuer
 
     @property
     def exploring(self) -> Exploring:
@@ -581,18 +650,22 @@ class Settings(BaseModel):
         if self.development and self.host not in LOOPBACK:
             raise SettingsError(
                 f"{PREFIX}HOST: development mode accepts well-known tokens, so it listens on loopback only. "
-                f"Set {PREFIX}INTROSPECTION_URL or {PREFIX}JWKS_URL to verify real tokens, or leave {PREFIX}HOST out."
+                f"Set {PREFIX}OIDC_ISSUER, {PREFIX}INTROSPECTION_URL or {PREFIX}JWKS_URL to verify real tokens, or "
+                f"leave {PREFIX}HOST out."
             )
 
     def refuse_half_a_verifier(self) -> None:
         """Return if the verifiers are configured completely. Raises `SettingsError`, which names missing settings."""
+        found = () if self.oidc_issuer is None else DISCOVERED
         incomplete = [
             f"{_variables(missing)}: required with {_variables(given)}"
             for names in VERIFIERS
-            if (missing := [name for name in names if getattr(self, name) is None])
-            and (given := [name for name in names if name not in missing])
+            if (missing := [name for name in names if getattr(self, name) is None and name not in found])
+            and (given := [name for name in names if getattr(self, name) is not None])
         ]
-        if self.introspection_url is None and (given := [name for name in FOR_INTROSPECTION if getattr(self, name)]):
+        if self.oidc_issuer is not None and not any((self.jwks_url, self.jwt_issuer, self.jwt_audience)):
+            incomplete.append(f"{PREFIX}JWT_AUDIENCE: required with {PREFIX}OIDC_ISSUER")
+        if not self.introspects and (given := [name for name in FOR_INTROSPECTION if getattr(self, name)]):
             incomplete.append(f"{PREFIX}INTROSPECTION_URL: required with {_variables(given)}")
         if incomplete:
             raise SettingsError("\n".join(incomplete))

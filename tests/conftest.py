@@ -72,10 +72,11 @@ SLOW = {
         "graphql/test_feed_without_gap.py", "graphql/test_limits.py", "graphql/test_overlapping_fields.py",
         "graphql/test_patient_list.py", "graphql/test_plans.py", "graphql/test_sse.py", "graphql/test_subscriptions.py",
         "graphql/test_websocket.py", "graphql/test_websocket_limits.py",
-        "http/test_hosts.py", "http/test_metrics.py", "http/test_middleware.py", "http/test_pipelining.py",
+        "http/test_hosts.py", "http/test_identity_providers.py", "http/test_metrics.py", "http/test_middleware.py",
+        "http/test_pipelining.py",
         "http/test_rate_limits.py", "http/test_raw_connections.py", "http/test_tokens.py",
-        "logic/test_http_client.py", "logic/test_import_reader.py", "logic/test_json_text.py", "logic/test_jwt.py",
-        "logic/test_tokens.py",
+        "logic/test_discovery.py", "logic/test_http_client.py", "logic/test_import_reader.py",
+        "logic/test_json_text.py", "logic/test_jwt.py", "logic/test_token_profiles.py", "logic/test_tokens.py",
     )
 }  # fmt: skip
 """Folders and files that take longest. `make test-quick` leaves them out."""

@@ -37,13 +37,17 @@ Answer = Callable[[], Response]
 
 
 class IdentityProvider:
-    """An HTTP server with an introspection endpoint (`tokens`, by their text) and a key set (`keys`)."""
+    """An HTTP server with an introspection endpoint (`tokens`, by their text), a key set (`keys`) and metadata."""
 
     def __init__(self) -> None:
         self.port = 0
         self.reset()
         self._app = Starlette(
-            routes=[Route("/introspect", self._introspect, methods=["POST"]), Route("/jwks", self._jwks)]
+            routes=[
+                Route("/introspect", self._introspect, methods=["POST"]),
+                Route("/jwks", self._jwks),
+                Route("/{path:path}", self._discover),
+            ]
         )
 
     def reset(self) -> None:
@@ -52,8 +56,14 @@ class IdentityProvider:
         self.keys: Any = []
         self.introspections = 0
         self.asked = asyncio.Event()
-        """Set by the first introspection."""
+        """Set by the first introspection or discovery."""
         self.key_fetches = 0
+        self.metadata: dict[str, Any] = {}
+        """The members of the metadata that a test replaces; None removes one."""
+        self.metadata_path = "/.well-known/openid-configuration"
+        """The only path of the metadata; every other one is 404."""
+        self.discoveries: list[str] = []
+        """The paths of the requests for metadata."""
         self.cookies: list[str] = []
         """The cookies received."""
         self.answer: Answer | None = None
@@ -61,6 +71,11 @@ class IdentityProvider:
         self.may_answer = asyncio.Event()
         """Every answer waits until it is set."""
         self.may_answer.set()
+
+    @property
+    def issuer(self) -> str:
+        """The issuer for discovery, without a path."""
+        return f"http://127.0.0.1:{self.port}"
 
     @classmethod
     @asynccontextmanager
@@ -158,6 +173,19 @@ class IdentityProvider:
         self._note_cookies(request)
         await self.may_answer.wait()
         return self.answer() if self.answer else JSONResponse({"keys": self.keys})
+
+    async def _discover(self, request: Request) -> Response:
+        self.discoveries.append(request.url.path)
+        self.asked.set()
+        self._note_cookies(request)
+        await self.may_answer.wait()
+        if self.answer:
+            return self.answer()
+        if request.url.path != self.metadata_path:
+            return Response(status_code=404)
+        endpoints = {"jwks_uri": f"{self.issuer}/jwks", "introspection_endpoint": f"{self.issuer}/introspect"}
+        members = {"issuer": self.issuer} | endpoints | self.metadata
+        return JSONResponse({name: value for name, value in members.items() if value is not None})
 
     def _note_cookies(self, request: Request) -> None:
         if "cookie" in request.headers:

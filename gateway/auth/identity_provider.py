@@ -6,7 +6,7 @@ it was actually verified.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
@@ -17,6 +17,9 @@ from resolvers import json_text
 from resolvers.errors import MalformedBody, TemporarilyUnavailable
 
 logger = logging.getLogger(__name__)
+
+Locate = Callable[[], Awaitable[str]]
+"""Returns the URL of an endpoint, which may have to be discovered first. Raises `TemporarilyUnavailable`."""
 
 MAX_CONNECTIONS = 32
 
@@ -43,9 +46,12 @@ class Provider:
         ) as client:
             yield cls(client, seconds=seconds)
 
-    async def fetch(self, topic: str, url: str, *, max_bytes: int) -> dict[str, Any]:
-        """Return the JSON object at `url`. `topic` names the request in the log. Raises `TemporarilyUnavailable`."""
-        return await self._object(topic, "GET", url, max_bytes=max_bytes)
+    async def fetch(self, topic: str, url: str, *, max_bytes: int, otherwise: str | None = None) -> dict[str, Any]:
+        """Return the JSON object at `url`, or at the URL `otherwise` if the first answers 404.
+
+        `topic` names the request in the log. Raises `TemporarilyUnavailable`.
+        """
+        return await self._object(topic, "GET", url, max_bytes=max_bytes, otherwise=otherwise)
 
     async def ask(
         self, topic: str, url: str, form: Mapping[str, str], credentials: httpx2.Auth, *, max_bytes: int
@@ -53,16 +59,21 @@ class Provider:
         """Post a form and return the JSON object of the response. Raises `TemporarilyUnavailable`."""
         return await self._object(topic, "POST", url, max_bytes=max_bytes, data=form, auth=credentials)
 
-    async def _object(self, topic: str, method: str, url: str, *, max_bytes: int, **request: Any) -> dict[str, Any]:
+    async def _object(
+        self, topic: str, method: str, url: str, *, max_bytes: int, otherwise: str | None = None, **request: Any
+    ) -> dict[str, Any]:
         # Only a complete response with status 200, within the size limit, is accepted. One timeout covers the exchange.
         try:
             async with asyncio.timeout(self._seconds), self._client.stream(method, url, **request) as response:
-                body = await _body(topic, response, max_bytes)
+                is_elsewhere = otherwise is not None and response.status_code == 404
+                body = b"" if is_elsewhere else await _body(topic, response, max_bytes)
         except TimeoutError:
             raise provider_error(topic, "timeout") from None
         except httpx2.HTTPError as error:
             # The error refers to the request, which contains the token, so only the error's type is logged.
             raise provider_error(topic, type(error).__name__) from None
+        if otherwise is not None and is_elsewhere:
+            return await self._object(topic, method, otherwise, max_bytes=max_bytes, **request)
         try:
             answer = json_text.read(body)
         except MalformedBody:

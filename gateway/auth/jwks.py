@@ -12,7 +12,7 @@ from typing import Any
 from joserfc.errors import JoseError, SecurityWarning
 from joserfc.jwk import Key, import_key
 
-from gateway.auth.identity_provider import Provider, provider_error
+from gateway.auth.identity_provider import Locate, Provider, provider_error
 from gateway.auth.single_flight import SingleFlight
 from gateway.auth.token_claims import Clock
 from resolvers.errors import TemporarilyUnavailable
@@ -58,14 +58,14 @@ class PublishedKey:
 class KeySet:
     """Cached public keys of an issuer."""
 
-    def __init__(self, provider: Provider, *, url: str, clock: Clock) -> None:
+    def __init__(self, provider: Provider, *, locate: Locate, clock: Clock) -> None:
         self._provider = provider
-        self._url = url
+        self._locate = locate
         self._clock = clock
         self._keys: Sequence[PublishedKey] = ()
         self._fetched_at: float | None = None
         self._answered_at: float | None = None
-        self._single_flight: SingleFlight[str, bool] = SingleFlight()
+        self._single_flight: SingleFlight[None, bool] = SingleFlight()
 
     async def matching_keys(self, algorithm: str, kid: str | None) -> list[Key]:
         """Return the keys with this id; without an id, the only key of the algorithm.
@@ -100,11 +100,12 @@ class KeySet:
         pause = pause if self._keys else LOOKUP_PAUSE_WITHOUT_KEYS_SECONDS
         if self._answered_at is not None and self._clock.monotonic() - self._answered_at < pause:
             return False
-        return await self._single_flight.run(self._url, self._fetch)
+        return await self._single_flight.run(None, self._fetch)
 
     async def _fetch(self) -> bool:
         try:
-            self._keys = _usable((await self._provider.fetch(TOPIC, self._url, max_bytes=MAX_SET_BYTES)).get("keys"))
+            jwks = await self._provider.fetch(TOPIC, await self._locate(), max_bytes=MAX_SET_BYTES)
+            self._keys = _usable(jwks.get("keys"))
             self._fetched_at = self._clock.monotonic()
         except TemporarilyUnavailable:
             return False

@@ -1,10 +1,10 @@
-"""Verification of JWT access tokens (RFC 9068) with the published keys of their issuer.
+"""Verification of JWT access tokens (RFC 9068, and those of `token_profiles`) with the keys of their issuer.
 
 joserfc does the cryptography. A token does not choose how it is verified: its algorithm must be in `ACCEPTED` and fit
 the key. Keys come only from the configured set; `jku`, `jwk`, `x5c` and `x5u` are ignored.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from joserfc import jws
@@ -13,9 +13,8 @@ from joserfc.jws import CompactSignature, JWSRegistry
 
 from gateway.auth.jwks import ALGORITHMS, KeySet
 from gateway.auth.token_claims import (
-    BRAND,
     MAX_TOKEN_CHARACTERS,
-    Claims,
+    ClaimNames,
     Clock,
     UnreadableClaimsError,
     caller_of,
@@ -24,11 +23,14 @@ from gateway.auth.token_claims import (
     refuse_another_services,
     refuse_outside_its_time,
 )
+from gateway.auth.token_profiles import Claims, marks_access_token, with_cognito_audience
 from resolvers import json_text
 from resolvers.access import Caller
 from resolvers.errors import MalformedBody
 
 ACCEPTED = frozenset().union(*ALGORITHMS.values())
+
+RFC_9068_TYPE = "at+jwt"
 
 
 class _Registry(JWSRegistry):
@@ -78,8 +80,9 @@ class AccessTokens:
         keys: Public keys of the issuer.
         issuer: Required `iss`.
         audience: Name of this gateway, which `aud` must equal or contain.
-        token_type: Required `typ`, with or without the prefix `application/`.
-        brand_claim: Claim that names the brand. None: the claims of `BRAND`.
+        token_type: Required `typ`, with or without the prefix `application/`. None: that of RFC 9068.
+        recognizes_providers: Whether the access tokens of `token_profiles` are accepted too, if `token_type` is None.
+        names: Names of the claims that describe the caller.
         leeway: Seconds by which the issuer's clock may differ.
         clock: Clock in seconds.
 
@@ -91,16 +94,19 @@ class AccessTokens:
         *,
         issuer: str,
         audience: str,
-        token_type: str,
-        brand_claim: str | None,
+        token_type: str | None,
+        recognizes_providers: bool,
+        names: ClaimNames,
         leeway: float,
         clock: Clock,
     ) -> None:
         self._keys = keys
         self._issuer = issuer
+        self._audience = audience
         self._expected = {"iss": issuer, "aud": audience}
-        self._type = _media_type(token_type)
-        self._brand: Sequence[str] = BRAND if brand_claim is None else (brand_claim,)
+        self._type = _media_type(token_type or RFC_9068_TYPE)
+        self._recognizes_providers = recognizes_providers and token_type is None
+        self._names = names
         self._leeway = leeway
         self._clock = clock
 
@@ -114,20 +120,26 @@ class AccessTokens:
         read = opened(token)
         if read is None:
             raise invalid_token("not a JWT")
-        self._refuse_header(read.header)
+        self._refuse_type(read)
         await self._verify_signature(read)
+        claims = with_cognito_audience(read.claims, self._audience) if self._recognizes_providers else read.claims
         try:
-            self._refuse_claims(read.claims)
-            return caller_of(read.claims, brand=self._brand)
+            self._refuse_claims(claims)
+            return caller_of(claims, self._names)
         except UnreadableClaimsError as error:
             raise invalid_token(f"unreadable: {error}") from None
 
-    def _refuse_header(self, header: Mapping[str, Any]) -> None:
-        token_type = header.get("typ")
-        if not isinstance(token_type, str) or _media_type(token_type) != self._type:
+    def _refuse_type(self, read: Opened) -> None:
+        token_type = read.header.get("typ", "")
+        if not isinstance(token_type, str):
+            raise invalid_token("typ")
+        if _media_type(token_type) != self._type and not (
+            # Okta and Cognito set no `typ`.
+            self._recognizes_providers and _media_type(token_type) in {"", "jwt"} and marks_access_token(read.claims)
+        ):
             raise invalid_token("typ")
         # `crit` lists extensions that the verifier must support, and none is supported. Source: RFC 7515, 4.1.11.
-        if "crit" in header:
+        if "crit" in read.header:
             raise invalid_token("crit")
 
     async def _verify_signature(self, read: Opened) -> None:

@@ -5,21 +5,46 @@ A null claim counts as absent. Numbers are exact (`int` or `Decimal`), because `
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Protocol
 
+from gateway.auth.token_profiles import Claims, machine_profile, marks_other_token
 from resolvers import json_text
 from resolvers.access import Caller
 from resolvers.errors import InvalidToken
 
 logger = logging.getLogger(__name__)
 
-Claims = Mapping[str, Any]
-
 BRAND = ("brand", "brand_id")
-CLIENT = ("client_id", "azp")
-"""Claims that name the client, in the RFCs and in OpenID Connect. `sub` is not one of them: it may name a person."""
+CLIENT = ("client_id", "azp", "appid", "cid")
+"""Claims that name the client: in the RFCs, in OpenID Connect, in Entra ID (version 1.0) and in Okta.
+
+`sub` is not one of them: it may name a person.
+"""
+
+SCOPES = ("scope", "scp")
+"""Claims that list the scopes, in the RFCs, and in Okta and Entra ID."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimNames:
+    """Names of the claims that describe a caller. Of several names, the first that a token has counts.
+
+    A name is that of a claim, or a path to a member of a nested claim: see `value_of`.
+    """
+
+    brand: Sequence[str] = BRAND
+    """Two claims of these that differ are ambiguous, and refused."""
+
+    client: Sequence[str] = CLIENT
+    scopes: Sequence[str] | None = None
+    """None: those of `SCOPES`, and the provider's own for a machine."""
+
+    user: str = "sub"
+    """Claim that identifies a person."""
+
 
 MAX_TOKEN_CHARACTERS = 8 * 1024
 
@@ -53,25 +78,45 @@ def invalid_token(reason: str) -> InvalidToken:
     return InvalidToken()
 
 
-def caller_of(claims: Claims, *, brand: Sequence[str] = BRAND) -> Caller:
-    """Return the caller that the claims describe. `brand` lists the claims that may name the brand.
+def value_of(claims: Claims, name: str) -> Any:
+    """Return the claim of this name; else the member at this path of names with dots between; else None."""
+    if name in claims:
+        return claims[name]
+    outer, _, rest = name.partition(".")
+    inner = claims.get(outer)
+    return value_of(inner, rest) if rest and isinstance(inner, Mapping) else None
 
-    A `sub` other than the client is a person who acts through the client. Raises `UnreadableClaimsError`. Raises
-    `InvalidToken` for a token that names no client or is bound to a key.
+
+def caller_of(claims: Claims, names: ClaimNames) -> Caller:
+    """Return the caller that the claims describe.
+
+    A caller is a person who acts through the client, unless the token has the marks of a machine (`token_profiles`).
+
+    Raises:
+        UnreadableClaimsError: A claim has another type than its RFC or its provider gives it.
+        InvalidToken: The token is an ID token, is bound to a key, or names no client or no person.
+
     """
+    if marks_other_token(claims):
+        raise invalid_token("not an access token")
     # The gateway checks no proof of possession of the key. Source: RFC 9449 section 7.2, RFC 8705 section 3.
     if claims.get("cnf") is not None:
         raise invalid_token("bound to a key")
-    client_id = next((name for name in (_name(claims, claim) for claim in CLIENT) if name is not None), None)
+    client_id = next((name for name in (_name(claims, claim) for claim in names.client) if name is not None), None)
     if client_id is None:
         raise invalid_token("no client")
-    subject = _name(claims, "sub")
+    _name(claims, "sub")
+    machine = machine_profile(claims, client_id)
+    user_id = None if machine else _name(claims, names.user)
+    if machine is None and user_id is None:
+        raise invalid_token("no user")
+    scopes = names.scopes or ((machine.machine_scopes, *SCOPES) if machine and machine.machine_scopes else SCOPES)
     expires = instant(claims, "exp")
     return Caller(
         client_id=client_id,
-        scopes=_scopes(claims),
-        user_id=subject if subject != client_id else None,
-        brand_id=_brand(claims, brand),
+        scopes=_scopes(claims, scopes),
+        user_id=user_id,
+        brand_id=_brand(claims, names.brand),
         expires_at=None if expires is None else datetime.fromtimestamp(expires, UTC),
     )
 
@@ -123,11 +168,19 @@ def instant(claims: Claims, claim: str) -> float | None:
     return float(value)
 
 
-def _scopes(claims: Claims) -> frozenset[str]:
-    scope = claims.get("scope")
-    if not isinstance(scope, str | None):
-        raise UnreadableClaimsError("scope")
-    return frozenset((scope or "").split(" ")) - {""}
+def _scopes(claims: Claims, names: Sequence[str]) -> frozenset[str]:
+    for name in names:
+        value = value_of(claims, name)
+        if isinstance(value, str):
+            return frozenset(value.split(" ")) - {""}
+        # Zitadel lists roles as the names of an object's members.
+        if isinstance(value, list | dict):
+            if not all(isinstance(each, str) for each in value):
+                raise UnreadableClaimsError(name)
+            return frozenset(value)
+        if value is not None:
+            raise UnreadableClaimsError(name)
+    return frozenset()
 
 
 def _brand(claims: Claims, names: Sequence[str]) -> str | None:
@@ -139,7 +192,7 @@ def _brand(claims: Claims, names: Sequence[str]) -> str | None:
 
 
 def _name(claims: Claims, claim: str) -> str | None:
-    value = claims.get(claim)
+    value = value_of(claims, claim)
     if value is None:
         return None
     # An empty name is refused rather than treated as absent, because a caller without a brand may choose any brand.

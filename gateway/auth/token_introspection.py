@@ -5,9 +5,9 @@ from urllib.parse import quote_plus
 
 import httpx2
 
-from gateway.auth.identity_provider import Provider, provider_error
+from gateway.auth.identity_provider import Locate, Provider, provider_error
 from gateway.auth.token_claims import (
-    Claims,
+    ClaimNames,
     Clock,
     UnreadableClaimsError,
     caller_of,
@@ -15,6 +15,7 @@ from gateway.auth.token_claims import (
     refuse_another_services,
     refuse_outside_its_time,
 )
+from gateway.auth.token_profiles import Claims
 from resolvers.access import Caller
 from resolvers.errors import InvalidToken
 
@@ -30,11 +31,12 @@ class Introspection:
 
     Args:
         provider: HTTP client of the identity provider.
-        url: Introspection endpoint.
+        locate: Returns the URL of the introspection endpoint.
         client_id: Client id of this gateway at the endpoint (HTTP Basic).
         client_secret: Secret of that client.
         expected: Required `iss` and `aud`: see `refuse_another_services`.
         optional: Names of expected claims that the response may omit.
+        names: Names of the claims that describe the caller.
         leeway: Seconds by which the provider's clock may differ.
         clock: Clock in seconds.
 
@@ -44,27 +46,30 @@ class Introspection:
         self,
         provider: Provider,
         *,
-        url: str,
+        locate: Locate,
         client_id: str,
         client_secret: str,
         expected: Mapping[str, str],
         optional: Collection[str],
+        names: ClaimNames,
         leeway: float,
         clock: Clock,
     ) -> None:
         self._provider = provider
-        self._url = url
+        self._locate = locate
         # Both are form-encoded first. Source: RFC 6749 section 2.3.1.
         self._credentials = httpx2.BasicAuth(quote_plus(client_id), quote_plus(client_secret))
         self._expected = expected
         self._optional = optional
+        self._names = names
         self._leeway = leeway
         self._clock = clock
 
     async def verify(self, token: str) -> Caller:
         """Return the caller of the token. Raises `InvalidToken` or `TemporarilyUnavailable`."""
         form = {"token": token, "token_type_hint": "access_token"}
-        answer = await self._provider.ask(TOPIC, self._url, form, self._credentials, max_bytes=MAX_ANSWER_BYTES)
+        url = await self._locate()
+        answer = await self._provider.ask(TOPIC, url, form, self._credentials, max_bytes=MAX_ANSWER_BYTES)
         try:
             return self._caller(answer)
         except UnreadableClaimsError as error:
@@ -82,4 +87,4 @@ class Introspection:
             raise invalid_token("not a bearer token")
         refuse_another_services(answer, self._expected, optional=self._optional)
         refuse_outside_its_time(answer, now=self._clock.time(), leeway=self._leeway)
-        return caller_of(answer)
+        return caller_of(answer, self._names)

@@ -44,6 +44,12 @@ async def introspected(provider: IdentityProvider, clock: FakeClock) -> AsyncIte
         (MACHINE | {"sub": "lab", "brand": "loop"}, Caller("lab", frozenset({"write:encounters"}), brand_id="loop")),
         ({"client_id": "lab"}, Caller("lab", frozenset())),
         ({"client_id": "lab", "scope": " a  b "}, Caller("lab", frozenset({"a", "b"}))),
+        ({"client_id": "lab", "scope": ["a", "b"]}, Caller("lab", frozenset({"a", "b"}))),
+        ({"client_id": "lab", "scp": "a b"}, Caller("lab", frozenset({"a", "b"}))),
+        ({"client_id": "lab", "scp": ["a", "b"]}, Caller("lab", frozenset({"a", "b"}))),
+        ({"client_id": "lab", "scope": "a", "scp": ["b"]}, Caller("lab", frozenset({"a"}))),
+        ({"appid": "app", "sub": "nurse-1"}, Caller("app", frozenset(), user_id="nurse-1")),
+        ({"cid": "app", "sub": "nurse-1"}, Caller("app", frozenset(), user_id="nurse-1")),
         ({"client_id": "lab", "brand_id": "loop"}, Caller("lab", frozenset(), brand_id="loop")),
         ({"client_id": "lab", "brand_id": "loop", "brand": "loop"}, Caller("lab", frozenset(), brand_id="loop")),
         ({"azp": "app", "sub": "nurse-1"}, Caller("app", frozenset(), user_id="nurse-1")),
@@ -79,6 +85,8 @@ async def test_a_caller_has_the_expiry_of_the_token(
         MACHINE | {"token_type": "DPoP"},
         MACHINE | {"token_type": "refresh_token"},
         MACHINE | {"cnf": {"jkt": "a thumbprint"}},
+        MACHINE | {"at_hash": "MTIzNDU2Nzg5MDEyMzQ1Ng"},
+        MACHINE | {"typ": "Refresh"},
         {"scope": "admin:*", "brand": "loop"},
         {"sub": "lab"},
         {"sub": "nurse-1", "brand": "loop", "scope": "admin:*"},
@@ -222,7 +230,8 @@ INVALID_ANSWERS: dict[str, Callable[[], Response]] = {
     "client_id contains NUL": introspection(client_id="a\x00b"),
     "client_id contains half a surrogate pair": lambda: Response(rb'{"active": true, "client_id": "\ud800"}'),
     "sub is a list": introspection(sub=["nurse-1"]),
-    "scope is a list": introspection(scope=["write:encounters"]),
+    "scope is a number": introspection(scope=5),
+    "scope is a list of numbers": introspection(scope=[5]),
     "brand is empty": introspection(brand=""),
     "brand is a list": introspection(brand=["loop"]),
     "two brands": introspection(brand="loop", brand_id="loopbio"),
@@ -522,6 +531,12 @@ JWT = {
     "GATEWAY_JWT_ISSUER": ISSUER,
     "GATEWAY_JWT_AUDIENCE": AUDIENCE,
 }
+DISCOVERY = {
+    "GATEWAY_OIDC_ISSUER": "https://idp.test/realms/clinic",
+    "GATEWAY_JWT_AUDIENCE": AUDIENCE,
+    "GATEWAY_INTROSPECTION_CLIENT_ID": "gateway",
+    "GATEWAY_INTROSPECTION_CLIENT_SECRET": "hunter2",
+}
 
 
 @pytest.fixture
@@ -539,7 +554,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], N
 Environment = Callable[[dict[str, str]], None]
 
 
-@pytest.mark.parametrize("way", [INTROSPECTION, JWT, INTROSPECTION | JWT])
+@pytest.mark.parametrize("way", [INTROSPECTION, JWT, INTROSPECTION | JWT, DISCOVERY])
 def test_any_address_may_be_bound_where_tokens_are_verified(environment: Environment, way: dict[str, str]) -> None:
     environment(way | {"GATEWAY_HOST": "0.0.0.0"})
 
@@ -559,6 +574,56 @@ def test_an_incomplete_verifier_is_refused_with_the_missing_settings(
             patch.delenv(missing)
             with pytest.raises(SettingsError, match=f"^{missing}: required with"):
                 Settings.from_environment()
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("GATEWAY_JWT_AUDIENCE", "GATEWAY_JWT_AUDIENCE: required with GATEWAY_OIDC_ISSUER"),
+        (
+            "GATEWAY_INTROSPECTION_CLIENT_SECRET",
+            "GATEWAY_INTROSPECTION_CLIENT_SECRET: required with GATEWAY_INTROSPECTION_CLIENT_ID",
+        ),
+        (
+            "GATEWAY_INTROSPECTION_CLIENT_ID",
+            "GATEWAY_INTROSPECTION_CLIENT_ID: required with GATEWAY_INTROSPECTION_CLIENT_SECRET",
+        ),
+    ],
+)
+def test_discovery_needs_the_audience_and_complete_credentials(
+    environment: Environment, missing: str, message: str
+) -> None:
+    environment({name: value for name, value in DISCOVERY.items() if name != missing})
+
+    with pytest.raises(SettingsError, match=f"^{message}$"):
+        Settings.from_environment()
+
+
+@pytest.mark.parametrize(
+    "issuer",
+    [
+        "hunter2",
+        "http://idp.test/",
+        "https://idp.test/?hunter2",
+        "https://name:hunter2@idp.test/",
+        "https://idp.test/#a",
+    ],
+)
+def test_an_issuer_for_discovery_is_a_confidential_url(environment: Environment, issuer: str) -> None:
+    environment(DISCOVERY | {"GATEWAY_OIDC_ISSUER": issuer})
+
+    with pytest.raises(SettingsError, match=r"^GATEWAY_OIDC_ISSUER: ") as mistake:
+        Settings.from_environment()
+    assert "hunter2" not in str(mistake.value)
+
+
+@pytest.mark.parametrize(
+    "issuer", ["https://idp.test", "https://idp.test/", "https://idp.test/realms/x", "HTTPS://IDP.test"]
+)
+def test_an_issuer_is_kept_as_it_is_written(environment: Environment, issuer: str) -> None:
+    environment(DISCOVERY | {"GATEWAY_OIDC_ISSUER": issuer})
+
+    assert Settings.from_environment().issuer == issuer
 
 
 @pytest.mark.parametrize("way", [{}, JWT], ids=["development", "jwt"])

@@ -7,10 +7,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import asyncpg
+import httpx2
 import pytest
 
 from gateway.database.migrate import migrate
@@ -18,8 +19,9 @@ from tests.conftest import create_database, fresh_database
 from tests.database.test_connection_url import closed_port
 from tests.forked_gateway import ForkedGateway
 from tests.gateways import ROOT, Gateway
-from tests.identity_provider import IdentityProvider
+from tests.identity_provider import IdentityProvider, claims, jwt, signing_key
 from tests.process.test_preflight import run
+from tests.waiting import wait_until
 
 UNSAFE = {"GATEWAY_DATABASE_UNSAFE": "true"}
 COMMANDS = [["migrate"], ["patients", "import", "-"], ["encounters", "import", "-"], ["audit", "verify"]]
@@ -227,6 +229,55 @@ async def test_an_identity_provider_that_answers_is_no_outage(database_url: str,
 
     assert code == 0, output
     assert "outage" not in output
+
+
+@pytest.mark.parametrize("has_database", [True, False], ids=["database", "embedded"])
+async def test_the_check_prints_what_was_discovered(
+    database_url: str, provider: IdentityProvider, tmp_path: Path, has_database: bool
+) -> None:
+    provider.keys = [signing_key("ES256", "one").jwk]
+    issuer = {
+        "GATEWAY_OIDC_ISSUER": provider.issuer,
+        "GATEWAY_JWT_AUDIENCE": "gateway",
+        "GATEWAY_DATA_DIR": str(tmp_path),
+    }
+
+    code, output = await run("check", database_url if has_database else None, **UNSAFE | issuer)
+
+    assert code == 0, output
+    assert f"\nThe key set was discovered: {provider.issuer}/jwks\n" in output
+    assert "outage" not in output
+    assert "Development mode" not in output
+
+
+async def test_the_gateway_starts_without_its_issuer_and_answers_503(
+    database_url: str, provider: IdentityProvider
+) -> None:
+    key = signing_key("ES256", "one")
+    provider.keys = [key.jwk]
+    token = jwt(key, claims(iss=provider.issuer, aud="gateway"))
+    settings = {"GATEWAY_OIDC_ISSUER": provider.issuer, "GATEWAY_JWT_AUDIENCE": "gateway"}
+    async with AsyncExitStack() as closing:
+        client = await closing.enter_async_context(
+            httpx2.AsyncClient(headers={"authorization": f"Bearer {token}"}, timeout=30)
+        )
+        async with provider.unavailable():
+            gateway = Gateway.on(database_url, **settings)
+            closing.push_async_callback(asyncio.to_thread, gateway.end)
+            assert gateway.process.stdout is not None
+            origin = re.search(r"http://[\d.:]+", await asyncio.to_thread(gateway.process.stdout.readline))
+            assert origin is not None, gateway.errors()
+            assert "outage: GATEWAY_OIDC_ISSUER: the identity provider is unavailable" in gateway.errors()
+            unavailable = await client.post(f"{origin[0]}/graphql", json={"query": "{ viewer { userId } }"})
+        await wait_until(lambda: _is_served(client, origin[0]))
+
+    assert (unavailable.status_code, unavailable.headers["content-type"][:16]) == (503, "application/json")
+    assert unavailable.json()["errors"][0]["extensions"]["code"] == "temporarily_unavailable"
+
+
+async def _is_served(client: httpx2.AsyncClient, origin: str) -> bool:
+    answer = (await client.post(f"{origin}/graphql", json={"query": "{ viewer { userId } }"})).json()
+    return bool(answer.get("data") == {"viewer": {"userId": "nurse-1"}})
 
 
 # The data folder of an embedded PostgreSQL.
