@@ -5,11 +5,15 @@ pages load nothing from other hosts, so they work without internet access.
 """
 
 import json
+from collections.abc import Mapping
 from hashlib import sha256
 from html import escape
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
@@ -43,20 +47,60 @@ MEDIA_TYPES = {
     ".ttf": "font/ttf",
 }
 
-NOT_BUILT = """<!doctype html>
+# File name endings of the compressed copies that `web/vite.config.js` writes, the preferred content coding first.
+ENCODINGS = {"br": ".br", "gzip": ".gz"}
+
+# Pages of their own: they need no built file. The colours are those of web/src/look.css.
+PLAIN = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Encounter gateway</title>
+<link rel="icon" href="data:,">
 <style>
-:root { color-scheme: light dark }
-body { font: 17px/1.6 system-ui, sans-serif; max-width: 38rem; margin: 4rem auto; padding: 0 1rem }
+:root { color-scheme: light dark;
+  --ground: #f4f7f8; --ink: #14242b; --quiet: #51656e; --line: #d8e1e5; --link: #0b6e75 }
+@media (prefers-color-scheme: dark) {
+  :root { --ground: #0f171b; --ink: #e4edf0; --quiet: #a0b2ba; --line: #2b3a42; --link: #62cbc8 }
+}
+body { max-width: 42rem; margin: 0 auto; padding: 12vh 20px 40px; background: var(--ground); color: var(--ink);
+  font: 17px/1.6 system-ui, sans-serif }
+h1 { margin: 0 0 14px; font-size: clamp(27px, 5vw, 38px); line-height: 1.15; letter-spacing: -0.02em }
+p { color: var(--quiet) }
+a { color: var(--link) }
+code { font: 0.88em ui-monospace, Menlo, Consolas, monospace; overflow-wrap: anywhere }
+dl { display: grid; grid-template-columns: auto 1fr; gap: 8px 24px; margin: 28px 0; padding: 20px 0;
+  border: solid var(--line); border-width: 1px 0 }
+dt { font-weight: 600 }
+dd { margin: 0 }
 </style>
-<h1>The gateway runs, but this page was not built.</h1>
-<p>The gateway serves REST at <code>/v1/patients/{patient_id}/encounters</code>, described at
-<a href="/openapi.json"><code>/openapi.json</code></a>, and GraphQL at <code>/graphql</code>.</p>
-<p>The pages are built when the gateway is installed, with packages from the npm registry, which were not available
-then. To build them, run <code>make pages</code> and restart the gateway.</p>
+<main>
+<h1>%s</h1>
+%s
+<dl>
+<dt>REST</dt><dd><code>/v1/patients/{patient_id}/encounters</code></dd>
+<dt>GraphQL</dt><dd><code>/graphql</code></dd>
+<dt>Description</dt><dd><a href="/openapi.json">OpenAPI 3.1 of the REST calls</a></dd>
+<dt>Health</dt><dd><a href="/healthz">/healthz</a>, <a href="/readyz">/readyz</a></dd>
+</dl>
+%s
+</main>
 </html>
 """
+
+WHAT_IT_IS = "An HTTP gateway that records patient encounters"
+
+# Served at `/` where the pages are off. It names neither the version nor anything else about this installation.
+CLOSED = PLAIN % (
+    WHAT_IT_IS,
+    "<p>Frontends use GraphQL, existing systems REST. Every call needs a bearer token of the identity provider.</p>",
+    "<p>Board, explorer and REST page are not served here. <code>GATEWAY_EXPLORER</code> turns them on.</p>",
+)
+
+NOT_BUILT = PLAIN % (
+    WHAT_IT_IS,
+    "<p>The gateway runs, but this page was not built.</p>",
+    """<p>The pages are built when the gateway is installed, with packages from the npm registry. They were not
+available then. To build them, run <code>make pages</code> and restart the gateway.</p>""",
+)
 
 
 class Page:
@@ -77,15 +121,45 @@ class Page:
 
 
 class Assets(StaticFiles):
-    """Static files whose names contain a digest of their content, so that browsers may cache them permanently."""
+    """Static files whose names contain a digest of their content, so that browsers may cache them permanently.
 
-    def file_response(self, full_path: Any, *args: Any, **kwargs: Any) -> Response:
-        """Return a file, or 304."""
-        response = super().file_response(full_path, *args, **kwargs)
+    A compressed copy beside a file is sent to clients that accept its content coding.
+    """
+
+    def lookup_path(self, path: str) -> Any:
+        """Return path and status of a file. A compressed copy has no URL of its own."""
+        return ("", None) if path.endswith(tuple(ENCODINGS.values())) else super().lookup_path(path)
+
+    def file_response(self, full_path: Any, stat_result: Any, scope: Scope, status_code: int = 200) -> Response:
+        """Return a file or its compressed copy, or 304."""
+        copies = {coding: Path(f"{full_path}{ending}") for coding, ending in ENCODINGS.items()}
+        copies = {coding: path for coding, path in copies.items() if path.is_file()}
+        coding = preferred_coding(Headers(scope=scope).get("accept-encoding", ""), copies)
+        sent, status = (copies[coding], copies[coding].stat()) if coding else (full_path, stat_result)
+        response = super().file_response(sent, status, scope, status_code)
         response.headers.update({**POLICY, "Cache-Control": "public, max-age=31536000, immutable"})
+        if copies:
+            response.headers["Vary"] = "Accept-Encoding"
         if response.status_code == 200:
             response.headers["Content-Type"] = MEDIA_TYPES[Path(full_path).suffix]
+            if coding:
+                response.headers["Content-Encoding"] = coding
         return response
+
+
+def preferred_coding(accept_encoding: str, available: Mapping[str, Any]) -> str | None:
+    """Return the content coding that an `Accept-Encoding` header prefers, or None for the file as it is.
+
+    The order of `available` decides between equal qualities. A coding that the header does not name is not used.
+    Source: RFC 9110, 12.5.3.
+    """
+    accepted = media_ranges(accept_encoding)
+    best, quality = None, accepted.get("identity", 0.0)
+    for coding in available:
+        asked = accepted.get(coding, accepted.get("*", 0.0))
+        if asked > quality or (asked == quality > 0 and best is None):
+            best, quality = coding, asked
+    return best
 
 
 def built() -> bool:
@@ -94,11 +168,12 @@ def built() -> bool:
 
 
 def page(name: str, settings: Settings) -> Page:
-    """Return a page, with the development tokens in development mode; if the pages were not built, `NOT_BUILT`."""
+    """Return a page, with the version and, in development mode, its tokens; `NOT_BUILT` if the pages were not built."""
     if not built():
         return Page(NOT_BUILT)
     development = escape(json.dumps(_development() if settings.development else []))
     html = (FOLDER / f"{name}.html").read_text().replace('content="[]"', f'content="{development}"')
+    html = html.replace('name="version" content=""', f'name="version" content="{version("encounter-gateway")}"')
     if settings.documents:
         html = html.replace('name="documents" content="text"', 'name="documents" content="hash"')
     return Page(html)
@@ -133,15 +208,28 @@ def _prefers_html(accept: str) -> bool:
 
 
 def page_routes(settings: Settings) -> list[BaseRoute]:
-    """Return the routes of all pages except the explorer, which shares the URL of the GraphQL door."""
+    """Return the routes of all pages except the explorer, which shares the URL of the GraphQL door.
+
+    If the pages are off, only `/` has one, for browsers.
+    """
     if not settings.explorer_pages:
-        return []
+        return [Route("/", _closed, methods=["GET"])]
     return [
         Route("/", page("index", settings).answer, methods=["GET"]),
         Route("/docs", page("docs", settings).answer, methods=["GET"]),
         Route("/board", page("board", settings).answer, methods=["GET"]),
         *([Mount("/assets", Assets(directory=ASSETS))] if built() else []),
     ]
+
+
+async def _closed(request: Request) -> Response:
+    """Return `CLOSED` to a browser. To other clients the path does not exist."""
+    if not _prefers_html(request.headers.get("accept", "")):
+        raise HTTPException(404)
+    return await _CLOSED_PAGE.answer(request)
+
+
+_CLOSED_PAGE = Page(CLOSED)
 
 
 def _development() -> list[dict[str, str]]:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ NODE = shutil.which("node")
 SCRIPT = Path(__file__).parent / "pages.test.js"
 PLAYWRIGHT = SCRIPT.parent.parent / "javascript" / "node_modules" / "playwright-core"
 TESTS = re.findall(r'^test\("(.+?)", ', SCRIPT.read_text(), re.MULTILINE)
+TESTS += [f"axe finds no fault on any page, wide and narrow ({scheme})" for scheme in ("light", "dark")]
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium"),
@@ -34,7 +36,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> str:
     try:
         return subprocess.run(
             [str(NODE), "--test", "--test-reporter=tap", str(SCRIPT)],
-            env={**os.environ, "ORIGIN": gateway.origin, "CHROMIUM": str(CHROMIUM)},
+            env={**os.environ, "ORIGIN": gateway.origin, "CHROMIUM": str(CHROMIUM), "PYTHON": sys.executable},
             check=False,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

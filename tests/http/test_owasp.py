@@ -143,7 +143,7 @@ def test_api8_security_misconfiguration(settings: dict[str, Any]) -> None:
 async def test_api9_improper_inventory_management(service: Service) -> None:
     """The served operations are the described ones."""
     described = set(openapi()["paths"]) | {"/graphql", "/openapi.json"}
-    pages = {"/", "/docs", "/assets"}
+    pages = {"/", "/board", "/docs", "/assets"}
 
     assert {route.path for route in service.app.routes} - pages == described
 

@@ -1,12 +1,12 @@
-// The strip below the bar that asks for a token, and the place in the bar that says there is one.
+// The strip below the bar in which a token is entered, and the element in the bar that shows that there is one.
 
 import { development } from "./development.js";
 import { keepToken, tryToken, whenTokenChanges } from "./token.js";
 
 const strip = document.querySelector("#authorize");
-const place = document.querySelector("#signed-in");
+const signedIn = document.querySelector("#signed-in");
 
-/** Ask for a token, and put the cursor there. */
+/** Show the strip and focus its input. */
 export function askForToken() {
   strip.hidden = false;
   strip.querySelector("input").focus();
@@ -18,15 +18,15 @@ function element(name, properties, ...children) {
   return made;
 }
 
-const said = element("p", { className: "said", role: "alert" });
+const refusal = element("p", { className: "said", role: "alert" });
 
 async function authorize(token) {
-  said.textContent = "";
+  refusal.textContent = "";
   strip.inert = true;
-  const refused = await tryToken(token.trim().replace(/^bearer +/i, ""));
+  const reason = await tryToken(token.trim().replace(/^bearer +/i, ""));
   strip.inert = false;
-  if (refused) {
-    said.textContent = refused;
+  if (reason) {
+    refusal.textContent = reason;
     askForToken();
   }
 }
@@ -40,7 +40,7 @@ const choices = development.map(({ token, brand, patient }) =>
   ),
 );
 
-// A text box, not one for passwords: a browser would offer to write those to disk. The style hides what is typed.
+// Not a password field: a browser would offer to store the token on disk. The style hides what is typed.
 const box = element("input", {
   type: "text",
   className: "secret",
@@ -59,8 +59,8 @@ strip.append(
     element("b", { textContent: "Authorize" }),
     element("span", {
       textContent: development.length
-        ? " This is development mode: be one of these with a click."
-        : " Every call needs a bearer token. It stays in this page's memory, and is gone when you close or reload it.",
+        ? " Development mode: choose one of these tokens."
+        : " Every call needs a bearer token. It stays in the memory of this page until you close or reload it.",
     }),
   ),
   element(
@@ -74,14 +74,18 @@ strip.append(
       element("button", { type: "button", className: "button", textContent: "Authorize", onclick: () => authorize(box.value) }),
     ),
   ),
-  said,
+  refusal,
 );
+
+// The start page shows the strip only when the user asks for something that needs a token.
+let started = document.body.classList.contains("start");
 
 whenTokenChanges((token) => {
   box.value = "";
-  strip.hidden = Boolean(token);
+  strip.hidden = Boolean(token) || started;
+  started = false;
   const known = development.find((each) => each.token === token);
-  place.replaceChildren(
+  signedIn.replaceChildren(
     ...(token
       ? [
           element("span", { className: "who", textContent: known ? `${known.token} · brand ${known.brand}` : "Authorized" }),

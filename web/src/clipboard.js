@@ -1,4 +1,4 @@
-/** Copy an element's text; where a browser does not let a page do that, select it and give false. */
+/** Copy an element's text. If the browser does not allow it, select the text and return false. */
 export async function copy(element) {
   try {
     await navigator.clipboard.writeText(element.textContent);

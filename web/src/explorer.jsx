@@ -10,9 +10,11 @@ import "graphiql/setup-workers/vite";
 import "graphiql/style.css";
 import "@graphiql/plugin-explorer/style.css";
 import "./explorer.css";
+import { correctAccessibility } from "./accessibility.js";
 import { askForToken } from "./authorize.js";
 import { development } from "./development.js";
-import { anybody, examples, variablesFor } from "./examples.js";
+import { appended } from "./events.js";
+import { defaultCaller, examples, isExample, variablesFor } from "./examples.js";
 import { memoryStorage } from "./memory.js";
 import { noteRecorded, whenRecorded } from "./recorded.js";
 import { RestButtons } from "./rest_buttons.jsx";
@@ -21,10 +23,10 @@ import { bearer, currentToken, whenTokenChanges } from "./token.js";
 const url = new URL("/graphql", location.href).href;
 const plugins = [HISTORY_PLUGIN, explorerPlugin()];
 const storage = memoryStorage();
-// Any JSON goes there, which the editor of variables cannot know.
+// The scalar accepts any JSON, which the schema does not say to the editor of variables.
 const scalars = { JSON: {} };
 
-// Headers go with a subscription only where the socket is opened by its address: then they are what it says first.
+// With `subscriptionUrl` GraphiQL opens a socket for each subscription, and sends the headers in its first message.
 const fetcher = createGraphiQLFetcher({
   url,
   subscriptionUrl: url.replace(/^http/, "ws"),
@@ -32,33 +34,38 @@ const fetcher = createGraphiQLFetcher({
 });
 
 /**
- * Name the operation as its document does. The explorer learns what a tab's only operation is called a moment after the
- * tab is chosen, and would ask for the last one's until then.
+ * Set the operation's name to that of the document's only operation. For a moment after a tab is chosen, GraphiQL still has
+ * the name of the previous tab's operation.
  */
-function named(params, options) {
+function withOperationName(params, options) {
   try {
     const documentAST = parse(params.query);
     const only = getOperationAST(documentAST);
     return only ? [{ ...params, operationName: only.name?.value }, { ...options, documentAST }] : [params, options];
   } catch {
-    return [params, options]; // The gateway says what is wrong with it.
+    return [params, options]; // The gateway reports what is wrong with the document.
   }
 }
 
-/** Give a fetcher that sends the token with every call; without one it asks for it. */
+/** Return a fetcher that sends the token with every call. Without a token it requests one. */
 function withToken(token) {
-  return async (...asked) => {
-    const [params, options] = named(...asked);
-    if (token)
-      return noteRecorded(await fetcher(params, { ...options, headers: { ...bearer(token), ...options?.headers } }));
-    askForToken();
-    return { errors: [{ message: "Authorize first: a call needs a bearer token." }] };
+  return async (...given) => {
+    const [params, options] = withOperationName(...given);
+    if (!token) {
+      askForToken();
+      return { errors: [{ message: "Authorize first: a call needs a bearer token." }] };
+    }
+    const answer = await fetcher(params, { ...options, headers: { ...bearer(token), ...options?.headers } });
+    return answer?.[Symbol.asyncIterator] ? appended(answer, () => responsePane.current) : noteRecorded(answer);
   };
 }
 
+// The editor that shows responses, for `appended`, which runs outside of React.
+const responsePane = { current: null };
+
 /**
- * Shows nothing: has the tabs that nobody has edited ask about the patient of the development token just chosen, and about
- * the encounter just recorded.
+ * Renders nothing. Fills the variables of unedited tabs with the patient of the chosen development token, and with the
+ * encounter that was recorded last.
  */
 function OwnVariables({ token }) {
   const { tabs, variableEditor } = useGraphiQL(pick("tabs", "variableEditor"));
@@ -66,9 +73,9 @@ function OwnVariables({ token }) {
   now.current = tabs;
   useEffect(() => {
     if (!variableEditor) return;
-    const who = development.find((each) => each.token === token) ?? anybody;
+    const who = development.find((each) => each.token === token) ?? defaultCaller;
     const refresh = () => {
-      // There is no action for a tab in the background: it is read again when it is chosen.
+      // GraphiQL has no action for a tab in the background, but reads it again when it is chosen.
       for (const tab of now.current) tab.variables = variablesFor(who, tab.variables ?? "");
       const shown = variableEditor.getValue();
       const own = variablesFor(who, shown);
@@ -76,8 +83,31 @@ function OwnVariables({ token }) {
     };
     refresh();
     return whenRecorded(refresh);
-    // When the token changes or one is recorded, and not with each key that is typed.
+    // Not when `tabs` changes, which it does with each key that is typed.
   }, [token, variableEditor]);
+  return null;
+}
+
+/** Renders nothing. Lets the browser ask before it leaves the page, if a tab has text that is not that of an example. */
+function UnsavedText() {
+  const { tabs, activeTabIndex, queryEditor, variableEditor, headerEditor, responseEditor } = useGraphiQL(
+    pick("tabs", "activeTabIndex", "queryEditor", "variableEditor", "headerEditor", "responseEditor"),
+  );
+  responsePane.current = responseEditor;
+  useEffect(() => {
+    // Read from the editors, because `tabs` has what is typed a moment later.
+    const shown = () => ({
+      query: queryEditor?.getValue(),
+      variables: variableEditor?.getValue(),
+      headers: headerEditor?.getValue(),
+    });
+    const warn = (event) => {
+      const all = tabs.map((tab, at) => (at === activeTabIndex ? shown() : tab));
+      if (!all.every(isExample)) event.preventDefault();
+    };
+    addEventListener("beforeunload", warn);
+    return () => removeEventListener("beforeunload", warn);
+  }, [tabs, activeTabIndex, queryEditor, variableEditor, headerEditor]);
   return null;
 }
 
@@ -87,7 +117,7 @@ function Explorer() {
   return (
     <GraphiQL
       fetcher={authorized}
-      // Without a token nothing is asked; with one the schema is.
+      // The schema is requested as soon as there is a token.
       schema={token ? undefined : null}
       plugins={plugins}
       storage={storage}
@@ -95,7 +125,7 @@ function Explorer() {
       showPersistHeadersSettings={false}
       forcedTheme="system"
       defaultTabs={examples}
-      // Of the first tab only the document is shown by itself.
+      // GraphiQL itself fills only the document of the first tab.
       initialVariables={examples[0].variables}
       defaultEditorToolsVisibility="variables"
       customScalarSchemas={scalars}
@@ -112,6 +142,7 @@ function Explorer() {
             {copy}
             <RestButtons />
             <OwnVariables token={token} />
+            <UnsavedText />
           </>
         )}
       </GraphiQL.Toolbar>
@@ -119,4 +150,6 @@ function Explorer() {
   );
 }
 
-createRoot(document.querySelector("#graphiql")).render(<Explorer />);
+const root = document.querySelector("#graphiql");
+createRoot(root).render(<Explorer />);
+correctAccessibility(root);

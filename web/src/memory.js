@@ -1,4 +1,4 @@
-/** A Storage that is forgotten with the page: what a person types about a patient belongs on no disk. */
+/** Return a Storage in memory, because text about a patient must not be written to the user's disk. */
 export function memoryStorage() {
   const kept = new Map();
   return {

@@ -1,10 +1,10 @@
-// The encounters that were recorded on this page, the last one first: what can be started, completed, amended here.
+// The ids of the encounters that were recorded on this page, the last one first.
 
 export const recorded = [];
 
 const listeners = new Set();
 
-/** Note what an answer says was recorded, and give it back. */
+/** Add the encounters that an answer reports as recorded. Return the answer. */
 export function noteRecorded(answer) {
   for (const outcome of Object.values(answer?.data ?? {})) {
     const id = outcome?.__typename === "EncounterRecorded" && outcome.encounter?.id;
@@ -16,7 +16,7 @@ export function noteRecorded(answer) {
   return answer;
 }
 
-/** Call the listener with each encounter that is recorded from now on. Gives what ends it. */
+/** Call the listener with the id of each encounter that is recorded from now on. Return the function that removes it. */
 export function whenRecorded(listener) {
   listeners.add(listener);
   return () => listeners.delete(listener);

@@ -1,10 +1,10 @@
-import { pick, ToolbarButton, useGraphiQL, useGraphiQLActions } from "@graphiql/react";
+import { pick, useGraphiQL, useGraphiQLActions } from "@graphiql/react";
 import { useRef, useState } from "react";
 import { createPortal } from "react-dom";
 import { copy } from "./clipboard.js";
 import { toGraphql, toRest } from "./conversion.js";
 
-/** The two buttons between the doors: this tab's call as a curl, and a REST call as a new tab. */
+/** Two buttons of the toolbar: copy the tab's call as a curl command, and open a REST call as a new tab. */
 export function RestButtons() {
   return (
     <>
@@ -34,17 +34,17 @@ function CopyAsRest() {
     setResult({
       command: true,
       said: copied
-        ? "Copied. The token is left to your shell: export TOKEN=…"
-        : "Selected: press Ctrl+C. The token is left to your shell: export TOKEN=…",
+        ? "Copied. Your shell inserts the token: export TOKEN=…"
+        : "Selected: press Ctrl+C. Your shell inserts the token: export TOKEN=…",
     });
   }
 
   return (
     <>
-      <ToolbarButton label="Copy as REST" onClick={convert}>
-        <RestIcon out />
-      </ToolbarButton>
-      <Sheet dialog={dialog} title="This call, over REST">
+      <button type="button" className="rest-button" onClick={convert}>
+        Copy as REST call
+      </button>
+      <Sheet dialog={dialog} title="This call over REST">
         <pre ref={shown} className="command" hidden={!command} tabIndex={0} />
         <p role="status">{said}</p>
       </Sheet>
@@ -63,7 +63,7 @@ function PasteRest() {
     try {
       const { query, variables, ignored } = toGraphql(pasted.current.value);
       addTab();
-      queryEditor.setValue(ignored.length ? `# Left out, as REST ignores it: ${ignored.join(", ")}\n${query}` : query);
+      queryEditor.setValue(ignored.length ? `# Left out, because REST ignores it: ${ignored.join(", ")}\n${query}` : query);
       variableEditor.setValue(variables);
     } catch (error) {
       setSaid(error.message);
@@ -76,10 +76,10 @@ function PasteRest() {
 
   return (
     <>
-      <ToolbarButton label="Paste REST as GraphQL" onClick={() => dialog.current.showModal()}>
-        <RestIcon />
-      </ToolbarButton>
-      <Sheet dialog={dialog} title="A REST call, over GraphQL">
+      <button type="button" className="rest-button" onClick={() => dialog.current.showModal()}>
+        Paste REST call
+      </button>
+      <Sheet dialog={dialog} title="A REST call over GraphQL">
         <textarea
           ref={pasted}
           rows={10}
@@ -107,7 +107,7 @@ Idempotency-Key: …
 
 {"brand_id": …}`;
 
-// Outside of the editor, whose styles and keys are its own.
+// Rendered outside of GraphiQL, so that its styles and keyboard shortcuts do not apply.
 function Sheet({ dialog, title, children }) {
   return createPortal(
     <dialog ref={dialog} className="sheet" aria-label={title}>
@@ -120,16 +120,5 @@ function Sheet({ dialog, title, children }) {
       {children}
     </dialog>,
     document.body,
-  );
-}
-
-function RestIcon({ out }) {
-  return (
-    <svg className="rest-icon" viewBox="0 0 24 24" aria-hidden="true">
-      <text x="12" y="9.5" textAnchor="middle">
-        REST
-      </text>
-      <path d={out ? "M12 22v-8m-3.5 3L12 13.5 15.5 17" : "M12 13v8m-3.5-3L12 21.5 15.5 18"} />
-    </svg>
   );
 }

@@ -1,4 +1,4 @@
-// The bearer token of this page. It lives in this variable and nowhere else: it is gone when the page is.
+// The bearer token of this page. Only this variable has it, so it is lost when the page is closed or reloaded.
 
 let token = "";
 const listeners = new Set();
@@ -7,7 +7,7 @@ export const currentToken = () => token;
 
 export const bearer = (value) => ({ Authorization: `Bearer ${value}` });
 
-/** Call the listener with the token now, and whenever it changes; "" is none. Gives what ends it. */
+/** Call the listener with the token now, and whenever it changes; "" is none. Return the function that removes it. */
 export function whenTokenChanges(listener) {
   listeners.add(listener);
   listener(token);
@@ -19,7 +19,7 @@ export function keepToken(value) {
   listeners.forEach((listener) => listener(token));
 }
 
-/** Keep a token if the gateway takes it. Gives null, or the reason why not, for a person. */
+/** Keep a token if the gateway accepts it. Return null, or the reason of the refusal as text for the user. */
 export async function tryToken(value) {
   if (!/^[\x21-\x7e]+$/.test(value)) return "A token is one word of letters, digits and signs.";
   let answer;
