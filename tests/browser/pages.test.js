@@ -486,9 +486,21 @@ test("a reload asks only if it would lose text", async () => {
 
   await page.locator(".graphiql-query-editor .view-line").first().waitFor();
   await type(page, "graphiql-query-editor", "{ viewer { clientId } }");
+  await page.locator(".graphiql-query-editor .view-lines", { hasText: "clientId" }).waitFor();
   await page.reload();
 
   assert.deepEqual(dialogs, ["beforeunload"]);
+});
+
+test("the explorer follows the colour scheme of the system while it is open", async () => {
+  const page = await openExplorer();
+  const background = () => page.locator(".monaco-editor-background").first().evaluate((each) => getComputedStyle(each).backgroundColor);
+  const light = await background();
+
+  await page.emulateMedia({ colorScheme: "dark" });
+
+  const deadline = Date.now() + TIMEOUT_MS;
+  while ((await background()) === light) assert.ok(Date.now() < deadline, "the editor kept its colours");
 });
 
 test("neither focus nor a tab scrolls the explorer", async () => {

@@ -111,7 +111,16 @@ function UnsavedText() {
   return null;
 }
 
+const darkScheme = matchMedia("(prefers-color-scheme: dark)");
+
+function watchScheme(listener) {
+  darkScheme.addEventListener("change", listener);
+  return () => darkScheme.removeEventListener("change", listener);
+}
+
 function Explorer() {
+  // GraphiQL's own theme "system" reads the colour scheme only once.
+  const theme = useSyncExternalStore(watchScheme, () => (darkScheme.matches ? "dark" : "light"));
   const token = useSyncExternalStore(whenTokenChanges, currentToken);
   const authorized = useMemo(() => withToken(token), [token]);
   return (
@@ -123,7 +132,7 @@ function Explorer() {
       storage={storage}
       shouldPersistHeaders={false}
       showPersistHeadersSettings={false}
-      forcedTheme="system"
+      forcedTheme={theme}
       defaultTabs={examples}
       // GraphiQL itself fills only the document of the first tab.
       initialVariables={examples[0].variables}
