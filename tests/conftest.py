@@ -63,7 +63,7 @@ def pytest_configure(config: pytest.Config) -> None:
 SLOW = {
     Path(__file__).parent / name
     for name in (
-        "process", "browser", "javascript", "abuse", "fuzz",
+        "process", "browser", "deploy", "javascript", "abuse", "fuzz",
         "behaviour/test_answer_size.py", "behaviour/test_audit.py", "behaviour/test_connection_loss.py",
         "behaviour/test_dry_run.py",
         "database/test_audit_chain.py", "database/test_feed.py", "database/test_indexes.py", "database/test_relay.py",

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 MODULES = [
     path
-    for folder in (".ci", "bench", "docs", "gateway", "models", "resolvers", "rest", "schema", "tests", "web")
+    for folder in (".ci", "bench", "deploy", "docs", "gateway", "models", "resolvers", "rest", "schema", "tests", "web")
     for path in sorted((ROOT / folder).rglob("*.py"))
     if not {"node_modules", ".venv"} & set(path.parts)
 ]
