@@ -27,7 +27,7 @@ docs: .venv/docs  ## Build the documentation as a site: site/index.html
 
 ##@ Verify
 
-test: .venv/dev .venv/compiled .venv/javascript .venv/clients .venv/deploy .venv/docs .venv/pages  ## Run every test, or some: make test ARGS="-k patients"
+test: .venv/dev .venv/compiled .venv/javascript .venv/clients .venv/docs .venv/pages  ## Run every test, or some: make test ARGS="-k patients"
 	@.venv/bin/pytest $(PARALLEL) $(ARGS)
 
 test-quick: .venv/dev .venv/compiled .venv/docs .venv/pages  ## Run the tests that start no process and no browser, and take about a minute

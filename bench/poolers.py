@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 import psutil
@@ -21,8 +22,8 @@ from bench.benchmark import prepare
 from bench.cpu_accounting import CpuAccounting, own_postmaster
 from bench.load_test import LoadTest
 from bench.seed import Population
-from bench.servers import GATEWAY, running, token_server
-from bench.workloads import WORKLOADS
+from bench.servers import GATEWAY, Server, running, token_server
+from bench.workloads import WORKLOADS, Workload
 from gateway.database.roles import DATABASE, LOGIN
 from gateway.embedded_postgres.cluster import PrivatePostgres
 
@@ -46,7 +47,7 @@ QUESTIONS = ("W1", "W3", "R4")
 
 def compare_poolers(pgbouncer: Path, arguments: argparse.Namespace) -> None:
     """Measure each mode in turn with the direct connection, and print medians of the ratios of CPU and of p50."""
-    version = subprocess.run([pgbouncer, "--version"], check=True, capture_output=True, text=True).stdout
+    version = subprocess.run([pgbouncer, "--version"], check=True, capture_output=True, text=True).stdout  # noqa: S603 - as named
     found = tuple(map(int, re.findall(r"\d+", version)[:2]))
     modes = {"direct": ("", ""), "session": ("session", ""), "transaction": ("transaction", "pool_mode=transaction")}
     if found >= TRACKING_SINCE:
@@ -57,7 +58,7 @@ def compare_poolers(pgbouncer: Path, arguments: argparse.Namespace) -> None:
         accounting = CpuAccounting(own_postmaster())
         population = asyncio.run(prepare(postgres, Population.share(arguments.share)))
         introspection = stack.enter_context(token_server())
-        sides = {}
+        sides: dict[str, Side] = {}
         for name, (mode, parameters) in modes.items():
             logs = arguments.output / name
             logs.mkdir(exist_ok=True)
@@ -67,13 +68,23 @@ def compare_poolers(pgbouncer: Path, arguments: argparse.Namespace) -> None:
                 pooler, url = stack.enter_context(_pgbouncer(pgbouncer, postgres, mode, tracked=name == "tracked"))
                 settings = {"GATEWAY_DATABASE_URL": f"{url}&{parameters}".rstrip("&")}
             server = stack.enter_context(running(GATEWAY, postgres, introspection, logs, **settings))
-            sides[name] = server, LoadTest(accounting, arguments.rest), pooler
+            sides[name] = Side(server, LoadTest(accounting, arguments.rest), pooler)
         print(f"PgBouncer {'.'.join(map(str, found))}; medians of {arguments.rounds} rounds, relative to direct")
         for workload in QUESTIONS:
             _compare(WORKLOADS[workload], sides, population, arguments)
 
 
-def _compare(workload, sides, population, arguments) -> None:  # type: ignore[no-untyped-def]
+class Side(NamedTuple):
+    """A gateway with its connection to the database. `pooler` is the process of PgBouncer, if there is one."""
+
+    server: Server
+    load_test: LoadTest
+    pooler: psutil.Process | None
+
+
+def _compare(
+    workload: Workload, sides: Mapping[str, Side], population: Population, arguments: argparse.Namespace
+) -> None:
     questions = workload.questions(random.Random(arguments.seed), population)  # noqa: S311 - made-up requests
     rows: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for server, load_test, _ in sides.values():
@@ -89,7 +100,9 @@ def _compare(workload, sides, population, arguments) -> None:  # type: ignore[no
             rows[name].append((cpu + 1000 * (_cpu(pooler) - before) / result.outcome.answered, result.outcome.p50))
     for name in sides:
         ratios = [
-            statistics.median(own[which] / direct[which] for own, direct in zip(rows[name], rows["direct"], strict=True))
+            statistics.median(
+                own[which] / direct[which] for own, direct in zip(rows[name], rows["direct"], strict=True)
+            )
             for which in (0, 1)
         ]
         print(f"{workload.name} {name}: CPU {ratios[0]:.2f}, p50 {ratios[1]:.2f}", flush=True)
@@ -117,7 +130,7 @@ def _pgbouncer(
     )
     # PgBouncer refuses to run as root, and only its owner can enter the folder of the server's socket.
     user = ["-u", socket.owner()] if os.geteuid() == 0 else []
-    process = subprocess.Popen([program, *user, configuration], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([program, *user, configuration], stderr=subprocess.DEVNULL)  # noqa: S603 - as named
     try:
         while not list(folder.glob(".s.PGSQL.*[0-9]")):
             time.sleep(0.05)

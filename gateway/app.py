@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
@@ -76,6 +76,12 @@ def create_app(
 
     """
     stopping = stop or GracefulShutdown()
+    tracer = None
+    if settings.otlp_endpoint is not None:
+        # Imported here, because the dependency is an optional extra.
+        from gateway.observability.opentelemetry import OpenTelemetryTracer
+
+        tracer = OpenTelemetryTracer(str(settings.otlp_endpoint), settings.trace_ratio)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[Mapping[str, Any]]:
@@ -108,6 +114,8 @@ def create_app(
             opens_first=False,
             late=TooBroad,
         )
+        if tracer is not None:
+            tracer.start()
         key = settings.audit_key.get_secret_value().encode() if settings.audit_key else b""
         jobs = [
             LeasedJob("prune keys", prune_keys, pause_seconds=60),
@@ -129,6 +137,7 @@ def create_app(
                     feed=feed,
                     verify=guarded,
                     rates=rates,
+                    traceparent=tracer.traceparent if tracer else None,
                 )
                 yield {
                     "services": shared,
@@ -142,12 +151,14 @@ def create_app(
             await relay.close()
             await worklists.close()
             await database.close()
+            if tracer is not None:
+                await tracer.close()
             # Flush the log here: a worker ends by the signal that stopped it, and runs no code after this.
             await asyncio.to_thread(HANDLER.flush)
 
     with translate_manifest_errors():
         schema = build_schema(scopes_from(settings.scopes), federated=settings.federation)
-        runner = Runner(
+        runner = (tracer.runner if tracer else Runner)(
             schema,
             report,
             document_rules(settings),
@@ -178,6 +189,7 @@ def create_app(
             *page_routes(settings),
         ],
         middleware=[
+            *([Middleware(tracer.middleware)] if tracer else []),
             Middleware(RequestContextMiddleware),
             *([Middleware(KnownHosts, hosts={*LOOPBACK, settings.host})] if settings.development else []),
             Middleware(CrossOrigin, origins=settings.allowed_origins, headers=settings.cors_headers),
@@ -212,6 +224,7 @@ def services(
     feed: Feed,
     verify: Verify,
     rates: Rates,
+    traceparent: Callable[[], str | None] | None = None,
 ) -> Services:
     """Return the services that every request uses."""
     keys_kept_for = timedelta(hours=settings.idempotency_hours)
@@ -229,6 +242,7 @@ def services(
         scopes=scopes_from(settings.scopes),
         rates=rates,
         metrics=PrometheusMetrics(),
+        traceparent=traceparent,
         origins=settings.allowed_origins,
         input_limits=InputLimits(
             chief_complaint_characters=settings.chief_complaint_characters,

@@ -13,8 +13,10 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +28,7 @@ from websockets.exceptions import ConnectionClosed
 
 from gateway.database.roles import DATABASE, OWNER
 from gateway.http_client import http_client
+from gateway.settings import traces_are_installed
 from models import MEMBERS, Kind, Member
 from resolvers.commands import AmendEncounter
 from resolvers.feed_cursors import FeedCursors
@@ -49,6 +52,8 @@ def _marked(member: Member) -> Any:
         case _:
             return f"{member.name} {MARK}"
 
+
+TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 CLINICAL = [member for member in MEMBERS.values() if member.clinical]
 MARKED = {"brand_id": "loop", "encounter_type": "lab"} | {member.name: _marked(member) for member in CLINICAL}
@@ -79,6 +84,8 @@ class Outputs:
         self.texts: list[tuple[str, str]] = []
         self.shown = 0
         """Number of authorized responses with a mark; 0 means that the attempts did not record anything."""
+        self.spans = 0
+        """Number of exports of spans."""
 
     def add(self, where: str, text: str) -> None:
         """Add an output to the search."""
@@ -102,6 +109,9 @@ async def leak_check() -> int:
             await _look_at_metrics(client, outputs)
             await _look_into_tables(owner_url, outputs)
             _look_at_processes(outputs)
+    if traces_are_installed() and not outputs.spans:
+        print("No span arrived, so none was searched.")
+        return 1
     leaks = list(outputs.leaks())
     for leak in leaks:
         print(f"LEAK in {leak.where}: {leak.line}")
@@ -115,10 +125,32 @@ async def leak_check() -> int:
     return 1 if leaks or not outputs.shown else 0
 
 
+class _Collector(ThreadingHTTPServer):
+    """An OpenTelemetry collector on loopback, which adds the spans to the search as they arrive: texts are UTF-8."""
+
+    def __init__(self, outputs: Outputs) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                outputs.add("the exported spans", f"{self.headers}{body.decode(errors='replace')}")
+                outputs.spans += 1
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
 @asynccontextmanager
 async def _running(folder: Path, outputs: Outputs) -> AsyncIterator[tuple[httpx2.AsyncClient, str]]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("GATEWAY_", "OTEL_"))}
     environment |= {"GATEWAY_DATA_DIR": str(folder / "data"), "GATEWAY_PORT": "0"}
+    collector = _Collector(outputs)
+    if traces_are_installed():
+        environment["GATEWAY_OTLP_ENDPOINT"] = f"http://127.0.0.1:{collector.server_port}"
     log = folder / "log"
     with log.open("wb") as log_file:
         process = await asyncio.create_subprocess_exec(
@@ -136,6 +168,8 @@ async def _running(folder: Path, outputs: Outputs) -> AsyncIterator[tuple[httpx2
         process.terminate()
         rest = await process.stdout.read()
         await process.wait()
+        await asyncio.to_thread(collector.shutdown)
+        collector.server_close()
         outputs.add("standard output", banner.decode() + rest.decode())
         outputs.add("the log", log.read_text())
         for server_log in (folder / "data").rglob("postgres.log*"):
@@ -160,6 +194,8 @@ async def _through_rest(client: httpx2.AsyncClient, _owner_url: str, outputs: Ou
     await post("another brand", content=_with(brand_id=f"brand{MARK}"))
     await post("a stated brand", **{"X-Brand-Id": MARK})
     await post("an odd request id", **{"X-Request-Id": f"{MARK} {MARK}"})
+    await post("a trace", traceparent=TRACEPARENT, tracestate=f"vendor={MARK}", baggage=f"notes={MARK}")
+    await post("a bad trace", traceparent=MARK)
     await post("no such patient", to=f"/v1/patients/{MARK}/encounters")
     await post("a query", to=f"{path}?notes={MARK}")
     await post("no such path", to=f"/v1/{MARK}")

@@ -437,6 +437,18 @@ class Settings(BaseModel):
         min_length=1,
         description="The `source` of events: a URI that identifies this gateway, preferably its public URL.",
     )
+    otlp_endpoint: AnyHttpUrl | None = Field(
+        None,
+        description="Base URL of an OpenTelemetry collector that receives traces by OTLP over HTTP "
+        "(`http://collector:4318`); needs the extra `traces`. Empty: no traces. See [observing](observing.md).",
+    )
+    trace_ratio: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of the traces that are recorded. A request with a `traceparent` is recorded if its caller "
+        "records it.",
+    )
     event_retry_hours: int = Field(
         72, ge=1, description="Hours for which the delivery of an event is retried before it becomes a dead letter."
     )
@@ -567,6 +579,16 @@ class Settings(BaseModel):
                 raise ValueError("needs the package nats-py: install encounter-gateway[nats]")
         return url
 
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _traces_can_be_sent(cls, url: AnyHttpUrl | None) -> AnyHttpUrl | None:
+        if url is not None:
+            if url.username or url.password or url.query or url.fragment:
+                raise ValueError("must not contain a user name, a password, a query or a fragment")
+            if not traces_are_installed():
+                raise ValueError("needs the packages of OpenTelemetry: install encounter-gateway[traces]")
+        return url
+
     @field_validator("scopes")
     @classmethod
     def _every_operation_has_a_scope(
@@ -687,6 +709,14 @@ class Settings(BaseModel):
             raise SettingsError(f"{PREFIX}WEBHOOKS: each must have a unique name other than `webhook` and `nats`")
         if self.event_retry_hours >= self.event_days * 24:
             raise SettingsError(f"{PREFIX}EVENT_RETRY_HOURS: must be less than {PREFIX}EVENT_DAYS")
+
+
+def traces_are_installed() -> bool:
+    """Whether the extra `traces` is installed."""
+    try:
+        return all(map(importlib.util.find_spec, ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")))
+    except ModuleNotFoundError:  # a parent package is missing
+        return False
 
 
 def _shown(value: object) -> str:

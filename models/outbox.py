@@ -41,3 +41,5 @@ class OutboxEvent(Table, table=True):
     """
     encounter_types: list[str] | None = Field(default=None, sa_type=ARRAY(Text))
     """The encounter's type before the change and after it: two items if the change replaced it."""
+    traceparent: str | None = Field(default=None, sa_type=Text)
+    """The span that made the change (W3C Trace Context); null without traces."""

@@ -7,6 +7,7 @@ item that is queued for longer than `queue_timeout` fails with `TimeoutError`.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Sequence
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
@@ -36,6 +37,8 @@ class _Waiting(Generic[Item, Outcome]):
     item: Item
     outcome: asyncio.Future[Outcome]
     since: float
+    context: Context
+    """The caller's context variables, in which the batch runs that this item begins."""
 
 
 class MicroBatcher(Generic[Group, Item, Outcome]):
@@ -78,10 +81,11 @@ class MicroBatcher(Generic[Group, Item, Outcome]):
         loop = asyncio.get_running_loop()
         waiting = self._waiting.setdefault(group, [])
         outcome: asyncio.Future[Outcome] = loop.create_future()
-        waiting.append(_Waiting(item, outcome, loop.time()))
+        context = copy_context()
+        waiting.append(_Waiting(item, outcome, loop.time(), context))
         if len(waiting) == 1:
             if len(self._in_flight.get(group, ())) < self._max_in_flight:
-                loop.call_soon(self._send, group)
+                loop.call_soon(self._send, group, context=context)
             else:
                 self._arm_timeout(group)
         return await outcome
@@ -95,7 +99,7 @@ class MicroBatcher(Generic[Group, Item, Outcome]):
             if rest := waiting[max_batch_size:]:
                 self._waiting[group] = rest
             if together:
-                task = asyncio.create_task(self._do(group, together))
+                task = asyncio.create_task(self._do(group, together), context=together[0].context)
                 in_flight.add(task)
                 task.add_done_callback(partial(self._sent, group))
         if not in_flight:

@@ -71,6 +71,12 @@ class Context:
         """Return units that were granted to the rate limit."""
         await self.services.rates.release(self.caller.client_id, kind, units)
 
+    @property
+    def traceparent(self) -> str | None:
+        """The running span, in the form of W3C Trace Context; None without traces."""
+        current = self.services.traceparent
+        return None if current is None else current()
+
     @contextmanager
     def parsing(self) -> Iterator[None]:
         """Count the CPU time of a block that parses or validates input and awaits nothing."""

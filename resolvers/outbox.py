@@ -64,10 +64,13 @@ async def append_event(
     kind: EncounterEventKind,
     actor_id: str,
     changes: Mapping[str, tuple[Any, Any]] | None = None,
+    *,
+    traceparent: str | None = None,
 ) -> None:
     """Append an event of an encounter: its id, patient, brand, type and time. Nothing clinical.
 
-    `changes` maps the changed columns to their values before and after. A filter compares both values.
+    `changes` maps the changed columns to their values before and after. A filter compares both values. `traceparent`
+    names the running span.
     """
     recorded = kind is EncounterEventKind.RECORDED
     # `default=str` serializes asyncpg's UUID type, which orjson does not know.
@@ -87,6 +90,7 @@ async def append_event(
         actor_id=actor_id,
         provider_ids=[provider_id for provider_id in providers if provider_id is not None],
         encounter_types=list(changes.get("encounter_type", (encounter.encounter_type,))),
+        traceparent=traceparent,
     )
 
 
@@ -121,6 +125,8 @@ class Event:
     """None in an event of an earlier version of the gateway, as are the providers."""
     provider_ids: Sequence[UUID] | None
     encounter_types: Sequence[str]
+    traceparent: str | None = None
+    """The span that made the change; None without traces. Source: W3C Trace Context, 3.2."""
 
 
 class Mark(NamedTuple):

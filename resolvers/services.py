@@ -3,7 +3,7 @@
 The implementations are in `gateway/`: database, feed, audit buffer, metrics, rate limits and verifier.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -73,6 +73,8 @@ class NewEncounter(NamedTuple):
     request_hash: bytes | None
     changes: str = "{}"
     """The changes of the first version, as JSON text (see `resolvers.encounters.history`)."""
+    traceparent: str | None = None
+    """The running span, which the event's deliveries continue; None without traces."""
 
 
 class Insertion(NamedTuple):
@@ -160,6 +162,8 @@ class Services:
     """Batches concurrent recordings into one statement; None if the database is a cluster."""
     rates: Rates = field(default_factory=Unlimited)
     metrics: Metrics = field(default_factory=NullMetrics)
+    traceparent: Callable[[], str | None] | None = None
+    """Returns the running span, in the form of W3C Trace Context; None if traces are off."""
     origins: AllowedOrigins = AllowedOrigins()
     scopes: Scopes = field(default_factory=lambda: DEFAULT_SCOPES)
     input_limits: InputLimits = DEFAULT_LIMITS

@@ -74,7 +74,7 @@ SLOW = {
         "graphql/test_websocket.py", "graphql/test_websocket_limits.py",
         "http/test_hosts.py", "http/test_identity_providers.py", "http/test_metrics.py", "http/test_middleware.py",
         "http/test_pipelining.py",
-        "http/test_rate_limits.py", "http/test_raw_connections.py", "http/test_tokens.py",
+        "http/test_rate_limits.py", "http/test_raw_connections.py", "http/test_tokens.py", "http/test_traces.py",
         "logic/test_discovery.py", "logic/test_http_client.py", "logic/test_import_reader.py",
         "logic/test_json_text.py", "logic/test_jwt.py", "logic/test_token_profiles.py", "logic/test_tokens.py",
     )

@@ -14,6 +14,7 @@ import asyncpg
 
 from gateway.database.pool import Pool
 from gateway.database.session import RELIED_ON, Session, SessionFactory
+from gateway.observability import traces
 from gateway.observability.metrics import POOL_CONNECTIONS, POOL_IN_USE, POOL_REFUSED
 from resolvers.batcher import MicroBatcher
 from resolvers.errors import AnswerTooLarge, GatewayError, Locked, OutcomeUnknown, TemporarilyUnavailable
@@ -101,7 +102,10 @@ class PoolConnection:
 
     async def _rows(self, statement: Statement, values: dict[str, object]) -> list[Row]:
         try:
-            return await self._connection.fetch(statement.text, *statement.arguments(values))
+            if traces.active is None:
+                return await self._connection.fetch(statement.text, *statement.arguments(values))
+            with traces.active.statement(statement.text):
+                return await self._connection.fetch(statement.text, *statement.arguments(values))
         except asyncpg.LockNotAvailableError as error:
             raise Locked from error
 

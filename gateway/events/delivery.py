@@ -20,6 +20,7 @@ from sqlalchemy import BigInteger, Interval, Text, bindparam, func, literal_colu
 from sqlalchemy.dialects.postgresql import insert
 
 from gateway.database.database import Database
+from gateway.observability import traces
 from gateway.observability.logs import describe
 from models import DeadLetter, Sink, Watermark, table_of
 from resolvers import json_text
@@ -84,6 +85,8 @@ def envelope(event: Event, source: str) -> bytes:
         "subject": payload["encounter_id"],
         "time": event.created_at.isoformat().replace("+00:00", "Z"),
         "datacontenttype": "application/json",
+        # Source: CloudEvents, distributed tracing extension.
+        **({"traceparent": event.traceparent} if event.traceparent is not None else {}),
         "data": payload,
     }
     return json_text.write(written).encode()
@@ -176,7 +179,8 @@ class DeliveryQueue:
 
     async def _deliver(self, event: Event) -> None:
         try:
-            await self.receiver.deliver(event)
+            with traces.delivery(self.name, event):
+                await self.receiver.deliver(event)
         except (DeliveryFailed, SinkGone):
             raise
         except Exception as error:  # noqa: BLE001 - an unexpected error must not stop the queue

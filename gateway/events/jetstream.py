@@ -7,6 +7,7 @@ import nats.js
 from nats.aio.client import Client
 
 from gateway.events.delivery import MEDIA_TYPE, DeliveryFailed, envelope
+from gateway.observability.traces import outgoing_headers
 from resolvers.outbox import Event
 
 
@@ -29,6 +30,7 @@ class JetStreamReceiver:
         The stream recognises duplicates by the event's id.
         """
         headers = {nats.js.api.Header.MSG_ID.value: str(event.id), "Content-Type": MEDIA_TYPE}
+        headers |= outgoing_headers(event)
         try:
             async with asyncio.timeout(self._seconds):
                 stream = (await self._connected()).jetstream(timeout=self._seconds)

@@ -16,6 +16,7 @@ import httpx2
 
 from gateway.events.delivery import MEDIA_TYPE, DeliveryFailed, SinkGone, envelope
 from gateway.http_client import http_client
+from gateway.observability.traces import outgoing_headers
 from gateway.settings import Webhook
 from resolvers.outbox import Event
 
@@ -41,7 +42,7 @@ class WebhookReceiver:
     async def deliver(self, event: Event) -> None:
         """Send the event; return if the receiver answers 2xx. Raises `DeliveryFailed`, or `SinkGone` for 410."""
         body = envelope(event, self._source)
-        headers = signed_headers(self._keys, str(event.id), int(time.time()), body)
+        headers = signed_headers(self._keys, str(event.id), int(time.time()), body) | outgoing_headers(event)
         try:
             async with (
                 asyncio.timeout(self._seconds),

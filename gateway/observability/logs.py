@@ -32,7 +32,7 @@ FIELDS = frozenset(
         *("client_id", "user_id", "brand_id"),
         *("rule", "limit", "found", "sha256", "fault", "topic", "reason", "refused"),
         *("job", "sink", "event_id", "after", "until", "stamped", "position"),
-        *("dropped", "counted", "line", "error", "place"),
+        *("dropped", "counted", "line", "error", "place", "trace_id"),
     }
 )
 """The fields that a log line may have, beside the event, the level and the time."""

@@ -29,6 +29,7 @@ COLUMNS = {
 } | {
     "entry_id": "uuid", "event_id": "uuid", "actor_type": "text", "actor_id": "text", "actor_brand_id": "text",
     "request_id": "text", "client_id": "text", "key": "text", "request_hash": "bytea", "changes": "text",
+    "traceparent": "text",
 }  # fmt: skip
 """The SQL types of the values that are sent for each recording. A JSON object keeps the text that was sent."""
 
@@ -89,11 +90,11 @@ audited AS (
 ),
 appended AS (
     INSERT INTO patient_graph.outbox (
-        patient_id, id, brand_id, event_type, payload, actor_id, provider_ids, encounter_types
+        patient_id, id, brand_id, event_type, payload, actor_id, provider_ids, encounter_types, traceparent
     )
     SELECT
         patient_id, event_id, brand_id, CAST(:event_type AS text), CAST({joined(_EVENT)} AS jsonb),
-        actor_id, array_remove(ARRAY[provider_id], NULL), ARRAY[encounter_type]
+        actor_id, array_remove(ARRAY[provider_id], NULL), ARRAY[encounter_type], traceparent
     FROM inserted e ORDER BY id
 )
 """  # noqa: S608 - of names above

@@ -253,4 +253,4 @@ async def _keep(
     await append_version(connection, context, encounter, kind, changes=changes, reason=reason)
     details = {"version": encounter.version, "members": sorted(changes)}
     await append_entry(connection, context, encounter_event(kind), encounter, details)
-    await append_event(connection, encounter, kind, context.caller.actor_id, changes)
+    await append_event(connection, encounter, kind, context.caller.actor_id, changes, traceparent=context.traceparent)

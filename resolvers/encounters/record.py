@@ -125,6 +125,7 @@ async def _insert(context: Context, brand_id: str, columns: Mapping[str, Any], c
         key=claim.key if claim else None,
         request_hash=claim.request_hash if claim else None,
         changes=json_of(first_changes(columns)),
+        traceparent=context.traceparent,
     )
     return await context.services.batcher.insert(brand_id, new)
 
@@ -170,7 +171,7 @@ async def insert_encounter(
     await add_external_ids(connection, encounter)
     await append_version(connection, context, encounter, RECORDED, changes=first_changes(columns))
     await append_entry(connection, context, encounter_event(RECORDED), encounter)
-    await append_event(connection, encounter, RECORDED, context.caller.actor_id)
+    await append_event(connection, encounter, RECORDED, context.caller.actor_id, traceparent=context.traceparent)
     return encounter
 
 

@@ -130,7 +130,7 @@ READ_BY_THE_RELAY = {
     "idempotency_keys": {"key", "expires_at"},
     "outbox": {
         "patient_id", "id", "brand_id", "event_type", "payload", "created_at", "position", "published_at",
-        "actor_id", "provider_ids", "encounter_types",
+        "actor_id", "provider_ids", "encounter_types", "traceparent",
     },
     "dead_letters": {
         "patient_id", "id", "sink", "brand_id", "event_type", "payload", "created_at", "position", "reason", "died_at",
