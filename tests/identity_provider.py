@@ -137,8 +137,11 @@ class IdentityProvider:
         self.answer = None
 
     def settings(self, *, introspection: bool = False, jwt: bool = False, **more: Any) -> Settings:
-        """Return the settings of a gateway that uses this provider."""
-        members: dict[str, Any] = {}
+        """Return the settings of a gateway that uses this provider.
+
+        The timeout is long for a busy machine. Tests of timeouts set their own.
+        """
+        members: dict[str, Any] = {"identity_provider_seconds": 30}
         if introspection:
             members |= {
                 "introspection_url": f"http://127.0.0.1:{self.port}/introspect",

@@ -10,6 +10,8 @@ ROOT = Path(__file__).parent.parent.parent
 OUTSIDE_DOCS = [
     *(page.name for page in ROOT.glob("*.md")),
     "bench/README.md",
+    "deploy/grafana/encounter-gateway.json",
+    "deploy/prometheus/rules.yaml",
     "resolvers/encounters/record.py",
     "rest/openapi.json",
     "schema/federated.graphql",
