@@ -41,7 +41,7 @@ afterEach(async () => {
     for (const page of context.pages()) {
       const [local, session, cookies] = await page.evaluate(() => [{ ...localStorage }, { ...sessionStorage }, document.cookie]);
       assert.deepEqual([local, session, cookies, page.url()], [{}, {}, "", `${ORIGIN}/board`]);
-      assert.deepEqual(await changesIn(page), []);
+      await until(async () => (await changesIn(page)).length === 0);
     }
     await context.close();
   }

@@ -231,6 +231,9 @@ async def test_slow_scans_are_scheduled_less_often(relay: Database, monkeypatch:
 
     async def slow_scan(database: Database, key: bytes, look_back: timedelta, looked_at: Any) -> bool:
         nonlocal now
+        if database is not relay:
+            # The job of another service in this process.
+            return await ours(database, key, look_back, looked_at)
         scans.append((now, look_back))
         now += seconds if look_back else 0
         return await ours(database, key, look_back, looked_at)
