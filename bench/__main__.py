@@ -22,7 +22,6 @@ from typing import Any
 
 from bench import charts, report
 from bench.benchmark import Benchmark, prepare
-from bench.poolers import compare_poolers
 from bench.results import Run
 from bench.scale import scale
 from bench.seed import Population
@@ -45,9 +44,6 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     if arguments.scale:
         scale(arguments.scale, arguments.seconds, arguments.rest, arguments.output)
-        return
-    if arguments.poolers:
-        compare_poolers(arguments.poolers, arguments)
         return
     run = Run(arguments.seed, {name: str(value) for name, value in vars(arguments).items()}, _machine())
     try:
@@ -148,7 +144,6 @@ def _arguments() -> argparse.Namespace:
     )
     add("--output", type=Path, default=ROOT / "output" / "bench", help="folder for logs, raw numbers and drawings")
     add("--scale", type=_sizes, metavar="1e4,1e6", help="measure the gateway alone, on tables of these sizes")
-    add("--poolers", type=Path, metavar="PGBOUNCER", help="measure the gateway behind this PgBouncer and without it")
     return parser.parse_args()
 
 

@@ -125,15 +125,10 @@ async def create_peer_logins(postgres: PrivatePostgres) -> None:
 
 
 @contextmanager
-def running(
-    kind: Kind, postgres: PrivatePostgres, introspection_url: str, logs: Path, **changed: str
-) -> Iterator[Server]:
-    """Start a server, yield it once it listens, and stop it at the end. Its log goes to a file.
-
-    `changed` are settings of the gateway.
-    """
+def running(kind: Kind, postgres: PrivatePostgres, introspection_url: str, logs: Path) -> Iterator[Server]:
+    """Start a server, yield it once it listens, and stop it at the end. Its log goes to a file."""
     if kind is GATEWAY:
-        environment = {**gateway_environment(postgres, introspection_url), **changed}
+        environment = gateway_environment(postgres, introspection_url)
     else:
         environment = os.environ | {"DATABASE_URL": postgres.url(kind.login, DATABASE), "NODE_ENV": "production"}
     with (logs / f"{kind.name}.log").open("ab") as log:
