@@ -227,7 +227,8 @@ async def test_a_scanned_period_is_not_scanned_again(owner: asyncpg.Connection, 
 
 
 async def test_slow_scans_are_scheduled_less_often(relay: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    now, seconds, scans = 0.0, 2.0, []
+    now, seconds = 0.0, 2.0
+    scans: list[tuple[float, timedelta]] = []
 
     async def slow_scan(database: Database, key: bytes, look_back: timedelta, looked_at: Any) -> bool:
         nonlocal now
