@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import random
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from statistics import median
 from uuid import UUID
 
 import asyncpg
@@ -286,17 +288,22 @@ async def test_a_change_recorded_later_in_an_earlier_transaction_comes_second(wi
 
 
 async def test_a_recording_notifies_the_relay_of_another_gateway(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Polling is disabled, so each event arrives because of a notification.
-    monkeypatch.setattr("gateway.events.feed.POLL_SECONDS", 600)
+    # Polling is rare, so an event that arrives soon does so because of a notification.
+    monkeypatch.setattr("gateway.events.feed.POLL_SECONDS", 15)
     monkeypatch.setattr(notifier, "LONGEST_SILENCE_SECONDS", 600)
     async with Gateway.running(url) as relaying, Gateway.running(url) as recording:
         subscribers = [gateway.subscribe() for gateway in (relaying, recording)]
-        recorded = []
-        for _ in range(3):
+        recorded, waited = [], []
+        for _ in range(5):
+            begun = time.monotonic()
             recorded.append(await recording.record("patient"))
             await wait_until(lambda: all(subscriber.encounters == recorded for subscriber in subscribers))
+            waited.append(time.monotonic() - begun)
         for subscriber in subscribers:
             await subscriber.stop()
+
+    # A notification may be lost on a busy machine: the database was unavailable for a moment.
+    assert median(waited) < 5
 
 
 async def test_old_events_are_deleted_unless_a_sink_needs_them(without_relay: Gateway, url: str) -> None:

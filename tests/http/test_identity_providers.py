@@ -8,6 +8,7 @@ import pytest
 
 from gateway.settings import Settings
 from tests.cast import Cast
+from tests.conftest import GENEROUS_LIMITS
 from tests.doors import GraphQLDoor, RestDoor, Service
 from tests.identity_provider import IdentityProvider, signing_key
 from tests.logs import captured_logs
@@ -23,7 +24,7 @@ async def served(sample: Sample, provider: IdentityProvider, database_url: str) 
     """Start a service with the settings of the provider's page, and the metadata of the test's provider."""
     provider.keys = [KEY.jwk]
     issuer = {"oidc_issuer": provider.issuer, "jwt_issuer": sample.settings["oidc_issuer"]}
-    settings = Settings(**{**sample.settings, **issuer}, database_url=database_url)
+    settings = Settings(**{**GENEROUS_LIMITS, **sample.settings, **issuer}, database_url=database_url)
     async with Service.running(settings) as service:
         yield service
 

@@ -238,8 +238,8 @@ async def test_prometheus_evaluates_each_expression_against_a_real_gateway(serve
         async def every_expression_has_a_result() -> bool:
             try:
                 return all([await result_of(expression) for expression in expressions])
-            except httpx2.TransportError:
-                return False  # Prometheus does not listen yet
+            except (httpx2.TransportError, json.JSONDecodeError):
+                return False  # Prometheus does not listen yet, or is not ready
 
         await wait_until(every_expression_has_a_result)
 
