@@ -4,14 +4,12 @@ After each test: no request to another host, no violation of the policy, an empt
 """
 
 import json
-import os
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.browser.test_pages import CHROMIUM, NODE, pytestmark  # noqa: F401 - the same conditions
+from tests.browser.test_pages import pytestmark, run_in_chromium  # noqa: F401 - the same conditions
 from tests.gateways import GENEROUS_LIMITS, Gateway
 
 SCRIPT = Path(__file__).parent / "board.test.js"
@@ -27,22 +25,12 @@ SEEDS = {
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The results in the Test Anything Protocol; all tests run in one browser, on one gateway."""
+    """The results of all tests, which run in one browser, on one gateway."""
     manifest = tmp_path_factory.mktemp("documents") / "seeds.json"
     manifest.write_text(json.dumps(SEEDS))
     settings = {"GATEWAY_DOCUMENTS": str(manifest), "GATEWAY_DOCUMENTS_POLICY": "enforce"}
     gateway = Gateway(tmp_path_factory.mktemp("gateway"), **GENEROUS_LIMITS, **settings).started()
-    try:
-        return subprocess.run(
-            [str(NODE), "--test", "--test-reporter=tap", str(SCRIPT)],
-            env={**os.environ, "ORIGIN": gateway.origin, "CHROMIUM": str(CHROMIUM)},
-            check=False,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        ).stdout
-    finally:
-        gateway.end()
+    return run_in_chromium(SCRIPT, gateway)
 
 
 @pytest.mark.parametrize("name", TESTS)

@@ -29,13 +29,11 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The results in the Test Anything Protocol; all tests run in one browser, on one gateway."""
-    gateway = Gateway(tmp_path_factory.mktemp("gateway"), GATEWAY_RATE_WRITES_PER_MINUTE="0").started()
+def run_in_chromium(script: Path, gateway: Gateway) -> str:
+    """Run a script on a gateway that has been started, end the gateway, and return the Test Anything Protocol."""
     try:
         return subprocess.run(
-            [str(NODE), "--test", "--test-reporter=tap", str(SCRIPT)],
+            [str(NODE), "--test", "--test-reporter=tap", str(script)],
             env={**os.environ, "ORIGIN": gateway.origin, "CHROMIUM": str(CHROMIUM), "PYTHON": sys.executable},
             check=False,
             stdout=subprocess.PIPE,
@@ -44,6 +42,13 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> str:
         ).stdout
     finally:
         gateway.end()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The results of all tests, which run in one browser, on one gateway."""
+    gateway = Gateway(tmp_path_factory.mktemp("gateway"), GATEWAY_RATE_WRITES_PER_MINUTE="0").started()
+    return run_in_chromium(SCRIPT, gateway)
 
 
 @pytest.mark.parametrize("name", TESTS)

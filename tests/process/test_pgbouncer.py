@@ -20,7 +20,7 @@ from gateway.database.database import APP_ROLE, RELAY_ROLE, Database
 from gateway.database.migrate import migrate
 from gateway.database.session import UnusableSession
 from gateway.settings import Settings, SettingsError
-from resolvers.sql import Statement
+from resolvers.sql import Row, Statement
 from tests.cast import Cast
 from tests.conftest import GENEROUS_LIMITS, create_database, fresh_database
 from tests.controlled_schema import TOKENS
@@ -150,21 +150,29 @@ async def test_in_session_mode_a_cancelled_statement_keeps_the_settings(url: str
     async with pgbouncer(url, login, tmp_path, "session") as through:
         database = await Database.connect(through, role=APP_ROLE, **SETTINGS | {"size": 1})
 
-        async def hang() -> None:
-            async with database.connection("loop") as connection:
-                await connection.fetch(Statement("SELECT pg_sleep(30)"))
-
-        hanging = asyncio.create_task(hang())
-        async with owner_connection(url) as owner:
-            await wait_until(lambda: is_sleeping(owner))
-        hanging.cancel()
-        await asyncio.gather(hanging, return_exceptions=True)
-        async with database.connection("loopbio") as connection:
-            row = await connection.fetch_one(SESSION)
+        row = await session_after_a_cancellation(url, database)
         await database.close()
 
     assert row is not None
     assert (row["role"], row["brand"], row["statement_timeout"], row["timezone"]) == (APP_ROLE, "loopbio", "7s", "UTC")
+
+
+async def session_after_a_cancellation(url: str, database: Database) -> Row | None:
+    """Cancel a running statement of a brand; return the session of the next one, which belongs to another brand."""
+
+    async def hang() -> None:
+        async with database.connection("loop") as connection:
+            await connection.fetch(Statement("SELECT pg_sleep(30)"))
+
+    hanging = asyncio.create_task(hang())
+    async with owner_connection(url) as owner:
+        await wait_until(lambda: is_sleeping(owner))
+        hanging.cancel()
+        await asyncio.gather(hanging, return_exceptions=True)
+        async with database.connection("loopbio") as connection:
+            row = await connection.fetch_one(SESSION)
+        assert not await is_sleeping(owner)
+    return row
 
 
 async def is_sleeping(owner: asyncpg.Connection) -> bool:
@@ -267,18 +275,7 @@ async def test_in_transaction_mode_a_connection_is_usable_after_a_cancellation(
 ) -> None:
     database = await Database.connect(in_transaction_mode, role=APP_ROLE, **SETTINGS | {"size": 1})
 
-    async def hang() -> None:
-        async with database.connection("loop") as connection:
-            await connection.fetch(Statement("SELECT pg_sleep(30)"))
-
-    hanging = asyncio.create_task(hang())
-    async with owner_connection(url) as owner:
-        await wait_until(lambda: is_sleeping(owner))
-        hanging.cancel()
-        await asyncio.gather(hanging, return_exceptions=True)
-        async with database.connection("loopbio") as connection:
-            row = await connection.fetch_one(SESSION)
-        assert not await is_sleeping(owner)
+    row = await session_after_a_cancellation(url, database)
     await database.close()
 
     assert row is not None
