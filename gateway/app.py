@@ -24,6 +24,7 @@ from gateway.metrics_endpoint import metrics
 from gateway.middleware.body_limits import BodyLimits
 from gateway.middleware.cors import CrossOrigin
 from gateway.middleware.fault_injection import FaultInjectionMiddleware
+from gateway.middleware.public_path import PublicPath
 from gateway.middleware.request_context import KnownHosts, RequestContextMiddleware
 from gateway.observability.logs import HANDLER, log_breach, log_operation, log_unknown_document, report
 from gateway.observability.metrics import PrometheusMetrics
@@ -43,6 +44,7 @@ from resolvers.paging import PageLimits
 from resolvers.rate_limits import Rates
 from resolvers.services import AuditSink, Feed, Services, Worklists
 from rest.openapi import METRICS
+from rest.public_url import PublicUrl
 from schema import build_schema
 from schema.execution import Runner
 from schema.transport.http import GraphQLEndpoint
@@ -180,6 +182,7 @@ def create_app(
         log_operation=log_operation,
         batch_operations=settings.batch_operations,
     )
+    public_url = PublicUrl(settings.public_origin, settings.public_path)
     app = Starlette(
         routes=[
             Route("/graphql", explorer_for_browsers(settings, door)),
@@ -189,6 +192,7 @@ def create_app(
             *page_routes(settings),
         ],
         middleware=[
+            *([Middleware(PublicPath, url=public_url)] if settings.public_url else []),
             *([Middleware(tracer.middleware)] if tracer else []),
             Middleware(RequestContextMiddleware),
             *([Middleware(KnownHosts, hosts={*LOOPBACK, settings.host})] if settings.development else []),

@@ -19,6 +19,8 @@ def check(settings: Settings) -> int:
     print("\n".join(settings.assignments()))
     if settings.development:
         print("\nDevelopment mode: well-known tokens, loopback only.")
+    if settings.public_url:
+        print(f"\nClients use {settings.public_origin}{settings.public_path}/.")
     # Run every step, so that all problems are printed at once; `serve` stops at the first.
     steps: list[Callable[[Settings], bool]] = [_check_documents, _check_port, _check_database]
     passed = [_passes(step, settings) for step in steps]

@@ -18,28 +18,33 @@ from gateway.settings import PREFIX, Settings, SettingsError
 Result = TypeVar("Result")
 
 
-@click.group()
+def examples(*lines: str) -> str:
+    """Return the end of a command's help: commands to copy, one a line."""
+    return "\n".join(["Examples:\n\n\b", *(f"  {line}" for line in lines)])
+
+
+@click.group(epilog=examples("gateway serve", "gateway check"))
 @click.version_option(package_name="encounter-gateway", prog_name="gateway", message="%(prog)s %(version)s")
 def app() -> None:
     """The encounter gateway."""
 
 
-@app.group()
+@app.group(epilog=examples("gateway patients import patients.csv"))
 def patients() -> None:
     """Patients."""
 
 
-@app.group()
+@app.group(epilog=examples("gateway encounters import visits.csv"))
 def encounters() -> None:
     """Encounters."""
 
 
-@app.group()
+@app.group(epilog=examples("gateway audit verify"))
 def audit() -> None:
     """The audit log."""
 
 
-@app.group()
+@app.group(epilog=examples("gateway events status", "gateway events replay --sink webhook"))
 def events() -> None:
     """The delivery of events."""
 
@@ -58,7 +63,7 @@ def main() -> None:
         gc.freeze()
 
 
-@app.command()
+@app.command(epilog=examples("gateway serve", "GATEWAY_PORT=9000 gateway serve --faults 1"))
 @click.option(
     "--faults", type=int, metavar="SEED", help="Inject faults into requests, to test clients; in development mode only."
 )
@@ -74,7 +79,7 @@ def serve(faults: int | None) -> None:
         serve(settings, port, faults)
 
 
-@app.command()
+@app.command(epilog=examples("gateway migrate"))
 def migrate() -> None:
     """Migrate the database to the newest revision. Several processes may do so concurrently."""
     from gateway.database.migrate import migrate
@@ -84,7 +89,7 @@ def migrate() -> None:
         _run(migrate(settings.owner_url))
 
 
-@app.command()
+@app.command(epilog=examples("gateway check", "gateway check > settings-in-force.env"))
 def check() -> None:
     """Check the settings and the database; print the settings in force and each problem."""
     from gateway.check import check
@@ -94,7 +99,7 @@ def check() -> None:
     sys.exit(check(_settings()))
 
 
-@app.command("leak-check")
+@app.command("leak-check", epilog=examples("gateway leak-check"))
 def leak_check() -> None:
     """Send marked values to a temporary gateway, and search its outputs for leaks.
 
@@ -106,7 +111,9 @@ def leak_check() -> None:
 
 
 # The earlier name of the command, which `gateway --help` does not list.
-app.add_command(click.Command("canary", callback=leak_check.callback, help=leak_check.help, hidden=True))
+app.add_command(
+    click.Command("canary", callback=leak_check.callback, help=leak_check.help, epilog=leak_check.epilog, hidden=True)
+)
 
 
 FILE = click.Path(path_type=Path)
@@ -118,7 +125,12 @@ rejecting = click.option(
 )
 
 
-@patients.command("import")
+@patients.command(
+    "import",
+    epilog=examples(
+        "gateway patients import patients.csv", "gateway patients import - --rejects refused.jsonl < patients.jsonl"
+    ),
+)
 @click.argument("file", type=FILE)
 @rejecting
 def import_patients(file: Path, rejects: Path | None) -> None:
@@ -134,7 +146,13 @@ def import_patients(file: Path, rejects: Path | None) -> None:
     sys.exit(1 if imported.refused else 0)
 
 
-@encounters.command("import")
+@encounters.command(
+    "import",
+    epilog=examples(
+        "gateway encounters import visits.csv",
+        "gateway encounters import visits.jsonl --name archive-2025 --client archive",
+    ),
+)
 @click.argument("file", type=FILE)
 @rejecting
 @click.option(
@@ -206,7 +224,7 @@ def _importing() -> Iterator[Settings]:
             sys.exit(f"gateway: {error}")
 
 
-@audit.command("verify")
+@audit.command("verify", epilog=examples("gateway audit verify", 'gateway audit verify --expect "$(cat head.txt)"'))
 @click.option(
     "--expect",
     multiple=True,
@@ -229,7 +247,7 @@ def verify_audit(expect: tuple[str, ...]) -> None:
     sys.exit(0 if clean else 1)
 
 
-@events.command("status")
+@events.command("status", epilog=examples("gateway events status"))
 def events_status() -> None:
     """Print the status of the events without a position, of the watermark, and of each sink."""
     from gateway.events.pipeline import with_relay_role
@@ -239,7 +257,9 @@ def events_status() -> None:
         _run(with_relay_role(settings, print_status))
 
 
-@events.command("replay")
+@events.command(
+    "replay", epilog=examples("gateway events replay --sink webhook", "gateway events replay --sink nats --from 1200")
+)
 @click.option("--sink", required=True, help="The sink's name: `webhook`, `nats`, or one of GATEWAY_WEBHOOKS.")
 @click.option("--from", "first", type=int, help="Position of the first event to send. Default: the current one.")
 def replay_events(sink: str, first: int | None) -> None:
@@ -256,7 +276,9 @@ def replay_events(sink: str, first: int | None) -> None:
             sys.exit(f"gateway: {error}")
 
 
-@app.command()
+@app.command(
+    epilog=examples("gateway export schema > schema.graphql", "gateway export openapi > openapi.json"),
+)
 @click.argument("contract", type=click.Choice(["schema", "openapi"]))
 @click.option("--federation", is_flag=True, help="Print the SDL of the federation subgraph.")
 def export(contract: str, *, federation: bool) -> None:

@@ -5,7 +5,7 @@ pages load nothing from other hosts, so they work without internet access.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from hashlib import sha256
 from html import escape
 from importlib.metadata import version
@@ -15,7 +15,7 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -78,8 +78,8 @@ dd { margin: 0 }
 <dl>
 <dt>REST</dt><dd><code>/v1/patients/{patient_id}/encounters</code></dd>
 <dt>GraphQL</dt><dd><code>/graphql</code></dd>
-<dt>Description</dt><dd><a href="/openapi.json">OpenAPI 3.1 of the REST calls</a></dd>
-<dt>Health</dt><dd><a href="/healthz">/healthz</a>, <a href="/readyz">/readyz</a></dd>
+<dt>Description</dt><dd><a href="openapi.json">OpenAPI 3.1 of the REST calls</a></dd>
+<dt>Health</dt><dd><a href="healthz">/healthz</a>, <a href="readyz">/readyz</a></dd>
 </dl>
 %s
 </main>
@@ -170,13 +170,18 @@ def built() -> bool:
 def page(name: str, settings: Settings) -> Page:
     """Return a page, with the version and, in development mode, its tokens; `NOT_BUILT` if the pages were not built."""
     if not built():
-        return Page(NOT_BUILT)
+        return plain_page(NOT_BUILT, settings)
     development = escape(json.dumps(_development() if settings.development else []))
     html = (FOLDER / f"{name}.html").read_text().replace('content="[]"', f'content="{development}"')
     html = html.replace('name="version" content=""', f'name="version" content="{version("encounter-gateway")}"')
     if settings.documents:
         html = html.replace('name="documents" content="text"', 'name="documents" content="hash"')
     return Page(html)
+
+
+def plain_page(html: str, settings: Settings) -> Page:
+    """Return a page that needs no built file, with the paths that clients request."""
+    return Page(html.replace("<code>/", f"<code>{settings.public_path}/"))
 
 
 def explorer_for_browsers(settings: Settings, door: ASGIApp) -> ASGIApp:
@@ -210,11 +215,14 @@ def _prefers_html(accept: str) -> bool:
 def page_routes(settings: Settings) -> list[BaseRoute]:
     """Return the routes of all pages except the explorer, which shares the URL of the GraphQL door.
 
-    If the pages are off, only `/` has one, for browsers.
+    If the pages are off, only `/` has one, for browsers. Links in pages are relative to `/`, so the public path without
+    its final slash is redirected.
     """
+    redirects = [Route(settings.public_path, _add_slash, methods=["GET"])] if settings.public_path else []
     if not settings.explorer_pages:
-        return [Route("/", _closed, methods=["GET"])]
+        return [Route("/", closed_to_programs(plain_page(CLOSED, settings)), methods=["GET"]), *redirects]
     return [
+        *redirects,
         Route("/", page("index", settings).answer, methods=["GET"]),
         Route("/docs", page("docs", settings).answer, methods=["GET"]),
         Route("/board", page("board", settings).answer, methods=["GET"]),
@@ -222,14 +230,19 @@ def page_routes(settings: Settings) -> list[BaseRoute]:
     ]
 
 
-async def _closed(request: Request) -> Response:
-    """Return `CLOSED` to a browser. To other clients the path does not exist."""
-    if not _prefers_html(request.headers.get("accept", "")):
-        raise HTTPException(404)
-    return await _CLOSED_PAGE.answer(request)
+def closed_to_programs(page: Page) -> Callable[[Request], Awaitable[Response]]:
+    """Return an endpoint that sends the page to browsers. To other clients the path does not exist."""
+
+    async def answer(request: Request) -> Response:
+        if not _prefers_html(request.headers.get("accept", "")):
+            raise HTTPException(404)
+        return await page.answer(request)
+
+    return answer
 
 
-_CLOSED_PAGE = Page(CLOSED)
+async def _add_slash(request: Request) -> Response:
+    return RedirectResponse(f"{request.url.path}/", 308)
 
 
 def _development() -> list[dict[str, str]]:

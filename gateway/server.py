@@ -185,6 +185,7 @@ def startup_banner(settings: Settings, port: int, faults: int | None = None) -> 
         f"REST     {origin}{PATIENT_ENCOUNTERS}",
         f"GraphQL  {origin}/graphql",
         *([f"Pages    {origin}/"] if settings.explorer_pages else []),
+        *([f"Public   {settings.public_origin}{settings.public_path}/"] if settings.public_url else []),
     ]
     if faults is not None:
         lines.append(f"Fault injection is on, seed {faults}. Requests fail on purpose; see docs/integrators.md.")

@@ -1,6 +1,7 @@
 """Settings of the gateway, with unit, default and reason. The environment is not read at import."""
 
 import importlib.util
+import re
 from base64 import b64decode
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,6 +28,7 @@ from resolvers.origins import AllowedOrigins
 PREFIX = "GATEWAY_"
 HIDDEN = "(hidden)"
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+DEFAULT_PORTS = {"http": 80, "https": 443}
 
 # Settings that must be set together. The introspection endpoint must require credentials (RFC 7662 section 2.1). A
 # token of another issuer or for another audience must be refused (RFC 9068 section 4).
@@ -61,6 +63,39 @@ def _as_written(issuer: str) -> str:
     if url.query is not None:
         raise ValueError("must not contain a query")
     return issuer
+
+
+PUBLIC_PATH = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*/?")
+"""Paths without an empty segment, a dot segment or an escape, which proxies treat differently."""
+
+OWN_PATHS = frozenset(
+    {
+        "assets",
+        "board",
+        "docs",
+        "graphql",
+        "healthz",
+        "metrics",
+        "openapi.json",
+        "problems",
+        "readyz",
+        "rules",
+        "v1",
+    }
+)
+"""First segments of the gateway's own paths."""
+
+
+def _public(url: AnyHttpUrl) -> AnyHttpUrl:
+    """Return the URL if the gateway can be reached under it. Raises `ValueError`."""
+    if url.username or url.password or url.query is not None or url.fragment is not None:
+        raise ValueError("must not contain a user name, a password, a query or a fragment")
+    path = url.path or "/"
+    if not PUBLIC_PATH.fullmatch(path):
+        raise ValueError("the path may have letters, digits, -, _, ~ and, not at the start of a segment, dots")
+    if path.split("/")[1] in OWN_PATHS:
+        raise ValueError(f"the path must not begin with /{path.split('/')[1]}, which is a path of the gateway itself")
+    return url
 
 
 HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'+.^_`|~-]{1,100}$")]
@@ -124,6 +159,12 @@ class Settings(BaseModel):
 
     host: str = Field("127.0.0.1", description="Address to listen on. Development mode allows loopback only.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on.")
+    public_url: Annotated[AnyHttpUrl, AfterValidator(_public)] | None = Field(
+        None,
+        description="URL under which clients reach the gateway, if a proxy serves it below a path "
+        "(`https://clinic.example/gateway/`). Empty: the root of the host. See [behind a "
+        "path](deploying.md#behind-a-path).",
+    )
     workers: int = Field(1, ge=1, le=64, description="Number of server processes.")
     data_dir: Path = Field(
         default_factory=_user_data_folder,
@@ -626,6 +667,19 @@ class Settings(BaseModel):
         return (Webhook(name="webhook", url=self.webhook_url, secrets=secrets), *self.webhooks)
 
     @property
+    def public_origin(self) -> str:
+        """Origin of the public URL, as browsers send it; empty without a public URL."""
+        if self.public_url is None:
+            return ""
+        scheme, host, port = self.public_url.scheme, self.public_url.host, self.public_url.port
+        return f"{scheme}://{host}" if port == DEFAULT_PORTS[scheme] else f"{scheme}://{host}:{port}"
+
+    @property
+    def public_path(self) -> str:
+        """Path of the public URL without a final slash; empty for the root of its origin."""
+        return (self.public_url.path or "").rstrip("/") if self.public_url else ""
+
+    @property
     def allowed_origins(self) -> AllowedOrigins:
         """The origins of pages that may call; in development mode also those of loopback."""
         return AllowedOrigins(self.origins, loopback=self.development)
@@ -668,12 +722,17 @@ class Settings(BaseModel):
             raise SettingsError(f"{PREFIX}DOCUMENTS: required with {PREFIX}DOCUMENTS_POLICY={self.documents_policy}")
 
     def refuse_open_development(self) -> None:
-        """Return unless development mode listens on an address other than loopback. Raises `SettingsError`."""
+        """Return unless development mode would serve another address or host than loopback. Raises `SettingsError`."""
         if self.development and self.host not in LOOPBACK:
             raise SettingsError(
                 f"{PREFIX}HOST: development mode accepts well-known tokens, so it listens on loopback only. "
                 f"Set {PREFIX}OIDC_ISSUER, {PREFIX}INTROSPECTION_URL or {PREFIX}JWKS_URL to verify real tokens, or "
                 f"leave {PREFIX}HOST out."
+            )
+        if self.development and self.public_url and (self.public_url.host or "").strip("[]") not in LOOPBACK:
+            raise SettingsError(
+                f"{PREFIX}PUBLIC_URL: development mode serves the hosts localhost, 127.0.0.1 and [::1] only. "
+                f"Set {PREFIX}OIDC_ISSUER, {PREFIX}INTROSPECTION_URL or {PREFIX}JWKS_URL to verify real tokens."
             )
 
     def refuse_half_a_verifier(self) -> None:

@@ -25,6 +25,7 @@ from rest.authorize import authorize_request
 from rest.content_negotiation import require_json_is_accepted
 from rest.etags import is_known, not_modified, tag_of_body, tag_of_version
 from rest.preferences import ignore, ignored_of, is_strict, query_violations
+from rest.public_url import public_path
 from rest.responses import json_answer, json_bytes, write_json
 
 PATIENT_ENCOUNTERS = "/v1/patients/{patient_id}/encounters"
@@ -92,7 +93,8 @@ async def get_encounter(request: Request) -> Response:
 
 def path_of(encounter: Encounter) -> str:
     """Return the URL path of the encounter."""
-    return PATIENT_ENCOUNTER.format(patient_id=quote(encounter.patient_id, safe=""), encounter_id=encounter.id)
+    path = PATIENT_ENCOUNTER.format(patient_id=quote(encounter.patient_id, safe=""), encounter_id=encounter.id)
+    return public_path(path)
 
 
 def _key(request: Request) -> str | None:

@@ -14,7 +14,8 @@ from resolvers.errors import GatewayError
 from resolvers.request_state import state_of
 from rest.authorize import authorize_request
 from rest.content_negotiation import JSON, PROBLEM, accept_of, prefers_problem
-from rest.responses import LINK, empty_answer, json_answer
+from rest.public_url import public_path
+from rest.responses import empty_answer, json_answer, service_links
 
 STATUS: Mapping[type[GatewayError], int] = {
     errors.Unauthenticated: 401,
@@ -93,7 +94,7 @@ def envelope(error: GatewayError, request_id: str) -> dict[str, Any]:
 def problem_of(error: GatewayError, request_id: str) -> dict[str, Any]:
     """Return the members of RFC 9457 for an error. None of them is derived from the request."""
     return {
-        "type": f"/problems/{error.code}",
+        "type": public_path(f"/problems/{error.code}"),
         "title": summary_of(type(error)),
         "status": status_of(error),
         "detail": error.message,
@@ -105,7 +106,7 @@ def links_of(error: GatewayError) -> str:
     """Return the `Link` header: the explanations of the error's code and of each broken rule."""
     rules = {each.rule: None for each in error.violations} if isinstance(error, errors.InvalidInput) else {}
     pages = [f"/problems/{error.code}", *(f"/rules/{rule}" for rule in rules)]
-    return ", ".join([LINK, *(f'<{page}>; rel="describedby"' for page in pages)])
+    return ", ".join([service_links(), *(f'<{public_path(page)}>; rel="describedby"' for page in pages)])
 
 
 def error_response(error: GatewayError, request_id: str, accept: str = "") -> Response:
@@ -147,4 +148,6 @@ def _without_slash(request: Request) -> str | None:
     asked = {**request.scope, "path": path.removesuffix("/")}
     routes = (route for route in request.app.routes if isinstance(route, Route))
     fitting = next((route.path for route in routes if route.matches(asked)[0] is not Match.NONE), None)
-    return fitting and f"There is no resource at this path; the path without the final slash is {fitting}."
+    if fitting is None:
+        return None
+    return f"There is no resource at this path; the path without the final slash is {public_path(fitting)}."

@@ -29,7 +29,8 @@ from rest.content_negotiation import JSON, PROBLEM
 from rest.encounters import MAX_OFFSET, PATIENT_ENCOUNTER, PATIENT_ENCOUNTERS, VALID
 from rest.errors import envelope, problem_of, status_of
 from rest.problem_pages import refusals
-from rest.responses import LINK, json_bytes
+from rest.public_url import PUBLIC_URL, PublicUrl, public_path
+from rest.responses import json_bytes, service_links
 
 Json = dict[str, Any]
 
@@ -85,13 +86,17 @@ SCHEMAS: dict[Kind, Json] = {
 
 
 async def openapi_document(request: Request) -> Response:
-    """Return the description with this gateway's scopes. Needs no token: it is the published contract."""
-    return json_bytes(_written(frozenset(state_of(request.scope)["services"].scopes.items())), 200)
+    """Return the description with this gateway's scopes and URL. Needs no token: it is the published contract."""
+    scopes = frozenset(state_of(request.scope)["services"].scopes.items())
+    return json_bytes(_written(scopes, PUBLIC_URL.get()), 200)
 
 
 @lru_cache(maxsize=1)
-def _written(scopes: frozenset[tuple[Permission, tuple[str, ...]]]) -> bytes:
-    return json.dumps(openapi(dict(scopes)), ensure_ascii=False).encode()
+def _written(scopes: frozenset[tuple[Permission, tuple[str, ...]]], url: PublicUrl) -> bytes:
+    described = openapi(dict(scopes))
+    if url.origin:
+        described["servers"][0]["url"] = url.origin + url.path
+    return json.dumps(described, ensure_ascii=False).encode()
 
 
 def openapi_json() -> str:
@@ -137,7 +142,7 @@ def _derived(request_id: str) -> Json:
     encounter = {name: _schema_of(MEMBERS[name]) for name in PUBLISHED}
     example = {name: MEMBERS[name].example for name in PUBLISHED}
     derived = {
-        "link": LINK,
+        "link": service_links(),
         "limit.default": limits.default,
         "limit.maximum": limits.maximum,
         "offset.maximum": MAX_OFFSET,
@@ -148,6 +153,7 @@ def _derived(request_id: str) -> Json:
         "encounter.patient_id": encounter["patient_id"],
         "example.encounter": example,
         "example.encounter_id": example["id"],
+        "example.location": public_path(f"/v1/patients/demo-patient/encounters/{request_id}"),
         "example.command": {name: example[name] for name in EncounterBody.model_fields},
         "example.valid": VALID,
         "example.rule": RULES["required"].means,

@@ -7,15 +7,15 @@ import orjson
 from starlette.responses import Response
 
 from rest.content_negotiation import JSON
-
-LINK = '</openapi.json>; rel="service-desc", </docs>; rel="help"'
-"""Links to the description of this door, for programs and for people. Source: RFC 8631."""
+from rest.public_url import public_path
 
 Fields = Sequence[tuple[bytes, bytes]]
 """Header fields, with names in lower case."""
 
-SHARED: Fields = [(b"link", LINK.encode()), (b"vary", b"Accept"), (b"cache-control", b"no-store")]
-"""The default header fields of every response."""
+
+def service_links() -> str:
+    """Return links to the description of this door, for programs and for people. Source: RFC 8631."""
+    return f'<{public_path("/openapi.json")}>; rel="service-desc", <{public_path("/docs")}>; rel="help"'
 
 
 def write_json(body: Any) -> bytes:
@@ -48,5 +48,6 @@ def missing_headers(head: Fields, fields: Fields) -> Fields:
 
 def with_default_headers(response: Response) -> Response:
     """Add the default header fields to a response, and return it."""
-    response.raw_headers += missing_headers(response.raw_headers, SHARED)
+    shared = [(b"link", service_links().encode()), (b"vary", b"Accept"), (b"cache-control", b"no-store")]
+    response.raw_headers += missing_headers(response.raw_headers, shared)
     return response

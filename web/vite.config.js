@@ -25,6 +25,8 @@ function compressedCopies() {
 }
 
 export default defineConfig({
+  // Relative URLs: a proxy may serve the pages below a path.
+  base: "./",
   plugins: [react(), compressedCopies()],
   build: {
     // GraphiQL requires the syntax of the browsers of 2023.

@@ -19,6 +19,7 @@ from resolvers.errors import Forbidden, ServerError, Stopped
 from resolvers.request_state import RequestState, state_of
 from rest.errors import error_response
 from rest.preferences import preference_fields
+from rest.public_url import PUBLIC_URL
 from rest.responses import missing_headers
 
 # Characters that are safe in a header, a log line and a URL.
@@ -173,7 +174,8 @@ def _populate_state(scope: Scope) -> RequestState:
         head[name] = f"{head[name]}, {value}" if name in head else value
     sent = head.get("x-request-id", "")
     origin = head.get("origin") or None
-    if (host := head.get("host")) and origin in {f"http://{host}", f"https://{host}"}:
+    own = {PUBLIC_URL.get().origin} | ({f"http://{host}", f"https://{host}"} if (host := head.get("host")) else set())
+    if origin in own:
         origin = None  # a page served by the gateway
     scope.setdefault("state", {})
     state = state_of(scope)

@@ -39,6 +39,7 @@ EVERYTHING = REQUIRED | {
         "GATEWAY_MAX_BODY_BYTES": 524288,
         "GATEWAY_FEDERATION": True,
         "GATEWAY_ORIGINS": {"app": ["https://a"]},
+        "GATEWAY_PUBLIC_URL": "https://gateway.example/gateway/",
     },
     "secrets": SECRETS,
     "drain": {"pauseSeconds": 7, "seconds": 20},
@@ -50,6 +51,7 @@ EVERYTHING = REQUIRED | {
     "podLabels": {"team": "records"},
     "tolerations": [{"key": "clinical", "operator": "Exists"}],
 }
+AT_THE_ROOT = EVERYTHING | {"settings": {}}
 # OpenShift chooses the users.
 ANY_USER = REQUIRED | {"podSecurityContext": {"runAsUser": None, "runAsGroup": None, "fsGroup": None}}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -67,7 +69,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.fixture(scope="module")
 def rendered() -> list[Any]:
     """What `manifests.py` prints for each of the values: manifests, or a message."""
-    given = [REQUIRED, EVERYTHING, ANY_USER, *(values for values, _ in REFUSED.values())]
+    given = [REQUIRED, EVERYTHING, ANY_USER, AT_THE_ROOT, *(values for values, _ in REFUSED.values())]
     ran = subprocess.run(
         [PYTHON, Path(__file__).with_name("manifests.py"), *VERSIONS],
         input=json.dumps(given),
@@ -130,6 +132,15 @@ def test_settings_are_variables_and_secrets_are_files(rendered) -> None:
     assert {name.removesuffix("_FILE") for name in variables} <= known
 
 
+def test_the_ingress_serves_the_path_of_the_public_url(rendered) -> None:
+    below, root = (
+        by_kind(manifests)["Ingress"]["spec"]["rules"][0]["http"]["paths"] for manifests in (rendered[1], rendered[3])
+    )
+
+    assert [(each["path"], each["pathType"]) for each in below] == [("/gateway/", "Prefix")]
+    assert [(each["path"], each["pathType"]) for each in root] == [("/", "Prefix")]
+
+
 def test_a_pod_has_time_to_drain_and_one_is_disrupted_at_once(rendered) -> None:
     kinds = by_kind(rendered[1])
     pod = kinds["Deployment"]["spec"]["template"]["spec"]
@@ -183,7 +194,7 @@ def test_alerts_name_metrics_of_the_gateway(rendered) -> None:
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_incomplete_or_misspelt_values_are_refused(rendered, case: str) -> None:
-    message = rendered[3 + list(REFUSED).index(case)]
+    message = rendered[4 + list(REFUSED).index(case)]
 
     assert isinstance(message, str)
     assert REFUSED[case][1] in message

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 
 from tests.cast import Cast
 from tests.controlled_schema import TOKENS
-from tests.gateways import ROOT, free_port
+from tests.gateways import ROOT, Gateway, free_port
 from tests.graphql.test_subscriptions import BEGINNING, EVENTS, gateway_on, record
 from tests.waiting import wait_until
 from tests.websocket_client import TIMEOUT_SECONDS, connect_to
@@ -56,11 +57,24 @@ def changed(text: str, changes: dict[str, str]) -> str:
     return text
 
 
-def nginx(folder: Path, port: int, gateway_port: int) -> list[str | Path]:
+# Comments of the examples: what replaces the next line, or is added, where the gateway has a path.
+BELOW_A_PATH = {r"^\s*# Below a path: (.*)\n.*$": r"\1", r"# Below a path, also: ": ""}
+
+
+def example(name: str, *, below_a_path: bool) -> str:
+    """Return an example of `deploy/`, as it is or changed for a gateway below `/gateway/`."""
+    text = (ROOT / "deploy" / name).read_text()
+    for pattern, replacement in BELOW_A_PATH.items() if below_a_path else ():
+        text = re.sub(pattern, replacement, text, flags=re.MULTILINE)
+    assert ("/gateway/metrics" in re.sub(r"#.*", "", text)) == below_a_path
+    return text
+
+
+def nginx(folder: Path, port: int, gateway_port: int, *, below_a_path: bool = False) -> list[str | Path]:
     """Write the configuration of nginx; return the command that runs it."""
     assert NGINX is not None
     virtual_host = changed(
-        (ROOT / "deploy/nginx/gateway.conf").read_text(),
+        example("nginx/gateway.conf", below_a_path=below_a_path),
         {
             r"^  listen \[::\]:443.*\n": "",
             r"listen 443 ": f"listen 127.0.0.1:{port} ",
@@ -73,11 +87,11 @@ def nginx(folder: Path, port: int, gateway_port: int) -> list[str | Path]:
     return [NGINX, "-c", folder / "nginx.conf", "-e", folder / "log"]
 
 
-def caddy(folder: Path, port: int, gateway_port: int) -> list[str | Path]:
+def caddy(folder: Path, port: int, gateway_port: int, *, below_a_path: bool = False) -> list[str | Path]:
     """Write the configuration of Caddy; return the command that runs it."""
     assert CADDY is not None
     site = changed(
-        (ROOT / "deploy/caddy/Caddyfile").read_text(),
+        example("caddy/Caddyfile", below_a_path=below_a_path),
         {
             # A certificate of this test, because no authority can be asked for one.
             r"^gateway\.example \{": f"localhost:{port} {{\n\ttls {folder}/fullchain.pem {folder}/key.pem",
@@ -127,8 +141,8 @@ class Proxy:
         pytest.param(caddy, marks=pytest.mark.skipif(CADDY is None, reason="apt-get install caddy")),
     ]
 )
-def configure(request: pytest.FixtureRequest) -> Callable[[Path, int, int], list[str | Path]]:
-    command: Callable[[Path, int, int], list[str | Path]] = request.param
+def configure(request: pytest.FixtureRequest) -> Callable[..., list[str | Path]]:
+    command: Callable[..., list[str | Path]] = request.param
     return command
 
 
@@ -145,9 +159,9 @@ def make_certificate(folder: Path) -> Path:
 
 
 @asynccontextmanager
-async def running(configure, gateway_port: int, folder: Path) -> AsyncIterator[Proxy]:
-    """Run a proxy in front of a port of this machine."""
-    port, certificate = free_port(), make_certificate(folder)
+async def running(configure, gateway_port: int, folder: Path, port: int = 0) -> AsyncIterator[Proxy]:
+    """Run a proxy in front of a port of this machine; without `port`, on a free one."""
+    port, certificate = port or free_port(), make_certificate(folder)
     with (folder / "output").open("w") as output:
         process = await asyncio.create_subprocess_exec(
             *configure(folder, port, gateway_port), stdout=output, stderr=output, env=os.environ | {"HOME": str(folder)}
@@ -220,6 +234,29 @@ async def test_a_subscription_over_websocket_passes(configure, database_url: str
             encounter_id = await record(gateway, patient_id)
             event = (await websocket.next("events"))["data"]["encounterEvents"]
             assert event["encounter"]["id"] == encounter_id
+
+
+async def test_the_gateway_is_served_below_a_path(configure, database_url: str, cast: Cast, tmp_path: Path) -> None:
+    TOKENS.give("dev")
+    path, port = f"/gateway/v1/patients/{await cast.patient()}/encounters", free_port()
+    settings = {"GATEWAY_PUBLIC_URL": f"https://localhost:{port}/gateway/"}
+    gateway = Gateway.on(database_url, **settings).started()
+    try:
+        gateway_port = int(gateway.origin.rpartition(":")[2])
+        async with running(partial(configure, below_a_path=True), gateway_port, tmp_path, port) as proxy:
+            status, _, body = await proxy.curl(path, "--include", body={"brand_id": "loop", "encounter_type": "lab"})
+            assert status == 201
+            location = re.findall(rb"(?im)^location: (.*?)\r$", body)[0].decode()
+            assert (await proxy.curl(location))[0] == 200
+
+            assert (await proxy.curl("/gateway", "--location", "--header", "Accept: text/html"))[0] == 200
+            assert (await proxy.curl("/gateway/metrics"))[0] == 404
+            assert b"encounter" not in (await proxy.curl("/healthz"))[2]
+            context = ssl.create_default_context(cafile=proxy.certificate)
+            async with connect_to(f"{proxy.origin}/gateway", ssl=context) as websocket:
+                await websocket.authenticate()
+    finally:
+        gateway.end()
 
 
 async def test_only_the_proxy_names_the_address_of_a_client(configure, tmp_path: Path) -> None:

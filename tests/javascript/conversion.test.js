@@ -7,7 +7,7 @@ import { NotConvertible, toGraphql, toRest } from "./pages/conversion.js";
 import { read, write } from "./pages/exact_json.js";
 import { words } from "./pages/shell.js";
 
-const ORIGIN = { origin: "http://127.0.0.1:8000" };
+const BASE = { base: "http://127.0.0.1:8000" };
 const BY_VARIABLES = `mutation ($patientId: ID!, $input: RecordEncounterInput!, $key: String) {
   recordEncounter(patientId: $patientId, input: $input, idempotencyKey: $key) { __typename }
 }`;
@@ -15,7 +15,7 @@ const BY_VARIABLES = `mutation ($patientId: ID!, $input: RecordEncounterInput!, 
 const byShell = (command) =>
   execFileSync("sh", ["-c", `printf '%s\\0' ${command}`], { env: { TOKEN: "$TOKEN" } }).toString().split("\0").slice(0, -1);
 
-const inline = (call) => toRest(`mutation { ${call} { __typename } }`, "", ORIGIN);
+const inline = (call) => toRest(`mutation { ${call} { __typename } }`, "", BASE);
 
 const body = (command) => words(command).at(-1);
 
@@ -28,7 +28,7 @@ test("a call becomes one curl command with its key and the token as a shell vari
   const variables = { patientId: "demo-patient", input: { brandId: "loop", encounterType: "OFFICE_VISIT" }, key: "k-1" };
 
   assert.equal(
-    toRest(BY_VARIABLES, JSON.stringify(variables), ORIGIN),
+    toRest(BY_VARIABLES, JSON.stringify(variables), BASE),
     `curl http://127.0.0.1:8000/v1/patients/demo-patient/encounters \\
   -H "Authorization: Bearer $TOKEN" \\
   -H 'Content-Type: application/json' \\
@@ -47,7 +47,7 @@ test("every member is renamed in both directions", () => {
     notes: "Slept well.",
     metadata: { brandId: "stays", brand_id: "stays", nested: [1, null, true, { notes: "x" }] },
   };
-  const command = toRest(BY_VARIABLES, JSON.stringify({ patientId: "p", input }), ORIGIN);
+  const command = toRest(BY_VARIABLES, JSON.stringify({ patientId: "p", input }), BASE);
 
   assert.deepEqual(Object.keys(JSON.parse(body(command))), [
     "brand_id", "encounter_type", "provider_id", "scheduled_at", "chief_complaint", "notes", "metadata",
@@ -59,11 +59,11 @@ for (const text of SPECIAL_TEXTS) {
   test(`${JSON.stringify(text)} is unchanged in both directions and in a shell`, () => {
     const input = { brandId: "loop", encounterType: "LAB", notes: text, metadata: { [text]: [text] } };
     const variables = { patientId: text.toWellFormed() || "p", input, key: "k" };
-    const command = toRest(BY_VARIABLES, JSON.stringify(variables), ORIGIN);
+    const command = toRest(BY_VARIABLES, JSON.stringify(variables), BASE);
     const back = toGraphql(command);
 
     assert.deepEqual(JSON.parse(back.variables), variables);
-    assert.equal(toRest(back.query, back.variables, ORIGIN), command);
+    assert.equal(toRest(back.query, back.variables, BASE), command);
     assert.deepEqual(byShell(command), words(command));
   });
 }
@@ -72,7 +72,7 @@ for (const key of ["k", `"k"`, `"`, `""`, `"a\\"b"`, `"a\\b"`, "it's", `\\`]) {
   test(`the key ${key} is unchanged in both directions`, () => {
     const variables = { patientId: "p", input: { brandId: "loop", encounterType: "LAB" }, key };
 
-    assert.deepEqual(JSON.parse(toGraphql(toRest(BY_VARIABLES, JSON.stringify(variables), ORIGIN)).variables), variables);
+    assert.deepEqual(JSON.parse(toGraphql(toRest(BY_VARIABLES, JSON.stringify(variables), BASE)).variables), variables);
   });
 }
 
@@ -94,10 +94,10 @@ test("every digit of a number is kept, through variables and literals", () => {
   const literal = `recordEncounter(patientId: 7, input: {brandId: "loop", encounterType: LAB, metadata: {a: ${digits}}})`;
   const variables = `{"patientId": "7", "input": {"brandId": "loop", "encounterType": "LAB", "metadata": {"a": ${digits}}}}`;
 
-  for (const command of [inline(literal), toRest(BY_VARIABLES, variables, ORIGIN)]) {
+  for (const command of [inline(literal), toRest(BY_VARIABLES, variables, BASE)]) {
     assert.equal(body(command), `{"brand_id":"loop","encounter_type":"lab","metadata":{"a":${digits}}}`);
     const back = toGraphql(command);
-    assert.equal(toRest(back.query, back.variables, ORIGIN), command);
+    assert.equal(toRest(back.query, back.variables, BASE), command);
   }
 });
 
@@ -109,7 +109,7 @@ test("literals, block strings, nested variables and defaults are read", () => {
         lines
       """, metadata: {list: [$note, null, true, 1]}}) { __typename }
   }`;
-  const command = toRest(query, '{"note": "it\'s"}', ORIGIN);
+  const command = toRest(query, '{"note": "it\'s"}', BASE);
 
   assert.ok(command.includes("/v1/patients/p/encounters"));
   assert.deepEqual(JSON.parse(body(command)), {
@@ -124,15 +124,15 @@ test("of several operations the named one is converted", () => {
     mutation A { recordEncounter(patientId: "a", input: {brandId: "loop", encounterType: LAB}) { __typename } }
     mutation B { recordEncounter(patientId: "b", input: {brandId: "loop", encounterType: LAB}) { __typename } }`;
 
-  assert.ok(toRest(query, "", { ...ORIGIN, operationName: "B" }).includes("/v1/patients/b/"));
-  assert.throws(() => toRest(query, "", ORIGIN), NotConvertible);
+  assert.ok(toRest(query, "", { ...BASE, operationName: "B" }).includes("/v1/patients/b/"));
+  assert.throws(() => toRest(query, "", BASE), NotConvertible);
 });
 
 test("comments in variables are ignored", () => {
   const variables = `{ // who
     "patientId": "p", /* what */ "input": {"brandId": "loop", "encounterType": "LAB", "notes": "a // b"} }`;
 
-  assert.equal(JSON.parse(body(toRest(BY_VARIABLES, variables, ORIGIN))).notes, "a // b");
+  assert.equal(JSON.parse(body(toRest(BY_VARIABLES, variables, BASE))).notes, "a // b");
 });
 
 test("curl commands and HTTP requests in any form are parsed", () => {
@@ -189,7 +189,7 @@ for (const [query, variables, why] of [
   [BY_VARIABLES, "[]", "object"],
 ]) {
   test(`${query} with ${variables || "nothing"} is refused with a reason`, () => {
-    assert.throws(() => toRest(query, variables, ORIGIN), (error) => error instanceof NotConvertible && error.message.includes(why));
+    assert.throws(() => toRest(query, variables, BASE), (error) => error instanceof NotConvertible && error.message.includes(why));
   });
 }
 
@@ -204,9 +204,9 @@ test("validate_only is kept in both directions", () => {
   const literal = 'recordEncounter(patientId: "p", input: {brandId: "loop", encounterType: LAB}, validateOnly: true)';
   const command = inline(literal);
 
-  assert.ok(command.startsWith(`curl '${ORIGIN.origin}/v1/patients/p/encounters?validate_only=true'`));
+  assert.ok(command.startsWith(`curl '${BASE.base}/v1/patients/p/encounters?validate_only=true'`));
   const back = toGraphql(command);
-  assert.equal(toRest(back.query, back.variables, ORIGIN), command);
+  assert.equal(toRest(back.query, back.variables, BASE), command);
   assert.ok(!inline(literal.replace("true", "false")).includes("validate_only"));
   assert.throws(() => toGraphql(command.replace("=true", "=yes")), NotConvertible);
   assert.throws(() => inline(literal.replace("validateOnly", "other")), NotConvertible);

@@ -215,3 +215,46 @@ def test_a_variable_that_resembles_a_service_is_an_error(
 
     with pytest.raises(SettingsError, match=name):
         Settings.from_environment()
+
+
+@pytest.mark.parametrize(
+    ("url", "origin", "path"),
+    [
+        ("https://clinic.example/gateway/", "https://clinic.example", "/gateway"),
+        ("https://clinic.example/gateway", "https://clinic.example", "/gateway"),
+        ("https://Clinic.example:443/a/b-1/", "https://clinic.example", "/a/b-1"),
+        ("https://clinic.example:8443", "https://clinic.example:8443", ""),
+        ("http://localhost:80/", "http://localhost", ""),
+        ("http://[::1]:8080/gateway/", "http://[::1]:8080", "/gateway"),
+        ("https://bücher.example/", "https://xn--bcher-kva.example", ""),
+    ],
+)
+def test_a_public_url_has_the_origin_that_browsers_send_and_a_path(url: str, origin: str, path: str) -> None:
+    settings = Settings(public_url=url)
+
+    assert (settings.public_origin, settings.public_path) == (origin, path)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("clinic.example/gateway", "valid URL"),
+        ("ftp://clinic.example/", "URL scheme should be 'http' or 'https'"),
+        ("https://nurse:secret@clinic.example/", "must not contain a user name"),
+        ("https://clinic.example/?a=secret", "must not contain a user name, a password, a query or a fragment"),
+        ("https://clinic.example/#secret", "a fragment"),
+        ("https://clinic.example/a//b/", "the path may have letters"),
+        ("https://clinic.example/a%20b/", "the path may have letters"),
+        ("https://clinic.example/v1/", "the path must not begin with /v1, which is a path of the gateway itself"),
+        ("https://clinic.example/docs", "/docs"),
+        ("https://clinic.example/gateway/", "development mode serves the hosts localhost"),
+    ],
+)
+def test_an_unusable_public_url_is_refused(monkeypatch: pytest.MonkeyPatch, url: str, message: str) -> None:
+    monkeypatch.setenv("GATEWAY_PUBLIC_URL", url)
+
+    with pytest.raises(SettingsError, match=r"^GATEWAY_PUBLIC_URL: ") as mistake:
+        Settings.from_environment()
+
+    assert message in str(mistake.value)
+    assert "secret" not in str(mistake.value)

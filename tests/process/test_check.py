@@ -49,6 +49,22 @@ async def refused_by_both(url: str | None, **settings: str) -> str:
     return sentence
 
 
+async def test_the_public_url_is_printed_or_refused(server_url: str) -> None:
+    url = await create_database(server_url)
+
+    code, output = await run("check", url, **UNSAFE, GATEWAY_PUBLIC_URL="http://localhost:8080/gateway")
+
+    assert code == 0
+    assert "GATEWAY_PUBLIC_URL=http://localhost:8080/gateway\n" in output
+    assert "\nClients use http://localhost:8080/gateway/.\n" in output
+    for command in ("check", "serve"):
+        code, output = await run(command, url, **UNSAFE, GATEWAY_PUBLIC_URL="http://localhost/gateway/?token=secret")
+        assert (code, output) == (
+            1,
+            "gateway: GATEWAY_PUBLIC_URL: must not contain a user name, a password, a query or a fragment\n",
+        )
+
+
 async def test_an_unmigrated_database_is_reported_as_migrated_by_serve(server_url: str) -> None:
     url = await create_database(server_url)
 

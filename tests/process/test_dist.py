@@ -81,7 +81,7 @@ def test_a_wheel_serves_both_doors_and_the_pages_without_a_checkout(dist, enviro
 
 def _assets(page: str) -> set[str]:
     """Return the assets that a page loads first."""
-    return set(re.findall(r'"(/assets/[^"]+)"', page))
+    return set(re.findall(r'"(\./assets/[^"]+)"', page))
 
 
 def test_the_wheel_contains_the_packages_and_the_pages(dist) -> None:

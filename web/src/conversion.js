@@ -52,7 +52,7 @@ export class NotConvertible extends Error {}
  *
  * Throws NotConvertible.
  */
-export function toRest(query, variables, { origin, operationName } = {}) {
+export function toRest(query, variables, { base, operationName } = {}) {
   const { patientId, input, idempotencyKey, validateOnly } = call(query, variables, operationName);
   const body = renamed(input, MEMBERS, (field) => {
     throw new NotConvertible(`A REST body has no member ${field}.`);
@@ -60,7 +60,7 @@ export function toRest(query, variables, { origin, operationName } = {}) {
   if (typeof body.encounter_type === "string") body.encounter_type = body.encounter_type.toLowerCase();
   const path = `/v1/patients/${encodeURIComponent(patientId)}/encounters${validateOnly ? "?validate_only=true" : ""}`;
   const lines = [
-    `curl ${quote(origin + path)}`,
+    `curl ${quote(base + path)}`,
     `-H "Authorization: Bearer $TOKEN"`,
     `-H ${quote("Content-Type: application/json")}`,
     ...(idempotencyKey == null ? [] : [`-H ${quote(`Idempotency-Key: ${sent(idempotencyKey)}`)}`]),

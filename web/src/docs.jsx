@@ -2,6 +2,7 @@ import { StrictMode, useEffect, useId, useRef, useState, useSyncExternalStore } 
 import { createRoot } from "react-dom/client";
 import "./docs.css";
 import { askForToken } from "./authorize.js";
+import { base } from "./base.js";
 import { copy } from "./clipboard.js";
 import { LANGUAGES } from "./code_samples.js";
 import { development } from "./development.js";
@@ -30,14 +31,14 @@ function RestPage() {
   }, [description]);
 
   if (failure) return <p className="failure" role="alert">{`The description could not be loaded. ${failure}`}</p>;
-  if (!description) return <p className="failure" role="status">Loading /openapi.json …</p>;
+  if (!description) return <p className="failure" role="status">Loading openapi.json …</p>;
   const shared = { token, language, setLanguage, showToken, setShowToken, recorded, setRecorded };
   return (
     <>
       <header className="intro">
         <h1>REST</h1>
         <p>
-          {description.about} Everything here is read from <a href="/openapi.json">openapi.json</a>, the OpenAPI 3.1 description
+          {description.about} Everything here is read from <a href="openapi.json">openapi.json</a>, the OpenAPI 3.1 description
           for generators of clients.
         </p>
         <nav aria-label="On this page">
@@ -64,7 +65,7 @@ function RestPage() {
 }
 
 async function loadDescription() {
-  const answer = await fetch("/openapi.json");
+  const answer = await fetch(`${base}/openapi.json`);
   if (!answer.ok) throw new Error(`The gateway answered ${answer.status}.`);
   return readDescription(await answer.json());
 }
@@ -136,7 +137,7 @@ function requestOf(call, values) {
   const query = given.filter((each) => each.in === "query").map(({ name }) => `${name}=${encodeURIComponent(values[name])}`);
   return {
     method: call.method,
-    url: location.origin + path + (query.length ? `?${query.join("&")}` : ""),
+    url: base + path + (query.length ? `?${query.join("&")}` : ""),
     headers: given.filter((each) => each.in === "header").map(({ name }) => [name, values[name]]),
     body: call.members && values.body,
   };
@@ -373,7 +374,7 @@ function Outcome({ answer }) {
       {code && (
         <>
           {" · "}
-          <a href={`/problems/${code}`} target="_blank" rel="noreferrer">
+          <a href={`problems/${code}`} target="_blank" rel="noreferrer">
             {code}
           </a>
         </>
@@ -480,7 +481,7 @@ function Status({ response, all }) {
       <td>
         {refusal
           ? refusal.codes.map((code) => (
-              <a key={code} href={`/problems/${code}`}>
+              <a key={code} href={`problems/${code}`}>
                 <code>{code}</code>
               </a>
             ))

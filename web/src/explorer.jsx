@@ -12,6 +12,7 @@ import "@graphiql/plugin-explorer/style.css";
 import "./explorer.css";
 import { correctAccessibility } from "./accessibility.js";
 import { askForToken } from "./authorize.js";
+import { base } from "./base.js";
 import { development } from "./development.js";
 import { appended } from "./events.js";
 import { defaultCaller, examples, isExample, variablesFor } from "./examples.js";
@@ -20,7 +21,7 @@ import { noteRecorded, whenRecorded } from "./recorded.js";
 import { RestButtons } from "./rest_buttons.jsx";
 import { bearer, currentToken, whenTokenChanges } from "./token.js";
 
-const url = new URL("/graphql", location.href).href;
+const url = `${base}/graphql`;
 const plugins = [HISTORY_PLUGIN, explorerPlugin()];
 const storage = memoryStorage();
 // The scalar accepts any JSON, which the schema does not say to the editor of variables.

@@ -1,6 +1,7 @@
 import { pick, useGraphiQL, useGraphiQLActions } from "@graphiql/react";
 import { useRef, useState } from "react";
 import { createPortal } from "react-dom";
+import { base } from "./base.js";
 import { copy } from "./clipboard.js";
 import { toGraphql, toRest } from "./conversion.js";
 
@@ -23,7 +24,7 @@ function CopyAsRest() {
   async function convert() {
     try {
       const variables = variableEditor?.getValue();
-      shown.current.textContent = toRest(queryEditor.getValue(), variables, { origin: location.origin, operationName });
+      shown.current.textContent = toRest(queryEditor.getValue(), variables, { base, operationName });
     } catch (error) {
       setResult({ said: error.message });
       dialog.current.showModal();

@@ -1,4 +1,5 @@
 import { askForToken } from "./authorize.js";
+import { base } from "./base.js";
 import { copy } from "./clipboard.js";
 import { development } from "./development.js";
 import { loadSdl } from "./sdl.js";
@@ -9,7 +10,7 @@ const patient = caller?.patient ?? "PATIENT_ID";
 const brand = caller?.brand ?? "BRAND";
 
 document.querySelector("#curl").textContent = `curl \\
-  ${location.origin}/v1/patients/${patient}/encounters \\
+  ${base}/v1/patients/${patient}/encounters \\
   -H ${caller ? `'Authorization: Bearer ${caller.token}'` : '"Authorization: Bearer $TOKEN"'} \\
   -H 'Content-Type: application/json' \\
   -d '{
@@ -32,6 +33,9 @@ document.querySelector("#mutation").textContent = `mutation {
     ... on Problem { code message recorded }
   }
 }`;
+
+// The paths that a client requests.
+for (const path of document.querySelectorAll(".doors code")) path.prepend(new URL(base).pathname.replace(/\/$/, ""));
 
 for (const button of document.querySelectorAll("[data-copies]")) {
   button.addEventListener("click", async () => {

@@ -1,5 +1,7 @@
 // The bearer token of this page. Only this variable has it, so it is lost when the page is closed or reloaded.
 
+import { base } from "./base.js";
+
 let token = "";
 const listeners = new Set();
 
@@ -24,7 +26,7 @@ export async function tryToken(value) {
   if (!/^[\x21-\x7e]+$/.test(value)) return "A token is one word of letters, digits and signs.";
   let answer;
   try {
-    answer = await fetch("/graphql", {
+    answer = await fetch(`${base}/graphql`, {
       method: "POST",
       headers: { "Content-Type": "application/json", ...bearer(value) },
       body: JSON.stringify({ query: "{ __typename }" }),

@@ -4,6 +4,7 @@ import { Client, type CombinedError, fetchExchange, type Operation } from "@urql
 import { type Cache, cacheExchange, type OptimisticMutationResolver } from "@urql/exchange-graphcache";
 import { persistedExchange } from "@urql/exchange-persisted";
 import { retryExchange } from "@urql/exchange-retry";
+import { base } from "../base.js";
 import hashes from "./hashes.json";
 import type { EncounterStatus } from "./operations";
 
@@ -56,7 +57,7 @@ const sendsHashes = document.querySelector<HTMLMetaElement>('meta[name="document
 export function clientFor(token: string): { client: Client; end: () => void } {
   let ended = false;
   const client = new Client({
-    url: "/graphql",
+    url: `${base}/graphql`,
     preferGetMethod: false,
     fetchSubscriptions: true,
     fetchOptions: { headers: { Authorization: `Bearer ${token}` }, cache: "no-store" },

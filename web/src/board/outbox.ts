@@ -54,7 +54,7 @@ export class Outbox {
 
   /**
    * @param client - sends the changes; it retries while the gateway cannot be reached
-   * @param owner - brand, client and person of the sign-in
+   * @param owner - brand, client and person of the sign-in, and the path of the gateway unless it is the root
    * @param report - is called with the outcome of each change
    */
   constructor(

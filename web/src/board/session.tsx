@@ -3,6 +3,7 @@
 import { createContext, type ReactNode, use, useEffect, useState, useSyncExternalStore } from "react";
 import { Provider } from "urql";
 import { askForToken } from "../authorize.js";
+import { base } from "../base.js";
 import { currentToken, whenTokenChanges } from "../token.js";
 import { clientFor, reasonOf } from "./client";
 import { type Operation, ViewerDocument } from "./operations";
@@ -46,7 +47,10 @@ export function SignedIn({ report, children }: { report: (outcome: Outcome) => v
         if (error) return setProblem(reasonOf(error));
         const { brandId, clientId, userId, can } = data!.viewer;
         if (brandId === null) return setProblem("This token is of no brand. The board shows the day of one brand.");
-        const outbox = new Outbox(client, JSON.stringify([brandId, clientId, userId]), report);
+        // Gateways below other paths of this origin share the storage, and not the changes.
+        const path = new URL(base).pathname;
+        const owner = [brandId, clientId, userId, ...(path === "/" ? [] : [path])];
+        const outbox = new Outbox(client, JSON.stringify(owner), report);
         void outbox.resume();
         setOpened({ client, brandId, can, outbox });
       });

@@ -13,7 +13,7 @@ export interface Change {
   variables: Record<string, unknown>;
   /** Milliseconds since 1970, UTC. */
   madeAt: number;
-  /** Brand, client and person: only they may send it. */
+  /** Brand, client, person and path of the gateway: only they may send it, and only there. */
   owner: string;
 }
 
