@@ -5,6 +5,7 @@ the process dies or the queue is full, but it never delays or fails a write. `do
 a loss, and what is recorded.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,25 +37,35 @@ NOT_A_REFUSAL = (Unauthenticated, InvalidToken, TemporarilyUnavailable, ServerEr
 
 
 def reads(caller: Caller, request_id: str, given: Mapping[tuple[str, str], int]) -> list[AuditRecord]:
-    """Return one record for each patient whose encounters the caller read, with their number.
+    """Return one record for each brand, of which a request has one, with the patients whose encounters the caller read.
 
-    `given` maps brand and patient to the number of encounters.
+    `given` maps brand and patient to the number of encounters. The record of several patients is that of a worklist: an
+    entry for each would cost the database more than the read.
     """
+    of_brand = defaultdict[str, dict[str, int]](dict)
+    for (brand_id, patient_id), number in given.items():
+        of_brand[brand_id][patient_id] = number
     return [
-        AuditRecord(
-            event_type=ENCOUNTERS_READ,
-            actor_type=caller.actor_type,
-            actor_id=caller.actor_id,
-            actor_brand_id=caller.brand_id,
-            entity_type="patient",
-            entity_id=patient_id,
-            patient_id=patient_id,
-            brand_id=brand_id,
-            request_id=request_id,
-            details={"encounters": number},
-        )
-        for (brand_id, patient_id), number in given.items()
+        worklist_read(caller, request_id, brand_id, patients)
+        if len(patients) > 1
+        else _patient_read(caller, request_id, brand_id, *patients.popitem())
+        for brand_id, patients in of_brand.items()
     ]
+
+
+def _patient_read(caller: Caller, request_id: str, brand_id: str, patient_id: str, number: int) -> AuditRecord:
+    return AuditRecord(
+        event_type=ENCOUNTERS_READ,
+        actor_type=caller.actor_type,
+        actor_id=caller.actor_id,
+        actor_brand_id=caller.brand_id,
+        entity_type="patient",
+        entity_id=patient_id,
+        patient_id=patient_id,
+        brand_id=brand_id,
+        request_id=request_id,
+        details={"encounters": number},
+    )
 
 
 def patients_read(caller: Caller, request_id: str, brand_id: str, patient_ids: Sequence[str]) -> AuditRecord:

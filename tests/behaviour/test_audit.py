@@ -152,7 +152,7 @@ async def test_an_audited_read_has_its_request_id(clinic: Clinic, cast: Cast, cl
     assert entry["request_id"] == f"request-of-{client}"
 
 
-async def test_reading_encounters_by_id_has_one_audit_entry_for_each_patient(
+async def test_reading_encounters_of_several_patients_by_id_has_one_audit_entry(
     clinic: Clinic, cast: Cast, client: str, token: str
 ) -> None:
     patients = [await cast.patient() for _ in range(2)]
@@ -164,11 +164,12 @@ async def test_reading_encounters_by_id_has_one_audit_entry_for_each_patient(
     fields = " ".join(f'e{number}: encounter(id: "{each}") {{ notes }}' for number, each in enumerate(ids))
     await clinic.service.graphql(f"{{ {fields} }}", token=token)
 
-    read = {entry["entity_id"]: entry["details"]["encounters"] for entry in await clinic.all_audited(client)}
-    assert read == {patients[0]: 2, patients[1]: 1}
+    (entry,) = await clinic.all_audited(client)
+    assert (entry["entity_type"], entry["entity_id"], entry["details"]["encounters"]) == ("worklist", None, 3)
+    assert sorted(entry["details"]["patients"]) == sorted(patients)
 
 
-async def test_reading_lists_of_several_patients_is_audited_for_each(
+async def test_reading_lists_of_several_patients_is_audited_in_one_entry(
     clinic: Clinic, cast: Cast, client: str, token: str
 ) -> None:
     patients = [await cast.patient() for _ in range(3)]
@@ -179,7 +180,9 @@ async def test_reading_lists_of_several_patients_is_audited_for_each(
     await clinic.service.graphql(query, {"ids": patients}, token=token)
 
     # Not the third: its list is empty.
-    assert sorted(entry["entity_id"] for entry in await clinic.all_audited(client)) == sorted(patients[:2])
+    (entry,) = await clinic.all_audited(client)
+    assert (entry["entity_type"], entry["entity_id"], entry["details"]["encounters"]) == ("worklist", None, 2)
+    assert sorted(entry["details"]["patients"]) == sorted(patients[:2])
 
 
 @DOORS
