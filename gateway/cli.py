@@ -146,6 +146,63 @@ def import_patients(file: Path, rejects: Path | None) -> None:
     sys.exit(1 if imported.refused else 0)
 
 
+@patients.command(
+    "erase",
+    epilog=examples(
+        "gateway patients erase patient-7 --brand loop",
+        "gateway patients erase patient-7 --brand loop --yes --rewrite",
+    ),
+)
+@click.argument("patient_id", metavar="ID")
+@click.option("--brand", "brand_id", required=True, help="Brand of the patient.")
+@click.option("--yes", is_flag=True, help="Erase. Without it, the command prints what it would erase.")
+@click.option(
+    "--rewrite",
+    is_flag=True,
+    help="Also remove the erased text from the database's files. Locks each table while it is rewritten.",
+)
+@click.option("--actor", help="Person whom the audit log names. Default: the account that runs the command.")
+def erase_patient(patient_id: str, *, brand_id: str, yes: bool, rewrite: bool, actor: str | None) -> None:
+    """Erase a patient with all encounters, versions, reasons, events and stored answers.
+
+    The audit log stays. The exit code is 1 if rows are left, or if the rest could not be done.
+    """
+    from gateway import erasing
+
+    actor = actor or _account()
+    if not actor.isprintable() or not 0 < len(actor) <= 128:
+        raise click.BadParameter("1 to 128 visible characters", param_hint="--actor")
+    with _database() as settings:
+        try:
+            if not yes:
+                if _run(erasing.show_rows(settings.owner_url, patient_id, brand_id, click.echo)):
+                    sys.exit("gateway: nothing was erased; repeat the command with --yes to erase these rows")
+                return
+            _run(erasing.erase(settings.owner_url, patient_id, brand_id, actor, click.echo))
+            click.echo("Erased. Nothing about the patient is left in the tables, except in the audit log.")
+            if rewrite:
+                _run(erasing.rewrite(settings.owner_url, click.echo))
+                click.echo("The database's files contain no erased text. Backups and replicas: docs/erasing.md.")
+            else:
+                _run(erasing.vacuum(settings.owner_url))
+                click.echo(
+                    "The database's files contain erased text until PostgreSQL overwrites it: see --rewrite and "
+                    "docs/erasing.md."
+                )
+        except erasing.ErasureStopped as error:
+            sys.exit(f"gateway: {error}")
+
+
+def _account() -> str:
+    """Return the name of the account that runs the command."""
+    from getpass import getuser
+
+    try:
+        return getuser()
+    except (KeyError, OSError, ImportError):
+        raise click.BadParameter("the account has no name: give one", param_hint="--actor") from None
+
+
 @encounters.command(
     "import",
     epilog=examples(

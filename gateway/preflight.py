@@ -18,6 +18,7 @@ from gateway.database.session import open_session
 from gateway.pages import built
 from gateway.settings import PREFIX, Settings, SettingsError
 from models.base import PROCESS_SCHEMA, SCHEMA
+from resolvers.audit import PATIENT_ERASED
 from resolvers.errors import InvalidToken, TemporarilyUnavailable
 
 MAY_MIGRATE = """SELECT has_database_privilege(current_database(), 'CREATE')
@@ -96,13 +97,15 @@ async def _may_migrate(owner_url: str) -> bool:
 
 
 async def _register_demo_patients(owner_url: str) -> None:
-    """Insert the patients of the examples, unless they exist."""
+    """Insert the patients of the examples, unless they exist or were erased."""
     connection = await open_session(owner_url)
     try:
         async with connection.transaction():
             await connection.executemany(
-                "INSERT INTO patient_graph.patients (id, brand_id) VALUES ($1, $2) ON CONFLICT DO NOTHING",
-                list(DEVELOPMENT_PATIENTS.items()),
+                "INSERT INTO patient_graph.patients (id, brand_id) SELECT $1, $2 WHERE NOT EXISTS ("
+                "SELECT FROM patient_graph.audit_log WHERE patient_id = $1 AND brand_id = $2 AND event_type = $3"
+                ") ON CONFLICT DO NOTHING",
+                [(patient_id, brand_id, PATIENT_ERASED) for patient_id, brand_id in DEVELOPMENT_PATIENTS.items()],
             )
     finally:
         await connection.close()

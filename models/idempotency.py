@@ -24,7 +24,9 @@ class IdempotencyKey(Table, table=True):
     client_id: str = Field(primary_key=True, sa_type=Text)
     key: str = Field(primary_key=True, sa_type=Text)
     request_hash: bytes = Field(sa_type=LargeBinary)
-    """SHA-256 of the request, in a form that is the same for REST and GraphQL."""
+    """SHA-256 of the request, in a form that is the same for REST and GraphQL. Empty if the patient was erased: the
+    patient and the answer are empty too, and the encounter is None.
+    """
     patient_id: str = Field(sa_type=Text)
     encounter_id: UUID | None = Field(default=None)
     """None for a change of a patient."""

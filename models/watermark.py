@@ -9,7 +9,8 @@ from models.base import PROCESS_SCHEMA, Table
 class Watermark(Table, table=True):
     """Three positions, none of which ever decreases: `pruned` ≤ `position` ≤ `stamped`.
 
-    Positions have no gaps, so the number of rows between two of them is their difference.
+    Positions are assigned without gaps. So the number of rows between `position` and `stamped` is their difference.
+    Before `position`, an erasure of a patient leaves gaps.
     """
 
     __tablename__ = "watermark"

@@ -24,6 +24,7 @@ APPEND_ENTRY = Statement(
 
 PATIENT_REGISTERED = "patient_graph.patient.registered"
 EXTERNAL_IDS_SET = "patient_graph.patient.external_ids_set"
+PATIENT_ERASED = "patient_graph.patient.erased"
 
 
 def encounter_event(kind: EncounterEventKind) -> str:

@@ -112,6 +112,12 @@ class PatientNotFound(NotFound):
     """The patient was not found."""
 
 
+class PatientErased(PatientNotFound):
+    """The patient was not found."""
+
+    # Raised if the patient was erased after this request had found it. The erasure has committed by then.
+
+
 class EncounterNotFound(NotFound):
     """The encounter was not found."""
 
@@ -223,6 +229,10 @@ class IdempotencyKeyReused(Conflict):
     """The idempotency key was used for another request; send a new key."""
 
     code = "idempotency_key_payload_mismatch"
+
+
+class KeyErased(IdempotencyKeyReused):
+    """The record of the idempotency key was erased with its patient; send a new key."""
 
 
 class BatchRolledBack(Conflict):

@@ -135,7 +135,8 @@ async def _kept(feed: Feed, brand_id: str, filters: EventFilter, after: int, unt
         if not mark.allows(after):
             raise _expired()
         for event in events:
-            yield event
+            if event.concerns_encounter:
+                yield event
         after = end if len(events) < BATCH else events[-1].position
 
 

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Final
 from uuid import UUID
 
 import orjson
@@ -25,6 +26,7 @@ from resolvers.context import Context
 from resolvers.errors import (
     IdempotencyKeyReused,
     InvalidInput,
+    KeyErased,
     OutcomeUnknown,
     TemporarilyUnavailable,
     Violation,
@@ -35,6 +37,9 @@ TABLE = table_of(IdempotencyKey)
 
 # Visible characters only, so that every header, log and screen shows a key unchanged.
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")
+
+ERASED: Final = b""
+"""Replaces the hash of a request whose patient was erased. The key stays, so that its repetition records nothing."""
 
 CLAIM_KEY = Statement(
     insert(TABLE)
@@ -182,8 +187,13 @@ async def kept_keys(connection: Connection, brand_id: str, client_id: str, keys:
 
 
 async def find_claimed(connection: Connection, claim: Claim) -> IdempotencyKey | None:
-    """Return the earlier claim of the key, or None. Raises `IdempotencyKeyReused` if it was for another request."""
+    """Return the earlier claim of the key, or None.
+
+    Raises `KeyErased` if its patient was erased, and `IdempotencyKeyReused` if it was for another request.
+    """
     earlier = await find_key(connection, claim.brand_id, claim.client_id, claim.key)
+    if earlier is not None and earlier.request_hash == ERASED:
+        raise KeyErased
     if earlier is not None and earlier.request_hash != claim.request_hash:
         raise IdempotencyKeyReused
     return earlier
@@ -198,7 +208,7 @@ KEY_UNREAD = (
 async def taken_key(context: Context, claim: Claim) -> AsyncIterator[tuple[Connection, IdempotencyKey | None]]:
     """Return a connection, and the earlier claim of a key that was taken; None if the key has expired since.
 
-    Raises `IdempotencyKeyReused` if the claim was for another request, or `OutcomeUnknown`.
+    Raises `KeyErased` or `IdempotencyKeyReused` as `find_claimed` does, or `OutcomeUnknown`.
     """
     try:
         async with context.database.connection(claim.brand_id) as connection:

@@ -1,7 +1,8 @@
 """The transactional outbox: events for subscribers and sinks, inserted in the transaction of the change they report.
 
 An event is appended without a position. The relay (`resolvers/relay.py`) assigns its position and moves the watermark
-when that is committed. Events are read up to the watermark, and never change again.
+when that is committed. Events are read up to the watermark, and never change again. An erasure of their patient deletes
+them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,12 +51,31 @@ APPEND_EVENT = Statement(
 
 ENCOUNTER_RECORDED = "patient_graph.encounter.recorded.v1"
 ENCOUNTER_CHANGED = "patient_graph.encounter.changed.v1"
+PATIENT_ERASED = "patient_graph.patient.erased.v1"
+"""Tells sinks to erase the patient too. It concerns no encounter, so subscribers do not get it."""
 
 IDENTITY = {name: name for name in ("patient_id", "brand_id", "encounter_type")} | {"encounter_id": "id"}
 RECORDED_PAYLOAD = IDENTITY | {"recorded_at": "created_at"}
 """The members of a recording's event, exactly as published, and the members of the encounter with their values."""
 CHANGED_PAYLOAD = IDENTITY | {"version": "version", "changed_at": "updated_at"}
 """The same for a change. Its event also has `kind`, the kind of the change."""
+
+
+async def append_erasure(connection: Connection, brand_id: str, patient_id: str, at: datetime, actor_id: str) -> None:
+    """Append the event of a patient's erasure."""
+    payload = {"patient_id": patient_id, "brand_id": brand_id, "erased_at": at}
+    await connection.fetch(
+        APPEND_EVENT,
+        patient_id=patient_id,
+        id=new_id(),
+        brand_id=brand_id,
+        event_type=PATIENT_ERASED,
+        payload=orjson.dumps(payload, option=orjson.OPT_UTC_Z).decode(),
+        actor_id=actor_id,
+        provider_ids=[],
+        encounter_types=[],
+        traceparent=None,
+    )
 
 
 async def append_event(
@@ -127,6 +147,11 @@ class Event:
     encounter_types: Sequence[str]
     traceparent: str | None = None
     """The span that made the change; None without traces. Source: W3C Trace Context, 3.2."""
+
+    @property
+    def concerns_encounter(self) -> bool:
+        """Whether subscribers get it: it is the event of an encounter."""
+        return self.event_type != PATIENT_ERASED
 
 
 class Mark(NamedTuple):

@@ -11,15 +11,15 @@ from sqlalchemy import Text, any_, bindparam, delete, func, update
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 from sqlmodel import col, select
 
-from models import Encounter, Patient, PatientExternalId, table_of
+from models import AuditEntry, Encounter, Patient, PatientExternalId, table_of
 from resolvers import json_text
 from resolvers.access import Permission
-from resolvers.audit import EXTERNAL_IDS_SET, PATIENT_REGISTERED, append_entry
+from resolvers.audit import EXTERNAL_IDS_SET, PATIENT_ERASED, PATIENT_REGISTERED, append_entry
 from resolvers.bounded_rows import BoundedStatement
 from resolvers.commands import Command, ExternalIds, FindByExternalId, broken
 from resolvers.commands import Text as CommandText
 from resolvers.context import Context
-from resolvers.errors import PatientNotFound, TemporarilyUnavailable
+from resolvers.errors import InvalidInput, KeyErased, PatientNotFound, TemporarilyUnavailable, Violation
 from resolvers.idempotency import Claim, KeyTaken, claim_change, claim_of_change, taken_key
 from resolvers.sql import Connection, Statement
 
@@ -89,6 +89,16 @@ ADD_EXTERNAL_IDS = Statement(
 DELETE_EXTERNAL_IDS = Statement(
     delete(EXTERNAL_IDS).where(
         EXTERNAL_IDS.c.patient_id == bindparam("patient_id"), EXTERNAL_IDS.c.brand_id == bindparam("brand_id")
+    )
+)
+
+
+# The log is never pruned, so it also serves as the list of erased ids.
+ERASED_PATIENTS = Statement(
+    select(col(AuditEntry.patient_id)).where(
+        col(AuditEntry.patient_id) == any_(bindparam("ids", type_=ARRAY(Text))),
+        col(AuditEntry.brand_id) == bindparam("brand_id"),
+        col(AuditEntry.event_type) == bindparam("event_type", PATIENT_ERASED),
     )
 )
 
@@ -217,10 +227,14 @@ async def register_patient(context: Context, members: Mapping[str, Any], key: st
         async with context.database.transaction(brand_id) as connection:
             is_new = await add_patients(connection, brand_id, {command.id: command.external_ids}) == 1
             patient = await find_patient(connection, brand_id, command.id)
-            assert patient is not None, "the insertion found or made it, and patients are never deleted"
+            if patient is None:
+                # Erased after the insertion had found it.
+                raise TemporarilyUnavailable
             await claim_change(context, connection, claim, patient_id=command.id, answer=orjson.dumps(not is_new))
             if is_new:
                 await append_entry(connection, context, PATIENT_REGISTERED, patient)
+    except IdErased as erased:
+        raise erased.refusal from None
     except KeyTaken as taken:
         patient, answer = await _replay(context, taken.claim, command.id)
         return Registration(patient, orjson.loads(answer), replayed=True)
@@ -273,19 +287,38 @@ async def set_external_ids(
 
 async def _replay(context: Context, claim: Claim, patient_id: str) -> tuple[Patient, bytes]:
     """Return the current state of the patient that was changed under the key, and the key's answer."""
-    async with taken_key(context, claim) as (connection, earlier):
-        patient = None if earlier is None else await find_patient(connection, claim.brand_id, patient_id)
+    try:
+        async with taken_key(context, claim) as (connection, earlier):
+            patient = None if earlier is None else await find_patient(connection, claim.brand_id, patient_id)
+    except KeyErased:
+        async with context.database.connection(claim.brand_id) as connection:
+            if await find_patient(connection, claim.brand_id, patient_id) is None:
+                raise PatientNotFound from None
+        raise
     if earlier is None or patient is None:
         # The key existed a moment ago and has just expired: the caller's next attempt will claim it.
         raise TemporarilyUnavailable
     return patient, earlier.answer
 
 
+class IdErased(Exception):
+    """Rolls back an insertion of patients, of which some were erased."""
+
+    def __init__(self, ids: frozenset[str]) -> None:
+        super().__init__()
+        self.ids = ids
+
+    @property
+    def refusal(self) -> InvalidInput:
+        """The error for the caller."""
+        return InvalidInput([Violation("/id", "erased", "must not be the id of a patient that was erased")])
+
+
 async def add_patients(connection: Connection, brand_id: str, patients: Mapping[str, Mapping[str, str]]) -> int:
     """Insert patients in one statement, except those the brand has already; return the number inserted.
 
     `patients` maps patient ids to external ids, a few thousand at most. Raises `ValueError` for an id that a URL cannot
-    contain. Checking permissions is up to the caller of this function.
+    contain, and `IdErased`. Checking permissions is up to the caller of this function.
     """
     if not all(map(can_be_registered, patients)):
         raise ValueError(ID_RULE)
@@ -293,6 +326,10 @@ async def add_patients(connection: Connection, brand_id: str, patients: Mapping[
     ids = sorted(patients)
     external_ids = [json_text.write(dict(patients[patient_id])) for patient_id in ids]
     rows = await connection.fetch(ADD_PATIENTS, brand_id=brand_id, ids=ids, external_ids=external_ids)
+    # Checked afterwards: the insertion waited for an erasure in progress, which only a later statement sees.
+    new = [row["id"] for row in rows]
+    if new and (erased := await connection.fetch(ERASED_PATIENTS, brand_id=brand_id, ids=new)):
+        raise IdErased(frozenset(row["patient_id"] for row in erased))
     await add_external_ids(connection, brand_id, {row["id"]: patients[row["id"]] for row in rows})
     return len(rows)
 

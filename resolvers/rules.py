@@ -59,6 +59,7 @@ RuleId = Literal[
     "operation",
     "subscription",
     "patient_id",
+    "erased",
     "slug",
     "csv",
     "columns",
@@ -403,6 +404,12 @@ RULES: Mapping[RuleId, Rule] = {
         "import",
         '{"id": "a/b", "brand_id": "loop"}',
         '{"id": "a-b", "brand_id": "loop"}',
+    ),
+    "erased": Rule(
+        "The id of an erased patient is not registered again. A person who returns is a new patient with a new id.",
+        "words",
+        "The id of a patient that `gateway patients erase` erased.",
+        "An id that the brand never used.",
     ),
     "slug": Rule(
         "A brand consists of lower-case letters and digits, in words joined by `-` or `_`.",

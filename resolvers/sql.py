@@ -51,7 +51,10 @@ class Statement:
 
 
 class Connection(Protocol):
-    """A connection in use, inside or outside a transaction. Raises `Locked` when the wait for a lock times out."""
+    """A connection in use, inside or outside a transaction.
+
+    Raises `Locked` when the wait for a lock times out, and `PatientErased` for an encounter whose patient is deleted.
+    """
 
     async def fetch(self, statement: Statement, **values: object) -> list[Row]:
         """Run the statement and return its rows."""

@@ -11,10 +11,13 @@ from strawberry import UNSET
 
 from models import EncounterEventKind, EncounterType
 from resolvers.commands import EventFilter
+from resolvers.errors import TemporarilyUnavailable
 from resolvers.feed import FeedEvent, stream_events
 from resolvers.outbox import Reads
 from schema.loaders import HistoryKey
 from schema.types import Encounter, Info, filter_of, none_if_left_out, require_not_null
+
+OVER = "The encounter of this event was erased; subscribe again after the last cursor."
 
 EITHER = "An event matches if the encounter had any of these values before or after the change. At most 100."
 
@@ -63,12 +66,18 @@ class EncounterEvent:
 
     async def _changed_by_of_version(self, info: Info) -> str:
         key = HistoryKey(self.patient_id, self.encounter_id, first=1, after=self.version - 1)
-        (version,) = await info.context.loaders.histories.load(key)
-        return version.changed_by
+        versions = await info.context.loaders.histories.load(key)
+        if not versions:
+            raise TemporarilyUnavailable(OVER)
+        return versions[0].changed_by
 
     @strawberry.field(description="The current state of the encounter, which may be later than the event.")
     async def encounter(self, info: Info) -> Encounter:
-        return await info.context.loaders.encounters.load(self.encounter_id)  # type: ignore[return-value]
+        encounter = await info.context.loaders.encounters.load(self.encounter_id)
+        if encounter is None:
+            # Erased after the event was read. Its events are deleted, so the resumed subscription does not get them.
+            raise TemporarilyUnavailable(OVER)
+        return encounter  # type: ignore[return-value]
 
 
 @strawberry.type

@@ -20,7 +20,7 @@ from resolvers.encounters import history as versions
 from resolvers.encounters.history import MOST_VERSIONS
 from resolvers.encounters.lifecycle import allowed_actions
 from resolvers.encounters.worklists import MOST_COUNTED
-from resolvers.errors import InvalidInput, Shape, Violation
+from resolvers.errors import InvalidInput, Shape, TemporarilyUnavailable, Violation
 from resolvers.json_text import shape_of
 from resolvers.list_sql import ORDERS
 from resolvers.paging import ListOf, Page, position_of, window_of, write_cursor
@@ -369,7 +369,9 @@ def connection_of(of: ListOf, relay: Mapping[str, Any], info: Info) -> Encounter
 async def _stored(patient: SeenPatient | models.Patient, info: Info) -> models.Patient:
     """Return the patient's row, which is read only for the patient of an encounter."""
     row = patient if isinstance(patient, models.Patient) else await info.context.loaders.patients.load(patient.id)
-    assert row is not None, "an encounter has a patient, and patients are never deleted"
+    if row is None:
+        # Erased after the encounter was read: the next attempt finds neither.
+        raise TemporarilyUnavailable
     return row
 
 

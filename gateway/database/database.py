@@ -17,7 +17,14 @@ from gateway.database.session import RELIED_ON, Session, SessionFactory
 from gateway.observability import traces
 from gateway.observability.metrics import POOL_CONNECTIONS, POOL_IN_USE, POOL_REFUSED
 from resolvers.batcher import MicroBatcher
-from resolvers.errors import AnswerTooLarge, GatewayError, Locked, OutcomeUnknown, TemporarilyUnavailable
+from resolvers.errors import (
+    AnswerTooLarge,
+    GatewayError,
+    Locked,
+    OutcomeUnknown,
+    PatientErased,
+    TemporarilyUnavailable,
+)
 from resolvers.sql import Row, Statement
 
 APP_ROLE = "gateway_app"
@@ -72,7 +79,7 @@ class PoolConnection:
         self._connection = connection
 
     async def fetch(self, statement: Statement, **values: object) -> list[Row]:
-        """Run the statement and return its rows. Raises `Locked`."""
+        """Run the statement and return its rows. Raises `Locked` or `PatientErased`."""
         return await self._rows(statement, values)
 
     async def fetch_one(self, statement: Statement, **values: object) -> Row | None:
@@ -108,6 +115,9 @@ class PoolConnection:
                 return await self._connection.fetch(statement.text, *statement.arguments(values))
         except asyncpg.LockNotAvailableError as error:
             raise Locked from error
+        except asyncpg.ForeignKeyViolationError as error:
+            # The only foreign key is that of an encounter to its patient.
+            raise PatientErased from error
 
 
 class BatchKey(NamedTuple):

@@ -24,5 +24,14 @@ async def create_database(postgres: PrivatePostgres) -> None:
         await connection.execute(f"GRANT {APP_ROLE}, {RELAY_ROLE} TO {LOGIN}")
         if not await connection.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", DATABASE):
             await connection.execute(f"CREATE DATABASE {DATABASE} OWNER {OWNER}")
+        await connection.execute(f"GRANT pg_checkpoint TO {OWNER}")
+    finally:
+        await connection.close()
+    connection = await connect(postgres.url(database=DATABASE))
+    try:
+        # For `gateway patients erase --rewrite`, which renews the write-ahead log.
+        for function in ("pg_switch_wal()", "pg_ls_waldir()"):
+            if not await connection.fetchval("SELECT has_function_privilege($1, $2, 'EXECUTE')", OWNER, function):
+                await connection.execute(f"GRANT EXECUTE ON FUNCTION {function} TO {OWNER}")
     finally:
         await connection.close()

@@ -82,7 +82,7 @@ def envelope(event: Event, source: str) -> bytes:
         "id": str(event.id),
         "source": source,
         "type": event.event_type,
-        "subject": payload["encounter_id"],
+        "subject": payload["encounter_id"] if event.concerns_encounter else event.patient_id,
         "time": event.created_at.isoformat().replace("+00:00", "Z"),
         "datacontenttype": "application/json",
         # Source: CloudEvents, distributed tracing extension.

@@ -185,6 +185,7 @@ class Feed:
         if seen != self._seen:
             return True  # the subscribers left meanwhile, and a new one moved the head
         last = events[-1].position if events else until
+        events = [event for event in events if event.concerns_encounter]
         if not mark.allows(seen):
             # The database was replaced or restored, or this process was suspended for weeks.
             self._end_all()

@@ -5,11 +5,12 @@ are still registered. Only one batch is in memory, and each batch commits by its
 again.
 """
 
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from gateway.database.database import Database
 from gateway.database.migrate import migrate
@@ -18,7 +19,7 @@ from gateway.importers.progress import Progress
 from gateway.importers.reader import CsvFormat, ImportStopped, LineReader, Record, Refusal, Unknown, opened, records_of
 from resolvers.commands import DEFAULT_LIMITS
 from resolvers.errors import InvalidInput, TemporarilyUnavailable
-from resolvers.patients import RegisterPatient, add_patients
+from resolvers.patients import IdErased, RegisterPatient, add_patients
 
 BATCH_LINES = 1_000
 """Lines in one commit; enough that commits cost little, few enough to hold in memory."""
@@ -75,31 +76,56 @@ def _members(values: dict[str, str]) -> dict[str, object]:
 TABLE = CsvFormat(("id", "brand_id"), frozenset(RegisterPatient.model_fields), _members, others_are_members=True)
 
 
-def _outcomes(records: Iterable[Record | Refusal]) -> Iterator[RegisterPatient | Refusal]:
+class _Line(NamedTuple):
+    """A valid patient, and the numbers of its lines."""
+
+    lines: range
+    patient: RegisterPatient
+
+
+def _outcomes(records: Iterable[Record | Refusal]) -> Iterator[_Line | Refusal]:
     for record in records:
+        if isinstance(record, Refusal):
+            yield record
+            continue
         try:
-            yield record if isinstance(record, Refusal) else RegisterPatient.read(record.members, DEFAULT_LIMITS)
+            yield _Line(record.lines, RegisterPatient.read(record.members, DEFAULT_LIMITS))
         except InvalidInput as error:
             yield Refusal.of(record.lines, error)
 
 
 async def _import_batch(
-    database: Database, batch: Iterable[RegisterPatient | Refusal], imported: Imported, progress: Progress
+    database: Database, batch: Iterable[_Line | Refusal], imported: Imported, progress: Progress
 ) -> None:
-    lines_of_brand: dict[str, list[RegisterPatient]] = {}
+    def refuse(refusal: Refusal) -> None:
+        progress.refuse(refusal)
+        imported.refused += len(refusal.lines)
+
+    lines_of_brand: dict[str, list[_Line]] = {}
     for outcome in batch:
         if isinstance(outcome, Refusal):
-            progress.refuse(outcome)
-            imported.refused += len(outcome.lines)
+            refuse(outcome)
         else:
-            lines_of_brand.setdefault(outcome.brand_id, []).append(outcome)
-    for brand_id, patients in lines_of_brand.items():
-        # The first line of a repeated id is used, as it would be if the two were in different batches.
-        external_ids = {patient.id: patient.external_ids for patient in reversed(patients)}
-        async with database.transaction(brand_id) as connection:
-            new = await add_patients(connection, brand_id, external_ids)
+            lines_of_brand.setdefault(outcome.patient.brand_id, []).append(outcome)
+    for brand_id, lines in lines_of_brand.items():
+        try:
+            new = await _add(database, brand_id, lines)
+        except IdErased as erased:
+            for line in lines:
+                if line.patient.id in erased.ids:
+                    refuse(Refusal.of(line.lines, erased.refusal))
+            lines = [line for line in lines if line.patient.id not in erased.ids]  # noqa: PLW2901 - the rest of them
+            new = await _add(database, brand_id, lines)
         imported.registered += new
-        imported.known += len(patients) - new
+        imported.known += len(lines) - new
+
+
+async def _add(database: Database, brand_id: str, lines: Sequence[_Line]) -> int:
+    """Insert the patients of lines in one transaction, and return their number. Raises `IdErased`."""
+    # The first line of a repeated id is used, as it would be if the two were in different batches.
+    external_ids = {line.patient.id: line.patient.external_ids for line in reversed(lines)}
+    async with database.transaction(brand_id) as connection:
+        return await add_patients(connection, brand_id, external_ids)
 
 
 @asynccontextmanager

@@ -8,12 +8,13 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import NamedTuple
 from uuid import UUID
 
 from resolvers.batcher import MicroBatcher
 from resolvers.encounters.insert import NO_LOCK_TIMEOUT, insert_at_once
-from resolvers.errors import Locked, TemporarilyUnavailable
+from resolvers.errors import Locked, PatientErased, TemporarilyUnavailable
 from resolvers.services import Insertion, NewEncounter
 from resolvers.sql import Database
 
@@ -91,7 +92,8 @@ class EncounterBatcher:
     async def _send(
         self, brand_id: str, news: Sequence[NewEncounter], within_seconds: float, lock_timeout: str
     ) -> list[Insertion]:
-        return await insert_at_once(
+        send = partial(
+            insert_at_once,
             self._database,
             brand_id,
             news,
@@ -99,6 +101,11 @@ class EncounterBatcher:
             within_seconds=within_seconds,
             lock_timeout=lock_timeout,
         )
+        try:
+            return await send()
+        except PatientErased:
+            # No row of the statement was inserted. The next one no longer finds the patient.
+            return await send()
 
 
 def _lock_of(brand_id: str, new: NewEncounter) -> _Lock:

@@ -6,7 +6,7 @@ from typing import Any
 from resolvers.commands import EncounterBody, RecordEncounter
 from resolvers.encounters.read import encounter_of_key
 from resolvers.encounters.record import Recorder, Recording
-from resolvers.errors import PatientNotFound
+from resolvers.errors import KeyErased, PatientNotFound
 from resolvers.idempotency import claim_of, find_claimed
 from resolvers.patients import find_patient
 
@@ -27,9 +27,16 @@ async def dry_run_encounter(
     claim = None if key is None else claim_of(key, context, brand_id, patient_id, command)
 
     async with context.database.connection(brand_id) as connection:
-        if claim and (earlier := await find_claimed(connection, claim)):
+        patient = await find_patient(connection, brand_id, patient_id)
+        try:
+            earlier = claim and await find_claimed(connection, claim)
+        except KeyErased:
+            if patient is None:
+                raise PatientNotFound from None
+            raise
+        if earlier:
             encounter = await encounter_of_key(context, connection, earlier)
             return Recording(encounter, earlier.answer, replayed=True)
-        if await find_patient(connection, brand_id, patient_id) is None:
+        if patient is None:
             raise PatientNotFound
     return None

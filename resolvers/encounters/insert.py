@@ -157,6 +157,7 @@ async def insert_at_once(
 
     Raises:
         Locked: A lock was held for longer; no recording was inserted.
+        PatientErased: A patient was erased during the statement; no recording was inserted.
         TemporarilyUnavailable: No recording was inserted.
         OutcomeUnknown: The connection was lost.
         asyncpg.PostgresError: A row violates a constraint; no recording was inserted.

@@ -6,6 +6,7 @@ repeats a change under its idempotency key gets the current state, and nothing i
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -25,6 +26,7 @@ from resolvers.errors import (
     CurrentVersionHidden,
     EncounterNotFound,
     IllegalTransition,
+    KeyErased,
     StaleVersion,
     TemporarilyUnavailable,
 )
@@ -167,7 +169,8 @@ async def _place_of(context: Context, brand_id: str, id_: UUID | None, claim: Cl
         if id_ is not None:
             row = await connection.fetch_one(PATIENT_OF_ENCOUNTER, brand_id=brand_id, id=id_)
         if row is None and claim is not None:
-            await find_claimed(connection, claim)
+            with suppress(KeyErased):
+                await find_claimed(connection, claim)
     if row is None:
         raise EncounterNotFound
     return {"brand_id": brand_id, "patient_id": row["patient_id"], "id": id_}
@@ -211,7 +214,10 @@ async def _replay(context: Context, claim: Claim) -> Changed:
 
 
 def _unlocked(row: Row | None) -> tuple[dict[str, Any], datetime]:
-    assert row is not None, "an encounter is never deleted, and never moves to another patient"
+    """Return the locked row and the time of the lock. Raises `EncounterNotFound`."""
+    if row is None:
+        # Its patient was erased after the encounter was found.
+        raise EncounterNotFound
     before = dict(row)
     now = before.pop("now")
     # In the form of commands, so that an unchanged object compares equal when it is sent again.

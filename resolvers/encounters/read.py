@@ -14,7 +14,7 @@ from resolvers.access import Permission
 from resolvers.bounded_rows import LONG, BoundedStatement
 from resolvers.commands import EVERYTHING, FindByExternalId, ListFilter, uuid_of
 from resolvers.context import Context
-from resolvers.errors import EncounterNotFound
+from resolvers.errors import EncounterNotFound, TemporarilyUnavailable
 from resolvers.list_sql import CRITERIA, NEWEST_FIRST, ORDERS, Order, beyond, conditions
 from resolvers.outbox import find_mark
 from resolvers.paging import Page, Window, page_of
@@ -26,9 +26,15 @@ EXTERNAL_IDS = table_of(EncounterExternalId)
 
 
 async def encounter_of_key(context: Context, connection: Connection, key: IdempotencyKey) -> Encounter:
-    """Return the current state of the encounter that a key stands for."""
+    """Return the current state of the encounter that a key stands for.
+
+    Raises `TemporarilyUnavailable` if the patient was erased after the key was read: the next attempt finds neither.
+    """
     of = {"brand_id": key.brand_id, "patient_id": key.patient_id, "id": key.encounter_id}
-    encounter = encounter_of(await connection.fetch_one(ENCOUNTER_OF_PATIENT, **of))
+    row = await connection.fetch_one(ENCOUNTER_OF_PATIENT, **of)
+    if row is None:
+        raise TemporarilyUnavailable
+    encounter = encounter_of(row)
     context.note_read([encounter])
     return encounter
 

@@ -18,7 +18,7 @@ from resolvers.encounters.external_ids import NO_EXTERNAL_IDS, add_external_ids
 from resolvers.encounters.history import append_version, json_of
 from resolvers.encounters.published import published
 from resolvers.encounters.read import TABLE, encounter_of_key
-from resolvers.errors import PatientNotFound, TemporarilyUnavailable
+from resolvers.errors import KeyErased, PatientNotFound, TemporarilyUnavailable
 from resolvers.idempotency import Claim, claim_key, claim_of, taken_key
 from resolvers.ids import new_id
 from resolvers.outbox import append_event
@@ -178,11 +178,16 @@ async def insert_encounter(
 async def _replay(context: Context, claim: Claim | None, insertion: Insertion) -> Recording:
     """Return the recording that exists under the key. Raises the reason if there is none."""
     if claim is not None:
-        async with taken_key(context, claim) as (connection, earlier):
-            if earlier is not None:
-                encounter = await encounter_of_key(context, connection, earlier)
-                context.services.metrics.recorded(replayed=True)
-                return Recording(encounter, earlier.answer, replayed=True)
+        try:
+            async with taken_key(context, claim) as (connection, earlier):
+                if earlier is not None:
+                    encounter = await encounter_of_key(context, connection, earlier)
+                    context.services.metrics.recorded(replayed=True)
+                    return Recording(encounter, earlier.answer, replayed=True)
+        except KeyErased:
+            # An erased id is never registered again, so a known patient is another one than the key's.
+            if insertion.patient_is_known:
+                raise
     if insertion.patient_is_known:
         # The key existed a moment ago and has just expired: the caller's next attempt will claim it.
         raise TemporarilyUnavailable

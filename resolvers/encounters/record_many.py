@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from models import IdempotencyKey
@@ -16,6 +17,8 @@ from resolvers.errors import (
     GatewayError,
     IdempotencyKeyReused,
     InvalidInput,
+    KeyErased,
+    PatientErased,
     PatientNotFound,
     TemporarilyUnavailable,
     Violation,
@@ -73,11 +76,11 @@ async def record_all_or_none(context: Recorder, items: Sequence[Item]) -> list[O
     places = [_place(context, brand_id, item) for item in items]
 
     try:
-        async with context.database.transaction(brand_id) as connection:
-            outcomes = await _record_places(context, connection, places)
-            if any(isinstance(outcome, GatewayError) for outcome in outcomes):
-                raise _RolledBack
-    except _RolledBack:
+        outcomes = await _record_or_roll_back(context, brand_id, places)
+    except PatientErased:
+        # The second attempt no longer finds the patient, and refuses its encounters.
+        outcomes = await _record_or_roll_back(context, brand_id, places)
+    if any(isinstance(outcome, GatewayError) for outcome in outcomes):
         return outcomes
     news = [outcome for outcome in outcomes if isinstance(outcome, Recording)]
     for each in news:
@@ -96,6 +99,19 @@ class _ValidItem(NamedTuple):
 
     columns: dict[str, Any]
     claim: Claim | None
+
+
+async def _record_or_roll_back(
+    context: Context, brand_id: str, places: Sequence[_ValidItem | GatewayError]
+) -> list[Outcome]:
+    """Record all encounters in one transaction, or none if one is refused. Raises `PatientErased`."""
+    outcomes: list[Outcome] = []
+    with suppress(_RolledBack):
+        async with context.database.transaction(brand_id) as connection:
+            outcomes = await _record_places(context, connection, places)
+            if any(isinstance(outcome, GatewayError) for outcome in outcomes):
+                raise _RolledBack
+    return outcomes
 
 
 def _require_few(items: Sequence[Item]) -> None:
@@ -159,6 +175,8 @@ async def _claim(
         try:
             if earlier := await find_claimed(connection, place.claim):
                 return earlier
+        except KeyErased as error:
+            return error if kept.patient_is_known else PatientNotFound()
         except IdempotencyKeyReused as error:
             return error
     if kept.patient_is_known:

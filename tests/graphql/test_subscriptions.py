@@ -503,3 +503,30 @@ async def test_errors_of_other_operations_do_not_end_a_subscription(sockets: Gat
         encounter_id = await record(sockets, patient_id)
 
         assert (await listener.event())["encounter"]["id"] == encounter_id
+
+
+async def test_an_event_of_an_erased_encounter_ends_the_stream(
+    sockets: GatewayServer, follow: Follow, cast: Cast
+) -> None:
+    """The event was read before the erasure, and its encounter afterwards."""
+    patient_id = await cast.patient()
+    async with follow(sockets, patientId=patient_id, after=BEGINNING) as listener:
+        first = await record(sockets, patient_id)
+        shown = await listener.event()
+        await cast.connection.execute(
+            """INSERT INTO patient_graph.outbox (patient_id, id, brand_id, event_type, payload)
+            SELECT patient_id, gen_random_uuid(), brand_id, event_type,
+                payload || jsonb_build_object('encounter_id', gen_random_uuid())
+            FROM patient_graph.outbox WHERE patient_id = $1""",
+            patient_id,
+        )
+        refused = await listener.refusal()
+    assert shown["encounter"]["id"] == first
+    assert refused["code"] == "temporarily_unavailable"
+
+    await cast.connection.execute(
+        "DELETE FROM patient_graph.outbox WHERE patient_id = $1 AND payload ->> 'encounter_id' <> $2", patient_id, first
+    )
+    later = await record(sockets, patient_id)
+    async with follow(sockets, patientId=patient_id, after=shown["cursor"]) as listener:
+        assert (await listener.event())["encounter"]["id"] == later

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import pytest
 
+from gateway.erasing import erase
 from gateway.importers import patients as importing
 from gateway.importers.patients import import_patients
 from gateway.importers.reader import ImportStopped
@@ -115,6 +116,23 @@ async def test_known_patients_are_unchanged(import_file: Import, cast: Cast, pre
 
     assert closing == "1 patient registered, 1 known already, 0 lines refused"
     assert await known(cast, prefix) == {"loop:a": {"mrn": "first"}, "loopbio:a": {"mrn": "another"}}
+
+
+async def test_an_erased_patient_is_refused_and_the_other_lines_are_imported(
+    import_file: Import, cast: Cast, database_url: str, prefix: str, tmp_path: Path
+) -> None:
+    lines = f"id,brand_id\n{prefix}a,loop\n{prefix}b,loop\n{prefix}c,loop\n{prefix}b,loopbio\n"
+    await import_file("p.csv", f"id,brand_id\n{prefix}b,loop\n")
+    await erase(database_url, f"{prefix}b", "loop", "privacy officer", lambda _: None)
+
+    for closing in (
+        "3 patients registered, 0 known already, 1 line refused",
+        "0 patients registered, 3 known already, 1 line refused",
+    ):
+        assert await import_file("p.csv", lines) == closing
+        (refused,) = [json.loads(line) for line in (tmp_path / "p.csv.rejects.jsonl").read_text().splitlines()]
+        assert (refused["line"], refused["rules"]) == (3, ["erased"])
+    assert await known(cast, prefix) == {"loop:a": {}, "loop:c": {}, "loopbio:b": {}}
 
 
 async def test_of_two_lines_with_one_id_the_first_counts(import_file: Import, cast: Cast, prefix: str) -> None:

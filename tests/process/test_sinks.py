@@ -14,6 +14,7 @@ import pytest
 from starlette.responses import RedirectResponse, Response
 
 from gateway import jobs
+from gateway.erasing import erase
 from gateway.events import delivery as sinks
 from gateway.events import pipeline
 from gateway.events.replay import NoReplay, replay
@@ -504,3 +505,26 @@ async def test_the_relay_continues_while_a_sink_fails(
         assert [str(encounter) for encounter in subscriber.encounters] == recorded
         await subscriber.stop()
     await receiver.start()
+
+
+async def test_an_erasure_is_one_event_and_replaces_the_patients_events(
+    gateway: Gateway, url: str, receiver: ReceiverServer
+) -> None:
+    await rows(url, "INSERT INTO patient_graph.patients (id, brand_id) VALUES ('patient', 'loop')")
+    receiver.answer = refuse
+    await record(gateway, 2)
+    await wait_until(lambda: receiver.tried)
+
+    await erase(url, "patient", "loop", "privacy officer", lambda _: None)
+    receiver.answer = accept
+    others = await record(gateway, 1, "other")
+    await wait_until(lambda: others == [each.event["subject"] for each in receiver.taken[-1:]])
+
+    erasure, other = (each.event for each in receiver.taken)
+    assert (erasure["type"], erasure["subject"]) == ("patient_graph.patient.erased.v1", "patient")
+    assert erasure["data"].keys() == {"patient_id", "brand_id", "erased_at"}
+    assert other["type"] == "patient_graph.encounter.recorded.v1"
+
+
+async def refuse(_delivery: Delivery) -> Response:
+    return Response(status_code=500)
