@@ -2,9 +2,11 @@
 
 import asyncio
 import gc
+import getpass
+import os
 import signal
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -238,8 +240,20 @@ def _account() -> str:
     show_default=True,
     help="Seconds that the database may be unavailable before the import stops.",
 )
+@click.option(
+    "--restore",
+    is_flag=True,
+    help="FILE is an export: keep its ids, times of recording and versions. Its encounters need no keys.",
+)
 def import_encounters(
-    file: Path, rejects: Path | None, *, name: str | None, client: str, keep_keys_days: int, retry_seconds: float
+    file: Path,
+    rejects: Path | None,
+    *,
+    name: str | None,
+    client: str,
+    keep_keys_days: int,
+    retry_seconds: float,
+    restore: bool,
 ) -> None:
     """Record encounters, each line once even if the import is repeated. The exit code is 1 if a line was refused.
 
@@ -260,10 +274,122 @@ def import_encounters(
                 client=client,
                 keep_keys_days=keep_keys_days,
                 retry_seconds=retry_seconds,
+                restore=restore,
             )
         )
     click.echo(done)
     sys.exit(1 if done.refused else 0)
+
+
+exporting_brand = click.option("--brand", "brand_id", required=True, help="The brand to export.")
+exporting_force = click.option("--force", is_flag=True, help="Replace FILE, and an interrupted export of it.")
+exporting_actor = click.option(
+    "--actor", help="Person or program whom the audit log names. Default: the operating system's user."
+)
+
+
+@patients.command("export", epilog=examples("gateway patients export patients.jsonl --brand loop"))
+@click.argument("file", type=FILE)
+@exporting_brand
+@exporting_force
+@exporting_actor
+def export_patients(file: Path, brand_id: str, actor: str | None, *, force: bool) -> None:
+    """Export the patients of a brand with their external ids, for `gateway patients import`.
+
+    FILE is JSON Lines; - for standard output. It appears when it is complete, and only its owner may read it.
+    """
+    if file.suffix.lower() == ".csv":
+        raise click.BadParameter("patients are exported as JSON Lines only", param_hint="FILE")
+    from gateway.exporters.patients import export_patients
+
+    with _exporting(file) as (settings, finish):
+        finish(_run(export_patients(settings, file, brand_id=brand_id, actor=_actor(actor), force=force)))
+
+
+@encounters.command(
+    "export",
+    epilog=examples(
+        "gateway encounters export encounters.jsonl --brand loop --resume",
+        "gateway encounters export - --brand loop --format csv > encounters.csv",
+    ),
+)
+@click.argument("file", type=FILE)
+@exporting_brand
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["jsonl", "csv"]),
+    help="Format of FILE. Default: that of its suffix (.jsonl, .ndjson, .csv); jsonl for standard output.",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Continue an interrupted export of FILE. Without one, begin: a retry may always have it.",
+)
+@exporting_force
+@exporting_actor
+def export_encounters(
+    file: Path, brand_id: str, file_format: str | None, actor: str | None, *, resume: bool, force: bool
+) -> None:
+    """Export the encounters of a brand as of one instant, for `gateway encounters import --restore`.
+
+    FILE is JSON Lines or CSV; - for standard output. It appears when it is complete, and only its owner may read it.
+    """
+    if resume and file == Path("-"):
+        raise click.BadParameter("standard output cannot be resumed; name a file", param_hint="--resume")
+    suffixes = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"} | ({"": "jsonl"} if file == Path("-") else {})
+    file_format = file_format or suffixes.get(file.suffix.lower())
+    if file_format is None:
+        raise click.BadParameter("is required, because the suffix of FILE names no format", param_hint="--format")
+    from gateway.exporters.encounters import export_encounters
+
+    with _exporting(file) as (settings, finish):
+        finish(
+            _run(
+                export_encounters(
+                    settings,
+                    file,
+                    brand_id=brand_id,
+                    file_format="csv" if file_format == "csv" else "jsonl",
+                    actor=_actor(actor),
+                    resume=resume,
+                    force=force,
+                )
+            )
+        )
+
+
+def _actor(actor: str | None) -> str:
+    """Return the actor of an export: the given one, or the user of the process."""
+    if actor is None:
+        try:
+            return getpass.getuser()
+        except (KeyError, OSError):
+            return f"uid {os.getuid()}"
+    if not actor.isprintable() or not 0 < len(actor) <= 128:
+        raise click.BadParameter("1 to 128 visible characters", param_hint="--actor")
+    return actor
+
+
+@contextmanager
+def _exporting(file: Path) -> Iterator[tuple[Settings, Callable[[str], None]]]:
+    """Yield the settings for an export, and a function that prints its final sentence.
+
+    Print an `ExportStopped` as one sentence, and exit with 1. Exit as after SIGPIPE if the reader of standard output
+    has closed its end.
+    """
+    from gateway.exporters.output import ExportStopped
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    with _database() as settings:
+        try:
+            # On standard output are the rows.
+            yield settings, lambda sentence: click.echo(sentence, err=file == Path("-"))
+        except ExportStopped as error:
+            sys.exit(f"gateway: {error}")
+        except BrokenPipeError:
+            sys.exit(128 + signal.SIGPIPE)
 
 
 @contextmanager

@@ -99,6 +99,13 @@ def _worklist(
     )
 
 
+def export_note(
+    event_type: str, caller: Caller, request_id: str, brand_id: str, details: Mapping[str, Any]
+) -> AuditRecord:
+    """Return the record of the begin or the end of an export; each of its pages has a record of its own."""
+    return _worklist(event_type, caller, request_id, brand_id, details)._replace(entity_type="export")
+
+
 def refusal(caller: Caller, request_id: str, error: GatewayError) -> AuditRecord:
     """Return the record of a refusal and its reason, without text from the caller.
 

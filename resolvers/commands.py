@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import EnumType
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 from uuid import UUID
 
 from pydantic import (
@@ -348,6 +348,9 @@ class RecordEncounter(EncounterBody):
     have the same hash, and the hashes of requests without these members stay the same.
     """
 
+    times_of_status: ClassVar[Mapping[EncounterStatus, Sequence[frozenset[str]]]] = TIMES_OF_STATUS
+    """The accepted statuses, and the times that each may have."""
+
     status: Annotated[
         EncounterStatus | None,
         Field(strict=False),
@@ -371,10 +374,11 @@ class RecordEncounter(EncounterBody):
 def _disagreements(command: RecordEncounter) -> Iterator[Violation]:
     times = {"started_at": command.started_at, "ended_at": command.ended_at}
     sent = {name: at for name, at in times.items() if at is not None}
-    if command.status is EncounterStatus.ENTERED_IN_ERROR:
+    status = command.status or EncounterStatus.SCHEDULED
+    if status not in command.times_of_status:
         message = "must not be entered in error; record the encounter, then mark it"
         yield Violation("/status", "recorded_status", message)
-    elif sent.keys() not in (accepted := TIMES_OF_STATUS[command.status or EncounterStatus.SCHEDULED]):
+    elif sent.keys() not in (accepted := command.times_of_status[status]):
         need = "with the other time" if _NONE in accepted else "with this status"
         other = "must be left out, or sent with another status than scheduled"
         excess = "must be left out with this status" if command.status else other
@@ -389,6 +393,37 @@ def _disagreements(command: RecordEncounter) -> Iterator[Violation]:
             yield Violation(f"/{name}", "future", "must not be in the future")
     if len(sent) == len(times) and sent["ended_at"] < sent["started_at"]:
         yield Violation("/ended_at", "time_order", "must not be before the start")
+
+
+MAX_VERSION = 2**31 - 1
+"""The greatest version of an encounter that its column holds."""
+
+
+def _uuid7(value: object) -> UUID:
+    uuid = uuid_of(value)
+    if uuid is None or uuid.version != 7:
+        raise broken("uuid", "must be a UUID of version 7 in its hyphenated form")
+    return uuid
+
+
+def _version(value: object) -> int:
+    if type(value) is not int or not 1 <= value <= MAX_VERSION:
+        raise broken("type", "must be a whole number from {minimum} to {maximum}", minimum=1, maximum=MAX_VERSION)
+    return value
+
+
+class RestoredEncounter(RecordEncounter):
+    """The data of an exported encounter to record again, with the members that the gateway set."""
+
+    times_of_status: ClassVar = {
+        **TIMES_OF_STATUS,
+        EncounterStatus.ENTERED_IN_ERROR: [_NONE, frozenset({"started_at"}), _BOTH],
+    }
+
+    id: Annotated[UUID, BeforeValidator(_uuid7)]
+    created_at: Annotated[datetime, BeforeValidator(parse_instant)]
+    updated_at: Annotated[datetime, BeforeValidator(parse_instant)]
+    version: Annotated[int, BeforeValidator(_version)]
 
 
 class Change(Command):

@@ -61,7 +61,7 @@ class NewEncounter(NamedTuple):
     """One validated recording, ready for insertion."""
 
     columns: Mapping[str, Any]
-    """The row of the encounter, without the times of recording."""
+    """The row of the encounter, without the times of recording unless it is restored."""
     entry_id: UUID
     event_id: UUID
     actor_type: str

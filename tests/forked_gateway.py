@@ -33,6 +33,8 @@ PRELOADED = (
     "gateway.database.migrate",
     "gateway.embedded_postgres.cluster",
     "gateway.events.pipeline",
+    "gateway.exporters.encounters",
+    "gateway.exporters.patients",
     "gateway.importers.encounters",
     "gateway.importers.patients",
     "gateway.protocols.websocket",

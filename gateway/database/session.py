@@ -115,8 +115,8 @@ class Session(asyncpg.Connection):
             await self.execute(f"SELECT set_config('{BRAND}', $1, false)", brand_id)
             self._brand_id = brand_id
 
-    async def begin(self, brand_id: str | None) -> None:
-        """Begin a transaction for a brand, or for none.
+    async def begin(self, brand_id: str | None, mode: str = "") -> None:
+        """Begin a transaction for a brand, or for none; `mode` is its mode in SQL, such as `READ ONLY`.
 
         Without a session of its own, the connection gets the settings, the role and the brand with each transaction, in
         the same round trip.
@@ -124,11 +124,11 @@ class Session(asyncpg.Connection):
         if self.keeps_session:
             if brand_id is not None:
                 await self.act_for(brand_id)
-            await self.execute("BEGIN")
+            await self.execute(f"BEGIN {mode}")
         else:
             # As hexadecimal digits, because a literal depends on `standard_conforming_strings`.
             brand = f"convert_from(decode('{(brand_id or '').encode().hex()}', 'hex'), 'UTF8')"
-            await self.execute(f"BEGIN; {self._established_by}, set_config('{BRAND}', {brand}, true)")
+            await self.execute(f"BEGIN {mode}; {self._established_by}, set_config('{BRAND}', {brand}, true)")
 
     async def establish(self, settings: Mapping[str, str], role: str | None) -> None:
         """Set the role and the settings, and verify in a second transaction that they hold.

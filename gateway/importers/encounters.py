@@ -31,6 +31,7 @@ from gateway.database.problems import translate_driver_errors
 from gateway.events.feed import Feed
 from gateway.events.notifier import Notifier
 from gateway.events.subscriber_reads import SubscriberReads
+from gateway.exporters.encounters import EMPTY_TEXTS, TEXTS
 from gateway.importers.patients import plural
 from gateway.importers.progress import Progress
 from gateway.importers.reader import (
@@ -49,9 +50,10 @@ from gateway.settings import PREFIX, Settings
 from resolvers import json_text
 from resolvers.access import Caller, Permission, scopes_from
 from resolvers.audit_notes import ENCOUNTERS_READ
-from resolvers.commands import InputLimits, RecordEncounter, Text, refuse_null
+from resolvers.commands import InputLimits, RecordEncounter, RestoredEncounter, Text, refuse_null
 from resolvers.context import Context
-from resolvers.encounters.record import Recorder, record_encounter, require_recorder
+from resolvers.encounters.record import Recorder, Recording, record_encounter, require_recorder
+from resolvers.encounters.restore import restore_encounter
 from resolvers.errors import (
     GatewayError,
     InvalidInput,
@@ -76,6 +78,9 @@ READ_AHEAD = 64
 
 PAUSE_SECONDS = 0.5
 """Seconds between two attempts at a line while the database is unavailable."""
+
+RESTORED_BYTES = 4 * 1024 * 1024
+"""Bytes; the least limit of an exported record. Amended texts together may be longer than a request."""
 
 ACQUIRE_SECONDS = 30.0
 """Seconds that a line waits for a connection; longer than for requests, because no client waits for the answer."""
@@ -105,6 +110,7 @@ async def import_encounters(
     client: str = "import",
     keep_keys_days: int = 90,
     retry_seconds: float = 300.0,
+    restore: bool = False,
 ) -> ImportSummary:
     """Record the encounters of `file`, each line once.
 
@@ -119,19 +125,21 @@ async def import_encounters(
         client: Client id that owns the idempotency keys.
         keep_keys_days: Days that the keys are stored; a run after that would record the lines again.
         retry_seconds: Seconds to retry while the database is unavailable.
+        restore: Whether the lines are those of an export, whose ids, times of recording and versions are kept.
     """
     settings = settings.model_copy(
         update={"idempotency_hours": keep_keys_days * 24, "database_acquire_seconds": ACQUIRE_SECONDS}
     )
     with opened(file) as stream:
-        lines = LineReader(stream, settings.max_body_bytes)
+        lines = LineReader(stream, max(settings.max_body_bytes, RESTORED_BYTES) if restore else settings.max_body_bytes)
         async with _context(settings, client) as context:
             with Progress.of(lines, file, rejects) as progress:
                 limits = context.services.input_limits
                 named = name or ("-" if file == STANDARD_INPUT else file.name)
                 done = ImportSummary()
-                encounters = _encounters(records_of(lines, file, TABLE, done.unknown), limits, named)
-                encounter_import = _EncounterImport(require_recorder(context), progress, retry_seconds, done)
+                records = records_of(lines, file, RESTORED_TABLE if restore else TABLE, done.unknown)
+                encounters = _restored(records, limits) if restore else _encounters(records, limits, named)
+                encounter_import = _EncounterImport(require_recorder(context), progress, retry_seconds, done, restore)
                 return await encounter_import.record_all(encounters)
 
 
@@ -143,6 +151,12 @@ class EncounterLine(RecordEncounter):
 
     patient_id: Text
     key: Annotated[Text | None, BeforeValidator(refuse_null)] = None
+
+
+class RestoredLine(RestoredEncounter):
+    """A line of an export: the encounter and the patient's id."""
+
+    patient_id: Text
 
 
 class _Line(NamedTuple):
@@ -175,6 +189,35 @@ def _members(values: dict[str, str]) -> dict[str, Any]:
 TABLE = CsvFormat(
     ("patient_id", "brand_id", "encounter_type"), frozenset(EncounterLine.model_fields), _members, breaks=True
 )
+
+
+def _restored_members(values: dict[str, str]) -> dict[str, Any]:
+    members = _members(values)
+    if members.get("version", "").isdecimal():
+        members["version"] = json_text.number(members["version"])
+    empty = members.pop(EMPTY_TEXTS, "").split()
+    return members | {name: "" for name in empty if name in TEXTS}
+
+
+RESTORED_TABLE = CsvFormat(
+    tuple(name for name, field in RestoredLine.model_fields.items() if field.is_required()),
+    frozenset({*RestoredLine.model_fields, EMPTY_TEXTS}),
+    _restored_members,
+    breaks=True,
+)
+
+
+def _restored(records: Iterator[Record | Refusal], limits: InputLimits) -> Generator[_Line | Refusal, None, None]:
+    for record in records:
+        if isinstance(record, Refusal):
+            yield record
+            continue
+        try:
+            line = RestoredLine.read(record.members, limits)
+        except InvalidInput as error:
+            yield Refusal.of(record.lines, error)
+            continue
+        yield _Line(record.lines, line.patient_id, record.members, str(line.id), derived=False)
 
 
 def _encounters(
@@ -247,7 +290,15 @@ class _DuplicateCounter:
 class _EncounterImport:
     """One import: many workers take lines from one queue, which a thread fills."""
 
-    def __init__(self, context: Recorder, progress: Progress, retry_seconds: float, done: ImportSummary) -> None:
+    def __init__(
+        self,
+        context: Recorder,
+        progress: Progress,
+        retry_seconds: float,
+        done: ImportSummary,
+        restore: bool,
+    ) -> None:
+        self._restore = restore
         self._context = context
         self._progress = progress
         self._retry_seconds = retry_seconds
@@ -329,7 +380,7 @@ class _EncounterImport:
         """
         while True:
             try:
-                recording = await record_encounter(self._context, line.patient_id, line.members, line.key)
+                recording = await self._record_line(line)
             except TemporarilyUnavailable:
                 # The encounter may have been recorded. The key makes the retry safe.
                 await self._wait_for_the_database()
@@ -347,6 +398,11 @@ class _EncounterImport:
             self._done.recorded += not recording.replayed
             self._done.already += recording.replayed
             return None
+
+    async def _record_line(self, line: _Line) -> Recording:
+        if self._restore:
+            return await restore_encounter(self._context, line.patient_id, line.members)
+        return await record_encounter(self._context, line.patient_id, line.members, line.key)
 
     async def _wait_for_the_database(self) -> None:
         now = asyncio.get_running_loop().time()

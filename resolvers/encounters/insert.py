@@ -33,18 +33,36 @@ COLUMNS = {
 }  # fmt: skip
 """The SQL types of the values that are sent for each recording. A JSON object keeps the text that was sent."""
 
+RESTORED_COLUMNS = COLUMNS | {"created_at": "timestamptz", "updated_at": "timestamptz"}
+"""The same for each restored encounter."""
+
 JSON_COLUMNS = tuple(name for name, member in MEMBERS.items() if member.kind is Kind.JSON)
 
 _MEMBERS = ", ".join(MEMBERS)
 _EVENT = object_of([(name, members_of("e", upper=False)[source]) for name, source in RECORDED_PAYLOAD.items()])
 
-# Each patient is looked up separately. The planner does not know the number of rows sent, and would read the whole
-# table of a few thousand patients. Keys are claimed in one global order, so that two concurrent statements cannot
-# deadlock. Events are appended in the order of the encounters, which the relay preserves.
-INSERT = f"""
+# An id is looked up by its index, among all patients of the brand. Another import may insert it at the same time.
+NOT_RESTORED_YET = """(
+        SELECT count(*) FROM (
+            SELECT FROM patient_graph.encounters x
+            WHERE x.id = known.id AND x.brand_id = CAST(:brand_id AS text) LIMIT 1
+        ) x
+    ) = 0
+    ON CONFLICT DO NOTHING"""
+
+
+def _rows(*, restored: bool) -> str:
+    """Return the SQL that inserts the rows of an encounter; `restored`: with the times of recording that were sent."""
+    times = "" if restored else ", now() AS created_at, now() AS updated_at"
+    condition = NOT_RESTORED_YET if restored else "key IS NULL OR id IN (SELECT encounter_id FROM claimed)"
+    details = '{"restored": true}' if restored else "{}"
+    # Each patient is looked up separately. The planner does not know the number of rows sent, and would read the whole
+    # table of a few thousand patients. Keys are claimed in one global order, so that two concurrent statements cannot
+    # deadlock. Events are appended in the order of the encounters, which the relay preserves.
+    return f"""
 known AS (
     {WITH_JSON} FROM (
-        SELECT sent.*, now() AS created_at, now() AS updated_at
+        SELECT sent.*{times}
         FROM sent, LATERAL (
             SELECT FROM patient_graph.patients p
             WHERE p.id = sent.patient_id AND p.brand_id = CAST(:brand_id AS text) LIMIT 1
@@ -64,7 +82,7 @@ claimed AS (
 ),
 recorded AS (
     INSERT INTO patient_graph.encounters AS e ({_MEMBERS})
-    SELECT {_MEMBERS} FROM known WHERE key IS NULL OR id IN (SELECT encounter_id FROM claimed)
+    SELECT {_MEMBERS} FROM known WHERE {condition}
     RETURNING e.id
 ),
 inserted AS (
@@ -75,17 +93,18 @@ versioned AS (
         patient_id, encounter_id, version, brand_id, kind, changed_at, actor_type, actor_id, request_id, changes
     )
     SELECT
-        patient_id, id, version, brand_id, 'recorded', created_at, actor_type, actor_id, request_id,
+        patient_id, id, version, brand_id, 'recorded', updated_at, actor_type, actor_id, request_id,
         CAST(changes AS jsonb)
     FROM inserted
 ),
 audited AS (
     INSERT INTO patient_graph.audit_log (
-        patient_id, id, actor_type, actor_id, actor_brand_id, event_type, entity_type, entity_id, brand_id, request_id
+        patient_id, id, actor_type, actor_id, actor_brand_id, event_type, entity_type, entity_id, brand_id, request_id,
+        details
     )
     SELECT
         patient_id, entry_id, actor_type, actor_id, actor_brand_id, 'patient_graph.encounter.recorded', 'encounter',
-        CAST(id AS text), brand_id, request_id
+        CAST(id AS text), brand_id, request_id, '{details}'
     FROM inserted
 ),
 appended AS (
@@ -98,6 +117,7 @@ appended AS (
     FROM inserted e ORDER BY id
 )
 """  # noqa: S608 - of names above
+
 
 # Left out if no encounter has external ids, so that the usual statement does not pay for it.
 IDENTIFY = """,
@@ -125,15 +145,21 @@ NO_LOCK_TIMEOUT = "0"
 
 
 @cache
-def _insert(*, many: bool, identified: bool) -> Statement:
-    """Return the statement for one recording or for several; `identified` if any of them has external ids."""
+def _insert(*, many: bool, identified: bool, restored: bool) -> Statement:
+    """Return the statement for one encounter or for several.
+
+    `identified`: whether any of them has external ids. `restored`: whether they have their times of recording.
+    """
+    sent = RESTORED_COLUMNS if restored else COLUMNS
     if many:
-        columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
+        columns = ", ".join(f"{name} {kind}" for name, kind in sent.items())
         rows = f"SELECT sent.* FROM {LIMIT_LOCK_WAITS}, json_to_recordset(CAST(:sent AS json)) AS sent ({columns})"  # noqa: S608 - built from constants of this module
     else:
-        values = ", ".join(f"CAST(:{name} AS {kind}) AS {name}" for name, kind in COLUMNS.items())
+        values = ", ".join(f"CAST(:{name} AS {kind}) AS {name}" for name, kind in sent.items())
         rows = f"SELECT {values} FROM {LIMIT_LOCK_WAITS}"  # noqa: S608 - built from constants of this module
-    return Statement(text(f"WITH sent AS ({rows}),{INSERT}{IDENTIFY if identified else ''}{OUTCOMES}"))
+    return Statement(
+        text(f"WITH sent AS ({rows}),{_rows(restored=restored)}{IDENTIFY if identified else ''}{OUTCOMES}")
+    )
 
 
 async def insert_at_once(
@@ -150,7 +176,7 @@ async def insert_at_once(
     Args:
         database: The database to insert into.
         brand_id: The brand of all recordings.
-        news: The recordings.
+        news: The recordings; all or none of them restored.
         kept_for: How long their idempotency keys are stored.
         within_seconds: Maximum wait for a connection.
         lock_timeout: Maximum wait for a lock of another transaction, in PostgreSQL's form (`50ms`).
@@ -163,6 +189,7 @@ async def insert_at_once(
         asyncpg.PostgresError: A row violates a constraint; no recording was inserted.
     """
     many = len(news) > 1
+    restored = "created_at" in news[0].columns
     identified = any(new.columns["external_ids"] != NO_EXTERNAL_IDS for new in news)
     values = {"sent": _written(news)} if many else _values(news[0])
     values |= {
@@ -172,7 +199,7 @@ async def insert_at_once(
         "lock_timeout": lock_timeout,
     }
     async with database.autocommit(brand_id, within_seconds) as connection:
-        rows = await connection.fetch(_insert(many=many, identified=identified), **values)
+        rows = await connection.fetch(_insert(many=many, identified=identified, restored=restored), **values)
     insertions = {row["id"]: Insertion(row["is_known"], row["created_at"]) for row in rows}
     return [insertions[new.columns["id"]] for new in news]
 

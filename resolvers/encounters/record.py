@@ -112,8 +112,13 @@ async def _insert(context: Context, brand_id: str, columns: Mapping[str, Any], c
         return Insertion(patient_is_known=False, created_at=None)
     if context.services.batcher is None:
         return await _insert_step_by_step(context, brand_id, columns, claim)
+    return await context.services.batcher.insert(brand_id, new_encounter(context, columns, claim))
+
+
+def new_encounter(context: Context, columns: Mapping[str, Any], claim: Claim | None) -> NewEncounter:
+    """Return the recording of a row by the caller, for `EncounterBatcher.insert`."""
     caller = context.caller
-    new = NewEncounter(
+    return NewEncounter(
         columns,
         entry_id=new_id(),
         event_id=new_id(),
@@ -127,7 +132,6 @@ async def _insert(context: Context, brand_id: str, columns: Mapping[str, Any], c
         changes=json_of(first_changes(columns)),
         traceparent=context.traceparent,
     )
-    return await context.services.batcher.insert(brand_id, new)
 
 
 async def _insert_step_by_step(
@@ -168,11 +172,25 @@ async def insert_encounter(
     """Insert an encounter with its version, its audit entry and its event; its key must be claimed already."""
     encounter = recorded(columns, now)
     await connection.fetch(INSERT_ENCOUNTER, **columns, created_at=now, updated_at=now)
+    await append_recording(context, connection, encounter, columns)
+    return encounter
+
+
+async def append_recording(
+    context: Context,
+    connection: Connection,
+    encounter: Encounter,
+    columns: Mapping[str, Any],
+    details: Mapping[str, Any] | None = None,
+) -> None:
+    """Append what belongs to a new encounter: its external ids, its version, its audit entry and its event.
+
+    `columns` are its row; `details` are those of the audit entry.
+    """
     await add_external_ids(connection, encounter)
     await append_version(connection, context, encounter, RECORDED, changes=first_changes(columns))
-    await append_entry(connection, context, encounter_event(RECORDED), encounter)
+    await append_entry(connection, context, encounter_event(RECORDED), encounter, details)
     await append_event(connection, encounter, RECORDED, context.caller.actor_id, traceparent=context.traceparent)
-    return encounter
 
 
 async def _replay(context: Context, claim: Claim | None, insertion: Insertion) -> Recording:

@@ -1,0 +1,1 @@
+"""Exporters of encounters and patients to files."""
