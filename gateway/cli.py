@@ -46,6 +46,11 @@ def audit() -> None:
     """The audit log."""
 
 
+@app.group(epilog=examples("gateway database upgrade --programs /usr/bin"))
+def database() -> None:
+    """The private PostgreSQL."""
+
+
 @app.group(epilog=examples("gateway events status", "gateway events replay --sink webhook"))
 def events() -> None:
     """The delivery of events."""
@@ -89,6 +94,25 @@ def migrate() -> None:
 
     with _database() as settings, translate_driver_errors(settings.owner_variable):
         _run(migrate(settings.owner_url))
+
+
+@database.command("upgrade", epilog=examples("gateway database upgrade --programs /usr/bin"))
+@click.option(
+    "--programs",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    required=True,
+    help="Folder of the programs (`postgres`) of the version that made the data.",
+)
+def upgrade_database(programs: Path) -> None:
+    """Copy the data of an earlier PostgreSQL to this version. The earlier data stay."""
+    from gateway.database.embedded_upgrade import upgrade
+    from gateway.embedded_postgres.os_account import PostgresUnavailable
+
+    try:
+        earlier = upgrade(_settings().data_dir, programs)
+    except PostgresUnavailable as error:
+        raise SettingsError(str(error)) from error
+    click.echo(f"Every table was copied and compared. {earlier} is not used any more: remove it after a backup.")
 
 
 @app.command(epilog=examples("gateway check", "gateway check > settings-in-force.env"))
@@ -457,6 +481,16 @@ def replay_events(sink: str, first: int | None) -> None:
             _run(with_relay_role(settings, partial(print_replay, sink=sink, first=first)))
         except NoReplay as error:
             sys.exit(f"gateway: {error}")
+
+
+@events.command("restored", epilog=examples("gateway events restored"))
+def events_restored() -> None:
+    """Refuse the cursors from before a restore of the database. Run it once, before the gateways start again."""
+    from gateway.events.restored import retire_cursors
+
+    with _database() as settings:
+        _run(retire_cursors(settings.owner_url))
+    click.echo("Cursors from before the restore are refused as expired; subscribers read the current state again.")
 
 
 @app.command(

@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
+import asyncpg
+
 from gateway.auth.development import DEVELOPMENT_PATIENTS
 from gateway.auth.discovery import Discovery
 from gateway.auth.token_introspection import Introspection
@@ -72,19 +74,20 @@ async def preflight(settings: Settings, warn: Callable[[str], None], *, changing
 
 async def _is_migrated(settings: Settings, *, changing: bool) -> bool:
     with translate_driver_errors(settings.owner_variable):
-        if changing:
-            await migrate(settings.owner_url)
-            if settings.development:
-                await _register_demo_patients(settings.owner_url)
-            return True
-        if await is_newest(settings.owner_url):
-            return True
-        if not await _may_migrate(settings.owner_url):
+        is_migrated = await is_newest(settings.owner_url)
+        if not is_migrated and not await _may_migrate(settings.owner_url):
             raise SettingsError(
                 f"{settings.owner_variable}: the database is not migrated, and this login may not migrate it: it must "
                 "be allowed to create schemas, and to create the roles gateway_app and gateway_relay unless they exist"
+                "; or run `gateway migrate` as the owner"
             )
-    return False
+        if changing:
+            await migrate(settings.owner_url)
+            if settings.development:
+                # A login that only serves registers none.
+                with suppress(asyncpg.InsufficientPrivilegeError):
+                    await _register_demo_patients(settings.owner_url)
+    return is_migrated or changing
 
 
 async def _may_migrate(owner_url: str) -> bool:

@@ -22,6 +22,7 @@ from models.feed_key import FeedKey
 from models.idempotency import IdempotencyKey
 from models.lease import Lease
 from models.members import Kind, Member
+from models.oldest_revision import OldestRevision
 from models.outbox import OutboxEvent
 from models.patient import Patient
 from models.sink import Sink
@@ -49,6 +50,7 @@ __all__ = [
     "Kind",
     "Lease",
     "Member",
+    "OldestRevision",
     "OutboxEvent",
     "Patient",
     "PatientExternalId",

@@ -16,8 +16,8 @@ from resolvers import json_text
 from resolvers.access import Permission
 from resolvers.commands import EVERY_EVENT, EventFilter
 from resolvers.context import Context
-from resolvers.errors import InvalidInput, PatientNotFound, Violation
-from resolvers.feed_cursors import FeedCursors
+from resolvers.errors import PatientNotFound
+from resolvers.feed_cursors import FeedCursors, expired
 from resolvers.outbox import Event, Reads, find_mark, read_events
 from resolvers.patients import find_patient
 from resolvers.services import Feed
@@ -89,7 +89,7 @@ async def stream_events(
         if patient_id is not None and await find_patient(connection, brand_id, patient_id) is None:
             raise PatientNotFound
         if position is not None and not (await find_mark(connection)).allows(position):
-            raise _expired()
+            raise expired()
 
     if patient_id is not None:
         filters = filters.of_patient(patient_id)
@@ -133,12 +133,8 @@ async def _kept(feed: Feed, brand_id: str, filters: EventFilter, after: int, unt
             # Read after the events: events are pruned only after the mark has moved.
             mark = await find_mark(connection)
         if not mark.allows(after):
-            raise _expired()
+            raise expired()
         for event in events:
             if event.concerns_encounter:
                 yield event
         after = end if len(events) < BATCH else events[-1].position
-
-
-def _expired() -> InvalidInput:
-    return InvalidInput([Violation("/after", "cursor_expired", "must not be older than the oldest stored event")])

@@ -9,6 +9,7 @@ from sqlalchemy import bindparam, select
 
 from gateway.database.database import Database
 from gateway.jobs import LEASES
+from gateway.observability.metrics import AUDIT_CHAINED
 from resolvers.audit_chain import CHAIN_AT_MOST, GLANCE, LOOK_BACK, link_entries, next_brand
 from resolvers.audit_notes import UNKNOWN
 from resolvers.sql import Statement
@@ -40,6 +41,7 @@ def chaining(key: bytes, clock: Callable[[], float] = time.monotonic) -> Callabl
         key: Key of the HMAC.
         clock: Returns seconds of a monotonic clock.
     """
+    AUDIT_CHAINED.set_to_current_time()
     due_at = dict.fromkeys(LOOKS, -math.inf)
     looked_at: Mapping[timedelta, dict[str, datetime | None]] = {look: {} for look in LOOKS}
 
@@ -48,6 +50,7 @@ def chaining(key: bytes, clock: Callable[[], float] = time.monotonic) -> Callabl
         due = [look for look in LOOKS if due_at[look] <= now]
         far = max(due, default=timedelta())
         more = await _chain_brands(database, key, far, looked_at.get(far, {}))
+        AUDIT_CHAINED.set_to_current_time()
         # The oldest entries are linked first. The remaining ones follow the last link, so no search behind it is
         # needed.
         due_at.update({look: now + LOOKS[look] for look in due})

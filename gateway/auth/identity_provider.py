@@ -13,6 +13,7 @@ from typing import Any, Self
 import httpx2
 
 from gateway.http_client import http_client
+from gateway.observability.metrics import IDENTITY_PROVIDER_FAILURES
 from resolvers import json_text
 from resolvers.errors import MalformedBody, TemporarilyUnavailable
 
@@ -95,7 +96,11 @@ async def _body(topic: str, response: httpx2.Response, max_bytes: int) -> bytes:
 
 
 def provider_error(topic: str, reason: str) -> TemporarilyUnavailable:
-    """Log the reason, and return the error for the caller. The reason never quotes the provider's response."""
+    """Log the reason, count the failure, and return the error for the caller.
+
+    The reason never quotes the provider's response.
+    """
+    IDENTITY_PROVIDER_FAILURES.inc()
     logger.warning("identity provider", extra={"topic": topic, "reason": reason})
     return unavailable()
 

@@ -11,9 +11,12 @@ from gateway.database.connection import keeps_session
 from gateway.database.session import open_session
 from gateway.settings import PREFIX, SettingsError
 from models.base import PROCESS_SCHEMA, SCHEMA
+from models.oldest_revision import SCHEMA_REVISION
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
+    from sqlalchemy.exc import DBAPIError
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
 MIGRATIONS = Path(models.__file__).parent / "migrations"
 
@@ -22,13 +25,30 @@ ADVISORY_LOCK = int.from_bytes(b"encgw")
 
 LOCK_POLL_SECONDS = 0.1
 
+# A statement that waits for the lock of a table makes every later recording wait behind it, so it gives up soon and
+# tries again. Shorter than `deadlock_timeout` (1 s), after which PostgreSQL could cancel the recording instead.
+TABLE_LOCK_TIMEOUT = "500"  # milliseconds
+TABLE_LOCK_ATTEMPTS = 300
+TABLE_LOCK_PAUSE_SECONDS = 2.5
+
+# Alembic's table was `alembic_version` up to revision 0014. That table has the oldest revision that may serve now.
+COPY_REVISION = f"""DO $$ BEGIN
+IF to_regclass('{PROCESS_SCHEMA}.{SCHEMA_REVISION}') IS NULL
+AND to_regclass('{PROCESS_SCHEMA}.alembic_version') IS NOT NULL THEN
+CREATE TABLE {PROCESS_SCHEMA}.{SCHEMA_REVISION} (LIKE {PROCESS_SCHEMA}.alembic_version INCLUDING INDEXES);
+INSERT INTO {PROCESS_SCHEMA}.{SCHEMA_REVISION} SELECT * FROM {PROCESS_SCHEMA}.alembic_version;
+END IF; END $$"""  # noqa: S608 - names of this project
+
+FIND_REVISIONS = f"""SELECT (SELECT version_num FROM {PROCESS_SCHEMA}.{SCHEMA_REVISION}) AS newest,
+(SELECT version_num FROM {PROCESS_SCHEMA}.alembic_version) AS oldest"""  # noqa: S608 - names of this project
+
 
 async def migrate(database_url: str) -> None:
     """Run the pending migrations, one process at a time.
 
     Raises:
         OSError, asyncpg.PostgresError: The database cannot be reached or refuses the connection.
-        SettingsError: A newer gateway has migrated the database.
+        SettingsError: A newer gateway has migrated the database, and its migrations do not allow this one to serve.
     """
     if await is_newest(database_url):
         return
@@ -43,7 +63,9 @@ async def migrate(database_url: str) -> None:
     from sqlalchemy.pool import NullPool
 
     engine = create_async_engine(
-        "postgresql+asyncpg://", async_creator=lambda: open_session(database_url), poolclass=NullPool
+        "postgresql+asyncpg://",
+        async_creator=lambda: open_session(database_url, {"lock_timeout": TABLE_LOCK_TIMEOUT}),
+        poolclass=NullPool,
     )
     async with engine.connect() as connection:
         # The lock belongs to the session, so the server releases it if the process dies.
@@ -53,28 +75,37 @@ async def migrate(database_url: str) -> None:
             await asyncio.sleep(LOCK_POLL_SECONDS)
         for schema in (SCHEMA, PROCESS_SCHEMA):
             await connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {schema}"))
+        await connection.execute(text(COPY_REVISION))
         await connection.commit()
-        await connection.run_sync(_upgrade)
-        await connection.commit()
+        # Another process may have migrated the database while this one waited for the lock.
+        if not await is_newest(database_url):
+            await _upgrade_within_attempts(connection)
     await engine.dispose()
 
 
 async def is_newest(database_url: str) -> bool:
     """Return whether no migration is pending, without waiting for the lock.
 
-    Raises `SettingsError` if a newer gateway has migrated the database.
+    A database that a newer gateway has migrated is accepted if its migrations allow this gateway to serve. Raises
+    `SettingsError` if they do not.
     """
     connection = await open_session(database_url)
     try:
         await connection.begin(None)
-        version: str | None = await connection.fetchval(f"SELECT version_num FROM {PROCESS_SCHEMA}.alembic_version")  # noqa: S608
+        found = await connection.fetchrow(FIND_REVISIONS)
     except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
         return False
     finally:
         await connection.close()
-    if version is not None and version not in revisions():
-        raise _newer(version)
-    return version == revisions()[-1]
+    known = revisions()
+    if found is None or found["newest"] is None:
+        return False
+    if found["newest"] not in known and found["oldest"] not in known:
+        raise SettingsError(
+            f"the database was migrated by a newer gateway (revision {found['newest']}; this one knows up to "
+            f"{known[-1]}), and gateways older than revision {found['oldest']} may not serve it: run that version"
+        )
+    return found["newest"] not in known[:-1]
 
 
 def revisions() -> list[str]:
@@ -82,27 +113,35 @@ def revisions() -> list[str]:
     return sorted(path.name.partition("_")[0] for path in (MIGRATIONS / "versions").glob("*.py"))
 
 
-def _newer(version: object) -> SettingsError:
-    return SettingsError(
-        f"the database was migrated by a newer gateway (revision {version}; this one knows up to {revisions()[-1]}): "
-        "run that version"
-    )
+async def _upgrade_within_attempts(connection: "AsyncConnection") -> None:
+    """Run the pending migrations. Each is one transaction, so an attempt continues where the last one ended."""
+    from sqlalchemy.exc import DBAPIError
+
+    for attempt in range(1, TABLE_LOCK_ATTEMPTS + 1):
+        try:
+            await connection.run_sync(_upgrade)
+        except DBAPIError as error:
+            await connection.rollback()
+            if not _waited_too_long(error) or attempt == TABLE_LOCK_ATTEMPTS:
+                raise
+            await asyncio.sleep(TABLE_LOCK_PAUSE_SECONDS)
+        else:
+            await connection.commit()
+            return
+
+
+def _waited_too_long(error: "DBAPIError") -> bool:
+    return getattr(error.orig, "sqlstate", None) in {
+        asyncpg.LockNotAvailableError.sqlstate,
+        asyncpg.DeadlockDetectedError.sqlstate,
+    }
 
 
 def _upgrade(connection: "Connection") -> None:
     from alembic import command
     from alembic.config import Config
-    from alembic.util import CommandError
-    from sqlalchemy import text
 
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     config.attributes["connection"] = connection
-    try:
-        command.upgrade(config, "head")
-    except CommandError as error:
-        # Another process may have migrated the database while this one waited for the lock.
-        version = connection.execute(text(f"SELECT version_num FROM {PROCESS_SCHEMA}.alembic_version")).scalar()  # noqa: S608
-        if version in revisions():
-            raise
-        raise _newer(version) from error
+    command.upgrade(config, "head")

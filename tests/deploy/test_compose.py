@@ -62,6 +62,13 @@ def test_the_gateway_starts_after_the_migrations() -> None:
     }
 
 
+def test_only_the_migrations_have_the_password_of_the_owner() -> None:
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+
+    assert services["gateway"]["secrets"] == ["gateway_database_url"]
+    assert services["migrate"]["secrets"] == ["gateway_database_owner_url"]
+
+
 @pytest.mark.skipif(not PSQL.exists(), reason="the embedded PostgreSQL is not installed")
 def test_the_roles_suffice_to_migrate_and_to_serve(tmp_path: Path) -> None:
     script = (DEPLOY / "compose/roles.sql").read_text().replace("/run/secrets/", f"{tmp_path}/")
@@ -88,7 +95,10 @@ def test_the_roles_suffice_to_migrate_and_to_serve(tmp_path: Path) -> None:
         )  # fmt: skip
         assert checked.returncode == 0, checked.stdout + checked.stderr
 
-        serving = Gateway.on(urls["GATEWAY_DATABASE_URL"], **urls)
+        # Serving needs no owner.
+        register = "INSERT INTO patient_graph.patients (id, brand_id) VALUES ('demo-patient', 'loop')"
+        subprocess.run([PSQL, "--quiet", f"--command={register}", urls["GATEWAY_DATABASE_OWNER_URL"]], check=True)
+        serving = Gateway.on(urls["GATEWAY_DATABASE_URL"])
         try:
             assert serving.started().record().status_code == 201
         finally:

@@ -182,6 +182,13 @@ def test_migrations_run_as_a_job_before_each_release(rendered) -> None:
     assert job["spec"]["template"]["spec"]["containers"][0]["args"] == ["migrate"]
 
 
+def test_only_the_migrations_have_the_password_of_the_owner(rendered) -> None:
+    job, server = (json.dumps(by_kind(rendered[0])[kind]) for kind in ("Job", "Deployment"))
+
+    assert "GATEWAY_DATABASE_OWNER_URL" in job
+    assert "GATEWAY_DATABASE_OWNER_URL" not in server
+
+
 def test_alerts_name_metrics_of_the_gateway(rendered) -> None:
     nothing = EventStatus(waiting=0, oldest_seconds=0, position=0, unsettled=0, pruned=0, sinks=())
     families = [*REGISTRY.collect(), *from_database(nothing)]

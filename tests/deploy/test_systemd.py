@@ -13,6 +13,7 @@ from gateway.settings import PREFIX, Settings
 from tests.gateways import ROOT, Gateway, is_ready
 
 UNIT = ROOT / "deploy/systemd/encounter-gateway.service"
+MIGRATIONS = ROOT / "deploy/systemd/encounter-gateway-migrate.service"
 
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="apt-get install systemd")
 
@@ -24,18 +25,21 @@ def analyze(*arguments: str | Path) -> str:
 
 
 @needs_systemd
-def test_the_unit_is_valid(tmp_path: Path) -> None:
+def test_the_units_are_valid(tmp_path: Path) -> None:
     # The program must exist; /opt/gateway does not on this machine.
-    unit = tmp_path / UNIT.name
-    unit.write_text(UNIT.read_text().replace("/opt/gateway/bin/gateway", shutil.which("true") or ""))
+    for unit in (UNIT, MIGRATIONS):
+        (tmp_path / unit.name).write_text(
+            unit.read_text().replace("/opt/gateway/bin/gateway", shutil.which("true") or "")
+        )
 
-    assert analyze("verify", "--man=no", unit) == ""
+    assert analyze("verify", "--man=no", tmp_path / UNIT.name, tmp_path / MIGRATIONS.name) == ""
 
 
 @needs_systemd
-def test_the_unit_is_hardened() -> None:
+@pytest.mark.parametrize("unit", [UNIT, MIGRATIONS], ids=["serve", "migrate"])
+def test_a_unit_is_hardened(unit: Path) -> None:
     # 1.2 of 10 with systemd 252; the rest is that it reaches the network.
-    analyze("security", "--offline=true", "--threshold=15", UNIT)
+    analyze("security", "--offline=true", "--threshold=15", unit)
 
 
 def test_the_unit_waits_longer_than_the_gateway_drains() -> None:
@@ -45,11 +49,18 @@ def test_the_unit_waits_longer_than_the_gateway_drains() -> None:
     assert int(timeout) >= default["drain_pause_seconds"].default + default["drain_seconds"].default + 15
 
 
-def test_the_unit_names_settings_of_the_gateway() -> None:
-    named = set(re.findall(rf"^(?:Environment=)?({PREFIX}\w+)=", UNIT.read_text(), re.MULTILINE))
+@pytest.mark.parametrize("unit", [UNIT, MIGRATIONS], ids=["serve", "migrate"])
+def test_a_unit_names_settings_of_the_gateway(unit: Path) -> None:
+    named = set(re.findall(rf"^(?:Environment=)?({PREFIX}\w+)=", unit.read_text(), re.MULTILINE))
 
     assert {name.removesuffix("_FILE") for name in named} <= {PREFIX + name.upper() for name in Settings.model_fields}
-    assert named == {"GATEWAY_DATABASE_URL_FILE", "GATEWAY_DATABASE_OWNER_URL_FILE"}
+    assert named == {"GATEWAY_DATABASE_URL_FILE"}
+
+
+def test_only_the_migrations_have_the_password_of_the_owner() -> None:
+    assert "owner" not in UNIT.read_text()
+    assert "Requires=encounter-gateway-migrate.service" in UNIT.read_text()
+    assert "LoadCredential=database_owner_url:" in MIGRATIONS.read_text()
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

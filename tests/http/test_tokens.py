@@ -7,7 +7,9 @@ from typing import Any
 import asyncpg
 import httpx2
 import pytest
+from starlette.responses import Response
 
+from gateway.observability.metrics import IDENTITY_PROVIDER_FAILURES
 from gateway.preflight import preflight
 from tests.cast import Cast
 from tests.conftest import create_database
@@ -70,6 +72,18 @@ def refusal(answer: httpx2.Response) -> tuple[str, str]:
         extensions = body["errors"][0]["extensions"]
         return extensions["code"], extensions["recorded"]
     return body["error"], body["recorded"]
+
+
+async def test_a_failure_of_the_identity_provider_is_counted(
+    provider: IdentityProvider, guarded_door: Door, cast: Cast
+) -> None:
+    before = IDENTITY_PROVIDER_FAILURES._value.get()
+    provider.answer = lambda: Response(status_code=500)
+
+    outcome = await guarded_door.record(await cast.patient(), VISIT, token="opaque")
+
+    assert outcome.code == "temporarily_unavailable"
+    assert IDENTITY_PROVIDER_FAILURES._value.get() > before
 
 
 # Accepted tokens

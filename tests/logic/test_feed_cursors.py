@@ -63,3 +63,17 @@ def test_a_cursor_of_the_previous_version_is_read(brand_id: str) -> None:
 def test_an_invalid_cursor_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput):
         CURSORS.read(text, "loop")
+
+
+@given(POSITIONS)
+def test_a_cursor_from_before_a_restore_is_expired(position: int) -> None:
+    restored = FeedCursors(bytes(range(1, 33)), [bytes(32), bytes(range(32))])
+
+    for earlier in (CURSORS, OTHERS):
+        with pytest.raises(InvalidInput) as refusal:
+            restored.read(earlier.write(position, "loop"), "loop")
+        assert [violation.rule for violation in refusal.value.violations] == ["cursor_expired"]
+    with pytest.raises(InvalidInput) as refusal:
+        restored.read(cursor_v1("loop", position), "loop")
+    assert [violation.rule for violation in refusal.value.violations] == ["cursor_expired"]
+    assert restored.read(restored.write(position, "loop"), "loop") == position

@@ -314,6 +314,9 @@ FIRING: dict[str, tuple[dict[str, str], str, dict[str, str]]] = {
     "GatewaySinkDisabled": ({series("gateway_sink_disabled", sink="crm"): "0 1x5"}, "3m", {"sink": "crm"}),
     "GatewayDeadLetters": ({series("gateway_sink_dead_letters", sink="crm"): "3 3 4x10"}, "5m", {"sink": "crm"}),
     "GatewayAuditRecordsDropped": ({series("gateway_audit_dropped_total"): "0 0 5x10"}, "4m", {}),
+    # Promtool counts the time from 0.
+    "GatewayAuditChainStopped": ({series("gateway_audit_chained_timestamp_seconds"): "60x20"}, "10m", {}),
+    "GatewayIdentityProviderFailing": ({series("gateway_identity_provider_failures_total"): "0+1x20"}, "10m", {}),
     "GatewayLogLinesDropped": ({series("gateway_log_dropped_total"): "0 0 5x10"}, "4m", {}),
 }
 
@@ -332,6 +335,10 @@ HEALTHY = {
     series("gateway_sink_disabled", sink="crm"): "0x60",
     series("gateway_sink_dead_letters", sink="crm"): "3x60",
     series("gateway_audit_dropped_total"): "5x60",
+    series("gateway_audit_chained_timestamp_seconds", instance="a"): "0+60x60",
+    series("gateway_audit_chained_timestamp_seconds", instance="a standby"): "60x60",
+    series("gateway_audit_chained_timestamp_seconds", instance="without a chain"): "0x60",
+    series("gateway_identity_provider_failures_total"): "5x60",
     series("gateway_log_dropped_total"): "5x60",
 }
 

@@ -21,8 +21,13 @@ import asyncpg
 import psutil
 import pytest
 
-from gateway.embedded_postgres.cluster import MAX_LOG_BYTES, DataFolderInUse, PrivatePostgres
-from gateway.embedded_postgres.os_account import PostgresUnavailable
+import gateway.database.embedded_upgrade as upgrade_module
+from gateway.database.migrate import migrate
+from gateway.database.roles import DATABASE, LOGIN, create_database
+from gateway.database.roles import OWNER as OWNER_ROLE
+from gateway.embedded_postgres.cluster import MAX_LOG_BYTES, DataFolderInUse, PrivatePostgres, find_programs
+from gateway.embedded_postgres.os_account import PostgresUnavailable, choose_account
+from tests.forked_gateway import run_gateway
 
 OWNER = Path(__file__).with_name("run_postgres.py")
 only_as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root changes the account")
@@ -523,3 +528,96 @@ def test_a_data_folder_of_another_user_is_refused(data_dir: Path) -> None:
 
     with pytest.raises(PostgresUnavailable, match="belongs to user 0"):
         private_server(data_dir).start()
+
+
+DEBIAN = Path("/usr/lib/postgresql/15/bin")
+needs_an_earlier_version = pytest.mark.skipif(
+    not DEBIAN.exists(), reason="PostgreSQL 15 is not installed: apt-get install postgresql-15"
+)
+
+
+@pytest.fixture
+def earlier_dir(data_dir: Path) -> Path:
+    """A data folder that PostgreSQL 15 made, with the gateway's roles and tables and an encounter."""
+    cluster = data_dir / "postgres/15"
+    cluster.parent.mkdir(parents=True, mode=0o700)
+    data_dir.chmod(0o700)
+    account = choose_account(DEBIAN / "postgres", cluster.parent)
+    cluster.mkdir(mode=0o700)
+    os.chown(cluster, account.uid, account.gid)
+    options = ["--locale=C.UTF-8", "--encoding=UTF8", "--username=postgres", "--auth-local=trust", "--no-sync"]
+    subprocess.run(account.command(DEBIAN / "initdb", cluster, *options), cwd=cluster, check=True, capture_output=True)
+    with PrivatePostgres(data_dir, durable=False, programs=DEBIAN) as earlier:
+        asyncio.run(create_database(earlier))
+        url = earlier.url(OWNER_ROLE, DATABASE)
+        asyncio.run(migrate(url))
+        ask(
+            url,
+            "INSERT INTO patient_graph.patients (id, brand_id) VALUES ('ann', 'loop')",
+            "INSERT INTO patient_graph.encounters (patient_id, id, brand_id, encounter_type, notes)"
+            " VALUES ('ann', gen_random_uuid(), 'loop', 'lab', E'CREATE ROLE postgres;\\nümlaut')",
+        )
+    return data_dir
+
+
+@needs_an_earlier_version
+def test_data_of_an_earlier_major_version_are_copied_and_kept(earlier_dir: Path) -> None:
+    with pytest.raises(PostgresUnavailable, match="`gateway database upgrade` copies it"):
+        private_server(earlier_dir).start()
+    environment = {"GATEWAY_DATA_DIR": str(earlier_dir)} | {"PATH": os.defpath, "TMPDIR": tempfile.gettempdir()}
+
+    code, output, errors = run_gateway(["database", "upgrade", "--programs", str(DEBIAN)], env=environment)
+
+    assert (code, errors) == (0, "")
+    assert f"{earlier_dir}/postgres/15 is not used any more" in output
+    with private_server(earlier_dir) as postgres:
+        url = postgres.url(LOGIN, DATABASE)
+        assert str(ask(url, "SHOW server_version_num")) >= "180000"
+        read = "SELECT notes FROM patient_graph.encounters"
+        assert ask(url, "SET ROLE gateway_app", "SET app.brand_id = 'loop'", read) == "CREATE ROLE postgres;\nümlaut"
+        asyncio.run(migrate(postgres.url(OWNER_ROLE, DATABASE)))
+    assert (earlier_dir / "postgres/15/PG_VERSION").read_text() == "15\n"
+    assert sorted(path.name for path in (earlier_dir / "postgres").glob("1*")) == ["15", "18"]
+
+    code, _, errors = run_gateway(["database", "upgrade", "--programs", str(DEBIAN)], env=environment)
+    assert (code, "nothing is to be upgraded" in errors) == (1, True)
+
+
+@needs_an_earlier_version
+def test_a_copy_that_differs_is_removed(earlier_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = upgrade_module._copy
+
+    def copy_without_an_encounter(source: str, target: str) -> None:
+        copy(source, target)
+        change = "DELETE FROM patient_graph.encounters"
+        command = [
+            str(find_programs() / "psql"),
+            f"--host={socket_folder(target)}",
+            "-U",
+            "postgres",
+            "-d",
+            DATABASE,
+            "-c",
+            change,
+        ]
+        subprocess.run(command, check=True, capture_output=True)
+
+    monkeypatch.setattr(upgrade_module, "_copy", copy_without_an_encounter)
+
+    with pytest.raises(PostgresUnavailable, match="differs from the earlier data"):
+        upgrade_module.upgrade(earlier_dir, DEBIAN)
+
+    assert [path.name for path in (earlier_dir / "postgres").glob("1*")] == ["15"]
+    with PrivatePostgres(earlier_dir, durable=False, programs=DEBIAN) as earlier:
+        assert ask(earlier.url("postgres", DATABASE), "SELECT count(*) FROM patient_graph.encounters") == 1
+
+
+def test_an_upgrade_without_the_programs_of_the_earlier_version_is_refused(data_dir: Path) -> None:
+    (data_dir / "postgres/17").mkdir(parents=True)
+
+    for folder, reason in (
+        (find_programs(), "has data of PostgreSQL 17, but .* is version 18"),
+        (data_dir, "no program"),
+    ):
+        with pytest.raises(PostgresUnavailable, match=reason):
+            upgrade_module.upgrade(data_dir, folder)

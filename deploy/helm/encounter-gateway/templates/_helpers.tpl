@@ -23,8 +23,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end }}
 
-{{/* The fields that the pods of the Deployment and of the Job share. */}}
+{{/* The fields that the pods of the Deployment and of the Job share. Only the Job gets the URL of the owner. */}}
 {{- define "gateway.pod" -}}
+{{- with .root }}
 automountServiceAccountToken: false
 # Otherwise a Service named gateway would add variables that begin as settings.
 enableServiceLinks: false
@@ -66,8 +67,10 @@ volumes:
             items:
               - key: {{ .Values.database.urlKey }}
                 path: GATEWAY_DATABASE_URL
+              {{- if $.owner }}
               - key: {{ .Values.database.ownerUrlKey }}
                 path: GATEWAY_DATABASE_OWNER_URL
+              {{- end }}
         {{- range .Values.secrets }}
         {{- if ne .setting "GATEWAY_WEBHOOKS" }}
         - secret:
@@ -78,9 +81,11 @@ volumes:
         {{- end }}
         {{- end }}
 {{- end }}
+{{- end }}
 
 {{/* The fields that the containers of both share. */}}
 {{- define "gateway.container" -}}
+{{- with .root }}
 image: {{ include "gateway.image" . }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 securityContext:
@@ -97,8 +102,10 @@ volumeMounts:
 env:
   - name: GATEWAY_DATABASE_URL_FILE
     value: /run/secrets/gateway/GATEWAY_DATABASE_URL
+  {{- if $.owner }}
   - name: GATEWAY_DATABASE_OWNER_URL_FILE
     value: /run/secrets/gateway/GATEWAY_DATABASE_OWNER_URL
+  {{- end }}
   {{- range .Values.secrets }}
   {{- if eq .setting "GATEWAY_WEBHOOKS" }}
   # Not a secret itself, but a list of receivers with their secrets, so it cannot be read from a file.
@@ -124,4 +131,5 @@ env:
   - name: FORWARDED_ALLOW_IPS
     value: {{ . | quote }}
   {{- end }}
+{{- end }}
 {{- end }}
