@@ -87,8 +87,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[Mapping[str, Any]]:
-        assert settings.database_url is not None, "the caller has set or started a database"
-        url = settings.database_url.get_secret_value()
+        url = settings.serving_url
         timeouts: Timeouts = {
             "acquire_seconds": settings.database_acquire_seconds,
             "statement_seconds": settings.database_statement_seconds,

@@ -56,7 +56,7 @@ def _check_database(settings: Settings) -> bool:
             print(f"\n{sentence}")
         return not outages
     result = asyncio.run(preflight(settings, lambda sentence: print(f"\n{sentence}"), changing=False))
-    for sentence in result.discovered:
+    for sentence in result.facts:
         print(f"\n{sentence}")
     if result.is_migrated:
         print("\nThe database is ready to be served.")

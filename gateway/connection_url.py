@@ -21,12 +21,14 @@ HONOURED_BY_ASYNCPG = frozenset(TLS_FILES) | {
     *("target_session_attrs", "user"),
 }
 
-# Not libpq's: what is between the gateway and the server. The first value of each is the default.
+# Not libpq's: what the gateway must know of the server and of what is between. The first value of each is the default.
 POOLER: Mapping[str, tuple[str, ...]] = {
     # Whether a connection keeps its session, or only its transactions (PgBouncer's pool_mode).
     "pool_mode": ("session", "transaction"),
     # Whether a pooler in transaction mode tracks prepared statements (PgBouncer from 1.21, max_prepared_statements).
     "prepared_statements": ("untracked", "tracked"),
+    # Whether the server is the coordinator of a Citus cluster. Set by `Settings.serving_url`.
+    "cluster": ("false", "true"),
 }
 
 CHOICES: Mapping[str, tuple[str, ...]] = {

@@ -12,6 +12,7 @@ from gateway.auth.development import DEVELOPMENT_PATIENTS
 from gateway.auth.discovery import Discovery
 from gateway.auth.token_introspection import Introspection
 from gateway.auth.verifier import discovery_of, introspection_of, key_set_of, reaching_provider
+from gateway.database.citus import undistributed
 from gateway.database.database import APP_ROLE, RELAY_ROLE
 from gateway.database.inspection import inspect_database, refuse_dangers
 from gateway.database.migrate import is_newest, migrate
@@ -36,8 +37,8 @@ class PreflightResult(NamedTuple):
     serves_all_callers: bool
     """False while the identity provider does not answer."""
 
-    discovered: Sequence[str]
-    """A sentence for each endpoint that was discovered."""
+    facts: Sequence[str]
+    """A sentence for each endpoint that was discovered, and for a cluster."""
 
 
 async def preflight(settings: Settings, warn: Callable[[str], None], *, changing: bool) -> PreflightResult:
@@ -53,11 +54,14 @@ async def preflight(settings: Settings, warn: Callable[[str], None], *, changing
     asking = asyncio.create_task(ask_provider(settings))
     try:
         dangers: list[str] = []
+        facts: list[str] = []
         if is_migrated := await _is_migrated(settings, changing=changing):
             with translate_driver_errors(f"{PREFIX}DATABASE_URL"):
-                dangers, warnings = await inspect_database(settings.database_url.get_secret_value())
+                dangers, warnings, facts = await inspect_database(settings.serving_url)
             for each in warnings:
                 warn(f"warning: {each}")
+        else:
+            facts = await _undistributed(settings.owner_url)
         if settings.explorer_pages and not built():
             warn("warning: the pages were not built at installation; run `make pages`")
         outages, discovered = await asking
@@ -69,7 +73,7 @@ async def preflight(settings: Settings, warn: Callable[[str], None], *, changing
     refuse_dangers(dangers, settings)
     for each in dangers:
         warn(f"warning: {each} ({PREFIX}DATABASE_UNSAFE allows it)")
-    return PreflightResult(is_migrated, serves_all_callers=not outages, discovered=discovered)
+    return PreflightResult(is_migrated, serves_all_callers=not outages, facts=[*facts, *discovered])
 
 
 async def _is_migrated(settings: Settings, *, changing: bool) -> bool:
@@ -97,6 +101,16 @@ async def _may_migrate(owner_url: str) -> bool:
         return bool(await connection.fetchval(MAY_MIGRATE, [SCHEMA, PROCESS_SCHEMA], [APP_ROLE, RELAY_ROLE]))
     finally:
         await connection.close()
+
+
+async def _undistributed(owner_url: str) -> list[str]:
+    """Return a sentence that names the tables which a cluster does not distribute yet; for one server nothing."""
+    connection = await open_session(owner_url)
+    try:
+        tables = await undistributed(connection)
+    finally:
+        await connection.close()
+    return [f"Citus cluster: not distributed yet: {', '.join(tables)}."] if tables else []
 
 
 async def _register_demo_patients(owner_url: str) -> None:

@@ -652,6 +652,13 @@ class Settings(BaseModel):
         return PREFIX + ("DATABASE_URL" if self.database_owner_url is None else "DATABASE_OWNER_URL")
 
     @property
+    def serving_url(self) -> str:
+        """URL of the role that serves; it tells whether the database is a cluster. A database URL must be set."""
+        assert self.database_url is not None, "the caller has set or started a database"
+        url = self.database_url.get_secret_value()
+        return f"{url}{'&' if '?' in url else '?'}cluster=true" if self.database_cluster else url
+
+    @property
     def owner_url(self) -> str:
         """URL of the role that owns the tables. A database URL must be set."""
         url = self.database_owner_url or self.database_url

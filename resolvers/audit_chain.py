@@ -116,6 +116,7 @@ UNCHAINED = Statement(
     .limit(bindparam("limit", type_=BigInteger))
 )
 
+# With RETURNING, a cluster inserts the rows; without it, the cluster copies them, which row-level security forbids.
 APPEND_LINKS = Statement(
     text("""
 INSERT INTO patient_graph.audit_chain AS link (
@@ -129,6 +130,7 @@ SELECT
 FROM unnest(
     CAST(:patient_id AS text[]), CAST(:entry_id AS uuid[]), CAST(:occurred_at AS timestamptz[])
 ) WITH ORDINALITY AS linked (patient_id, entry_id, occurred_at, place)
+RETURNING link.position
 """)
 )
 

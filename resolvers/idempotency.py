@@ -11,7 +11,7 @@ import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
@@ -45,7 +45,10 @@ CLAIM_KEY = Statement(
     insert(TABLE)
     .values(
         {name: bindparam(name, type_=column.type) for name, column in TABLE.c.items() if not name.endswith("_at")}
-        | {"expires_at": func.now() + bindparam("kept_for", type_=Interval)}
+        | {
+            "created_at": func.coalesce(bindparam("claimed_at", type_=TABLE.c.created_at.type), func.now()),
+            "expires_at": func.now() + bindparam("kept_for", type_=Interval),
+        }
     )
     .on_conflict_do_nothing()
     .returning(TABLE.c.key)
@@ -123,8 +126,12 @@ async def claim_key(
     patient_id: str,
     encounter_id: UUID | None = None,
     answer: bytes = b"",
+    claimed_at: datetime | None = None,
 ) -> bool:
-    """Claim the key for a change; return False if it is claimed already. Waits for a claim in progress."""
+    """Claim the key for a change; return False if it is claimed already. Waits for a claim in progress.
+
+    `claimed_at` is the time of the change; None: the transaction's. On a cluster, each node has a clock of its own.
+    """
     claimed = await connection.fetch_one(
         CLAIM_KEY,
         brand_id=claim.brand_id,
@@ -134,6 +141,7 @@ async def claim_key(
         patient_id=patient_id,
         encounter_id=encounter_id,
         answer=answer,
+        claimed_at=claimed_at,
         kept_for=kept_for,
     )
     return claimed is not None

@@ -7,7 +7,7 @@ from typing import Annotated, Any, NamedTuple
 
 import orjson
 from pydantic import AfterValidator, Field
-from sqlalchemy import Text, any_, bindparam, delete, func, update
+from sqlalchemy import Text, any_, bindparam, column, delete, func, update
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 from sqlmodel import col, select
 
@@ -74,15 +74,20 @@ SET_EXTERNAL_IDS = Statement(
     .returning(col(Patient.id))
 )
 
+_GIVEN = (
+    func.unnest(*(bindparam(name, type_=ARRAY(Text)) for name in ("patient_ids", "systems", "external_values")))
+    .table_valued(column("patient_id", Text), column("system", Text), column("value", Text), name="given")
+    .render_derived()
+)
+# Selects from the patients: a cluster copies rows that come from parameters alone, which row-level security forbids.
 ADD_EXTERNAL_IDS = Statement(
     insert(EXTERNAL_IDS).from_select(
         ["brand_id", "patient_id", "system", "value"],
-        select(
-            bindparam("brand_id", type_=Text),
-            *(
-                func.unnest(bindparam(name, type_=ARRAY(Text)))
-                for name in ("patient_ids", "systems", "external_values")
-            ),
+        select(col(Patient.brand_id), col(Patient.id), _GIVEN.c.system, _GIVEN.c.value)
+        .join_from(Patient, _GIVEN, col(Patient.id) == _GIVEN.c.patient_id)
+        .where(
+            col(Patient.id) == any_(bindparam("patient_ids", type_=ARRAY(Text))),
+            col(Patient.brand_id) == bindparam("brand_id"),
         ),
     )
 )
@@ -127,6 +132,8 @@ async def patients_by_ids(context: Context, patient_ids: Sequence[str]) -> list[
     context.require(Permission.READ_PATIENTS)
     brand_id = context.acting_brand()
     ids = [patient_id for patient_id in patient_ids if can_exist(patient_id)]
+    if not ids:
+        return [None for _ in patient_ids]
     async with context.database.connection(brand_id) as connection:
         rows = await FIND_PATIENTS.fetch(context.answer, connection, len(ids), brand_id=brand_id, ids=ids)
     found = {row["id"]: Patient.model_construct(**row) for row in rows}

@@ -21,6 +21,7 @@ from gateway.database.migrate import MIGRATIONS, migrate
 from gateway.embedded_postgres.cluster import PrivatePostgres
 from gateway.observability.logs import configure_logging
 from gateway.settings import Settings
+from tests import citus
 from tests.cast import Cast
 from tests.doors import Door, GraphQLDoor, RestDoor, Service
 from tests.identity_provider import FakeClock, IdentityProvider
@@ -47,7 +48,8 @@ SERVER = pytest.StashKey[str]()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Start the server once, in the process that controls the workers; workers get its URL."""
-    url = getattr(config, "workerinput", {}).get("server") or os.environ.get("TEST_DATABASE_URL")
+    given = citus.COORDINATOR_URL or os.environ.get("TEST_DATABASE_URL")
+    url = getattr(config, "workerinput", {}).get("server") or given
     if url is None:
         folder = tempfile.TemporaryDirectory(prefix="gateway-tests-")
         config.add_cleanup(folder.cleanup)
@@ -57,6 +59,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(postgres.stop)
         url = postgres.url()
     config.stash[SERVER] = url
+    if citus.COORDINATOR_URL:
+        citus.make_cluster_the_default()
     configure_logging()
 
 
@@ -87,6 +91,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if SLOW.intersection((item.path, *item.path.parents)):
             item.add_marker("slow")
+        if citus.COORDINATOR_URL and citus.needs_one_server(item):
+            item.add_marker(pytest.mark.skip(reason="of the form of one server"))
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
@@ -109,6 +115,9 @@ def on_database(server_url: str, name: str) -> str:
 async def create_database(server_url: str, template: str | None = None) -> str:
     """Create an empty database, or a copy of another, and return its URL."""
     name = f"gateway_{uuid4().hex}"
+    if citus.COORDINATOR_URL:
+        await citus.create_database_on_nodes(server_url, name)
+        return on_database(server_url, name)
     connection = await asyncpg.connect(server_url)
     await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template or 'template0'}")
     await connection.close()
@@ -120,6 +129,10 @@ async def fresh_database(server_url: str) -> str:
 
     It is a copy of a database that the first caller of all workers migrates. Its name is the hash of the migrations.
     """
+    if citus.COORDINATOR_URL:
+        url = await create_database(server_url)
+        await migrate(url)
+        return url
     migrations = b"".join(path.read_bytes() for path in sorted(MIGRATIONS.rglob("*.py")))
     template = f"gateway_{hashlib.sha256(migrations).hexdigest()[:32]}"
     connection = await asyncpg.connect(server_url)

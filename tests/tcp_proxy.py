@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Self
@@ -17,8 +17,8 @@ class TcpProxy:
     open, but no further bytes are forwarded in them, as with a network that drops packets.
     """
 
-    def __init__(self, socket_path: Path) -> None:
-        self._socket_path = socket_path
+    def __init__(self, connect: Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]) -> None:
+        self._connect = connect
         self._tasks: set[asyncio.Task[None]] = set()
         self.before: Callable[[bytes], bool] = _never
         self.after: Callable[[bytes], bool] = _never
@@ -32,7 +32,11 @@ class TcpProxy:
         """Start a proxy to a database; yield it and the database URL through it."""
         url = urlsplit(database_url)
         query = parse_qs(url.query)
-        wire = cls(Path(query["host"][0]) / f".s.PGSQL.{query['port'][0]}")
+        if "host" in query:
+            path = Path(query["host"][0]) / f".s.PGSQL.{query['port'][0]}"
+            wire = cls(lambda: asyncio.open_unix_connection(path))
+        else:
+            wire = cls(lambda: asyncio.open_connection(url.hostname, url.port))
         server = await asyncio.start_server(wire._accept, "127.0.0.1", 0)
         async with server:
             port = server.sockets[0].getsockname()[1]
@@ -52,7 +56,7 @@ class TcpProxy:
         if self.refuse_connections:
             near_writer.close()
             return
-        far_reader, far_writer = await asyncio.open_unix_connection(self._socket_path)
+        far_reader, far_writer = await self._connect()
 
         def cut() -> None:
             # Both ends at once and without a FIN, like an unplugged cable.

@@ -52,6 +52,11 @@ def keeps_session(url: str) -> bool:
     return _parse_once(url).parameters.get("pool_mode") != "transaction"
 
 
+def is_cluster(url: str) -> bool:
+    """Whether the server is the coordinator of a Citus cluster."""
+    return _parse_once(url).parameters.get("cluster") == "true"
+
+
 async def connect(
     url: str,
     *,

@@ -312,7 +312,7 @@ class Database:
             except UNAVAILABLE as error:
                 # Only a server ERROR proves that nothing was committed. If the connection ended, even by a server
                 # FATAL, the commit may have succeeded. In a transaction, the commit was not sent yet.
-                if getattr(error, "severity_en", None) == "ERROR" or not connection.keeps_session:
+                if getattr(error, "severity_en", None) == "ERROR" or connection.needs_transaction:
                     raise
                 _terminate(connection, error)
                 raise OutcomeUnknown from error
@@ -343,7 +343,7 @@ class Database:
     ) -> AsyncIterator[Session]:
         """Acquire a connection for a brand, or for none.
 
-        It is in a transaction if `in_transaction`, and whenever it has no session of its own. `commit_failed` is the
+        It is in a transaction if `in_transaction`, and whenever the brand holds for one only. `commit_failed` is the
         class of the error if the connection is lost during the commit.
         """
         try:
@@ -355,7 +355,7 @@ class Database:
         self._in_use.inc()
         cancelled = False
         try:
-            if in_transaction or not connection.keeps_session:
+            if in_transaction or connection.needs_transaction:
                 async with _transaction(connection, brand_id, commit_failed):
                     yield connection
             else:

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
+from gateway.database import citus
 from gateway.database.database import APP_ROLE, RELAY_ROLE
 from gateway.database.session import READ_ONLY, RELIED_ON, Session, UnusableSession, open_session
 from gateway.settings import PREFIX, Settings, SettingsError
@@ -13,10 +14,11 @@ OLDEST, NEWEST = 15, 18
 
 
 class PreflightReport(NamedTuple):
-    """The findings: dangers are reasons not to serve, warnings should be fixed."""
+    """The findings: dangers are reasons not to serve, warnings should be fixed, facts are told by `gateway check`."""
 
     dangers: list[str]
     warnings: list[str]
+    facts: list[str]
 
 
 # Settings that may lose an acknowledged record: name, dangerous values, and the harm.
@@ -60,6 +62,8 @@ async def inspect_database(database_url: str) -> PreflightReport:
                 ", (SELECT reset_val FROM pg_settings WHERE name = 'row_security') AS row_security_of_login"
                 " FROM pg_roles WHERE rolname = current_user"
             )
+            is_citus = await citus.is_cluster(connection)
+            nodes = await citus.nodes(connection) if is_citus else {}
     except UnusableSession as error:
         raise SettingsError(f"{PREFIX}DATABASE_URL: {error}") from error
     assert found is not None
@@ -77,10 +81,19 @@ async def inspect_database(database_url: str) -> PreflightReport:
     ]
     if found["row_security_of_login"] != "on":
         warnings.append("row_security is off for the login: the gateway enables it, but other programs read no rows")
+    facts: list[str] = []
+    if is_citus:
+        away = [node for node, answers in nodes.items() if not answers]
+        facts.append(
+            f"Citus cluster: every table is distributed; {len(nodes) - len(away)} of {len(nodes)} nodes answer."
+        )
+        warnings += [f"the node {node} does not answer: its patients get 503" for node in away]
+        if not connection.cluster:
+            dangers.append(f"the database is a Citus cluster: set {PREFIX}DATABASE_CLUSTER=true, or no row is visible")
     version = int(found["server_version_num"]) // 10_000
     if not OLDEST <= version <= NEWEST:
         warnings.append(f"PostgreSQL {version} is not a tested version ({OLDEST} to {NEWEST})")
-    return PreflightReport(dangers, warnings)
+    return PreflightReport(dangers, warnings, facts)
 
 
 @asynccontextmanager

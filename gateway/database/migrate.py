@@ -1,4 +1,7 @@
-"""Migrate the database to the newest revision. Several processes may do so concurrently."""
+"""Migrate the database to the newest revision. Several processes may do so concurrently.
+
+On a Citus cluster, the tables that the migrations created are distributed in the same step.
+"""
 
 import asyncio
 from pathlib import Path
@@ -7,6 +10,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 import models
+from gateway.database.citus import distribute, undistributed
 from gateway.database.connection import keeps_session
 from gateway.database.session import open_session
 from gateway.settings import PREFIX, SettingsError
@@ -80,11 +84,14 @@ async def migrate(database_url: str) -> None:
         # Another process may have migrated the database while this one waited for the lock.
         if not await is_newest(database_url):
             await _upgrade_within_attempts(connection)
+            driver = (await connection.get_raw_connection()).driver_connection
+            assert driver is not None
+            await distribute(driver)
     await engine.dispose()
 
 
 async def is_newest(database_url: str) -> bool:
-    """Return whether no migration is pending, without waiting for the lock.
+    """Return whether no migration is pending and, on a cluster, every table is distributed. Waits for no lock.
 
     A database that a newer gateway has migrated is accepted if its migrations allow this gateway to serve. Raises
     `SettingsError` if they do not.
@@ -93,6 +100,7 @@ async def is_newest(database_url: str) -> bool:
     try:
         await connection.begin(None)
         found = await connection.fetchrow(FIND_REVISIONS)
+        pending = await undistributed(connection)
     except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
         return False
     finally:
@@ -105,7 +113,7 @@ async def is_newest(database_url: str) -> bool:
             f"the database was migrated by a newer gateway (revision {found['newest']}; this one knows up to "
             f"{known[-1]}), and gateways older than revision {found['oldest']} may not serve it: run that version"
         )
-    return found["newest"] not in known[:-1]
+    return found["newest"] not in known[:-1] and not pending
 
 
 def revisions() -> list[str]:

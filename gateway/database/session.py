@@ -2,7 +2,8 @@
 
 Settings are set after connecting and read back. The session is refused if they do not hold. No setting is a start-up
 parameter: a pooler refuses unknown ones or drops them silently. Behind a pooler in transaction mode a connection has no
-session of its own, so each transaction sets them again (`Session.begin`).
+session of its own, so each transaction sets them again (`Session.begin`). Citus passes only commands (`SET LOCAL`) on
+to its nodes, so on a cluster each transaction sets the brand and the timeout by commands.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from weakref import WeakValueDictionary
 
 import asyncpg
 
-from gateway.database.connection import Host, connect, hosts_of, keeps_session, named_by
+from gateway.database.connection import Host, connect, hosts_of, is_cluster, keeps_session, named_by
 
 logger = logging.getLogger(__name__)
 
@@ -57,13 +58,19 @@ UNREACHABLE = (OSError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterve
 
 BRAND = "app.brand_id"
 
+PROPAGATED = ("TimeZone", "DateStyle", "statement_timeout")
+"""Settings that each transaction on a cluster sets on the nodes too, beside the brand: nodes write instants as JSON."""
+
 READ_BACK = """
 SELECT
     current_user::text AS role, pg_is_in_recovery() AS is_standby,
     current_setting('transaction_read_only') = 'on' AS is_read_only,
     pg_postmaster_start_time() AS server_started, pg_backend_pid() AS pid,
     ARRAY(SELECT name || '=' || setting FROM pg_settings WHERE name = ANY($1))
-        || ('app.brand_id=' || current_setting('app.brand_id', true)) AS settings
+        || ARRAY(
+            SELECT name || '=' || current_setting(name, true)
+            FROM unnest(ARRAY['app.brand_id', 'citus.propagate_set_commands']) AS name
+        ) AS settings
 """
 
 
@@ -80,9 +87,14 @@ class Session(asyncpg.Connection):
     keeps_session: bool = True
     """Whether settings outlive a transaction. Otherwise each transaction sets them: `begin`."""
 
+    cluster: bool = False
+    """Whether the server is the coordinator of a Citus cluster. Each use is then a transaction: `begin`."""
+
     _brand_id: str | None = None
     _established_by: str = ""
     """The statement that sets the settings that the gateway relies on."""
+    _propagated: str = ""
+    """The commands that set the settings of the nodes for a transaction, without the brand."""
 
     _json_bytes_left: int = sys.maxsize
     _reading: asyncio.Timeout | None = None
@@ -107,6 +119,11 @@ class Session(asyncpg.Connection):
             self._reading = None
         return b""
 
+    @property
+    def needs_transaction(self) -> bool:
+        """Whether the brand holds for a transaction only, so that even a single statement needs one."""
+        return self.cluster or not self.keeps_session
+
     async def act_for(self, brand_id: str) -> None:
         """Make the rows of this brand visible. Costs a round trip only if the brand changes."""
         if brand_id != self._brand_id:
@@ -119,16 +136,21 @@ class Session(asyncpg.Connection):
         """Begin a transaction for a brand, or for none; `mode` is its mode in SQL, such as `READ ONLY`.
 
         Without a session of its own, the connection gets the settings, the role and the brand with each transaction, in
-        the same round trip.
+        the same round trip. On a cluster, a second round trip sets the brand and the timeout on every node.
         """
         if self.keeps_session:
-            if brand_id is not None:
+            if brand_id is not None and not self.cluster:
                 await self.act_for(brand_id)
             await self.execute(f"BEGIN {mode}")
         else:
             # As hexadecimal digits, because a literal depends on `standard_conforming_strings`.
             brand = f"convert_from(decode('{(brand_id or '').encode().hex()}', 'hex'), 'UTF8')"
             await self.execute(f"BEGIN {mode}; {self._established_by}, set_config('{BRAND}', {brand}, true)")
+        if self.cluster:
+            # Citus sends the whole text to the nodes, so it contains nothing else. `SET` takes no parameters. The brand
+            # of a token is any text: one with control characters becomes the empty brand, which has no rows.
+            visible = brand_id if brand_id and brand_id.isprintable() else ""
+            await self.execute(f"{self._propagated}SET LOCAL {BRAND} = {_literal(visible)}")
 
     async def establish(self, settings: Mapping[str, str], role: str | None) -> None:
         """Set the role and the settings, and verify in a second transaction that they hold.
@@ -138,6 +160,11 @@ class Session(asyncpg.Connection):
         Raises `UnusableSession`.
         """
         wanted = {**settings, BRAND: "", **({} if role is None else {"role": role})}
+        if self.cluster:
+            wanted["citus.propagate_set_commands"] = "local"
+            self._propagated = "".join(
+                f"SET LOCAL {name} = {_literal(settings[name])}; " for name in PROPAGATED if name in settings
+            )
         local = str(not self.keeps_session).lower()
         calls = [f"set_config({_literal(name)}, {_literal(value)}, {local})" for name, value in wanted.items()]
         self._established_by = f"SELECT {', '.join(calls)}"
@@ -262,6 +289,7 @@ class SessionFactory:
         except asyncpg.TargetServerAttributeNotMatched:
             raise UnusableSession(NO_PRIMARY) from None
         connection.keeps_session = keeps_session(self._url)
+        connection.cluster = is_cluster(self._url)
         try:
             await connection.establish(self._settings, self._role)
         except (asyncpg.DuplicatePreparedStatementError, asyncpg.InvalidSQLStatementNameError):
@@ -282,4 +310,5 @@ async def open_session(
 
 
 def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+    # The form with an E means the same with either value of `standard_conforming_strings`.
+    return "E'" + text.replace("\\", r"\\").replace("'", "''") + "'"

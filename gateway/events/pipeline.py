@@ -106,8 +106,7 @@ def _duties(settings: Settings, notifier: Notifier, receivers: Iterable[Receiver
 
 async def with_relay_role(settings: Settings, work: Callable[[Database], Awaitable[None]]) -> None:
     """Run `work` with the relay's role. Raises `SettingsError` if the database cannot be used."""
-    assert settings.database_url is not None, "the caller has set or started a database"
-    url = settings.database_url.get_secret_value()
+    url = settings.serving_url
     with translate_driver_errors(f"{PREFIX}DATABASE_URL"):
         database = await Database.connect(
             url,

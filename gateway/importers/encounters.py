@@ -431,12 +431,11 @@ async def _context(settings: Settings, client: str) -> AsyncIterator[Context]:
 
     Raises `SettingsError` if the database cannot be used or is not safe.
     """
-    assert settings.database_url is not None, "the caller has set or started a database"
-    url = settings.database_url.get_secret_value()
+    url = settings.serving_url
     timeouts: Timeouts = {"acquire_seconds": ACQUIRE_SECONDS, "statement_seconds": settings.database_statement_seconds}
     with translate_driver_errors(f"{PREFIX}DATABASE_URL"):
         await migrate(settings.owner_url)
-        dangers, _ = await inspect_database(url)
+        dangers, *_ = await inspect_database(url)
         refuse_dangers(dangers, settings)
         database = await Database.connect(url, role=APP_ROLE, size=settings.database_pool_size, **timeouts)
     # The import sends no notifications: the relay of a running gateway polls every second.

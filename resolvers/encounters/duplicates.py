@@ -29,6 +29,8 @@ ALIKE = (
     select(EARLIER)
     .where(
         EARLIER.c.patient_id == RECORDED.c.patient_id,
+        # This says nothing new: a cluster infers the shards from it.
+        EARLIER.c.patient_id == any_(bindparam("patient_ids", type_=ARRAY(Text))),
         EARLIER.c.brand_id == RECORDED.c.brand_id,
         EARLIER.c.encounter_type == RECORDED.c.encounter_type,
         EARLIER.c.provider_id.is_not_distinct_from(RECORDED.c.provider_id),

@@ -4,9 +4,9 @@ from typing import Any, Final
 
 from sqlalchemy import bindparam, delete, func, insert, select
 from sqlalchemy.dialects.postgresql import ARRAY
-from sqlmodel import Text
+from sqlmodel import Text, col
 
-from models import Encounter, EncounterExternalId, table_of
+from models import Encounter, EncounterExternalId, Patient, table_of
 from resolvers import json_text
 from resolvers.sql import Connection, Statement
 
@@ -15,13 +15,16 @@ NO_EXTERNAL_IDS: Final = "{}"
 
 EXTERNAL_IDS = table_of(EncounterExternalId)
 
+# Selects from the patient: a cluster copies rows that come from parameters alone, which row-level security forbids.
 ADD_EXTERNAL_IDS = Statement(
     insert(EXTERNAL_IDS).from_select(
-        ["patient_id", "encounter_id", "brand_id", "system", "value"],
+        ["patient_id", "brand_id", "encounter_id", "system", "value"],
         select(
-            *(bindparam(name, type_=EXTERNAL_IDS.c[name].type) for name in ("patient_id", "encounter_id", "brand_id")),
+            col(Patient.id),
+            col(Patient.brand_id),
+            bindparam("encounter_id", type_=EXTERNAL_IDS.c.encounter_id.type),
             *(func.unnest(bindparam(name, type_=ARRAY(Text))) for name in ("systems", "external_values")),
-        ),
+        ).where(col(Patient.id) == bindparam("patient_id"), col(Patient.brand_id) == bindparam("brand_id")),
     )
 )
 DELETE_EXTERNAL_IDS = Statement(

@@ -166,7 +166,9 @@ def _member_of(row: str, member: Member, *, upper: bool) -> list[Piece]:
         case Kind.UUID:
             return [Literal('"'), SqlExpr(f"{column}::text"), Literal('"')]
         case Kind.ENUM:
-            return [Literal('"'), SqlExpr(f'upper({column} COLLATE "C")' if upper else column), Literal('"')]
+            # The outer collation is the column's own: a cluster requires the same one on every node.
+            word = f'(upper({column} COLLATE "C") COLLATE "default")' if upper else column
+            return [Literal('"'), SqlExpr(word), Literal('"')]
         case Kind.INSTANT:
             return instant_of(row, member.name)
         case Kind.JSON:

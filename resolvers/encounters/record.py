@@ -160,6 +160,7 @@ async def reserve(
             patient_id=columns["patient_id"],
             encounter_id=columns["id"],
             answer=published(recorded(columns, now)),
+            claimed_at=now,
         )
         if not claimed:
             return Insertion(patient_is_known=True, created_at=None)

@@ -179,8 +179,9 @@ def _select(number: int, root: Root, bound: Mapping[int, BoundPage], put: Placeh
     before: list[str] | None = [] if counted else None
     for key, each in root.fields:
         if isinstance(each, PageNode):
-            select, pieces = _page(each, bound[each.number], put, before)
-            pages += f"{_total(each, bound[each.number], put)} LEFT JOIN LATERAL ({select}) page_{each.number} ON true"
+            select, pieces = _page(each, bound[each.number], number, put, before)
+            total = _total(each, bound[each.number], number, put)
+            pages += f"{total} LEFT JOIN LATERAL ({select}) page_{each.number} ON true"
             members.append((key, pieces))
         else:
             members.append((key, _of_patient("p", each)))
@@ -193,25 +194,26 @@ def _select(number: int, root: Root, bound: Mapping[int, BoundPage], put: Placeh
             head=f"SELECT {number} AS root, '' AS key, {patients} AS patient_id, ({given})::integer AS given,"
             f" ({bytes_})::bigint AS bytes",
             parts=merge_adjacent(parts),
-            tail=f" FROM (SELECT) one{pages}",
+            tail=f" FROM (SELECT 1) one{pages}",
         )
     return Select(
         head=f"SELECT {number} AS root, p.id AS key, p.id AS patient_id, ({given})::integer AS given,"
         f" ({bytes_})::bigint AS bytes",
         parts=merge_adjacent(object_of(members)),
         tail=f" FROM patient_graph.patients p{pages}"
-        f" WHERE p.id = ANY({put(f'ids_{number}', 'text[]')}) AND p.brand_id = {put('brand_id', 'text')}",
+        f" WHERE p.id = ANY({_ids(number, put)}) AND p.brand_id = {put('brand_id', 'text')}",
     )
 
 
 def _page(
-    page: PageNode, bound: BoundPage, arguments: Placeholder, before: list[str] | None
+    page: PageNode, bound: BoundPage, root: int, arguments: Placeholder, before: list[str] | None
 ) -> tuple[str, list[Piece]]:
     """Return the statement of a page and the pieces of its JSON, which refer to the statement's columns.
 
     Args:
         page: The page in the tree.
         bound: The page's evaluated arguments.
+        root: The number of the root field.
         arguments: Returns the placeholder of an argument.
         before: The SQL expressions for the bytes of the preceding pages, in order. The page's own is appended.
             None if bytes are not counted.
@@ -231,10 +233,8 @@ def _page(
             case "total_count" if page.of_brand:
                 shown.append((key, [SqlExpr(f"least(total_{page.number}.found, {MOST_COUNTED})::text")]))
             case "total_count":
-                total = (
-                    f"(SELECT count(*)::text FROM patient_graph.encounters e WHERE {_where(page, bound, arguments)})"
-                )
-                shown.append((key, [SqlExpr(total)]))
+                where = _where(page, bound, root, arguments)
+                shown.append((key, [SqlExpr(f"(SELECT count(*)::text FROM patient_graph.encounters e WHERE {where})")]))
             case "total_count_is_exact" if page.of_brand:
                 shown.append((key, [SqlExpr(f"(total_{page.number}.found <= {MOST_COUNTED})::text")]))
             case "total_count_is_exact":
@@ -254,7 +254,7 @@ def _page(
         side: [*(f"{put(f'{side}_{key.column}', 'text')}::{key.kind}" for key in order.keys), put(f"{side}_id", "uuid")]
         for side in places_of(bound.window, order)
     }
-    within = " AND ".join([_where(page, bound, arguments), *beyond("e", order, places)])
+    within = " AND ".join([_where(page, bound, root, arguments), *beyond("e", order, places)])
     in_order = f"ORDER BY {order.by('e', forward=bound.window.forward)}"
     rows = (
         f"FROM patient_graph.encounters e WHERE {within}"
@@ -300,23 +300,29 @@ def _is_numbered(page: PageNode, bound: BoundPage) -> bool:
     return not bound.window.forward or any(name == "page_info" for _, name, _ in page.fields)
 
 
-def _where(page: PageNode, bound: BoundPage, arguments: Placeholder) -> str:
+def _where(page: PageNode, bound: BoundPage, root: int, arguments: Placeholder) -> str:
+    # Of a patient's list, the second condition says nothing new: a cluster infers the shards from it.
     owner = (
         of_brand("e", arguments("brand_id", "text"), bound.of.filters.criteria())
         if page.of_brand
-        else "e.patient_id = p.id AND e.brand_id = p.brand_id"
+        else f"e.patient_id = p.id AND e.patient_id = ANY({_ids(root, arguments)}) AND e.brand_id = p.brand_id"
     )
     criteria = bound.of.filters.criteria()
     values = {name: arguments(f"page_{page.number}_{name}", CRITERIA[name].kind) for name in criteria}
     return " AND ".join([owner, *conditions("e", bound.order, values)])
 
 
-def _total(page: PageNode, bound: BoundPage, arguments: Placeholder) -> str:
+def _ids(root: int, put: Placeholder) -> str:
+    """Return the placeholder of the ids of a root field's patients."""
+    return put(f"ids_{root}", "text[]")
+
+
+def _total(page: PageNode, bound: BoundPage, root: int, arguments: Placeholder) -> str:
     """Return the join that counts a brand's list, up to one more than `MOST_COUNTED`; empty if it is not selected."""
     if not (page.of_brand and any(name.startswith("total_count") for _, name, _ in page.fields)):
         return ""
-    where = _where(page, bound, arguments)
-    found = f"SELECT FROM patient_graph.encounters e WHERE {where} LIMIT {MOST_COUNTED + 1}"
+    where = _where(page, bound, root, arguments)
+    found = f"SELECT 1 FROM patient_graph.encounters e WHERE {where} LIMIT {MOST_COUNTED + 1}"
     return f" CROSS JOIN (SELECT count(*) AS found FROM ({found}) e) total_{page.number}"
 
 

@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 
 from gateway.settings import Settings
+from tests import citus
 from tests.cast import Cast
 from tests.doors import Door, GraphQLDoor, RestDoor, Service
 from tests.tcp_proxy import TcpProxy
@@ -29,7 +30,7 @@ class ProxiedService(NamedTuple):
 @pytest.fixture
 def form() -> str:
     """The form in which a recording is sent to PostgreSQL; a test may override it."""
-    return "one statement"
+    return "statement by statement" if citus.COORDINATOR_URL else "one statement"
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ async def url(server_url: str) -> str:
     return url
 
 
-@pytest.fixture(params=[False, True], ids=["one statement", "statement by statement"])
+@pytest.fixture(params=[False, True], ids=["a server", "a cluster"])
 async def alone(request: pytest.FixtureRequest, url: str, tokens: Tokens) -> AsyncIterator[GatewayServer]:
     """A gateway in either form of recording."""
     tokens.give("dev-loopbio", brand_id="loopbio")

@@ -1,0 +1,59 @@
+"""A Citus cluster: distribute the tables of the migrations, and tell which are distributed and which nodes answer.
+
+The functions take a connection to the coordinator. Source: https://docs.citusdata.com/en/stable/develop/api_udf.html
+"""
+
+from collections.abc import Mapping
+
+import asyncpg
+
+from models.distribution import COLUMNS, colocated_with
+
+IS_CLUSTER = "SELECT to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL"
+
+UNDISTRIBUTED = """
+SELECT name
+FROM unnest($1::text[]) WITH ORDINALITY AS tables (name, place)
+WHERE to_regclass(name) IS NOT NULL
+    AND NOT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = to_regclass(name))
+ORDER BY place
+"""
+
+NODES = """
+SELECT nodename || ':' || nodeport AS node, citus_check_connection_to_node(nodename, nodeport) AS answers
+FROM pg_dist_node WHERE isactive AND noderole = 'primary' ORDER BY nodeid
+"""
+
+
+async def is_cluster(connection: asyncpg.Connection) -> bool:
+    """Return whether the database is the coordinator of a cluster, or could become one: it has the extension."""
+    return bool(await connection.fetchval(IS_CLUSTER))
+
+
+async def undistributed(connection: asyncpg.Connection) -> list[str]:
+    """Return the tables that a cluster does not distribute yet, in the order to distribute them. Else nothing."""
+    if not await is_cluster(connection):
+        return []
+    return [row["name"] for row in await connection.fetch(UNDISTRIBUTED, list(COLUMNS))]
+
+
+async def distribute(connection: asyncpg.Connection) -> None:
+    """Distribute the tables that a cluster does not distribute yet, in one transaction. Else do nothing."""
+    if not (tables := await undistributed(connection)):
+        return
+    async with connection.transaction():
+        for table in tables:
+            await connection.execute(
+                "SELECT create_distributed_table($1::text::regclass, $2, colocate_with => $3)",
+                table,
+                COLUMNS[table],
+                colocated_with(table),
+            )
+        # Rows that were inserted before are copied to the shards. The originals would stay, unseen, on the coordinator.
+        for table in reversed(tables):
+            await connection.execute("SELECT truncate_local_data_after_distributing_table($1::text::regclass)", table)
+
+
+async def nodes(connection: asyncpg.Connection) -> Mapping[str, bool]:
+    """Return whether the coordinator reaches each active node, by host and port. Waits for each node that is away."""
+    return {row["node"]: row["answers"] for row in await connection.fetch(NODES)}
