@@ -26,7 +26,9 @@ COLUMNS: Mapping[str, str] = {
 }
 """The distribution column of each table. Referenced tables stand first, because Citus requires that order."""
 
-LOCAL = frozenset(f"{PROCESS_SCHEMA}.{table}" for table in ("feed_key", "leases", "sinks", "watermark"))
+LOCAL = frozenset(
+    f"{PROCESS_SCHEMA}.{table}" for table in ("alembic_version", "feed_key", "leases", "sinks", "watermark")
+)
 """Small tables that stay on the coordinator. No transaction changes them together with clinical rows."""
 
 
