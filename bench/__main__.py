@@ -33,7 +33,7 @@ PARTS = {
     "closed": "closed loop on many connections",
     "single": "the writes on a single connection",
     "pgbench": "the rows that pgbench inserts",
-    "rate": "at 0.7 of Mercurius' highest rate (needs closed)",
+    "rate": "at 0.7 of the full Mercurius' highest rate (needs closed)",
     "cold": "from the start of a process to its first answer",
 }
 
@@ -64,7 +64,7 @@ def _measure(arguments: argparse.Namespace, run: Run) -> None:
         connections = 100 + arguments.connections
         postgres = stack.enter_context(PrivatePostgres(Path(folder), connections=connections))
         began = time.monotonic()
-        population = asyncio.run(prepare(postgres, Population.share(arguments.share)))
+        population = asyncio.run(prepare(postgres, Population.share(arguments.share), kinds))
         print(f"{population.encounters:,} encounters seeded in {time.monotonic() - began:.0f} s", flush=True)
         url = stack.enter_context(token_server())
         servers = [stack.enter_context(running(kind, postgres, url, arguments.output)) for kind in kinds]

@@ -18,23 +18,23 @@ from bench.load_test import LoadTest
 from bench.pgbench import pgbench_per_second
 from bench.results import Run
 from bench.seed import Population, seed
-from bench.servers import GATEWAY, MERCURIUS, Kind, Server, create_peer_logins, seconds_to_first_answer
+from bench.servers import FULL_MERCURIUS, GATEWAY, Kind, Server, create_peer_logins, seconds_to_first_answer
 from bench.workloads import WORKLOADS, Question, Workload
 from gateway.database.migrate import migrate
 from gateway.database.roles import DATABASE, OWNER, create_database
 from gateway.embedded_postgres.cluster import PrivatePostgres
 
 SHARE_OF_HIGHEST = 0.7
-"""Fraction of Mercurius' highest rate: at a fixed rate near a server's maximum, only queues would be measured."""
+"""Fraction of the full Mercurius' highest rate. At a rate near a server's maximum, only queues would be measured."""
 
 
-async def prepare(postgres: PrivatePostgres, population: Population) -> Population:
-    """Create the database, the encounters and the peers' logins; return the population with its encounters' ids."""
+async def prepare(postgres: PrivatePostgres, population: Population, kinds: Sequence[Kind]) -> Population:
+    """Create the databases, the encounters and the peers' logins; return the population with its encounters' ids."""
     await create_database(postgres)
     owner_url = postgres.url(OWNER, DATABASE)
     await migrate(owner_url)
     await seed(owner_url, population)
-    await create_peer_logins(postgres)
+    await create_peer_logins(postgres, kinds)
     connection = await asyncpg.connect(owner_url)
     try:
         rows = await connection.fetch("SELECT id FROM patient_graph.encounters ORDER BY id")
@@ -67,11 +67,12 @@ class Benchmark:
 
     async def require_equal_answers(self) -> None:
         """Exit the program unless all servers answer alike."""
-        connection = await asyncpg.connect(self._postgres.url(OWNER, DATABASE))
         wrong = []
-        for name, questions in self._questions.items():
-            wrong += await check(connection, self._servers, WORKLOADS[name], questions)
-        await connection.close()
+        for server in self._servers:
+            connection = await asyncpg.connect(self._postgres.url(OWNER, server.kind.database))
+            for name, questions in self._questions.items():
+                wrong += await check(connection, server, WORKLOADS[name], questions)
+            await connection.close()
         if wrong:
             sys.exit("They do not answer alike:\n" + "\n".join(wrong))
         print(f"all answer alike: {', '.join(self._questions)}", flush=True)
@@ -102,14 +103,14 @@ class Benchmark:
         print(f"pgbench {found:.0f}/s", flush=True)
 
     def rate(self, round_: int) -> None:
-        """Measure the gateway and Mercurius at 0.7 of Mercurius' highest rate."""
+        """Measure the gateway and the full Mercurius at 0.7 of that one's highest rate."""
         for server, name in self._pairs(self._arguments.workloads):
             highest = [
                 each.per_second
                 for each in self._run.measurements
-                if (each.part, each.server, each.workload) == ("closed", MERCURIUS.name, name)
+                if (each.part, each.server, each.workload) == ("closed", FULL_MERCURIUS.name, name)
             ]
-            if highest and server.kind in (GATEWAY, MERCURIUS):
+            if highest and server.kind in (GATEWAY, FULL_MERCURIUS):
                 rate = SHARE_OF_HIGHEST * median(highest)
                 self._note("rate", round_, server, name, self._arguments.connections, rate)
 

@@ -4,7 +4,7 @@ import math
 from statistics import median
 
 from bench.results import Measurement, Run
-from bench.targets import spread, verdicts
+from bench.targets import does_all, spread, verdicts
 
 
 def line(each: Measurement) -> str:
@@ -23,12 +23,18 @@ def line(each: Measurement) -> str:
 
 def tables(run: Run) -> str:
     """Return all measurements, as ratios and as medians, in Markdown that is also legible in a terminal."""
-    return "\n".join(["", *_targets(run), "", *_medians(run), "", *_starts(run)])
+    compared = [
+        "The gateway against peers that do its work:", "", *_targets(run, against_full=True), "",
+        "The gateway against peers that do less:", "", *_targets(run, against_full=False),
+    ]  # fmt: skip
+    return "\n".join(["", *compared, "", *_medians(run), "", *_starts(run)])
 
 
-def _targets(run: Run) -> list[str]:
+def _targets(run: Run, *, against_full: bool) -> list[str]:
     rows = [["what", "workload", "gateway against", "of", "ratio (least to greatest)", "target", ""]]
     for target, found in verdicts(run):
+        if does_all(target.peer) is not against_full:
+            continue
         ratio = median(found)
         aim = "" if math.isinf(target.limit) else f"{'>=' if target.at_least else '<='} {target.limit:.2f}"
         verdict = "" if not aim else "met" if target.met(ratio) else "missed"

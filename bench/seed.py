@@ -60,7 +60,9 @@ SELECT
     CASE WHEN n % 3 = 2 THEN at + interval '50 hours' END,
     'Complaint ' || n || ': a cough that will not go',
     CASE WHEN n % 8 > 0 THEN 'Made up, number ' || n || '. ' || repeat('Slept well, ate little, walks again. ', 5) END,
-    jsonb_build_object('room', n % 30, 'source', 'clinic', 'weight_kg', 50 + n % 50 / 10.0, 'flags', ARRAY['a', 'b']),
+    jsonb_build_object(
+        'room', n % 30, 'source', 'clinic', 'weight_kg', round(50 + n % 50 / 10.0, 1), 'flags', ARRAY['a', 'b']
+    ),
     at, at
 FROM (
     SELECT

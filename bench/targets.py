@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from bench.results import Measurement, Run
-from bench.servers import KINDS, NODE
+from bench.servers import FULL_FASTIFY, FULL_MERCURIUS, GATEWAY, KINDS
 
 Value = Callable[[Measurement], float]
 
@@ -34,30 +34,31 @@ class Target:
         return ratio >= self.limit if self.at_least else ratio <= self.limit
 
 
-def _cpu(workload: str, peer: str, server: float, total: float) -> Iterator[Target]:
-    yield Target("closed", workload, peer, "server CPU", server)
+REST, GRAPHQL = FULL_FASTIFY.name, FULL_MERCURIUS.name
+
+
+def _cpu(workload: str, peer: str, total: float, server: float | None = None) -> Iterator[Target]:
+    if server is not None:
+        yield Target("closed", workload, peer, "server CPU", server)
     yield Target("closed", workload, peer, "with PostgreSQL", total)
 
 
-ON_NODE = [name for name, kind in KINDS.items() if kind.command[0] == NODE]
 TARGETS: Sequence[Target] = (
-    *_cpu("W1", "mercurius", 0.65, 0.80),
-    *_cpu("W2", "fastify", 0.60, 0.80),
-    Target("single", "W1", "mercurius", "p50", 1.05),
-    Target("single", "W2", "fastify", "p50", 1.05),
-    *_cpu("W3", "mercurius", 0.80, 0.90),
-    *_cpu("W4", "mercurius", 0.25, 0.50),
-    *(each for peer in ("postgraphile", "mercurius") for each in _cpu("W5", peer, 0.12, 0.45)),
-    *(each for peer in ("mercurius", "postgraphile") for each in _cpu("W6", peer, 0.25, 0.55)),
-    *_cpu("R4", "fastify", 0.45, 0.80),
-    *_cpu("R5", "fastify", 0.12, 0.50),
-    *(each for workload in ("W2", "R4", "R5") for each in _cpu(workload, "fastapi", 0.10, 0.20)),
-    *_cpu("W7", "apollo", 1.0, 1.0),
-    Target("closed", "W2", "pgbench", "requests/s", 0.80, at_least=True),
-    *(Target("rate", workload, "mercurius", "p99", 1.0) for workload in ("W1", "W3", "W4", "W5", "W6")),
-    *(Target("memory", "", peer, "memory after load", 0.5) for peer in ON_NODE),
-    Target("cold", "", "mercurius", "cold start", 1.5),
+    *_cpu("W1", GRAPHQL, 0.40, 0.70),
+    *_cpu("W2", REST, 0.40, 0.60),
+    *_cpu("W3", GRAPHQL, 0.45, 0.75),
+    *_cpu("W4", GRAPHQL, 0.45, 0.35),
+    *_cpu("W5", GRAPHQL, 0.40, 0.12),
+    *_cpu("W6", GRAPHQL, 0.55, 0.40),
+    *_cpu("R4", REST, 0.40, 0.25),
+    *_cpu("R5", REST, 0.40),
+    Target("single", "W1", GRAPHQL, "p50", 1.0),
+    Target("single", "W2", REST, "p50", 1.0),
+    Target("memory", "", GRAPHQL, "memory after load", 0.5),
+    Target("memory", "", REST, "memory after load", 0.5),
+    Target("cold", "", GRAPHQL, "cold start", 1.5),
 )
+"""Targets against the peers that do the gateway's work. The others have none: they do less."""
 
 
 def ratios(run: Run, target: Target) -> list[float]:
@@ -82,11 +83,21 @@ def every_comparison(run: Run) -> Iterator[Target]:
     """Yield each target, and with an infinite limit every other comparison of the gateway with a peer."""
     yield from TARGETS
     aimed_at = {(each.part, each.workload, each.peer, each.of) for each in TARGETS}
-    measured = {(each.part, each.workload, each.server) for each in run.measurements if each.server != "gateway"}
-    for part, workload, peer in sorted(measured):
-        for of in VALUES:
-            if (part, workload, peer, of) not in aimed_at and not (part == "rate" and of == "requests/s"):
-                yield Target(part, workload, peer, of, float("inf"))
+    measured = {(each.part, each.workload, each.server) for each in run.measurements if each.server != GATEWAY.name}
+    possible = [
+        *((*each, of) for each in sorted(measured) for of in VALUES if not (each[0] == "rate" and of == "requests/s")),
+        ("closed", "W2", "pgbench", "requests/s"),
+        *(("memory", "", peer, "memory after load") for peer in sorted(run.loaded_mib) if peer != GATEWAY.name),
+        *(("cold", "", peer, "cold start") for peer in sorted(run.cold_seconds) if peer != GATEWAY.name),
+    ]
+    for comparison in possible:
+        if comparison not in aimed_at:
+            yield Target(*comparison, float("inf"))
+
+
+def does_all(peer: str) -> bool:
+    """Whether the peer does the gateway's work. pgbench, which is no server, does not."""
+    return peer in KINDS and KINDS[peer].does_all
 
 
 def verdicts(run: Run) -> Iterator[tuple[Target, list[float]]]:

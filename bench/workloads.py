@@ -4,16 +4,20 @@ A question is the same for all servers: which patients, which members, how many.
 enums differ between servers, and are normalized before answers are compared.
 """
 
+import hashlib
 import json
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime, timedelta
 from typing import Any, Literal, Protocol
+from uuid import UUID
+
+from graphql import parse, print_ast, separate_operations
 
 from bench.driver import KEY
 from bench.seed import BRAND, ENCOUNTERS_OF_LARGE, ENCOUNTERS_OF_SMALL, RECORDING_PATIENTS, Population
-from bench.servers import GATEWAY, Dialect, Server
+from bench.servers import ROOT, Dialect, Server
 
 Row = Mapping[str, Any]
 Question = Mapping[str, Any]
@@ -25,6 +29,8 @@ MEMBERS = (
     "id", "patientId", "providerId", "brandId", "encounterType", "status", "scheduledAt", "startedAt", "endedAt",
     "chiefComplaint", "notes", "metadata", "createdAt", "updatedAt",
 )  # fmt: skip
+BESIDE = {"version", "allowedActions"}
+"""Members of an answer that are compared with nothing: the first is no published member, the second no column."""
 INSTANTS = {"scheduled_at", "started_at", "ended_at", "created_at", "updated_at"}
 ALL = " ".join(MEMBERS)
 # PostGraphile calls the column `rowId`, because its `id` is Relay's global id.
@@ -53,6 +59,8 @@ class Workload:
     truth: str | None
     """The SQL of the correct answer, with the question's `truth` as $1; None for a write."""
     is_write: bool = False
+    members: Sequence[str] = MEMBERS
+    """The members of the encounters in an answer."""
 
     def dialect_of(self, server: Server) -> Dialect | None:
         """Return the dialect in which the server is asked, or None if it supports none."""
@@ -62,17 +70,20 @@ class Workload:
         """Return the HTTP request of each question, as text."""
         dialect = self.dialect_of(server)
         assert dialect is not None
-        return [_http(server, *self.ask[dialect](question), keyed=self.is_write) for question in questions]
+        return [
+            _http(server, server.head(method, path, number), path, body, keyed=self.is_write)
+            for number, question in enumerate(questions)
+            for method, path, body in [self.ask[dialect](question)]
+        ]
 
 
-def _http(server: Server, method: str, path: str, body: Mapping[str, Any] | None, *, keyed: bool) -> str:
-    head = server.head(method, path)
+def _http(server: Server, head: str, path: str, body: Mapping[str, Any] | None, *, keyed: bool) -> str:
     if body is None:
         return head + "\r\n"
     text = json.dumps(body)
     # Every key is a UUID of 36 characters.
     length = len(text) + text.count(KEY.decode()) * (36 - len(KEY))
-    if keyed and path != "/graphql" and server.kind is GATEWAY:
+    if keyed and path != "/graphql" and server.kind.does_all:
         head += f"Idempotency-Key: {KEY.decode()}\r\n"
     return f"{head}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{text}"
 
@@ -164,6 +175,21 @@ UNPLANNED = graphql(
 )
 LATEST_UNPLANNED: RequestBuilders = {"gateway": UNPLANNED, "sdl": UNPLANNED}
 
+WORKLIST: RequestBuilders = {
+    "gateway": graphql(
+        f"""query ($first: Int!, $where: EncountersFilter!) {{
+              encounters(first: $first, where: $where, orderBy: SCHEDULED_AT_ASC) {{
+                nodes {{ {ALL} }} pageInfo {{ hasNextPage endCursor }} }} }}"""
+    )
+}
+
+BOARD = separate_operations(parse((ROOT / "web" / "src" / "board" / "operations.graphql").read_text()))
+"""The operations of the board, each with its fragments."""
+CARD = tuple(name for name in MEMBERS if name not in {"brandId", "notes", "metadata", "updatedAt"})
+"""The members of an encounter that the board shows; also others, which are no columns."""
+BOARD_DAY: RequestBuilders = {"gateway": graphql(print_ast(BOARD["Day"]))}
+BOARD_COUNTS: RequestBuilders = {"gateway": graphql(print_ast(BOARD["Counts"]))}
+
 
 def _record_over_rest(question: Question) -> tuple[str, str, Mapping[str, Any]]:
     return "POST", f"/v1/patients/{question['patientId']}/encounters", _snake(question["input"])
@@ -236,6 +262,57 @@ def _latest_beside(chance: random.Random, population: Population) -> list[Questi
     return [{**each, "first": 50} for each in _any_encounter(chance, population)]
 
 
+DAYS = 690
+"""Days on which encounters are scheduled."""
+
+
+def _spans(chance: random.Random, days: int) -> Iterator[tuple[Question, list[str]]]:
+    for _ in range(QUESTIONS):
+        first = date(2024, 1, 3) + timedelta(days=chance.randrange(DAYS - days))
+        span = [f"{day}T00:00:00Z" for day in (first, first + timedelta(days=days))]
+        yield dict(zip(("scheduledFrom", "scheduledUntil"), span, strict=True)), span
+
+
+def _open_of_a_day(chance: random.Random, _population: Population) -> list[Question]:
+    return [
+        {"first": 50, "where": {**where, "status": ["SCHEDULED", "IN_PROGRESS"]}, "truth": span}
+        for where, span in _spans(chance, 1)
+    ]
+
+
+def _of_a_providers_week(chance: random.Random, _population: Population) -> list[Question]:
+    providers = [str(UUID(hashlib.md5(f"provider{n}".encode()).hexdigest())) for n in range(50)]  # noqa: S324 - as seeded
+    chosen = [(*each, chance.choice(providers)) for each in _spans(chance, 7)]
+    return [
+        {"first": 50, "where": {**where, "providerId": [provider]}, "truth": [*span, provider]}
+        for where, span, provider in chosen
+    ]
+
+
+def _board_of_a_day(chance: random.Random, _population: Population) -> list[Question]:
+    return [{"where": where, "truth": span} for where, span in _spans(chance, 1)]
+
+
+def _counts_of_a_day(chance: random.Random, _population: Population) -> list[Question]:
+    return [{"tiles": where, "day": where, "truth": span} for where, span in _spans(chance, 1)]
+
+
+OF_SPAN = """
+    FROM patient_graph.encounters
+    WHERE scheduled_at >= CAST(($1::text[])[1] AS timestamptz)
+        AND scheduled_at < CAST(($1::text[])[2] AS timestamptz)"""
+TRUTH_OF_OPEN = f"""SELECT * {OF_SPAN} AND status IN ('scheduled', 'in_progress')
+    ORDER BY scheduled_at, id LIMIT 50"""
+TRUTH_OF_PROVIDER = f"""SELECT * {OF_SPAN} AND provider_id = CAST(($1::text[])[3] AS uuid)
+    ORDER BY scheduled_at, id LIMIT 50"""
+TRUTH_OF_BOARD = f"SELECT * {OF_SPAN} ORDER BY provider_id NULLS LAST, scheduled_at, id LIMIT 100"
+TRUTH_OF_COUNTS = f"""
+    SELECT key, count FROM (
+        SELECT 1 AS nth, upper(status) AS key, count(*) {OF_SPAN} GROUP BY status
+        UNION ALL SELECT 2, CAST(provider_id AS text), count(*) {OF_SPAN} GROUP BY provider_id
+    ) AS counted ORDER BY nth, count DESC, key"""  # noqa: S608
+
+
 def _truth_of_latest(first: int) -> str:
     return f"""
         SELECT e.* FROM unnest($1::text[]) WITH ORDINALITY AS wanted (id, nth) CROSS JOIN LATERAL (
@@ -262,6 +339,10 @@ WORKLOADS = {
         Workload("W5", "a patient's latest 500", _latest_of("large", 500), LATEST, _truth_of_latest(500)),
         Workload("W6", "20 patients' latest 5", _latest_of_twenty, OF_SEVERAL, _truth_of_latest(5)),
         Workload("W7", "latest 50 of an encounter's patient", _latest_beside, LATEST_UNPLANNED, TRUTH_BESIDE),
+        Workload("L1", "a day's open encounters", _open_of_a_day, WORKLIST, TRUTH_OF_OPEN),
+        Workload("L2", "a provider's week", _of_a_providers_week, WORKLIST, TRUTH_OF_PROVIDER),
+        Workload("B1", "the board's day", _board_of_a_day, BOARD_DAY, TRUTH_OF_BOARD, members=CARD),
+        Workload("B2", "the board's counts", _counts_of_a_day, BOARD_COUNTS, TRUTH_OF_COUNTS),
         Workload("R4", "over REST, latest 50", _latest_of("small", 50), OVER_REST, _truth_of_latest(50)),
         Workload("R5", "over REST, latest 500", _latest_of("large", 500), OVER_REST, _truth_of_latest(500)),
     )
@@ -272,13 +353,13 @@ WORKLOADS = {
 
 
 def rows_in(answer: Any) -> list[Row]:
-    """Return the encounters of an answer in order, with the server's names and enum case normalized."""
+    """Return the encounters and counts of an answer in order, with the server's names and enum case normalized."""
     return [_alike(each) for each in _encounters_in(answer)]
 
 
 def _encounters_in(value: Any) -> Iterable[Row]:
     if isinstance(value, dict):
-        if "createdAt" in value or "created_at" in value:
+        if value.keys() & {"createdAt", "created_at", "count"}:
             yield value
         else:
             for inner in value.values():
@@ -289,7 +370,9 @@ def _encounters_in(value: Any) -> Iterable[Row]:
 
 
 def _alike(row: Row) -> Row:
-    named = {_snake_case(name): value for name, value in row.items()}
+    if "count" in row:
+        return row
+    named = {_snake_case(name): value for name, value in row.items() if name not in BESIDE}
     named["id"] = named.pop("row_id", named.get("id"))
     for name in named.keys() & INSTANTS:
         named[name] = named[name] and datetime.fromisoformat(named[name])
@@ -298,9 +381,12 @@ def _alike(row: Row) -> Row:
     return named
 
 
-def row_of(record: Mapping[str, Any]) -> Row:
-    """Return a row of the table in the form of `rows_in`."""
-    row = {_snake_case(name): record[_snake_case(name)] for name in MEMBERS}
+def row_of(record: Mapping[str, Any], members: Sequence[str]) -> Row:
+    """Return these members of a row of the table, or a count, in the form of `rows_in`."""
+    if "count" in record.keys():  # noqa: SIM118 - iterating over a record yields its values
+        return dict(record)
+    row = {_snake_case(name): record[_snake_case(name)] for name in members}
     row["id"], row["provider_id"] = str(row["id"]), row["provider_id"] and str(row["provider_id"])
-    row["metadata"] = json.loads(row["metadata"])
+    if "metadata" in row:
+        row["metadata"] = json.loads(row["metadata"])
     return row

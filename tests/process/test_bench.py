@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bench.driver import Drive, Plan
-from bench.servers import KINDS, MERCURIUS, ROOT
+from bench.servers import FULL_MERCURIUS, KINDS, ROOT
 from bench.targets import TARGETS
 from bench.workloads import WORKLOADS
 
@@ -40,14 +40,20 @@ def test_the_benchmark_measures_the_gateway_over_both_doors(tmp_path: Path) -> N
     assert not list(tmp_path.glob("data-*"))
 
 
-@pytest.mark.skipif(not MERCURIUS.installed, reason="the peers are not installed: make .venv/bench")
-def test_the_benchmark_compares_the_gateway_with_a_peer(tmp_path: Path) -> None:
-    run(tmp_path, "--servers=gateway,mercurius", "--workloads=W4", "--parts=closed,rate,cold")
+@pytest.mark.skipif(not FULL_MERCURIUS.installed, reason="the peers are not installed: make .venv/bench")
+def test_the_benchmark_compares_the_gateway_with_peers(tmp_path: Path) -> None:
+    run(tmp_path, "--servers=gateway,full-mercurius,mercurius", "--workloads=W4,B2", "--parts=closed,rate,cold")
 
     (table,) = tmp_path.glob("*.md")
-    comparisons = [line for line in table.read_text().splitlines() if "| mercurius" in line]
+    against_full, against_bare = table.read_text().split("The gateway against peers that do less:")
+    comparisons = [line for line in against_full.splitlines() if "| full-mercurius" in line]
     for part in ("closed", "rate", "memory", "cold"):
         assert any(line.startswith(f"| {part}") for line in comparisons), part
+    targets = [line for line in comparisons if "<= 0." in line]
+    assert any("W4" in line for line in targets)
+    assert any("B2" in line for line in comparisons)
+    assert "| mercurius" not in against_full
+    assert [line for line in against_bare.splitlines() if "| mercurius" in line and "W4" in line]
     for drawing in ("cpu", "p99"):
         (figure,) = tmp_path.glob(f"*-{drawing}.svg")
         assert "W4" in figure.read_text()
@@ -55,7 +61,7 @@ def test_the_benchmark_compares_the_gateway_with_a_peer(tmp_path: Path) -> None:
 
 def test_every_target_names_a_known_peer_and_workload() -> None:
     for target in TARGETS:
-        assert target.peer in {*KINDS, "pgbench"}
+        assert KINDS[target.peer].does_all
         assert target.workload in {*WORKLOADS, ""}
 
 
