@@ -14,7 +14,7 @@ OLDEST, NEWEST = 15, 18
 
 
 class PreflightReport(NamedTuple):
-    """The findings: dangers are reasons not to serve, warnings should be fixed, facts are told by `gateway check`."""
+    """The findings: dangers forbid serving, warnings should be fixed, and `gateway check` prints the facts."""
 
     dangers: list[str]
     warnings: list[str]
