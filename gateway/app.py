@@ -4,7 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -18,6 +18,7 @@ from gateway.audit.buffer import AuditBuffer
 from gateway.audit.chain_job import CHAIN_AUDIT, chaining
 from gateway.auth.verifier import verifying
 from gateway.database.database import APP_ROLE, RELAY_ROLE, Database, Timeouts
+from gateway.database.replicas import ReplicaSet
 from gateway.events.pipeline import event_pipeline
 from gateway.jobs import LeasedJob
 from gateway.metrics_endpoint import metrics
@@ -128,12 +129,17 @@ def create_app(
                 AuditBuffer.open(url, settings.audit_queue, **timeouts) as audit_sink,
                 event_pipeline(settings, url, relay, jobs, REQUESTS_FIRST_SECONDS) as feed,
                 nullcontext(verify) if verify else verifying(settings) as known,
+                replicas_of(settings, url, database, worklists) as replicas,
             ):
+                if replicas is not None:
+                    # Read now: a change is answered with a marker even if the database is lost after it.
+                    await feed.cursors()
                 guarded = stopping.refuse_when_closed(known)
                 shared = services(
                     settings,
                     database,
                     worklists=worklists,
+                    replicas=replicas,
                     audit_sink=audit_sink,
                     feed=feed,
                     verify=guarded,
@@ -218,11 +224,31 @@ def anchor(routes: Iterable[BaseRoute]) -> None:
             route.path_regex = re.compile(route.path_regex.pattern[:-1] + r"\Z")
 
 
+def replicas_of(
+    settings: Settings, url: str, database: Database, worklists: Database
+) -> AbstractAsyncContextManager[ReplicaSet | None]:
+    """Poll the replicas of the settings during the block; None if the settings name none."""
+    if not settings.read_urls:
+        return nullcontext()
+    return ReplicaSet.open(
+        url,
+        settings.read_urls,
+        (database, worklists),
+        size=settings.database_pool_size,
+        worklist_size=WORKLIST_CONNECTIONS,
+        acquire_seconds=settings.database_acquire_seconds,
+        statement_seconds=settings.database_statement_seconds,
+        worklist_seconds=settings.worklist_seconds,
+        max_lag_seconds=settings.database_read_lag_seconds,
+    )
+
+
 def services(
     settings: Settings,
     database: Database,
     *,
     worklists: Database | None = None,
+    replicas: ReplicaSet | None = None,
     audit_sink: AuditSink,
     feed: Feed,
     verify: Verify,
@@ -237,6 +263,7 @@ def services(
         worklists=Worklists(worklists, Turns(WORKLIST_CONNECTIONS // 2), Turns(1), settings.worklist_seconds)
         if worklists
         else None,
+        replicas=replicas,
         batcher=None
         if settings.database_cluster
         else EncounterBatcher(database, keys_kept_for, settings.database_acquire_seconds),

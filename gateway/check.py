@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 from gateway.database.migrate import revisions
+from gateway.database.replicas import replica_problems
 from gateway.embedded_postgres.cluster import refuse_folder
 from gateway.preflight import ask_provider, preflight
 from gateway.server import bind_socket, refuse_what_cannot_be_served
@@ -22,7 +23,7 @@ def check(settings: Settings) -> int:
     if settings.public_url:
         print(f"\nClients use {settings.public_origin}{settings.public_path}/.")
     # Run every step, so that all problems are printed at once; `serve` stops at the first.
-    steps: list[Callable[[Settings], bool]] = [_check_documents, _check_port, _check_database]
+    steps: list[Callable[[Settings], bool]] = [_check_documents, _check_port, _check_database, _check_replicas]
     passed = [_passes(step, settings) for step in steps]
     return 0 if all(passed) else 1
 
@@ -63,3 +64,14 @@ def _check_database(settings: Settings) -> bool:
     else:
         print(f"\nThe database must be migrated to {revisions()[-1]}; `gateway serve` and `gateway migrate` do that.")
     return result.serves_all_callers
+
+
+def _check_replicas(settings: Settings) -> bool:
+    """Print whether each replica would be read. The gateway serves without them."""
+    if settings.database_url is None or not settings.read_urls:
+        return True
+    url, max_lag_seconds = settings.serving_url, settings.database_read_lag_seconds
+    problems = asyncio.run(replica_problems(url, settings.read_urls, max_lag_seconds))
+    for name, problem in problems.items():
+        print(f"\nThe replica {name} " + (f"is left out: it {problem}." if problem else "is read from."))
+    return True

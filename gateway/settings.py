@@ -188,6 +188,17 @@ class Settings(BaseModel):
             "statements that each query one shard and are planned for their arguments."
         ),
     )
+    database_read_urls: SecretStr | None = Field(
+        None,
+        description="URLs of [streaming replicas](replicas.md) that reads are sent to, separated by spaces. Each names "
+        "one server. Empty: the primary serves every read.",
+    )
+    database_read_lag_seconds: float = Field(
+        10.0,
+        ge=1,
+        le=120,
+        description="Seconds that a replica may be behind the primary before no read is sent to it.",
+    )
     database_pool_size: int = Field(
         10, ge=1, le=1000, description="Maximum number of database connections of a process."
     )
@@ -583,6 +594,7 @@ class Settings(BaseModel):
         settings.refuse_open_development()
         settings.refuse_a_policy_without_documents()
         settings.refuse_answers_larger_than_their_memory()
+        settings.refuse_replicas_of_a_cluster()
         return settings
 
     @field_validator("rate_limit_url")
@@ -609,6 +621,14 @@ class Settings(BaseModel):
         if url is not None:
             connection_url.parse(url.get_secret_value())
         return url
+
+    @field_validator("database_read_urls")
+    @classmethod
+    def _each_is_one_server(cls, urls: SecretStr | None) -> SecretStr | None:
+        for url in [] if urls is None else urls.get_secret_value().split():
+            if len(connection_url.parse(url).hosts) > 1:
+                raise ValueError("each URL must name one server; separate several URLs by spaces")
+        return urls
 
     @field_validator("nats_url")
     @classmethod
@@ -664,6 +684,11 @@ class Settings(BaseModel):
         url = self.database_owner_url or self.database_url
         assert url is not None, "the caller has set or started a database"
         return url.get_secret_value()
+
+    @property
+    def read_urls(self) -> tuple[str, ...]:
+        """URLs of the replicas, in order."""
+        return () if self.database_read_urls is None else tuple(self.database_read_urls.get_secret_value().split())
 
     @property
     def every_webhook(self) -> tuple[Webhook, ...]:
@@ -757,6 +782,14 @@ class Settings(BaseModel):
             incomplete.append(f"{PREFIX}INTROSPECTION_URL: required with {_variables(given)}")
         if incomplete:
             raise SettingsError("\n".join(incomplete))
+
+    def refuse_replicas_of_a_cluster(self) -> None:
+        """Return unless replicas of a Citus cluster are named. Raises `SettingsError`."""
+        if self.database_read_urls is not None and self.database_cluster:
+            raise SettingsError(
+                f"{PREFIX}DATABASE_READ_URLS: not with {PREFIX}DATABASE_CLUSTER, because each node of a cluster has a "
+                "log of its own. Read from secondary nodes by Citus' own setting"
+            )
 
     def refuse_answers_larger_than_their_memory(self) -> None:
         """Return if `answer_memory_bytes` is at least `max_answer_bytes`. Raises `SettingsError`."""

@@ -11,6 +11,7 @@ from models import Encounter
 from resolvers.access import Caller, Permission, require, resolve_brand
 from resolvers.answer_bytes import AnswerBytes, AnswerMemory
 from resolvers.audit_notes import NOT_A_REFUSAL, patients_read, reads, refusal, worklist_read
+from resolvers.consistency import Consistency
 from resolvers.errors import Forbidden, GatewayError, InsufficientScope, Unauthenticated
 from resolvers.outbox import Reads
 from resolvers.rate_limits import Allowance, Kind
@@ -39,6 +40,8 @@ class Context:
     """The refusals of this request that have an audit record already."""
     reads: Reads | None = None
     """Where the fields of an event are read; None outside subscriptions."""
+    consistency: Consistency | None = field(default=None, repr=False, compare=False)
+    """None if the process has no replicas and the request brings no marker."""
     answer: AnswerBytes = field(default=NOT_BEGUN, repr=False, compare=False)
     """The bytes of the answer. The REST or GraphQL door releases them when the client has received it."""
 
@@ -48,8 +51,39 @@ class Context:
 
     @property
     def database(self) -> Database:
-        """The database for this request: the event's own reads in a subscription, else the process's database."""
-        return self.services.database if self.reads is None else self.reads
+        """The database for this request: the event's own reads in a subscription, a replica, or the primary."""
+        if self.reads is not None:
+            return self.reads
+        reads = self.consistency.reads if self.consistency else None
+        return self.services.database if reads is None else reads.requests
+
+    @property
+    def worklist_database(self) -> Database:
+        """The database for statements about all patients of a brand."""
+        reads = self.consistency.reads if self.consistency else None
+        if reads is not None:
+            return reads.worklists
+        assert self.services.worklists is not None, "both doors have them"
+        return self.services.worklists.database
+
+    async def require_consistency(self, extension: str | None = None) -> None:
+        """Read the markers that the request brings, in its header and its `extensions`.
+
+        Raises `InvalidInput` or `TemporarilyUnavailable`.
+        """
+        if self.consistency is not None:
+            await self.consistency.require(extension)
+        elif extension is not None:
+            await consistency_of(self.services, self.caller.client_id, extension).require()
+
+    def begin_change(self) -> None:
+        """Read from the primary from now on, and give the answer a marker if there are replicas."""
+        if self.consistency is not None:
+            self.consistency.begin_change()
+
+    async def marker(self) -> str | None:
+        """Return the marker of the answer; None without replicas, or if the request changes nothing. Never raises."""
+        return None if self.consistency is None else await self.consistency.marker()
 
     def require(self, operation: Permission) -> None:
         """Return if the caller may perform the operation. Raises `InsufficientScope`."""
@@ -176,6 +210,8 @@ class Credentials(NamedTuple):
     """The origin of the calling page, if it is another site's."""
     address: str | None = None
     """The caller's network address."""
+    consistency: str | None = None
+    """The marker of an earlier change, which the request must see."""
 
 
 async def authenticate(services: Services, credentials: Credentials) -> Context:
@@ -189,13 +225,21 @@ async def authenticate(services: Services, credentials: Credentials) -> Context:
     except GatewayError as error:
         services.metrics.refused(error.code)
         raise
-    context = Context(caller, credentials.stated_brand_id, credentials.request_id, services)
+    consistency = None
+    if services.replicas is not None or credentials.consistency is not None:
+        consistency = consistency_of(services, caller.client_id, credentials.consistency)
+    context = Context(caller, credentials.stated_brand_id, credentials.request_id, services, consistency=consistency)
     if credentials.origin is not None and not services.origins.allows(credentials.origin, caller.client_id):
         forbidden = Forbidden("The client may not call from this origin; GATEWAY_ORIGINS lists those that may.")
         # Audited here: the code that formats this error has no context to add a record with.
         context.note_refusal(forbidden)
         raise forbidden
     return context
+
+
+def consistency_of(services: Services, client_id: str, sent: str | None) -> Consistency:
+    """Return the consistency of a request of this client, with the marker that it sent."""
+    return Consistency(services.replicas, client_id, services.feed.cursors, sent)
 
 
 async def _caller(services: Services, authorization: str, address: str | None) -> Caller:

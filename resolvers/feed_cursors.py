@@ -26,6 +26,9 @@ POSITION_BYTES, DIGEST_BYTES, SALT_BYTES = 6, 5, 5
 BLOCK_BYTES = 16
 _VERSION = 2
 
+# A sealed block of another use begins with this byte.
+_SEALED = 3
+
 # Version 1 had the position in plain text. It is read for one release after it was last written.
 _PLAIN_VERSION = 1
 _PLAIN = struct.Struct(">q8s")
@@ -78,6 +81,20 @@ class FeedCursors:
         except (ValueError, struct.error):
             pass
         raise InvalidInput([Violation("/after", "cursor", "must be a cursor of this feed")])
+
+    def seal(self, block: bytes) -> str:
+        """Return the opaque text of a block of `BLOCK_BYTES`, whose meaning is up to the caller."""
+        return encode_cursor(bytes([_SEALED]) + self._cipher.encryptor().update(block))
+
+    def unseal(self, text: str) -> list[bytes]:
+        """Return the block of a text of `seal` under each key, the current one first; empty for other texts."""
+        try:
+            packed = decode_cursor(text)
+        except ValueError:
+            return []
+        if packed[:1] != bytes([_SEALED]) or len(packed) != 1 + BLOCK_BYTES:
+            return []
+        return [each.decryptor().update(packed[1:]) for each in (self._cipher, *self._retired)]
 
 
 def expired() -> InvalidInput:

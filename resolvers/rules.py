@@ -39,6 +39,7 @@ RuleId = Literal[
     "time_zone",
     "cursor",
     "cursor_expired",
+    "consistency",
     "too_many",
     "cost",
     "characters",
@@ -281,6 +282,12 @@ RULES: Mapping[RuleId, Rule] = {
         "words",
         "A cursor before the oldest stored event.",
         "A cursor of a stored event, or no cursor.",
+    ),
+    "consistency": Rule(
+        "The text is a marker that a gateway of this database returned in `X-Consistency` or `extensions.consistency`.",
+        "graphql",
+        '{"query": "{ __typename }", "extensions": {"consistency": "made-up"}}',
+        '{"query": "{ __typename }", "extensions": {}}',
     ),
     "too_many": Rule(
         "A list in the arguments has at most `maximum` items, and an object of external ids as many members.",

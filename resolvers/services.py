@@ -14,6 +14,7 @@ from resolvers.access import DEFAULT_SCOPES, ActorType, Scopes, Verify
 from resolvers.answer_bytes import AnswerMemory
 from resolvers.client_semaphores import Turns
 from resolvers.commands import DEFAULT_LIMITS, EventFilter, InputLimits
+from resolvers.consistency import Replicas
 from resolvers.feed_cursors import FeedCursors
 from resolvers.origins import AllowedOrigins
 from resolvers.outbox import Event, Reads
@@ -154,10 +155,13 @@ class Services:
 
     verify: Verify
     database: Database
+    """The primary."""
     audit_sink: AuditSink
     feed: Feed
     worklists: Worklists | None = None
     """None in a process without doors, such as an import."""
+    replicas: Replicas | None = None
+    """Where requests read that change nothing; None if the primary serves every read."""
     batcher: EncounterBatcher | None = None
     """Batches concurrent recordings into one statement; None if the database is a cluster."""
     rates: Rates = field(default_factory=Unlimited)

@@ -11,7 +11,8 @@ from resolvers.request_state import state_of
 async def authorize_request(request: Request, operation: Permission | None = None) -> Context:
     """Authenticate, rate-limit and authorize the request; return its context.
 
-    Raises the errors of authentication, then `InsufficientScope`, `RateLimited` or `Forbidden`, in this order.
+    Raises the errors of authentication, then `InsufficientScope`, `RateLimited`, `Forbidden`, or `InvalidInput` for a
+    marker that is none, in this order.
     """
     context = await signed_in(request)
     # Counted before any refusal, because refused requests count too.
@@ -20,6 +21,9 @@ async def authorize_request(request: Request, operation: Permission | None = Non
     if operation is not None:
         context.require(operation)
     context.require_admission(allowance)
+    await context.require_consistency()
+    if kind is Kind.WRITES:
+        context.begin_change()
     return context
 
 

@@ -67,6 +67,7 @@ async def charge(
         RateLimited: The client's limit is exhausted. It takes precedence over the others.
         Forbidden: The token is not valid for the requested brand.
         GatewayError: `Runner.read` refused the document.
+        InvalidInput: A text that should be a marker is none.
     """
     known = runner.knows(ask)
     if not known:
@@ -80,6 +81,7 @@ async def charge(
     allowance = await _settled(context, price, reservation, known=known)
     note(allowance)
     context.require_admission(allowance)
+    await context.require_consistency(ask.consistency)
     return document, price
 
 

@@ -76,6 +76,8 @@ class GraphQLRequest(NamedTuple):
     wants_cost: bool = False
     explain: bool = False
     """Whether the client requests PostgreSQL's execution plan; ignored unless the runner `explains`."""
+    consistency: str | None = None
+    """The marker of an earlier change, which the operation must see."""
 
 
 # Source: GraphQL over HTTP, section 5.1; appendix A for `documentId`.
@@ -103,12 +105,16 @@ def parse_request(members: Any) -> GraphQLRequest:
         violations.append(_misfit("operationName", "string", "must be a name", members))
     if extensions is not None and not isinstance(extensions, dict):
         violations.append(_misfit("extensions", "object", "must be an object", members))
+    consistency = extensions.get("consistency") if isinstance(extensions, dict) else None
+    if not _is_text(consistency):
+        received = json_text.shape_of(consistency)
+        violations.append(Violation("/extensions/consistency", "string", "must be a marker", received=received))
     if violations:
         raise InvalidInput(violations)
     wants_cost = (extensions or {}).get("cost") is True
     explain = (extensions or {}).get("explain") is True
     return GraphQLRequest(
-        query, variables or {}, operation_name, document_id, id_pointer == APOLLO_ID, wants_cost, explain
+        query, variables or {}, operation_name, document_id, id_pointer == APOLLO_ID, wants_cost, explain, consistency
     )
 
 
@@ -184,6 +190,13 @@ class Runner:
         self, ask: GraphQLRequest, document: Document, context: Context, *, read_only: bool = False
     ) -> GraphQLResponse:
         """Run a query or a mutation. Raise `MethodNotAllowed` for a mutation if `read_only`."""
+        answer = await self._run(ask, document, context, read_only=read_only)
+        add_marker(answer.body, await context.marker())
+        return answer
+
+    async def _run(
+        self, ask: GraphQLRequest, document: Document, context: Context, *, read_only: bool
+    ) -> GraphQLResponse:
         if document.ast is None or document.errors:
             return GraphQLResponse(False, {"errors": [_document_error(error, context) for error in document.errors]})
         try:
@@ -197,6 +210,8 @@ class Runner:
             )
         if read_only and operation.operation is not OperationType.QUERY:
             raise MethodNotAllowed(["POST"])
+        if operation.operation is OperationType.MUTATION:
+            context.begin_change()
         cost = _cost(prepared, ask, context)
         if over_cost := self._refuse_cost(cost, ask, context):
             return over_cost
@@ -343,7 +358,11 @@ class Runner:
         async with aclosing(map_source_to_response_event(executor, source, execute_event)) as results:
             async for result in results:
                 try:
-                    yield _with_cost(cost, ask, self._event(result, context))._replace(cursor=cursor)
+                    answer = _with_cost(cost, ask, self._event(result, context))._replace(cursor=cursor)
+                    if context.consistency is not None:
+                        # A read after the event must not be older than the event.
+                        add_marker(answer.body, await context.consistency.current())
+                    yield answer
                 finally:
                     # The consumer requests the next response after sending this one, so its memory can be released.
                     context.release_answer()
@@ -456,6 +475,12 @@ def _with_cost(cost: Cost, ask: GraphQLRequest, answer: GraphQLResponse) -> Grap
     if ask.wants_cost:
         answer.body["extensions"] = answer.body.get("extensions", {}) | {"cost": cost._asdict()}
     return answer
+
+
+def add_marker(body: dict[str, Any], marker: str | None) -> None:
+    """Add the marker of a change, if there is one, to the extensions of a response or of an error."""
+    if marker is not None:
+        body["extensions"] = body.get("extensions", {}) | {"consistency": marker}
 
 
 def _refused(error: GatewayError, context: Context) -> GraphQLResponse:

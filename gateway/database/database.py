@@ -171,6 +171,7 @@ class Database:
         plans_once: bool = False,
         long_answers: bool = False,
         opens_first: bool = True,
+        of_replica: bool = False,
         late: type[GatewayError] = TemporarilyUnavailable,
     ) -> Self:
         """Open the pool. Raises `OSError` or `asyncpg.PostgresError` when the server refuses the connection.
@@ -187,6 +188,7 @@ class Database:
             long_answers: Whether backends keep the memory of a long answer for the next one.
             opens_first: Whether the first connection is opened now. Otherwise it is opened on first use, and errors are
                 raised then.
+            of_replica: Whether the server is a hot standby, for reads only.
             late: Class of the error for a statement that runs longer than `statement_seconds`.
         """
         settings = {
@@ -202,11 +204,14 @@ class Database:
             "max_parallel_workers_per_gather": "0",
             "statement_timeout": f"{statement_seconds * 1000:.0f}",
             "idle_in_transaction_session_timeout": f"{statement_seconds * 1000:.0f}",
+            # A standby may be promoted while connections are open: reads must not change it even then.
+            **({"default_transaction_read_only": "on"} if of_replica else {}),
         }
         sessions = SessionFactory(
             url,
             settings,
             role,
+            may_be_standby=of_replica,
             max_cached_statement_lifetime=0,
             command_timeout=statement_seconds + SILENCE_SECONDS,
         )
@@ -229,6 +234,11 @@ class Database:
         if opens_first:
             await connections.open()
         return cls(connections, acquire_seconds, pool, late)
+
+    def terminate(self) -> None:
+        """Terminate every connection, so that the statements in flight fail now."""
+        for connection in self._pool:
+            connection.terminate()
 
     async def close(self) -> None:
         """Close every connection. Waits up to `CLOSE_SECONDS` for those in use."""

@@ -84,6 +84,9 @@ class Session(asyncpg.Connection):
     expires_at: float = math.inf
     """Time of the event loop's clock after which the connection is closed instead of reused."""
 
+    may_be_standby: bool = False
+    """Whether a hot standby is accepted: for reads only."""
+
     keeps_session: bool = True
     """Whether settings outlive a transaction. Otherwise each transaction sets them: `begin`."""
 
@@ -178,7 +181,7 @@ class Session(asyncpg.Connection):
             found = await self.fetchrow(READ_BACK, list(settings))
             assert found is not None
             await self.execute("ROLLBACK")
-        if found["is_standby"]:
+        if found["is_standby"] and not self.may_be_standby:
             raise UnusableSession(STANDBY)
         held = {*found["settings"], f"role={found['role']}"}
         if lost := [name for name, value in wanted.items() if f"{name}={value}" not in held]:
@@ -186,7 +189,7 @@ class Session(asyncpg.Connection):
                 f"the session lost settings ({', '.join(lost)}): a pooler must pass them on and give each connection a "
                 "session of its own (PgBouncer: pool_mode = session)"
             )
-        if found["is_read_only"]:
+        if found["is_read_only"] and not self.may_be_standby:
             self.expires_at = asyncio.get_running_loop().time() + READ_ONLY_SECONDS
 
     def _refuse_shared(self, identity: tuple[object, int]) -> None:
@@ -224,19 +227,29 @@ class SessionFactory:
     circuit breaker).
     """
 
-    def __init__(self, url: str, settings: Mapping[str, str], role: str | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        url: str,
+        settings: Mapping[str, str],
+        role: str | None = None,
+        *,
+        may_be_standby: bool = False,
+        **options: Any,
+    ) -> None:
         """Store the parameters of every session.
 
         Args:
             url: One host or several.
             settings: By name, in the units of `pg_settings`.
             role: Role to act as. None: the login of the URL.
+            may_be_standby: Whether a hot standby is accepted; the URL then names one host.
             options: Further arguments of `asyncpg.connect`.
         """
         self._url = url
         self._hosts = hosts_of(url)
         self._settings = {**settings, **(named_by(url) if "application_name" in settings else {})}
         self._role = role
+        self._may_be_standby = may_be_standby
         self._options = {"timeout": HOST_SECONDS, **options} if len(self._hosts) > 1 else options
         self._first = 0
         self._refusal = ""
@@ -289,6 +302,7 @@ class SessionFactory:
         except asyncpg.TargetServerAttributeNotMatched:
             raise UnusableSession(NO_PRIMARY) from None
         connection.keeps_session = keeps_session(self._url)
+        connection.may_be_standby = self._may_be_standby
         connection.cluster = is_cluster(self._url)
         try:
             await connection.establish(self._settings, self._role)

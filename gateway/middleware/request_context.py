@@ -68,6 +68,7 @@ class RequestContextMiddleware:
                     *missing_headers(message["headers"], _ON_EVERY_ANSWER),
                     (b"x-request-id", request_id.encode()),
                     *_allowance_of(state),
+                    *await _consistency_of(state),
                     *preference_fields(scope),
                 ]
             elif message.get("body") and not message.get("more_body"):
@@ -189,6 +190,7 @@ def _populate_state(scope: Scope) -> RequestState:
         request_id=request_id,
         origin=origin,
         address=client[0] if client else None,
+        consistency=head.get("x-consistency") or None,
     )
     return state
 
@@ -206,6 +208,11 @@ def _allowance_of(state: RequestState) -> list[tuple[bytes, bytes]]:
     return headers_of(allowance) if allowance is not None and allowance.limit else []
 
 
+async def _consistency_of(state: RequestState) -> list[tuple[bytes, bytes]]:
+    marker = await state["context"].marker() if "context" in state else None
+    return [] if marker is None else [(b"x-consistency", marker.encode())]
+
+
 REQUEST_HEADERS = (
     "Authorization",
     "Content-Type",
@@ -214,6 +221,7 @@ REQUEST_HEADERS = (
     "Last-Event-ID",
     "Prefer",
     "X-Brand-Id",
+    "X-Consistency",
     "X-Request-Id",
     # Tracing libraries add these to requests to any origin. Source: W3C Trace Context, W3C Baggage.
     "traceparent",
@@ -237,6 +245,7 @@ RESPONSE_HEADERS = (
     "RateLimit-Policy",
     "Retry-After",
     "WWW-Authenticate",
+    "X-Consistency",
     "X-Ignored",
     "X-RateLimit-Remaining",
     "X-RateLimit-Reset",

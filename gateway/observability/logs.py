@@ -31,7 +31,7 @@ FIELDS = frozenset(
         *("request_id", "route", "method", "status", "code", "duration_ms", "operations", "outcome"),
         *("client_id", "user_id", "brand_id"),
         *("rule", "limit", "found", "sha256", "fault", "topic", "reason", "refused"),
-        *("job", "sink", "event_id", "after", "until", "stamped", "position"),
+        *("job", "sink", "replica", "event_id", "after", "until", "stamped", "position"),
         *("dropped", "counted", "line", "error", "place", "trace_id"),
     }
 )

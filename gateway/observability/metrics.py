@@ -24,6 +24,11 @@ def _gauge(name: str, documentation: str, *labels: str) -> Gauge:
     return Gauge(f"gateway_{name}", documentation, labels, registry=REGISTRY, multiprocess_mode="livesum")
 
 
+def _greatest(name: str, documentation: str, *labels: str) -> Gauge:
+    # The greatest value of the running workers.
+    return Gauge(f"gateway_{name}", documentation, labels, registry=REGISTRY, multiprocess_mode="livemax")
+
+
 def _histogram(name: str, documentation: str, *labels: str) -> Histogram:
     return Histogram(f"gateway_{name}", documentation, labels, registry=REGISTRY)
 
@@ -45,6 +50,18 @@ ENCOUNTERS_REPLAYED = _counter(
 POOL_CONNECTIONS = _gauge("pool_connections", "Maximum number of database connections, by pool.", "pool")
 POOL_IN_USE = _gauge("pool_in_use", "Database connections in use, by pool.", "pool")
 POOL_REFUSED = _counter("pool_refused", "Waits for a free connection that timed out, by pool.", "pool")
+READS = _counter(
+    "reads",
+    "Requests that read from a replica (recent, waited) or the primary instead (behind, left_out, failed), by target "
+    "and reason.",
+    "target",
+    "reason",
+)
+REPLICA_IN_USE = _gauge("replica_in_use", "Processes that send reads to the replica, by replica.", "replica")
+REPLICA_LAG_BYTES = _greatest("replica_lag_bytes", "Bytes of the log not yet replayed, by replica.", "replica")
+REPLICA_LAG_SECONDS = _greatest(
+    "replica_lag_seconds", "Seconds that the replica is behind the primary, by replica.", "replica"
+)
 AUDIT_WAITING = _gauge("audit_waiting", "Queued audit records of refusals and reads.")
 AUDIT_DROPPED = _counter("audit_dropped", "Dropped audit records of refusals and reads.")
 AUDIT_CHAINED = Gauge(

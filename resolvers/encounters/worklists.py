@@ -56,7 +56,7 @@ async def worklist_connection(context: Context, brand_id: str) -> AsyncIterator[
                 await turns.enter_async_context(worklists.client_turns.of(caller.client_id))
         except TimeoutError:
             raise TemporarilyUnavailable from None
-        async with worklists.database.connection(brand_id) as connection:
+        async with context.worklist_database.connection(brand_id) as connection:
             yield connection
 
 

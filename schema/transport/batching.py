@@ -13,7 +13,7 @@ from resolvers.context import Context
 from resolvers.errors import GatewayError, InvalidInput, MalformedBody, Violation
 from schema.charging import AuditRecord, charge, reserve
 from schema.errors import refuse
-from schema.execution import Runner, parse_request
+from schema.execution import Runner, add_marker, parse_request
 
 Operations = Sequence[Mapping[str, Any]]
 
@@ -64,4 +64,6 @@ async def _run_alone(
         document, _ = await charge(runner, ask, context, reservation, note)
         return (await runner.run(ask, document, context)).body
     except Exception as error:  # noqa: BLE001 - an error affects only its own operation
-        return {"errors": [refuse(runner.known(error, context.request_id), context)]}
+        body: dict[str, Any] = {"errors": [refuse(runner.known(error, context.request_id), context)]}
+        add_marker(body, await context.marker())
+        return body

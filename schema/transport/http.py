@@ -28,7 +28,15 @@ from resolvers.request_state import state_of
 from schema.charging import MAX_SHORT_BYTES, AuditRecord, Reservation, charge, reserve
 from schema.documents.parse import Document
 from schema.errors import phrase, refuse
-from schema.execution import GraphQLRequest, GraphQLResponse, Runner, parse_request, serialize, subscription_of
+from schema.execution import (
+    GraphQLRequest,
+    GraphQLResponse,
+    Runner,
+    add_marker,
+    parse_request,
+    serialize,
+    subscription_of,
+)
 from schema.transport.batching import Operations, operations_of, run_batch
 from schema.transport.long_lived import ConnectionLimit, LogOperation, Reauthenticate
 from schema.transport.sse import EVENT_STREAM, HEADERS, EventStream, StreamLimits, at_once
@@ -95,7 +103,9 @@ class GraphQLEndpoint:
             status, headers = self._http_form(refusal)
             known: Context | None = state.get("context")
             refused = refuse(refusal, known) if known else phrase(refusal, state["request_id"])
-            return _answer({"errors": [refused]}, status, _of_one_answer(media_type), headers)
+            body = {"errors": [refused]}
+            add_marker(body, await known.marker() if known else None)
+            return _answer(body, status, _of_one_answer(media_type), headers)
         return _answer(body, 200 if is_well_formed or media_type == JSON else 400, media_type, self._challenge(body))
 
     async def _stream(

@@ -25,7 +25,7 @@ from resolvers.request_state import state_of
 from schema.charging import MAX_SHORT_BYTES, charge, reserve
 from schema.documents.parse import Document
 from schema.errors import refuse
-from schema.execution import GraphQLRequest, GraphQLResponse, Runner, parse_request, serialize
+from schema.execution import GraphQLRequest, GraphQLResponse, Runner, add_marker, parse_request, serialize
 from schema.transport import close_codes
 from schema.transport.close_codes import SUBPROTOCOL, Close
 from schema.transport.long_lived import (
@@ -286,6 +286,7 @@ class WebSocketConnection:
         introduction = upgrade._replace(
             authorization=credentials.authorization or upgrade.authorization,
             stated_brand_id=credentials.stated_brand_id or upgrade.stated_brand_id,
+            consistency=credentials.consistency or upgrade.consistency,
         )
         reauthenticate = partial(authenticate, self._state["services"], introduction)
         try:
@@ -315,7 +316,14 @@ class WebSocketConnection:
         self._state["operations"] += 1
         # The client's id is arbitrary text. The request id is generated here, because it is logged and audited.
         request_id = f"{self._state['request_id']}.{self._state['operations']}"
-        context = Context(self._caller.caller, self._caller.stated_brand_id, request_id, self._caller.services)
+        of_socket = self._caller.consistency
+        context = Context(
+            self._caller.caller,
+            self._caller.stated_brand_id,
+            request_id,
+            self._caller.services,
+            consistency=of_socket and of_socket.of_operation(),
+        )
         operation = _Operation(message.id, context)
         self._listened_to[message.id] = operation
         if len(self._under_way) >= self._limits.operations:
@@ -383,6 +391,9 @@ class WebSocketConnection:
     async def _finish(self, operation: _Operation, errors: list[dict[str, Any]] | None = None) -> None:
         """Send an operation's last message: `error` with the errors, else `complete`."""
         operation.outcome = errors[0]["extensions"]["code"] if errors else "complete"
+        if errors:
+            # The message has no other place for the marker of a change.
+            add_marker(errors[0], await operation.context.marker())
         if self._listened_to.get(operation.id) is operation:
             # Deleted before the message is sent, because the client may reuse the id once it receives the message.
             del self._listened_to[operation.id]

@@ -22,6 +22,7 @@ class ConnectionInit:
 
     authorization: str | None
     stated_brand_id: str | None
+    consistency: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +86,14 @@ def _connection_init(payload: dict[str, Any]) -> ConnectionInit:
     # headers in this payload.
     headers: dict[str, str] = {}
     for name, value in payload.items():
-        if (header := name.lower()) not in {"authorization", "x-brand-id"} or value is None:
+        if (header := name.lower()) not in {"authorization", "x-brand-id", "x-consistency"} or value is None:
             continue
         if header in headers:
             raise InvalidMessage("The payload must not repeat a header.")
         if not isinstance(value, str) or not value.isascii() or not value.isprintable():
             raise InvalidMessage("A header in the payload must be a string of visible characters.")
         headers[header] = value
-    return ConnectionInit(headers.get("authorization"), headers.get("x-brand-id"))
+    return ConnectionInit(headers.get("authorization"), headers.get("x-brand-id"), headers.get("x-consistency"))
 
 
 def _object_or_nothing(members: dict[str, Any]) -> dict[str, Any]:

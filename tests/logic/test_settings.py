@@ -218,6 +218,33 @@ def test_a_variable_that_resembles_a_service_is_an_error(
 
 
 @pytest.mark.parametrize(
+    ("urls", "cluster", "expected"),
+    [
+        ("postgresql://a,b/gateway", "", "each URL must name one server"),
+        ("postgresql://a/gateway mysql://b/gateway", "", "must begin with postgresql://"),
+        ("postgresql://a/gateway", "true", "not with GATEWAY_DATABASE_CLUSTER"),
+    ],
+)
+def test_replicas_are_single_servers_and_not_those_of_a_cluster(
+    monkeypatch: pytest.MonkeyPatch, urls: str, cluster: str, expected: str
+) -> None:
+    monkeypatch.setenv("GATEWAY_DATABASE_READ_URLS", urls)
+    monkeypatch.setenv("GATEWAY_DATABASE_CLUSTER", cluster)
+
+    with pytest.raises(SettingsError, match=expected):
+        Settings.from_environment()
+
+
+def test_replicas_are_named_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_DATABASE_READ_URLS", "postgresql://a/gateway  postgresql://b:6000/gateway")
+
+    settings = Settings.from_environment()
+
+    assert settings.read_urls == ("postgresql://a/gateway", "postgresql://b:6000/gateway")
+    assert settings.shown()["GATEWAY_DATABASE_READ_URLS"] == "(hidden)"
+
+
+@pytest.mark.parametrize(
     ("url", "origin", "path"),
     [
         ("https://clinic.example/gateway/", "https://clinic.example", "/gateway"),

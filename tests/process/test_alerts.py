@@ -97,6 +97,7 @@ async def send_every_kind(origin: str) -> None:
         for body in (VISIT, VISIT | {"notes": "a cough"}, VISIT | {"encounter_type": "none"}):
             await http.post(origin + PATH, json=body, headers=DEV)
         await http.post(f"{origin}/graphql", json={"query": "{ __typename }"}, headers=DEV)
+        await http.get(origin + PATH, headers=DEV)
     async with connect_to(origin) as socket:
         await socket.authenticate()
         await socket.ask("{ __typename }")
@@ -105,7 +106,7 @@ async def send_every_kind(origin: str) -> None:
 @asynccontextmanager
 async def gateway_with_traffic(server_url: str) -> AsyncIterator[GatewayServer]:
     url = await live_gateway(server_url)
-    async with GatewayServer.serving(Settings(database_url=url, **GENEROUS_LIMITS)) as server:
+    async with GatewayServer.serving(Settings(database_url=url, database_read_urls=url, **GENEROUS_LIMITS)) as server:
         origin = f"http://127.0.0.1:{server.port}"
 
         async def send() -> None:
@@ -124,7 +125,7 @@ async def gateway_with_traffic(server_url: str) -> AsyncIterator[GatewayServer]:
 
 async def test_each_expression_names_metrics_and_labels_of_a_scrape(server_url: str) -> None:
     url = await live_gateway(server_url)
-    async with GatewayServer.serving(Settings(database_url=url, **GENEROUS_LIMITS)) as server:
+    async with GatewayServer.serving(Settings(database_url=url, database_read_urls=url, **GENEROUS_LIMITS)) as server:
         origin = f"http://127.0.0.1:{server.port}"
         await send_every_kind(origin)
         async with client() as http:
@@ -308,6 +309,11 @@ FIRING: dict[str, tuple[dict[str, str], str, dict[str, str]]] = {
         "10m",
         {"pool": "requests"},
     ),
+    "GatewayReplicaLeftOut": (
+        {series("gateway_replica_in_use", replica="two:5432"): "1 0x10"},
+        "8m",
+        {"replica": "two:5432"},
+    ),
     "GatewayEventsWaiting": ({series("gateway_events_oldest_seconds"): "0+60x10"}, "4m", {}),
     "GatewayEventsUnsettled": ({series("gateway_events_unsettled"): "2x10"}, "4m", {}),
     "GatewaySinkBehind": ({series("gateway_sink_oldest_seconds", sink="crm"): "0+60x30"}, "20m", {"sink": "crm"}),
@@ -329,6 +335,7 @@ HEALTHY = {
     series(BUCKET, door="rest", le="0.1"): "0+600x60",
     series(BUCKET, door="rest", le="+Inf"): "0+601x60",
     series("gateway_pool_refused_total", pool="requests"): "7x60",
+    series("gateway_replica_in_use", replica="two:5432"): "2 0 0 2x57",
     series("gateway_events_oldest_seconds"): "1 0 2 0x57",
     series("gateway_events_unsettled"): "0 3 0x58",
     series("gateway_sink_oldest_seconds", sink="crm"): "0 400 0x58",
