@@ -175,8 +175,11 @@ def test_another_brand_and_an_unknown_id_have_the_same_answer(recorded: Path, tm
     assert set(found_in(data_dir)) == set(PLACES)
 
 
-def test_afterwards_the_audit_chain_verifies_and_others_are_unchanged(erased: Path, tmp_path: Path) -> None:
-    data_dir = shutil.copytree(erased, tmp_path / "data")
+def test_afterwards_the_audit_chain_verifies_and_others_are_unchanged(
+    erased: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    # A short path: `settle` looks for the socket in the data folder.
+    data_dir = shutil.copytree(erased, tmp_path_factory.mktemp("later") / "data")
     gateway = Gateway(data_dir, **GENEROUS_LIMITS).started()
     try:
         unknown = httpx2.get(f"{gateway.origin}{PATH}", headers=DEV)
