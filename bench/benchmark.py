@@ -81,7 +81,7 @@ class Benchmark:
         """Send requests until code is compiled, caches are filled and statements are prepared."""
         self._run.idle_mib = self._memory()
         for server, name in self._pairs(self._arguments.workloads):
-            self._measure.warm_up(
+            self._measure.send(
                 server, WORKLOADS[name], self._questions[name], self._arguments.connections, self._arguments.warm_up
             )
 

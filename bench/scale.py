@@ -130,7 +130,7 @@ def _measured(
 ) -> Iterator[tuple[str, Measurement]]:
     measure = LoadTest(CpuAccounting(own_postmaster()), rest)
     for name, (workload, questions) in _asked(server, size, population).items():
-        measure.warm_up(server, workload, questions, 1, 0.5)
+        measure.send(server, workload, questions, 1, 0.5)
         measured = measure("scale", 1, server, workload, questions, connections=1, seconds=seconds)
         print(f"{size:>11,} {name:36} {report.line(measured)}", flush=True)
         yield name, measured

@@ -178,6 +178,7 @@ def running(
     introspection_url: str,
     logs: Path,
     requests_per_minute: int = UNREACHED_PER_MINUTE,
+    database_url: str = "",
 ) -> Iterator[Server]:
     """Start a server, yield it once it listens, and stop it at the end. Its log goes to a file.
 
@@ -187,9 +188,12 @@ def running(
         introspection_url: The token server.
         logs: Folder of the log.
         requests_per_minute: The reads, and the writes, that each client may send to a server that counts them.
+        database_url: The URL by which the gateway reaches PostgreSQL; empty for a direct connection.
     """
     if kind is GATEWAY:
         environment = gateway_environment(postgres, introspection_url, requests_per_minute)
+        if database_url:
+            environment = {**environment, "GATEWAY_DATABASE_URL": database_url}
     else:
         environment = os.environ | {"DATABASE_URL": postgres.url(kind.login, kind.database), "NODE_ENV": "production"}
         if kind.does_all:

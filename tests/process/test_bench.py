@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from bench.driver import Drive, Plan
+from bench.poolers import PGBOUNCER
 from bench.servers import FULL_MERCURIUS, KINDS, ROOT
 from bench.targets import TARGETS
 from bench.workloads import WORKLOADS
@@ -17,14 +18,13 @@ from bench.workloads import WORKLOADS
 BRIEFLY = ["--rounds=1", "--seconds=0.3", "--warm-up=0.1", "--connections=2", "--share=0.01", "--rest=0.3", "--seed=1"]
 
 
-def run(output: Path, *arguments: str) -> dict[str, Any]:
+def run(output: Path, *arguments: str, module: str = "bench") -> Any:
     """Run the benchmark; return its raw figures."""
-    command = [sys.executable, "-m", "bench", *BRIEFLY, f"--output={output}", *arguments]
+    command = [sys.executable, "-m", module, *BRIEFLY, f"--output={output}", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     (raw,) = output.glob("*.json")
-    found: dict[str, Any] = json.loads(raw.read_text())
-    return found
+    return json.loads(raw.read_text())
 
 
 def test_the_benchmark_measures_the_gateway_over_both_doors(tmp_path: Path) -> None:
@@ -57,6 +57,21 @@ def test_the_benchmark_compares_the_gateway_with_peers(tmp_path: Path) -> None:
     for drawing in ("cpu", "p99"):
         (figure,) = tmp_path.glob(f"*-{drawing}.svg")
         assert "W4" in figure.read_text()
+
+
+@pytest.mark.skipif(PGBOUNCER is None, reason="PgBouncer is not installed: apt-get install pgbouncer")
+def test_the_benchmark_measures_the_gateway_directly_and_through_pgbouncer(tmp_path: Path) -> None:
+    costs = run(tmp_path, module="bench.poolers")
+
+    measured = {(each["workload"], each["way"]) for each in costs}
+    assert {way for _, way in measured} >= {"direct", "untracked"}
+    assert measured == {(name, way) for name in ("idle", "W1", "W2", "R4", "R5") for _, way in measured}
+    assert all(each["outcome"]["requests"] > 0 for each in costs if each["workload"] != "idle")
+    # PgBouncer logs each connection of the gateway.
+    assert "login attempt: db=gateway user=gateway" in (tmp_path / "pgbouncer.log").read_text()
+    (table,) = tmp_path.glob("*-poolers.md")
+    assert "| R5 over REST, latest 500 | untracked |" in table.read_text()
+    assert not list(tmp_path.glob("data-*"))
 
 
 def test_every_target_names_a_known_peer_and_workload() -> None:
