@@ -18,6 +18,7 @@ from gateway.audit.buffer import AuditBuffer
 from gateway.audit.chain_job import CHAIN_AUDIT, chaining
 from gateway.auth.verifier import verifying
 from gateway.database.database import APP_ROLE, RELAY_ROLE, Database, Timeouts
+from gateway.database.node_monitor import NodeMonitor
 from gateway.database.replicas import ReplicaSet
 from gateway.events.pipeline import event_pipeline
 from gateway.jobs import LeasedJob
@@ -105,6 +106,11 @@ def create_app(
             ),
             Database.connect(url, "relay", role=RELAY_ROLE, size=4, **timeouts),
         )
+        monitor = None
+        if settings.database_cluster:
+            monitor = NodeMonitor(
+                await Database.connect(url, "nodes", role=RELAY_ROLE, size=1, opens_first=False, **timeouts)
+            )
         worklists = await Database.connect(
             url,
             "worklists",
@@ -115,6 +121,7 @@ def create_app(
             long_answers=True,
             opens_first=False,
             late=TooBroad,
+            is_node_away=monitor.is_node_away if monitor else None,
         )
         if tracer is not None:
             tracer.start()
@@ -152,8 +159,11 @@ def create_app(
                     "started": time.monotonic(),
                     "draining": stopping.draining,
                     "relay": relay,
+                    "nodes": monitor.latest if monitor else lambda: None,
                 }
         finally:
+            if monitor is not None:
+                await monitor.close()
             await rates.close()
             await relay.close()
             await worklists.close()

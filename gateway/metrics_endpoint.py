@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -15,7 +15,7 @@ from gateway.events.status import EventStatus, event_numbers
 from gateway.observability.metrics import REGISTRY
 from resolvers.access import Permission
 from resolvers.errors import TemporarilyUnavailable
-from resolvers.request_state import state_of
+from resolvers.request_state import NodeCount, state_of
 from resolvers.sql import RelayDatabase
 from rest.authorize import authorize_request
 from rest.responses import with_default_headers
@@ -24,8 +24,11 @@ from rest.responses import with_default_headers
 async def metrics(request: Request) -> Response:
     """Return 200 and the metrics in the text format of Prometheus. A scrape does not count as a read of a record."""
     await authorize_request(request, Permission.READ_METRICS)
-    numbers = await _numbers(state_of(request.scope)["relay"])
-    text = await asyncio.to_thread(_written, numbers)
+    state = state_of(request.scope)
+    numbers = await _numbers(state["relay"])
+    # On a cluster, the numbers need every node, and a recording needs one.
+    is_up = numbers is not None or await _answers(state["ping"])
+    text = await asyncio.to_thread(_written, from_database(numbers, state["nodes"](), is_up=is_up))
     return with_default_headers(Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST}))
 
 
@@ -36,13 +39,21 @@ async def _numbers(relay: RelayDatabase) -> EventStatus | None:
         return None
 
 
-def _written(numbers: EventStatus | None) -> bytes:
+async def _answers(ping: Callable[[], Awaitable[None]]) -> bool:
+    try:
+        await ping()
+    except TemporarilyUnavailable:
+        return False
+    return True
+
+
+def _written(metrics: Iterable[Metric]) -> bytes:
     registry = CollectorRegistry()
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     else:
         registry.register(REGISTRY)
-    registry.register(_StaticCollector(from_database(numbers)))
+    registry.register(_StaticCollector(metrics))
     return generate_latest(registry)
 
 
@@ -54,12 +65,19 @@ class _StaticCollector:
         return self._metrics
 
 
-def from_database(numbers: EventStatus | None) -> Iterable[Metric]:
+def from_database(numbers: EventStatus | None, nodes: NodeCount | None, *, is_up: bool) -> Iterable[Metric]:
     """Yield the metrics from the database, which are the same in every process.
 
-    Without `numbers` the database is unavailable, and only `gateway_database_up` is yielded.
+    Without `numbers` the database or a node of the cluster is unavailable, and those of the events are missing.
     """
-    yield _gauge("database_up", "Whether the database answered during this scrape.", numbers is not None)
+    yield _gauge("database_up", "Whether the database answered during this scrape.", is_up)
+    answering, of = (nodes.answering, nodes.of) if nodes else (0, 0)
+    family = GaugeMetricFamily(
+        "gateway_cluster_nodes", "Nodes of the Citus cluster, by state; 0 on one server.", labels=["state"]
+    )
+    family.add_metric(["answering"], answering)
+    family.add_metric(["away"], of - answering)
+    yield family
     if numbers is None:
         return
     yield _gauge("events_waiting", "Events without a position.", numbers.waiting)

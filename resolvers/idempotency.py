@@ -27,6 +27,7 @@ from resolvers.errors import (
     IdempotencyKeyReused,
     InvalidInput,
     KeyErased,
+    Locked,
     OutcomeUnknown,
     TemporarilyUnavailable,
     Violation,
@@ -118,6 +119,10 @@ def claim_of_change(
     return Claim(brand_id, context.caller.client_id, key, hashlib.sha256(asked).digest())
 
 
+KEY_HELD = "An earlier request with the key has not ended; check its outcome before you send the request again."
+HALF_VISIBLE = "The change of the key is not visible yet; send the request again with the same key."
+
+
 async def claim_key(
     connection: Connection,
     claim: Claim,
@@ -131,19 +136,24 @@ async def claim_key(
     """Claim the key for a change; return False if it is claimed already. Waits for a claim in progress.
 
     `claimed_at` is the time of the change; None: the transaction's. On a cluster, each node has a clock of its own.
+    Raises `OutcomeUnknown` if the wait exceeds the connection's lock timeout.
     """
-    claimed = await connection.fetch_one(
-        CLAIM_KEY,
-        brand_id=claim.brand_id,
-        client_id=claim.client_id,
-        key=claim.key,
-        request_hash=claim.request_hash,
-        patient_id=patient_id,
-        encounter_id=encounter_id,
-        answer=answer,
-        claimed_at=claimed_at,
-        kept_for=kept_for,
-    )
+    try:
+        claimed = await connection.fetch_one(
+            CLAIM_KEY,
+            brand_id=claim.brand_id,
+            client_id=claim.client_id,
+            key=claim.key,
+            request_hash=claim.request_hash,
+            patient_id=patient_id,
+            encounter_id=encounter_id,
+            answer=answer,
+            claimed_at=claimed_at,
+            kept_for=kept_for,
+        )
+    except Locked as error:
+        # A transaction of this key is in progress, or prepared on a node of a cluster and decided.
+        raise OutcomeUnknown(KEY_HELD) from error
     return claimed is not None
 
 
@@ -179,7 +189,10 @@ async def try_key(connection: Connection, brand_id: str, client_id: str, key: st
 
     Waits for a claim in progress, and raises `Locked` if that outlasts the connection's lock timeout.
     """
-    return await claim_key(connection, Claim(brand_id, client_id, key, b""), timedelta(0), patient_id="")
+    try:
+        return await claim_key(connection, Claim(brand_id, client_id, key, b""), timedelta(0), patient_id="")
+    except OutcomeUnknown as error:
+        raise Locked from error
 
 
 async def find_key(connection: Connection, brand_id: str, client_id: str, key: str) -> IdempotencyKey | None:

@@ -19,8 +19,15 @@ from resolvers.bounded_rows import BoundedStatement
 from resolvers.commands import Command, ExternalIds, FindByExternalId, broken
 from resolvers.commands import Text as CommandText
 from resolvers.context import Context
-from resolvers.errors import InvalidInput, KeyErased, PatientNotFound, TemporarilyUnavailable, Violation
-from resolvers.idempotency import Claim, KeyTaken, claim_change, claim_of_change, taken_key
+from resolvers.errors import (
+    InvalidInput,
+    KeyErased,
+    OutcomeUnknown,
+    PatientNotFound,
+    TemporarilyUnavailable,
+    Violation,
+)
+from resolvers.idempotency import HALF_VISIBLE, Claim, KeyTaken, claim_change, claim_of_change, taken_key
 from resolvers.sql import Connection, Statement
 
 MAX_FOUND = 20
@@ -46,6 +53,12 @@ PATIENTS_WITH_EXTERNAL_ID = Statement(
 )
 FIND_PATIENT = Statement(
     select(Patient).where(col(Patient.id) == bindparam("patient_id"), col(Patient.brand_id) == bindparam("brand_id"))
+)
+# Waits for the second phase of a change under a key, as `ENCOUNTER_OF_KEY` does.
+PATIENT_OF_KEY = Statement(
+    select(Patient)
+    .where(col(Patient.id) == bindparam("patient_id"), col(Patient.brand_id) == bindparam("brand_id"))
+    .with_for_update(read=True)
 )
 TIME_AT_PATIENT = Statement(
     select(func.now()).where(col(Patient.id) == bindparam("patient_id"), col(Patient.brand_id) == bindparam("brand_id"))
@@ -296,16 +309,19 @@ async def _replay(context: Context, claim: Claim, patient_id: str) -> tuple[Pati
     """Return the current state of the patient that was changed under the key, and the key's answer."""
     try:
         async with taken_key(context, claim) as (connection, earlier):
-            patient = None if earlier is None else await find_patient(connection, claim.brand_id, patient_id)
+            if earlier is None:
+                # The key existed a moment ago and has just expired: the caller's next attempt will claim it.
+                raise TemporarilyUnavailable
+            row = await connection.fetch_one(PATIENT_OF_KEY, brand_id=claim.brand_id, patient_id=patient_id)
     except KeyErased:
         async with context.database.connection(claim.brand_id) as connection:
             if await find_patient(connection, claim.brand_id, patient_id) is None:
                 raise PatientNotFound from None
         raise
-    if earlier is None or patient is None:
-        # The key existed a moment ago and has just expired: the caller's next attempt will claim it.
-        raise TemporarilyUnavailable
-    return patient, earlier.answer
+    if row is None:
+        # As in `encounter_of_key`.
+        raise OutcomeUnknown(HALF_VISIBLE)
+    return Patient.model_construct(**row), earlier.answer
 
 
 class IdErased(Exception):

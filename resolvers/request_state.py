@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 from resolvers.access import Caller
 from resolvers.context import Context, Credentials
@@ -11,12 +11,27 @@ from resolvers.services import Services
 from resolvers.sql import RelayDatabase
 
 
+class NodeCount(NamedTuple):
+    """Nodes of a cluster, the coordinator among them."""
+
+    answering: int
+    """Those that the coordinator reaches."""
+    of: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether every node answers."""
+        return self.answering == self.of
+
+
 class RequestState(TypedDict):
     """The state of a request or a WebSocket. The process's own state comes first."""
 
     services: Services
     ping: Callable[[], Awaitable[None]]
     """Returns if the database accepts writes. Raises `TemporarilyUnavailable`."""
+    nodes: Callable[[], NodeCount | None]
+    """Returns how many nodes answer; None on one server, or while unknown."""
     relay: RelayDatabase
     started: float
     """Start of the process, in seconds of the monotonic clock."""

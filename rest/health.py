@@ -16,7 +16,10 @@ async def healthz(_request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """Return 200 if the database answers; 503 if it does not, or if the process is shutting down."""
+    """Return 200 if the database answers; 503 if it does not, or if the process is shutting down.
+
+    On a cluster, a node that is away leaves it 200, because the patients of the other nodes are served.
+    """
     state, started = state_of(request.scope), time.perf_counter()
     try:
         await state["ping"]()
@@ -24,10 +27,12 @@ async def readyz(request: Request) -> Response:
     except TemporarilyUnavailable:
         ok = False
     ready = ok and not state["draining"].is_set()
-    check = {"ok": ok, "latency_ms": round((time.perf_counter() - started) * 1000, 3)}
+    checks: dict[str, object] = {"db": {"ok": ok, "latency_ms": round((time.perf_counter() - started) * 1000, 3)}}
+    if nodes := state["nodes"]():
+        checks["nodes"] = {"ok": nodes.ok, "answering": nodes.answering, "of": nodes.of}
     body = {
         "status": "ready" if ready else "not_ready",
         "uptime_seconds": round(time.monotonic() - state["started"], 3),
-        "checks": {"db": check},
+        "checks": checks,
     }
     return json_answer(body, 200 if ready else 503)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import re
 import signal
 import socket
@@ -27,8 +28,8 @@ DEV = {"authorization": "Bearer dev"}
 PATIENT = "demo-patient"
 PATH = f"/v1/patients/{PATIENT}/encounters"
 VISIT = {"brand_id": "loop", "encounter_type": "lab", "notes": "Slept well."}
-MUTATION = """mutation ($key: String, $input: RecordEncounterInput!) {
-  recordEncounter(patientId: "demo-patient", idempotencyKey: $key, input: $input) {
+MUTATION = """mutation ($patient: ID!, $key: String, $input: RecordEncounterInput!) {
+  recordEncounter(patientId: $patient, idempotencyKey: $key, input: $input) {
     ... on EncounterRecorded { encounter { id } } ... on Problem { code recorded } } }"""
 GENEROUS_LIMITS = {
     "GATEWAY_RATE_WRITES_PER_MINUTE": "0",
@@ -184,42 +185,54 @@ class ClientAnswer:
     recorded: str | None = None
     retry_after: str | None = None
     body: bytes = b""
+    patient: str = PATIENT
 
     def is_wrong(self, stored: bool) -> bool:
         """Whether the answer contradicts the tables."""
         return not stored if self.encounter_id else stored and self.recorded == "no"
 
 
-async def record_over_rest(client: httpx2.AsyncClient, origin: str, key: str, **members: Any) -> ClientAnswer:
+async def record_over_rest(
+    client: httpx2.AsyncClient, origin: str, key: str, patient: str = PATIENT, **members: Any
+) -> ClientAnswer:
     """Record over REST, under a key."""
+    path = f"/v1/patients/{patient}/encounters"
     try:
         response = await client.post(
-            origin + PATH, json=VISIT | members, headers=DEV | {"idempotency-key": key}, timeout=60
+            origin + path, json=VISIT | members, headers=DEV | {"idempotency-key": key}, timeout=60
         )
     except httpx2.TransportError:
-        return ClientAnswer(key, "rest")
+        return ClientAnswer(key, "rest", patient=patient)
     retry_after, body = response.headers.get("retry-after"), response.json()
     if response.status_code == 201:
-        return ClientAnswer(key, "rest", 201, body["id"], body=response.content)
-    return ClientAnswer(key, "rest", response.status_code, None, body["error"], body["recorded"], retry_after)
+        return ClientAnswer(key, "rest", 201, body["id"], body=response.content, patient=patient)
+    return ClientAnswer(
+        key, "rest", response.status_code, None, body["error"], body["recorded"], retry_after, patient=patient
+    )
 
 
-async def record_over_graphql(client: httpx2.AsyncClient, origin: str, key: str, **members: Any) -> ClientAnswer:
+async def record_over_graphql(
+    client: httpx2.AsyncClient, origin: str, key: str, patient: str = PATIENT, **members: Any
+) -> ClientAnswer:
     """Record over GraphQL, under a key."""
     visit = {"brandId": "loop", "encounterType": "LAB", "notes": VISIT["notes"]} | members
-    asked = {"query": MUTATION, "variables": {"key": key, "input": visit}}
+    asked = {"query": MUTATION, "variables": {"patient": patient, "key": key, "input": visit}}
     try:
         response = await client.post(f"{origin}/graphql", json=asked, headers=DEV, timeout=60)
     except httpx2.TransportError:
-        return ClientAnswer(key, "graphql")
+        return ClientAnswer(key, "graphql", patient=patient)
     retry_after, body = response.headers.get("retry-after"), response.json()
     if "errors" in body:
         answer = body["errors"][0]["extensions"]
-        return ClientAnswer(key, "graphql", response.status_code, None, answer["code"], answer["recorded"], retry_after)
+        return ClientAnswer(
+            key, "graphql", response.status_code, None, answer["code"], answer["recorded"], retry_after, patient=patient
+        )
     recorded = body["data"]["recordEncounter"]
     if "encounter" in recorded:
-        return ClientAnswer(key, "graphql", response.status_code, recorded["encounter"]["id"])
-    return ClientAnswer(key, "graphql", response.status_code, None, recorded["code"], recorded["recorded"].lower())
+        return ClientAnswer(key, "graphql", response.status_code, recorded["encounter"]["id"], patient=patient)
+    return ClientAnswer(
+        key, "graphql", response.status_code, None, recorded["code"], recorded["recorded"].lower(), patient=patient
+    )
 
 
 Door = Callable[..., Coroutine[Any, Any, ClientAnswer]]
@@ -239,15 +252,18 @@ class Load:
     """Clients that record one encounter after another, each under a new key, half through each door."""
 
     origin: str
+    patients: Sequence[str] = (PATIENT,)
     answers: list[ClientAnswer] = field(default_factory=list)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _over: bool = False
 
     @classmethod
     @asynccontextmanager
-    async def on(cls, origin: str, clients: int = 8, **members: Any) -> AsyncIterator[Self]:
+    async def on(
+        cls, origin: str, clients: int = 8, patients: Sequence[str] = (PATIENT,), **members: Any
+    ) -> AsyncIterator[Self]:
         """Let the clients record during the block, and wait for their last answers."""
-        load = cls(origin)
+        load = cls(origin, patients)
         load._tasks = [asyncio.create_task(load._record(DOORS[number % 2], members)) for number in range(clients)]
         try:
             yield load
@@ -258,7 +274,7 @@ class Load:
     async def _record(self, door: Door, members: dict[str, Any]) -> None:
         async with client() as http:
             while not self._over:
-                answer = await door(http, self.origin, str(uuid4()), **members)
+                answer = await door(http, self.origin, str(uuid4()), random.choice(self.patients), **members)
                 self.answers.append(answer)
                 if answer.status is None:
                     await asyncio.sleep(0.02)

@@ -24,6 +24,20 @@ SELECT nodename || ':' || nodeport AS node, citus_check_connection_to_node(noden
 FROM pg_dist_node WHERE isactive AND noderole = 'primary' ORDER BY nodeid
 """
 
+CONNECT_SECONDS = 1
+"""Seconds for a node to accept a connection; otherwise it counts as away. Nodes are asked one after another."""
+
+CONNECT_QUICKLY = f"SELECT set_config('citus.node_connection_timeout', '{CONNECT_SECONDS}s', true)"
+
+PENDING = "5 minutes"
+"""Much longer than `citus.recover_2pc_interval`, the minute after which Citus ends what a lost session has prepared."""
+
+PREPARED = f"""
+SELECT coalesce(sum(result::bigint), 0) FROM run_command_on_all_nodes($command$
+    SELECT count(*) FROM pg_prepared_xacts WHERE gid LIKE 'citus%' AND prepared < now() - interval '{PENDING}'
+$command$) WHERE success
+"""  # noqa: S608 - of a constant
+
 
 async def is_cluster(connection: asyncpg.Connection) -> bool:
     """Return whether the database is the coordinator of a cluster, or could become one: it has the extension."""
@@ -55,5 +69,11 @@ async def distribute(connection: asyncpg.Connection) -> None:
 
 
 async def nodes(connection: asyncpg.Connection) -> Mapping[str, bool]:
-    """Return whether the coordinator reaches each active node, by host and port. Waits for each node that is away."""
+    """Return whether the coordinator reaches each active node, by host and port. The connection is in a transaction."""
+    await connection.execute(CONNECT_QUICKLY)
     return {row["node"]: row["answers"] for row in await connection.fetch(NODES)}
+
+
+async def pending(connection: asyncpg.Connection) -> int:
+    """Return the number of transactions of all nodes that have been prepared for `PENDING`. Every node must answer."""
+    return int(await connection.fetchval(PREPARED))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import NamedTuple, Self, TypedDict
 
 import asyncpg
 
+from gateway.database.connection import is_cluster
 from gateway.database.pool import Pool
 from gateway.database.session import RELIED_ON, Session, SessionFactory
 from gateway.observability import traces
@@ -57,6 +59,15 @@ UNAVAILABLE = (
     asyncpg.InsufficientResourcesError,  # disk full, out of memory, too many connections
     asyncpg.TransactionRollbackError,  # deadlock, serialization failure
     asyncpg.ReadOnlySQLTransactionError,  # the server became a standby, or the role may only read
+)
+
+
+# Citus has no SQLSTATE for some ways of losing a node: the error is XX000, and its message is that of libpq.
+# Source: ReportResultError of connection/remote_commands.c, transaction/remote_transaction.c.
+LOST_NODE = re.compile(
+    r"failure on connection marked as essential|failed to prepare transaction|no connection to the server"
+    r"|(server closed the|SSL) connection|SSL SYSCALL|could not (receive data from|send data to) server"
+    r"|connection (pointer is NULL|not open)"
 )
 
 
@@ -140,9 +151,11 @@ class Database:
         acquire_seconds: float,
         name: str,
         late: type[GatewayError] = TemporarilyUnavailable,
+        is_node_away: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
         self._pool = pool
         self._late = late
+        self._is_node_away = is_node_away
         self._acquire_seconds = acquire_seconds
         # These statements do not wait for a disk. A second one in flight would only take items from the next batch.
         self._finding: MicroBatcher[BatchKey, str, Row | None] = MicroBatcher(
@@ -173,6 +186,7 @@ class Database:
         opens_first: bool = True,
         of_replica: bool = False,
         late: type[GatewayError] = TemporarilyUnavailable,
+        is_node_away: Callable[[], Awaitable[bool]] | None = None,
     ) -> Self:
         """Open the pool. Raises `OSError` or `asyncpg.PostgresError` when the server refuses the connection.
 
@@ -190,6 +204,7 @@ class Database:
                 raised then.
             of_replica: Whether the server is a hot standby, for reads only.
             late: Class of the error for a statement that runs longer than `statement_seconds`.
+            is_node_away: Returns whether a node of a cluster is away, which is then the reason of a late statement.
         """
         settings = {
             **RELIED_ON,
@@ -203,6 +218,9 @@ class Database:
             # No statement justifies using the processors of others, least of all a background job's scan of the log.
             "max_parallel_workers_per_gather": "0",
             "statement_timeout": f"{statement_seconds * 1000:.0f}",
+            # A prepared transaction keeps its locks until its coordinator returns. This timeout tells that a lock was
+            # the cause, so it is the shorter one.
+            **({"lock_timeout": f"{statement_seconds * 800:.0f}"} if is_cluster(url) else {}),
             "idle_in_transaction_session_timeout": f"{statement_seconds * 1000:.0f}",
             # A standby may be promoted while connections are open: reads must not change it even then.
             **({"default_transaction_read_only": "on"} if of_replica else {}),
@@ -233,7 +251,7 @@ class Database:
         connections = Pool(opened, size, _is_usable)
         if opens_first:
             await connections.open()
-        return cls(connections, acquire_seconds, pool, late)
+        return cls(connections, acquire_seconds, pool, late, is_node_away)
 
     def terminate(self) -> None:
         """Terminate every connection, so that the statements in flight fail now."""
@@ -372,11 +390,15 @@ class Database:
                 if brand_id is not None:
                     await connection.act_for(brand_id)
                 yield connection
-        except UNAVAILABLE as error:
+        except (*UNAVAILABLE, asyncpg.InternalServerError) as error:
+            if isinstance(error, asyncpg.InternalServerError) and not LOST_NODE.match(str(error)):
+                raise
             _terminate(connection, error)
             if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
                 self._expire_writable()
             late = isinstance(error, asyncpg.QueryCanceledError)
+            if late and self._is_node_away is not None:
+                late = not await self._is_node_away()
             raise (self._late() if late else TemporarilyUnavailable()) from error
         except (asyncio.CancelledError, AnswerTooLarge):
             cancelled = True
@@ -416,7 +438,7 @@ async def _transaction(
         raise
     try:
         await connection.execute("COMMIT")
-    except UNAVAILABLE as error:
+    except (*UNAVAILABLE, asyncpg.InternalServerError) as error:
         _terminate(connection, error)
         # The commit was sent but not acknowledged, so its outcome is unknown.
         raise commit_failed from error

@@ -64,6 +64,7 @@ async def inspect_database(database_url: str) -> PreflightReport:
             )
             is_citus = await citus.is_cluster(connection)
             nodes = await citus.nodes(connection) if is_citus else {}
+            pending = await citus.pending(connection) if is_citus and all(nodes.values()) else 0
     except UnusableSession as error:
         raise SettingsError(f"{PREFIX}DATABASE_URL: {error}") from error
     assert found is not None
@@ -88,6 +89,11 @@ async def inspect_database(database_url: str) -> PreflightReport:
             f"Citus cluster: every table is distributed; {len(nodes) - len(away)} of {len(nodes)} nodes answer."
         )
         warnings += [f"the node {node} does not answer: its patients get 503" for node in away]
+        if pending:
+            warnings.append(
+                f"{pending} transactions have been prepared for {citus.PENDING} and are not finished: requests with "
+                "their keys get 503; see docs/cluster.md"
+            )
         if not connection.cluster:
             dangers.append(f"the database is a Citus cluster: set {PREFIX}DATABASE_CLUSTER=true, or no row is visible")
     version = int(found["server_version_num"]) // 10_000

@@ -58,7 +58,15 @@ UNREACHABLE = (OSError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterve
 
 BRAND = "app.brand_id"
 
-PROPAGATED = ("TimeZone", "DateStyle", "statement_timeout")
+CLUSTER_SETTINGS = {
+    # Passes `SET LOCAL` on to the nodes.
+    "citus.propagate_set_commands": "local",
+    # Otherwise Citus looks up each row of pg_class, and reading the types of the columns takes seconds a connection.
+    "citus.override_table_visibility": "off",
+}
+"""Settings of every session on a cluster, by name."""
+
+PROPAGATED = ("TimeZone", "DateStyle", "statement_timeout", "lock_timeout")
 """Settings that each transaction on a cluster sets on the nodes too, beside the brand: nodes write instants as JSON."""
 
 READ_BACK = """
@@ -69,7 +77,7 @@ SELECT
     ARRAY(SELECT name || '=' || setting FROM pg_settings WHERE name = ANY($1))
         || ARRAY(
             SELECT name || '=' || current_setting(name, true)
-            FROM unnest(ARRAY['app.brand_id', 'citus.propagate_set_commands']) AS name
+            FROM unnest($2::text[]) AS name
         ) AS settings
 """
 
@@ -164,7 +172,7 @@ class Session(asyncpg.Connection):
         """
         wanted = {**settings, BRAND: "", **({} if role is None else {"role": role})}
         if self.cluster:
-            wanted["citus.propagate_set_commands"] = "local"
+            wanted |= CLUSTER_SETTINGS
             self._propagated = "".join(
                 f"SET LOCAL {name} = {_literal(settings[name])}; " for name in PROPAGATED if name in settings
             )
@@ -173,12 +181,12 @@ class Session(asyncpg.Connection):
         self._established_by = f"SELECT {', '.join(calls)}"
         if self.keeps_session:
             await self.execute(self._established_by)
-            found = await self.fetchrow(READ_BACK, list(settings))
+            found = await self.fetchrow(READ_BACK, list(settings), [BRAND, *CLUSTER_SETTINGS])
             assert found is not None
             self._refuse_shared((found["server_started"], found["pid"]))
         else:
             await self.begin(None)
-            found = await self.fetchrow(READ_BACK, list(settings))
+            found = await self.fetchrow(READ_BACK, list(settings), [BRAND, *CLUSTER_SETTINGS])
             assert found is not None
             await self.execute("ROLLBACK")
         if found["is_standby"] and not self.may_be_standby:

@@ -14,7 +14,8 @@ from resolvers.access import Permission
 from resolvers.bounded_rows import LONG, BoundedStatement
 from resolvers.commands import EVERYTHING, FindByExternalId, ListFilter, uuid_of
 from resolvers.context import Context
-from resolvers.errors import EncounterNotFound, TemporarilyUnavailable
+from resolvers.errors import EncounterNotFound, OutcomeUnknown
+from resolvers.idempotency import HALF_VISIBLE
 from resolvers.list_sql import CRITERIA, NEWEST_FIRST, ORDERS, Order, beyond, conditions
 from resolvers.outbox import find_mark
 from resolvers.paging import Page, Window, page_of
@@ -28,12 +29,14 @@ EXTERNAL_IDS = table_of(EncounterExternalId)
 async def encounter_of_key(context: Context, connection: Connection, key: IdempotencyKey) -> Encounter:
     """Return the current state of the encounter that a key stands for.
 
-    Raises `TemporarilyUnavailable` if the patient was erased after the key was read: the next attempt finds neither.
+    On a cluster, the node of the key may finish a commit before the node of the encounter. Until then, a new encounter
+    is not visible, and a changed one is locked. Raises `OutcomeUnknown` for one that is not visible, also if the
+    patient was erased after the key was read.
     """
     of = {"brand_id": key.brand_id, "patient_id": key.patient_id, "id": key.encounter_id}
-    row = await connection.fetch_one(ENCOUNTER_OF_PATIENT, **of)
+    row = await connection.fetch_one(ENCOUNTER_OF_KEY, **of)
     if row is None:
-        raise TemporarilyUnavailable
+        raise OutcomeUnknown(HALF_VISIBLE)
     encounter = encounter_of(row)
     context.note_read([encounter])
     return encounter
@@ -52,6 +55,12 @@ ENCOUNTERS_BY_IDS = BoundedStatement(
 
 ENCOUNTER_OF_PATIENT = Statement(
     select(TABLE).where(OF_PATIENT, TABLE.c.id == bindparam("id", type_=TABLE.c.id.type), OF_BRAND)
+)
+# Waits for the second phase of a change under the key.
+ENCOUNTER_OF_KEY = Statement(
+    select(TABLE)
+    .where(OF_PATIENT, TABLE.c.id == bindparam("id", type_=TABLE.c.id.type), OF_BRAND)
+    .with_for_update(read=True)
 )
 
 

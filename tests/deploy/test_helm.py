@@ -191,7 +191,7 @@ def test_only_the_migrations_have_the_password_of_the_owner(rendered) -> None:
 
 def test_alerts_name_metrics_of_the_gateway(rendered) -> None:
     nothing = EventStatus(waiting=0, oldest_seconds=0, position=0, unsettled=0, pruned=0, sinks=())
-    families = [*REGISTRY.collect(), *from_database(nothing)]
+    families = [*REGISTRY.collect(), *from_database(nothing, None, is_up=True)]
     metrics = {f"{each.name}_total" if each.type == "counter" else each.name for each in families}
     rules = by_kind(rendered[1])["PrometheusRule"]["spec"]["groups"][0]["rules"]
 

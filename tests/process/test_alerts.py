@@ -285,6 +285,14 @@ FIRING: dict[str, tuple[dict[str, str], str, dict[str, str]]] = {
         "2m",
         {},
     ),
+    "GatewayNodeAway": (
+        {
+            series("gateway_cluster_nodes", instance="a", state="away"): "0 1x10",
+            series("gateway_cluster_nodes", instance="a", state="answering"): "3 2x10",
+        },
+        "3m",
+        {},
+    ),
     "GatewayRequestsFailing": (
         {
             series("gateway_requests_total", door="rest", status="201"): "0+600x20",
@@ -329,6 +337,8 @@ FIRING: dict[str, tuple[dict[str, str], str, dict[str, str]]] = {
 HEALTHY = {
     series("up"): "1x60",
     series("gateway_database_up"): "1x60",
+    series("gateway_cluster_nodes", state="answering"): "3x60",
+    series("gateway_cluster_nodes", state="away"): "0x60",
     series("gateway_requests_total", door="rest", status="201"): "0+600x60",
     series("gateway_requests_total", door="rest", status="503"): "0+1x60",
     series("gateway_refusals_total", code="validation_error"): "0+60x60",
