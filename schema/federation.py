@@ -27,14 +27,14 @@ from resolvers.access import Scopes, describe_scopes
 from resolvers.errors import InvalidInput, Violation
 from resolvers.ids import id_or_none
 from schema.field_scopes import ENTITIES
-from schema.loaders import Loaders
+from schema.loaders import EncounterKey, Loaders
 from schema.types import OperationContext
 
 PROVIDER = "The provider who saw the patient, an entity of the provider directory."
 
 # Other subgraphs define Relay's PageInfo too. On a type extension, @shareable would apply to the extension only.
 DIRECTIVES: Mapping[str, str] = {
-    "Encounter": '@key(fields: "id")',
+    "Encounter": '@key(fields: "id") @key(fields: "id patientId")',
     "Patient": '@key(fields: "id")',
     "PageInfo": "@shareable",
 }
@@ -94,7 +94,10 @@ def _entities_field(plain: GraphQLSchema, scopes: Scopes) -> GraphQLField:
     json = plain.type_map["JSON"]
     assert isinstance(json, GraphQLScalarType)
     representation = GraphQLScalarType(
-        "_Any", parse_value=json.parse_value, parse_literal=json.parse_literal, description="`__typename` and `id`."
+        "_Any",
+        parse_value=json.parse_value,
+        parse_literal=json.parse_literal,
+        description="`__typename` and `id`; of an encounter, also `patientId` if it is known.",
     )
     entity = GraphQLUnionType(
         "_Entity",
@@ -126,19 +129,24 @@ async def _resolve_entities(
     return await asyncio.gather(*(_load(info.context.loaders, *each) for each in asked_for if each))
 
 
-def _read(representation: Any) -> tuple[str, str] | None:
-    """Return the type and the id of a representation, or None if it is malformed or names an unsupported type."""
+def _read(representation: Any) -> tuple[str, str, str | None] | None:
+    """Return the type, the id and the patient's id of a representation, or None if it is malformed."""
     match representation:
         case {"__typename": str(name), "id": str(entity_id)} if name in ENTITIES:
-            return name, entity_id
+            patient_id = representation.get("patientId")
+            return name, entity_id, patient_id if isinstance(patient_id, str) else None
     return None
 
 
-def _load(loaders: Loaders, name: str, entity_id: str) -> Awaitable[models.Encounter | models.Patient | None]:
+def _load(
+    loaders: Loaders, name: str, entity_id: str, patient_id: str | None
+) -> Awaitable[models.Encounter | models.Patient | None]:
     if name == "Patient":
         return loaders.patients.load(entity_id)
     encounter_id = id_or_none(entity_id)
-    return _nothing() if encounter_id is None else loaders.encounters.load(encounter_id)
+    if encounter_id is None:
+        return _nothing()
+    return loaders.encounters.load(EncounterKey(encounter_id, patient_id))
 
 
 async def _nothing() -> None:

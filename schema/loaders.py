@@ -12,7 +12,7 @@ from models import Encounter, EncounterOrder, Patient
 from resolvers.context import Context
 from resolvers.encounters.duplicates import possible_duplicates_of
 from resolvers.encounters.history import Version, histories_of
-from resolvers.encounters.read import count_encounters, encounters_by_ids, list_encounters
+from resolvers.encounters.read import count_encounters, encounters_by_ids, encounters_of_patients, list_encounters
 from resolvers.encounters.worklists import Listing, count_worklist, list_worklists
 from resolvers.paging import ListOf, Page, Window
 from resolvers.patients import patients_by_ids
@@ -25,6 +25,13 @@ class PageKey(NamedTuple):
     window: Window
     for_feed: bool = False
     """Whether the query selects the feed position, which must be read before the page."""
+
+
+class EncounterKey(NamedTuple):
+    """An encounter by its id, and by its patient if the caller names one."""
+
+    id: UUID
+    patient_id: str | None = None
 
 
 class HistoryKey(NamedTuple):
@@ -55,8 +62,8 @@ class Loaders:
         return DataLoader(self._note_patients)
 
     @cached_property
-    def encounters(self) -> DataLoader[UUID, Encounter | None]:
-        """Encounters by their ids."""
+    def encounters(self) -> DataLoader[EncounterKey, Encounter | None]:
+        """Encounters by their ids; None for an encounter of another patient than the key's."""
         return DataLoader(self._load_encounters)
 
     @cached_property
@@ -91,8 +98,16 @@ class Loaders:
         self.patients.prime_many({patient.id: patient for patient in patients})
         self.shown_patients.prime_many({(patient.brand_id, patient.id): None for patient in patients})
 
-    async def _load_encounters(self, ids: list[UUID]) -> list[Encounter | None]:
-        return await encounters_by_ids(self._context, ids)
+    async def _load_encounters(self, keys: list[EncounterKey]) -> list[Encounter | None]:
+        by_id = [key for key in keys if key.patient_id is None]
+        of_patients = [(key.patient_id, key.id) for key in keys if key.patient_id is not None]
+        found: dict[EncounterKey, Encounter | None] = {}
+        if by_id:
+            found |= zip(by_id, await encounters_by_ids(self._context, [key.id for key in by_id]), strict=True)
+        if of_patients:
+            read = await encounters_of_patients(self._context, of_patients)
+            found |= {EncounterKey(id_, of): each for (of, id_), each in zip(of_patients, read, strict=True)}
+        return [found[key] for key in keys]
 
     async def _load_histories(self, keys: list[HistoryKey]) -> list[list[Version]]:
         encounters = defaultdict[tuple[int, int], list[tuple[str, UUID]]](list)

@@ -28,7 +28,7 @@ from schema.errors import (
     outcome,
 )
 from schema.scalars import JSON
-from schema.types import Encounter, Info, Patient, given, none_if_left_out
+from schema.types import Encounter, Info, Patient, PatientId, given, none_if_left_out
 
 
 @strawberry.input(description="The data of an encounter to record. Optional members may be left out; null is refused.")
@@ -304,8 +304,10 @@ class Mutation:
         id: strawberry.ID,
         expected_version: ExpectedVersion = UNSET,
         idempotency_key: IdempotencyKey = UNSET,
+        *,
+        patient_id: PatientId = UNSET,
     ) -> ChangeEncounterResult:
-        return await _change(info, id, EncounterAction.START, expected_version, idempotency_key)
+        return await _change(info, id, EncounterAction.START, expected_version, idempotency_key, patient_id=patient_id)
 
     @strawberry.mutation(description="Complete the encounter: `endedAt` is the current time.")
     async def complete_encounter(
@@ -314,8 +316,12 @@ class Mutation:
         id: strawberry.ID,
         expected_version: ExpectedVersion = UNSET,
         idempotency_key: IdempotencyKey = UNSET,
+        *,
+        patient_id: PatientId = UNSET,
     ) -> ChangeEncounterResult:
-        return await _change(info, id, EncounterAction.COMPLETE, expected_version, idempotency_key)
+        return await _change(
+            info, id, EncounterAction.COMPLETE, expected_version, idempotency_key, patient_id=patient_id
+        )
 
     @strawberry.mutation(description="Cancel the encounter; if it was started, `endedAt` is the current time.")
     async def cancel_encounter(
@@ -325,8 +331,12 @@ class Mutation:
         expected_version: ExpectedVersion = UNSET,
         reason: Reason = UNSET,
         idempotency_key: IdempotencyKey = UNSET,
+        *,
+        patient_id: PatientId = UNSET,
     ) -> ChangeEncounterResult:
-        return await _change(info, id, EncounterAction.CANCEL, expected_version, idempotency_key, reason=reason)
+        return await _change(
+            info, id, EncounterAction.CANCEL, expected_version, idempotency_key, patient_id=patient_id, reason=reason
+        )
 
     @strawberry.mutation(description="Mark the encounter as no-show: the patient did not come.")
     async def mark_encounter_no_show(
@@ -336,8 +346,18 @@ class Mutation:
         expected_version: ExpectedVersion = UNSET,
         reason: Reason = UNSET,
         idempotency_key: IdempotencyKey = UNSET,
+        *,
+        patient_id: PatientId = UNSET,
     ) -> ChangeEncounterResult:
-        return await _change(info, id, EncounterAction.MARK_NO_SHOW, expected_version, idempotency_key, reason=reason)
+        return await _change(
+            info,
+            id,
+            EncounterAction.MARK_NO_SHOW,
+            expected_version,
+            idempotency_key,
+            patient_id=patient_id,
+            reason=reason,
+        )
 
     @strawberry.mutation(
         description="Mark the encounter as entered in error: it stays readable, and allows no further action."
@@ -349,9 +369,11 @@ class Mutation:
         reason: str,
         expected_version: ExpectedVersion = UNSET,
         idempotency_key: IdempotencyKey = UNSET,
+        *,
+        patient_id: PatientId = UNSET,
     ) -> ChangeEncounterResult:
         action = EncounterAction.MARK_ENTERED_IN_ERROR
-        return await _change(info, id, action, expected_version, idempotency_key, reason=reason)
+        return await _change(info, id, action, expected_version, idempotency_key, patient_id=patient_id, reason=reason)
 
     @strawberry.mutation(description="Change the scheduled time.")
     async def reschedule_encounter(  # noqa: PLR0917 - the published arguments
@@ -362,10 +384,19 @@ class Mutation:
         expected_version: ExpectedVersion = UNSET,
         reason: Reason = UNSET,
         idempotency_key: IdempotencyKey = UNSET,
+        *,
+        patient_id: PatientId = UNSET,
     ) -> ChangeEncounterResult:
         action = EncounterAction.RESCHEDULE
         return await _change(
-            info, id, action, expected_version, idempotency_key, scheduled_at=scheduled_at, reason=reason
+            info,
+            id,
+            action,
+            expected_version,
+            idempotency_key,
+            patient_id=patient_id,
+            scheduled_at=scheduled_at,
+            reason=reason,
         )
 
     @strawberry.mutation(description="Correct or add members of the encounter. Earlier versions stay in the history.")
@@ -376,9 +407,18 @@ class Mutation:
         input: AmendEncounterInput,
         expected_version: ExpectedVersion = UNSET,
         idempotency_key: IdempotencyKey = UNSET,
+        *,
+        patient_id: PatientId = UNSET,
     ) -> ChangeEncounterResult:
         return await _change(
-            info, id, EncounterAction.AMEND, expected_version, idempotency_key, within="input", **given(input)
+            info,
+            id,
+            EncounterAction.AMEND,
+            expected_version,
+            idempotency_key,
+            patient_id,
+            within="input",
+            **given(input),
         )
 
     @strawberry.mutation(
@@ -392,8 +432,18 @@ class Mutation:
         reason: Annotated[str, strawberry.argument(description="The reason, for the history. 1 to 2,000 characters.")],
         expected_version: ExpectedVersion = UNSET,
         idempotency_key: IdempotencyKey = UNSET,
+        *,
+        patient_id: PatientId = UNSET,
     ) -> ChangeEncounterResult:
-        return await _change(info, id, EncounterAction.UNDO_START, expected_version, idempotency_key, reason=reason)
+        return await _change(
+            info,
+            id,
+            EncounterAction.UNDO_START,
+            expected_version,
+            idempotency_key,
+            patient_id=patient_id,
+            reason=reason,
+        )
 
 
 def _result(recorded: Outcome, number: int, context: Context) -> object:
@@ -419,14 +469,16 @@ async def _change(
     expected_version: int | None,
     idempotency_key: str | None,
     *,
+    patient_id: str | None,
     within: str | None = None,
     **members: object,
 ) -> ChangeEncounterResult:
     context = info.context.context
     sent = {name: value for name, value in members.items() if value is not UNSET}
     version, key = none_if_left_out(expected_version), none_if_left_out(idempotency_key)
+    patient_id = none_if_left_out(patient_id)
     try:
-        changed = await change_encounter(context, encounter_id, action, sent, version, key=key)
+        changed = await change_encounter(context, encounter_id, action, sent, version, key=key, patient_id=patient_id)
     except GatewayError as error:
         return outcome(error, context, within)  # type: ignore[no-any-return]
     return EncounterChanged(**changed._asdict())

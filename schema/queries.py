@@ -19,6 +19,7 @@ from resolvers.json_text import shape_of
 from resolvers.paging import ListOf
 from resolvers.patient_list import list_patients
 from resolvers.patients import MAX_FOUND, patients_by_external_id
+from schema.loaders import EncounterKey
 from schema.types import (
     After,
     Before,
@@ -32,6 +33,7 @@ from schema.types import (
     Patient,
     PatientConnection,
     PatientFilterInput,
+    PatientId,
     connection_of,
     filter_of,
     none_if_left_out,
@@ -94,11 +96,12 @@ class Viewer:
 @strawberry.type
 class Query:
     @strawberry.field(description="An encounter; null if it does not exist or the caller may not see it.")
-    async def encounter(self, info: Info, id: strawberry.ID) -> Encounter | None:
+    async def encounter(self, info: Info, id: strawberry.ID, patient_id: PatientId = UNSET) -> Encounter | None:
         info.context.context.require(Permission.READ_ENCOUNTERS)
         if (encounter_id := id_or_none(id)) is None:
             return None
-        return await info.context.loaders.encounters.load(encounter_id)  # type: ignore[return-value]
+        key = EncounterKey(encounter_id, none_if_left_out(patient_id))
+        return await info.context.loaders.encounters.load(key)  # type: ignore[return-value]
 
     @strawberry.field(description="A patient; null if it does not exist or the caller may not see it.")
     async def patient(self, info: Info, id: strawberry.ID) -> Patient | None:

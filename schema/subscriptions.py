@@ -14,7 +14,7 @@ from resolvers.commands import EventFilter
 from resolvers.errors import TemporarilyUnavailable
 from resolvers.feed import FeedEvent, stream_events
 from resolvers.outbox import Reads
-from schema.loaders import HistoryKey
+from schema.loaders import EncounterKey, HistoryKey
 from schema.types import Encounter, Info, filter_of, none_if_left_out, require_not_null
 
 OVER = "The encounter of this event was erased; subscribe again after the last cursor."
@@ -73,7 +73,7 @@ class EncounterEvent:
 
     @strawberry.field(description="The current state of the encounter, which may be later than the event.")
     async def encounter(self, info: Info) -> Encounter:
-        encounter = await info.context.loaders.encounters.load(self.encounter_id)
+        encounter = await info.context.loaders.encounters.load(EncounterKey(self.encounter_id))
         if encounter is None:
             # Erased after the event was read. Its events are deleted, so the resumed subscription does not get them.
             raise TemporarilyUnavailable(OVER)

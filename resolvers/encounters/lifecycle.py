@@ -33,6 +33,7 @@ from resolvers.errors import (
 from resolvers.idempotency import Claim, KeyTaken, claim_change, claim_of_change, find_claimed, taken_key
 from resolvers.ids import id_or_none
 from resolvers.outbox import append_event
+from resolvers.patients import can_exist
 from resolvers.sql import Connection, Row, Statement
 
 # The transition table
@@ -117,14 +118,18 @@ async def change_encounter(
     expected_version: int | None = None,
     *,
     key: str | None = None,
+    patient_id: str | None = None,
 ) -> Changed:
     """Apply an action to an encounter, and return its new state; exactly once, if the caller names an idempotency key.
 
     An action that changes nothing creates no version. It only shows the encounter, and so requires permission to read.
 
-    `members` are those of the action's command, unvalidated. Raises `InsufficientScope`, `Forbidden`, `InvalidInput`,
-    `IdempotencyKeyReused`, `EncounterNotFound`, `StaleVersion`, `IllegalTransition`, `TemporarilyUnavailable` or
-    `OutcomeUnknown`, in this order.
+    `members` are those of the action's command, unvalidated. `patient_id` is the encounter's patient, if the caller
+    names it: the encounter is then searched only in its shard of a cluster. It is not part of the request for which the
+    key stands.
+
+    Raises `InsufficientScope`, `Forbidden`, `InvalidInput`, `IdempotencyKeyReused`, `EncounterNotFound`,
+    `StaleVersion`, `IllegalTransition`, `TemporarilyUnavailable` or `OutcomeUnknown`, in this order.
     """
     context.require(Permission.CHANGE_ENCOUNTER)
     brand_id = context.acting_brand()
@@ -137,7 +142,7 @@ async def change_encounter(
         "expected_version": expected_version,
     }
     claim = claim_of_change(key, context, brand_id, action, request)
-    of = await _place_of(context, brand_id, id_, claim)
+    of = await _place_of(context, brand_id, id_, patient_id, claim)
 
     try:
         async with context.database.transaction(brand_id) as connection:
@@ -147,7 +152,7 @@ async def change_encounter(
                 raise StaleVersion(Encounter(**before))
             encounter = await _apply(connection, context, action, command, before=before, now=now)
     except KeyTaken as taken:
-        return await _replay(context, taken.claim)
+        return await _replay(context, taken.claim, of)
     if encounter.version != before["version"]:
         context.services.feed.notify()
     return Changed(encounter)
@@ -161,8 +166,17 @@ def current_version(context: Context, stale: StaleVersion) -> Encounter:
     return stale.encounter
 
 
-async def _place_of(context: Context, brand_id: str, id_: UUID | None, claim: Claim | None) -> dict[str, Any]:
-    """Return the keys of the encounter's row. Raises `IdempotencyKeyReused` or `EncounterNotFound`."""
+async def _place_of(
+    context: Context, brand_id: str, id_: UUID | None, patient_id: str | None, claim: Claim | None
+) -> dict[str, Any]:
+    """Return the keys of the encounter's row. Raises `IdempotencyKeyReused` or `EncounterNotFound`.
+
+    With `patient_id` the row need not exist.
+    """
+    if patient_id is not None:
+        if id_ is not None and can_exist(patient_id):
+            return {"brand_id": brand_id, "patient_id": patient_id, "id": id_}
+        id_ = None
     # A separate statement: on a cluster it queries every shard, and the change then only the patient's.
     async with context.database.connection(brand_id) as connection:
         row = None
@@ -203,9 +217,14 @@ async def _apply(
     return encounter
 
 
-async def _replay(context: Context, claim: Claim) -> Changed:
-    """Return the current state of the encounter that was changed under the key."""
+async def _replay(context: Context, claim: Claim, of: Mapping[str, Any]) -> Changed:
+    """Return the current state of the encounter that was changed under the key.
+
+    Raises `EncounterNotFound` if it is another patient's than the caller names now.
+    """
     async with taken_key(context, claim) as (connection, earlier):
+        if earlier is not None and earlier.patient_id != of["patient_id"]:
+            raise EncounterNotFound
         encounter = None if earlier is None else await encounter_of_key(context, connection, earlier)
     if encounter is None:
         # The key existed a moment ago and has just expired: the caller's next attempt will claim it.
@@ -214,9 +233,9 @@ async def _replay(context: Context, claim: Claim) -> Changed:
 
 
 def _unlocked(row: Row | None) -> tuple[dict[str, Any], datetime]:
-    """Return the locked row and the time of the lock. Raises `EncounterNotFound`."""
+    """Return the members of a locked row, and the time of the lock. Raises `EncounterNotFound`."""
     if row is None:
-        # Its patient was erased after the encounter was found.
+        # The caller names another patient, or the patient was erased after the encounter was found.
         raise EncounterNotFound
     before = dict(row)
     now = before.pop("now")

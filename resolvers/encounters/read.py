@@ -53,6 +53,16 @@ ENCOUNTERS_BY_IDS = BoundedStatement(
 )
 
 
+ENCOUNTERS_OF_PATIENTS = BoundedStatement(
+    select(TABLE).where(
+        TABLE.c.patient_id == any_(bindparam("patient_ids", type_=ARRAY(Text))),
+        TABLE.c.id == any_(bindparam("ids", type_=ARRAY(TABLE.c.id.type))),
+        OF_BRAND,
+    ),
+    LONG,
+)
+
+
 ENCOUNTER_OF_PATIENT = Statement(
     select(TABLE).where(OF_PATIENT, TABLE.c.id == bindparam("id", type_=TABLE.c.id.type), OF_BRAND)
 )
@@ -75,6 +85,25 @@ async def encounters_by_ids(context: Context, ids: Sequence[UUID]) -> list[Encou
     found = {row["id"]: encounter_of(row) for row in rows}
     context.note_read(found.values())
     return [found.get(encounter_id) for encounter_id in ids]
+
+
+async def encounters_of_patients(context: Context, keys: Sequence[tuple[str, UUID]]) -> list[Encounter | None]:
+    """Return encounters by patient and id, in the order of `keys`; None for an id that is not that patient's.
+
+    On a cluster, it queries the shards of these patients only.
+    """
+    context.require(Permission.READ_ENCOUNTERS)
+    brand_id = context.acting_brand()
+    asked = {key for key in keys if can_exist(key[0])}
+    if not asked:
+        return [None for _ in keys]
+    values = {"patient_ids": [*{patient_id for patient_id, _ in asked}], "ids": [*{id_ for _, id_ in asked}]}
+    async with context.database.connection(brand_id) as connection:
+        rows = await ENCOUNTERS_OF_PATIENTS.fetch(context.answer, connection, len(asked), brand_id=brand_id, **values)
+    # The statement may return an encounter of one key's id and another key's patient.
+    found = {key: encounter_of(row) for row in rows if (key := (row["patient_id"], row["id"])) in asked}
+    context.note_read(found.values())
+    return [found.get(key) for key in keys]
 
 
 ENCOUNTERS_WITH_EXTERNAL_ID = Statement(

@@ -144,7 +144,7 @@ class BoundQuery(NamedTuple):
     ids: Mapping[str, list[Any]]
     """The ids to read, by the name of the statement's argument: `ids_` and the number of the root field."""
     pages: Mapping[str, Any]
-    """The arguments of all pages."""
+    """The arguments of all pages, and `patient_` with the number of the root field that names a patient."""
     rows: int
     """The estimated number of rows that the statement reads for one id."""
 
@@ -246,7 +246,10 @@ class Variant:
                 bound[page.number], values = _bind(page, owner, variables, context)
                 pages |= values
                 rows += bound[page.number].window.size
-        compiled = self._compiled_query(bound, context.answer.maximum)
+        patients = {number: root.patient(variables) for number, root in enumerate(self._roots) if asked[number]}
+        patients = {number: patient_id for number, patient_id in patients.items() if patient_id is not None}
+        pages |= {f"patient_{number}": patient_id for number, patient_id in patients.items()}
+        compiled = self._compiled_query(bound, tuple(patients), context.answer.maximum)
         if compiled is None:
             return None
         ids_of = {
@@ -273,10 +276,11 @@ class Variant:
             case "encounters":
                 return [value]
             case "encounter":
-                if not isinstance(value, str):
+                patient_id = root.patient(variables)
+                if not isinstance(value, str) or not isinstance(patient_id, str | None):
                     raise Unplannable
                 id_ = id_text(value)
-                return [] if id_ is None else [id_]
+                return [] if id_ is None or not (patient_id is None or can_exist(patient_id)) else [id_]
             case "patient":
                 ids = [value]
             case _:
@@ -285,14 +289,16 @@ class Variant:
             raise Unplannable
         return ids
 
-    def _compiled_query(self, bound: Mapping[int, BoundPage], most_bytes: int) -> CompiledQuery | None:
+    def _compiled_query(
+        self, bound: Mapping[int, BoundPage], of_patients: tuple[int, ...], most_bytes: int
+    ) -> CompiledQuery | None:
         counted = are_counted(may_have_bytes(self._roots, bound), most_bytes)
-        shape = (counted, *(each.shape for each in bound.values()))
+        shape = (counted, of_patients, *(each.shape for each in bound.values()))
         if shape not in self._compiled_queries:
             if len(self._compiled_queries) >= MAX_CACHED_QUERIES:
                 self._compiled_queries.clear()
                 self.kept_characters = 0
-            self._compiled_queries[shape] = compiled = compile_query(self._roots, bound, counted=counted)
+            self._compiled_queries[shape] = compiled = compile_query(self._roots, bound, of_patients, counted=counted)
             self.kept_characters += len(compiled.statement.text) if compiled else 0
         return self._compiled_queries[shape]
 

@@ -101,6 +101,8 @@ class Root:
     argument: Value
     fields: Sequence[tuple[str, Any]]
     pages: Sequence[PageNode]
+    patient: Value = lambda _: None
+    """The argument `patientId` of `encounter`; None if it was not sent."""
 
     @cached_property
     def name(self) -> str:
@@ -280,7 +282,8 @@ class Reader:
                     roots.append(Root(key, nodes, lambda _: None, (), ()))
                 case "encounter":
                     fields = self._encounter(nodes)
-                    roots.append(Root(key, nodes, self._argument(nodes[0], "id"), fields, ()))
+                    patient = self._argument(nodes[0], "patientId")
+                    roots.append(Root(key, nodes, self._argument(nodes[0], "id"), fields, (), patient))
                 case "encounters":
                     page = self._page(nodes, of_brand=True)
                     roots.append(Root(key, nodes, lambda _: "", [(key, page)], [page]))
@@ -383,7 +386,8 @@ class Reader:
         return fields
 
     def _argument(self, node: FieldNode, name: str) -> Value:
-        return next(value_of(each.value) for each in node.arguments or () if each.name.value == name)
+        values = (value_of(each.value) for each in node.arguments or () if each.name.value == name)
+        return next(values, lambda _: None)
 
     def collected(self, sets: Sequence[SelectionSetNode], *types: str) -> list[tuple[str, list[FieldNode]]]:
         """Return the fields of some selections by response key, merged as in the GraphQL specification (6.3.2).

@@ -3,7 +3,7 @@
 The statement returns one row for each encounter or patient at the root, with its JSON.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from models.base import PROCESS_SCHEMA
@@ -130,14 +130,20 @@ def may_have_bytes(roots: Sequence[Root], bound: Mapping[int, BoundPage]) -> int
     return max(sizes, default=0)
 
 
-def compile_query(roots: Sequence[Root], bound: Mapping[int, BoundPage], *, counted: bool) -> CompiledQuery | None:
+def compile_query(
+    roots: Sequence[Root], bound: Mapping[int, BoundPage], of_patients: Collection[int] = (), *, counted: bool
+) -> CompiledQuery | None:
     """Return one statement for all root fields, or None if no root field needs the database.
+
+    `of_patients` are the numbers of the root fields that name the patient of their encounter.
 
     If `counted`, the statement measures its pages and truncates them once a row's pages exceed `most_bytes`.
     """
     put = Arguments()
     selects = {
-        number: _select(number, root, bound, put, counted=counted)
+        number: _encounter(number, root, put, of_patient=number in of_patients)
+        if root.name == "encounter"
+        else _select(number, root, bound, put, counted=counted)
         for number, root in enumerate(roots)
         if root.name != "__typename"
     }
@@ -166,14 +172,17 @@ class Arguments:
         return f"${self.names.index(name) + 1}::{kind}"
 
 
+def _encounter(number: int, root: Root, put: Placeholder, *, of_patient: bool) -> Select:
+    owner = f" AND e.patient_id = {put(f'patient_{number}', 'text')}" if of_patient else ""
+    return Select(
+        head=f"SELECT {number} AS root, e.id::text AS key, e.patient_id, 1 AS given, 0::bigint AS bytes",
+        parts=merge_adjacent(_encounter_pieces("e", root.fields)),
+        tail=f" FROM ({ENCOUNTERS}"
+        f" WHERE e.id = ANY({put(f'ids_{number}', 'uuid[]')}) AND e.brand_id = {put('brand_id', 'text')}{owner}) e",
+    )
+
+
 def _select(number: int, root: Root, bound: Mapping[int, BoundPage], put: Placeholder, *, counted: bool) -> Select:
-    if root.name == "encounter":
-        return Select(
-            head=f"SELECT {number} AS root, e.id::text AS key, e.patient_id, 1 AS given, 0::bigint AS bytes",
-            parts=merge_adjacent(_encounter_pieces("e", root.fields)),
-            tail=f" FROM ({ENCOUNTERS}"
-            f" WHERE e.id = ANY({put(f'ids_{number}', 'uuid[]')}) AND e.brand_id = {put('brand_id', 'text')}) e",
-        )
     members: list[tuple[str, Sequence[Piece]]] = []
     pages = ""
     before: list[str] | None = [] if counted else None

@@ -106,6 +106,8 @@ async def test_their_encounter_over_rest_is_like_an_unknown_one(service: Service
     "selection",
     [
         "encounter(id: $id) { notes }",
+        "encounter(id: $id, patientId: $patient) { notes }",
+        "encounter(id: $id, patientId: $patient) { history { version } }",
         "encounter(id: $id) { history { changes { before after } } }",
         "patient(id: $patient) { encounters { totalCount nodes { notes } } }",
         "patients(ids: [$patient, $patient]) { id brandId }",
@@ -128,6 +130,7 @@ async def test_their_records_in_every_query_are_like_unknown_ones(
         f"recordEncounters(input: [{ITEM}, {ITEM}])",
         f"recordEncounters(input: [{ITEM}, {ITEM}], allOrNothing: true)",
         "startEncounter(id: $id)",
+        "startEncounter(id: $id, patientId: $patient)",
         "startEncounter(id: $id, expectedVersion: 7)",
         'startEncounter(id: $id, idempotencyKey: "never-used")',
         'undoStartEncounter(id: $id, reason: "x")',

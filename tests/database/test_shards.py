@@ -36,6 +36,7 @@ class Operation(NamedTuple):
 
 
 PAGE = "encounters(first: 10) { totalCount edges { node { id notes } } }"
+OF_PATIENT = "encounter(id: $encounter, patientId: $patient)"
 RECORD = 'recordEncounter(patientId: $patient, input: {brandId: "loop", encounterType: LAB}'
 
 OPERATIONS = {
@@ -65,6 +66,20 @@ OPERATIONS = {
     ),
     "correct external ids": Operation(
         'mutation ($patient: ID!) { setPatientExternalIds(id: $patient, externalIds: {a: "1"}) { __typename } }'
+    ),
+    "read one by id and patient": Operation(
+        f"query ($patient: ID!, $encounter: ID!) {{ {OF_PATIENT} {{ id status }} }}"
+    ),
+    "its history by id and patient": Operation(
+        f"query ($patient: ID!, $encounter: ID!) {{ {OF_PATIENT} {{ id history {{ version }} }} }}"
+    ),
+    "start an encounter of a patient": Operation(
+        "mutation ($patient: ID!, $encounter: ID!) {"
+        " startEncounter(id: $encounter, patientId: $patient) { __typename } }"
+    ),
+    "the same with a key": Operation(
+        "mutation ($patient: ID!, $encounter: ID!, $key: String!) {"
+        " startEncounter(id: $encounter, patientId: $patient, idempotencyKey: $key) { __typename } }"
     ),
     # The id of an encounter does not tell its patient, so every shard searches its index of the id.
     "read one by id": Operation("query ($encounter: ID!) { encounter(id: $encounter) { id status } }", fan_outs=1),

@@ -50,16 +50,17 @@ async def act(
     service: Service, encounter_id: str, action: EncounterAction, version: int | None = None, **given: Any
 ) -> dict[str, Any]:
     """Execute an action on an encounter; return the payload, or the extensions of the error."""
-    token, key = given.pop("token", "dev"), given.pop("key", None)
+    token, key, patient_id = given.pop("token", "dev"), given.pop("key", None), given.pop("patient_id", None)
     field, arguments = ACTIONS[action]
     variables = {name: given.get(name, value) for name, (_, value) in arguments.items()}
     declared = "".join(f", ${name}: {kind}" for name, (kind, _) in arguments.items())
     passed = "".join(f", {name}: ${name}" for name in arguments)
     query = (
-        f"mutation ($id: ID!, $version: Int, $key: String{declared}) {{"
-        f" {field}(id: $id, expectedVersion: $version, idempotencyKey: $key{passed}) {OUTCOME} }}"
+        f"mutation ($id: ID!, $version: Int, $key: String, $patient: ID{declared}) {{"
+        f" {field}(id: $id, expectedVersion: $version, idempotencyKey: $key, patientId: $patient{passed}) {OUTCOME} }}"
     )
-    body = await service.graphql(query, {"id": encounter_id, "version": version, "key": key, **variables}, token=token)
+    sent = {"id": encounter_id, "version": version, "key": key, "patient": patient_id, **variables}
+    body = await service.graphql(query, sent, token=token)
     return body["data"][field] if body.get("data") else body["errors"][0]["extensions"]
 
 

@@ -245,6 +245,10 @@ def documents(draw: st.DrawFn, known: Known) -> tuple[str, dict[str, Any]]:  # n
                 given.append(f"{name}: {value('String', st.sampled_from([*known.of_brand[order], known.cursors[0]]))}")
         return f"encounters({', '.join(given)}){condition()} {page()}"
 
+    def owner() -> str:
+        patients = st.sampled_from([None, *known.patients])
+        return draw(st.sampled_from(["", f", patientId: {value('ID', patients)}"]))
+
     def page() -> str:
         info = ["hasNextPage", "hasPreviousPage", "startCursor", "endCursor", "__typename"]
         below = [
@@ -258,7 +262,7 @@ def documents(draw: st.DrawFn, known: Known) -> tuple[str, dict[str, Any]]:  # n
 
     roots = some([
         "__typename",
-        lambda: f"encounter(id: {value('ID!', st.sampled_from(known.encounters))}){condition()} {encounter()}",
+        lambda: f"encounter(id: {value('ID!', st.sampled_from(known.encounters))}{owner()}){condition()} {encounter()}",
         lambda: f"patient(id: {value('ID!', st.sampled_from(known.patients))}){condition()} {patient()}",
         of_brand,
         lambda: f"patients(ids: {value('[ID!]!', st.lists(st.sampled_from(known.patients), max_size=4))}) {patient()}",

@@ -30,7 +30,7 @@ export function ActionDialog({
 
   function submit(form: FormData) {
     const reason = String(form.get("reason")).trim();
-    const target = { id: encounter.id, version: encounter.version };
+    const target = { id: encounter.id, patientId: encounter.patientId, version: encounter.version };
     if (mutation === "Reschedule")
       void outbox.make(mutation, {
         ...target,

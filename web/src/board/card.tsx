@@ -28,7 +28,7 @@ export function EncounterCard({
   const more = allowed.filter((each) => each !== first);
   const act = (action: BoardAction) =>
     isAtOnce(action)
-      ? void outbox.make(AT_ONCE[action], { id: encounter.id, version: encounter.version })
+      ? void outbox.make(AT_ONCE[action], { id: encounter.id, patientId: encounter.patientId, version: encounter.version })
       : setAsked(action);
 
   return (

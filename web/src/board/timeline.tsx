@@ -48,7 +48,7 @@ function Page({
       {list?.nodes.map((encounter) => (
         <div key={encounter.id} className="entry">
           <EncounterCard encounter={encounter} />
-          <Details id={encounter.id} />
+          <Details id={encounter.id} patientId={encounter.patientId} />
         </div>
       ))}
       {fetching && !data && <p>Reading…</p>}
@@ -76,18 +76,18 @@ function More({ onVisible }: { onVisible: () => void }) {
   );
 }
 
-function Details({ id }: { id: string }) {
+function Details(of: { id: string; patientId: string }) {
   const [open, setOpen] = useState(false);
   return (
     <details onToggle={({ currentTarget }) => setOpen(currentTarget.open)}>
       <summary>Notes and history</summary>
-      {open && <History id={id} />}
+      {open && <History {...of} />}
     </details>
   );
 }
 
-function History({ id }: { id: string }) {
-  const { data, error } = useRead(DetailsDocument, { id });
+function History(of: { id: string; patientId: string }) {
+  const { data, error } = useRead(DetailsDocument, of);
   if (!data?.encounter) return error ? <p className="wrong">{reasonOf(error)}</p> : <p>Reading…</p>;
   return (
     <>
