@@ -45,7 +45,7 @@ class CpuAccounting:
     def cpu_time(self, server: Server) -> CpuTime:
         """Return the CPU time of a server since its start, to 10 ms."""
         process = psutil.Process(server.process.pid)
-        own = sum(_cpu(each.pid) for each in (process, *process.children(recursive=True)))
+        own = sum(cpu_of(each.pid) for each in (process, *process.children(recursive=True)))
         return CpuTime(own, self.database()[server.kind.login])
 
     def database(self) -> Counter[str]:
@@ -56,7 +56,7 @@ class CpuAccounting:
                 # postgres: login database [local] activity
                 words = title.split()
                 login = words[1] if "[local]" in words else ""
-                self._backends[process.pid, process.create_time()] = login, _cpu(process.pid)
+                self._backends[process.pid, process.create_time()] = login, cpu_of(process.pid)
             except (OSError, psutil.NoSuchProcess):
                 continue
         spent: Counter[str] = Counter()
@@ -91,7 +91,8 @@ def own_postmaster() -> int:
     return next(int(each.pid) for each in ours if each.name() == "postgres")
 
 
-def _cpu(pid: int) -> float:
-    # After the program's name in brackets, which may contain any character. Source: proc(5), fields 14 and 15.
+def cpu_of(pid: int, *, ended_children: bool = False) -> float:
+    """Return the CPU seconds of a process; with `ended_children`, also of its children that have ended."""
+    # After the program's name in brackets, which may contain any character. Source: proc(5), fields 14 to 17.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
+    return sum(map(int, fields[11 : 15 if ended_children else 13])) / TICKS

@@ -22,6 +22,8 @@ class Population:
     small: int = 1_900
     large: int = 100
     ids: Sequence[str] = field(default=(), repr=False)
+    pairs: Sequence[tuple[str, str]] = field(default=(), repr=False)
+    """The ids with their patients, for `bench.cluster`."""
 
     @classmethod
     def share(cls, part: float) -> Self:

@@ -191,14 +191,20 @@ def running(
         database_url: The URL by which the gateway reaches PostgreSQL; empty for a direct connection.
     """
     if kind is GATEWAY:
-        environment = gateway_environment(postgres, introspection_url, requests_per_minute)
-        if database_url:
-            environment = {**environment, "GATEWAY_DATABASE_URL": database_url}
+        urls = database_url or postgres.url(LOGIN, DATABASE), postgres.url(OWNER, DATABASE)
+        environment = gateway_environment(*urls, introspection_url, requests_per_minute)
     else:
         environment = os.environ | {"DATABASE_URL": postgres.url(kind.login, kind.database), "NODE_ENV": "production"}
         if kind.does_all:
             environment |= _settings_of_full_peer(introspection_url, requests_per_minute)
-    with (logs / f"{kind.name}.log").open("ab") as log:
+    with started(kind, environment, logs / f"{kind.name}.log") as server:
+        yield server
+
+
+@contextmanager
+def started(kind: Kind, environment: Mapping[str, str], log_file: Path) -> Iterator[Server]:
+    """Start a server in an environment, yield it once it listens, and stop it at the end."""
+    with log_file.open("ab") as log:
         process = _launch(kind, environment, log)
         try:
             yield Server(kind, process, "127.0.0.1", _port(process, kind))
@@ -218,14 +224,14 @@ def _settings_of_full_peer(introspection_url: str, requests_per_minute: int) -> 
 
 
 def gateway_environment(
-    postgres: PrivatePostgres, introspection_url: str, requests_per_minute: int
+    database_url: str, owner_url: str, introspection_url: str, requests_per_minute: int = UNREACHED_PER_MINUTE
 ) -> Mapping[str, str]:
     """Return the environment of an operator: every setting has its default except those named here."""
     others = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
     return others | {
         "GATEWAY_PORT": "0",
-        "GATEWAY_DATABASE_URL": postgres.url(LOGIN, DATABASE),
-        "GATEWAY_DATABASE_OWNER_URL": postgres.url(OWNER, DATABASE),
+        "GATEWAY_DATABASE_URL": database_url,
+        "GATEWAY_DATABASE_OWNER_URL": owner_url,
         "GATEWAY_INTROSPECTION_URL": introspection_url,
         "GATEWAY_INTROSPECTION_CLIENT_ID": CLIENT,
         "GATEWAY_INTROSPECTION_CLIENT_SECRET": SECRET,

@@ -348,6 +348,80 @@ WORKLOADS = {
     )
 }
 
+# The workloads of `bench.cluster`, which compares the gateway on several databases.
+
+
+def _pair(chance: random.Random, population: Population, kind: Literal["small", "large"]) -> list[Question]:
+    pairs = [pair for pair in population.pairs if pair[1].startswith(kind)]
+    chosen = chance.sample(pairs, min(QUESTIONS, len(pairs)))
+    return [{"id": id_, "patientId": patient_id, "truth": id_} for id_, patient_id in chosen]
+
+
+def _encounter_to_read(chance: random.Random, population: Population) -> list[Question]:
+    return _pair(chance, population, "small")
+
+
+def _encounter_to_change(chance: random.Random, population: Population) -> list[Question]:
+    # Not those that are read: these are compared with what was inserted.
+    return _pair(chance, population, "large")
+
+
+def _day_of_the_brand(_chance: random.Random, _population: Population) -> list[Question]:
+    # No encounter is recorded for this day, so that the list stays the same.
+    return [
+        {
+            "truth": "2025-03-03T00:00:00Z",
+            "where": {"scheduledFrom": "2025-03-03T00:00:00Z", "scheduledUntil": "2025-03-04T00:00:00Z"},
+        }
+    ]
+
+
+def _change(arguments: str, declared: str = "") -> RequestBuilder:
+    # The key makes each note a new one, so that each request makes a version.
+    return graphql(
+        f"""mutation ($id: ID!{declared}) {{ amendEncounter(id: $id{arguments}, input: {{notes: "{KEY.decode()}"}}) {{
+              __typename ... on EncounterChanged {{ encounter {{ id version }} }}
+              ... on Problem {{ code message }} }} }}""",
+        lambda q: {name: q[name] for name in ("id", "patientId")[: 2 if declared else 1]},
+    )
+
+
+ONE_OF_PATIENT = graphql(
+    f"query ($id: ID!, $patientId: ID) {{ encounter(id: $id, patientId: $patientId) {{ {ALL} }} }}"
+)
+WORKLIST = graphql(
+    f"""query ($where: EncountersFilter) {{ encounters(first: 10, where: $where, orderBy: SCHEDULED_AT_ASC) {{
+          nodes {{ {ALL} }} }} }}"""
+)
+OF_A_DAY = """
+    SELECT * FROM patient_graph.encounters
+    WHERE scheduled_at >= $1::text::timestamptz AND scheduled_at < $1::text::timestamptz + interval '1 day'
+    ORDER BY scheduled_at, id LIMIT 10"""
+
+ON_A_CLUSTER = {
+    each.name: each
+    for each in (
+        Workload("record with a key", "REST", encounters_to_record, RECORD_OVER_REST, None, is_write=True),
+        Workload("record without a key", "REST", encounters_to_record, RECORD_OVER_REST, None),
+        Workload("a patient's latest 10, REST", "", _latest_of("small", 10), OVER_REST, _truth_of_latest(10)),
+        Workload("a patient's latest 10, GraphQL", "", _latest_of("small", 10), LATEST, _truth_of_latest(10)),
+        Workload("one by id and patient", "", _encounter_to_read, {"gateway": ONE_OF_PATIENT}, TRUTH_OF_ONE),
+        Workload("one by id", "", _encounter_to_read, {"gateway": ONE_SAME}, TRUTH_OF_ONE),
+        Workload(
+            "a change by id and patient",
+            "",
+            _encounter_to_change,
+            {"gateway": _change(", patientId: $patientId", ", $patientId: ID")},
+            None,
+        ),
+        Workload("a change by id", "", _encounter_to_change, {"gateway": _change("")}, None),
+        Workload(
+            "20 patients' latest 5", "", _latest_of_twenty, {"gateway": graphql(OF_SEVERAL_SAME)}, _truth_of_latest(5)
+        ),
+        Workload("a worklist, 10 of a day", "", _day_of_the_brand, {"gateway": WORKLIST}, OF_A_DAY),
+    )
+}
+
 
 # Reading answers
 
