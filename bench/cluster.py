@@ -85,7 +85,7 @@ async def prepare(url: str, population: Population, *, is_cluster: bool, name: s
     await migrate(url)
     connection = await asyncpg.connect(url)
     try:
-        if not await connection.fetchval("SELECT EXISTS (SELECT FROM patient_graph.patients)"):
+        if not await connection.fetchval("SELECT count(*) FROM patient_graph.patients"):
             await seed(url, population)
         pairs = [(row["id"], row["patient_id"]) for row in await connection.fetch(PAIRS)]
         nodes = await connection.fetch(NODES) if is_cluster else []
@@ -115,11 +115,11 @@ async def _postmaster(url: str) -> int:
         is_local = await connection.fetchval(
             "SELECT inet_server_addr() IS NULL OR inet_server_addr() <<= '127.0.0.0/8'"
         )
+        if not is_local:
+            raise SystemExit("the CPU of PostgreSQL is read from /proc: every node must be on this machine")
+        return int(psutil.Process(backend).ppid())
     finally:
         await connection.close()
-    if not is_local:
-        raise SystemExit("the CPU of PostgreSQL is read from /proc: every node must be on this machine")
-    return int(psutil.Process(backend).ppid())
 
 
 async def _prepared(arguments: argparse.Namespace) -> tuple[list[Database], Population]:
@@ -137,18 +137,18 @@ async def _prepared(arguments: argparse.Namespace) -> tuple[list[Database], Popu
 async def _require_true_answers(
     databases: Sequence[Database], servers: Sequence[Server], population: Population, seed_: int
 ) -> None:
+    """Exit the program unless all answer what the plain database has: the others were filled with the same rows."""
     wrong = []
-    for database, server in zip(databases, servers, strict=True):
-        connection = await asyncpg.connect(database.url)
-        try:
+    plain = await asyncpg.connect(databases[0].url)
+    try:
+        for database, server in zip(databases, servers, strict=True):
             for workload in ON_A_CLUSTER.values():
                 questions = workload.questions(random.Random(seed_), population)  # noqa: S311 - the same for all
                 if workload.truth:
-                    wrong += [
-                        f"{database.name}: {each}" for each in await check(connection, [server], workload, questions)
-                    ]
-        finally:
-            await connection.close()
+                    found = await check(plain, [server], workload, questions)
+                    wrong += [f"{database.name}: {each}" for each in found]
+    finally:
+        await plain.close()
     if wrong:
         raise SystemExit("\n".join(["wrong answers:", *wrong]))
 
@@ -180,7 +180,8 @@ def main() -> None:
                 pairs = list(zip(databases, servers, strict=True))
                 chance.shuffle(pairs)
                 for database, server in pairs:
-                    measure.warm_up(server, workload, questions, arguments.connections, arguments.seconds / 4)
+                    if round_ == 1:
+                        measure.warm_up(server, workload, questions, arguments.connections, arguments.seconds / 4)
                     measured = measure(
                         "closed", round_, server, workload, questions,
                         connections=arguments.connections, seconds=arguments.seconds,

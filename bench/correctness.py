@@ -22,7 +22,7 @@ def ask(server: Server, request: str) -> tuple[int, Any]:
     head, _, body = request.replace(KEY.decode(), str(uuid4())).partition("\r\n\r\n")
     first, *lines = head.split("\r\n")
     method, path, _ = first.split(" ")
-    connection = http.client.HTTPConnection(server.host, server.port, timeout=30)
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=120)
     try:
         connection.request(method, path, body or None, dict(line.split(": ", 1) for line in lines))
         response = connection.getresponse()
