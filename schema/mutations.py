@@ -416,7 +416,7 @@ class Mutation:
             EncounterAction.AMEND,
             expected_version,
             idempotency_key,
-            patient_id,
+            patient_id=patient_id,
             within="input",
             **given(input),
         )

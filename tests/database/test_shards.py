@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -77,7 +78,7 @@ OPERATIONS = {
         "mutation ($patient: ID!, $encounter: ID!) {"
         " startEncounter(id: $encounter, patientId: $patient) { __typename } }"
     ),
-    "the same with a key": Operation(
+    "start an encounter of a patient, with a key": Operation(
         "mutation ($patient: ID!, $encounter: ID!, $key: String!) {"
         " startEncounter(id: $encounter, patientId: $patient, idempotencyKey: $key) { __typename } }"
     ),
@@ -137,6 +138,12 @@ async def send(service: Service, request: str, variables: dict[str, str]) -> dic
     assert "errors" not in body, body
     assert "InvalidInput" not in str(body), body
     return body
+
+
+def test_the_documentation_lists_the_operations() -> None:
+    page = (Path(__file__).parent.parent.parent / "docs/cluster.md").read_text()
+    rows = [f"| {name} | {operation.fan_outs} |\n" for name, operation in OPERATIONS.items()]
+    assert "|---|---|\n" + "".join(rows) + "\n" in page, "".join(rows)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
