@@ -38,7 +38,7 @@ NODES = """
 SELECT nodename AS host, nodeport AS port, shouldhaveshards AS has_shards
 FROM pg_dist_node WHERE isactive AND noderole = 'primary'
 """
-PAIRS = "SELECT id::text, patient_id FROM patient_graph.encounters WHERE patient_id !~ '^written' ORDER BY id"
+PAIRS = "SELECT id::text, patient_id FROM patient_graph.encounters WHERE patient_id ~ '^(small|large)-' ORDER BY id"
 
 
 @dataclass(frozen=True)
