@@ -169,8 +169,10 @@ def main() -> None:
         token_url = stack.enter_context(token_server())
         servers = []
         for number, each in enumerate(databases):
-            environment = gateway_environment(each.url, each.url, token_url)
-            environment |= {"GATEWAY_DATABASE_CLUSTER": str(each.is_cluster).lower()}
+            environment = {
+                **gateway_environment(each.url, each.url, token_url),
+                "GATEWAY_DATABASE_CLUSTER": str(each.is_cluster).lower(),
+            }
             servers.append(
                 stack.enter_context(started(GATEWAY, environment, arguments.output / f"cluster-{number}.log"))
             )

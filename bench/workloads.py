@@ -379,10 +379,13 @@ def _day_of_the_brand(_chance: random.Random, _population: Population) -> list[Q
 def _change(arguments: str, declared: str = "") -> RequestBuilder:
     # The key makes each note a new one, so that each request makes a version.
     return graphql(
-        f"""mutation ($id: ID!{declared}) {{ amendEncounter(id: $id{arguments}, input: {{notes: "{KEY.decode()}"}}) {{
-              __typename ... on EncounterChanged {{ encounter {{ id version }} }}
-              ... on Problem {{ code message }} }} }}""",
-        lambda q: {name: q[name] for name in ("id", "patientId")[: 2 if declared else 1]},
+        f"""mutation ($id: ID!, $input: AmendEncounterInput!{declared}) {{
+              amendEncounter(id: $id, input: $input{arguments}) {{
+                __typename ... on EncounterChanged {{ encounter {{ id version }} }}
+                ... on Problem {{ code message }} }} }}""",
+        lambda q: (
+            {"id": q["id"], "input": {"notes": KEY.decode()}} | ({"patientId": q["patientId"]} if declared else {})
+        ),
     )
 
 
