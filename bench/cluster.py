@@ -177,9 +177,9 @@ def main() -> None:
                 stack.enter_context(started(GATEWAY, environment, arguments.output / f"cluster-{number}.log"))
             )
         asyncio.run(_require_true_answers(databases, servers, population, arguments.seed))
-        measure = LoadTest(
-            NodesCpu({server.port: each for server, each in zip(servers, databases, strict=True)}), arguments.rest
-        )
+        cpu = NodesCpu({server.port: each for server, each in zip(servers, databases, strict=True)})
+        # The databases keep the keys of earlier runs of this program.
+        measure = LoadTest(cpu, arguments.rest, runs_before=random.SystemRandom().randrange(2**31))
         for round_ in range(1, arguments.rounds + 1):
             chance = random.Random(arguments.seed + round_)  # noqa: S311 - the same seed selects the same questions
             for name, workload in ON_A_CLUSTER.items():

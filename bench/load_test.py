@@ -20,13 +20,14 @@ AT_REST_SECONDS = 0.5
 class LoadTest:
     """Measures servers. Each run of the driver has its own number, so that no key repeats.
 
-    A server with background work has finished it when it has been idle for `rest_seconds`.
+    A server with background work has finished it when it has been idle for `rest_seconds`. `runs_before` is the number
+    of runs whose keys a database has already.
     """
 
-    def __init__(self, accounting: CpuAccounting, rest_seconds: float) -> None:
+    def __init__(self, accounting: CpuAccounting, rest_seconds: float, runs_before: int = 0) -> None:
         self._accounting = accounting
         self._rest_seconds = rest_seconds
-        self._runs = 0
+        self._runs = runs_before
 
     def send(
         self, server: Server, workload: Workload, questions: Sequence[Question], connections: int, seconds: float
