@@ -150,7 +150,7 @@ async def _require_true_answers(
             for workload in ON_A_CLUSTER.values():
                 questions = workload.questions(random.Random(seed_), population)  # noqa: S311 - the same for all
                 if workload.truth:
-                    found = await check(plain, [server], workload, questions)
+                    found = await check(plain, server, workload, questions)
                     wrong += [f"{database.name}: {each}" for each in found]
     finally:
         await plain.close()
@@ -188,7 +188,7 @@ def main() -> None:
                 chance.shuffle(pairs)
                 for database, server in pairs:
                     if round_ == 1:
-                        measure.warm_up(server, workload, questions, arguments.connections, arguments.seconds / 4)
+                        measure.send(server, workload, questions, arguments.connections, arguments.seconds / 4)
                     measured = measure(
                         "closed", round_, server, workload, questions,
                         connections=arguments.connections, seconds=arguments.seconds,

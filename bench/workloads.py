@@ -392,7 +392,7 @@ def _change(arguments: str, declared: str = "") -> RequestBuilder:
 ONE_OF_PATIENT = graphql(
     f"query ($id: ID!, $patientId: ID) {{ encounter(id: $id, patientId: $patientId) {{ {ALL} }} }}"
 )
-WORKLIST = graphql(
+TEN_OF_A_DAY = graphql(
     f"""query ($where: EncountersFilter) {{ encounters(first: 10, where: $where, orderBy: SCHEDULED_AT_ASC) {{
           nodes {{ {ALL} }} }} }}"""
 )
@@ -421,7 +421,7 @@ ON_A_CLUSTER = {
         Workload(
             "20 patients' latest 5", "", _latest_of_twenty, {"gateway": graphql(OF_SEVERAL_SAME)}, _truth_of_latest(5)
         ),
-        Workload("a worklist, 10 of a day", "", _day_of_the_brand, {"gateway": WORKLIST}, OF_A_DAY),
+        Workload("a worklist, 10 of a day", "", _day_of_the_brand, {"gateway": TEN_OF_A_DAY}, OF_A_DAY),
     )
 }
 
