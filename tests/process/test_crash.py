@@ -11,5 +11,5 @@ async def test_after_kills_each_acknowledged_encounter_is_stored_once() -> None:
 
 
 @pytest.mark.skipif(PROGRAMS is None, reason="needs TEST_CITUS_BIN")
-async def test_after_kills_on_a_cluster_each_acknowledged_encounter_is_stored_once() -> None:
+async def test_kills_on_a_cluster_lose_no_acknowledged_encounter() -> None:
     assert await crash_cluster(rounds=4, seed=7) == []
