@@ -12,6 +12,8 @@ import asyncio
 import json
 import os
 import random
+import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -239,4 +241,6 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    # SIGTERM raises SystemExit, so that the started gateways are stopped.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     main()
