@@ -42,35 +42,18 @@ def reads(caller: Caller, request_id: str, given: Mapping[tuple[str, str], int])
     `given` maps brand and patient to the number of encounters. The record of several patients is that of a worklist: an
     entry for each would cost the database more than the read.
     """
+    if len(given) == 1:
+        (((brand_id, patient_id), number),) = given.items()
+        return [_read(ENCOUNTERS_READ, caller, request_id, brand_id, {"encounters": number}, patient_id)]
     of_brand = defaultdict[str, dict[str, int]](dict)
     for (brand_id, patient_id), number in given.items():
         of_brand[brand_id][patient_id] = number
-    return [
-        worklist_read(caller, request_id, brand_id, patients)
-        if len(patients) > 1
-        else _patient_read(caller, request_id, brand_id, *patients.popitem())
-        for brand_id, patients in of_brand.items()
-    ]
-
-
-def _patient_read(caller: Caller, request_id: str, brand_id: str, patient_id: str, number: int) -> AuditRecord:
-    return AuditRecord(
-        event_type=ENCOUNTERS_READ,
-        actor_type=caller.actor_type,
-        actor_id=caller.actor_id,
-        actor_brand_id=caller.brand_id,
-        entity_type="patient",
-        entity_id=patient_id,
-        patient_id=patient_id,
-        brand_id=brand_id,
-        request_id=request_id,
-        details={"encounters": number},
-    )
+    return [worklist_read(caller, request_id, brand_id, patients) for brand_id, patients in of_brand.items()]
 
 
 def patients_read(caller: Caller, request_id: str, brand_id: str, patient_ids: Sequence[str]) -> AuditRecord:
     """Return the record of a list of patients, or of external ids, that the caller read: one for all its patients."""
-    return _worklist(PATIENTS_READ, caller, request_id, brand_id, {"patients": patient_ids})
+    return _read(PATIENTS_READ, caller, request_id, brand_id, {"patients": patient_ids})
 
 
 def worklist_read(caller: Caller, request_id: str, brand_id: str, given: Mapping[str, int]) -> AuditRecord:
@@ -79,20 +62,26 @@ def worklist_read(caller: Caller, request_id: str, brand_id: str, given: Mapping
     `given` maps patients to the number of encounters.
     """
     details = {"encounters": sum(given.values()), "patients": list(given)}
-    return _worklist(ENCOUNTERS_READ, caller, request_id, brand_id, details)
+    return _read(ENCOUNTERS_READ, caller, request_id, brand_id, details)
 
 
-def _worklist(
-    event_type: str, caller: Caller, request_id: str, brand_id: str, details: Mapping[str, Any]
+def _read(
+    event_type: str,
+    caller: Caller,
+    request_id: str,
+    brand_id: str,
+    details: Mapping[str, Any],
+    patient_id: str | None = None,
 ) -> AuditRecord:
+    """Return a record of one patient; without a patient that of a worklist, whose patients the details name."""
     return AuditRecord(
         event_type=event_type,
         actor_type=caller.actor_type,
         actor_id=caller.actor_id,
         actor_brand_id=caller.brand_id,
-        entity_type="worklist",
-        entity_id=None,
-        patient_id=SEVERAL,
+        entity_type="worklist" if patient_id is None else "patient",
+        entity_id=patient_id,
+        patient_id=SEVERAL if patient_id is None else patient_id,
         brand_id=brand_id,
         request_id=request_id,
         details=details,
@@ -103,7 +92,7 @@ def export_note(
     event_type: str, caller: Caller, request_id: str, brand_id: str, details: Mapping[str, Any]
 ) -> AuditRecord:
     """Return the record of the begin or the end of an export; each of its pages has a record of its own."""
-    return _worklist(event_type, caller, request_id, brand_id, details)._replace(entity_type="export")
+    return _read(event_type, caller, request_id, brand_id, details)._replace(entity_type="export")
 
 
 def refusal(caller: Caller, request_id: str, error: GatewayError) -> AuditRecord:
