@@ -44,7 +44,7 @@ def reads(caller: Caller, request_id: str, given: Mapping[tuple[str, str], int])
     """
     if len(given) == 1:
         (((brand_id, patient_id), number),) = given.items()
-        return [_read(ENCOUNTERS_READ, caller, request_id, brand_id, {"encounters": number}, patient_id)]
+        return [_read(ENCOUNTERS_READ, caller, request_id, brand_id, {"encounters": number}, patient_id=patient_id)]
     of_brand = defaultdict[str, dict[str, int]](dict)
     for (brand_id, patient_id), number in given.items():
         of_brand[brand_id][patient_id] = number
@@ -71,6 +71,7 @@ def _read(
     request_id: str,
     brand_id: str,
     details: Mapping[str, Any],
+    *,
     patient_id: str | None = None,
 ) -> AuditRecord:
     """Return a record of one patient; without a patient that of a worklist, whose patients the details name."""
