@@ -8,6 +8,7 @@ GatewayError
 ├── Forbidden                  the caller has the scope, but not for this brand
 ├── NotFound
 │   ├── PatientNotFound
+│   │   └── PatientErased      the patient was erased during the request
 │   └── EncounterNotFound
 ├── RateLimited                the caller has exceeded its rate limit
 ├── MethodNotAllowed           the path exists, but not with this method
@@ -18,6 +19,7 @@ GatewayError
 │   └── TooBroad               the list has too many encounters to be read in time
 ├── Conflict                   the request contradicts the current state
 │   ├── IdempotencyKeyReused   the key stands for another request
+│   │   └── KeyErased          the record of the key was erased with its patient
 │   ├── BatchRolledBack        another encounter of an all-or-nothing batch was refused
 │   ├── StaleVersion           the encounter was changed since the caller read it
 │   └── IllegalTransition      the encounter's status does not allow the change

@@ -99,7 +99,8 @@ async def test_another_process_takes_over_when_the_rounds_of_the_holder_fail(rel
 
     await wait_until(lambda: "works" in runs)
 
-    assert runs.index("works") == FAILED_ROUNDS
+    # On a busy machine, the lease may expire before the other process asks for it, and the holder takes it again.
+    assert runs.index("works") in {FAILED_ROUNDS, 2 * FAILED_ROUNDS}
     for each in failing:
         each.cancel()
     await asyncio.gather(*failing, return_exceptions=True)
