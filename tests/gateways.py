@@ -297,11 +297,12 @@ async def owner_connection(database_url: str) -> AsyncIterator[asyncpg.Connectio
 async def encounters_by_key(connection: asyncpg.Connection) -> dict[str, str]:
     """Return the encounter of each key; assert that each has one event and one audit entry."""
     rows = await connection.fetch(
-        "SELECT k.key, e.id::text AS id,"
-        " (SELECT count(*) FROM patient_graph.outbox o WHERE o.payload ->> 'encounter_id' = e.id::text) AS events,"
-        " (SELECT count(*) FROM patient_graph.audit_log a WHERE a.entity_id = e.id::text"
-        " AND a.event_type = 'patient_graph.encounter.recorded') AS entries"
-        " FROM patient_graph.encounters e LEFT JOIN patient_graph.idempotency_keys k ON k.encounter_id = e.id"
+        "SELECT k.key, e.id::text AS id, o.events, a.entries FROM patient_graph.encounters e"
+        " LEFT JOIN patient_graph.idempotency_keys k ON k.encounter_id = e.id"
+        " LEFT JOIN (SELECT payload ->> 'encounter_id' AS id, count(*) AS events FROM patient_graph.outbox"
+        " GROUP BY 1) o ON o.id = e.id::text"
+        " LEFT JOIN (SELECT entity_id AS id, count(*) AS entries FROM patient_graph.audit_log"
+        " WHERE event_type = 'patient_graph.encounter.recorded' GROUP BY 1) a ON a.id = e.id::text"
     )
     assert all(row["key"] and (row["events"], row["entries"]) == (1, 1) for row in rows)
     assert len({row["key"] for row in rows}) == len(rows)

@@ -86,6 +86,8 @@ class Fleet:
                 turn += 1
                 origin = self.running[turn % len(self.running)].origin
                 self.answers.append(await door(http, origin, str(uuid4())))
+                # Eight clients without a pause would take the processors from the gateways that start.
+                await asyncio.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
