@@ -31,6 +31,7 @@ BATCH = 100
 
 QUEUED_AT_MOST = 1_000
 POLL_SECONDS = 1.0
+RETRY_SECONDS = 1.0
 
 WOKEN_AT_ONCE = 16
 """Subscribers that get an event in one turn of the event loop; other requests run in between."""
@@ -160,15 +161,17 @@ class Feed:
         """Pass events to subscribers until cancelled, then end every subscription."""
         try:
             while True:
+                pause_seconds = POLL_SECONDS
                 try:
                     while self._followers and await self._pass_on():
                         pass
                 except GatewayError:
-                    pass  # the database is unavailable; events are read once it is back
+                    # The database is unavailable. No notification tells that it is back.
+                    pause_seconds = RETRY_SECONDS
                 except Exception as error:  # noqa: BLE001 - subscribers get the error instead of waiting
                     logger.error("feed", extra=describe(error))
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(POLL_SECONDS):
+                    async with asyncio.timeout(pause_seconds):
                         await self._wakeup.wait()
                 self._wakeup.clear()
         finally:
