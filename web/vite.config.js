@@ -16,8 +16,9 @@ function compressedCopies() {
       for (const name of readdirSync(folder).filter((each) => /\.(css|js|svg|ttf)$/.test(each))) {
         const content = readFileSync(join(folder, name));
         if (content.length <= COMPRESSED_FROM_BYTES) continue;
-        const size = { [constants.BROTLI_PARAM_SIZE_HINT]: content.length };
-        writeFileSync(join(folder, `${name}.br`), brotliCompressSync(content, { params: size }));
+        // The highest quality, 11, makes the build 10 s longer and the files a twelfth smaller.
+        const params = { [constants.BROTLI_PARAM_QUALITY]: 9, [constants.BROTLI_PARAM_SIZE_HINT]: content.length };
+        writeFileSync(join(folder, `${name}.br`), brotliCompressSync(content, { params }));
         writeFileSync(join(folder, `${name}.gz`), gzipSync(content, { level: 9 }));
       }
     },
