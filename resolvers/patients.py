@@ -54,7 +54,7 @@ PATIENTS_WITH_EXTERNAL_ID = Statement(
 FIND_PATIENT = Statement(
     select(Patient).where(col(Patient.id) == bindparam("patient_id"), col(Patient.brand_id) == bindparam("brand_id"))
 )
-# Waits for the second phase of a change under a key, as `ENCOUNTER_OF_KEY` does.
+# For a cluster: waits for the second phase of a change under a key, as `ENCOUNTER_OF_KEY` does.
 PATIENT_OF_KEY = Statement(
     select(Patient)
     .where(col(Patient.id) == bindparam("patient_id"), col(Patient.brand_id) == bindparam("brand_id"))
@@ -312,7 +312,8 @@ async def _replay(context: Context, claim: Claim, patient_id: str) -> tuple[Pati
             if earlier is None:
                 # The key existed a moment ago and has just expired: the caller's next attempt will claim it.
                 raise TemporarilyUnavailable
-            row = await connection.fetch_one(PATIENT_OF_KEY, brand_id=claim.brand_id, patient_id=patient_id)
+            statement = FIND_PATIENT if context.services.batcher else PATIENT_OF_KEY
+            row = await connection.fetch_one(statement, brand_id=claim.brand_id, patient_id=patient_id)
     except KeyErased:
         async with context.database.connection(claim.brand_id) as connection:
             if await find_patient(connection, claim.brand_id, patient_id) is None:

@@ -34,7 +34,8 @@ async def encounter_of_key(context: Context, connection: Connection, key: Idempo
     patient was erased after the key was read.
     """
     of = {"brand_id": key.brand_id, "patient_id": key.patient_id, "id": key.encounter_id}
-    row = await connection.fetch_one(ENCOUNTER_OF_KEY, **of)
+    statement = ENCOUNTER_OF_PATIENT if context.services.batcher else ENCOUNTER_OF_KEY
+    row = await connection.fetch_one(statement, **of)
     if row is None:
         raise OutcomeUnknown(HALF_VISIBLE)
     encounter = encounter_of(row)
@@ -66,7 +67,7 @@ ENCOUNTERS_OF_PATIENTS = BoundedStatement(
 ENCOUNTER_OF_PATIENT = Statement(
     select(TABLE).where(OF_PATIENT, TABLE.c.id == bindparam("id", type_=TABLE.c.id.type), OF_BRAND)
 )
-# Waits for the second phase of a change under the key.
+# For a cluster: waits for the second phase of a change under the key.
 ENCOUNTER_OF_KEY = Statement(
     select(TABLE)
     .where(OF_PATIENT, TABLE.c.id == bindparam("id", type_=TABLE.c.id.type), OF_BRAND)
