@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
 
-from sqlalchemy import ColumnElement, Table, bindparam, delete, func, null, select, update
+from sqlalchemy import ColumnElement, Table, bindparam, delete, func, literal_column, null, select, update
 
 from models import (
     DeadLetter,
@@ -72,7 +72,7 @@ LOCK_WATERMARK = Statement(select(WATERMARK.c.stamped, WATERMARK.c.position).wit
 ERASE_KEYS = Statement(
     update(KEYS)
     .where(*_of_patient(KEYS))
-    .values(patient_id=bindparam("nobody"), encounter_id=null(), request_hash=bindparam("erased"), answer=b"")
+    .values(patient_id=literal_column("''"), encounter_id=null(), request_hash=ERASED, answer=b"")
     .returning(KEYS.c.brand_id)
 )
 
@@ -129,7 +129,7 @@ async def erase_patient(database: Database, brand_id: str, patient_id: str, acto
                 await _lock_watermark(connection)
             counts[table.name] = len(await connection.fetch(DELETE[table.name], **of))
         counts[PATIENTS.name] = len(await connection.fetch(DELETE[PATIENTS.name], **of))
-        counts[KEYS.name] = len(await connection.fetch(ERASE_KEYS, **of, nobody="", erased=ERASED))
+        counts[KEYS.name] = len(await connection.fetch(ERASE_KEYS, **of))
         if any(counts.values()):
             await _append_entry(connection, brand_id, patient_id, actor_id, counts)
             await append_erasure(connection, brand_id, patient_id, datetime.now(UTC), actor_id)

@@ -139,22 +139,25 @@ async def claim_key(
     Raises `OutcomeUnknown` if the wait exceeds the connection's lock timeout.
     """
     try:
-        claimed = await connection.fetch_one(
-            CLAIM_KEY,
-            brand_id=claim.brand_id,
-            client_id=claim.client_id,
-            key=claim.key,
-            request_hash=claim.request_hash,
+        return await _claim(
+            connection,
+            claim,
+            kept_for,
             patient_id=patient_id,
             encounter_id=encounter_id,
             answer=answer,
             claimed_at=claimed_at,
-            kept_for=kept_for,
         )
     except Locked as error:
         # A transaction of this key is in progress, or prepared on a node of a cluster and decided.
         raise OutcomeUnknown(KEY_HELD) from error
-    return claimed is not None
+
+
+async def _claim(connection: Connection, claim: Claim, kept_for: timedelta, **columns: object) -> bool:
+    """Insert the row of a key; return False if it exists. Raises `Locked`."""
+    key = {"brand_id": claim.brand_id, "client_id": claim.client_id, "key": claim.key}
+    values = {**key, "request_hash": claim.request_hash, "kept_for": kept_for, **columns}
+    return await connection.fetch_one(CLAIM_KEY, **values) is not None
 
 
 class KeyTaken(Exception):
@@ -189,10 +192,8 @@ async def try_key(connection: Connection, brand_id: str, client_id: str, key: st
 
     Waits for a claim in progress, and raises `Locked` if that outlasts the connection's lock timeout.
     """
-    try:
-        return await claim_key(connection, Claim(brand_id, client_id, key, b""), timedelta(0), patient_id="")
-    except OutcomeUnknown as error:
-        raise Locked from error
+    on_trial = {"patient_id": "", "encounter_id": None, "answer": b"", "claimed_at": None}
+    return await _claim(connection, Claim(brand_id, client_id, key, b""), timedelta(0), **on_trial)
 
 
 async def find_key(connection: Connection, brand_id: str, client_id: str, key: str) -> IdempotencyKey | None:
