@@ -12,13 +12,13 @@ import os
 import sqlite3
 import threading
 from collections import defaultdict
-from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Never
+from typing import Annotated, Any, NamedTuple, Never, TypeVar
 
 from pydantic import BeforeValidator
 
@@ -207,37 +207,45 @@ RESTORED_TABLE = CsvFormat(
 )
 
 
-def _restored(records: Iterator[Record | Refusal], limits: InputLimits) -> Generator[_Line | Refusal, None, None]:
+AnyLine = TypeVar("AnyLine", EncounterLine, RestoredLine)
+
+
+def _lines(
+    records: Iterator[Record | Refusal],
+    line_type: type[AnyLine],
+    limits: InputLimits,
+    key_of: Callable[[AnyLine], tuple[str, bool]],
+) -> Generator[_Line | Refusal, None, None]:
+    """Yield each valid line or its refusal. `key_of` returns the key of a line, and whether it is derived."""
     for record in records:
         if isinstance(record, Refusal):
             yield record
             continue
         try:
-            line = RestoredLine.read(record.members, limits)
+            line = line_type.read(record.members, limits)
         except InvalidInput as error:
             yield Refusal.of(record.lines, error)
             continue
-        yield _Line(record.lines, line.patient_id, record.members, str(line.id), derived=False)
+        key, derived = key_of(line)
+        yield _Line(record.lines, line.patient_id, record.members, key, derived=derived)
+
+
+def _restored(records: Iterator[Record | Refusal], limits: InputLimits) -> Generator[_Line | Refusal, None, None]:
+    return _lines(records, RestoredLine, limits, lambda line: (str(line.id), False))
 
 
 def _encounters(
     records: Iterator[Record | Refusal], limits: InputLimits, name: str
 ) -> Generator[_Line | Refusal, None, None]:
     with closing(_DuplicateCounter()) as alike:
-        for record in records:
-            if isinstance(record, Refusal):
-                yield record
-                continue
-            try:
-                line = EncounterLine.read(record.members, limits)
-            except InvalidInput as error:
-                yield Refusal.of(record.lines, error)
-                continue
-            key = line.key
-            if key is None:
-                meaning = json_text.write(line.model_dump(mode="json", exclude_none=True))
-                key = derived_key(name, meaning, alike.count(meaning))
-            yield _Line(record.lines, line.patient_id, record.members, key, derived=line.key is None)
+
+        def key_of(line: EncounterLine) -> tuple[str, bool]:
+            if line.key is not None:
+                return line.key, False
+            meaning = json_text.write(line.model_dump(mode="json", exclude_none=True))
+            return derived_key(name, meaning, alike.count(meaning)), True
+
+        yield from _lines(records, EncounterLine, limits, key_of)
 
 
 def derived_key(name: str, meaning: str, place: int) -> str:

@@ -1,4 +1,4 @@
-// Who calls: tokens introspected (RFC 7662) and cached, their scopes, and their brand.
+// Authentication and authorization: cached token introspection (RFC 7662), scopes and brands.
 import { hash } from "node:crypto";
 import { LRUCache } from "lru-cache";
 import { forbidden, insufficientScope, invalidToken, unauthenticated, unavailable } from "./refusals.js";

@@ -25,7 +25,7 @@ const recorded = new Counter({ name: "gateway_encounters_recorded_total", help: 
 const replayed = new Counter({ name: "gateway_encounters_replayed_total", help: "Encounters replayed." });
 export const countRecording = (isReplay) => (isReplay ? replayed : recorded).inc();
 
-// Counts a refusal, and audits it unless nobody is known or the fault is the server's.
+// Counts a refusal. Audits it if the caller is authenticated and the server is not at fault.
 export const noteRefused = (request, refusal) => {
   refusals.inc({ code: refusal.code });
   if (request.caller && refusal.status !== 401 && refusal.status < 500) noteRefusal(request, refusal);
