@@ -496,7 +496,8 @@ async def test_an_interrupted_export_is_only_resumed_as_the_same_export(world: W
 
 async def test_the_state_of_an_interrupted_export_has_nothing_clinical(world: World, tmp_path: Path) -> None:
     (patient_id,) = [await world.cast.patient()]
-    await fill(world, 11_000, [patient_id])
+    # One checkpoint, and enough rows after it that the process is killed before the end.
+    await fill(world, 19_900, [patient_id])
     file = tmp_path / "e.jsonl"
     await kill_after(world, file, 1)
 
