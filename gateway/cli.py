@@ -514,9 +514,38 @@ def export(contract: str, *, federation: bool) -> None:
 
 
 def _run(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run a command to its end, with the collector enabled: all its modules are imported."""
+    """Run a command to its end, with the collector enabled: all its modules are imported.
+
+    A signal cancels the command. Its handler, which exits, is called when the command has ended: called at once, it
+    could raise inside a callback of a library, which would swallow the exit.
+    """
     gc.enable()
-    return asyncio.run(work)
+    received: list[int] = []
+    try:
+        return asyncio.run(_cancelled_by_signals(work, received))
+    except asyncio.CancelledError:
+        for number in received[:1]:
+            signal.raise_signal(number)
+        raise
+
+
+async def _cancelled_by_signals(work: Coroutine[Any, Any, Result], received: list[int]) -> Result:
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def receive(number: int) -> None:
+        received.append(number)
+        task.cancel()
+
+    for number in handlers:
+        loop.add_signal_handler(number, receive, number)
+    try:
+        return await work
+    finally:
+        for number, handler in handlers.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
 
 
 def _settings() -> Settings:
