@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 from pydantic import SecretStr
@@ -58,9 +58,8 @@ def events() -> None:
 
 def main() -> None:
     """Run a command. Print a `SettingsError` as one sentence, without a traceback."""
-    # Exit with 0 on both signals, so that `finally` blocks run and `make` reports no error.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(0))
+    # Exit on both signals, so that `finally` blocks run. A command that was interrupted has failed.
+    _handle_signals(lambda number, _: sys.exit(128 + number))
     try:
         app()
     except SettingsError as error:
@@ -70,12 +69,21 @@ def main() -> None:
         gc.freeze()
 
 
+# Imports and exports restore the default action, which kills them at once: they can be resumed. A handler that raises
+# may interrupt a callback of a library, which ignores the exception.
+def _handle_signals(handler: signal.Handlers | Callable[[int, Any], NoReturn]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handler)
+
+
 @app.command(epilog=examples("gateway serve", "GATEWAY_PORT=9000 gateway serve --faults 1"))
 @click.option(
     "--faults", type=int, metavar="SEED", help="Inject faults into requests, to test clients; in development mode only."
 )
 def serve(faults: int | None) -> None:
     """Serve REST and GraphQL. Without a configured database, start a private PostgreSQL."""
+    # A signal is how a server ends, so `make` reports no error.
+    _handle_signals(lambda *_: sys.exit(0))
     # Wrong settings are reported before the modules of the server are imported.
     settings = _settings()
     from gateway.server import bind_socket, refuse_what_cannot_be_served, serve
@@ -404,8 +412,7 @@ def _exporting(file: Path) -> Iterator[tuple[Settings, Callable[[str], None]]]:
     """
     from gateway.exporters.output import ExportStopped
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    _handle_signals(signal.SIG_DFL)
     with _database() as settings:
         try:
             # On standard output are the rows.
@@ -421,9 +428,7 @@ def _importing() -> Iterator[Settings]:
     """Yield the settings for an import. Print an `ImportStopped` as one sentence, and exit with 1."""
     from gateway.importers.reader import ImportStopped
 
-    # A signal interrupts an import before it is complete, so the exit code must not be 0, unlike for a server.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    _handle_signals(signal.SIG_DFL)
     with _database() as settings:
         try:
             yield settings
@@ -514,38 +519,9 @@ def export(contract: str, *, federation: bool) -> None:
 
 
 def _run(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run a command to its end, with the collector enabled: all its modules are imported.
-
-    A signal cancels the command. Its handler, which exits, is called when the command has ended: called at once, it
-    could raise inside a callback of a library, which would swallow the exit.
-    """
+    """Run a command to its end, with the collector enabled: all its modules are imported."""
     gc.enable()
-    received: list[int] = []
-    try:
-        return asyncio.run(_cancelled_by_signals(work, received))
-    except asyncio.CancelledError:
-        for number in received[:1]:
-            signal.raise_signal(number)
-        raise
-
-
-async def _cancelled_by_signals(work: Coroutine[Any, Any, Result], received: list[int]) -> Result:
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def receive(number: int) -> None:
-        received.append(number)
-        task.cancel()
-
-    for number in handlers:
-        loop.add_signal_handler(number, receive, number)
-    try:
-        return await work
-    finally:
-        for number, handler in handlers.items():
-            loop.remove_signal_handler(number)
-            signal.signal(number, handler)
+    return asyncio.run(work)
 
 
 def _settings() -> Settings:

@@ -8,6 +8,9 @@ from resolvers.errors import PayloadTooLarge, RequestTimeout
 
 # Bytes of an unused body that are read and dropped, so that the client receives the response before the close.
 MAX_IGNORED_BYTES = 64 * 1024 * 1024
+# Seconds that an early response waits for the rest of the body. curl 7.88 ends its upload at an early response over
+# HTTP/2, and a proxy then resets the stream before the response's body.
+ANSWER_SECONDS = 0.2
 
 
 class BodyLimits:
@@ -84,11 +87,11 @@ class _Body:
     async def send(self, message: Message) -> None:
         """Send a message of the response. If the body is incomplete, close the connection after the response.
 
-        The rest of the body is read after the response was sent. Closing a socket with unread bytes sends a reset,
-        which can discard the response.
+        What is late is read after the response was sent. Closing a socket with unread bytes sends a reset, which can
+        discard the response.
         """
         if message["type"] == "http.response.start":
-            await self._ignore_rest(until=0)
+            await self._ignore_rest(until=asyncio.get_running_loop().time() + ANSWER_SECONDS)
             if not self._complete:
                 message["headers"] = [*message["headers"], (b"connection", b"close")]
         if message["type"] == "http.response.body" and not message.get("more_body") and not self._complete:
