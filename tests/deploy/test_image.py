@@ -45,6 +45,7 @@ with open(sys.argv[1]) as file:
 pytestmark = [
     pytest.mark.skipif(not all(map(shutil.which, PROGRAMS)), reason=f"apt-get install {' '.join(PROGRAMS)}"),
     pytest.mark.skipif(os.geteuid() != 0, reason="mounting a root needs the user root"),
+    pytest.mark.skipif(not VALIDATOR.exists(), reason="the validator is not installed: make .venv/deploy"),
 ]
 
 BASE = (
