@@ -194,6 +194,9 @@ def test_no_document_within_the_limits_takes_50_ms(text: str) -> None:
 # Generated documents
 
 NAMES = ["id", "notes", "brandId", "patient", "encounters", "nodes", "edges", "node", "nope", "__typename", "history"]
+MAX_REPEATED = 100_000
+"""Characters of a selection up to which it is repeated."""
+
 ARGUMENTS = ["", "", "", '(id: "x")', "(id: $v)", "(first: 1)", "(first: 2)", "(where: {status: [LAB]})", "(x: {y: 1})"]
 
 
@@ -210,7 +213,10 @@ def selections(draw: st.DrawFn, levels: int) -> str:
             name = draw(st.sampled_from(["", "", "a: ", "b: "])) + name + draw(st.sampled_from(ARGUMENTS))
         below = draw(selections(levels - 1)) if levels and draw(st.booleans()) else ""
         written.append(f"{name} {below or ('{ id }' if name.startswith('...') else '')}")
-    return "{ " + " ".join(written) * draw(st.sampled_from([1, 1, 2, 10, 100])) + " }"
+    text = " ".join(written)
+    times = draw(st.sampled_from([1, 1, 2, 10, 100]))
+    # Five levels that repeat 100 times each would take 10 GB.
+    return "{ " + text * min(times, max(1, MAX_REPEATED // len(text))) + " }"
 
 
 @st.composite
