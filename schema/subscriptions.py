@@ -73,7 +73,7 @@ class EncounterEvent:
 
     @strawberry.field(description="The current state of the encounter, which may be later than the event.")
     async def encounter(self, info: Info) -> Encounter:
-        encounter = await info.context.loaders.encounters.load(EncounterKey(self.encounter_id))
+        encounter = await info.context.loaders.encounters.load(EncounterKey(self.encounter_id, self.patient_id))
         if encounter is None:
             # Erased after the event was read. Its events are deleted, so the resumed subscription does not get them.
             raise TemporarilyUnavailable(OVER)

@@ -18,7 +18,7 @@ from gateway.events.subscriber_reads import EventReads, SubscriberReads
 from gateway.observability.logs import describe
 from resolvers import json_text
 from resolvers.commands import EventFilter
-from resolvers.encounters.read import ENCOUNTERS_BY_IDS
+from resolvers.encounters.read import ENCOUNTERS_OF_PATIENTS
 from resolvers.errors import GatewayError, TemporarilyUnavailable
 from resolvers.feed_cursors import FeedCursors
 from resolvers.outbox import MOVED, Event, find_mark, read_events
@@ -217,27 +217,31 @@ class Feed:
         If those of a brand cannot be read for another reason, each of its subscribers gets that error later. The other
         brands are not affected.
         """
-        by_brand: dict[str, dict[int, UUID]] = {}
+        by_brand: dict[str, dict[int, tuple[str, UUID]]] = {}
         for event in events:
             encounter_id = UUID(json_text.read(event.payload)["encounter_id"])
-            by_brand.setdefault(event.brand_id, {})[event.position] = encounter_id
-        for brand_id, ids in by_brand.items():
+            by_brand.setdefault(event.brand_id, {})[event.position] = event.patient_id, encounter_id
+        for brand_id, keys in by_brand.items():
             try:
-                await self._read_of_brand(brand_id, ids)
+                await self._read_of_brand(brand_id, keys)
             except GatewayError:
                 raise
             except Exception as error:  # noqa: BLE001 - an error of one brand must not stop the others
                 logger.error("feed", extra=describe(error))
 
-    async def _read_of_brand(self, brand_id: str, ids: Mapping[int, UUID]) -> None:
+    async def _read_of_brand(self, brand_id: str, keys: Mapping[int, tuple[str, UUID]]) -> None:
+        values = {
+            "patient_ids": [*{patient_id for patient_id, _ in keys.values()}],
+            "ids": [*{encounter_id for _, encounter_id in keys.values()}],
+        }
         # Uses the pool directly: one of its connections is reserved for this reader.
         async with self._reads.database.connection(brand_id) as connection:
-            rows = await connection.fetch(ENCOUNTERS_BY_IDS.plain, brand_id=brand_id, ids=[*set(ids.values())])
-        found = {row["id"]: row for row in rows}
-        for position, encounter_id in ids.items():
-            if (row := found.get(encounter_id)) is not None:
-                values = {"brand_id": brand_id, "ids": [encounter_id]}
-                self._reads.keep(position, brand_id, ENCOUNTERS_BY_IDS.plain, values, [row])
+            rows = await connection.fetch(ENCOUNTERS_OF_PATIENTS.plain, brand_id=brand_id, **values)
+        found = {(row["patient_id"], row["id"]): row for row in rows}
+        for position, (patient_id, encounter_id) in keys.items():
+            if (row := found.get((patient_id, encounter_id))) is not None:
+                one = {"brand_id": brand_id, "patient_ids": [patient_id], "ids": [encounter_id]}
+                self._reads.keep(position, brand_id, ENCOUNTERS_OF_PATIENTS.plain, one, [row])
 
     def _end_all(self) -> None:
         for followers in self._followers.values():

@@ -63,7 +63,7 @@ class Snapshot:
         Raises `SettingsError` if the database cannot be used, and `ExportStopped` for a brand without patients.
         """
         with translate_driver_errors(f"{PREFIX}DATABASE_URL"):
-            connection = await open_session(url_of(settings), _SETTINGS, APP_ROLE)
+            connection = await open_session(settings.serving_url, _SETTINGS, APP_ROLE)
         try:
             with translated():
                 await connection.begin(brand_id, READ_ONLY)
@@ -104,7 +104,7 @@ class Auditor:
         """Yield the auditor of an export by `actor`. Raises `SettingsError` if the database cannot be used."""
         with translate_driver_errors(f"{PREFIX}DATABASE_URL"):
             database = await Database.connect(
-                url_of(settings),
+                settings.serving_url,
                 "audit",
                 role=APP_ROLE,
                 size=1,
@@ -122,12 +122,6 @@ class Auditor:
             async with self._database.transaction(note.brand_id) as connection:
                 values = note._asdict() | {"id": new_id(), "details": json_text.write(dict(note.details))}
                 await connection.fetch(APPEND_ENTRY, **values)
-
-
-def url_of(settings: Settings) -> str:
-    """Return the URL of the database."""
-    assert settings.database_url is not None, "the caller has set or started a database"
-    return settings.database_url.get_secret_value()
 
 
 @contextmanager
