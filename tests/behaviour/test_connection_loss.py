@@ -246,13 +246,12 @@ async def test_an_exhausted_pool_is_503_within_its_deadline_and_records_nothing(
 ) -> None:
     patient_id = await cast.patient()
     blocker = await asyncpg.connect(database_url)
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     async with blocker.transaction():
         await blocker.execute("SELECT FROM patient_graph.patients WHERE id = $1 FOR UPDATE", patient_id)
         waiting_recordings = []
         for number in (1, 2):
             waiting_recordings.append(asyncio.create_task(door.record(patient_id, VISIT)))
-            await wait_until(partial(has, cast, waiting, number))
+            await wait_until(partial(has, cast, citus.WAITING_SESSIONS, number))
 
         refused = await asyncio.gather(*(door.record(patient_id, VISIT) for _ in range(6)))
     await blocker.close()

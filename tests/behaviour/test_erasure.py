@@ -12,6 +12,7 @@ import pytest
 
 from gateway.erasing import ErasureStopped, erase
 from resolvers.erasing import ERASED_TABLES
+from tests import citus
 from tests.cast import Cast
 from tests.doors import Door, GraphQLDoor, RestDoor, Service
 from tests.waiting import wait_until
@@ -75,15 +76,12 @@ async def erasing(database_url: str, patient_id: str, expected_waits: int) -> As
         await owner.close()
 
 
-# Only backends that have used a table of encounters or patients: the relay may wait for its row too.
-WAITING = """SELECT count(DISTINCT pid) FROM pg_locks waits JOIN pg_locks held USING (pid)
-WHERE NOT waits.granted AND held.granted
-AND held.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-AND held.relation IN ('patient_graph.encounters'::regclass, 'patient_graph.patients'::regclass)"""
+# The relay may wait for its row too.
+WAITING = f"{citus.WAITING_SESSIONS} AND query ~ 'patient_graph.(encounters|patients)'"
 
 
 async def waits(owner: asyncpg.Connection, count: int) -> bool:
-    """Return whether `count` backends that have read or written patients or encounters wait for a lock."""
+    """Return whether `count` sessions that read or write patients or encounters wait for a lock."""
     return await owner.fetchval(WAITING) == count
 
 

@@ -21,6 +21,7 @@ from resolvers.errors import TemporarilyUnavailable
 from resolvers.ids import new_id
 from resolvers.services import Insertion, NewEncounter
 from resolvers.sql import Statement
+from tests import citus
 from tests.cast import Cast
 from tests.waiting import wait_until
 
@@ -345,5 +346,4 @@ async def test_statements_with_one_key_of_several_clients_do_not_deadlock(
 
 
 async def waiting(cast: Cast, number: int) -> bool:
-    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    return await cast.connection.fetchval(query) == number
+    return await cast.connection.fetchval(citus.WAITING_SESSIONS) == number

@@ -23,6 +23,7 @@ from resolvers import relay
 from resolvers.errors import TemporarilyUnavailable
 from resolvers.relay import LOCK_WATERMARK, move_watermark, prune_events, stamp_events
 from resolvers.sql import Statement
+from tests import citus
 from tests.conftest import fresh_database
 from tests.event_helpers import Gateway, append, cursor_v1, rows
 from tests.waiting import wait_until
@@ -32,7 +33,6 @@ PATIENTS = [f"patient-{number}" for number in range(8)]
 
 POSITIONS = "SELECT position FROM patient_graph.outbox ORDER BY position"
 WATERMARK = "SELECT stamped, position, pruned FROM gateway.watermark"
-BLOCKED = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 
 @pytest.fixture
@@ -213,7 +213,7 @@ async def test_a_relay_waits_for_a_paused_one(without_relay: Gateway, url: str, 
     await paused.execute("UPDATE gateway.watermark SET stamped = 1")
 
     other = asyncio.create_task(relay.relay(without_relay.relay))
-    await wait_until(lambda: rows(url, BLOCKED))
+    await wait_until(lambda: rows(url, f"{citus.WAITING_SESSIONS} HAVING count(*) > 0"))
     assert not other.done()
     await (transaction.commit() if commits else transaction.rollback())
     await paused.close()
@@ -234,7 +234,7 @@ async def test_a_relay_gives_up_events_that_were_stamped_concurrently(without_re
             " WHERE created_at = (SELECT min(created_at) FROM patient_graph.outbox)"
         )
         other = asyncio.create_task(relay.relay(without_relay.relay))
-        await wait_until(lambda: rows(url, BLOCKED))
+        await wait_until(lambda: rows(url, f"{citus.WAITING_SESSIONS} HAVING count(*) > 0"))
     await late.close()
 
     with pytest.raises(TemporarilyUnavailable):

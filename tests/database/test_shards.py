@@ -4,28 +4,49 @@ On one server, the statement text shows which statements name no patient and no 
 number of shards of each.
 """
 
+import asyncio
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
 import pytest
 
+from gateway.audit.chain_job import CHAIN_AUDIT, chaining
 from gateway.database.database import PoolConnection
+from gateway.database.session import Session
+from gateway.erasing import erase
+from gateway.events.delivery import DeliveryQueue
+from gateway.events.status import event_numbers
+from gateway.exporters.encounters import export_encounters
+from gateway.exporters.patients import export_patients
+from gateway.exporters.snapshot import Snapshot
+from gateway.importers.encounters import import_encounters
+from gateway.importers.patients import import_patients
+from gateway.settings import Settings
+from resolvers import relay
+from resolvers.idempotency import prune_keys
+from resolvers.outbox import Event
 from resolvers.sql import Statement
 from tests import citus
 from tests.cast import Cast
+from tests.conftest import GENEROUS_LIMITS, fresh_database
 from tests.doors import Service
+from tests.event_helpers import Gateway, cursor_v1, rows
+from tests.waiting import wait_until
 
 BODY = {"brand_id": "loop", "encounter_type": "lab"}
 
-DISTRIBUTION_COLUMN = re.compile(
-    r"INTO patient_graph|(patient_id|patients\.id|\bp\.id|\.key) = (\$|ANY)|FROM gateway\.watermark|^SET LOCAL"
-)
-"""Matches a statement that names the patient or the key, or reads a small table of the coordinator."""
+DISTRIBUTED = re.compile(r"(FROM|JOIN|UPDATE) patient_graph\.")
+"""Matches a statement that reads or changes a distributed table; an insertion names the patient or the key."""
+
+DISTRIBUTION_COLUMN = re.compile(r"((?<!idempotency_keys\.)patient_id|patients\.id|\bp\.id|\.key) = (\$|ANY)")
+"""Matches a statement that names the patient or the key."""
 
 
 class Operation(NamedTuple):
@@ -95,34 +116,173 @@ OPERATIONS = {
     "encounters by external id": Operation('{ encountersByExternalId(system: "a", value: "1") { id } }', fan_outs=1),
 }
 
+
+class Clinic(NamedTuple):
+    """A database with a patient who has one encounter, and what jobs and commands need."""
+
+    gateway: Gateway
+    url: str
+    settings: Settings
+    patient_id: str
+    folder: Path
+
+
+async def publish(clinic: Clinic) -> None:
+    assert await relay.stamp_events(clinic.gateway.relay)
+    await relay.move_watermark(clinic.gateway.relay)
+
+
+async def published(clinic: Clinic) -> None:
+    """Publish the events; the statements are not counted, because another context sends them."""
+    await asyncio.create_task(publish(clinic), context=Context())
+
+
+async def prune(clinic: Clinic) -> None:
+    await published(clinic)
+    assert await relay.prune_events(clinic.gateway.relay, timedelta(), []) is False
+
+
+async def follow(clinic: Clinic) -> None:
+    async with Gateway.running(clinic.settings.serving_url) as gateway:  # so that this task starts the feed's
+        subscriber = gateway.subscribe()
+        await wait_until(lambda: gateway.feed._followers)
+        await published(clinic)
+        await wait_until(lambda: subscriber.events)
+        await subscriber.stop()
+
+
+async def resume(clinic: Clinic) -> None:
+    await published(clinic)
+    async with Gateway.running(clinic.settings.serving_url) as gateway:
+        subscriber = gateway.subscribe(cursor_v1())
+        await wait_until(lambda: subscriber.events)
+        await subscriber.stop()
+
+
+async def measure(clinic: Clinic) -> None:
+    await event_numbers(clinic.gateway.relay)
+
+
+class Sink:
+    """A receiver that acknowledges everything."""
+
+    name = "sink"
+    brand_id: str | None = None
+
+    async def deliver(self, event: Event) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+
+async def deliver(clinic: Clinic) -> None:
+    queue = DeliveryQueue(Sink(), timedelta(hours=1))
+    await queue.work(clinic.gateway.relay)
+    await published(clinic)
+    await queue.work(clinic.gateway.relay)
+    assert (await rows(clinic.url, "SELECT position FROM gateway.sinks"))[0][0] > 0
+
+
+async def chain(clinic: Clinic) -> None:
+    await rows(clinic.url, "INSERT INTO gateway.leases VALUES ($1, gen_random_uuid(), now())", CHAIN_AUDIT)
+    await chaining(b"key")(clinic.gateway.relay)
+    assert (await rows(clinic.url, "SELECT count(*) FROM patient_graph.audit_log"))[0][0] > 0
+
+
+async def remove_keys(clinic: Clinic) -> None:
+    await rows(clinic.url, "UPDATE patient_graph.idempotency_keys SET expires_at = now()")
+    await prune_keys(clinic.gateway.relay)
+    assert not await rows(clinic.url, "SELECT FROM patient_graph.idempotency_keys")
+
+
+async def export(clinic: Clinic) -> None:
+    file = clinic.folder / "encounters.jsonl"
+    await export_encounters(clinic.settings, file, brand_id="loop", actor="tester", file_format="jsonl")
+    assert len(file.read_bytes().splitlines()) == 1
+
+
+async def list_patients(clinic: Clinic) -> None:
+    file = clinic.folder / "patients.csv"
+    await export_patients(clinic.settings, file, brand_id="loop", actor="tester")
+    assert clinic.patient_id.encode() in file.read_bytes()
+
+
+async def import_visit(clinic: Clinic) -> None:
+    file = clinic.folder / "lines.jsonl"
+    file.write_text(json.dumps({"patient_id": clinic.patient_id, **BODY}))
+    assert (await import_encounters(clinic.settings, file)).recorded == 1
+
+
+async def register_patients(clinic: Clinic) -> None:
+    file = clinic.folder / "patients.jsonl"
+    file.write_text(json.dumps({"id": str(uuid4()), "brand_id": "loop", "external_ids": {"mrn": "1"}}))
+    assert (await import_patients(clinic.settings.serving_url, file)).registered == 1
+
+
+async def erase_all(clinic: Clinic) -> None:
+    await erase(clinic.url, clinic.patient_id, "loop", "tester", lambda _line: None)
+
+
+class Work(NamedTuple):
+    """A job or a command, and the number of its statements that query every shard."""
+
+    run: Callable[[Clinic], Awaitable[None]]
+    fan_outs: int = 0
+
+
+WORK = {
+    "publish events": Work(publish, fan_outs=4),
+    "prune events": Work(prune, fan_outs=2),
+    "numbers of events": Work(measure, fan_outs=1),
+    "pass events to subscribers": Work(follow, fan_outs=1),
+    "resume a subscription": Work(resume, fan_outs=1),
+    "deliver events to a sink": Work(deliver, fan_outs=1),
+    "chain the audit log": Work(chain, fan_outs=3),
+    "prune keys": Work(remove_keys, fan_outs=1),
+    "import encounters": Work(import_visit),
+    "import patients": Work(register_patients),
+    "export encounters": Work(export, fan_outs=2),
+    "export patients": Work(list_patients, fan_outs=2),
+    "erase a patient": Work(erase_all, fan_outs=1),
+}
+
 _sent: ContextVar[list[str] | None] = ContextVar("sent", default=None)
 
 
 @contextmanager
 def fan_outs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Yield the statements of this task's requests that query every shard; not those of background jobs."""
-    original = PoolConnection._rows
+    """Yield the different statements that query every shard and are sent by this task, or by one that it starts."""
+    original, of_snapshot = PoolConnection._rows, Snapshot.fetch
 
     async def send(self: PoolConnection, statement: Statement, values: dict[str, object]) -> list[Any]:
-        sent = _sent.get()
-        if sent is not None and await queries_every_shard(self, statement, values):
-            sent.append(statement.text)
+        await note(self._connection, statement.text, *statement.arguments(values))
         return await original(self, statement, values)
+
+    async def fetch(self: Snapshot, sql: str, *arguments: object) -> list[Any]:
+        await note(self._connection, sql, self.brand_id, *arguments)
+        return await of_snapshot(self, sql, *arguments)
+
+    async def note(connection: Session, sql: str, *arguments: object) -> None:
+        sent = _sent.get()
+        if sent is not None and sql not in sent and await queries_every_shard(connection, sql, *arguments):
+            sent.append(sql)
 
     found: list[str] = []
     token = _sent.set(found)
     with monkeypatch.context() as patched:
         patched.setattr(PoolConnection, "_rows", send)
+        patched.setattr(Snapshot, "fetch", fetch)
         yield found
     _sent.reset(token)
 
 
-async def queries_every_shard(connection: PoolConnection, statement: Statement, values: dict[str, object]) -> bool:
+async def queries_every_shard(connection: Session, sql: str, *arguments: object) -> bool:
     if not citus.COORDINATOR_URL:
-        return not DISTRIBUTION_COLUMN.search(statement.text)
-    if statement.text.startswith("SET"):
+        return DISTRIBUTED.search(sql) is not None and not DISTRIBUTION_COLUMN.search(sql)
+    if sql.startswith("SET"):
         return False
-    plan = await connection._connection.fetch(f"EXPLAIN {statement.text}", *statement.arguments(values))
+    plan = await connection.fetch(f"EXPLAIN {sql}", *arguments)
     return any(int(count) > 1 for count in re.findall(r"Task Count: (\d+)", "\n".join(row[0] for row in plan)))
 
 
@@ -142,8 +302,9 @@ async def send(service: Service, request: str, variables: dict[str, str]) -> dic
 
 def test_the_documentation_lists_the_operations() -> None:
     page = (Path(__file__).parent.parent.parent / "docs/cluster.md").read_text()
-    rows = [f"| {name} | {operation.fan_outs} |\n" for name, operation in OPERATIONS.items()]
-    assert "|---|---|\n" + "".join(rows) + "\n" in page, "".join(rows)
+    for each in (OPERATIONS, WORK):
+        lines = "".join(f"| {name} | {operation.fan_outs} |\n" for name, operation in each.items())
+        assert f"|---|---|\n{lines}\n" in page, lines
 
 
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
@@ -155,3 +316,25 @@ async def test_the_statements_that_query_every_shard(
     with fan_outs(monkeypatch) as found:
         await send(service_on_a_cluster, operation.request, variables)
     assert len(found) == operation.fan_outs, found
+
+
+@pytest.fixture
+async def clinic(server_url: str, tmp_path: Path) -> AsyncIterator[Clinic]:
+    url = await fresh_database(server_url)
+    settings = Settings(database_url=url, database_cluster=True, database_unsafe=True, **GENEROUS_LIMITS)
+    async with Service.running(settings) as service:
+        patient_id = str(uuid4())
+        await service.graphql(OPERATIONS["register a patient"].request, {"key": patient_id})
+        await send(service, OPERATIONS["record with a key"].request, {"patient": patient_id, "key": str(uuid4())})
+    await rows(url, "INSERT INTO gateway.leases VALUES ('relay', gen_random_uuid(), 'infinity')")
+    async with Gateway.running(settings.serving_url) as gateway:
+        yield Clinic(gateway, url, settings, patient_id, tmp_path)
+
+
+@pytest.mark.parametrize("work", WORK.values(), ids=WORK)
+async def test_the_statements_of_jobs_and_commands_that_query_every_shard(
+    work: Work, clinic: Clinic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with fan_outs(monkeypatch) as found:
+        await work.run(clinic)
+    assert len(found) == work.fan_outs, found

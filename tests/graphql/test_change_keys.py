@@ -237,7 +237,11 @@ async def test_the_key_of_a_running_change_is_in_progress(
     encounter_id = await recorded(service, cast)
     blocker = await asyncpg.connect(database_url)
     async with blocker.transaction():
-        await blocker.execute("SELECT FROM patient_graph.encounters WHERE id = $1 FOR UPDATE", encounter_id)
+        patient_id = await blocker.fetchval(
+            "SELECT patient_id FROM patient_graph.encounters WHERE id = $1", encounter_id
+        )
+        lock = "SELECT FROM patient_graph.encounters WHERE patient_id = $1 AND id = $2 FOR UPDATE"
+        await blocker.execute(lock, patient_id, encounter_id)
         running = asyncio.create_task(act(service, encounter_id, START, key=key))
 
         async def is_in_progress() -> bool:
