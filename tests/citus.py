@@ -27,7 +27,9 @@ NODES = "SELECT nodename, nodeport FROM pg_dist_node WHERE groupid <> 0 AND isac
 
 
 def needs_one_server(item: pytest.Item) -> bool:
-    """Return whether a test is of the form of one server, by its parameters."""
+    """Return whether a test is of the form of one server, by its mark or its parameters."""
+    if item.get_closest_marker("one_server"):
+        return True
     callspec = getattr(item, "callspec", None)
     if callspec is None:
         return False

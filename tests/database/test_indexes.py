@@ -23,6 +23,8 @@ from resolvers.sql import Statement
 from tests.conftest import fresh_database
 from tests.doors import Service
 
+pytestmark = pytest.mark.one_server
+
 SLICE = {"brand_id": "loop", "ids": ["somebody"], "limit": 20, "offset": 0, "most_bytes": 1_000}
 PAGE = {"brand_id": "loop", "patient_ids": ["somebody"], "limit": 21, "most_bytes": 1_000}
 AFTER = {"after_created_at": "2026-01-01T00:00:00Z", "after_id": uuid4()}

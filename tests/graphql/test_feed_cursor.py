@@ -2,6 +2,7 @@
 
 import random
 from contextlib import AsyncExitStack
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -91,22 +92,22 @@ async def test_an_empty_page_has_a_valid_feed_cursor(url: str) -> None:
     assert shown == set()
 
 
+_sent: ContextVar[list[str] | None] = ContextVar("sent", default=None)
+
+
 @pytest.fixture
-def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The statements sent to the database, in order."""
-    fetch, fetch_one = PoolConnection.fetch, PoolConnection.fetch_one
+async def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The statements that this test sends to the database, in order; not those of background jobs."""
+    original = PoolConnection._rows
     sent: list[str] = []
 
-    async def fetched(self: PoolConnection, statement: Any, **values: Any) -> Any:
-        sent.append(statement.text)
-        return await fetch(self, statement, **values)
+    async def send(self: PoolConnection, statement: Any, values: dict[str, object]) -> Any:
+        if _sent.get() is sent:
+            sent.append(statement.text)
+        return await original(self, statement, values)
 
-    async def fetched_one(self: PoolConnection, statement: Any, **values: Any) -> Any:
-        sent.append(statement.text)
-        return await fetch_one(self, statement, **values)
-
-    monkeypatch.setattr(PoolConnection, "fetch", fetched)
-    monkeypatch.setattr(PoolConnection, "fetch_one", fetched_one)
+    monkeypatch.setattr(PoolConnection, "_rows", send)
+    _sent.set(sent)
     return sent
 
 
