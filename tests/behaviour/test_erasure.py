@@ -76,12 +76,18 @@ async def erasing(database_url: str, patient_id: str, expected_waits: int) -> As
         await owner.close()
 
 
-# The relay may wait for its row too.
-WAITING = f"{citus.WAITING_SESSIONS} AND query ~ 'patient_graph.(encounters|patients)'"
+# Only backends that have used a table of encounters or patients: the relay may wait for its row too.
+WAITING = """SELECT count(DISTINCT pid) FROM pg_locks waits JOIN pg_locks held USING (pid)
+WHERE NOT waits.granted AND held.granted
+AND held.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+AND held.relation IN ('patient_graph.encounters'::regclass, 'patient_graph.patients'::regclass)"""
+if citus.COORDINATOR_URL:
+    # Locks of workers are not in `pg_locks` of the coordinator.
+    WAITING = f"{citus.WAITING_SESSIONS} AND query !~ 'watermark|^UPDATE patient_graph.outbox'"
 
 
 async def waits(owner: asyncpg.Connection, count: int) -> bool:
-    """Return whether `count` sessions that read or write patients or encounters wait for a lock."""
+    """Return whether `count` sessions other than the relay's wait for a lock."""
     return await owner.fetchval(WAITING) == count
 
 

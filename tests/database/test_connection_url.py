@@ -13,6 +13,8 @@ from gateway.database.connection import connect
 from gateway.database.session import RELIED_ON, open_session
 from tests.tcp_proxy import TcpProxy
 
+pytestmark = pytest.mark.one_server
+
 
 @contextmanager
 def silent_server() -> Iterator[str]:

@@ -25,6 +25,9 @@ from tests import citus
 from tests.cast import Cast
 from tests.waiting import wait_until
 
+# A cluster has no shared statements.
+pytestmark = pytest.mark.one_server
+
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
