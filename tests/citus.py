@@ -4,6 +4,7 @@ Citus keeps its metadata in each database, so a new database is created on every
 """
 
 import os
+from collections.abc import Mapping
 from unittest import mock
 from urllib.parse import urlsplit, urlunsplit
 
@@ -48,6 +49,12 @@ def make_cluster_the_default() -> None:
     Settings.model_fields["database_cluster"].default = True
     Settings.model_rebuild(force=True)
     mock.patch.object(session, "is_cluster", return_value=True).start()
+
+
+def for_gateway(settings: Mapping[str, str]) -> Mapping[str, str]:
+    """Return these settings of a gateway process, and that its database is a cluster if it is on one."""
+    on_cluster = COORDINATOR_URL is not None and "GATEWAY_DATABASE_URL" in settings
+    return {"GATEWAY_DATABASE_CLUSTER": "true", **settings} if on_cluster else settings
 
 
 async def create_database_on_nodes(url: str, name: str) -> None:

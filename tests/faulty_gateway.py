@@ -11,6 +11,7 @@ from typing import Self
 
 import asyncpg
 
+from tests import citus
 from tests.conftest import fresh_database
 from tests.forked_gateway import ForkedGateway
 
@@ -21,7 +22,7 @@ def serve(*arguments: str, stderr: Path, **settings: str) -> ForkedGateway:
     """Start `gateway serve` with only these settings. Its log goes to a file, because a full pipe would block it."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
     with stderr.open("w") as log:
-        environment |= {"GATEWAY_PORT": "0", "GATEWAY_DATABASE_UNSAFE": "true"} | settings
+        environment |= {"GATEWAY_PORT": "0", "GATEWAY_DATABASE_UNSAFE": "true", **citus.for_gateway(settings)}
         return ForkedGateway(["serve", *arguments], env=environment, stderr=log)
 
 

@@ -20,6 +20,7 @@ from uuid import uuid4
 import asyncpg
 import httpx2
 
+from tests import citus
 from tests.forked_gateway import ForkedGateway
 from tests.waiting import wait_until
 
@@ -56,7 +57,7 @@ class Gateway:
 
     def __init__(self, data_dir: Path, **settings: str) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
-        environment |= {"GATEWAY_DATA_DIR": str(data_dir), "GATEWAY_PORT": "0", **settings}
+        environment |= {"GATEWAY_DATA_DIR": str(data_dir), "GATEWAY_PORT": "0", **citus.for_gateway(settings)}
         # A file, not a pipe: no test reads the log while the gateway runs, and a full pipe would lose lines.
         self.log = tempfile.NamedTemporaryFile("w")  # noqa: SIM115 - closed at the end
         if self.command is None:
