@@ -68,9 +68,14 @@ class StreamingServer:
         return True
 
     async def fetch(self, statement: str, *arguments: Any) -> Any:
-        """Run a statement as the superuser, and return its first value."""
-        async with owner_connection(self.url) as owner:
-            return await owner.fetchval(statement, *arguments)
+        """Run a statement as the superuser, and return its first value. Repeated if it conflicts with the replay."""
+        while True:
+            try:
+                async with owner_connection(self.url) as owner:
+                    return await owner.fetchval(statement, *arguments)
+            except (asyncpg.PostgresConnectionError, asyncpg.SerializationError) as error:
+                if "conflict with recovery" not in str(error):
+                    raise
 
     async def copy(self, data: Path) -> "StreamingServer":
         """Make a replica of this server with `pg_basebackup`, and start it."""

@@ -57,16 +57,7 @@ async def replica(servers: ReplicatedServers) -> AsyncIterator[StreamingServer]:
     (replica,) = servers.replicas
     yield replica
     replica.resume()
-    await wait_until(partial(replays_again, replica))
-
-
-async def replays_again(replica: StreamingServer) -> bool:
-    """Resume the replay; return False if the statement was the first to conflict with it."""
-    try:
-        await replica.fetch("SELECT pg_wal_replay_resume()")
-    except asyncpg.PostgresConnectionError:
-        return False
-    return True
+    await replica.fetch("SELECT pg_wal_replay_resume()")
 
 
 def settings_of(servers: ReplicatedServers, **changed: Any) -> Settings:
