@@ -18,7 +18,7 @@ from gateway.events.subscriber_reads import EventReads, SubscriberReads
 from gateway.observability.logs import describe
 from resolvers import json_text
 from resolvers.commands import EventFilter
-from resolvers.encounters.read import ENCOUNTERS_OF_PATIENTS
+from resolvers.encounters.read import ENCOUNTERS_OF_PATIENTS, values_of_keys
 from resolvers.errors import GatewayError, TemporarilyUnavailable
 from resolvers.feed_cursors import FeedCursors
 from resolvers.outbox import MOVED, Event, find_mark, read_events
@@ -230,18 +230,14 @@ class Feed:
                 logger.error("feed", extra=describe(error))
 
     async def _read_of_brand(self, brand_id: str, keys: Mapping[int, tuple[str, UUID]]) -> None:
-        values = {
-            "patient_ids": [*{patient_id for patient_id, _ in keys.values()}],
-            "ids": [*{encounter_id for _, encounter_id in keys.values()}],
-        }
         # Uses the pool directly: one of its connections is reserved for this reader.
         async with self._reads.database.connection(brand_id) as connection:
-            rows = await connection.fetch(ENCOUNTERS_OF_PATIENTS.plain, brand_id=brand_id, **values)
+            rows = await connection.fetch(ENCOUNTERS_OF_PATIENTS.plain, **values_of_keys(brand_id, keys.values()))
         found = {(row["patient_id"], row["id"]): row for row in rows}
-        for position, (patient_id, encounter_id) in keys.items():
-            if (row := found.get((patient_id, encounter_id))) is not None:
-                one = {"brand_id": brand_id, "patient_ids": [patient_id], "ids": [encounter_id]}
-                self._reads.keep(position, brand_id, ENCOUNTERS_OF_PATIENTS.plain, one, [row])
+        for position, key in keys.items():
+            if (row := found.get(key)) is not None:
+                values = values_of_keys(brand_id, [key])
+                self._reads.keep(position, brand_id, ENCOUNTERS_OF_PATIENTS.plain, values, [row])
 
     def _end_all(self) -> None:
         for followers in self._followers.values():

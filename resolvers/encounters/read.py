@@ -88,6 +88,15 @@ async def encounters_by_ids(context: Context, ids: Sequence[UUID]) -> list[Encou
     return [found.get(encounter_id) for encounter_id in ids]
 
 
+def values_of_keys(brand_id: str, keys: Collection[tuple[str, UUID]]) -> dict[str, Any]:
+    """Return the values of `ENCOUNTERS_OF_PATIENTS` for keys of patient and id. Its rows may be of other pairs too."""
+    return {
+        "brand_id": brand_id,
+        "patient_ids": [*{patient_id for patient_id, _ in keys}],
+        "ids": [*{id_ for _, id_ in keys}],
+    }
+
+
 async def encounters_of_patients(context: Context, keys: Sequence[tuple[str, UUID]]) -> list[Encounter | None]:
     """Return encounters by patient and id, in the order of `keys`; None for an id that is not that patient's.
 
@@ -98,9 +107,9 @@ async def encounters_of_patients(context: Context, keys: Sequence[tuple[str, UUI
     asked = {key for key in keys if can_exist(key[0])}
     if not asked:
         return [None for _ in keys]
-    values = {"patient_ids": [*{patient_id for patient_id, _ in asked}], "ids": [*{id_ for _, id_ in asked}]}
+    values = values_of_keys(brand_id, asked)
     async with context.database.connection(brand_id) as connection:
-        rows = await ENCOUNTERS_OF_PATIENTS.fetch(context.answer, connection, len(asked), brand_id=brand_id, **values)
+        rows = await ENCOUNTERS_OF_PATIENTS.fetch(context.answer, connection, len(asked), **values)
     # The statement may return an encounter of one key's id and another key's patient.
     found = {key: encounter_of(row) for row in rows if (key := (row["patient_id"], row["id"])) in asked}
     context.note_read(found.values())

@@ -319,7 +319,7 @@ class Variant:
 
 
 def _searched(root: Root, ids: Sequence[str]) -> list[str]:
-    """Return the ids of patients to search. On a cluster, PostgreSQL refuses this statement if it needs no shard."""
+    """Return the ids of patients to search. Citus refuses this statement if it concerns no shard."""
     possible = [each for each in ids if can_exist(each)]
     return possible or ([""] if root.name == "patients" else [])
 
