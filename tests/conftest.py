@@ -9,6 +9,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import AsyncIterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -18,10 +19,12 @@ import asyncpg
 import pytest
 from hypothesis import HealthCheck, settings
 
+from gateway.database.database import PoolConnection
 from gateway.database.migrate import MIGRATIONS, migrate
 from gateway.embedded_postgres.cluster import PrivatePostgres
 from gateway.observability.logs import configure_logging
 from gateway.settings import Settings
+from resolvers.sql import Statement
 from tests import citus
 from tests.cast import Cast
 from tests.doors import Door, GraphQLDoor, RestDoor, Service
@@ -250,3 +253,22 @@ def door(request: pytest.FixtureRequest, service: Service) -> Door:
     """Either door."""
     door: Door = request.param(service)
     return door
+
+
+_sent: ContextVar[list[str] | None] = ContextVar("sent", default=None)
+
+
+@pytest.fixture
+async def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The statements that this test sends to the database, in order; not those of background jobs."""
+    original = PoolConnection._rows
+    sent: list[str] = []
+
+    async def send(self: PoolConnection, statement: Statement, values: dict[str, object]) -> Any:
+        if _sent.get() is sent:
+            sent.append(statement.text)
+        return await original(self, statement, values)
+
+    monkeypatch.setattr(PoolConnection, "_rows", send)
+    _sent.set(sent)
+    return sent

@@ -1,13 +1,11 @@
 """Attacks across brands: each answer equals that for an unknown record, in bytes and in statements sent."""
 
-from contextvars import ContextVar
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from graphql import GraphQLObjectType, get_named_type
 
-from gateway.database.database import PoolConnection
 from resolvers.context import Credentials, authenticate
 from resolvers.errors import InvalidInput, PatientNotFound
 from resolvers.feed import stream_events
@@ -20,9 +18,6 @@ VISIT = {"brand_id": "loop", "encounter_type": "lab", "notes": "Not for others."
 ITEM = '{patientId: $patient, input: {brandId: "loop", encounterType: LAB}}'
 SAME_ID = {"x-request-id": "the-same"}
 EVENT_STREAM = SAME_ID | {"accept": "text/event-stream"}
-
-# Set in the task of the test only: background jobs send statements at any time.
-WATCHED = ContextVar("WATCHED", default=False)
 
 
 @pytest.fixture
@@ -50,25 +45,8 @@ async def theirs(service: Service, cast: Cast) -> dict[str, Any]:
     return encounter
 
 
-@pytest.fixture
-def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The statements sent, in order: their number and text determine the response time."""
-    sent: list[str] = []
-    for name in ("fetch", "fetch_one"):
-        original = getattr(PoolConnection, name)
-
-        async def counted(self, statement, original=original, **values):
-            if WATCHED.get():
-                sent.append(statement.text)
-            return await original(self, statement, **values)
-
-        monkeypatch.setattr(PoolConnection, name, counted)
-    return sent
-
-
 async def assert_indistinguishable(service: Service, statements: list[str], request) -> None:
     """Assert that a request has the same answer and sends the same statements for their record and an unknown one."""
-    WATCHED.set(True)
     answers, work = [], []
     for which in ("theirs", "unknown"):
         statements.clear()

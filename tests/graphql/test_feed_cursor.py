@@ -2,12 +2,10 @@
 
 import random
 from contextlib import AsyncExitStack
-from contextvars import ContextVar
 from typing import Any
 
 import pytest
 
-from gateway.database.database import PoolConnection
 from resolvers.commands import DEFAULT_LIMITS, RecordEncounter
 from resolvers.encounters.record import columns_of, insert_encounter
 from resolvers.outbox import FIND_MARK
@@ -90,25 +88,6 @@ async def test_an_empty_page_has_a_valid_feed_cursor(url: str) -> None:
 
         assert await subscribe_until(sockets, cursor, {recorded}) == [recorded]
     assert shown == set()
-
-
-_sent: ContextVar[list[str] | None] = ContextVar("sent", default=None)
-
-
-@pytest.fixture
-async def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The statements that this test sends to the database, in order; not those of background jobs."""
-    original = PoolConnection._rows
-    sent: list[str] = []
-
-    async def send(self: PoolConnection, statement: Any, values: dict[str, object]) -> Any:
-        if _sent.get() is sent:
-            sent.append(statement.text)
-        return await original(self, statement, values)
-
-    monkeypatch.setattr(PoolConnection, "_rows", send)
-    _sent.set(sent)
-    return sent
 
 
 FIELDS = [
