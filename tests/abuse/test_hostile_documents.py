@@ -194,10 +194,10 @@ def test_no_document_within_the_limits_takes_50_ms(text: str) -> None:
 # Generated documents
 
 NAMES = ["id", "notes", "brandId", "patient", "encounters", "nodes", "edges", "node", "nope", "__typename", "history"]
+ARGUMENTS = ["", "", "", '(id: "x")', "(id: $v)", "(first: 1)", "(first: 2)", "(where: {status: [LAB]})", "(x: {y: 1})"]
+
 MAX_REPEATED = 100_000
 """Characters of a selection up to which it is repeated."""
-
-ARGUMENTS = ["", "", "", '(id: "x")', "(id: $v)", "(first: 1)", "(first: 2)", "(where: {status: [LAB]})", "(x: {y: 1})"]
 
 
 @st.composite

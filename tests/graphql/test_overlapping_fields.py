@@ -102,7 +102,7 @@ def refused_by_each(schema: GraphQLSchema, text: str) -> tuple[bool, bool]:
     return bool(conflicts_in(schema, document, 10)), bool(by_graphql_core)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
 @given(text=documents())
 def test_the_rule_refuses_exactly_what_graphql_core_refuses(text: str) -> None:
     by_ours, by_graphql_core = refused_by_each(ABSTRACT, text)
