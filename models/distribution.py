@@ -20,11 +20,16 @@ COLUMNS: Mapping[str, str] = {
         "audit_chain": "patient_id",
         "outbox": "patient_id",
         "dead_letters": "patient_id",
-        # The same key sent for another patient must be recognized, so the key alone decides.
-        "idempotency_keys": "key",
     }.items()
 }
 """The distribution column of each table. Referenced tables stand first, because Citus requires that order."""
+
+MANAGED = frozenset({f"{SCHEMA}.idempotency_keys"})
+"""Tables that stay on the coordinator and change together with clinical rows, which Citus then commits in two phases.
+
+The same key sent for another patient must be recognized, so a key is not on the node of its patient. On the coordinator,
+no key is lost with a worker.
+"""
 
 LOCAL = frozenset(
     f"{PROCESS_SCHEMA}.{table}" for table in ("alembic_version", "feed_key", "leases", "sinks", "watermark")

@@ -68,7 +68,7 @@ DELETE = {
 }
 # The relay stamps events under this lock. Positions between the two must not be deleted: the relay counts them.
 LOCK_WATERMARK = Statement(select(WATERMARK.c.stamped, WATERMARK.c.position).with_for_update())
-# Without an index, and on a cluster on every shard: the table has the keys of a day.
+# Without an index: an erasure is rare, and the table has the keys of some days.
 ERASE_KEYS = Statement(
     update(KEYS)
     .where(*_of_patient(KEYS))

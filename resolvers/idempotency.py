@@ -149,7 +149,7 @@ async def claim_key(
             claimed_at=claimed_at,
         )
     except Locked as error:
-        # A transaction of this key is in progress, or prepared on a node of a cluster and decided.
+        # A transaction of this key is in progress.
         raise OutcomeUnknown(KEY_HELD) from error
 
 
@@ -242,13 +242,12 @@ async def taken_key(context: Context, claim: Claim) -> AsyncIterator[tuple[Conne
 
 PRUNE_AT_MOST = 1_000
 
-
-EXPIRED_KEYS = Statement(select(TABLE.c.key).where(TABLE.c.expires_at < func.now()).limit(PRUNE_AT_MOST))
-
-
 PRUNE_KEYS = Statement(
     delete(TABLE)
-    .where(TABLE.c.key == any_(bindparam("keys", type_=ARRAY(Text))), TABLE.c.expires_at < func.now())
+    .where(
+        TABLE.c.key.in_(select(TABLE.c.key).where(TABLE.c.expires_at < func.now()).limit(PRUNE_AT_MOST)),
+        TABLE.c.expires_at < func.now(),
+    )
     .returning(TABLE.c.key)
 )
 
@@ -256,6 +255,4 @@ PRUNE_KEYS = Statement(
 async def prune_keys(database: RelayDatabase) -> bool:
     """Delete a batch of expired keys, small enough that its locks delay no request. Return whether more may remain."""
     async with database.unscoped() as connection:
-        expired = [row["key"] for row in await connection.fetch(EXPIRED_KEYS)]
-        await connection.fetch(PRUNE_KEYS, keys=expired)
-    return len(expired) == PRUNE_AT_MOST
+        return len(await connection.fetch(PRUNE_KEYS)) >= PRUNE_AT_MOST

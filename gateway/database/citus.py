@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import asyncpg
 
-from models.distribution import COLUMNS, colocated_with
+from models.distribution import COLUMNS, MANAGED, colocated_with
 
 IS_CLUSTER = "SELECT to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL"
 
@@ -48,15 +48,16 @@ async def undistributed(connection: asyncpg.Connection) -> list[str]:
     """Return the tables that a cluster does not distribute yet, in the order to distribute them. Else nothing."""
     if not await is_cluster(connection):
         return []
-    return [row["name"] for row in await connection.fetch(UNDISTRIBUTED, list(COLUMNS))]
+    return [row["name"] for row in await connection.fetch(UNDISTRIBUTED, [*COLUMNS, *MANAGED])]
 
 
 async def distribute(connection: asyncpg.Connection) -> None:
     """Distribute the tables that a cluster does not distribute yet, in one transaction. Else do nothing."""
     if not (tables := await undistributed(connection)):
         return
+    distributed = [table for table in tables if table in COLUMNS]
     async with connection.transaction():
-        for table in tables:
+        for table in distributed:
             await connection.execute(
                 "SELECT create_distributed_table($1::text::regclass, $2, colocate_with => $3)",
                 table,
@@ -64,8 +65,10 @@ async def distribute(connection: asyncpg.Connection) -> None:
                 colocated_with(table),
             )
         # Rows that were inserted before are copied to the shards. The originals would stay, unseen, on the coordinator.
-        for table in reversed(tables):
+        for table in reversed(distributed):
             await connection.execute("SELECT truncate_local_data_after_distributing_table($1::text::regclass)", table)
+        for table in MANAGED.intersection(tables):
+            await connection.execute("SELECT citus_add_local_table_to_metadata($1::text::regclass)", table)
 
 
 async def nodes(connection: asyncpg.Connection) -> Mapping[str, bool]:
