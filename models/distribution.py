@@ -27,8 +27,8 @@ COLUMNS: Mapping[str, str] = {
 MANAGED = frozenset({f"{SCHEMA}.idempotency_keys"})
 """Tables that stay on the coordinator and change together with clinical rows, which Citus then commits in two phases.
 
-The same key sent for another patient must be recognized, so a key is not on the node of its patient. On the coordinator,
-no key is lost with a worker.
+The same key sent for another patient must be recognized, so a key is not on the node of its patient. On the
+coordinator, no key is lost with a worker.
 """
 
 LOCAL = frozenset(
