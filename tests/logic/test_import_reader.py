@@ -1,5 +1,6 @@
 """Reading files to import: a corrupted file yields no record that the original does not contain."""
 
+import contextlib
 import csv
 import io
 import json
@@ -94,6 +95,17 @@ def corrupted(draw: st.DrawFn, line: bytes, faults: Sequence[str] = FAULTS) -> b
             return line if end < 0 else line[: end + 1] + line[end + 2 :]
 
 
+def first_row(line: bytes, columns: int) -> list[tuple[str, ...]]:
+    """Return the row that a corrupted row begins with, if it is complete: nothing shows that another was meant.
+
+    An example is the text `c,n,lab` and a line break, with a quotation mark inserted before `,lab`.
+    """
+    with contextlib.suppress(UnicodeDecodeError, csv.Error):
+        row = tuple(next(csv.reader(io.StringIO(line.decode(), newline=""), strict=True)))
+        return [row] if len(row) == columns else []
+    return []
+
+
 @TABLES
 @given(st.data(), rows, st.sampled_from(["\n", "\r\n"]))
 def test_every_row_read_from_a_corrupted_csv_file_is_a_row_of_the_original(
@@ -105,7 +117,8 @@ def test_every_row_read_from_a_corrupted_csv_file_is_a_row_of_the_original(
     written[place] = data.draw(corrupted(written[place]))
     content = b"".join([csv_of(COLUMNS[table], csv.QUOTE_MINIMAL, end), *written])
 
-    assert set(members_of(read(content, table, "f.csv"))) <= {content_of(table, row) for row in rows}
+    meant = {content_of(table, row) for row in [*rows, *first_row(written[place], len(rows[0]))]}
+    assert set(members_of(read(content, table, "f.csv"))) <= meant
 
 
 @TABLES
