@@ -319,6 +319,7 @@ async def test_a_lost_listen_connection_is_reopened(
 
     listening = "FROM pg_stat_activity WHERE application_name LIKE '%notifier' AND datname = current_database()"
     subscriber = gateway.subscribe()
+    await wait_until(lambda: gateway.feed._followers)
     recorded = []
     for _ in range(3):
         recorded.append(await gateway.record("patient"))
@@ -363,6 +364,7 @@ async def test_without_a_listen_connection_events_arrive_by_polling(
 ) -> None:
     monkeypatch.setattr(notifier, "RECONNECT_SECONDS", 600)
     subscriber = gateway.subscribe()
+    await wait_until(lambda: gateway.feed._followers)
     await rows(
         url,
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE '%notifier'"
