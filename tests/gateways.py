@@ -277,7 +277,7 @@ class Load:
             while not self._over:
                 answer = await door(http, self.origin, str(uuid4()), random.choice(self.patients), **members)
                 self.answers.append(answer)
-                if answer.status is None:
+                if not answer.encounter_id:
                     await asyncio.sleep(0.02)
 
     def recorded(self, since: int = 0) -> int:

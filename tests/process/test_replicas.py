@@ -510,8 +510,8 @@ async def test_a_promoted_replica_takes_over_without_a_restart() -> None:
             "GATEWAY_DATABASE_READ_URLS": f"{promoted.serving_url} {following.serving_url}",
             **IMPATIENT,
         }
-        async with gateways(f"postgresql://{LOGIN}@{hosts}", **named) as (gateway,):
-            async with Load.on(gateway.origin) as load, httpx2.AsyncClient() as http:
+        async with gateways(f"postgresql://{LOGIN}@{hosts}", **named) as (gateway,), httpx2.AsyncClient() as http:
+            async with Load.on(gateway.origin) as load:
                 await wait_until(lambda: load.recorded() >= 20)
                 marker = (await http.post(gateway.origin + PATH, json=VISIT, headers=DEV)).headers["x-consistency"]
                 await primary.kill()
@@ -532,15 +532,15 @@ async def test_a_promoted_replica_takes_over_without_a_restart() -> None:
                         return found.status_code == 200
 
                     await wait_until(partial(is_found, DEV | {"x-consistency": each}))
-                # The other replica is read again once it follows the new primary.
-                assert await in_use(http, gateway) == {promoted.port: 0, following.port: 0}
-                conninfo = f"host=127.0.0.1 port={promoted.port} user=postgres"
-                for statement in (f"ALTER SYSTEM SET primary_conninfo = '{conninfo}'", "SELECT pg_reload_conf()"):
-                    await following.fetch(statement)
-                await wait_until(partial(is_followed, promoted))
-                await promoted.fetch("CHECKPOINT")
-                await wait_until(partial(follows, following))
-                await wait_until(partial(is_read_again, http, gateway, following))
+            # The other replica is read again once it follows the new primary.
+            assert await in_use(http, gateway) == {promoted.port: 0, following.port: 0}
+            conninfo = f"host=127.0.0.1 port={promoted.port} user=postgres"
+            for statement in (f"ALTER SYSTEM SET primary_conninfo = '{conninfo}'", "SELECT pg_reload_conf()"):
+                await following.fetch(statement)
+            await wait_until(partial(is_followed, promoted))
+            await promoted.fetch("CHECKPOINT")
+            await wait_until(partial(follows, following))
+            await wait_until(partial(is_read_again, http, gateway, following))
             assert gateway.process.poll() is None
             assert unexpected(gateway) == []
         async with owner_connection(promoted.url) as owner:
