@@ -24,6 +24,14 @@ WAITING_SESSIONS = f"""SELECT count(*) FROM {"citus_stat_activity" if COORDINATO
 WHERE datname = current_database() AND wait_event_type = 'Lock'"""
 """Number of sessions that wait for a lock: on a cluster, on every node."""
 
+BLOCKED_PROCESSES = (
+    # A number of all nodes: that of the node, and after it that of the process, with ten digits.
+    "SELECT (waiting_gpid % 10000000000)::int AS pid FROM citus_lock_waits"
+    if COORDINATOR_URL
+    else "SELECT pid FROM pg_stat_activity WHERE pg_backend_pid() = ANY (pg_blocking_pids(pid))"
+)
+"""Processes of the server, or of the coordinator, that wait for a lock; on one server, of the asking session."""
+
 NODES = "SELECT nodename, nodeport FROM pg_dist_node WHERE groupid <> 0 AND isactive ORDER BY 1, 2"
 
 

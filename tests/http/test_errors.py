@@ -17,6 +17,7 @@ import pytest
 from gateway.settings import Settings
 from resolvers.access import Caller
 from resolvers.errors import InvalidToken
+from tests import citus
 from tests.cast import Cast
 from tests.conftest import fresh_database
 from tests.doors import Service
@@ -463,10 +464,7 @@ async def waiting_processes(connection: asyncpg.Connection) -> list[int]:
     """Return the ids of the processes that wait for the lock, once there is one."""
     async with asyncio.timeout(5):
         while True:
-            rows = await connection.fetch(
-                "SELECT pid FROM pg_stat_activity WHERE pg_backend_pid() = ANY (pg_blocking_pids(pid))"
-            )
-            if rows:
+            if rows := await connection.fetch(citus.BLOCKED_PROCESSES):
                 return [row["pid"] for row in rows]
 
 
@@ -503,7 +501,7 @@ async def test_a_lost_connection_is_503_with_recorded_unknown_or_no(
     async with locked_patient(database_url, patient_id) as holder:
         lost = asyncio.create_task(post(small, encounters_of(patient_id)))
         (pid,) = await waiting_processes(holder)
-        await cast.connection.execute("SELECT pg_terminate_backend($1)", pid)
+        await cast.connection.execute("SELECT pg_terminate_backend($1::int)", pid)
         answer = await lost
 
     # The server may send a FATAL after the commit. It did not here, but the gateway cannot know.

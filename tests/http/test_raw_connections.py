@@ -18,6 +18,7 @@ from uuid import uuid4
 
 import pytest
 
+from tests import citus
 from tests.cast import Cast
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +67,7 @@ def gateway(database_url: str) -> Iterator[Gateway]:
         process = subprocess.Popen(
             [sys.executable, "-m", "gateway", "serve"],
             cwd=ROOT,
-            env=surroundings | settings,
+            env=surroundings | dict(citus.for_gateway(settings)),
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
@@ -342,9 +343,9 @@ def test_an_impossible_id_is_404_in_any_encoding(gateway: Gateway, method: str, 
 
 
 async def test_an_id_outside_ascii_is_found_by_its_percent_encoding(gateway: Gateway, cast: Cast) -> None:
-    patient_id = await cast.patient()
+    patient_id = uuid4().hex
     await cast.connection.execute(
-        "UPDATE patient_graph.patients SET id = $2 WHERE id = $1", patient_id, f"é{patient_id}"
+        "INSERT INTO patient_graph.patients (id, brand_id) VALUES ($1, 'loop')", f"é{patient_id}"
     )
 
     answer = ask(gateway, head("GET", f"/v1/patients/%C3%A9{patient_id}/encounters"))

@@ -316,6 +316,7 @@ async def test_a_stream_of_events_is_a_span_below_its_request(server_url: str, c
     assert (subscription.parent_id, subscription.kind) == (request.span_id, INTERNAL)
 
 
+@pytest.mark.one_server
 async def test_a_statement_that_requests_share_is_in_the_trace_of_the_first(
     database_url: str, collector: Collector
 ) -> None:
