@@ -504,8 +504,8 @@ async def test_a_lost_connection_is_503_with_recorded_unknown_or_no(
         await cast.connection.execute("SELECT pg_terminate_backend($1::int)", pid)
         answer = await lost
 
-    # The server may send a FATAL after the commit. It did not here, but the gateway cannot know. On a cluster, the commit
-    # is a statement of its own, which was not sent.
+    # The server may send a FATAL after the commit. It did not here, but the gateway cannot know. On a cluster, the
+    # commit is a statement of its own, which was not sent.
     refused(answer, 503, "temporarily_unavailable", recorded="no" if citus.COORDINATOR_URL else "unknown")
     assert await cast.rows(patient_id) == []
     assert (await post(small, encounters_of(patient_id))).status_code == 201
