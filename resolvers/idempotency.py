@@ -42,14 +42,12 @@ _KEY = re.compile(r"[\x21-\x7e]{1,128}")
 ERASED: Final = b""
 """Replaces the hash of a request whose patient was erased. The key stays, so that its repetition records nothing."""
 
+CLAIMED_AT = func.coalesce(bindparam("claimed_at", type_=TABLE.c.created_at.type), func.now())
 CLAIM_KEY = Statement(
     insert(TABLE)
     .values(
         {name: bindparam(name, type_=column.type) for name, column in TABLE.c.items() if not name.endswith("_at")}
-        | {
-            "created_at": func.coalesce(bindparam("claimed_at", type_=TABLE.c.created_at.type), func.now()),
-            "expires_at": func.now() + bindparam("kept_for", type_=Interval),
-        }
+        | {"created_at": CLAIMED_AT, "expires_at": CLAIMED_AT + bindparam("kept_for", type_=Interval)}
     )
     .on_conflict_do_nothing()
     .returning(TABLE.c.key)

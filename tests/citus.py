@@ -59,9 +59,18 @@ def make_cluster_the_default() -> None:
     mock.patch.object(session, "is_cluster", return_value=True).start()
 
 
+def is_on_cluster(url: str) -> bool:
+    """Return whether a database is on the cluster of the tests, and not on a server of its own test."""
+    return COORDINATOR_URL is not None and _host_of(url) == _host_of(COORDINATOR_URL)
+
+
+def _host_of(url: str) -> str:
+    return urlsplit(url).netloc.rpartition("@")[2]
+
+
 def for_gateway(settings: Mapping[str, str]) -> Mapping[str, str]:
     """Return these settings of a gateway process, and that its database is a cluster if it is on one."""
-    on_cluster = COORDINATOR_URL is not None and "GATEWAY_DATABASE_URL" in settings
+    on_cluster = is_on_cluster(settings.get("GATEWAY_DATABASE_URL", ""))
     return {"GATEWAY_DATABASE_CLUSTER": "true", **settings} if on_cluster else settings
 
 

@@ -128,7 +128,7 @@ def on_database(server_url: str, name: str) -> str:
 async def create_database(server_url: str, template: str | None = None) -> str:
     """Create an empty database, or a copy of another, and return its URL."""
     name = f"gateway_{uuid4().hex}"
-    if citus.COORDINATOR_URL:
+    if citus.is_on_cluster(server_url):
         await citus.create_database_on_nodes(server_url, name)
         return on_database(server_url, name)
     connection = await asyncpg.connect(server_url)
@@ -142,7 +142,7 @@ async def fresh_database(server_url: str) -> str:
 
     It is a copy of a database that the first caller of all workers migrates. Its name is the hash of the migrations.
     """
-    if citus.COORDINATOR_URL:
+    if citus.is_on_cluster(server_url):
         url = await create_database(server_url)
         await migrate(url)
         return url

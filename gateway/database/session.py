@@ -66,7 +66,7 @@ CLUSTER_SETTINGS = {
 }
 """Settings of every session on a cluster, by name."""
 
-PROPAGATED = ("TimeZone", "DateStyle", "statement_timeout", "lock_timeout")
+PROPAGATED = ("TimeZone", "DateStyle", "row_security", "statement_timeout", "lock_timeout")
 """Settings that each transaction on a cluster sets on the nodes too, beside the brand: nodes write instants as JSON."""
 
 READ_BACK = """

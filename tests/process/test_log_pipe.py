@@ -12,6 +12,7 @@ from typing import IO
 import httpx2
 import pytest
 
+from tests import citus
 from tests.forked_gateway import ForkedGateway
 from tests.gateways import DEV, GENEROUS_LIMITS, PATH, ROOT, VISIT, free_port
 
@@ -22,7 +23,8 @@ def gateway(database_url: str, **settings: str) -> Iterator[tuple[ForkedGateway,
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
     named = {"GATEWAY_DATABASE_URL": database_url, "GATEWAY_DATABASE_UNSAFE": "true", "GATEWAY_PORT": "0"}
     reader, writer = os.pipe()
-    process = ForkedGateway(["serve"], env=environment | GENEROUS_LIMITS | named | settings, stderr=writer)
+    environment |= {**GENEROUS_LIMITS, **citus.for_gateway(named), **settings}
+    process = ForkedGateway(["serve"], env=environment, stderr=writer)
     os.close(writer)
     with process.stdout, os.fdopen(reader, "rb") as log:
         try:

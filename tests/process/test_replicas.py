@@ -119,6 +119,7 @@ async def replayed_all(servers: ReplicatedServers) -> None:
 # Where requests read
 
 
+@pytest.mark.one_server
 async def test_reads_go_to_the_replica_and_changes_to_the_primary(
     servers: ReplicatedServers, replica: StreamingServer, writer: Service, reader: Service
 ) -> None:
