@@ -140,14 +140,14 @@ async def test_a_login_that_is_not_a_member_of_both_roles_is_refused(server_url:
 
 FAULTS = {
     "no such database": (
-        "{base}_none?{parameters}",
+        "{base}_none?{query}",
         "InvalidCatalogNameError): the server has no database of that name",
     ),
     "no such role": ("//nobody@", "InvalidAuthorizationSpecificationError): the login was refused"),
     "nothing listens": ("postgresql://me@127.0.0.1:{port}/db", "ConnectionRefusedError): no server listens"),
     "no socket": ("postgresql://me@/db?host=/nowhere", "FileNotFoundError): no server has a socket"),
     "no such setting": (
-        "{base}?{parameters}&options=-cno_such%3D1",
+        "{base}?{query}&options=-cno%3D1",
         "UndefinedObjectError): a role or a setting in `options`",
     ),
     "a host without a name": ("postgresql://me@no.such.host.invalid/db", "gaierror): the host name cannot be resolved"),
@@ -161,8 +161,8 @@ async def test_a_refused_connection_is_reported_in_one_sentence(database_url: st
         if form.startswith("//"):
             url = as_user(database_url, form[2:-1])
         else:
-            base, _, parameters = database_url.partition("?")
-            url = form.format(base=base, parameters=parameters, port=port)
+            base, _, query = database_url.partition("?")
+            url = form.format(base=base, query=query, port=port)
 
         sentence = await refused_by_both(url)
 
