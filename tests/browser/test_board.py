@@ -14,6 +14,7 @@ from tests.gateways import GENEROUS_LIMITS, Gateway
 
 SCRIPT = Path(__file__).parent / "board.test.js"
 TESTS = re.findall(r'^test\("(.+?)", ', SCRIPT.read_text(), re.MULTILINE)
+TESTS += [f"axe finds nothing on the board and its dialogs ({scheme})" for scheme in ("light", "dark")]
 
 SEEDS = {
     "register": "mutation ($id: ID!, $externalIds: JSON) { registerPatient("

@@ -20,6 +20,7 @@ NODE = shutil.which("node")
 SCRIPT = Path(__file__).parent / "pages.test.js"
 PLAYWRIGHT = SCRIPT.parent.parent / "javascript" / "node_modules" / "playwright-core"
 TESTS = re.findall(r'^test\("(.+?)", ', SCRIPT.read_text(), re.MULTILINE)
+TESTS += [f"axe finds no fault on any page, wide and narrow ({scheme})" for scheme in ("light", "dark")]
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium"),
