@@ -147,7 +147,7 @@ FAULTS = {
     "nothing listens": ("postgresql://me@127.0.0.1:{port}/db", "ConnectionRefusedError): no server listens"),
     "no socket": ("postgresql://me@/db?host=/nowhere", "FileNotFoundError): no server has a socket"),
     "no such setting": (
-        "{base}?{query}&options=-cno%3D1",
+        "{base}?{query}&options=-cno_such%3D1",
         "UndefinedObjectError): a role or a setting in `options`",
     ),
     "a host without a name": ("postgresql://me@no.such.host.invalid/db", "gaierror): the host name cannot be resolved"),
