@@ -239,13 +239,10 @@ async def taken_key(context: Context, claim: Claim) -> AsyncIterator[tuple[Conne
 
 
 PRUNE_AT_MOST = 1_000
-
+EXPIRED = TABLE.c.expires_at < func.now()
 PRUNE_KEYS = Statement(
     delete(TABLE)
-    .where(
-        TABLE.c.key.in_(select(TABLE.c.key).where(TABLE.c.expires_at < func.now()).limit(PRUNE_AT_MOST)),
-        TABLE.c.expires_at < func.now(),
-    )
+    .where(TABLE.c.key.in_(select(TABLE.c.key).where(EXPIRED).limit(PRUNE_AT_MOST)), EXPIRED)
     .returning(TABLE.c.key)
 )
 

@@ -52,7 +52,10 @@ async def undistributed(connection: asyncpg.Connection) -> list[str]:
 
 
 async def distribute(connection: asyncpg.Connection) -> None:
-    """Distribute the tables that a cluster does not distribute yet, in one transaction. Else do nothing."""
+    """Distribute the tables that a cluster does not distribute yet, in one transaction. Else do nothing.
+
+    Citus is told of those that stay on the coordinator (`MANAGED`).
+    """
     if not (tables := await undistributed(connection)):
         return
     distributed = [table for table in tables if table in COLUMNS]

@@ -67,7 +67,10 @@ CLUSTER_SETTINGS = {
 """Settings of every session on a cluster, by name."""
 
 PROPAGATED = ("TimeZone", "DateStyle", "row_security", "statement_timeout", "lock_timeout")
-"""Settings that each transaction on a cluster sets on the nodes too, beside the brand: nodes write instants as JSON."""
+"""Settings that each transaction on a cluster sets on the nodes too, beside the brand.
+
+Nodes write instants as JSON, and with `row_security = off` as a default they would refuse each statement.
+"""
 
 READ_BACK = """
 SELECT
