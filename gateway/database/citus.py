@@ -54,7 +54,7 @@ async def undistributed(connection: asyncpg.Connection) -> list[str]:
 async def distribute(connection: asyncpg.Connection) -> None:
     """Distribute the tables that a cluster does not distribute yet, in one transaction. Else do nothing.
 
-    Citus is told of those that stay on the coordinator (`MANAGED`).
+    Those of `MANAGED` stay on the coordinator and are added to the metadata of Citus.
     """
     if not (tables := await undistributed(connection)):
         return
